@@ -1,0 +1,53 @@
+"""Every error that trak_lightning raises on purpose.
+
+All derive from `TrakError`, so that one ``except`` clause catches them and the command line prints the message alone,
+without a traceback. A message names the thing at fault, the value seen, the value expected, and what to do next.
+"""
+
+
+class TrakError(Exception):
+    """Base class of all errors raised on purpose by trak_lightning."""
+
+
+class PluginError(TrakError):
+    """A plug-in is unknown, clashes with another, cannot be imported, or is of the wrong type."""
+
+
+class IncompatibleRunError(TrakError):
+    """A run directory was made with other settings (projector, seed, checkpoint, data) than those asked for."""
+
+
+class IncompleteRunError(TrakError):
+    """A stage needs the results of an earlier stage, and these are missing or unfinished."""
+
+
+class CorruptFileError(TrakError):
+    """A file in a run directory is not what its name or manifest says it is."""
+
+
+class StorageError(TrakError):
+    """The operating system refused a write: disk full, read-only directory, missing permission."""
+
+
+class CheckpointError(TrakError):
+    """A checkpoint cannot be read, or does not fit the model."""
+
+
+class NonFiniteGradientError(TrakError):
+    """NaN or infinity in an output, a loss weight or a per-sample gradient."""
+
+
+class TrainModeError(TrakError):
+    """A module whose behaviour differs between training and evaluation was left in train mode."""
+
+
+class SampleDependenceError(TrakError):
+    """The gradient of a sample depends on the other samples of its batch, or on chance."""
+
+
+class UnsupportedModelError(TrakError):
+    """An extractor cannot give exact per-sample gradients for some parameter of this model."""
+
+
+class DataError(TrakError):
+    """A dataset, loader or batch is not what the task expects (labels out of range, unknown sampler, new length)."""

@@ -1,0 +1,41 @@
+"""The interface of a gradient extractor."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from trak_lightning.gradients import ParameterLayout, Sink
+from trak_lightning.tasks.base import Task
+
+
+class GradientExtractor(ABC):
+    """Computes ∇_θ f(z_b; θ) for every sample b of a batch and streams it, block by block, to a sink.
+
+    Laws (checked by `trak_lightning.testing.ExtractorConformance`):
+
+    * exact: blocks of one parameter add up to the gradient that autograd gives for that sample alone;
+    * complete: every parameter of the layout on which the output depends arrives; one on which it does not depend may
+      be left out, which means zero; none outside the layout ever arrives;
+    * independent of the batch: a sample's gradient does not depend on the other samples;
+    * harmless: the model is left as it was found (parameters, buffers, hooks, ``requires_grad``, ``.grad``).
+
+    Peak memory should be that of one block, not of the sum of all.
+    """
+
+    def check(self, model: nn.Module, layout: ParameterLayout) -> None:
+        """Refuse, before the first batch, a model that this extractor cannot do.
+
+        Raises:
+            UnsupportedModelError: names each parameter that cannot be done, and why.
+        """
+
+    @abstractmethod
+    def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
+        """Push the gradient blocks of `batch` to `sink`; return the detached outputs f, (B,).
+
+        Called with gradients enabled and the model in eval mode. Blocks are valid only during the call of the sink.
+
+        Raises:
+            UnsupportedModelError: the gradient of some parameter cannot be computed exactly.
+        """

@@ -1,0 +1,52 @@
+"""The interface of a task."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Task(ABC):
+    """A model output function f(z; θ), one scalar a sample, and how the training loss depends on it.
+
+    TRAK linearises f in θ and treats training as a convex problem in f: loss ℓ(f), its slope and its curvature
+    (Park et al. 2023, section 3). A task of your own needs one method, `output`:
+
+    >>> class Margin(Task):
+    ...     def output(self, model, batch):
+    ...         x, y = batch
+    ...         return model(x)[:, 0] * y
+
+    The other methods default to the logistic loss ℓ(f) = log(1 + exp(−f)), which is the cross-entropy of every
+    classifier whose f is the log-odds log(p/(1−p)) of the correct answer. Override `loss_weight`, `curvature` and
+    `loss_function` together for any other loss.
+
+    An output must depend on its own sample only, and must not depend on chance; both are checked on the first batch.
+    """
+
+    loss_function: ClassVar[str] = "logistic"
+    """ℓ as a function of f, for solvers that need it: ``logistic`` ℓ = log(1+exp(−f)), ``squared`` ℓ = q²/2."""
+
+    @abstractmethod
+    def output(self, model: nn.Module, batch: Any) -> Tensor:
+        """f(z; θ) of every sample in `batch`: (B,), differentiable in the parameters of `model`.
+
+        `model` is called like a function. It may be a stand-in with replaced parameters (the ``functional``
+        extractor), so attributes other than its call should not be relied upon.
+        """
+
+    def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
+        """q = −∂ℓ/∂f of every sample: (B,). For the logistic loss, 1 − p. `output` is what `output` returned."""
+        return torch.sigmoid(-output)
+
+    def curvature(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
+        """r = ∂²ℓ/∂f² of every sample: (B,). For the logistic loss, p(1 − p)."""
+        return torch.sigmoid(output) * torch.sigmoid(-output)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Settings that determine the output, for the run directory: public attributes that JSON can hold."""
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}"} | {
+            name: value for name, value in vars(self).items() if not name.startswith("_")
+        }
