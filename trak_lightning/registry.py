@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any
 
 from trak_lightning.errors import PluginError
@@ -22,6 +23,8 @@ BASES = {
     "scorers": "trak_lightning.scoring.base:Scorer",
 }
 """The plug-in points, each with the class that its plug-ins derive from."""
+
+OWN_DISTRIBUTION = "trak-lightning"
 
 
 @dataclass(frozen=True)
@@ -171,12 +174,24 @@ def resolve(kind: str, name: str) -> Plugin:
     return Plugin(kind, name, f"{module}:{attribute}", "(given by class path)", "")
 
 
-def load_all(kind: str) -> Iterator[tuple[Plugin, type | PluginError]]:
-    """Every plug-in of one kind with its class, or with what is wrong with it."""
+def _own_module(module: str) -> Path:
+    return Path(__file__).parent.parent.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def diagnose(kind: str) -> Iterator[tuple[Plugin, PluginError | None]]:
+    """Every plug-in of one kind, with what is wrong with it.
+
+    Plug-ins of other distributions are imported to find out. Our own are only looked up, since importing them would
+    make everybody wait for torch.
+    """
     for plugin in scan()[0]:
         if plugin.kind == kind:
             try:
                 find(kind, plugin.name)
-                yield plugin, plugin.load()
+                if plugin.distribution != OWN_DISTRIBUTION:
+                    plugin.load()
+                elif not _own_module(plugin.target.partition(":")[0]).is_file():
+                    raise PluginError(f"{plugin} is missing from the installation; install trak-lightning anew")
+                yield plugin, None
             except PluginError as error:
                 yield plugin, error

@@ -1,0 +1,100 @@
+"""Plug-ins are found through entry points; a broken one breaks only itself."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from trak_lightning import registry
+from trak_lightning.errors import PluginError
+from trak_lightning.projectors import Projector
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Put a distribution with these entry points, and this module, on the import path."""
+
+    def install(distribution: str, entry_points: str, module: str = "", source: str = "") -> None:
+        folder = tmp_path / distribution
+        info = folder / f"{distribution.replace('-', '_')}-1.5.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n")
+        (info / "entry_points.txt").write_text(entry_points)
+        if module:
+            (folder / f"{module}.py").write_text(source)
+        monkeypatch.syspath_prepend(str(folder))
+        registry.scan.cache_clear()
+
+    yield install
+    registry.scan.cache_clear()
+    for name in [name for name, module in sys.modules.items() if str(tmp_path) in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("kind", registry.BASES)
+def test_built_ins_are_registered_like_any_plugin_and_can_be_made_without_options(kind):
+    names = [plugin.name for plugin in registry.scan()[0] if plugin.kind == kind and plugin.distribution == "trak-lightning"]
+    assert names
+    for name in names:
+        assert registry.create(kind, name).__class__ is registry.find(kind, name).load()
+
+
+def test_options_travel_with_the_name():
+    assert registry.create("projectors", {"name": "sparse_jl", "dim": 7}).dim == 7
+
+
+def test_an_object_is_taken_as_it_is():
+    projector = registry.create("projectors", "gaussian")
+    assert registry.create("projectors", projector) is projector
+
+
+def test_a_class_that_is_not_registered_is_found_by_its_path():
+    assert registry.create("projectors", "trak_lightning.projectors.identity.Identity").state["class"].endswith("Identity")
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(PluginError, match="no projector named 'sparse_jll' is installed; did you mean 'sparse_jl'"):
+        registry.create("projectors", "sparse_jll")
+
+
+def test_options_that_a_plugin_does_not_take_are_refused_by_name():
+    with pytest.raises(PluginError, match=r"sparse_jl.*cannot be made from \{'dimm': 7\}.*dimm"):
+        registry.create("projectors", {"name": "sparse_jl", "dimm": 7})
+
+
+def test_an_object_of_another_kind_is_refused():
+    with pytest.raises(PluginError, match="projector must be a name, a dict with a 'name', or a Projector"):
+        registry.create("projectors", 3)
+
+
+def test_a_plugin_that_cannot_be_imported_names_its_distribution_and_breaks_only_itself(install):
+    install("acme-proj", "[trak_lightning.projectors]\nacme = acme_proj:Acme\n", "acme_proj", "import nowhere_to_be_found")
+    with pytest.raises(PluginError, match=r"'acme' .* of distribution acme-proj 1.5 could not be loaded: ModuleNotFoundError"):
+        registry.create("projectors", "acme")
+    assert isinstance(registry.create("projectors", "sparse_jl"), Projector)
+
+
+def test_a_plugin_of_the_wrong_type_is_refused(install):
+    install("acme-proj", "[trak_lightning.projectors]\nacme = acme_proj:Acme\n", "acme_proj", "class Acme: pass")
+    with pytest.raises(PluginError, match=r"acme-proj 1.5 is not a subclass of .*Projector"):
+        registry.create("projectors", "acme")
+
+
+def test_two_distributions_with_one_name_clash_and_both_are_named(install):
+    install("acme-one", "[trak_lightning.projectors]\nacme = acme_one:Acme\n")
+    install("acme-two", "[trak_lightning.projectors]\nacme = acme_two:Acme\n")
+    with pytest.raises(PluginError, match=r"2 distributions declare .* 'acme'.*acme-(one|two).*acme-(one|two)"):
+        registry.find("projectors", "acme")
+
+
+def test_a_malformed_declaration_of_any_distribution_does_not_hide_the_others(install):
+    install("acme-broken", "[console_scripts]\nthis line has no value\n")
+    assert "sparse_jl" in registry.names("projectors")
+    assert [broken.distribution for broken in registry.scan()[1]] == ["acme-broken"]
+
+
+def test_every_declared_built_in_is_in_the_package():
+    for kind in registry.BASES:
+        for plugin, error in registry.diagnose(kind):
+            assert error is None, plugin
+    assert (Path(registry.__file__).parent / "projectors").is_dir()

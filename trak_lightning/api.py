@@ -1,0 +1,268 @@
+"""The Python API: `TRAK`."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from trak_lightning import registry
+from trak_lightning.checkpoints import Checkpoint, CheckpointSource
+from trak_lightning.data import AttributionData
+from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.eval_mode import require_eval
+from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.featurizer import BlockWriter, Featurizer
+from trak_lightning.gradients import ParameterLayout
+from trak_lightning.progress import progress
+from trak_lightning.projectors.base import Projector
+from trak_lightning.quiet import quiet_lightning
+from trak_lightning.rundir import CheckpointRecord, RunDirectory, read_subset
+from trak_lightning.scoring.base import Scorer
+from trak_lightning.scoring.scores import Scores
+from trak_lightning.scoring.stage import score_run
+from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore
+from trak_lightning.tasks.base import Task
+
+DataSource = Dataset | DataLoader
+Choice = str | dict[str, Any]
+"""A plug-in by name, or by name with options: ``{"name": "sparse_jl", "dim": 2048}``."""
+
+
+class TRAK:
+    """Which training examples made the model predict this?
+
+    Features of the training set are computed once; any number of target sets is scored against them. Everything is kept
+    in `run_dir`: a second call with the same settings reads what is there, and an interrupted one goes on.
+
+    >>> trak = TRAK(model.eval(), task="image_classification", run_dir="runs/x")
+    >>> trak.featurize(train_dataset, checkpoints=["a.ckpt", "b.ckpt"])
+    >>> scores = trak.score(test_dataset, name="test")
+    >>> scores.top(10).indices  # (m, 10): the most helpful training examples of each target
+
+    Args:
+        model: any module, in eval mode; gradients are taken with respect to its parameters that require one.
+        task: what is differentiated.
+        run_dir: where features and scores are kept.
+        extractor: how per-sample gradients are computed.
+        projector: how they are projected to k dimensions.
+        store: where features live.
+        seed: of the projection.
+        trainer: a Trainer whose accelerator, devices, strategy and precision are used; one device if None.
+        weights_only: False unpickles checkpoint files, which executes code in them.
+
+    Raises:
+        PluginError: an unknown name; suggests the nearest.
+        TrainModeError: dropout or batch normalisation is in train mode.
+        UnsupportedModelError: the extractor cannot do some parameter of the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Choice | Task,
+        run_dir: str | Path,
+        *,
+        extractor: Choice | GradientExtractor = "hooks",
+        projector: Choice | Projector = "sparse_jl",
+        store: Choice | FeatureStore = "hdf5",
+        seed: int = 0,
+        trainer: L.Trainer | None = None,
+        weights_only: bool = True,
+    ) -> None:
+        self.model = model
+        self.task: Task = registry.create("tasks", task)
+        self.extractor: GradientExtractor = registry.create("extractors", extractor)
+        self.projector: Projector = registry.create("projectors", projector)
+        self.store: FeatureStore = registry.create("stores", store)
+        self.run = RunDirectory(run_dir)
+        self.seed = seed
+        require_eval(model)
+        self._layout = ParameterLayout.of(model)
+        self.extractor.check(model, self._layout)
+        self.store.bind(self.run.features)
+        self._trainer = trainer
+        self._weights_only = weights_only
+        self._checkpoints: list[Checkpoint] = []
+
+    def featurize(
+        self,
+        train_dataset: DataSource,
+        checkpoints: Sequence[CheckpointSource] | None = None,
+        *,
+        batch_size: int | None = None,
+        subsets: Sequence[npt.ArrayLike] | None = None,
+        block_size: int = 1024,
+        split: str = "train",
+    ) -> int:
+        """Compute the features of the training set under every checkpoint; what is already stored is not done again.
+
+        Args:
+            train_dataset: a map-style dataset, or a loader of one; read in the order of the dataset.
+            checkpoints: state dicts or files; the model's present weights if None. A file ``x.ckpt`` is taken to have
+                been trained on the samples in ``x.subset.npy`` if that lies beside it.
+            batch_size: samples of one gradient batch; the loader's, or 64.
+            subsets: the positions of the training samples that each checkpoint was trained on, where known.
+            block_size: samples stored at a time, rounded up to whole batches.
+            split: the name under which the features are stored.
+
+        Returns:
+            How many rows were computed; 0 if all were there.
+
+        Raises:
+            CheckpointError: a checkpoint cannot be read or does not fit the model.
+            IncompatibleRunError: the run directory was made with other settings, checkpoints or data.
+            DataError, NonFiniteGradientError, SampleDependenceError, StorageError: as named.
+        """
+        data = AttributionData.of(train_dataset, batch_size)
+        sources = list(checkpoints) if checkpoints is not None else [copy.deepcopy(self.model.state_dict())]
+        if not sources:
+            raise DataError("checkpoints is an empty list; give at least one, or None for the model's present weights")
+        if subsets is not None and len(subsets) != len(sources):
+            raise DataError(f"there are {len(sources)} checkpoints and {len(subsets)} subsets; give one for each")
+        loaded = [Checkpoint.of(source, self.model, weights_only=self._weights_only) for source in sources]
+        known = list(subsets) if subsets is not None else [_subset_beside(source) for source in sources]
+        for subset in known:
+            _check_subset(subset, len(data))
+        self.run.register([CheckpointRecord(checkpoint.id, str(checkpoint)) for checkpoint in loaded])
+        for checkpoint, subset in zip(loaded, known, strict=True):
+            if subset is not None:
+                self.run.write_subset(checkpoint.id, subset)
+        self._checkpoints = loaded
+        return self.featurize_split(data, split, block_size=block_size)
+
+    def featurize_split(self, data: AttributionData, split: str, *, block_size: int = 1024) -> int:
+        """Compute the features of `data` under the checkpoints of the last `featurize`, and store them as `split`."""
+        if not self._checkpoints:
+            raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
+        require_eval(self.model)
+        sets = [self.store.create(spec) for spec in self._specs(data, split, block_size)]
+        missing = sum(len(s.spec.block_range(block)) for s in sets for block in s.missing_blocks())
+        if not missing:
+            return 0
+        original = copy.deepcopy(self.model.state_dict())
+        try:
+            with quiet_lightning():
+                trainer = self._trainer or default_trainer()
+                with progress(f"featurize {split}", missing, enabled=trainer.is_global_zero) as advance:
+                    for checkpoint, feature_set in zip(self._checkpoints, sets, strict=True):
+                        if not feature_set.complete:
+                            checkpoint.load_into(self.model)
+                            self._predict(trainer, data, feature_set, BlockWriter(advance))
+        finally:
+            self.model.load_state_dict(original)
+        return missing
+
+    def score(
+        self,
+        target_dataset: DataSource,
+        name: str = "targets",
+        *,
+        scorer: Choice | Scorer = "trak",
+        regularization: float | str | None = None,
+        weights: str | None = None,
+        batch_size: int | None = None,
+    ) -> Scores:
+        """Attribute the model's outputs on `target_dataset` to the training examples.
+
+        Args:
+            target_dataset: a map-style dataset, or a loader of one.
+            name: of the target split, and of the score file.
+            scorer: how features become scores.
+            regularization: λ as a number, ``"auto"`` or ``"calibrate"``; the scorer's default if None.
+            weights: the weighting of the Gram matrix, ``none``, ``residual``, ``gauss_newton`` or ``fisher``; the
+                scorer's default if None.
+            batch_size: samples of one gradient batch; the loader's, or 64.
+
+        Returns:
+            Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
+            model output.
+        """
+        self.featurize_split(AttributionData.of(target_dataset, batch_size), name)
+        options = {"regularization": regularization, "weights": weights}
+        given = {key: value for key, value in options.items() if value is not None}
+        if given and isinstance(scorer, Scorer):
+            raise DataError(f"give {' and '.join(given)} to the scorer object itself, or name the scorer")
+        if not isinstance(scorer, Scorer):
+            scorer = {"name": scorer, **given} if isinstance(scorer, str) else {**scorer, **given}
+        return score_run(self.run, self.store, registry.create("scorers", scorer), targets=name)[0]
+
+    def _specs(self, data: AttributionData, split: str, block_size: int) -> list[FeatureSpec]:
+        batch_size = min(data.batch_size, len(data))
+        common = {
+            "parameters": self._layout.fingerprint,
+            "task": self.task.state,
+            "loss_function": self.task.loss_function,
+            "projector": self.projector.state,
+            "seed": self.seed,
+            "precision": self._trainer.precision if self._trainer else "32-true",
+            "data": data.fingerprint(),
+        }
+        return [
+            FeatureSpec(
+                split=split,
+                checkpoint=checkpoint.id,
+                num_samples=len(data),
+                dim=self.projector.output_dim(self._layout),
+                batch_size=batch_size,
+                block_size=-(-block_size // batch_size) * batch_size,
+                fingerprint={"checkpoint": checkpoint.id, **common},
+            )
+            for checkpoint in self._checkpoints
+        ]
+
+    def _predict(self, trainer: L.Trainer, data: AttributionData, feature_set: FeatureSet, writer: BlockWriter) -> None:
+        featurizer = Featurizer(
+            self.model, self.task, self.extractor, self.projector, self._layout, data, feature_set, seed=self.seed
+        )
+        own_callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        trainer.callbacks = [*own_callbacks, writer]  # type: ignore[attr-defined]
+        try:
+            trainer.predict(featurizer, return_predictions=False)
+        finally:
+            trainer.callbacks = own_callbacks  # type: ignore[attr-defined]
+            featurizer.trainer = None
+        # A rank that died early is not noticed by predict: only the store knows whether every row is there.
+        trainer.strategy.barrier()
+        missing = feature_set.missing_blocks()
+        if missing:
+            raise IncompleteRunError(
+                f"{len(missing)} of {feature_set.spec.num_blocks} blocks of {feature_set.spec.split} are missing after "
+                "featurizing: it was interrupted, or a process died. What is stored is kept; run the same command again."
+            )
+
+
+def default_trainer(**overrides: Any) -> L.Trainer:
+    """One device, no logging, no files: what featurizing needs."""
+    settings = {
+        "accelerator": "auto",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(**(settings | overrides))
+
+
+def _subset_beside(source: CheckpointSource) -> npt.NDArray[np.int64] | None:
+    if isinstance(source, (str, Path)) and (path := Path(source).with_suffix(".subset.npy")).exists():
+        return read_subset(path)
+    return None
+
+
+def _check_subset(subset: npt.ArrayLike | None, n: int) -> None:
+    if subset is None:
+        return
+    positions = np.asarray(subset)
+    if positions.ndim != 1 or positions.dtype.kind not in "iu" or len(np.unique(positions)) != len(positions):
+        raise DataError(f"a subset must hold distinct integers, got {positions.dtype} of shape {positions.shape}")
+    if len(positions) and not 0 <= positions.min() <= positions.max() < n:
+        raise DataError(
+            f"a subset holds position {int(positions.max())}, but the training set has {n} samples: it belongs to other data"
+        )

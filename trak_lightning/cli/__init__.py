@@ -1,0 +1,60 @@
+"""The command line: ``trak COMMAND …``.
+
+Commands that run a Trainer are LightningCLI runs; the others answer without importing torch. Each command's module is
+imported only when it is called.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "run": ("training", "train, featurize, score and evaluate: the whole job, from one configuration file"),
+    "train": ("training", "train an ensemble of checkpoints, each on its own random part of the training set"),
+    "featurize": ("training", "compute and store projected per-sample gradients of training and target samples"),
+    "score": ("scoring", "attribute the targets to the training samples"),
+    "evaluate": ("scoring", "retrain models on random subsets and see whether the scores predict them"),
+    "top": ("scoring", "print the most helpful and harmful training samples of a target"),
+    "plugins": ("plugins", "list every extractor, projector, store, task and scorer that is installed"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status, 0 only if everything asked for is done."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from trak_lightning import __version__
+
+        print(f"trak_lightning {__version__}")
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        print(f"trak: unknown command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    from trak_lightning.errors import TrakError
+
+    if command in ("run", "train", "featurize"):
+        from trak_lightning.cli import stamps
+
+        if stamps.finished(command, rest):
+            print(f"{command:<10} already finished with these settings, nothing to do")
+            return 0
+    try:
+        return int(getattr(import_module(f"trak_lightning.cli.{COMMANDS[command][0]}"), command)(rest) or 0)
+    except TrakError as error:
+        print(f"trak {command}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"trak {command}: interrupted; what is stored is kept, run the same command to go on", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:<10} {description}" for name, (_, description) in COMMANDS.items())
+    return (
+        "usage: trak COMMAND [options]\n\nWhich training examples made the model predict this?\n\n"
+        f"commands:\n{commands}\n\ntrak COMMAND --help shows a command's options."
+    )

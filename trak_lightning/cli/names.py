@@ -1,0 +1,87 @@
+"""Short plug-in names on the command line and in YAML.
+
+jsonargparse knows classes by import path. Names are turned into paths before it sees them, from entry-point metadata
+alone, so that only the plug-ins that are used get imported::
+
+    projector: sparse_jl                        →  projector: {class_path: trak_lightning.projectors.….SparseJL}
+    projector: {name: sparse_jl, dim: 512}      →  … with init_args: {dim: 512}
+    --projector sparse_jl                       →  --projector trak_lightning.projectors.….SparseJL
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader
+
+from trak_lightning import registry
+from trak_lightning.errors import DataError
+
+KINDS = {kind.removesuffix("s"): kind for kind in registry.BASES}
+"""Configuration key → plug-in kind: ``projector`` → ``projectors``."""
+
+_SUFFIXES = ("", ".class_path", ".help")
+
+
+def rewrite(argv: Sequence[str]) -> list[str]:
+    """`argv` with class paths for plug-in names, in options and in the files after ``--config``."""
+    rewriters: dict[str, Callable[[str], str]] = {
+        f"--{key}{suffix}": lambda value, kind=kind: _option(kind, value)  # type: ignore[misc]
+        for key, kind in KINDS.items()
+        for suffix in _SUFFIXES
+    }
+    rewriters["--config"] = rewriters["-c"] = _config
+    rewritten: list[str] = []
+    flag = ""
+    for token in argv:
+        if flag in rewriters and not token.startswith("--"):
+            rewritten.append(rewriters[flag](token))
+        elif "=" in token and (name := token.partition("=")[0]) in rewriters:
+            rewritten += [name, rewriters[name](token.partition("=")[2])]
+        else:
+            rewritten.append(token)
+        flag = token
+    return rewritten
+
+
+def load_config(source: str) -> dict[str, Any]:
+    """The mapping in a YAML file, or in inline YAML.
+
+    Raises:
+        DataError: there is no such file, or it does not hold a mapping.
+    """
+    path = Path(source)
+    inline = source.lstrip().startswith("{")
+    if not inline and not path.is_file():
+        raise DataError(f"there is no configuration file {source} (looked in {Path.cwd()})")
+    try:
+        config = get_loader("yaml")(source if inline else path.read_text())
+    except yaml.YAMLError as error:
+        raise DataError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{source} must hold a mapping of settings, found {type(config).__name__}")
+    return config
+
+
+def _config(source: str) -> str:
+    config = load_config(source)
+    expanded = {key: _expand(KINDS[key], value) if key in KINDS else value for key, value in config.items()}
+    # Unchanged files stay files, so that paths in them keep being relative to them.
+    return source if expanded == config else json.dumps(expanded)
+
+
+def _option(kind: str, value: str) -> str:
+    if value.lstrip().startswith("{"):
+        return json.dumps(_expand(kind, load_config(value)))
+    return registry.resolve(kind, value).class_path
+
+
+def _expand(kind: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return {"class_path": registry.resolve(kind, value).class_path}
+    if isinstance(value, dict) and "name" in value:
+        options = {key: option for key, option in value.items() if key != "name"}
+        return {"class_path": registry.resolve(kind, value["name"]).class_path, "init_args": options}
+    return value

@@ -1,0 +1,236 @@
+"""Commands that run a Trainer: train, featurize, run, and the retraining part of evaluate. LightningCLI runs."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from trak_lightning import registry
+from trak_lightning.api import TRAK
+from trak_lightning.atomic import atomic_write
+from trak_lightning.cli import stamps
+from trak_lightning.cli.arguments import add_run_arguments, open_run
+from trak_lightning.cli.names import rewrite
+from trak_lightning.cli.output import summary
+from trak_lightning.data import AttributionData
+from trak_lightning.ensemble import checkpoint_paths, train_ensemble
+from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.evaluation.retraining import retrain
+from trak_lightning.evaluation.stage import evaluate_run
+from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.projectors.base import Projector
+from trak_lightning.quiet import quiet_lightning
+from trak_lightning.scoring.stage import score_run
+from trak_lightning.subsets import SubsetPlan
+from trak_lightning.tasks.base import Task
+
+# What a Trainer does by default that a run directory makes superfluous.
+TRAINER_DEFAULTS = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class TrakCLI(LightningCLI):
+    """Parses a whole run: ``--model``, ``--data``, ``--trainer.*`` and our own settings.
+
+    Raises:
+        PluginError: an unknown plug-in name.
+    """
+
+    def __init__(self, command: str, argv: Sequence[str]) -> None:
+        with quiet_lightning():
+            super().__init__(
+                args=rewrite(argv),
+                run=False,
+                save_config_callback=None,
+                seed_everything_default=False,
+                trainer_defaults=TRAINER_DEFAULTS,
+                parser_kwargs={"prog": f"trak {command}"},
+            )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        add_run_arguments(parser)
+        for key, base, default in (
+            ("task", Task, "image_classification"),
+            ("extractor", GradientExtractor, "hooks"),
+            ("projector", Projector, "sparse_jl"),
+        ):
+            parser.add_subclass_arguments(base, key)
+            parser.set_defaults({key: {"class_path": registry.find(f"{key}s", default).class_path}})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # LightningCLI's own method warns that sys.argv is there too, which is so for every console script.
+        self.config = parser.parse_args(args)
+
+
+class Job:
+    """The stages of a run, over one parsed configuration."""
+
+    def __init__(self, command: str, argv: Sequence[str]) -> None:
+        self._cli = TrakCLI(command, argv)
+        self._config: Namespace = self._cli.config
+        self.run, self._store = open_run(self._config, self._cli.config_init)
+        if self._cli.datamodule is None:
+            raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
+        self._datamodule: L.LightningDataModule = self._cli.datamodule
+        self._datamodule.prepare_data()
+        for stage in ("fit", _setup_stage(self._config.target_split)):
+            self._datamodule.setup(stage)
+        self.train_data = self._data(self._config.train_split)
+        self.target_data = self._data(self._config.target_split)
+        with atomic_write(self.run.config) as part:
+            self._cli.parser.save(self._config, part, overwrite=True)
+
+    @property
+    def sources(self) -> list[Any]:
+        """The classes whose source code this run depends on."""
+        parts = self._cli.config_init
+        return [type(part) for part in (self._cli.model, self._datamodule, parts.task, parts.extractor, parts.projector)]
+
+    def train(self) -> list[str]:
+        """Make the checkpoints that are missing; returns the files of all."""
+        if self._config.checkpoints is not None:
+            summary("train", f"nothing to train: {len(self._config.checkpoints)} checkpoints are named")
+            return list(self._config.checkpoints)
+        started = time.perf_counter()
+        ensemble = self._config.ensemble
+        paths, trained = train_ensemble(
+            self._fresh, self._datamodule, self._plan("ensemble", ensemble.fraction), ensemble.size, self.run.checkpoints
+        )
+        summary("train", f"{len(paths)} checkpoints in {self.run.checkpoints}", trained, "trained", started)
+        return [str(path) for path in paths]
+
+    def featurize(self, checkpoints: list[str]) -> None:
+        """Compute the features that are missing."""
+        started = time.perf_counter()
+        instances = self._cli.config_init
+        trak = TRAK(
+            self._cli.model.eval(),
+            task=instances.task,
+            run_dir=self.run.path,
+            extractor=instances.extractor,
+            projector=instances.projector,
+            store=self._store,
+            seed=self._config.seed,
+            trainer=self._cli.trainer,
+            weights_only=self._config.weights_only,
+        )
+        computed = trak.featurize(self.train_data, checkpoints, split=self._config.train_split)
+        computed += trak.featurize_split(self.target_data, self._config.target_split)
+        rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
+        summary("featurize", f"{rows} rows in {self.run.features}", computed, "computed", started)
+
+    def checkpoints(self) -> list[str]:
+        """The checkpoint files named in the configuration, or those that `train` made.
+
+        Raises:
+            IncompleteRunError: there are none, or not all.
+        """
+        if self._config.checkpoints is not None:
+            return list(self._config.checkpoints)
+        paths = checkpoint_paths(self.run.checkpoints, self._config.ensemble.size)
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            raise IncompleteRunError(
+                f"{len(missing)} of {len(paths)} checkpoints are missing, such as {missing[0]}. Run trak train first, or "
+                "name your own files under checkpoints."
+            )
+        return [str(path) for path in paths]
+
+    def score(self) -> Path:
+        """Score the targets; returns the file."""
+        started = time.perf_counter()
+        config = self._config
+        scores, fresh = score_run(
+            self.run, self._store, self._cli.config_init.scorer, train=config.train_split, targets=config.target_split
+        )
+        summary("score", f"{scores.describe()} in {scores.path}", int(fresh), "computed", started)
+        return scores.path
+
+    def evaluate(self) -> None:
+        """Retrain the models that are missing and compute the linear datamodeling score."""
+        started = time.perf_counter()
+        config, evaluation = self._config, self._config.evaluation
+        retrained = retrain(
+            self._fresh,
+            self._datamodule,
+            self._cli.config_init.task,
+            self.target_data,
+            self._plan("evaluation", evaluation.fraction),
+            evaluation.models,
+            self.run.evaluation / "models",
+        )
+        result = evaluate_run(
+            self.run,
+            self._store,
+            self._cli.config_init.scorer,
+            evaluation,
+            seed=config.seed,
+            train=config.train_split,
+            targets=config.target_split,
+        )
+        result.print()
+        summary("evaluate", result.headline(), retrained, "models retrained", started)
+
+    def _data(self, split: str) -> AttributionData:
+        loader = getattr(self._datamodule, f"{split}_dataloader", None)
+        if loader is None:
+            raise DataError(f"{type(self._datamodule).__name__} has no method {split}_dataloader, which split {split!r} needs")
+        return AttributionData.of(loader(), self._config.batch_size, hooks=self._datamodule)
+
+    def _plan(self, purpose: str, fraction: float) -> SubsetPlan:
+        recipe = {key: self._config.get(key) for key in ("model", "data", "trainer", "optimizer", "lr_scheduler")}
+        recipe = {key: value.as_dict() if isinstance(value, Namespace) else value for key, value in recipe.items()}
+        return SubsetPlan(purpose, len(self.train_data), fraction, self._config.seed, recipe)
+
+    def _fresh(self, seed: int) -> tuple[L.LightningModule, L.Trainer]:
+        with quiet_lightning():
+            L.seed_everything(seed, verbose=False)
+            self._cli.instantiate_classes()
+        return self._cli.model, self._cli.trainer
+
+
+def _setup_stage(split: str) -> str:
+    return {"val": "validate", "train": "fit", "predict": "predict"}.get(split, "test")
+
+
+def train(argv: Sequence[str]) -> int:
+    """``trak train``."""
+    job = Job("train", argv)
+    job.train()
+    stamps.record(job.run, "train", argv, job.sources, [job.run.checkpoints])
+    return 0
+
+
+def featurize(argv: Sequence[str]) -> int:
+    """``trak featurize``."""
+    job = Job("featurize", argv)
+    checkpoints = job.checkpoints()
+    job.featurize(checkpoints)
+    stamps.record(job.run, "featurize", argv, job.sources, [*map(Path, checkpoints), job.run.features])
+    return 0
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """``trak evaluate``, when models have yet to be retrained."""
+    Job("evaluate", argv).evaluate()
+    return 0
+
+
+def run(argv: Sequence[str]) -> int:
+    """``trak run``."""
+    job = Job("run", argv)
+    checkpoints = job.train()
+    job.featurize(checkpoints)
+    scores = job.score()
+    job.evaluate()
+    outputs = [*map(Path, checkpoints), job.run.features, scores, job.run.evaluation]
+    stamps.record(job.run, "run", argv, job.sources, outputs)
+    return 0

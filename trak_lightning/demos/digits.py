@@ -1,0 +1,90 @@
+"""Handwritten digits: the 1,797 images of 8×8 pixels that ship with scikit-learn, and a small CNN for them."""
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from trak_lightning.errors import DataError
+
+
+class DigitsCNN(L.LightningModule):
+    """Two convolutions with batch normalisation and two linear layers.
+
+    Args:
+        width: channels of the first convolution; the second has twice as many.
+        lr: peak learning rate of the one-cycle schedule.
+        weight_decay: of SGD with Nesterov momentum 0.9.
+    """
+
+    def __init__(self, width: int = 16, lr: float = 0.2, weight_decay: float = 5e-4) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, 2 * width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(2 * width * 16, 32),
+            nn.ReLU(inplace=True),
+            nn.Linear(32, 10),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 10) of images (B, 1, 8, 8)."""
+        logits: Tensor = self.net(images)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        return nn.functional.cross_entropy(self(images), labels)
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]
+        optimizer = torch.optim.SGD(
+            self.parameters(), lr=0.0, momentum=0.9, nesterov=True, weight_decay=self.hparams.weight_decay
+        )
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.hparams.lr, total_steps=int(self.trainer.estimated_stepping_batches)
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class DigitsDataModule(L.LightningDataModule):
+    """The digits as (image, label): images (1, 8, 8) standardised, labels 0 … 9; a fixed split by `seed`.
+
+    Args:
+        num_targets: images held out as the test set; the others are the training set.
+        batch_size: of both loaders.
+        seed: of the split.
+    """
+
+    def __init__(self, num_targets: int = 400, batch_size: int = 64, seed: int = 0) -> None:
+        super().__init__()
+        self.num_targets = num_targets
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def setup(self, stage: str | None = None) -> None:
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise DataError("the digits come with scikit-learn: pip install 'trak-lightning[demos]'") from error
+        digits = load_digits()
+        images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)
+        images = (images - images.mean()) / images.std()
+        labels = torch.tensor(digits.target)
+        if not 0 < self.num_targets < len(labels):
+            raise DataError(f"num_targets must lie in 1 … {len(labels) - 1}, got {self.num_targets}")
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))
+        test, train = order[: self.num_targets], order[self.num_targets :]
+        self.train_set = TensorDataset(images[train], labels[train])
+        self.test_set = TensorDataset(images[test], labels[test])
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.test_set, batch_size=self.batch_size)

@@ -1,0 +1,107 @@
+"""Training models on subsets of the training set, with the user's own model, data and Trainer settings."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TypeAlias
+
+import lightning as L
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
+
+from trak_lightning.atomic import atomic_write
+from trak_lightning.data import AttributionData
+from trak_lightning.errors import DataError
+from trak_lightning.featurizer import to_device
+from trak_lightning.progress import progress
+from trak_lightning.quiet import quiet_lightning
+from trak_lightning.subsets import SubsetPlan
+from trak_lightning.tasks.base import Task
+
+Recipe: TypeAlias = Callable[[int], tuple[L.LightningModule, L.Trainer]]
+"""Seeds everything and makes a fresh model and Trainer."""
+
+
+def train_on_subset(
+    recipe: Recipe, datamodule: L.LightningDataModule, subset: npt.NDArray[np.int64], seed: int
+) -> tuple[L.LightningModule, L.Trainer]:
+    """A model trained on these samples only."""
+    model, trainer = recipe(seed)
+    with quiet_lightning(), _restricted(datamodule, subset):
+        trainer.fit(model, datamodule=datamodule)
+    return model, trainer
+
+
+def train_ensemble(
+    recipe: Recipe, datamodule: L.LightningDataModule, plan: SubsetPlan, size: int, folder: Path
+) -> tuple[list[Path], int]:
+    """Train the members that are not in `folder` yet: ``00.ckpt`` with ``00.subset.npy`` beside it, and so on.
+
+    Returns:
+        The checkpoint files of all members, and how many were trained now.
+    """
+    plan.record(folder)
+    paths = checkpoint_paths(folder, size)
+    missing = [member for member, path in enumerate(paths) if not path.exists()]
+    with progress("train", len(missing)) as advance:
+        for member in missing:
+            subset = plan.subset(member)
+            model, trainer = train_on_subset(recipe, datamodule, subset, plan.training_seed(member))
+            if trainer.is_global_zero:
+                with atomic_write(paths[member].with_suffix(".subset.npy")) as part, part.open("wb") as file:
+                    np.save(file, subset, allow_pickle=False)
+            # Every rank takes part in saving; rank 0 writes.
+            with atomic_write(paths[member]) if trainer.is_global_zero else nullcontext(paths[member]) as part:
+                trainer.save_checkpoint(part, weights_only=True)
+            advance(1)
+    return paths, len(missing)
+
+
+def checkpoint_paths(folder: Path, size: int) -> list[Path]:
+    """Where `train_ensemble` keeps its members."""
+    return [folder / f"{member:02d}.ckpt" for member in range(size)]
+
+
+def model_outputs(model: L.LightningModule, task: Task, data: AttributionData) -> npt.NDArray[np.float32]:
+    """f(z; θ) of every sample, (n,), without gradients."""
+    model.eval()
+    outputs: list[Tensor] = []
+    batches = [range(i, min(i + data.batch_size, len(data))) for i in range(0, len(data), data.batch_size)]
+    with torch.no_grad():
+        for indexed in data.loader(batches):
+            outputs.append(task.output(model, to_device(indexed, data.hooks, model, model.device).batch).float().cpu())
+    values: npt.NDArray[np.float32] = torch.cat(outputs).numpy()
+    return values
+
+
+@contextmanager
+def _restricted(datamodule: L.LightningDataModule, subset: npt.NDArray[np.int64]) -> Iterator[None]:
+    # On the instance, so that hooks, validation data and everything else stay the user's own.
+    whole = datamodule.train_dataloader
+    datamodule.train_dataloader = lambda: _subset_loader(whole(), subset)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del datamodule.train_dataloader  # type: ignore[method-assign]
+
+
+def _subset_loader(loader: DataLoader, subset: npt.NDArray[np.int64]) -> DataLoader:
+    if type(loader.sampler) not in (RandomSampler, SequentialSampler):
+        raise DataError(
+            f"training on random subsets needs a loader that shuffles or goes in order; this one draws through "
+            f"{type(loader.sampler).__name__}. Train the checkpoints yourself and name them under checkpoints."
+        )
+    return DataLoader(
+        Subset(loader.dataset, subset.tolist()),
+        batch_size=loader.batch_size,
+        shuffle=isinstance(loader.sampler, RandomSampler),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last,
+        persistent_workers=loader.persistent_workers,
+        multiprocessing_context=loader.multiprocessing_context,
+    )

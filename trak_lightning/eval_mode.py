@@ -1,0 +1,35 @@
+"""Refuse modules that behave differently in training and were left in train mode."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trak_lightning.errors import TrainModeError
+
+
+def require_eval(model: nn.Module) -> None:
+    """Check that no module of `model` would draw random numbers or use batch statistics.
+
+    Raises:
+        TrainModeError: names each dropout and batch normalisation that is active.
+    """
+    active = [
+        f"{name or type(model).__name__} ({type(module).__name__}{reason})"
+        for name, module in model.named_modules()
+        if module.training and (reason := _reason(module))
+    ]
+    if active:
+        raise TrainModeError(
+            "these modules are in train mode, where a sample's gradient depends on chance or on its batch: "
+            f"{', '.join(active[:5])}{' …' if len(active) > 5 else ''}. Call model.eval() first."
+        )
+
+
+def _reason(module: nn.Module) -> str:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return f", p={module.p}" if module.p > 0 else ""
+    if isinstance(module, _BatchNorm):
+        return ", batch statistics"
+    dropout = getattr(module, "dropout", 0.0)
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and isinstance(dropout, float) and dropout > 0:
+        return f", dropout={dropout}"
+    return ""

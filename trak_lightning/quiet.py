@@ -1,0 +1,31 @@
+"""What Lightning says on every Trainer that is noise for a featurizer."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+IRRELEVANT = (
+    # A loader of our own making; the user's num_workers is taken over.
+    ".*does not have many workers.*",
+    # Lightning 2.6 with torch 2.13; nothing a user can do about.
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+    # A batch plan is no BatchSampler on purpose; see trak_lightning.data.BatchPlan.
+    ".*should be an instance of `torch.utils.data.BatchSampler`.*",
+    ".*`num_training_batches`.*lower than the logging interval.*",
+)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Hide Lightning's tips and hardware lines, and the warnings in `IRRELEVANT`."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in IRRELEVANT:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,158 @@
+"""The run directory: what lies where, and the record that ties its parts together. Needs no torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trak_lightning.atomic import atomic_write
+from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, IncompleteRunError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """A checkpoint that was featurised: its content id, and where it was read from."""
+
+    id: str
+    source: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """``run.json``."""
+
+    schema_version: int = SCHEMA_VERSION
+    checkpoints: tuple[CheckpointRecord, ...] = ()
+    stages: dict[str, Any] = field(default_factory=dict)
+    """Stamps of finished commands; see `trak_lightning.stamps`."""
+
+
+class RunDirectory:
+    """Paths and record of one run.
+
+    ::
+
+        config.yaml      the resolved configuration
+        run.json         schema version, checkpoints, finished stages
+        checkpoints/     made by `trak train`, each with the subset it was trained on
+        subsets/         the training subset of each featurised checkpoint, where it is known
+        features/        feature sets
+        scores/          score files
+        evaluation/      outputs of retrained models, and results
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().resolve()
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def features(self) -> Path:
+        return self.path / "features"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    def scores(self, name: str) -> Path:
+        return self.path / "scores" / f"{name}.h5"
+
+    def read(self) -> RunRecord:
+        """The record; an empty one if nothing was recorded yet.
+
+        Raises:
+            CorruptFileError: run.json is not what we wrote.
+            IncompatibleRunError: another schema version wrote it.
+        """
+        path = self.path / "run.json"
+        if not path.exists():
+            return RunRecord()
+        try:
+            found = json.loads(path.read_text())
+            version = found["schema_version"]
+            checkpoints = tuple(CheckpointRecord(**entry) for entry in found["checkpoints"])
+            stages = dict(found["stages"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptFileError(
+                f"{path} is not a run record ({type(error).__name__}: {error}). Move the run directory away and start anew."
+            ) from error
+        if version != SCHEMA_VERSION:
+            raise IncompatibleRunError(
+                f"{path} has schema version {version}; this trak_lightning reads version {SCHEMA_VERSION}"
+            )
+        return RunRecord(version, checkpoints, stages)
+
+    def write(self, record: RunRecord) -> None:
+        with atomic_write(self.path / "run.json") as part:
+            part.write_text(json.dumps(asdict(record), indent=1))
+
+    def register(self, checkpoints: Sequence[CheckpointRecord]) -> None:
+        """Record the checkpoints of this run, in order. Further ones may be added later; none may be left out.
+
+        Raises:
+            IncompatibleRunError: the run was made with a checkpoint that is not among these.
+            DataError: a checkpoint is given twice.
+        """
+        for position, checkpoint in enumerate(checkpoints):
+            twin = next((other for other in checkpoints[:position] if other.id == checkpoint.id), None)
+            if twin:
+                raise DataError(f"checkpoints {twin.source} and {checkpoint.source} hold the same weights; give one of them")
+        record = self.read()
+        given = {checkpoint.id for checkpoint in checkpoints}
+        for known in record.checkpoints:
+            if known.id not in given:
+                raise IncompatibleRunError(
+                    f"{self.path} was made with checkpoint {known.id} (from {known.source}), which is not among the "
+                    f"checkpoints given now: {', '.join(f'{c.id} (from {c.source})' for c in checkpoints)}. Use another "
+                    "run directory, or give the same checkpoints (more may be added)."
+                )
+        if tuple(checkpoints) != record.checkpoints:
+            self.write(RunRecord(record.schema_version, tuple(checkpoints), record.stages))
+
+    def require_checkpoints(self) -> tuple[CheckpointRecord, ...]:
+        """The checkpoints featurised so far.
+
+        Raises:
+            IncompleteRunError: there are none.
+        """
+        checkpoints = self.read().checkpoints
+        if not checkpoints:
+            raise IncompleteRunError(f"nothing has been featurised in {self.path}. Run trak featurize first.")
+        return checkpoints
+
+    def write_subset(self, checkpoint: str, subset: npt.ArrayLike) -> None:
+        """Record the positions of the training samples that a checkpoint was trained on."""
+        with atomic_write(self.path / "subsets" / f"{checkpoint}.npy") as part, part.open("wb") as file:
+            np.save(file, np.asarray(subset, dtype=np.int64), allow_pickle=False)
+
+    def read_subset(self, checkpoint: str) -> npt.NDArray[np.int64] | None:
+        """What `write_subset` recorded, or None."""
+        path = self.path / "subsets" / f"{checkpoint}.npy"
+        return read_subset(path) if path.exists() else None
+
+
+def read_subset(path: Path) -> npt.NDArray[np.int64]:
+    """Positions (s,) of a subset of the training samples, from a ``.npy`` file.
+
+    Raises:
+        CorruptFileError: it holds anything else.
+    """
+    try:
+        subset = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(f"{path} is not a subset of training samples: {error}") from error
+    if subset.ndim != 1 or subset.dtype.kind not in "iu":
+        raise CorruptFileError(f"{path} must hold integers of shape (s,), found {subset.dtype} {subset.shape}")
+    return subset.astype(np.int64)

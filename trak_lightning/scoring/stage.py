@@ -1,0 +1,65 @@
+"""From the feature sets of a run directory to a score file."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from trak_lightning.rundir import RunDirectory
+from trak_lightning.scoring.base import CheckpointFeatures, Scorer
+from trak_lightning.scoring.scores import Scores, write_scores
+from trak_lightning.seeds import fingerprint
+from trak_lightning.stores.base import FeatureStore
+
+
+def score_run(
+    run: RunDirectory,
+    store: FeatureStore,
+    scorer: Scorer,
+    *,
+    targets: str,
+    train: str = "train",
+) -> tuple[Scores, bool]:
+    """Score the split `targets` against the split `train`, over all checkpoints of the run.
+
+    Returns:
+        The scores, and whether they were computed now; scores that were made from the same features with the same
+        settings are read.
+
+    Raises:
+        IncompleteRunError: nothing was featurised, or rows are missing.
+    """
+    checkpoints = load_features(run, store, targets=targets, train=train)
+    request = {"scorer": scorer.state, "features": features_fingerprint(checkpoints)}
+    path = run.scores(targets)
+    if path.exists():
+        scores = Scores(path)
+        if scores.settings.get("request") == request:
+            return scores, False
+    fitted = scorer.fit(checkpoints)
+    return write_scores(path, fitted, {"request": request}), True
+
+
+def load_features(
+    run: RunDirectory, store: FeatureStore, *, targets: str, train: str = "train"
+) -> list[CheckpointFeatures]:
+    """The feature sets of both splits under every checkpoint of the run, with the subset it was trained on if known."""
+    return [
+        CheckpointFeatures(
+            train=store.open(train, checkpoint.id),
+            targets=store.open(targets, checkpoint.id),
+            subset=run.read_subset(checkpoint.id),
+        )
+        for checkpoint in run.require_checkpoints()
+    ]
+
+
+def features_fingerprint(checkpoints: Sequence[CheckpointFeatures]) -> str:
+    """A hash of everything that determines the features and what is known of their checkpoints."""
+    described: list[Any] = [
+        [
+            features.train.spec.fingerprint,
+            features.targets.spec.fingerprint,
+            None if features.subset is None else features.subset.tolist(),
+        ]
+        for features in checkpoints
+    ]
+    return fingerprint(described)

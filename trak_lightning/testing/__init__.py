@@ -1,0 +1,11 @@
+"""Conformance suites: subclass one in your tests, say what to test, and every law of that plug-in point is checked.
+
+>>> class TestMine(ProjectorConformance):
+...     projector = MyProjector
+"""
+
+from trak_lightning.testing.extractors import ExtractorConformance
+from trak_lightning.testing.projectors import ProjectorConformance
+from trak_lightning.testing.stores import StoreConformance
+
+__all__ = ["ExtractorConformance", "ProjectorConformance", "StoreConformance"]
