@@ -156,3 +156,15 @@ def read_subset(path: Path) -> npt.NDArray[np.int64]:
     if subset.ndim != 1 or subset.dtype.kind not in "iu":
         raise CorruptFileError(f"{path} must hold integers of shape (s,), found {subset.dtype} {subset.shape}")
     return subset.astype(np.int64)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of ours holds.
+
+    Raises:
+        CorruptFileError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not valid JSON ({error}). Delete it and run the command again.") from error

@@ -1,0 +1,58 @@
+"""Dense random matrices, generated from a counter-based stream: kept if they are small, made again if they are not."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trak_lightning.gradients import ParameterSlot
+from trak_lightning.projectors.base import BlockMap, Projector
+
+_TILE = 2**22
+"""Entries of P made at a time when they are not kept: 16 MiB of float32."""
+
+
+class DenseProjector(Projector):
+    """P with independent entries of mean 0 and variance 1/k (Park et al. 2023, section 3.2; Achlioptas 2003).
+
+    Column j of a parameter's block is entries ``j·k … (j+1)·k`` of the stream of that parameter, so the matrix does not
+    depend on how it is tiled.
+
+    Args:
+        dim: k, the number of projected dimensions.
+        memory_budget: bytes up to which the matrices of all parameters together are kept between batches. Beyond it,
+            they are generated again for every batch in tiles of 16 MiB, which is exact and slow.
+    """
+
+    def __init__(self, dim: int = 2048, memory_budget: int = 2**30) -> None:
+        super().__init__(dim)
+        self.memory_budget = memory_budget
+
+    @property
+    def state(self) -> dict[str, Any]:
+        # The budget does not change the matrix, so a run may go on with another one.
+        return {key: value for key, value in super().state.items() if key != "memory_budget"}
+
+    @abstractmethod
+    def entries(self, seed: int, start: int, count: int, device: torch.device) -> Tensor:
+        """Entries ``start … start + count`` of the stream of `seed`, of mean 0 and variance 1, float32 (count,)."""
+
+    def block(self, slot: ParameterSlot, *, seed: int, device: torch.device) -> BlockMap:
+        k = self.dim
+
+        def columns(first: int, last: int) -> Tensor:
+            return self.entries(seed, first * k, (last - first) * k, device).reshape(last - first, k)
+
+        # Slots are numbered from the start of the gradient, so the first ones are kept until the budget is used up.
+        keep = 4 * k * (slot.offset + slot.numel) <= self.memory_budget
+        kept = columns(0, slot.numel) if keep else None
+        width = max(1, _TILE // k)
+
+        def project(grad: Tensor, out: Tensor) -> None:
+            for first in range(0, slot.numel, width):
+                last = min(first + width, slot.numel)
+                matrix = columns(first, last) if kept is None else kept[first:last]
+                out.addmm_(grad[:, first:last].to(out.dtype), matrix.to(out.dtype), alpha=k**-0.5)
+
+        return project

@@ -1,0 +1,57 @@
+"""Features in memory: gone with the process. For tests and small problems."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from trak_lightning.comparison import require_same
+from trak_lightning.errors import IncompleteRunError
+from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
+from trak_lightning.stores.validation import identity, require_rows
+
+
+class MemoryStore(FeatureStore):
+    """Keeps features as they are given, in any dtype. Memory: n·k numbers for each checkpoint and split."""
+
+    def __init__(self) -> None:
+        self._sets: dict[tuple[str, str], MemorySet] = {}
+
+    def bind(self, root: Path) -> None:
+        self._root = root
+
+    def create(self, spec: FeatureSpec) -> FeatureSet:
+        found = self._sets.get((spec.split, spec.checkpoint))
+        if found is None:
+            found = self._sets[spec.split, spec.checkpoint] = MemorySet(spec)
+        require_same(identity(found.spec), identity(spec), f"the feature set {spec.split}/{spec.checkpoint}")
+        return found
+
+    def open(self, split: str, checkpoint: str) -> FeatureSet:
+        if (split, checkpoint) not in self._sets:
+            raise IncompleteRunError(
+                f"there are no features of {split!r} under checkpoint {checkpoint}; there are "
+                f"{', '.join('/'.join(key) for key in self.list()) or 'none'}. Run featurize first."
+            )
+        return self._sets[split, checkpoint]
+
+    def list(self) -> list[tuple[str, str]]:
+        return sorted(self._sets)
+
+
+class MemorySet(FeatureSet):
+    """A dictionary of blocks."""
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        self.spec = spec
+        self._blocks: dict[int, FeatureRows] = {}
+
+    def write_block(self, block: int, rows: FeatureRows) -> None:
+        require_rows(self.spec, block, rows)
+        self._blocks[block] = replace(rows)
+
+    def read_block(self, block: int) -> FeatureRows:
+        if block not in self._blocks:
+            raise IncompleteRunError(f"block {block} of {self.spec.split}/{self.spec.checkpoint} has not been featurised")
+        return self._blocks[block]
+
+    def missing_blocks(self) -> list[int]:
+        return [block for block in range(self.spec.num_blocks) if block not in self._blocks]
