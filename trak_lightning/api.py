@@ -29,7 +29,7 @@ from trak_lightning.scoring.stage import score_run
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.tasks.base import Task
 
-DataSource = Dataset | DataLoader
+DataSource = Dataset | DataLoader | AttributionData
 Choice = str | dict[str, Any]
 """A plug-in by name, or by name with options: ``{"name": "sparse_jl", "dim": 2048}``."""
 

@@ -52,13 +52,15 @@ class AttributionData:
 
     @classmethod
     def of(
-        cls, source: Dataset | DataLoader, batch_size: int | None = None, *, hooks: Any = None
+        cls, source: "Dataset | DataLoader | AttributionData", batch_size: int | None = None, *, hooks: Any = None
     ) -> "AttributionData":
         """From a map-style dataset (batch size 64 unless given) or a loader of one (its own batch size unless given).
 
         Raises:
             DataError: an iterable dataset, a sampler that restricts the dataset, an empty dataset.
         """
+        if isinstance(source, AttributionData):
+            return source
         dataset = source.dataset if isinstance(source, DataLoader) else source
         if isinstance(dataset, IterableDataset) or not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
             raise DataError(

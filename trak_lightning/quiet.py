@@ -11,7 +11,7 @@ IRRELEVANT = (
     # Lightning 2.6 with torch 2.13; nothing a user can do about.
     ".*isinstance\\(treespec, LeafSpec\\).*",
     # A batch plan is no BatchSampler on purpose; see trak_lightning.data.BatchPlan.
-    ".*should be an instance of `torch.utils.data.BatchSampler`.*",
+    ".*custom batch sampler `BatchPlan`.*",
     ".*`num_training_batches`.*lower than the logging interval.*",
 )
 

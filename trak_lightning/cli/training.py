@@ -157,7 +157,7 @@ class Job:
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute the linear datamodeling score."""
         started = time.perf_counter()
-        config, evaluation = self._config, self._config.evaluation
+        config, evaluation = self._config, self._cli.config_init.evaluation
         retrained = retrain(
             self._fresh,
             self._datamodule,
@@ -167,7 +167,7 @@ class Job:
             evaluation.models,
             self.run.evaluation / "models",
         )
-        result = evaluate_run(
+        result, _ = evaluate_run(
             self.run,
             self._store,
             self._cli.config_init.scorer,

@@ -1,21 +1,22 @@
 """The linear datamodeling score of a run, beside baselines. No torch."""
 
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from trak_lightning.atomic import atomic_write
 from trak_lightning.evaluation.lds import bootstrap_mean, lds
 from trak_lightning.evaluation.outputs import read_outputs
 from trak_lightning.evaluation.random_scores import Random
 from trak_lightning.rundir import RunDirectory, read_json
-from trak_lightning.scoring.base import CheckpointFeatures, Scorer
+from trak_lightning.scoring.base import BLOCK_BYTES, Array, Scorer
 from trak_lightning.scoring.gradient_dot import GradientDot
-from trak_lightning.scoring.stage import features_fingerprint, load_features
+from trak_lightning.scoring.stage import features_fingerprint, load_features, score_run
+from trak_lightning.scoring.spectrum import IllConditionedWarning
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.settings import EvaluationSettings
 from trak_lightning.stores.base import FeatureStore
@@ -98,29 +99,25 @@ def evaluate_run(
         num_samples=checkpoints[0].train.spec.num_samples,
         num_targets=checkpoints[0].targets.spec.num_samples,
     )
-    rows = tuple(
-        Row(name, *_interval(candidate, checkpoints, subsets, outputs, seed))
-        for name, candidate in _candidates(scorer, seed)
-    )
+    scores, _ = score_run(run, store, scorer, targets=targets, train=train)
+    candidates: dict[str, Iterable[Array]] = {
+        _describe(scorer): np.array_split(scores.values, max(1, scores.values.nbytes // BLOCK_BYTES)),
+        "λ = 0, unweighted (paper)": Trak(regularization=0.0, weights="none").fit(checkpoints).blocks(),
+        "gradient dot product": GradientDot().fit(checkpoints).blocks(),
+        "random": Random(seed=seed).fit(checkpoints).blocks(),
+    }
+    with warnings.catch_warnings():
+        # A baseline's ill-conditioned Gram matrix is its own affair.
+        warnings.simplefilter("ignore", IllConditionedWarning)
+        rows = tuple(
+            Row(name, *bootstrap_mean(lds(blocks, subsets, outputs), seed=seed)) for name, blocks in candidates.items()
+        )
     evaluation = Evaluation(request, len(outputs), outputs.shape[1], rows)
     with atomic_write(path) as part:
         part.write_text(json.dumps(asdict(evaluation), indent=1))
     return evaluation, True
 
 
-def _candidates(scorer: Scorer, seed: int) -> Iterator[tuple[str, Scorer]]:
+def _describe(scorer: Scorer) -> str:
     settings = ", ".join(f"{key}={value}" for key, value in scorer.state.items() if key != "class")
-    yield f"{type(scorer).__name__}({settings})", scorer
-    yield "λ = 0, unweighted (the paper's estimator)", Trak(regularization=0.0, weights="none")
-    yield "gradient dot product", GradientDot()
-    yield "random", Random(seed=seed)
-
-
-def _interval(
-    scorer: Scorer,
-    checkpoints: list[CheckpointFeatures],
-    subsets: npt.NDArray[np.bool_],
-    outputs: npt.NDArray[np.float64],
-    seed: int,
-) -> tuple[float, float, float]:
-    return bootstrap_mean(lds(scorer.fit(checkpoints).blocks(), subsets, outputs), seed=seed)
+    return f"{type(scorer).__name__}({settings})"

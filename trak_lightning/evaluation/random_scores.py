@@ -1,0 +1,31 @@
+"""Random scores: what a score that knows nothing gets."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, Scoring
+
+
+class Random(Scorer):
+    """Independent standard normal scores.
+
+    Args:
+        seed: of every row, together with its position.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:
+        return _RandomScoring(checkpoints, self.seed)
+
+
+class _RandomScoring(Scoring):
+    def __init__(self, checkpoints: Sequence[CheckpointFeatures], seed: int) -> None:
+        super().__init__(checkpoints)
+        self._seed = seed
+
+    def rows(self, start: int, stop: int) -> Array:
+        generators = [np.random.default_rng([self._seed, row]) for row in range(start, stop)]
+        return np.stack([generator.standard_normal(self.num_train) for generator in generators])

@@ -1,0 +1,9 @@
+"""From features to scores. numpy only: these commands do not wait for torch.
+
+Shapes: n training and m target samples, k projected dimensions, M checkpoints.
+"""
+
+from trak_lightning.scoring.base import CheckpointFeatures, Scorer, Scoring
+from trak_lightning.scoring.scores import Scores
+
+__all__ = ["CheckpointFeatures", "Scorer", "Scores", "Scoring"]
