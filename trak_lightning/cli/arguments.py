@@ -10,6 +10,9 @@ from trak_lightning.scoring.base import Scorer
 from trak_lightning.settings import EnsembleSettings, EvaluationSettings
 from trak_lightning.stores.base import FeatureStore
 
+# Not Any: jsonargparse would import the class that an Any value names.
+Unread = dict[str, Any] | list[Any] | str | int | bool | None
+
 TRAINING_KEYS = ("seed_everything", "model", "data", "trainer", "optimizer", "lr_scheduler", "task", "extractor", "projector")
 """Settings that only commands with a Trainer look at. They are accepted, unread, by the others: one file serves all."""
 
@@ -51,7 +54,7 @@ def light_parser(command: str, description: str) -> ArgumentParser:
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; several are merged, later ones win")
     add_run_arguments(parser)
     for key in TRAINING_KEYS:
-        parser.add_argument(f"--{key}", type=Any, default=None, help="not used here")
+        parser.add_argument(f"--{key}", type=Unread, default=None, help="not used here")
     return parser
 
 

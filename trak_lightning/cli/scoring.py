@@ -20,7 +20,7 @@ def score(argv: Sequence[str]) -> int:
     started = time.perf_counter()
     parser = light_parser("score", "Attribute the targets to the training samples, from the features of a run.")
     config = parser.parse_args(rewrite(argv))
-    instances = parser.instantiate_classes(config)
+    instances = parser.instantiate(config)
     run, store = open_run(config, instances)
     scores, fresh = score_run(run, store, instances.scorer, train=config.train_split, targets=config.target_split)
     summary("score", f"{scores.describe()} in {scores.path}", int(fresh), "computed", started)
@@ -38,7 +38,7 @@ def evaluate(argv: Sequence[str]) -> int:
         "that are missing are retrained, with the model, data and trainer of the configuration.",
     )
     config = parser.parse_args(rewrite(argv))
-    instances = parser.instantiate_classes(config)
+    instances = parser.instantiate(config)
     run, store = open_run(config, instances)
     try:
         evaluation, fresh = evaluate_run(

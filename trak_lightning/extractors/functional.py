@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, grad_and_value
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from trak_lightning.errors import TrakError, UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.extractors.samples import batch_size, is_batched
+from trak_lightning.extractors.samples import batch_size, is_batched, over_samples
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
 from trak_lightning.tasks.base import Task
 
@@ -50,9 +50,11 @@ class Functional(GradientExtractor):
             return task.output(stand_in, tree_unflatten(one, structure))[0]  # type: ignore[arg-type]
 
         in_dims = (None, *(0 for _ in batched))
-        differentiate = vmap(grad_and_value(output), in_dims=in_dims, chunk_size=self.chunk_size)
+        samples = (leaves[position] for position in batched)
         try:
-            gradients, outputs = differentiate(attributed, *(leaves[position] for position in batched))
+            gradients, outputs = over_samples(
+                grad_and_value(output), attributed, *samples, in_dims=in_dims, chunk_size=self.chunk_size
+            )
         except TrakError:
             raise
         except Exception as error:

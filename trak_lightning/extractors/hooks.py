@@ -53,11 +53,7 @@ class Hooks(GradientExtractor):
             model.requires_grad_(False)
             with Tape(model, layout, sink, size) as tape:
                 output = task.output(model, batch)
-                if not output.requires_grad:
-                    raise UnsupportedModelError(
-                        f"the output of {type(task).__name__} does not depend on any parameter of {type(model).__name__} "
-                        "that is attributed to, as far as autograd can see. Is something detached, or under torch.no_grad()?"
-                    )
+                _require_graph(output, model, task)
                 tape.backward(output)
             return output.detach()
         finally:
@@ -89,7 +85,9 @@ class _Audit:
         for parameter in parameters:
             parameter.requires_grad_(True)
         try:
-            expected = torch.autograd.grad(task.output(model, batch).sum(), parameters, allow_unused=True)
+            output = task.output(model, batch)
+            _require_graph(output, model, task)
+            expected = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
         finally:
             for parameter, state in zip(parameters, states, strict=True):
                 parameter.requires_grad_(state)
@@ -108,6 +106,14 @@ class _Audit:
                 "owns them, or without a batch dimension. Use extractor='functional' or 'iterative', or freeze them with "
                 "requires_grad_(False)."
             )
+
+
+def _require_graph(output: Tensor, model: nn.Module, task: Task) -> None:
+    if not output.requires_grad:
+        raise UnsupportedModelError(
+            f"the output of {type(task).__name__} does not depend on any parameter of {type(model).__name__} that is "
+            "attributed to, as far as autograd can see. Is something detached, or under torch.no_grad()?"
+        )
 
 
 def _tolerance(dtype: torch.dtype) -> float:

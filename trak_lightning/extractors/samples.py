@@ -1,9 +1,12 @@
 """Taking a batch apart into samples. A tensor whose first dimension is B holds one entry a sample; anything else is
 shared by all."""
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_map
 
 from trak_lightning.errors import DataError
@@ -32,3 +35,10 @@ def is_batched(leaf: Any, size: int) -> bool:
 def take_sample(batch: Any, sample: int, size: int) -> Any:
     """The batch of one sample."""
     return tree_map(lambda leaf: leaf[sample : sample + 1] if is_batched(leaf, size) else leaf, batch)
+
+
+def over_samples(function: Callable[..., Any], *args: Any, in_dims: Any = 0, chunk_size: int | None = None) -> Any:
+    """``vmap(function)(*args)``, without its warnings on operators that it does one by one: that is what is wanted."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        return vmap(function, in_dims=in_dims, chunk_size=chunk_size)(*args)

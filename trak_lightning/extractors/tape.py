@@ -111,6 +111,8 @@ class Tape:
 
     def _layer_hook(self, name: str, module: nn.Module, names: dict[str, str], rule: Rule) -> Callable[..., Tensor]:
         def on_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                return output
             input = args[0] if args else next(iter(kwargs.values()))
             output = self._on_graph(self._over_batch(output))
             if output.shape[0] == self._size and input.shape[0] != self._size:
@@ -135,6 +137,8 @@ class Tape:
 
     def _fallback_hook(self, module: nn.Module, names: dict[str, str]) -> Callable[..., Any]:
         def on_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return output
             # Copies: nothing here knows how long the module's arguments stay as they are.
             args, kwargs = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
             call = RecordedCall(args, kwargs, {})

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import functional_call, vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from trak_lightning.extractors.rules.registry import Names
-from trak_lightning.extractors.samples import is_batched
+from trak_lightning.extractors.samples import is_batched, over_samples
 from trak_lightning.gradients import DenseBlock, GradientBlock
 
 
@@ -49,7 +49,7 @@ def rerun(module: nn.Module, names: Names, call: RecordedCall, size: int) -> Ite
     samples = tuple(leaves[position].detach() for position in batched)
     grads = tuple(call.output_grads[position] for position in positions)
     try:
-        stacked = vmap(pull_back)(samples, grads)
+        stacked = over_samples(pull_back, samples, grads)
     except (RuntimeError, ValueError, NotImplementedError):
         # Control flow on values, operators without a batching rule: what vmap cannot do, a loop can.
         each = [pull_back(tuple(leaf[b] for leaf in samples), tuple(grad[b] for grad in grads)) for b in range(size)]

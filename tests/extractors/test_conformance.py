@@ -1,0 +1,66 @@
+"""Every registered extractor obeys the laws, and an extractor that breaks one is found out."""
+
+import pytest
+import torch
+
+from trak_lightning import registry
+from trak_lightning.extractors.iterative import Iterative
+from trak_lightning.gradients import DenseBlock
+from trak_lightning.testing import ExtractorConformance
+from trak_lightning.testing.models import CASES
+
+REFUSES = {"functional": {"recurrent": "vmap cannot batch a GRU"}}
+BUILT_IN = [plugin for plugin in registry.scan()[0] if plugin.kind == "extractors" and plugin.distribution == "trak-lightning"]
+
+
+def suite(name):
+    return type(
+        f"Test{name.title()}",
+        (ExtractorConformance,),
+        {"extractor": staticmethod(lambda: registry.create("extractors", name)), "refuses": REFUSES.get(name, {})},
+    )
+
+
+for plugin in BUILT_IN:
+    globals()[f"Test{plugin.name.title()}"] = suite(plugin.name)
+
+
+class DropsBiases(Iterative):
+    def extract(self, model, task, batch, layout, sink):
+        return super().extract(
+            model, task, batch, layout, lambda block: None if block.name.endswith("bias") else sink(block)
+        )
+
+
+class MixesSamples(Iterative):
+    def extract(self, model, task, batch, layout, sink):
+        return super().extract(
+            model,
+            task,
+            batch,
+            layout,
+            lambda block: sink(DenseBlock(block.name, block.grad + 1e-6 * block.grad.mean(0, keepdim=True))),
+        )
+
+
+@pytest.mark.parametrize("wrong", [DropsBiases, MixesSamples])
+def test_a_wrong_extractor_fails_the_suite(wrong):
+    tests = type("TestWrong", (ExtractorConformance,), {"extractor": wrong})()
+    with pytest.raises(AssertionError):
+        tests.test_gradients_equal_the_autograd_loop(CASES[0], 2)
+
+
+class LeavesHooks(Iterative):
+    def extract(self, model, task, batch, layout, sink):
+        model.requires_grad_(False)
+        try:
+            return super().extract(model, task, batch, layout, sink)
+        finally:
+            model.requires_grad_(True)
+
+
+def test_an_extractor_that_unfreezes_parameters_fails_the_suite():
+    tests = type("TestWrong", (ExtractorConformance,), {"extractor": LeavesHooks})()
+    with pytest.raises(AssertionError):
+        tests.test_the_model_is_left_as_it_was()
+    assert torch.is_grad_enabled()
