@@ -9,7 +9,7 @@ from trak_lightning.errors import DataError
 
 
 class DigitsCNN(L.LightningModule):
-    """Two convolutions with batch normalisation and two linear layers.
+    """Two convolutions and two linear layers.
 
     Args:
         width: channels of the first convolution; the second has twice as many.
@@ -17,12 +17,11 @@ class DigitsCNN(L.LightningModule):
         weight_decay: of SGD with Nesterov momentum 0.9.
     """
 
-    def __init__(self, width: int = 16, lr: float = 0.2, weight_decay: float = 5e-4) -> None:
+    def __init__(self, width: int = 16, lr: float = 0.05, weight_decay: float = 5e-3) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.net = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
+            nn.Conv2d(1, width, 3, padding=1),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, 2 * width, 3, padding=1),
             nn.ReLU(inplace=True),

@@ -8,20 +8,15 @@ import numpy as np
 
 from trak_lightning.errors import DataError
 from trak_lightning.evaluation.lds import mean_spearman
-from trak_lightning.scoring.base import Array, CheckpointFeatures, Problem, weighting
+from trak_lightning.scoring.base import Array, Problem
 from trak_lightning.scoring.spectrum import Spectrum
 
 GRID = np.logspace(-1, -6, 26)
 """Candidates for λ, in units of trace(ΦᵀWΦ): of each checkpoint its own."""
 
-FALLBACK = 1e-3
-"""λ/trace where nothing is known that could choose it."""
-
-ENOUGH = 50
-"""Held-out samples from which their mean loss is trusted."""
-
-MAX_ROWS = 8192
-"""Training samples whose leave-one-out loss is computed; beyond that, evenly spaced ones stand for all."""
+AUTOMATIC = 1 / 1500
+"""λ/trace of ``auto``. The best λ lay between trace/600 and trace/2500 on every problem that was tried, and the curve is
+flat there: see docs/regularization.md."""
 
 
 @dataclass(frozen=True)
@@ -49,63 +44,14 @@ def parse(regularization: float | str) -> float | str:
     return value
 
 
-def choose(regularization: float | str, problem: Problem, spectra: Sequence[Spectrum], weights: str) -> Choice:
-    """λ of every checkpoint."""
+def choose(regularization: float | str, problem: Problem, spectra: Sequence[Spectrum]) -> Choice:
+    """λ of every checkpoint: the number given, `AUTOMATIC` · trace(ΦᵀWΦ), or what `calibrate` finds."""
     if regularization == "calibrate":
         return calibrate(problem, spectra)
     if regularization == "auto":
-        return automatic(problem, spectra, weights)
+        return _choice(f"auto: trace/{1 / AUTOMATIC:.0f}", [AUTOMATIC * spectrum.trace for spectrum in spectra], spectra)
     value = float(regularization)
     return _choice("number", [value] * len(spectra), spectra)
-
-
-def automatic(problem: Problem, spectra: Sequence[Spectrum], weights: str) -> Choice:
-    """The λ at which leaving a training sample out would cost what held-out samples cost.
-
-    ``f_i − h_i q_i / (1 − h_i w_i)`` with ``h_i = φ_iᵀ(ΦᵀWΦ + λI)⁻¹φ_i`` predicts the output for a training sample had it not
-    been trained on: the smaller λ, the worse. Its mean loss over the samples trained on is matched to the mean loss that
-    the checkpoint has on samples it was not trained on: those outside its recorded subset, or else the targets. Where
-    neither is known (no subset, few targets, another loss than the logistic) λ = `FALLBACK` · trace.
-    """
-    relative = [_match_held_out(features, spectrum, weights) for features, spectrum in zip(problem.checkpoints, spectra, strict=True)]
-    known = [value for value in relative if value is not None]
-    # One λ/trace for all checkpoints, which differ by chance only: the median is the steadier estimate.
-    chosen = float(np.exp(np.median(np.log(known)))) if known else FALLBACK
-    rule = "auto: leave-one-out loss equals held-out loss" if known else f"auto: nothing held out, {FALLBACK} · trace"
-    return _choice(rule, [chosen * spectrum.trace for spectrum in spectra], spectra)
-
-
-def _match_held_out(features: CheckpointFeatures, spectrum: Spectrum, weights: str) -> float | None:
-    if features.train.spec.fingerprint.get("loss_function") != "logistic":
-        return None
-    output = features.train.column("output").astype(np.float64)
-    trained = np.ones(len(output), dtype=bool)
-    held_out = features.targets.column("output").astype(np.float64)
-    if features.subset is not None:
-        trained[:] = False
-        trained[features.subset] = True
-        held_out = output[~trained]
-    if len(held_out) < ENOUGH or not trained.any():
-        return None
-    goal = _logistic_loss(held_out).mean()
-    step = -(-int(trained.sum()) // MAX_ROWS)
-    sampled = set(np.flatnonzero(trained)[::step].tolist())
-    losses = []
-    for rows in features.train.blocks():
-        chosen = np.array([index in sampled for index in rows.index.tolist()])
-        leverage = spectrum.quadratic(rows.features[chosen], GRID * spectrum.trace)
-        q = rows.loss_weight[chosen, None].astype(np.float64)
-        remaining = np.maximum(1 - leverage * weighting(rows, weights)[chosen, None], 1e-3)
-        losses.append(_logistic_loss(rows.output[chosen, None] - leverage * q / remaining))
-    curve = np.concatenate(losses).mean(axis=0)
-    if curve[0] >= goal:
-        return float(GRID[0])
-    above = np.flatnonzero(curve >= goal)
-    if not len(above):
-        return float(GRID[-1])
-    right = int(above[0])
-    fraction = (goal - curve[right - 1]) / (curve[right] - curve[right - 1])
-    return float(np.exp(np.interp(fraction, [0, 1], np.log(GRID[right - 1 : right + 1]))))
 
 
 def calibrate(problem: Problem, spectra: Sequence[Spectrum]) -> Choice:
@@ -168,7 +114,3 @@ def _choice(rule: str, values: Sequence[float], spectra: Sequence[Spectrum]) -> 
             "rank": [int(spectrum.values.size) for spectrum in spectra],
         },
     )
-
-
-def _logistic_loss(output: Array) -> Array:
-    return np.logaddexp(0, -output)

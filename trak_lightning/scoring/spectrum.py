@@ -49,16 +49,6 @@ class Spectrum:
         shrinkage = self.values / (regularization * (self.values + regularization))
         return features / regularization - (coordinates * shrinkage) @ self.vectors.T
 
-    def quadratic(self, features: Array, regularizations: Array) -> Array:
-        """φᵀ(G + λI)⁻¹φ of rows (b, k) for several positive λ: (b, number of λ)."""
-        features = features.astype(np.float64)
-        squares = (features @ self.vectors) ** 2
-        inside = squares @ (1 / (self.values[:, None] + regularizations))
-        if not self.deficient:
-            return inside
-        outside = np.maximum((features**2).sum(1) - squares.sum(1), 0)
-        return inside + outside[:, None] / regularizations
-
     def _warn(self) -> None:
         condition = float(self.values[-1] / self.values[0])
         if condition > ILL_CONDITIONED:

@@ -16,8 +16,8 @@ class Trak(Scorer):
     separately (Park et al. 2023, section 3.3, where W = I and λ = 0).
 
     Args:
-        regularization: λ as a number, the same for every checkpoint; ``auto`` to choose it from the features;
-            ``calibrate`` to choose it by the linear datamodeling score over the checkpoints themselves, which needs
+        regularization: λ as a number, the same for every checkpoint; ``auto`` for
+            trace(ΦᵀWΦ)/1500; ``calibrate`` to choose it by the linear datamodeling score over the checkpoints themselves, which needs
             recorded subsets.
         weights: W, of every training sample: ``none`` 1, ``residual`` \\|q|, ``gauss_newton`` r = ∂²ℓ/∂f²
             (q(1 − q) for the logistic loss), ``fisher`` q².
@@ -32,7 +32,7 @@ class Trak(Scorer):
     def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:
         problem = Problem(tuple(checkpoints))
         spectra = [gram_spectrum(features.train, self.weights) for features in checkpoints]
-        choice = choose(self.regularization, problem, spectra, self.weights)
+        choice = choose(self.regularization, problem, spectra)
         scoring = _TrakScoring(problem, spectra, choice.values, self._factor(problem, spectra, choice.values))
         scoring.settings = choice.settings
         return scoring
