@@ -5,5 +5,7 @@
 """
 
 from trak_lightning.testing.extractors import ExtractorConformance
+from trak_lightning.testing.projectors import ProjectorConformance
+from trak_lightning.testing.stores import StoreConformance
 
 __all__ = ["ExtractorConformance", "ProjectorConformance", "StoreConformance"]

@@ -1,0 +1,119 @@
+"""The laws of feature stores."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, NonFiniteGradientError
+from trak_lightning.stores.base import FeatureRows, FeatureSpec, FeatureStore
+
+SPEC = FeatureSpec(
+    split="train",
+    checkpoint="a1",
+    num_samples=23,
+    dim=5,
+    batch_size=4,
+    block_size=8,
+    fingerprint={"seed": 0, "projector": {"class": "p", "dim": 5}},
+)
+
+
+class StoreConformance:
+    """Subclass with ``store``, a class or function that makes one without arguments."""
+
+    store: ClassVar[Callable[[], FeatureStore]]
+    persistent: ClassVar[bool] = True
+    """Whether another store object finds what this one stored in the same folder."""
+
+    @pytest.fixture
+    def bound(self, tmp_path: Path) -> FeatureStore:
+        store = type(self).store()
+        store.bind(tmp_path / "features")
+        return store
+
+    def reopen(self, bound: FeatureStore, tmp_path: Path) -> FeatureStore:
+        if not self.persistent:
+            return bound
+        store = type(self).store()
+        store.bind(tmp_path / "features")
+        return store
+
+    def test_what_is_written_is_read_back_bit_for_bit(self, bound: FeatureStore, tmp_path: Path) -> None:
+        created = bound.create(SPEC)
+        for block in (2, 0, 1):
+            created.write_block(block, rows(SPEC, block))
+        found = self.reopen(bound, tmp_path).open("train", "a1")
+        assert found.spec == SPEC
+        for block, read in enumerate(found.blocks()):
+            expected = rows(SPEC, block)
+            for name in ("index", "features", "output", "loss_weight", "curvature"):
+                np.testing.assert_array_equal(getattr(read, name), getattr(expected, name))
+                assert getattr(read, name).dtype == getattr(expected, name).dtype
+        assert len(found.column("output")) == 23
+
+    def test_blocks_are_missing_until_they_are_written(self, bound: FeatureStore, tmp_path: Path) -> None:
+        created = bound.create(SPEC)
+        assert created.missing_blocks() == [0, 1, 2]
+        created.write_block(1, rows(SPEC, 1))
+        found = self.reopen(bound, tmp_path).create(SPEC)
+        assert found.missing_blocks() == [0, 2]
+        assert not found.complete
+        with pytest.raises(IncompleteRunError):
+            found.read_block(0)
+
+    def test_a_block_may_be_written_again(self, bound: FeatureStore) -> None:
+        created = bound.create(SPEC)
+        created.write_block(0, rows(SPEC, 0))
+        created.write_block(0, replace(rows(SPEC, 0), output=np.full(8, 3, np.float32)))
+        assert created.read_block(0).output.tolist() == [3.0] * 8
+
+    def test_a_set_made_otherwise_is_refused_with_both_values(self, bound: FeatureStore) -> None:
+        bound.create(SPEC)
+        changes: dict[str, dict[str, Any]] = {
+            r"projector\.dim = 5, and 6": {"fingerprint": {"seed": 0, "projector": {"class": "p", "dim": 6}}},
+            r"seed = 0, and 1": {"fingerprint": {**SPEC.fingerprint, "seed": 1}},
+            r"length of the dataset = 23, and 24": {"num_samples": 24},
+        }
+        for message, change in changes.items():
+            with pytest.raises(IncompatibleRunError, match=message):
+                bound.create(replace(SPEC, **change))
+
+    def test_a_set_that_is_gone_on_with_keeps_its_batches(self, bound: FeatureStore) -> None:
+        bound.create(SPEC)
+        found = bound.create(replace(SPEC, batch_size=3, block_size=6))
+        assert (found.spec.batch_size, found.spec.block_size) == (4, 8)
+
+    def test_sets_are_listed_and_a_set_that_is_not_there_is_refused(self, bound: FeatureStore) -> None:
+        assert bound.list() == []
+        for checkpoint in ("b2", "a1"):
+            bound.create(replace(SPEC, checkpoint=checkpoint))
+        assert bound.list() == [("train", "a1"), ("train", "b2")]
+        with pytest.raises(IncompleteRunError, match="no features of 'test' under checkpoint a1.*train/a1"):
+            bound.open("test", "a1")
+
+    def test_nan_is_refused_with_the_samples(self, bound: FeatureStore) -> None:
+        created, bad = bound.create(SPEC), rows(SPEC, 1)
+        bad.features[3, 2] = np.nan
+        with pytest.raises(NonFiniteGradientError, match=r"samples \[11\]"):
+            created.write_block(1, bad)
+        assert created.missing_blocks() == [0, 1, 2]
+
+    def test_rows_of_another_block_or_shape_are_refused(self, bound: FeatureStore) -> None:
+        created = bound.create(SPEC)
+        for wrong in (rows(SPEC, 1), rows(replace(SPEC, num_samples=7), 0), rows(replace(SPEC, dim=4), 0)):
+            with pytest.raises(DataError):
+                created.write_block(0, wrong)
+        assert created.missing_blocks() == [0, 1, 2]
+
+
+def rows(spec: FeatureSpec, block: int) -> FeatureRows:
+    """Random rows for a block."""
+    samples = spec.block_range(block)
+    generator = np.random.default_rng(block)
+    columns = [generator.standard_normal(len(samples), np.float32) for _ in range(3)]
+    features = generator.standard_normal((len(samples), spec.dim), np.float32)
+    return FeatureRows(np.arange(samples.start, samples.stop), features, *columns)

@@ -1,0 +1,52 @@
+"""What is special to single projectors."""
+
+import pytest
+import torch
+
+from trak_lightning.gradients import ParameterSlot
+from trak_lightning.projectors.gaussian import Gaussian
+from trak_lightning.projectors.rademacher import Rademacher
+from trak_lightning.projectors.sparse_jl import SparseJL
+
+SLOT, CPU = ParameterSlot("w", (100, 30), 0), torch.device("cpu")
+
+
+def columns(projector):
+    out = torch.zeros(SLOT.numel, projector.dim)
+    projector.block(SLOT, seed=5, device=CPU)(torch.eye(SLOT.numel), out)
+    return out
+
+
+def test_sparse_jl_has_one_entry_of_size_one_a_column():
+    matrix = columns(SparseJL(64))
+    assert torch.equal((matrix != 0).sum(1), torch.ones(SLOT.numel, dtype=torch.long))
+    assert torch.equal(matrix.abs().sum(1), torch.ones(SLOT.numel))
+
+
+def test_sparse_jl_has_the_same_bits_with_one_thread_and_two():
+    grad, found = torch.randn(16, SLOT.numel, generator=torch.Generator().manual_seed(0)), []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            out = torch.zeros(16, 64)
+            SparseJL(64).block(SLOT, seed=5, device=CPU)(grad, out)
+            found.append(out)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("dense", [Rademacher, Gaussian])
+def test_a_dense_matrix_is_the_same_kept_or_generated_tile_by_tile(dense):
+    torch.testing.assert_close(columns(dense(64, memory_budget=0)), columns(dense(64)), rtol=0, atol=0)
+    assert dense(64, memory_budget=0).state == dense(64).state
+
+
+def test_rademacher_entries_are_plus_or_minus_one_over_root_k():
+    assert set(columns(Rademacher(64)).unique().tolist()) == {-0.125, 0.125}
+
+
+def test_a_dimension_below_one_is_refused():
+    with pytest.raises(ValueError, match="dim must be a positive number of dimensions, got 0"):
+        SparseJL(0)
