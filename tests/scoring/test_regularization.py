@@ -1,0 +1,89 @@
+"""Choosing λ, and refusing what cannot be right."""
+
+import numpy as np
+import pytest
+
+from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
+from trak_lightning.evaluation.lds import lds
+from trak_lightning.scoring.spectrum import IllConditionedWarning
+from trak_lightning.scoring.trak import Trak
+
+
+@pytest.fixture
+def ensemble(features, rng):
+    """Ridge regressions on random halves: λ that fits is known, and so is what each would say of the targets."""
+    n, k, m, ridge = 120, 40, 15, 60.0
+    X, Z = rng.standard_normal((n, k)) * np.linspace(0.1, 2, k), rng.standard_normal((m, k)) * np.linspace(0.1, 2, k)
+    y = X @ rng.standard_normal(k) + 5 * rng.standard_normal(n)
+
+    def fit(rows):
+        return np.linalg.solve(X[rows].T @ X[rows] + ridge * np.eye(k), X[rows].T @ y[rows])
+
+    sets = []
+    for j in range(8):
+        subset = np.sort(rng.permutation(n)[: n // 2])
+        theta = fit(subset)
+        sets.append(features(X, Z, q=y - X @ theta, outputs=Z @ theta, subset=subset, checkpoint=str(j)))
+    masks = np.zeros((60, n), dtype=bool)
+    for mask in masks:
+        mask[rng.permutation(n)[: n // 2]] = True
+    outputs = np.stack([Z @ fit(np.flatnonzero(mask)) for mask in masks])
+    return sets, masks, outputs
+
+
+def quality(scorer, ensemble):
+    sets, masks, outputs = ensemble
+    return lds(scorer.fit(sets).blocks(), masks, outputs).mean()
+
+
+def test_calibration_comes_close_to_the_best_regularization_on_models_it_has_not_seen(ensemble):
+    trace = Trak("auto", "none").fit(ensemble[0]).settings["trace"][0]
+    best = max(quality(Trak(relative * trace, "none"), ensemble) for relative in np.logspace(-5, 0, 11))
+    assert quality(Trak("calibrate", "none"), ensemble) > 0.97 * best
+    curve = Trak("calibrate", "none").fit(ensemble[0]).settings["curve"]
+    assert len(curve["relative"]) == len(curve["lds"])
+
+
+def test_auto_is_a_fraction_of_the_trace_and_never_zero(ensemble):
+    settings = Trak("auto").fit(ensemble[0]).settings
+    np.testing.assert_allclose(settings["regularization"], np.array(settings["trace"]) / 1500)
+
+
+def test_calibration_without_subsets_is_refused_with_the_way_out(features, rng):
+    sets = [features(rng.standard_normal((9, 3)), rng.standard_normal((2, 3)), q=np.ones(9), checkpoint=str(i)) for i in range(4)]
+    with pytest.raises(DataError, match="there are 4, 4 of them without.*regularization='auto'"):
+        Trak("calibrate").fit(sets)
+
+
+@pytest.mark.parametrize("wrong", [-1, "most", float("nan"), None])
+def test_a_regularization_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match="regularization must be a number λ ≥ 0, 'auto' or 'calibrate'"):
+        Trak(wrong)
+
+
+def test_numbers_may_come_as_text():
+    assert Trak("1e-3").regularization == 1e-3
+
+
+def test_unknown_weights_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="weights must be one of none, residual, gauss_newton, fisher, got 'q'"):
+        Trak(weights="q")
+
+
+def test_a_singular_gram_matrix_without_regularization_is_warned_of(features, rng):
+    X = rng.standard_normal((30, 3)) * [1, 1, 5e-7]
+    with pytest.warns(IllConditionedWarning, match="condition number .*regularization='auto'"):
+        list(Trak(0.0, "none").fit([features(X, X[:1], q=np.ones(30))]).blocks())
+
+
+def test_checkpoints_of_different_data_are_refused(features, rng):
+    sets = [features(rng.standard_normal((n, 3)), np.ones((1, 3)), q=np.ones(n), checkpoint=str(n)) for n in (9, 10)]
+    with pytest.raises(IncompatibleRunError, match="train/10 has 10 samples, and train/9 has 9"):
+        Trak().fit(sets)
+
+
+def test_missing_rows_are_refused(features):
+    incomplete = features(np.ones((9, 3)), np.ones((1, 3)), q=np.ones(9))
+    del incomplete.train._blocks[1]
+    with pytest.raises(IncompleteRunError, match="1 of 2 blocks of train/c are missing"):
+        Trak().fit([incomplete])

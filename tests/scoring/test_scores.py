@@ -1,0 +1,64 @@
+"""Score files are written whole, read lazily, and ranked."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from trak_lightning.errors import CorruptFileError, DataError
+from trak_lightning.scoring.base import Scoring
+from trak_lightning.scoring.scores import Scores, write_scores
+
+
+class Given(Scoring):
+    def __init__(self, values):
+        self.num_targets, self.num_train = values.shape
+        self.settings, self._values = {"rule": "given"}, values
+
+    def rows(self, start, stop):
+        return self._values[start:stop]
+
+
+@pytest.fixture
+def values():
+    return np.random.default_rng(0).integers(-40, 40, (6, 250)).astype(np.float32)
+
+
+@pytest.fixture
+def scores(values, tmp_path):
+    return write_scores(tmp_path / "scores/test.h5", Given(values), {"request": 1})
+
+
+def test_values_are_an_array_that_is_mapped_and_not_read(scores, values):
+    assert isinstance(scores.values, np.memmap)
+    np.testing.assert_array_equal(scores.values, values)
+    assert Scores(scores.path).settings == {"request": 1, "scoring": {"rule": "given"}}
+
+
+@pytest.mark.parametrize("k", [1, 10, 100, 101, 250])
+def test_top_and_bottom_are_a_stable_sort(k, scores, values):
+    for found, keys in ((scores.top(k), -values), (scores.bottom(k), values)):
+        order = np.argsort(keys, axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(found.values, np.take_along_axis(values, order, axis=1))
+        np.testing.assert_array_equal(found.values, np.take_along_axis(values, found.indices, axis=1))
+    one = scores.top(k, target=3)
+    np.testing.assert_array_equal(one.indices, scores.top(k).indices[3])
+
+
+def test_out_of_range_requests_are_refused(scores):
+    with pytest.raises(DataError, match="k must lie in 1 … 250"):
+        scores.top(251)
+    with pytest.raises(DataError, match="target 6 is out of range.*targets 0 … 5"):
+        scores.bottom(1, target=6)
+
+
+def test_a_file_that_is_no_score_file_is_refused(tmp_path):
+    (tmp_path / "x.h5").write_text("nothing")
+    with pytest.raises(CorruptFileError, match=r"x.h5 is not a score file"):
+        Scores(tmp_path / "x.h5")
+
+
+def test_scoring_does_not_import_torch():
+    code = "import sys, trak_lightning.cli.scoring; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
