@@ -36,7 +36,9 @@ def test_loading_restores_the_weights(model, tmp_path):
 
 def test_a_checkpoint_of_another_architecture_is_refused_with_the_first_misfit(model, tmp_path):
     torch.save(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).state_dict(), tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"a.pt does not fit Sequential: 0.weight is \(5, 3\) in the checkpoint and \(4, 3\)"):
+    with pytest.raises(
+        CheckpointError, match=r"a.pt does not fit Sequential: 0.weight is \(5, 3\) in the checkpoint and \(4, 3\)"
+    ):
         Checkpoint.of(tmp_path / "a.pt", model)
 
 
@@ -46,7 +48,9 @@ def test_names_that_differ_by_a_prefix_are_refused_with_the_prefix(model):
         Checkpoint.of(wrapped, model)
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"not a checkpoint", "cannot be read"), (None, "there is no checkpoint file")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"not a checkpoint", "cannot be read"), (None, "there is no checkpoint file")]
+)
 def test_what_is_no_checkpoint_is_refused(content, message, model, tmp_path):
     if content is not None:
         (tmp_path / "a.pt").write_bytes(content)

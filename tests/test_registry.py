@@ -33,7 +33,9 @@ def install(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", registry.BASES)
 def test_built_ins_are_registered_like_any_plugin_and_can_be_made_without_options(kind):
-    names = [plugin.name for plugin in registry.scan()[0] if plugin.kind == kind and plugin.distribution == "trak-lightning"]
+    names = [
+        plugin.name for plugin in registry.scan()[0] if plugin.kind == kind and plugin.distribution == "trak-lightning"
+    ]
     assert names
     for name in names:
         assert registry.create(kind, name).__class__ is registry.find(kind, name).load()
@@ -49,7 +51,9 @@ def test_an_object_is_taken_as_it_is():
 
 
 def test_a_class_that_is_not_registered_is_found_by_its_path():
-    assert registry.create("projectors", "trak_lightning.projectors.identity.Identity").state["class"].endswith("Identity")
+    assert (
+        registry.create("projectors", "trak_lightning.projectors.identity.Identity").state["class"].endswith("Identity")
+    )
 
 
 def test_an_unknown_name_suggests_the_nearest():
@@ -68,8 +72,12 @@ def test_an_object_of_another_kind_is_refused():
 
 
 def test_a_plugin_that_cannot_be_imported_names_its_distribution_and_breaks_only_itself(install):
-    install("acme-proj", "[trak_lightning.projectors]\nacme = acme_proj:Acme\n", "acme_proj", "import nowhere_to_be_found")
-    with pytest.raises(PluginError, match=r"'acme' .* of distribution acme-proj 1.5 could not be loaded: ModuleNotFoundError"):
+    install(
+        "acme-proj", "[trak_lightning.projectors]\nacme = acme_proj:Acme\n", "acme_proj", "import nowhere_to_be_found"
+    )
+    with pytest.raises(
+        PluginError, match=r"'acme' .* of distribution acme-proj 1.5 could not be loaded: ModuleNotFoundError"
+    ):
         registry.create("projectors", "acme")
     assert isinstance(registry.create("projectors", "sparse_jl"), Projector)
 

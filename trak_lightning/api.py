@@ -1,14 +1,14 @@
 """The Python API: `TRAK`."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning import registry
@@ -145,7 +145,7 @@ class TRAK:
         missing = sum(len(s.spec.block_range(block)) for s in sets for block in s.missing_blocks())
         if not missing:
             return 0
-        original = copy.deepcopy(self.model.state_dict())
+        original = {name: tensor.detach().clone() for name, tensor in _tensors(self.model)}
         try:
             with quiet_lightning():
                 trainer = self._trainer or default_trainer()
@@ -155,7 +155,8 @@ class TRAK:
                             checkpoint.load_into(self.model)
                             self._predict(trainer, data, feature_set, BlockWriter(advance))
         finally:
-            self.model.load_state_dict(original)
+            for name, tensor in _tensors(self.model):  # weights, and the dtype and device that the Trainer chose
+                tensor.data = original[name]
         return missing
 
     def score(
@@ -235,6 +236,11 @@ class TRAK:
                 f"{len(missing)} of {feature_set.spec.num_blocks} blocks of {feature_set.spec.split} are missing after "
                 "featurizing: it was interrupted, or a process died. What is stored is kept; run the same command again."
             )
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def default_trainer(**overrides: Any) -> L.Trainer:

@@ -119,7 +119,9 @@ class Featurizer(L.LightningModule):
         for position in sorted({0, len(index) - 1}):
             sample = index[position : position + 1]
             batch = IndexedBatch(sample, self._data.batch(sample.tolist()))
-            batch = to_device(batch, self._data.hooks, self.model, self.device)
+            batch = to_device(
+                self.trainer.precision_plugin.convert_input(batch), self._data.hooks, self.model, self.device
+            )
             alone = self._featurize(batch).features[0]
             within = rows.features[position]
             difference = np.linalg.norm(alone - within) / max(np.linalg.norm(alone), np.finfo(np.float32).tiny)

@@ -108,7 +108,9 @@ class RunDirectory:
         for position, checkpoint in enumerate(checkpoints):
             twin = next((other for other in checkpoints[:position] if other.id == checkpoint.id), None)
             if twin:
-                raise DataError(f"checkpoints {twin.source} and {checkpoint.source} hold the same weights; give one of them")
+                raise DataError(
+                    f"checkpoints {twin.source} and {checkpoint.source} hold the same weights; give one of them"
+                )
         record = self.read()
         given = {checkpoint.id for checkpoint in checkpoints}
         for known in record.checkpoints:

@@ -20,7 +20,10 @@ def test_it_is_spearmans_correlation_of_sums_and_outputs(rng):
 
 def test_ties_get_their_average_rank(rng):
     predicted, observed = rng.integers(0, 4, (25, 6)), rng.integers(0, 3, (25, 6))
-    np.testing.assert_allclose(spearman(predicted, observed), [spearmanr(*pair).statistic for pair in zip(predicted.T, observed.T, strict=True)])
+    np.testing.assert_allclose(
+        spearman(predicted, observed),
+        [spearmanr(*pair).statistic for pair in zip(predicted.T, observed.T, strict=True)],
+    )
 
 
 def test_a_model_that_is_a_sum_over_its_subset_is_predicted_perfectly(rng):

@@ -10,7 +10,9 @@ from trak_lightning.testing import ExtractorConformance
 from trak_lightning.testing.models import CASES
 
 REFUSES = {"functional": {"recurrent": "vmap cannot batch a GRU"}}
-BUILT_IN = [plugin for plugin in registry.scan()[0] if plugin.kind == "extractors" and plugin.distribution == "trak-lightning"]
+BUILT_IN = [
+    plugin for plugin in registry.scan()[0] if plugin.kind == "extractors" and plugin.distribution == "trak-lightning"
+]
 
 
 def suite(name):

@@ -33,7 +33,10 @@ def test_only_one_layers_gradients_are_alive_at_a_time():
 
 
 def test_a_model_whose_parameters_are_all_frozen_by_now_gives_the_same_gradients():
-    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)).double(), torch.randn(5, 3).double()
+    model, x = (
+        nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)).double(),
+        torch.randn(5, 3).double(),
+    )
     layout, expected = ParameterLayout.of(model), autograd_loop(model, Sum(), x, 5)[1]
     model.requires_grad_(False)
     found = {}
@@ -103,7 +106,12 @@ def test_an_output_without_a_graph_is_refused():
             return super().forward(x).detach()
 
     with pytest.raises(UnsupportedModelError, match="does not depend on any parameter"):
-        extract(Hooks(), nn.Sequential(nn.Linear(3, 3), nn.Flatten(), nn.Sequential(Detached(3, 2))).double(), torch.randn(2, 3).double(), 2)
+        extract(
+            Hooks(),
+            nn.Sequential(nn.Linear(3, 3), nn.Flatten(), nn.Sequential(Detached(3, 2))).double(),
+            torch.randn(2, 3).double(),
+            2,
+        )
 
 
 def test_autocast_gradients_are_summed_in_float32_and_close_to_exact():

@@ -19,7 +19,9 @@ def features():
             for block in range(spec.num_blocks):
                 rows = spec.block_range(block)
                 piece = slice(rows.start, rows.stop)
-                created.write_block(block, FeatureRows(np.arange(*piece.indices(len(phi))), phi[piece], *[c[piece] for c in columns]))
+                created.write_block(
+                    block, FeatureRows(np.arange(*piece.indices(len(phi))), phi[piece], *[c[piece] for c in columns])
+                )
             return created
 
         q = np.asarray(q, dtype=np.float64)
@@ -37,5 +39,3 @@ def features():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-

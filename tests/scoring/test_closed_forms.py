@@ -50,9 +50,7 @@ def test_logistic_regression_equals_one_newton_step_without_each_sample(features
 
 
 def test_without_weights_and_regularization_it_is_the_papers_formula(features, rng):
-    checkpoints = [
-        (rng.standard_normal((50, 6)), rng.standard_normal((4, 6)), rng.uniform(0, 1, 50)) for _ in range(3)
-    ]
+    checkpoints = [(rng.standard_normal((50, 6)), rng.standard_normal((4, 6)), rng.uniform(0, 1, 50)) for _ in range(3)]
     inner = np.mean([Z @ np.linalg.inv(X.T @ X) @ X.T for X, Z, _ in checkpoints], axis=0)
     expected = inner * np.mean([q for *_, q in checkpoints], axis=0)
     sets = [features(X, Z, q=q, checkpoint=str(i)) for i, (X, Z, q) in enumerate(checkpoints)]

@@ -50,7 +50,10 @@ def test_auto_is_a_fraction_of_the_trace_and_never_zero(ensemble):
 
 
 def test_calibration_without_subsets_is_refused_with_the_way_out(features, rng):
-    sets = [features(rng.standard_normal((9, 3)), rng.standard_normal((2, 3)), q=np.ones(9), checkpoint=str(i)) for i in range(4)]
+    sets = [
+        features(rng.standard_normal((9, 3)), rng.standard_normal((2, 3)), q=np.ones(9), checkpoint=str(i))
+        for i in range(4)
+    ]
     with pytest.raises(DataError, match="there are 4, 4 of them without.*regularization='auto'"):
         Trak("calibrate").fit(sets)
 

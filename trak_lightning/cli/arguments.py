@@ -13,7 +13,17 @@ from trak_lightning.stores.base import FeatureStore
 # Not Any: jsonargparse would import the class that an Any value names.
 Unread = dict[str, Any] | list[Any] | str | int | bool | None
 
-TRAINING_KEYS = ("seed_everything", "model", "data", "trainer", "optimizer", "lr_scheduler", "task", "extractor", "projector")
+TRAINING_KEYS = (
+    "seed_everything",
+    "model",
+    "data",
+    "trainer",
+    "optimizer",
+    "lr_scheduler",
+    "task",
+    "extractor",
+    "projector",
+)
 """Settings that only commands with a Trainer look at. They are accepted, unread, by the others: one file serves all."""
 
 
@@ -33,9 +43,13 @@ def add_run_arguments(parser: ArgumentParser) -> None:
         default=True,
         help="false unpickles checkpoint files, which runs code in them: only for files you trust",
     )
-    parser.add_argument("--train_split", type=str, default="train", help="training data: the DataModule's NAME_dataloader")
+    parser.add_argument(
+        "--train_split", type=str, default="train", help="training data: the DataModule's NAME_dataloader"
+    )
     parser.add_argument("--target_split", type=str, default="test", help="targets: the DataModule's NAME_dataloader")
-    parser.add_argument("--batch_size", type=int | None, default=None, help="of gradient batches; default: the loader's")
+    parser.add_argument(
+        "--batch_size", type=int | None, default=None, help="of gradient batches; default: the loader's"
+    )
     parser.add_class_arguments(EnsembleSettings, "ensemble")
     parser.add_class_arguments(EvaluationSettings, "evaluation")
     parser.add_subclass_arguments(FeatureStore, "store", help="where features live")

@@ -8,7 +8,9 @@ def summary(stage: str, what: str, new: int | None = None, verb: str = "", start
     if new is None:
         done = ""
     elif new:
-        done = f" ({new} {verb} in {time.perf_counter() - started:.1f} s)" if started is not None else f" ({new} {verb})"
+        done = (
+            f" ({new} {verb} in {time.perf_counter() - started:.1f} s)" if started is not None else f" ({new} {verb})"
+        )
     else:
         done = " (already finished, nothing to do)"
     print(f"{stage:<10} {what}{done}", flush=True)

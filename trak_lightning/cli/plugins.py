@@ -12,7 +12,9 @@ def plugins(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    parser = ArgumentParser(prog="trak plugins", description="List every plug-in that is installed, and what is broken.")
+    parser = ArgumentParser(
+        prog="trak plugins", description="List every plug-in that is installed, and what is broken."
+    )
     parser.parse_args(list(argv))
     table = Table(box=None)
     for heading in ("kind", "name", "distribution", "state"):

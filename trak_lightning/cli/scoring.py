@@ -29,7 +29,9 @@ def score(argv: Sequence[str]) -> int:
 
 def evaluate(argv: Sequence[str]) -> int:
     """``trak evaluate``."""
-    if any(token.lstrip("-").partition(".")[0].partition("=")[0] in TRAINING_KEYS for token in argv if token[:2] == "--"):
+    if any(
+        token.lstrip("-").partition(".")[0].partition("=")[0] in TRAINING_KEYS for token in argv if token[:2] == "--"
+    ):
         return _retrain_and_evaluate(argv)
     started = time.perf_counter()
     parser = light_parser(

@@ -92,7 +92,9 @@ class Job:
     def sources(self) -> list[Any]:
         """The classes whose source code this run depends on."""
         parts = self._cli.config_init
-        return [type(part) for part in (self._cli.model, self._datamodule, parts.task, parts.extractor, parts.projector)]
+        return [
+            type(part) for part in (self._cli.model, self._datamodule, parts.task, parts.extractor, parts.projector)
+        ]
 
     def train(self) -> list[str]:
         """Make the checkpoints that are missing; returns the files of all."""
@@ -102,7 +104,11 @@ class Job:
         started = time.perf_counter()
         ensemble = self._config.ensemble
         paths, trained = train_ensemble(
-            self._fresh, self._datamodule, self._plan("ensemble", ensemble.fraction), ensemble.size, self.run.checkpoints
+            self._fresh,
+            self._datamodule,
+            self._plan("ensemble", ensemble.fraction),
+            ensemble.size,
+            self.run.checkpoints,
         )
         summary("train", f"{len(paths)} checkpoints in {self.run.checkpoints}", trained, "trained", started)
         return [str(path) for path in paths]
@@ -182,7 +188,9 @@ class Job:
     def _data(self, split: str) -> AttributionData:
         loader = getattr(self._datamodule, f"{split}_dataloader", None)
         if loader is None:
-            raise DataError(f"{type(self._datamodule).__name__} has no method {split}_dataloader, which split {split!r} needs")
+            raise DataError(
+                f"{type(self._datamodule).__name__} has no method {split}_dataloader, which split {split!r} needs"
+            )
         return AttributionData.of(loader(), self._config.batch_size, hooks=self._datamodule)
 
     def _plan(self, purpose: str, fraction: float) -> SubsetPlan:

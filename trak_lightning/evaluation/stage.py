@@ -15,8 +15,8 @@ from trak_lightning.evaluation.random_scores import Random
 from trak_lightning.rundir import RunDirectory, read_json
 from trak_lightning.scoring.base import BLOCK_BYTES, Array, Scorer
 from trak_lightning.scoring.gradient_dot import GradientDot
-from trak_lightning.scoring.stage import features_fingerprint, load_features, score_run
 from trak_lightning.scoring.spectrum import IllConditionedWarning
+from trak_lightning.scoring.stage import features_fingerprint, load_features, score_run
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.settings import EvaluationSettings
 from trak_lightning.stores.base import FeatureStore

@@ -103,7 +103,7 @@ class _Audit:
             raise UnsupportedModelError(
                 f"per-sample gradients of {len(wrong)} parameters of {type(model).__name__} cannot be had from hooks: "
                 f"{', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}. They are used outside the forward of the module that "
-                "owns them, or without a batch dimension. Use extractor='functional' or 'iterative', or freeze them with "
+                "owns them, without a batch dimension, or where samples are mixed. Use extractor='functional' or 'iterative', or freeze them with "
                 "requires_grad_(False)."
             )
 

@@ -12,7 +12,6 @@ from trak_lightning.extractors.rules import Rule, find_rule
 from trak_lightning.extractors.rules.fallback import RecordedCall, rerun
 from trak_lightning.gradients import ParameterLayout, Sink
 
-
 COMPOSITE = (nn.MultiheadAttention,)
 """Modules that use the parameters of the modules inside them without calling these."""
 
@@ -140,7 +139,9 @@ class Tape:
             if not torch.is_grad_enabled():
                 return output
             # Copies: nothing here knows how long the module's arguments stay as they are.
-            args, kwargs = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+            args, kwargs = tree_map(
+                lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+            )
             call = RecordedCall(args, kwargs, {})
             leaves, structure = tree_flatten(output)
             for position, leaf in enumerate(leaves):

@@ -49,7 +49,9 @@ def choose(regularization: float | str, problem: Problem, spectra: Sequence[Spec
     if regularization == "calibrate":
         return calibrate(problem, spectra)
     if regularization == "auto":
-        return _choice(f"auto: trace/{1 / AUTOMATIC:.0f}", [AUTOMATIC * spectrum.trace for spectrum in spectra], spectra)
+        return _choice(
+            f"auto: trace/{1 / AUTOMATIC:.0f}", [AUTOMATIC * spectrum.trace for spectrum in spectra], spectra
+        )
     value = float(regularization)
     return _choice("number", [value] * len(spectra), spectra)
 

@@ -49,7 +49,9 @@ class Scores:
                 self._offset: int = file["scores"].id.get_offset()
                 self._kept: int = file["top_indices"].shape[1]
         except (OSError, KeyError, ValueError, TypeError) as error:
-            raise CorruptFileError(f"{self.path} is not a score file: {error}. Delete it and run trak score again.") from error
+            raise CorruptFileError(
+                f"{self.path} is not a score file: {error}. Delete it and run trak score again."
+            ) from error
 
     @cached_property
     def values(self) -> npt.NDArray[np.float32]:

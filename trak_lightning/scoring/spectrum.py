@@ -71,7 +71,10 @@ def gram_spectrum(features: FeatureSet, weights: str) -> Spectrum:
     n, k = features.spec.num_samples, features.spec.dim
     if n < k:
         scaled = np.concatenate(
-            [rows.features.astype(np.float64) * np.sqrt(weighting(rows, weights))[:, None] for rows in features.blocks()]
+            [
+                rows.features.astype(np.float64) * np.sqrt(weighting(rows, weights))[:, None]
+                for rows in features.blocks()
+            ]
         )
         values, left = np.linalg.eigh(scaled @ scaled.T)
         keep = values > _cutoff(values, n, k)

@@ -4,7 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trak_lightning.scoring.base import WEIGHTS, Array, CheckpointFeatures, Problem, Scorer, Scoring, read_rows, weighting
+from trak_lightning.scoring.base import (
+    WEIGHTS,
+    Array,
+    CheckpointFeatures,
+    Problem,
+    Scorer,
+    Scoring,
+    read_rows,
+    weighting,
+)
 from trak_lightning.scoring.regularization import choose, parse
 from trak_lightning.scoring.spectrum import Spectrum, gram_spectrum
 
@@ -81,7 +90,8 @@ class _TrakScoring(Scoring):
     def rows(self, start: int, stop: int) -> Array:
         parts = zip(self._problem.checkpoints, self._spectra, self._regularizations, strict=True)
         solved = [
-            (features, spectrum.solve(read_rows(features.targets, start, stop), value)) for features, spectrum, value in parts
+            (features, spectrum.solve(read_rows(features.targets, start, stop), value))
+            for features, spectrum, value in parts
         ]
         return mean_inner_products(solved, stop - start, self.num_train) * self._factor
 

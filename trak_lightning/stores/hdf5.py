@@ -136,6 +136,5 @@ class HDF5Set(FeatureSet):
 
     def _not_this_block(self, path: Path, seen: str) -> str:
         return (
-            f"{path} is not the block that its name and manifest say: {seen}. Delete the file "
-            "and run featurize again."
+            f"{path} is not the block that its name and manifest say: {seen}. Delete the file and run featurize again."
         )

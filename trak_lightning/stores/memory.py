@@ -50,7 +50,9 @@ class MemorySet(FeatureSet):
 
     def read_block(self, block: int) -> FeatureRows:
         if block not in self._blocks:
-            raise IncompleteRunError(f"block {block} of {self.spec.split}/{self.spec.checkpoint} has not been featurised")
+            raise IncompleteRunError(
+                f"block {block} of {self.spec.split}/{self.spec.checkpoint} has not been featurised"
+            )
         return self._blocks[block]
 
     def missing_blocks(self) -> list[int]:

@@ -55,10 +55,10 @@ class ImageClassification(Task):
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """``logit_y − logsumexp(logits of the other classes)``, (B,) from `logits` (B, C) and `labels` (B,).
 
-    Stable where p_y is near 0 or 1: no probability is formed.
+    Stable where p_y is near 0 or 1: no probability is formed. A label that is no class gives NaN.
     """
-    own = torch.nn.functional.one_hot(labels, logits.shape[-1]).bool()
-    correct = logits.masked_fill(~own, 0).sum(-1)
+    own = labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
+    correct = logits.masked_fill(~own, 0).sum(-1).masked_fill(~own.any(-1), torch.nan)
     return correct - torch.logsumexp(logits.masked_fill(own, -torch.inf), dim=-1)
 
 
@@ -69,9 +69,8 @@ def _check_labels(logits: Tensor, labels: Tensor) -> None:
         raise DataError(
             f"labels must be integers of shape ({logits.shape[0]},), got {labels.dtype} of shape {tuple(labels.shape)}"
         )
-    # Under vmap the values cannot be looked at; the featurizer's batches have been checked by then.
-    if torch._C._functorch.is_batchedtensor(labels):
-        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(labels):
+        return  # under vmap values cannot be looked at; `margin` makes NaN of a wrong label, and that is refused
     classes = logits.shape[1]
     outside = (labels < 0) | (labels >= classes)
     if outside.any():

@@ -97,7 +97,9 @@ def _partly_frozen() -> nn.Module:
 
 
 def _batch_norm() -> nn.Module:
-    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.BatchNorm1d(64))
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.BatchNorm1d(64)
+    )
     model.train()(torch.randn(16, 2, 6, 6))
     return model
 
@@ -112,7 +114,11 @@ def _tokens(length: int) -> Callable[[int], Tensor]:
 
 CASES = (
     Case("linear", lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), _inputs(3)),
-    Case("linear over positions", lambda: nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2, False)), _inputs(2, 5, 3)),
+    Case(
+        "linear over positions",
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2, False)),
+        _inputs(2, 5, 3),
+    ),
     Case("convolution", lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 2)), _inputs(2, 6, 5)),
     Case(
         "convolution with stride, dilation and groups",
@@ -121,7 +127,9 @@ CASES = (
     ),
     Case(
         "convolution with padding modes",
-        lambda: nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), nn.Conv2d(2, 2, 4, padding="same")),
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), nn.Conv2d(2, 2, 4, padding="same")
+        ),
         _inputs(2, 6, 5),
     ),
     Case("convolution in one dimension", lambda: nn.Conv1d(2, 3, 3, padding=1), _inputs(2, 6)),
@@ -130,7 +138,11 @@ CASES = (
     Case("group norm", lambda: nn.Sequential(nn.Conv2d(2, 4, 2), nn.GroupNorm(2, 4)), _inputs(2, 4, 4)),
     Case("embedding", lambda: nn.Sequential(nn.Embedding(6, 4, padding_idx=1), nn.Linear(4, 2)), _tokens(5)),
     Case("residual in place", Residual, _inputs(4)),
-    Case("activation in place", lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)), _inputs(3)),
+    Case(
+        "activation in place",
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)),
+        _inputs(3),
+    ),
     Case("tied weights, called twice", Tied, _tokens(5)),
     Case("bare parameters, dict output, keyword input", BareParameters, _inputs(4, 4)),
     Case("subclass with its own forward", lambda: Scaled(3, 2), _inputs(3)),

@@ -17,11 +17,13 @@ are of one floating-point dtype (integer inputs of embeddings excepted)."""
 _RULES: dict[type[nn.Module], tuple[Rule, Callable[[nn.Module], bool]]] = {}
 
 
-def rule_for(*classes: type[nn.Module], when: Callable[[nn.Module], bool] = lambda module: True) -> Callable[[Rule], Rule]:
+def rule_for(
+    *classes: type[nn.Module], when: Callable[[nn.Module], bool] = lambda module: True
+) -> Callable[[Rule], Rule]:
     """Register a rule for these classes, for the modules that satisfy `when`."""
 
     def register(rule: Rule) -> Rule:
-        _RULES.update({cls: (rule, when) for cls in classes})
+        _RULES.update(dict.fromkeys(classes, (rule, when)))
         return rule
 
     return register

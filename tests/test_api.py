@@ -1,0 +1,262 @@
+"""The Python API, from datasets and checkpoints to scores."""
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader
+
+from trak_lightning import TRAK, Task
+from trak_lightning.errors import (
+    CheckpointError,
+    DataError,
+    IncompatibleRunError,
+    IncompleteRunError,
+    NonFiniteGradientError,
+    PluginError,
+    SampleDependenceError,
+    StorageError,
+    TrainModeError,
+)
+from trak_lightning.stores.memory import MemoryStore
+from trak_lightning.tasks.classification import margin
+
+
+def attribute(model, run_dir, **options):
+    return TRAK(model, task="image_classification", run_dir=run_dir, **{"projector": "identity", **options})
+
+
+def rows(trak, split="train"):
+    """Features of every checkpoint, in order."""
+    checkpoints = [record.id for record in trak.run.read().checkpoints]
+    sets = [trak.store.open(split, checkpoint) for checkpoint in checkpoints]
+    return np.stack([np.concatenate([block.features for block in found.blocks()]) for found in sets])
+
+
+def test_scores_equal_the_formula_computed_naively(model, train_set, test_set, checkpoints, tmp_path):
+    model.double()
+    doubles = [{name: tensor.double() for name, tensor in state.items()} for state in checkpoints]
+    for dataset in (train_set, test_set):
+        dataset.tensors = (dataset.tensors[0].double(), dataset.tensors[1])
+    trak = attribute(model, tmp_path, store={"name": "hdf5", "dtype": "float64"})
+    trak.featurize(train_set, checkpoints=doubles)
+    scores = trak.score(test_set, name="test", regularization=0.5, weights="residual")
+
+    def naive(state, dataset):
+        gradients, outputs = [], []
+        for x, y in dataset:
+            parameters = {name: tensor.clone().requires_grad_() for name, tensor in state.items()}
+            output = margin(functional_call(model, parameters, (x[None],)), y[None])[0]
+            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(output, list(parameters.values()))]))
+            outputs.append(output.detach())
+        return torch.stack(gradients), torch.sigmoid(-torch.stack(outputs))
+
+    inner, weights = 0, 0
+    for state in doubles:
+        (phi, q), (targets, _) = naive(state, train_set), naive(state, test_set)
+        gram = (phi * q[:, None]).T @ phi + 0.5 * torch.eye(phi.shape[1], dtype=torch.float64)
+        inner, weights = inner + targets @ torch.linalg.solve(gram, phi.T) / 3, weights + q / 3
+    np.testing.assert_allclose(scores.values, (inner * weights).numpy(), rtol=1e-5, atol=1e-7)
+    assert scores.top(5).indices.shape == (9, 5)
+
+
+@pytest.mark.parametrize("extractor", ["functional", "iterative"])
+def test_features_do_not_depend_on_the_extractor(extractor, model, train_set, tmp_path):
+    found = []
+    for name in ("hooks", extractor):
+        trak = attribute(model, tmp_path / name, extractor=name, projector={"name": "sparse_jl", "dim": 32})
+        trak.featurize(train_set)
+        found.append(rows(trak))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shuffling_loader_gives_what_its_dataset_gives(model, train_set, tmp_path):
+    first, second = attribute(model, tmp_path / "a"), attribute(model, tmp_path / "b")
+    first.featurize(train_set, batch_size=16)
+    second.featurize(DataLoader(train_set, batch_size=16, shuffle=True, drop_last=True))
+    np.testing.assert_array_equal(rows(first), rows(second))
+
+
+def test_the_model_keeps_its_own_weights_and_mode(model, train_set, checkpoints, tmp_path):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attribute(model, tmp_path).featurize(train_set, checkpoints=checkpoints)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_is_there_is_not_computed_again(model, train_set, test_set, checkpoints, tmp_path):
+    trak = attribute(model, tmp_path)
+    assert trak.featurize(train_set, checkpoints=checkpoints[:2]) == 100
+    assert attribute(model, tmp_path).featurize(train_set, checkpoints=checkpoints[:2]) == 0
+    assert trak.featurize(train_set, checkpoints=checkpoints) == 50  # one more checkpoint
+    first = trak.score(test_set, name="test")
+    assert trak.score(test_set, name="test").path.stat().st_mtime_ns == first.path.stat().st_mtime_ns
+
+
+def test_subsets_make_calibration_possible(model, train_set, test_set, checkpoints, tmp_path):
+    more = [*checkpoints, {name: tensor + 1 for name, tensor in checkpoints[0].items()}]
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set, checkpoints=more, subsets=[range(i, 50, 2) for i in range(4)])
+    settings = trak.score(test_set, regularization="calibrate").settings["scoring"]
+    assert settings["rule"] == "calibrate"
+
+
+def test_a_trainer_of_the_users_own_is_used_and_left_alone(model, train_set, tmp_path):
+    trainer = L.Trainer(
+        accelerator="cpu", precision="64-true", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    callbacks = list(trainer.callbacks)
+    trak = attribute(model, tmp_path, trainer=trainer, store=MemoryStore())
+    trak.featurize(train_set)
+    assert rows(trak).dtype == np.float64
+    assert trainer.callbacks == callbacks
+    assert model[0].weight.dtype == torch.float32
+
+
+def test_batch_hooks_of_a_lightning_module_are_applied_as_in_training(train_set, tmp_path):
+    class Scales(L.LightningModule):
+        def __init__(self, factor):
+            super().__init__()
+            self.layer, self.factor = nn.Linear(6, 3), factor
+            nn.init.constant_(self.layer.weight, 0.1)
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch[0] * self.factor, batch[1]
+
+        def forward(self, x):
+            return self.layer(x)
+
+    found = []
+    for factor in (1, 3):
+        trak = attribute(Scales(factor).eval(), tmp_path / str(factor))
+        trak.featurize(train_set)
+        found.append(rows(trak))
+    assert not np.allclose(*found)
+
+
+# --- Bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_left_in_train_mode_is_refused_by_module(model, tmp_path):
+    with pytest.raises(TrainModeError, match=r"2 \(Dropout, p=0.5\).*model.eval\(\)"):
+        attribute(model.train(), tmp_path)
+
+
+def test_dropout_that_ignores_eval_mode_is_refused(train_set, tmp_path):
+    class AlwaysDrops(nn.Linear):
+        def forward(self, x):
+            return super().forward(nn.functional.dropout(x, 0.5))
+
+    with pytest.raises(SampleDependenceError, match="gradient of sample 0 alone differs by .*F.dropout"):
+        attribute(AlwaysDrops(6, 3).eval(), tmp_path, extractor="iterative").featurize(train_set)
+
+
+def test_samples_that_are_mixed_are_refused(train_set, tmp_path):
+    class Centres(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.layer(x - x.mean(0))
+
+    with pytest.raises(SampleDependenceError, match="in a batch of 50"):
+        attribute(Centres().eval(), tmp_path).featurize(train_set)
+
+
+def test_nan_names_the_samples_and_stores_nothing(model, train_set, tmp_path):
+    train_set.tensors[0][[7, 33]] = float("nan")
+    trak = attribute(model, tmp_path)
+    with pytest.raises(NonFiniteGradientError, match=r"in the output of 2 of 50 samples: \[7, 33\]"):
+        trak.featurize(train_set)
+    assert trak.store.open("train", trak.run.read().checkpoints[0].id).missing_blocks() == [0]
+
+
+def test_labels_out_of_range_are_refused_under_vmap_too(model, train_set, tmp_path):
+    train_set.tensors[1][5] = 3
+    with pytest.raises(NonFiniteGradientError, match=r"samples: \[5\]"):
+        attribute(model, tmp_path, extractor="functional").featurize(train_set)
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_labels_out_of_range_are_refused(label, model, train_set, tmp_path):
+    train_set.tensors[1][5] = label
+    with pytest.raises(DataError, match=rf"label {label} is out of range: the model returns 3 logits.*position 5"):
+        attribute(model, tmp_path).featurize(train_set)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_computed(model, train_set, checkpoints, tmp_path):
+    with pytest.raises(CheckpointError, match="does not fit Sequential: 4 missing, such as '0.weight'; 1 unexpected"):
+        attribute(model, tmp_path).featurize(train_set, checkpoints=[checkpoints[0], {"x": torch.ones(1)}])
+    assert not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"projector": "gaussian"}, "projector.class = .*identity.*gaussian|dim = "),
+        (
+            {"projector": {"name": "sparse_jl", "dim": 16}, "first": {"projector": {"name": "sparse_jl", "dim": 8}}},
+            "dim = 8, and 16",
+        ),
+        ({"seed": 1}, "seed = 0, and 1 is asked for"),
+    ],
+)
+def test_a_run_directory_made_with_other_settings_is_refused(change, message, model, train_set, tmp_path):
+    attribute(model, tmp_path, **change.pop("first", {})).featurize(train_set)
+    with pytest.raises(IncompatibleRunError, match=message):
+        attribute(model, tmp_path, **change).featurize(train_set)
+
+
+def test_a_run_directory_made_with_another_checkpoint_is_refused(model, train_set, checkpoints, tmp_path):
+    attribute(model, tmp_path).featurize(train_set, checkpoints=checkpoints[:1])
+    with pytest.raises(IncompatibleRunError, match="which is not among the checkpoints given now"):
+        attribute(model, tmp_path).featurize(train_set, checkpoints=checkpoints[1:])
+
+
+def test_a_dataset_whose_length_or_content_changed_is_refused(model, train_set, tmp_path):
+    attribute(model, tmp_path).featurize(train_set)
+    with pytest.raises(IncompatibleRunError, match="length of the dataset = 50, and 49"):
+        attribute(model, tmp_path).featurize(torch.utils.data.Subset(train_set, range(49)))
+    train_set.tensors[0][0] += 1
+    with pytest.raises(IncompatibleRunError, match="was made with data = "):
+        attribute(model, tmp_path).featurize(train_set)
+
+
+def test_an_unknown_plugin_suggests_the_nearest(model, tmp_path):
+    with pytest.raises(PluginError, match="did you mean 'hooks'"):
+        attribute(model, tmp_path, extractor="hook")
+
+
+def test_a_run_directory_that_cannot_be_written_is_refused(model, train_set, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write .*part of the path is a file"):
+        attribute(model, tmp_path / "file" / "run").featurize(train_set)
+
+
+def test_the_same_checkpoint_twice_is_refused(model, train_set, checkpoints, tmp_path):
+    with pytest.raises(DataError, match="hold the same weights"):
+        attribute(model, tmp_path).featurize(train_set, checkpoints=[checkpoints[0]] * 2)
+
+
+def test_scoring_before_featurizing_is_refused(model, test_set, tmp_path):
+    with pytest.raises(IncompleteRunError, match="call featurize"):
+        attribute(model, tmp_path).score(test_set)
+
+
+def test_batches_that_the_task_does_not_know_are_refused(model, train_set, tmp_path):
+    three = torch.utils.data.TensorDataset(*train_set.tensors, train_set.tensors[1])
+    with pytest.raises(DataError, match=r"expects batches \(images, labels\) or mappings, got list of length 3"):
+        attribute(model, tmp_path).featurize(three)
+
+
+def test_a_task_of_ones_own_needs_one_method(train_set, tmp_path):
+    class FirstLogit(Task):
+        def output(self, model, batch):
+            return model(batch[0])[:, 0]
+
+    trak = TRAK(nn.Linear(6, 3).eval(), task=FirstLogit(), run_dir=tmp_path, projector="identity")
+    trak.featurize(train_set)
+    np.testing.assert_allclose(rows(trak)[0][:, :6], train_set.tensors[0].numpy(), rtol=1e-6)
