@@ -84,7 +84,6 @@ class TRAK:
         self.seed = seed
         require_eval(model)
         self._layout = ParameterLayout.of(model)
-        self.extractor.check(model, self._layout)
         self.store.bind(self.run.features)
         self._trainer = trainer
         self._weights_only = weights_only
@@ -243,17 +242,16 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def default_trainer(**overrides: Any) -> L.Trainer:
+def default_trainer() -> L.Trainer:
     """One device, no logging, no files: what featurizing needs."""
-    settings = {
-        "accelerator": "auto",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return L.Trainer(**(settings | overrides))
+    return L.Trainer(
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 def _subset_beside(source: CheckpointSource) -> npt.NDArray[np.int64] | None:

@@ -34,7 +34,7 @@ WHOLE_DATASET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSample
 class IndexedBatch(NamedTuple):
     """A collated batch and the dataset positions of its samples, (B,)."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a field, though tuples have a method of that name
     batch: Any
 
 
@@ -113,7 +113,7 @@ class AttributionData:
         """A loader of `IndexedBatch`, one for each list of indices in `batches`."""
         return DataLoader(
             _Indexed(self.dataset),
-            batch_sampler=BatchPlan(batches),  # type: ignore[arg-type]
+            batch_sampler=BatchPlan(batches),
             collate_fn=_IndexedCollate(self.collate_fn),
             num_workers=self.num_workers,
             multiprocessing_context=self.multiprocessing_context,

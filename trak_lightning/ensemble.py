@@ -49,7 +49,7 @@ def train_ensemble(
     with progress("train", len(missing)) as advance:
         for member in missing:
             subset = plan.subset(member)
-            model, trainer = train_on_subset(recipe, datamodule, subset, plan.training_seed(member))
+            _, trainer = train_on_subset(recipe, datamodule, subset, plan.training_seed(member))
             if trainer.is_global_zero:
                 with atomic_write(paths[member].with_suffix(".subset.npy")) as part, part.open("wb") as file:
                     np.save(file, subset, allow_pickle=False)
@@ -85,7 +85,7 @@ def _restricted(datamodule: L.LightningDataModule, subset: npt.NDArray[np.int64]
     try:
         yield
     finally:
-        del datamodule.train_dataloader  # type: ignore[method-assign]
+        del datamodule.train_dataloader
 
 
 def _subset_loader(loader: DataLoader, subset: npt.NDArray[np.int64]) -> DataLoader:

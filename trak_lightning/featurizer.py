@@ -168,8 +168,8 @@ def to_device(batch: IndexedBatch, datamodule: Any, model: nn.Module, device: to
     def hook(name: str) -> Callable[..., Any]:
         for owner in (datamodule, model):
             if isinstance(owner, DataHooks) and getattr(type(owner), name) is not getattr(DataHooks, name):
-                return getattr(owner, name)  # type: ignore[no-any-return]
-        return getattr(DataHooks(), name)  # type: ignore[no-any-return]
+                return getattr(owner, name)
+        return getattr(DataHooks(), name)
 
     moved = hook("on_before_batch_transfer")(batch.batch, 0)
     moved = hook("transfer_batch_to_device")(moved, device, 0)

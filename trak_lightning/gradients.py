@@ -71,7 +71,7 @@ class ParameterLayout(Sequence[ParameterSlot]):
     def fingerprint(self) -> str:
         return fingerprint([[slot.name, list(slot.shape)] for slot in self.slots])
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def,override]
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self.slots[index]
 
     def __len__(self) -> int:

@@ -20,6 +20,8 @@ class DigitsCNN(L.LightningModule):
     def __init__(self, width: int = 16, lr: float = 0.05, weight_decay: float = 5e-3) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.lr = lr
+        self.weight_decay = weight_decay
         self.net = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1),
             nn.ReLU(inplace=True),
@@ -43,10 +45,10 @@ class DigitsCNN(L.LightningModule):
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]
         optimizer = torch.optim.SGD(
-            self.parameters(), lr=0.0, momentum=0.9, nesterov=True, weight_decay=self.hparams.weight_decay
+            self.parameters(), lr=0.0, momentum=0.9, nesterov=True, weight_decay=self.weight_decay
         )
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.hparams.lr, total_steps=int(self.trainer.estimated_stepping_batches)
+            optimizer, max_lr=self.lr, total_steps=int(self.trainer.estimated_stepping_batches)
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 

@@ -23,13 +23,6 @@ class GradientExtractor(ABC):
     Peak memory should be that of one block, not of the sum of all.
     """
 
-    def check(self, model: nn.Module, layout: ParameterLayout) -> None:
-        """Refuse, before the first batch, a model that this extractor cannot do.
-
-        Raises:
-            UnsupportedModelError: names each parameter that cannot be done, and why.
-        """
-
     @abstractmethod
     def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
         """Push the gradient blocks of `batch` to `sink`; return the detached outputs f, (B,).

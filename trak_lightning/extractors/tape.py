@@ -59,44 +59,6 @@ class Tape:
             handle.remove()
         self._handles = []
 
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
-        return None, torch.zeros(())
-
-
-class Tape:
-    """Hooks on every module that owns attributed parameters, for one forward and backward pass.
-
-    Parameters must not require a gradient while a tape is open. A context manager: hooks are removed on the way out.
-    """
-
-    def __init__(self, model: nn.Module, layout: ParameterLayout, sink: Sink, size: int) -> None:
-        self._model = model
-        self._layout = layout
-        self._sink = sink
-        self._size = size
-        self._anchor = torch.zeros((), requires_grad=True)
-        self._handles: list[Any] = []
-        self._calls: list[tuple[nn.Module, dict[str, str], RecordedCall]] = []
-
-    def __enter__(self) -> "Tape":
-        for name, module, names in owners(self._model, self._layout):
-            rule = find_rule(module)
-            hook = self._layer_hook(name, module, names, rule) if rule else self._fallback_hook(module, names)
-            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._remove_hooks()
-
-    def _remove_hooks(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def modified_inputs(self) -> set[str]:
-        """The modules whose recorded input was changed in place later in the forward pass: it must be copied."""
-        return {name for name, input, version in self._inputs if input._version != version}
-
     def backward(self, output: Tensor) -> None:
         """Push the blocks of all layers."""
         torch.autograd.grad(output.sum(), self._anchor)
@@ -156,7 +118,7 @@ class Tape:
     def _on_graph(self, output: Tensor) -> Tensor:
         if output.requires_grad:
             return output
-        anchored: Tensor = _Anchor.apply(output, self._anchor)  # type: ignore[no-untyped-call]
+        anchored: Tensor = _Anchor.apply(output, self._anchor)
         return anchored
 
     def _over_batch(self, value: Tensor) -> Tensor:

@@ -48,4 +48,4 @@ def _weight_grad(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, input: Tensor, outpu
     # vmap makes one grouped convolution.
     if input.device.type == "cpu":
         return torch.stack([of_one_sample(grad, sample) for grad, sample in zip(output_grad, input, strict=True)])
-    return torch.vmap(of_one_sample)(output_grad, input)  # type: ignore[no-any-return]
+    return torch.vmap(of_one_sample)(output_grad, input)

@@ -42,7 +42,7 @@ def rerun(module: nn.Module, names: Names, call: RecordedCall, size: int) -> Ite
             outputs = tree_flatten(functional_call(module, own, args, kwargs, tie_weights=False))[0]
             return tuple(outputs[position] for position in positions)
 
-        _, pull = vjp(forward, parameters)
+        pull = vjp(forward, parameters)[1]
         gradients: dict[str, Tensor] = pull(tuple(grad.unsqueeze(0) for grad in output_grads))[0]
         return gradients
 

@@ -1,0 +1,231 @@
+"""The command line, as a user runs it: real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+CONFIG = {
+    "model": {"class_path": "trak_lightning.demos.DigitsCNN", "init_args": {"width": 4}},
+    "data": {"class_path": "trak_lightning.demos.DigitsDataModule", "init_args": {"num_targets": 60}},
+    "trainer": {"accelerator": "cpu", "max_epochs": 1},
+    "ensemble": {"size": 2},
+    "task": "image_classification",
+    "projector": {"name": "sparse_jl", "dim": 64},
+    "evaluation": {"models": 3},
+}
+
+
+def trak(*arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", "trak_lightning", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=300,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("finished")
+    done = trak("run", "--config", config, "--run_dir", run_dir)
+    assert done.returncode == 0, done.stderr
+    return run_dir, done
+
+
+def features(run_dir):
+    return {path.relative_to(run_dir): path.read_bytes() for path in sorted((run_dir / "features").rglob("*.h5"))}
+
+
+def contents(run_dir):
+    found = {}
+    for path in sorted((run_dir / "features").rglob("*.h5")):
+        with h5py.File(path) as file:
+            found[path.relative_to(run_dir)] = {name: file[name][()] for name in file}
+    return found
+
+
+def test_run_prints_one_line_a_stage_and_the_table(finished):
+    _, done = finished
+    stages = [line.split()[0] for line in done.stdout.splitlines() if line[:1].isalpha()]
+    assert [stage for stage in stages if stage in ("train", "featurize", "score", "evaluate")] == [
+        "train",
+        "featurize",
+        "score",
+        "evaluate",
+    ]
+    for row in ("Trak(regularization=auto, weights=residual)", "λ = 0", "gradient dot product", "random"):
+        assert row in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_finished_command_does_nothing_says_so_and_does_not_wait_for_torch(finished, config):
+    run_dir, _ = finished
+    before = features(run_dir)
+    again = trak("run", "--config", config, "--run_dir", run_dir)
+    assert (again.returncode, "nothing to do" in again.stdout) == (0, True)
+    assert features(run_dir) == before
+    code = (
+        "import sys; from trak_lightning.cli import main; "
+        f"main(['run', '--config', {str(config)!r}, '--run_dir', {str(run_dir)!r}]); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_a_finished_command_with_a_deleted_block_makes_that_block_again(config, tmp_path):
+    assert trak("train", "--config", config, "--run_dir", tmp_path).returncode == 0
+    assert trak("featurize", "--config", config, "--run_dir", tmp_path).returncode == 0
+    before = contents(tmp_path)
+    next((tmp_path / "features" / "train").rglob("block-00001.h5")).unlink()
+    again = trak("featurize", "--config", config, "--run_dir", tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "713 computed" in again.stdout
+    assert_same(contents(tmp_path), before)
+
+
+def test_the_resolved_configuration_can_be_run_again(finished):
+    run_dir, _ = finished
+    again = trak("featurize", "--config", run_dir / "config.yaml")
+    assert (again.returncode, "nothing to do" in again.stdout) == (0, True), again.stderr
+
+
+@pytest.mark.parametrize("command", ["score", "evaluate"])
+def test_scoring_commands_read_the_same_file_and_import_no_torch(command, finished, config):
+    run_dir, _ = finished
+    code = (
+        "import sys; from trak_lightning.cli import main; "
+        f"rc = main([{command!r}, '--config', {str(config)!r}, '--run_dir', {str(run_dir)!r}]); "
+        "sys.exit(rc or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "already finished, nothing to do" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["score", "evaluate", "top", "plugins"])
+def test_help_of_light_commands_imports_no_torch(command):
+    code = (
+        "import sys\nfrom trak_lightning.cli import main\n"
+        f"try: main([{command!r}, '--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "usage" in done.stdout
+
+
+def test_top_prints_the_training_samples_with_the_largest_and_smallest_scores(finished):
+    run_dir, _ = finished
+    done = trak("top", run_dir, "--target", 17, "-k", 3)
+    with h5py.File(run_dir / "scores" / "test.h5") as file:
+        order = np.argsort(file["scores"][17])
+    for sample in (*order[:3], *order[-3:]):
+        assert f" {sample} " in done.stdout
+
+
+def test_other_scorer_settings_give_other_scores(finished, config, tmp_path):
+    run_dir, _ = finished
+    done = trak("score", "--config", config, "--run_dir", run_dir, "--scorer", "gradient_dot")
+    assert "computed" in done.stdout, done.stderr
+    back = trak("score", "--config", config, "--run_dir", run_dir, "--scorer.regularization", "auto")
+    assert "trace/1500" in back.stdout
+
+
+def test_checkpoints_that_are_named_are_used_and_nothing_is_trained(finished, config, tmp_path):
+    run_dir, _ = finished
+    checkpoint = run_dir / "checkpoints" / "00.ckpt"
+    done = trak("featurize", "--config", config, "--run_dir", tmp_path, "--checkpoints", f"[{checkpoint}]")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "checkpoints").exists()
+    assert len(list((tmp_path / "subsets").iterdir())) == 1  # recorded beside the checkpoint
+
+
+def test_a_plugin_that_is_installed_is_used_by_its_name(finished, config, tmp_path):
+    run_dir, _ = finished
+    assert "count_sketch" in trak("plugins").stdout
+    arguments = ("--projector", "count_sketch", "--projector.dim", 32)
+    checkpoint = run_dir / "checkpoints" / "00.ckpt"
+    done = trak("featurize", "--config", config, "--run_dir", tmp_path, "--checkpoints", f"[{checkpoint}]", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert all(block["features"].shape[1] == 32 for block in contents(tmp_path).values())
+
+
+def test_configurations_are_merged_and_printed(config):
+    done = trak("featurize", "--config", config, "--config", "{projector: {name: gaussian, dim: 7}}", "--print_config")
+    printed = yaml.safe_load(done.stdout)
+    assert printed["projector"]["class_path"].endswith("Gaussian")
+    assert printed["projector"]["init_args"]["dim"] == 7
+    assert printed["model"]["init_args"]["width"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--projector", "sparse_jll"), "did you mean 'sparse_jl'"),
+        (("run", "--projektor", "x"), "projektor"),
+        (("score", "--scorer.weights", "q"), "weights must be one of"),
+        (("featurize",), "Run trak train first, or name your own files"),
+        (("score",), "Run trak featurize first"),
+        (("fly",), "unknown command 'fly'"),
+        (("run", "--config", "nowhere.yaml"), "there is no configuration file nowhere.yaml"),
+        (("run", "--evaluation.fraction", "2"), "fraction must lie in (0, 1]"),
+        (("run", "--target_split", "holdout"), "DigitsDataModule has no method holdout_dataloader"),
+    ],
+)
+def test_mistakes_are_named_without_a_traceback_and_with_a_failing_exit_status(arguments, message, config, tmp_path):
+    command, *rest = arguments
+    done = trak(command, "--config", config, "--run_dir", tmp_path, *rest)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_directory_with_models_trained_otherwise_is_refused(finished, config):
+    run_dir, _ = finished
+    done = trak("train", "--config", config, "--run_dir", run_dir, "--model.init_args.width", 5)
+    assert done.returncode == 1
+    assert "recipe.model.init_args.width = 4, and 5 is asked for" in done.stderr
+
+
+def test_killed_while_featurizing_and_run_again_gives_the_same_bits(finished, config, tmp_path):
+    run_dir, _ = finished
+    checkpoints = sorted((run_dir / "checkpoints").glob("*.ckpt"))
+    arguments = ["featurize", "--config", str(config), "--checkpoints", f"[{', '.join(map(str, checkpoints))}]"]
+    arguments += ["--projector.dim", "4096", "--run_dir"]
+    assert trak(*arguments, tmp_path / "whole").returncode == 0
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "trak_lightning", *arguments, str(tmp_path / "killed")]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "killed").rglob("block-*.h5")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    there = contents(tmp_path / "killed")
+    assert 0 < len(there) < len(contents(tmp_path / "whole"))
+    again = trak(*arguments, tmp_path / "killed")
+    assert again.returncode == 0, again.stderr
+    assert_same(contents(tmp_path / "killed"), contents(tmp_path / "whole"))
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for path, columns in expected.items():
+        for name, values in columns.items():
+            np.testing.assert_array_equal(found[path][name], values)
