@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -142,4 +142,5 @@ def weighting(rows: FeatureRows, weights: str) -> Array:
     return choices[weights]()
 
 
-WEIGHTS = ("none", "residual", "gauss_newton", "fisher")
+Weights: TypeAlias = Literal["none", "residual", "gauss_newton", "fisher"]
+WEIGHTS = get_args(Weights)

@@ -11,6 +11,7 @@ from trak_lightning.scoring.base import (
     Problem,
     Scorer,
     Scoring,
+    Weights,
     read_rows,
     weighting,
 )
@@ -32,7 +33,7 @@ class Trak(Scorer):
             (q(1 − q) for the logistic loss), ``fisher`` q².
     """
 
-    def __init__(self, regularization: float | str = "auto", weights: str = "residual") -> None:
+    def __init__(self, regularization: float | str = "auto", weights: Weights = "residual") -> None:
         if weights not in WEIGHTS:
             raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
         self.regularization = parse(regularization)
@@ -63,7 +64,7 @@ class LeaveOneOut(Trak):
         weights: as for `Trak`.
     """
 
-    def __init__(self, regularization: float | str = "auto", weights: str = "gauss_newton") -> None:
+    def __init__(self, regularization: float | str = "auto", weights: Weights = "gauss_newton") -> None:
         super().__init__(regularization, weights)
 
     def _factor(self, problem: Problem, spectra: list[Spectrum], regularizations: Sequence[float]) -> Array:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -31,7 +31,7 @@ class HDF5Store(FeatureStore):
         dtype: in which features are stored, ``float32`` or ``float64``.
     """
 
-    def __init__(self, dtype: str = "float32") -> None:
+    def __init__(self, dtype: Literal["float32", "float64"] = "float32") -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         self.dtype = dtype
