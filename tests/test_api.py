@@ -1,5 +1,7 @@
 """The Python API, from datasets and checkpoints to scores."""
 
+import resource
+
 import lightning as L
 import numpy as np
 import pytest
@@ -234,6 +236,27 @@ def test_a_run_directory_that_cannot_be_written_is_refused(model, train_set, tmp
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write .*part of the path is a file"):
         attribute(model, tmp_path / "file" / "run").featurize(train_set)
+
+
+@pytest.mark.parametrize("what", ["featurize", "score"])
+def test_a_full_disk_is_named_and_what_is_stored_is_kept(what, model, train_set, test_set, tmp_path):
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set, batch_size=4)
+    trak.score(test_set, name="test")
+    whole = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    next(
+        (tmp_path / "features" / "train").rglob("block-00000.h5") if what == "featurize" else tmp_path.rglob("test.h5")
+    ).unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # a disk that takes 1000 bytes of a file
+    try:
+        with pytest.raises(StorageError, match=r"cannot write .*h5: File too large"):
+            trak.featurize(train_set, batch_size=4) if what == "featurize" else trak.score(test_set, name="test")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    trak.featurize(train_set, batch_size=4)
+    trak.score(test_set, name="test")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == whole
 
 
 def test_the_same_checkpoint_twice_is_refused(model, train_set, checkpoints, tmp_path):

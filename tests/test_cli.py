@@ -181,6 +181,8 @@ def test_configurations_are_merged_and_printed(config):
         (("run", "--projektor", "x"), "projektor"),
         (("score", "--scorer.weights", "q"), "Literal['none', 'residual', 'gauss_newton', 'fisher']"),
         (("score", "--scorer.regularization=-1"), "must be a number λ ≥ 0, 'auto' or 'calibrate', got -1.0"),
+        (("run", "--scorer.regularization=-1"), "must be a number λ ≥ 0, 'auto' or 'calibrate', got -1.0"),
+        (("run", "--projector.dim=0"), "dim must be a positive number of dimensions, got 0"),
         (("featurize",), "Run trak train first, or name your own files"),
         (("score",), "Run trak featurize first"),
         (("fly",), "unknown command 'fly'"),

@@ -5,8 +5,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trak_lightning.errors import StorageError
+
+if TYPE_CHECKING:
+    import h5py
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free space and run the same command again",
@@ -43,6 +47,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_hdf5(path: Path) -> Iterator["h5py.File"]:
+    """As `atomic_write`, for an HDF5 file, which is open for writing inside the block."""
+    import h5py  # here, because commands that find nothing to do need not wait for it
+
+    # Through a Python file object: when HDF5 itself cannot write while closing a file, on a full disk, h5py prints that
+    # and goes on as if the file were whole.
+    with atomic_write(path) as part, part.open("wb+") as raw, h5py.File(raw, "w") as file:
+        yield file
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -13,6 +13,10 @@ class PluginError(TrakError):
     """A plug-in is unknown, clashes with another, cannot be imported, or is of the wrong type."""
 
 
+class SettingsError(TrakError):
+    """A setting has a value that it cannot have."""
+
+
 class IncompatibleRunError(TrakError):
     """A run directory was made with other settings (projector, seed, checkpoint, data) than those asked for."""
 

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from trak_lightning.atomic import atomic_write
 from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, IncompleteRunError
 
 SCHEMA_VERSION = 1
+LIBRARIES = ("trak-lightning", "torch", "lightning", "numpy", "h5py")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class RunRecord:
     schema_version: int = SCHEMA_VERSION
     checkpoints: tuple[CheckpointRecord, ...] = ()
     stages: dict[str, Any] = field(default_factory=dict)
-    """Stamps of finished commands; see `trak_lightning.stamps`."""
+    """Stamps of finished commands; see `trak_lightning.cli.stamps`."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """The libraries that last wrote to the run directory, for whoever has to explain a difference later."""
 
 
 class RunDirectory:
@@ -39,7 +43,7 @@ class RunDirectory:
     ::
 
         config.yaml      the resolved configuration
-        run.json         schema version, checkpoints, finished stages
+        run.json         schema version, checkpoints, finished stages, library versions
         checkpoints/     made by `trak train`, each with the subset it was trained on
         subsets/         the training subset of each featurised checkpoint, where it is known
         features/        feature sets
@@ -81,22 +85,23 @@ class RunDirectory:
             return RunRecord()
         try:
             found = json.loads(path.read_text())
-            version = found["schema_version"]
+            schema = found["schema_version"]
             checkpoints = tuple(CheckpointRecord(**entry) for entry in found["checkpoints"])
-            stages = dict(found["stages"])
+            stages, versions = dict(found["stages"]), dict(found["versions"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(
                 f"{path} is not a run record ({type(error).__name__}: {error}). Move the run directory away and start anew."
             ) from error
-        if version != SCHEMA_VERSION:
+        if schema != SCHEMA_VERSION:
             raise IncompatibleRunError(
-                f"{path} has schema version {version}; this trak_lightning reads version {SCHEMA_VERSION}"
+                f"{path} has schema version {schema}; this trak_lightning reads version {SCHEMA_VERSION}"
             )
-        return RunRecord(version, checkpoints, stages)
+        return RunRecord(schema, checkpoints, stages, versions)
 
     def write(self, record: RunRecord) -> None:
+        versions = {library: version(library) for library in LIBRARIES}
         with atomic_write(self.path / "run.json") as part:
-            part.write_text(json.dumps(asdict(record), indent=1))
+            part.write_text(json.dumps(asdict(replace(record, versions=versions)), indent=1))
 
     def register(self, checkpoints: Sequence[CheckpointRecord]) -> None:
         """Record the checkpoints of this run, in order. Further ones may be added later; none may be left out.
@@ -121,7 +126,7 @@ class RunDirectory:
                     "run directory, or give the same checkpoints (more may be added)."
                 )
         if tuple(checkpoints) != record.checkpoints:
-            self.write(RunRecord(record.schema_version, tuple(checkpoints), record.stages))
+            self.write(replace(record, checkpoints=tuple(checkpoints)))
 
     def require_checkpoints(self) -> tuple[CheckpointRecord, ...]:
         """The checkpoints featurised so far.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from trak_lightning.errors import SettingsError
 from trak_lightning.gradients import ParameterSlot
 from trak_lightning.projectors.gaussian import Gaussian
 from trak_lightning.projectors.rademacher import Rademacher
@@ -48,5 +49,5 @@ def test_rademacher_entries_are_plus_or_minus_one_over_root_k():
 
 
 def test_a_dimension_below_one_is_refused():
-    with pytest.raises(ValueError, match="dim must be a positive number of dimensions, got 0"):
+    with pytest.raises(SettingsError, match="dim must be a positive number of dimensions, got 0"):
         SparseJL(0)

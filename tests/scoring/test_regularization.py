@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
+from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError
 from trak_lightning.evaluation.lds import lds
 from trak_lightning.scoring.spectrum import IllConditionedWarning
 from trak_lightning.scoring.trak import Trak
@@ -60,7 +60,7 @@ def test_calibration_without_subsets_is_refused_with_the_way_out(features, rng):
 
 @pytest.mark.parametrize("wrong", [-1, "most", float("nan"), None])
 def test_a_regularization_that_is_none_is_refused(wrong):
-    with pytest.raises(ValueError, match="regularization must be a number λ ≥ 0, 'auto' or 'calibrate'"):
+    with pytest.raises(SettingsError, match="regularization must be a number λ ≥ 0, 'auto' or 'calibrate'"):
         Trak(wrong)
 
 
@@ -69,7 +69,7 @@ def test_numbers_may_come_as_text():
 
 
 def test_unknown_weights_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="weights must be one of none, residual, gauss_newton, fisher, got 'q'"):
+    with pytest.raises(SettingsError, match="weights must be one of none, residual, gauss_newton, fisher, got 'q'"):
         Trak(weights="q")
 
 

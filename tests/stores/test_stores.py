@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trak_lightning import registry
-from trak_lightning.errors import CorruptFileError, NonFiniteGradientError, StorageError
+from trak_lightning.errors import CorruptFileError, NonFiniteGradientError, SettingsError, StorageError
 from trak_lightning.stores.hdf5 import HDF5Store
 from trak_lightning.testing import StoreConformance
 from trak_lightning.testing.stores import SPEC, rows
@@ -100,7 +100,7 @@ def test_overflow_of_the_stored_type_is_refused_and_never_an_infinity(stored):
 
 
 def test_an_unknown_type_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="dtype must be one of float32, float64, got 'int3'"):
+    with pytest.raises(SettingsError, match="dtype must be one of float32, float64, got 'int3'"):
         HDF5Store("int3")
 
 

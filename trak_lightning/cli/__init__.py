@@ -44,12 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
     try:
         return int(getattr(import_module(f"trak_lightning.cli.{COMMANDS[command][0]}"), command)(rest) or 0)
-    except TrakError as error:
-        print(f"trak {command}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"trak {command}: interrupted; what is stored is kept, run the same command to go on", file=sys.stderr)
         return 130
+    except Exception as error:
+        # jsonargparse wraps what a class says of its settings in an error of its own.
+        reason: BaseException | None = error
+        while reason is not None and not isinstance(reason, TrakError):
+            reason = reason.__cause__
+        if reason is None:
+            raise
+        print(f"trak {command}: {type(reason).__name__}: {reason}", file=sys.stderr)
+        return 1
 
 
 def _usage() -> str:

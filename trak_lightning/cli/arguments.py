@@ -5,7 +5,6 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from trak_lightning import registry
-from trak_lightning.errors import DataError
 from trak_lightning.rundir import RunDirectory
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.settings import EnsembleSettings, EvaluationSettings
@@ -71,18 +70,6 @@ def light_parser(command: str, description: str) -> ArgumentParser:
     for key in TRAINING_KEYS:
         parser.add_argument(f"--{key}", type=Unread, default=None, help="not used here")
     return parser
-
-
-def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
-    """Make the objects that a configuration describes.
-
-    Raises:
-        DataError: a class refused its settings.
-    """
-    try:
-        return parser.instantiate(config)
-    except ValueError as error:
-        raise DataError(str(error)) from error
 
 
 def open_run(config: Namespace, instances: Namespace) -> tuple[RunDirectory, FeatureStore]:

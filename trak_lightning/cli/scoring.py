@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-from trak_lightning.cli.arguments import TRAINING_KEYS, instantiate, light_parser, open_run
+from trak_lightning.cli.arguments import TRAINING_KEYS, light_parser, open_run
 from trak_lightning.cli.names import rewrite
 from trak_lightning.cli.output import summary
 from trak_lightning.errors import DataError, IncompleteRunError
@@ -20,7 +20,7 @@ def score(argv: Sequence[str]) -> int:
     started = time.perf_counter()
     parser = light_parser("score", "Attribute the targets to the training samples, from the features of a run.")
     config = parser.parse_args(rewrite(argv))
-    instances = instantiate(parser, config)
+    instances = parser.instantiate(config)
     run, store = open_run(config, instances)
     scores, fresh = score_run(run, store, instances.scorer, train=config.train_split, targets=config.target_split)
     summary("score", f"{scores.describe()} in {scores.path}", int(fresh), "computed", started)
@@ -40,7 +40,7 @@ def evaluate(argv: Sequence[str]) -> int:
         "that are missing are retrained, with the model, data and trainer of the configuration.",
     )
     config = parser.parse_args(rewrite(argv))
-    instances = instantiate(parser, config)
+    instances = parser.instantiate(config)
     run, store = open_run(config, instances)
     try:
         evaluation, fresh = evaluate_run(

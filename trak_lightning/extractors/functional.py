@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from trak_lightning.errors import TrakError, UnsupportedModelError
+from trak_lightning.errors import SettingsError, TrakError, UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.samples import batch_size, is_batched, over_samples
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
@@ -24,7 +24,7 @@ class Functional(GradientExtractor):
 
     def __init__(self, chunk_size: int | None = None) -> None:
         if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be a positive number of samples, got {chunk_size}")
+            raise SettingsError(f"chunk_size must be a positive number of samples, got {chunk_size}")
         self.chunk_size = chunk_size
 
     def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from trak_lightning.errors import SettingsError
 from trak_lightning.gradients import GradientBlock, OuterProductBlock, ParameterLayout, ParameterSlot, RowSparseBlock
 from trak_lightning.seeds import derive_seed
 
@@ -42,7 +43,7 @@ class Projector(ABC):
 
     def __init__(self, dim: int = 2048) -> None:
         if dim < 1:
-            raise ValueError(f"dim must be a positive number of dimensions, got {dim}")
+            raise SettingsError(f"dim must be a positive number of dimensions, got {dim}")
         self.dim = dim
 
     def output_dim(self, layout: ParameterLayout) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.evaluation.lds import mean_spearman
 from trak_lightning.scoring.base import Array, Problem
 from trak_lightning.scoring.spectrum import Spectrum
@@ -31,7 +31,7 @@ def parse(regularization: float | str) -> float | str:
     """A number, ``auto`` or ``calibrate``; numbers may come as text from a command line.
 
     Raises:
-        ValueError: anything else.
+        SettingsError: anything else.
     """
     if regularization in ("auto", "calibrate"):
         return regularization
@@ -40,7 +40,7 @@ def parse(regularization: float | str) -> float | str:
     except (TypeError, ValueError):
         value = float("nan")
     if not 0 <= value < float("inf"):
-        raise ValueError(f"regularization must be a number λ ≥ 0, 'auto' or 'calibrate', got {regularization!r}")
+        raise SettingsError(f"regularization must be a number λ ≥ 0, 'auto' or 'calibrate', got {regularization!r}")
     return value
 
 

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.atomic import atomic_write
+from trak_lightning.atomic import atomic_hdf5
 from trak_lightning.errors import CorruptFileError, DataError
 from trak_lightning.scoring.base import Array, Scoring
 
@@ -94,7 +94,7 @@ def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any]) -> S
     """
     m, n = scoring.num_targets, scoring.num_train
     kept = min(KEPT, n)
-    with atomic_write(path) as part, h5py.File(part, "w") as file:
+    with atomic_hdf5(path) as file:
         scores = file.create_dataset("scores", (m, n), np.float32)
         lists = {
             name: (

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trak_lightning.errors import SettingsError
 from trak_lightning.scoring.base import (
     WEIGHTS,
     Array,
@@ -35,7 +36,7 @@ class Trak(Scorer):
 
     def __init__(self, regularization: float | str = "auto", weights: Weights = "residual") -> None:
         if weights not in WEIGHTS:
-            raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+            raise SettingsError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
         self.regularization = parse(regularization)
         self.weights = weights
 

@@ -8,9 +8,15 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
-from trak_lightning.atomic import atomic_write
+from trak_lightning.atomic import atomic_hdf5, atomic_write
 from trak_lightning.comparison import require_same
-from trak_lightning.errors import CorruptFileError, IncompleteRunError, NonFiniteGradientError, StorageError
+from trak_lightning.errors import (
+    CorruptFileError,
+    IncompleteRunError,
+    NonFiniteGradientError,
+    SettingsError,
+    StorageError,
+)
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.validation import COLUMNS, identity, require_rows
@@ -33,7 +39,7 @@ class HDF5Store(FeatureStore):
 
     def __init__(self, dtype: Literal["float32", "float64"] = "float32") -> None:
         if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+            raise SettingsError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         self.dtype = dtype
 
     def bind(self, root: Path) -> None:
@@ -101,7 +107,7 @@ class HDF5Set(FeatureSet):
                 f"the features of block {block} overflow {self.dtype}: largest value {np.abs(rows.features).max():.3g}. "
                 "Use store={'name': 'hdf5', 'dtype': 'float64'}."
             )
-        with atomic_write(self._path(block)) as part, h5py.File(part, "w") as file:
+        with atomic_hdf5(self._path(block)) as file:
             for name in COLUMNS:
                 file.create_dataset(name, data=features if name == "features" else getattr(rows, name))
             file.attrs.update(self._attributes(block))
