@@ -4,13 +4,15 @@ projectors, block by block.
 Shapes: B samples, T positions (tokens, pixels), p parameters.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.seeds import fingerprint
@@ -81,53 +83,98 @@ class ParameterLayout(Sequence[ParameterSlot]):
         return iter(self.slots)
 
 
+_CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**27}
+"""How much of a parameter's per-sample gradients is formed at a time: what a CPU's caches hold, what fills a GPU."""
+
+
 @dataclass(frozen=True)
-class DenseBlock:
+class GradientBlock(ABC):
+    """Per-sample gradients of one parameter, whole or as factors. Every tensor in it has B as its first dimension."""
+
+    name: str
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The gradients themselves: (B, *parameter.shape)."""
+
+    def take(self, samples: slice) -> Self:
+        """The block of some of the samples."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value[samples] for name, value in values.items() if isinstance(value, Tensor)})
+
+    def chunks(self, numel: int) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the batch, each with its gradients (b, *parameter.shape): never more than a few MiB at a time, or
+        one sample. `numel` is the size of the parameter."""
+        tensor = next(value for value in vars(self).values() if isinstance(value, Tensor))
+        step = max(1, _CHUNK_BYTES.get(tensor.device.type, 2**27) // (numel * tensor.element_size()))
+        for start in range(0, len(tensor), step):
+            samples = slice(start, min(start + step, len(tensor)))
+            yield samples, self.take(samples).dense()
+
+
+@dataclass(frozen=True)
+class DenseBlock(GradientBlock):
     """Per-sample gradients of any parameter: ``grad`` is (B, *parameter.shape)."""
 
-    name: str
     grad: Tensor
 
-    def dense(self) -> "DenseBlock":
-        return self
+    def dense(self) -> Tensor:
+        return self.grad
+
+    def chunks(self, numel: int) -> Iterator[tuple[slice, Tensor]]:
+        yield slice(0, len(self.grad)), self.grad
 
 
 @dataclass(frozen=True)
-class OuterProductBlock:
-    """Per-sample gradients of a linear map's weight (d_out, d_in), as factors.
+class OuterProductBlock(GradientBlock):
+    """Per-sample gradients of the matrix (d_left, d_right) of a linear map, as factors.
 
-    ``grad[b] = Σ_t output_grad[b, t] ⊗ input[b, t]`` with ``output_grad`` (B, T, d_out) and ``input`` (B, T, d_in). A
-    projector may use the factors without ever forming the (B, d_out, d_in) product.
+    ``grad[b] = Σ_t left[b, t] ⊗ right[b, t]`` with ``left`` (B, T, d_left) and ``right`` (B, T, d_right): for
+    ``nn.Linear``, the gradient of the output and the input. A projector may use the factors without ever forming the
+    (B, d_left, d_right) product.
     """
 
-    name: str
-    output_grad: Tensor
-    input: Tensor
+    left: Tensor
+    right: Tensor
 
-    def dense(self) -> DenseBlock:
-        return DenseBlock(self.name, torch.einsum("bto,bti->boi", self.output_grad, self.input))
+    def dense(self) -> Tensor:
+        return torch.bmm(self.left.transpose(1, 2), self.right)
 
 
 @dataclass(frozen=True)
-class RowSparseBlock:
+class ConvolutionBlock(GradientBlock):
+    """Per-sample gradients of a convolution's weight (d_left, d_right / groups, *kernel), as factors.
+
+    ``grad = combine(left, right)`` with ``left`` (B, d_left, *positions) and ``right`` (B, d_right, *positions), where
+    `combine` is bilinear and acts sample by sample. In a single group it pairs every channel of the one with every
+    channel of the other, however many there are, so a projector may reduce the channels first.
+    """
+
+    left: Tensor
+    right: Tensor
+    combine: Callable[[Tensor, Tensor], Tensor]
+    groups: int = 1
+
+    def dense(self) -> Tensor:
+        return self.combine(self.left, self.right)
+
+
+@dataclass(frozen=True)
+class RowSparseBlock(GradientBlock):
     """Per-sample gradients of an embedding table (num_rows, d): ``grad[b, rows[b, t]] += row_grad[b, t]``.
 
     ``rows`` is (B, T), ``row_grad`` (B, T, d); the same row may occur several times in a sample.
     """
 
-    name: str
     rows: Tensor
     row_grad: Tensor
     num_rows: int
 
-    def dense(self) -> DenseBlock:
+    def dense(self) -> Tensor:
         B, T, d = self.row_grad.shape
         grad = self.row_grad.new_zeros(B, self.num_rows, d)
-        grad.scatter_add_(1, self.rows.unsqueeze(-1).expand(B, T, d), self.row_grad)
-        return DenseBlock(self.name, grad)
+        return grad.scatter_add_(1, self.rows.unsqueeze(-1).expand(B, T, d), self.row_grad)
 
-
-GradientBlock: TypeAlias = DenseBlock | OuterProductBlock | RowSparseBlock
 
 Sink: TypeAlias = Callable[[GradientBlock], None]
 """Where an extractor pushes its blocks. A parameter may arrive in several blocks (a module called twice, tied

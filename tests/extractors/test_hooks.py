@@ -24,7 +24,7 @@ def test_only_one_layers_gradients_are_alive_at_a_time():
 
     def sink(block):
         nonlocal most
-        alive.add(block.dense().grad)
+        alive.add(block.dense())
         gc.collect()
         most = max(most, len(alive))
 
@@ -40,7 +40,7 @@ def test_a_model_whose_parameters_are_all_frozen_by_now_gives_the_same_gradients
     layout, expected = ParameterLayout.of(model), autograd_loop(model, Sum(), x, 5)[1]
     model.requires_grad_(False)
     found = {}
-    Hooks().extract(model, Sum(), x, layout, lambda block: found.__setitem__(block.name, block.dense().grad))
+    Hooks().extract(model, Sum(), x, layout, lambda block: found.__setitem__(block.name, block.dense()))
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-10, atol=1e-14)
 
@@ -120,9 +120,9 @@ def test_autocast_gradients_are_summed_in_float32_and_close_to_exact():
     batch = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 4])
     layout, task = ParameterLayout.of(model), ImageClassification()
     exact, rough = {}, {}
-    Hooks().extract(model, task, batch, layout, lambda block: exact.__setitem__(block.name, block.dense().grad))
+    Hooks().extract(model, task, batch, layout, lambda block: exact.__setitem__(block.name, block.dense()))
     with torch.autocast("cpu", torch.bfloat16):
-        Hooks().extract(model, task, batch, layout, lambda block: rough.__setitem__(block.name, block.dense().grad))
+        Hooks().extract(model, task, batch, layout, lambda block: rough.__setitem__(block.name, block.dense()))
     for name, grad in exact.items():
         assert rough[name].dtype == torch.float32
         assert (rough[name] - grad).norm() < 0.03 * grad.norm(), name

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from trak_lightning.errors import SettingsError
-from trak_lightning.gradients import GradientBlock, OuterProductBlock, ParameterLayout, ParameterSlot, RowSparseBlock
+from trak_lightning.gradients import (
+    ConvolutionBlock,
+    GradientBlock,
+    OuterProductBlock,
+    ParameterLayout,
+    ParameterSlot,
+    RowSparseBlock,
+)
 from trak_lightning.seeds import derive_seed
 
 
@@ -15,9 +22,10 @@ class BlockMap(Protocol):
     """The columns of P that belong to one parameter, as a function: adds ``grad @ P_blockᵀ`` to `out` in place.
 
     ``grad`` is (B, numel), contiguous; ``out`` is (B, k) and its dtype is the one to accumulate in. `grad` must not be
-    changed. Any function with this signature will do. An object may also have the methods ``outer(block, out)`` and
-    ``row_sparse(block, out)`` that do the same from an `OuterProductBlock` or a `RowSparseBlock` without forming the
-    dense gradient.
+    changed. Any function with this signature will do. It is called with some samples at a time, unless it has an
+    attribute ``whole_batches`` that is true. An object may also have the methods ``outer(block, out)``,
+    ``convolution(block, out)`` and ``row_sparse(block, out)`` that do the same from the factors of an
+    `OuterProductBlock`, a `ConvolutionBlock` or a `RowSparseBlock`, without forming the dense gradient.
     """
 
     def __call__(self, grad: Tensor, out: Tensor) -> None: ...
@@ -93,16 +101,28 @@ class Projection:
     def add(self, block: GradientBlock, out: Tensor) -> None:
         """Add the projection of `block` to `out` (B, k)."""
         block_map = self._map(block.name)
-        if isinstance(block, OuterProductBlock) and hasattr(block_map, "outer"):
-            block_map.outer(block, out)
-        elif isinstance(block, RowSparseBlock) and hasattr(block_map, "row_sparse"):
-            block_map.row_sparse(block, out)
+        from_factors = getattr(block_map, _FACTORS.get(type(block), ""), None)
+        if from_factors is not None:
+            from_factors(block, out)
+        elif getattr(block_map, "whole_batches", False):
+            block_map(_flatten(block.dense()), out)
         else:
-            grad = block.dense().grad
-            block_map(grad.reshape(grad.shape[0], -1).contiguous(), out)
+            for samples, grad in block.chunks(self.layout.by_name[block.name].numel):
+                block_map(_flatten(grad), out[samples])
 
     def _map(self, name: str) -> BlockMap:
         if name not in self._maps:
             seed = derive_seed(self._seed, self._checkpoint, name)
             self._maps[name] = self._projector.block(self.layout.by_name[name], seed=seed, device=self.device)
         return self._maps[name]
+
+
+_FACTORS: dict[type[GradientBlock], str] = {
+    OuterProductBlock: "outer",
+    ConvolutionBlock: "convolution",
+    RowSparseBlock: "row_sparse",
+}
+
+
+def _flatten(grad: Tensor) -> Tensor:
+    return grad.reshape(len(grad), -1).contiguous()

@@ -55,4 +55,5 @@ class DenseProjector(Projector):
                 matrix = columns(first, last) if kept is None else kept[first:last]
                 out.addmm_(grad[:, first:last].to(out.dtype), matrix.to(out.dtype), alpha=k**-0.5)
 
+        project.whole_batches = kept is None  # type: ignore[attr-defined]
         return project

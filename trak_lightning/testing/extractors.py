@@ -84,7 +84,7 @@ def extract(extractor: GradientExtractor, model: nn.Module, batch: Any, size: in
     found = {slot.name: torch.zeros(size, *slot.shape, dtype=torch.float64) for slot in layout}
 
     def sink(block: GradientBlock) -> None:
-        found[block.name] += block.dense().grad
+        found[block.name] += block.dense()
 
     return extractor.extract(model, Sum(), batch, layout, sink), found
 

@@ -93,7 +93,7 @@ class ProjectorConformance:
         for block in (outer, sparse):
             found, expected = projection.zeros(3, torch.float64), projection.zeros(3, torch.float64)
             projection.add(block, found)
-            projection.add(block.dense(), expected)
+            projection.add(DenseBlock(block.name, block.dense()), expected)
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
     def test_it_neither_reads_nor_changes_global_randomness(self) -> None:
