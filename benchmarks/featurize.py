@@ -59,7 +59,13 @@ def main(
 
 
 def _measure(
-    table: Table, workload: Workload, projectors: list[str], dim: int, device: torch.device, dtype: torch.dtype, rounds: int
+    table: Table,
+    workload: Workload,
+    projectors: list[str],
+    dim: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    rounds: int,
 ) -> None:
     torch.manual_seed(0)
     model = workload.model().to(device).eval()

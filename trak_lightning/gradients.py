@@ -83,7 +83,7 @@ class ParameterLayout(Sequence[ParameterSlot]):
         return iter(self.slots)
 
 
-_CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**27}
+_CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**27}
 """How much of a parameter's per-sample gradients is formed at a time: what a CPU's caches hold, what fills a GPU."""
 
 
@@ -102,14 +102,14 @@ class GradientBlock(ABC):
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: value[samples] for name, value in values.items() if isinstance(value, Tensor)})
 
-    def chunks(self, numel: int) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the batch, each with its gradients (b, *parameter.shape): never more than a few MiB at a time, or
-        one sample. `numel` is the size of the parameter."""
+    def chunks(self, numel: int) -> Iterator[tuple[slice, Self]]:
+        """The block in parts, each with its slice of the batch: as many samples as make a few MiB of dense gradients,
+        and at least one. `numel` is the size of the parameter."""
         tensor = next(value for value in vars(self).values() if isinstance(value, Tensor))
         step = max(1, _CHUNK_BYTES.get(tensor.device.type, 2**27) // (numel * tensor.element_size()))
         for start in range(0, len(tensor), step):
             samples = slice(start, min(start + step, len(tensor)))
-            yield samples, self.take(samples).dense()
+            yield samples, self.take(samples)
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,6 @@ class DenseBlock(GradientBlock):
 
     def dense(self) -> Tensor:
         return self.grad
-
-    def chunks(self, numel: int) -> Iterator[tuple[slice, Tensor]]:
-        yield slice(0, len(self.grad)), self.grad
 
 
 @dataclass(frozen=True)

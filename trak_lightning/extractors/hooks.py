@@ -72,11 +72,13 @@ class _Audit:
         self._sizes: dict[str, float] = {}
 
     def __call__(self, block: GradientBlock) -> None:
-        for _, grad in block.chunks(self._layout.by_name[block.name].numel):
+        for _, part in block.chunks(self._layout.by_name[block.name].numel):
+            grad = part.dense()
             total = self._totals.get(block.name)
             self._totals[block.name] = grad.sum(0) if total is None else total.add_(grad.sum(0))
             size = float(grad.flatten(1).norm(dim=1).sum())
             self._sizes[block.name] = self._sizes.get(block.name, 0.0) + size
+            del grad  # before the next part is made
         self._sink(block)
 
     def compare(self, model: nn.Module, task: Task, batch: Any) -> None:

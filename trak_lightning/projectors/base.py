@@ -107,8 +107,8 @@ class Projection:
         elif getattr(block_map, "whole_batches", False):
             block_map(_flatten(block.dense()), out)
         else:
-            for samples, grad in block.chunks(self.layout.by_name[block.name].numel):
-                block_map(_flatten(grad), out[samples])
+            for samples, part in block.chunks(self.layout.by_name[block.name].numel):
+                block_map(_flatten(part.dense()), out[samples])
 
     def _map(self, name: str) -> BlockMap:
         if name not in self._maps:

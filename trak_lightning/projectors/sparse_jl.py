@@ -1,5 +1,7 @@
 """Sparse Johnson-Lindenstrauss transform with one non-zero a column, streamed in runs."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -7,8 +9,6 @@ from trak_lightning.gradients import ParameterSlot, RowSparseBlock
 from trak_lightning.projectors.base import BlockMap, Projector
 from trak_lightning.projectors.philox import random_integers, random_signs
 from trak_lightning.seeds import derive_seed
-
-_GROUPS = 16
 
 
 class SparseJL(Projector):
@@ -40,8 +40,8 @@ class SparseJLBlock:
         self._dim = dim
         self._run = _largest_prime(dim)
         runs = -(-numel // self._run)
-        # Enough groups for chance to spread the entries, few enough for the rolls to cost nothing beside the sums.
-        self._groups = max(min(runs, _GROUPS), -(-runs // _GROUPS))
+        # As many groups as runs in a group: the fewest operations.
+        self._groups = math.ceil(math.sqrt(runs))
         self._signs = random_signs(seed, 0, numel, device)
         self._offsets = random_integers(derive_seed(seed, "offsets"), self._groups, dim, device)
         self._rolls = self._offsets.tolist()

@@ -67,7 +67,10 @@ class _WeightProduct:
         # A loop over samples runs at the speed of the backward pass on a CPU; on a GPU it would launch B small kernels
         # where vmap makes one grouped convolution.
         if left.device.type == "cpu":
-            return torch.stack([self._of_sample(*pair) for pair in zip(left, right, strict=True)])
+            grad = left.new_empty(*left.shape[:2], right.shape[1] // self.groups, *self.kernel_size)
+            for sample in range(len(left)):
+                grad[sample] = self._of_sample(left[sample], right[sample])
+            return grad
         return torch.vmap(self._of_sample)(left, right)
 
     def _of_sample(self, left: Tensor, right: Tensor) -> Tensor:
