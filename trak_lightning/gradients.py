@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,8 @@ class GradientBlock(ABC):
     def take(self, samples: slice) -> Self:
         """The block of some of the samples."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value[samples] for name, value in values.items() if isinstance(value, Tensor)})
+        taken: dict[str, Any] = {name: value[samples] for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **taken)
 
     def chunks(self, numel: int) -> Iterator[tuple[slice, Self]]:
         """The block in parts, each with its slice of the batch: as many samples as make a few MiB of dense gradients,
