@@ -27,10 +27,12 @@ class _Margin(torch.autograd.Function):
 
     @staticmethod
     def forward(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        own, others = _own(logits, labels), []
-        for part, index in _in_chunks(logits, own):
-            others.append(part.scatter(1, index, -torch.inf).logsumexp(1))
-        log_sum = torch.cat(others).view(labels.shape)
+        own = _own(logits, labels)
+        if _is_wrapped(logits) or _is_wrapped(labels):
+            log_sum = _log_sum_of_others(logits, own)
+        else:
+            parts = [_log_sum_of_others(*rows) for rows in _chunks(logits, own)]
+            log_sum = torch.cat(parts).view(labels.shape)
         values = _wide(logits.gather(-1, own).squeeze(-1)) - log_sum
         return values.masked_fill((labels < 0) | (labels >= logits.shape[-1]), torch.nan), log_sum
 
@@ -42,23 +44,22 @@ class _Margin(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         logits, labels, log_sum = ctx.saved_tensors
-        chunks = _in_chunks(logits, _own(logits, labels), log_sum.unsqueeze(-1), grads[0].unsqueeze(-1))
-        found = []
-        for part, index, others, grad in chunks:
-            # −softmax over the other classes, and 1 for the class itself.
-            made = (part - others).exp_().scatter(1, index, -1.0).mul_(-grad)
-            found.append(made.to(logits.dtype))
-        return torch.cat(found).view(logits.shape), None
+        columns = _own(logits, labels), log_sum.unsqueeze(-1), grads[0].unsqueeze(-1)
+        if _is_wrapped(log_sum):
+            return _slope(logits, *columns).to(logits.dtype), None
+        found = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        for place, *rows in _chunks(found, logits, *columns):
+            place.copy_(_slope(*rows))
+        return found, None
 
 
-def _in_chunks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Rows of the flattened logits (…, C), in float32 or wider, with the rows of other tensors (…, 1)."""
-    C = logits.shape[-1]
-    # Under vmap there is one sample, and slices of batched tensors cost more than they save.
-    rows = max(1, _CHUNK // C) if not _is_wrapped(logits) else max(1, logits.numel())
-    parts = (tensor.reshape(-1, tensor.shape[-1]).split(rows) for tensor in (logits, *others))
-    for part, *rest in zip(*parts, strict=True):
-        yield _wide(part), *rest
+def _log_sum_of_others(logits: Tensor, own: Tensor) -> Tensor:
+    return _wide(logits).scatter(-1, own, -torch.inf).logsumexp(-1)
+
+
+def _slope(logits: Tensor, own: Tensor, log_sum: Tensor, grad: Tensor) -> Tensor:
+    """−softmax over the other classes, and 1 for the class itself."""
+    return (_wide(logits) - log_sum).exp_().scatter(-1, own, -1.0).mul_(-grad)
 
 
 def _own(logits: Tensor, labels: Tensor) -> Tensor:
@@ -66,7 +67,14 @@ def _own(logits: Tensor, labels: Tensor) -> Tensor:
     return labels.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)
 
 
+def _chunks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Some rows at a time of all tensors, flattened to (rows, their last dimension)."""
+    rows = max(1, _CHUNK // first.shape[-1])
+    yield from zip(*(tensor.reshape(-1, tensor.shape[-1]).split(rows) for tensor in (first, *others)), strict=True)
+
+
 def _is_wrapped(values: Tensor) -> bool:
+    """Under vmap, where there is one sample, and tensors cannot be written to in pieces."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(values))
 
 
