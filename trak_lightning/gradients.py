@@ -122,6 +122,9 @@ class DenseBlock(GradientBlock):
     def dense(self) -> Tensor:
         return self.grad
 
+    def chunks(self, numel: int) -> Iterator[tuple[slice, Self]]:
+        yield slice(0, len(self.grad)), self
+
 
 @dataclass(frozen=True)
 class OuterProductBlock(GradientBlock):
