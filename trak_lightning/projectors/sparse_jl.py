@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from trak_lightning.gradients import OuterProductBlock, ParameterSlot, RowSparseBlock
+from trak_lightning.gradients import ConvolutionBlock, OuterProductBlock, ParameterSlot, RowSparseBlock
 from trak_lightning.projectors.base import BlockMap, Projector
 from trak_lightning.projectors.philox import random_integers, random_signs
 from trak_lightning.seeds import derive_seed
@@ -56,26 +56,31 @@ class SparseJLBlock:
         if self._numel == self._width:
             self._fold(grad.to(out.dtype) * self._signs.to(out.dtype), out)
             return
+        sums = self._zeros(out)
         step = max(1, _tile(out) // self._width)
         for start in range(0, len(grad), step):
-            samples = slice(start, start + step)
-            sums = self._zeros(out[samples])
-            self._accumulate(grad[samples], 0, sums)
-            self._fold(sums, out[samples])
+            self._accumulate(grad[start : start + step], 0, sums[start : start + step])
+        self._fold(sums, out)
+
+    def convolution(self, block: ConvolutionBlock, out: Tensor) -> None:
+        """The same, forming the gradients of a few samples at a time."""
+        sums = self._zeros(out)
+        for samples, part in block.chunks(self._numel):
+            self._accumulate(part.dense().flatten(1), 0, sums[samples])
+        self._fold(sums, out)
 
     def outer(self, block: OuterProductBlock, out: Tensor) -> None:
-        """The same from factors; of a large matrix some rows at a time, for all samples, so that they are summed in
-        cache."""
-        (B, _, d_left), d_right = block.left.shape, block.right.shape[2]
+        """The same; of a large matrix, forming the gradients of some rows at a time, for all samples."""
+        sums = self._zeros(out)
         if self._numel <= 2 * _tile(out):
             for samples, part in block.chunks(self._numel):
-                self(part.dense().flatten(1), out[samples])
-            return
-        sums = self._zeros(out)
-        rows = max(1, _tile(out) // (2 * B * d_right))
-        for start in range(0, d_left, rows):
-            grad = torch.bmm(block.left[:, :, start : start + rows].transpose(1, 2), block.right)
-            self._accumulate(grad.flatten(1), start * d_right, sums)
+                self._accumulate(part.dense().flatten(1), 0, sums[samples])
+        else:
+            (B, _, d_left), d_right = block.left.shape, block.right.shape[2]
+            rows = max(1, _tile(out) // (2 * B * d_right))
+            for start in range(0, d_left, rows):
+                grad = torch.bmm(block.left[:, :, start : start + rows].transpose(1, 2), block.right)
+                self._accumulate(grad.flatten(1), start * d_right, sums)
         self._fold(sums, out)
 
     def _zeros(self, out: Tensor) -> Tensor:
@@ -84,13 +89,13 @@ class SparseJLBlock:
     def _accumulate(self, grad: Tensor, start: int, sums: Tensor) -> None:
         """Add entries ``start …`` of the gradient to the sums of their groups, in order: a sum does not depend on the
         number of threads."""
-        signs = sums.new_empty(self._width)
-        done = 0
+        width, done = sums.shape[1], 0
         while done < grad.shape[1]:
-            place = (start + done) % self._width
-            count = min(self._width - place, grad.shape[1] - done)
-            signs[:count] = self._signs[start + done : start + done + count]
-            sums[:, place : place + count].addcmul_(grad[:, done : done + count].to(sums.dtype), signs[:count])
+            place = (start + done) % width
+            count = min(width - place, grad.shape[1] - done)
+            signs = self._signs[start + done : start + done + count].to(sums.dtype)
+            # No product is kept, however small: fresh memory costs more than the arithmetic.
+            sums[:, place : place + count].addcmul_(grad[:, done : done + count].to(sums.dtype), signs)
             done += count
 
     def _fold(self, sums: Tensor, out: Tensor) -> None:
