@@ -1,5 +1,6 @@
 """Convolutions: the weight's gradient is itself a convolution of input and output gradient, sample by sample."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,13 +10,10 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from trak_lightning.extractors.rules.registry import Names, rule_for
-from trak_lightning.gradients import ConvolutionBlock, DenseBlock, GradientBlock
+from trak_lightning.gradients import ConvolutionBlock, DenseBlock, GradientBlock, samples_at_a_time
 
 _FEW_POSITIONS, _FEW_CHANNELS = 100, 16
 """Up to which a matrix product of the unfolded input beats a convolution, measured on a CPU."""
-
-_AT_A_TIME = 2
-"""Samples of one call on a CPU: enough for its threads, few enough for its caches."""
 
 
 @rule_for(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -65,11 +63,13 @@ class _WeightProduct:
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
         few = left.shape[2:].numel() <= _FEW_POSITIONS or right.shape[1] < _FEW_CHANNELS
         product = self._unfolded if few and self.groups == 1 else self._grouped
-        if left.device.type != "cpu" or len(left) <= _AT_A_TIME:
+        shape = left.shape[1], right.shape[1] // self.groups, *self.kernel_size
+        step = samples_at_a_time(math.prod(shape), left.device, ConvolutionBlock.share)
+        if len(left) <= step:
             return product(left, right)
-        grad = left.new_empty(*left.shape[:2], right.shape[1] // self.groups, *self.kernel_size)
-        for start in range(0, len(left), _AT_A_TIME):
-            samples = slice(start, start + _AT_A_TIME)
+        grad = left.new_empty(len(left), *shape)
+        for start in range(0, len(left), step):
+            samples = slice(start, start + step)
             grad[samples] = product(left[samples], right[samples])
         return grad
 
