@@ -31,6 +31,7 @@ class Planner:
         self._probe = Probe(model)
         self._used: set[str] = set()
         self._copies: set[str] = set()
+        self._whole: set[str] = set()
         self._dependent: dict[tuple[nn.Module, Side], set[int]] = {}
 
     def cover(self, task: Task, batch: Any, size: int) -> tuple[Plan, set[str]]:
@@ -53,7 +54,7 @@ class Planner:
                     raise
                 self._copies.add(change.module)
             except CannotDo as refusal:
-                self._lift(refusal.names, str(refusal))
+                self._lift(plan, refusal.names, str(refusal))
             except TrakError:
                 raise
             except Exception as error:
@@ -64,13 +65,13 @@ class Planner:
                 }
                 if not given:
                     raise
-                self._lift(given, f"{type(error).__name__}: {error}")
+                self._lift(plan, given, f"{type(error).__name__}: {error}")
             else:
                 wrong = audit.wrong(expected)
                 if not wrong:
                     return plan, called
                 some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
-                self._lift(set(wrong), f"{some}{' …' if len(wrong) > 5 else ''}")
+                self._lift(plan, set(wrong), f"{some}{' …' if len(wrong) > 5 else ''}")
 
     def _look(self, task: Task, batch: Any, size: int) -> list[int]:
         """Show the probe samples until it has seen an owner of every parameter that is used, or all samples."""
@@ -141,7 +142,7 @@ class Planner:
                 misplaced += self._located(home, names)
                 continue
             inner = []
-            for child in inside[home]:
+            for child in () if home in self._whole else inside[home]:
                 inputs = self._of_dependent(child, "inputs")
                 if all(map(_by_sample, inputs.values())):
                     inner.append(Inner(child, inputs, places[child].outputs))
@@ -155,18 +156,22 @@ class Planner:
     def _located(self, home: str, names: Any) -> list[Location]:
         return [place for name in names.values() for place in self._homes.at(name, home)]
 
-    def _lift(self, names: set[str], reason: str) -> None:
-        called = set(self._probe.places)
+    def _lift(self, plan: Plan, names: set[str], reason: str) -> None:
+        """Have these parameters done by a module further up; or, where what is inside their module is left out though it
+        must not be, by the whole of it."""
+        cut = {shell.name for shell in plan.shells if shell.inner}
         places = [place for name in names for place in self._homes.at(name)]
-        movable = [place for place in places if place.home]
-        if not movable:
+        whole = {place.home for place in places} & cut
+        movable = [place for place in places if place.home and place.home not in cut]
+        if not whole and not movable:
             raise UnsupportedModelError(
                 f"per-sample gradients of {len(names)} parameters of {type(self._model).__name__} cannot be had from hooks: "
                 f"{reason}. They are used outside the forward of the modules around them, or where samples are mixed. Use "
                 "extractor='functional' or 'iterative', or leave them out: parameters=['!NAME']."
             )
+        self._whole |= whole
         for place in movable:
-            self._homes.lift(place, called)
+            self._homes.lift(place, set(self._probe.places))
 
 
 def _by_sample(where: Where) -> bool:
