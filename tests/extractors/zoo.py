@@ -44,9 +44,7 @@ def normal(*shape: int) -> Callable[[int], Tensor]:
 
 
 def tokens(length: int, vocabulary: int = 11) -> Callable[[int], Tensor]:
-    return lambda B: torch.randint(
-        0, vocabulary, (B, length), generator=torch.Generator().manual_seed(B_SEED + B)
-    )
+    return lambda B: torch.randint(0, vocabulary, (B, length), generator=torch.Generator().manual_seed(B_SEED + B))
 
 
 class Apply(nn.Module):
@@ -70,7 +68,9 @@ def bags(x: Tensor, bag: nn.EmbeddingBag, weighted: bool = False) -> Tensor:
     sizes = lengths(x)
     flat = torch.cat([row[:size] for row, size in zip(x, sizes, strict=True)])
     offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-    weights = torch.cat([torch.linspace(0.5, 2, int(size), dtype=torch.float64) for size in sizes]) if weighted else None
+    weights = (
+        torch.cat([torch.linspace(0.5, 2, int(size), dtype=torch.float64) for size in sizes]) if weighted else None
+    )
     return bag(flat, offsets if bag.include_last_offset else offsets[:-1], weights)
 
 
@@ -118,7 +118,9 @@ def layer(name: str, make: Callable[[], nn.Module], *shape: int) -> Entry:
     return Entry(name, make, normal(*shape))
 
 
-def applied(name: str, function: Callable[..., Any], make: Callable[[], nn.Module], batch: Callable[[int], Any]) -> Entry:
+def applied(
+    name: str, function: Callable[..., Any], make: Callable[[], nn.Module], batch: Callable[[int], Any]
+) -> Entry:
     return Entry(name, lambda: Apply(function, make()), batch)
 
 
@@ -246,7 +248,9 @@ def t5(**options: Any) -> nn.Module:
     from transformers import T5Config, T5ForConditionalGeneration
 
     return T5ForConditionalGeneration(
-        T5Config(vocab_size=30, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, decoder_start_token_id=0, **options)
+        T5Config(
+            vocab_size=30, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, decoder_start_token_id=0, **options
+        )
     )
 
 

@@ -59,7 +59,7 @@ class TrakCLI(LightningCLI):
         add_run_arguments(parser)
         for key, base, default in (
             ("task", Task, "image_classification"),
-            ("extractor", GradientExtractor, "hooks"),
+            ("extractor", GradientExtractor, "auto"),
             ("projector", Projector, "sparse_jl"),
         ):
             parser.add_subclass_arguments(base, key)

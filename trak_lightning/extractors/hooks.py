@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.extractors.audit import require_graph
-from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.plan import Plan
 from trak_lightning.extractors.planner import Planner
 from trak_lightning.extractors.samples import batch_size
@@ -43,23 +43,20 @@ class Hooks(GradientExtractor):
         known = self._known.get(model)
         if known is None or known.layout != layout.fingerprint or (known.size_one and size > 1):
             known = self._known[model] = self._rehearsed(model, task, batch, layout, size)
-        while True:
+        for rehearsed in (False, True):
             with requiring(model, known.plan.unused), Tape(known.plan, sink, size) as tape:
                 output = task.output(model, batch)
                 require_graph(output, model, task)
-                if tape.called <= known.called and not _reached(output, model, known.plan.unused):
+                fresh = not tape.called <= known.called or _reached(output, model, known.plan.unused)
+                if not fresh or rehearsed:
                     tape.backward(output)
                     return output.detach()
             known.rehearse(task, batch, size)
+        raise AssertionError("unreachable")
 
-    def plan(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout) -> Plan:
-        """Rehearse `batch` and say which rule does which parameter.
-
-        Raises:
-            UnsupportedModelError: the gradient of some parameter cannot be computed exactly. Names it.
-        """
+    def account(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout) -> list[RuleUse]:
         known = self._known[model] = self._rehearsed(model, task, batch, layout, batch_size(batch))
-        return known.plan
+        return known.plan.account(layout)
 
     def _rehearsed(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, size: int) -> "_Known":
         known = _Known(layout.fingerprint, size == 1, Planner(model, layout))

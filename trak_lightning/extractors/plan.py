@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from trak_lightning.errors import UnsupportedModelError
+from trak_lightning.extractors.base import RuleUse
 from trak_lightning.extractors.placement import Placement, Where
 from trak_lightning.extractors.probe import Places
 from trak_lightning.extractors.rules import LayerRule, find_rule
@@ -54,6 +55,23 @@ class Plan:
     shells: tuple[Shell, ...]
     unused: tuple[str, ...]
     copies: frozenset[str]
+
+    def account(self, layout: ParameterLayout) -> list[RuleUse]:
+        """Every parameter of the layout, under what does it. A tied one counts where it is met first."""
+        modules: dict[str, list[Mapping[str, str]]] = {}
+        for layer in self.layers:
+            modules.setdefault(type(layer.module).__name__, []).append(layer.names)
+        for shell in self.shells:
+            modules.setdefault(f"{type(shell.module).__name__} (run again)", []).append(shell.names)
+        if self.unused:
+            modules["not used by the output"] = [{name: name for name in self.unused}]
+        counted: set[str] = set()
+        uses = []
+        for rule, owners in modules.items():
+            names = {name for own in owners for name in own.values()} - counted
+            counted |= names
+            uses.append(RuleUse(rule, len(owners), sum(layout.by_name[name].numel for name in names)))
+        return uses
 
 
 @dataclass

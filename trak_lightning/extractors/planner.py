@@ -35,7 +35,8 @@ class Planner:
         self._dependent: dict[tuple[nn.Module, Side], set[int]] = {}
 
     def cover(self, task: Task, batch: Any, size: int) -> tuple[Plan, set[str]]:
-        """A plan that is right for `batch`, and the names of the modules that it was seen to be right for.
+        """A plan that is right for `batch`, and the names of the modules that it was seen to be right for: none, if
+        the gradients of the batch are not finite and nothing can be seen.
 
         Raises:
             UnsupportedModelError: there is none. Names parameters.
@@ -67,6 +68,8 @@ class Planner:
                     raise
                 self._lift(plan, given, f"{type(error).__name__}: {error}")
             else:
+                if not all(grad is None or bool(grad.isfinite().all()) for grad in expected.values()):
+                    return plan, set()
                 wrong = audit.wrong(expected)
                 if not wrong:
                     return plan, called
