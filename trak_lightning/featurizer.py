@@ -48,10 +48,10 @@ class Featurizer(L.LightningModule):
         super().__init__()
         self.model = model
         self.feature_set = feature_set
-        self._task = task
-        self._extractor = extractor
+        self.task = task
+        self.extractor = extractor
         self._projector = projector
-        self._layout = layout
+        self.layout = layout
         self._data = data
         self._seed = seed
         self._projection: Projection | None = None
@@ -79,19 +79,19 @@ class Featurizer(L.LightningModule):
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows:
         rows = self._featurize(indexed)
         if batch_idx == 0:
-            self._check_independence(indexed.index, rows)
+            self.check_independence(indexed.index, rows)
         return rows
 
     def _featurize(self, indexed: IndexedBatch) -> FeatureRows:
         projection = self._bound_projection()
         features = projection.zeros(len(indexed.index), _accumulator_dtype(self.model))
         with torch.enable_grad():
-            output = self._extractor.extract(
-                self.model, self._task, indexed.batch, self._layout, lambda block: projection.add(block, features)
+            output = self.extractor.extract(
+                self.model, self.task, indexed.batch, self.layout, lambda block: projection.add(block, features)
             )
         with torch.no_grad():
-            loss_weight = self._task.loss_weight(self.model, indexed.batch, output)
-            curvature = self._task.curvature(self.model, indexed.batch, output)
+            loss_weight = self.task.loss_weight(self.model, indexed.batch, output)
+            curvature = self.task.curvature(self.model, indexed.batch, output)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         for name, column in columns.items():
             _require_finite(name, column, indexed.index)
@@ -107,14 +107,14 @@ class Featurizer(L.LightningModule):
         if self._projection is None:
             self._projection = Projection(
                 self._projector,
-                self._layout,
+                self.layout,
                 seed=self._seed,
                 checkpoint=self.feature_set.spec.checkpoint,
                 device=self.device,
             )
         return self._projection
 
-    def _check_independence(self, index: Tensor, rows: FeatureRows) -> float:
+    def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
         """Compare the first and last sample of a batch with the same samples alone; returns the largest difference."""
         tolerance = 1e-2 if self.trainer.precision in ("32-true", "64-true") else 0.3
         worst = 0.0
@@ -125,7 +125,7 @@ class Featurizer(L.LightningModule):
                 within = self._alone(index)
                 refuse(
                     self.model,
-                    self._task,
+                    self.task,
                     int(index[position]),
                     len(index),
                     error,

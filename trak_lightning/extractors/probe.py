@@ -40,7 +40,7 @@ class Probe:
         for module, calls in two.calls.items():
             if module not in self.places:
                 fresh[module] = Places(
-                    *(_places(calls, three.calls.get(module, []), side) for side in ("inputs", "outputs"))  # type: ignore[arg-type]
+                    *(_places(calls, three.calls.get(module, []), side) for side in ("inputs", "outputs"))
                 )
         self.places.update(fresh)
         if size > 1 and any(_is_flattened(where) for places in fresh.values() for where in _all(places)):
@@ -59,7 +59,7 @@ class Probe:
                 places: dict[int, Where] = getattr(fresh[module], side)
                 for position, where in places.items():
                     if isinstance(where, Placement) and where.flattened:
-                        values = [seen.value(module, side, position) for seen in (same, mixed)]  # type: ignore[arg-type]
+                        values = [seen.value(module, side, position) for seen in (same, mixed)]
                         places[position] = replace(where, sample_major=_sample_major(where.dim, *values))
 
 

@@ -330,7 +330,7 @@ def _by_sample(block: GradientBlock, size: int, layer: Layer) -> GradientBlock:
     if layer.rule.whole_call and isinstance(layer.place, Placement) and not layer.place.sample_major:
         order = torch.arange(length).view(entries, size).T.flatten()
         tensors = {key: value[order.to(value.device)] for key, value in tensors.items()}
-        block = replace(block, **tensors)
+        block = replace(block, **tensors)  # type: ignore[arg-type]
     parts = {key: value.unflatten(0, (size, entries)) for key, value in tensors.items()}
     if isinstance(block, (OuterProductBlock, RowSparseBlock)):
         return replace(block, **{key: part.flatten(1, 2) for key, part in parts.items()})

@@ -39,7 +39,8 @@ def _only(values: Sequence[Any]) -> Any:
 def _open(node: Any) -> tuple[list[Any], Rebuild]:
     if isinstance(node, tuple) and hasattr(node, "_fields"):  # a subclass of a named tuple, as packed sequences are
         leaves, rebuild = flatten(list(node))
-        return leaves, lambda values: node._replace(**dict(zip(node._fields, rebuild(values), strict=True)))
+        named: Any = node
+        return leaves, lambda values: named._replace(**dict(zip(named._fields, rebuild(values), strict=True)))
     if not is_dataclass(node) or isinstance(node, type):
         return [node], _only
     names = [field.name for field in fields(node) if hasattr(node, field.name)]

@@ -145,7 +145,7 @@ def _replayed(calls: list[InnerCall], returned: list[Any], seen: list[tuple[Tens
 @contextmanager
 def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     before = vars(module).get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:

@@ -91,5 +91,5 @@ def find_rule(module: nn.Module) -> LayerRule | None:
     for cls in type(module).__mro__:
         rule = _RULES.get(cls) or _RULES.get(f"{cls.__module__}.{cls.__qualname__}")
         if rule is not None:
-            return rule if type(module).forward is cls.forward and rule.when(module) else None
+            return rule if type(module).forward is getattr(cls, "forward", None) and rule.when(module) else None
     return None
