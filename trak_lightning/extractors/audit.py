@@ -30,7 +30,12 @@ def reference(model: nn.Module, task: Task, batch: Any, layout: ParameterLayout)
         for parameter in parameters:
             parameter.grad = None
         try:
-            total.backward()
+            try:
+                total.backward()
+            except RuntimeError as error:
+                raise UnsupportedModelError(
+                    f"autograd itself cannot do {type(model).__name__}, so it cannot have been trained as it is: {error}"
+                ) from error
             return {name: parameter.grad for name, parameter in zip(names, parameters, strict=True)}
         finally:
             for parameter, grad in zip(parameters, grads, strict=True):

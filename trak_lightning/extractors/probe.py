@@ -1,6 +1,7 @@
 """What is seen of a model when it is shown batches of known size: which modules are called, and where what they take and
 return holds the samples."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -111,7 +112,7 @@ class _Shapes:
             for module in self._model.modules():
                 stack.enter_context(_handle(module.register_forward_pre_hook(self._before, with_kwargs=True)))
                 stack.enter_context(_handle(module.register_forward_hook(self._after, with_kwargs=True)))
-            with torch.no_grad():
+            with torch.no_grad(), _checkpointing_unasked():
                 task.output(self._model, batch)
         return self
 
@@ -139,6 +140,14 @@ def _copies(leaves: list[Any]) -> list[Any]:
 
 
 @contextmanager
+def _checkpointing_unasked() -> Iterator[None]:
+    """Without the warning that nothing is checkpointed where nothing requires a gradient."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
+        yield
+
+
+@contextmanager
 def _handle(handle: Any) -> Iterator[None]:
     try:
         yield
@@ -153,8 +162,12 @@ def dependent(
     found: dict[tuple[nn.Module, Side], set[int]] = {}
 
     def note(module: nn.Module, side: Side, tree: Any) -> None:
+        # Under reentrant checkpointing nothing can be seen, and everything may depend on everything.
         places = {
-            place for place, leaf in enumerate(flatten(tree)[0]) if isinstance(leaf, Tensor) and leaf.requires_grad
+            place
+            for place, leaf in enumerate(flatten(tree)[0])
+            if isinstance(leaf, Tensor)
+            and (leaf.requires_grad or (leaf.is_floating_point() and not torch.is_grad_enabled()))
         }
         found.setdefault((module, side), set()).update(places)
 
@@ -168,7 +181,8 @@ def dependent(
         for module in modules:
             stack.enter_context(_handle(module.register_forward_pre_hook(before, with_kwargs=True)))
             stack.enter_context(_handle(module.register_forward_hook(after)))
-        task.output(model, batch)
+        with _checkpointing_unasked():
+            task.output(model, batch)
     return found
 
 
