@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +20,18 @@ def difference(alone: npt.NDArray[Any], within: npt.NDArray[Any]) -> float:
 
 
 def refuse(
-    model: nn.Module, task: Task, sample: int, size: int, error: float, alone: Any, batch: Any, place: int
-) -> None:
-    """Say that sample `sample`, number `place` of `batch` (B = `size`), comes out otherwise alone, and name the module.
+    model: nn.Module, task: Task, samples: tuple[int, int, int], error: float, alone: Any, batch: Any
+) -> NoReturn:
+    """Say that a sample comes out otherwise alone, and name the module. `samples` are its index in the dataset, its place in
+    `batch`, and B.
 
     Raises:
         SampleDependenceError: always.
     """
+    sample, place, size = samples
     culprit = first_difference(model, task, alone, batch, place, size)
     raise SampleDependenceError(
-        f"the gradient of sample {sample} alone differs by {error:.1%} from its gradient in a batch of {size}, so attributions "
+        f"the output or gradient of sample {sample} alone differs by {error:.1%} from that in a batch of {size}, so attributions "
         f"would depend on the batch. {culprit or 'No module is at fault, so look at the task and at code between modules'}. "
         "Likely causes: random layers that ignore model.eval() (F.dropout without training=self.training), batch statistics, "
         "a model output that mixes samples, or padding that is not masked."
