@@ -5,16 +5,13 @@ import math
 import torch
 from torch import Tensor
 
-from trak_lightning.gradients import OuterProductBlock, ParameterSlot, RowSparseBlock
+from trak_lightning.gradients import ConvolutionBlock, OuterProductBlock, ParameterSlot, RowSparseBlock
 from trak_lightning.projectors.base import BlockMap, Projector
 from trak_lightning.projectors.philox import random_integers, random_signs
 from trak_lightning.seeds import derive_seed
 
-_GROUPS, _WIDTH = 16, 2**15
-"""Groups of runs: this many, or as many as make this many entries, unless the parameter is small."""
-
-_TILE_BYTES = {"cpu": 2**21, "cuda": 2**27}
-"""How much of the gradients of a matrix is formed at a time: what a CPU's caches hold, what fills a GPU."""
+_TILE = {"cpu": 2**20, "cuda": 2**26}
+"""How many entries are summed at a time, of all samples together: what a CPU's caches hold, what fills a GPU."""
 
 
 class SparseJL(Projector):
@@ -47,48 +44,57 @@ class SparseJLBlock:
         self._dim = dim
         self._run = _largest_prime(dim)
         runs = -(-numel // self._run)
-        # Two entries of one group may share a feature for certain, which adds 1/G to the variance of a dense matrix; sums
-        # of few groups stay in a CPU's caches.
-        self._groups = min(math.ceil(math.sqrt(runs)), max(_GROUPS, _WIDTH // self._run))
+        # As many groups as runs in a group: the fewest operations. Entries of one group may share a feature for certain,
+        # which adds 1/G to the variance of a dense matrix.
+        self._groups = math.ceil(math.sqrt(runs))
+        self._width = min(self._groups * self._run, numel)
         self._signs = random_signs(seed, 0, numel, device)
         self._offsets = random_integers(derive_seed(seed, "offsets"), self._groups, dim, device)
         self._rolls = self._offsets.tolist()
 
     def __call__(self, grad: Tensor, out: Tensor) -> None:
-        if self._numel <= self._groups * self._run:
+        if self._numel == self._width:
             self._fold(grad.to(out.dtype) * self._signs.to(out.dtype), out)
-        else:
-            sums = self._zeros(out)
-            self._accumulate(grad, 0, sums)
-            self._fold(sums, out)
-
-    def outer(self, block: OuterProductBlock, out: Tensor) -> None:
-        """The same from factors; of a large matrix some rows at a time, for all samples, so that they are summed in
-        cache."""
-        (B, _, d_left), d_right = block.left.shape, block.right.shape[2]
-        tile = _TILE_BYTES.get(out.device.type, 2**27) // out.element_size()
-        if self._numel <= 4 * tile:
-            for samples, part in block.chunks(self._numel):
-                self(part.dense().flatten(1), out[samples])
             return
         sums = self._zeros(out)
-        rows = max(1, tile // (B * d_right))
-        for start in range(0, d_left, rows):
-            grad = torch.bmm(block.left[:, :, start : start + rows].transpose(1, 2), block.right)
-            self._accumulate(grad.flatten(1), start * d_right, sums)
+        step = max(1, _tile(out) // self._width)
+        for start in range(0, len(grad), step):
+            self._accumulate(grad[start : start + step], 0, sums[start : start + step])
+        self._fold(sums, out)
+
+    def convolution(self, block: ConvolutionBlock, out: Tensor) -> None:
+        """The same, forming the gradients of a few samples at a time."""
+        sums = self._zeros(out)
+        for samples, part in block.chunks(self._numel):
+            self._accumulate(part.dense().flatten(1), 0, sums[samples])
+        self._fold(sums, out)
+
+    def outer(self, block: OuterProductBlock, out: Tensor) -> None:
+        """The same; of a large matrix, forming the gradients of some rows at a time, for all samples."""
+        sums = self._zeros(out)
+        if self._numel <= 2 * _tile(out):
+            for samples, part in block.chunks(self._numel):
+                self._accumulate(part.dense().flatten(1), 0, sums[samples])
+        else:
+            (B, _, d_left), d_right = block.left.shape, block.right.shape[2]
+            rows = max(1, _tile(out) // (2 * B * d_right))
+            for start in range(0, d_left, rows):
+                grad = torch.bmm(block.left[:, :, start : start + rows].transpose(1, 2), block.right)
+                self._accumulate(grad.flatten(1), start * d_right, sums)
         self._fold(sums, out)
 
     def _zeros(self, out: Tensor) -> Tensor:
-        return torch.zeros(len(out), min(self._groups * self._run, self._numel), dtype=out.dtype, device=out.device)
+        return torch.zeros(len(out), self._width, dtype=out.dtype, device=out.device)
 
     def _accumulate(self, grad: Tensor, start: int, sums: Tensor) -> None:
         """Add entries ``start …`` of the gradient to the sums of their groups, in order: a sum does not depend on the
         number of threads."""
-        done, width = 0, sums.shape[1]
+        width, done = sums.shape[1], 0
         while done < grad.shape[1]:
             place = (start + done) % width
             count = min(width - place, grad.shape[1] - done)
             signs = self._signs[start + done : start + done + count].to(sums.dtype)
+            # No product is kept, however small: fresh memory costs more than the arithmetic.
             sums[:, place : place + count].addcmul_(grad[:, done : done + count].to(sums.dtype), signs)
             done += count
 
@@ -108,6 +114,10 @@ class SparseJLBlock:
         group, place = entries // self._run % self._groups, entries % self._run
         columns = (place + self._offsets[group]) % self._dim
         out.scatter_add_(1, columns, block.row_grad.reshape(B, T * d).to(out.dtype) * self._signs[entries])
+
+
+def _tile(out: Tensor) -> int:
+    return _TILE.get(out.device.type, 2**26)
 
 
 def _largest_prime(bound: int) -> int:
