@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trak_lightning.data import AttributionData, IndexedBatch
-from trak_lightning.errors import NonFiniteGradientError, SampleDependenceError
+from trak_lightning.errors import NonFiniteGradientError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.gradients import ParameterLayout
+from trak_lightning.independence import difference, refuse
 from trak_lightning.projectors.base import Projection, Projector
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.tasks.base import Task
@@ -47,10 +48,10 @@ class Featurizer(L.LightningModule):
         super().__init__()
         self.model = model
         self.feature_set = feature_set
-        self._task = task
-        self._extractor = extractor
+        self.task = task
+        self.extractor = extractor
         self._projector = projector
-        self._layout = layout
+        self.layout = layout
         self._data = data
         self._seed = seed
         self._projection: Projection | None = None
@@ -78,19 +79,19 @@ class Featurizer(L.LightningModule):
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows:
         rows = self._featurize(indexed)
         if batch_idx == 0:
-            self._check_independence(indexed.index, rows)
+            self.check_independence(indexed.index, rows)
         return rows
 
     def _featurize(self, indexed: IndexedBatch) -> FeatureRows:
         projection = self._bound_projection()
         features = projection.zeros(len(indexed.index), _accumulator_dtype(self.model))
         with torch.enable_grad():
-            output = self._extractor.extract(
-                self.model, self._task, indexed.batch, self._layout, lambda block: projection.add(block, features)
+            output = self.extractor.extract(
+                self.model, self.task, indexed.batch, self.layout, lambda block: projection.add(block, features)
             )
         with torch.no_grad():
-            loss_weight = self._task.loss_weight(self.model, indexed.batch, output)
-            curvature = self._task.curvature(self.model, indexed.batch, output)
+            loss_weight = self.task.loss_weight(self.model, indexed.batch, output)
+            curvature = self.task.curvature(self.model, indexed.batch, output)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         for name, column in columns.items():
             _require_finite(name, column, indexed.index)
@@ -106,32 +107,41 @@ class Featurizer(L.LightningModule):
         if self._projection is None:
             self._projection = Projection(
                 self._projector,
-                self._layout,
+                self.layout,
                 seed=self._seed,
                 checkpoint=self.feature_set.spec.checkpoint,
                 device=self.device,
             )
         return self._projection
 
-    def _check_independence(self, index: Tensor, rows: FeatureRows) -> None:
-        """Compare the first and last sample of a batch with the same samples alone."""
+    def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
+        """Compare the first and last sample of a batch with the same samples alone: gradients, and outputs, since some
+        extractors take batches apart. Returns the largest difference of gradients.
+
+        Raises:
+            SampleDependenceError: they differ. Names the module at fault, where there is one.
+        """
         tolerance = 1e-2 if self.trainer.precision in ("32-true", "64-true") else 0.3
+        within = self._alone(index)
+        with torch.no_grad():
+            outputs = self.task.output(self.model, within.batch)
+        worst = 0.0
         for position in sorted({0, len(index) - 1}):
-            sample = index[position : position + 1]
-            batch = IndexedBatch(sample, self._data.batch(sample.tolist()))
-            batch = to_device(
-                self.trainer.precision_plugin.convert_input(batch), self._data.hooks, self.model, self.device
-            )
-            alone = self._featurize(batch).features[0]
-            within = rows.features[position]
-            difference = np.linalg.norm(alone - within) / max(np.linalg.norm(alone), np.finfo(np.float32).tiny)
-            if difference > tolerance:
-                raise SampleDependenceError(
-                    f"the gradient of sample {int(sample)} alone differs by {difference:.1%} from its gradient in a batch of "
-                    f"{len(index)}, so attributions would depend on the batch. Likely causes: random layers that ignore "
-                    "model.eval() (F.dropout without training=self.training), batch statistics, a model output that "
-                    "mixes samples, or padding that is not masked."
-                )
+            alone = self._alone(index[position : position + 1])
+            row = self._featurize(alone)
+            error = difference(row.features[0], rows.features[position])
+            shift = abs(float(outputs[position]) - float(row.output[0])) / max(1.0, abs(float(row.output[0])))
+            if not max(error, shift) <= tolerance:
+                samples = int(index[position]), position, len(index)
+                refuse(self.model, self.task, samples, max(error, shift), alone.batch, within.batch)
+            worst = max(worst, error)
+        return worst
+
+    def _alone(self, index: Tensor) -> IndexedBatch:
+        """A batch of these samples and no others, as a loader would give it."""
+        batch = IndexedBatch(index, self._data.batch(index.tolist()))
+        batch = self.trainer.precision_plugin.convert_input(batch)
+        return to_device(batch, self._data.hooks, self.model, self.device)
 
 
 class BlockWriter(BasePredictionWriter):

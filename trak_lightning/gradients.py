@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.seeds import fingerprint
+from trak_lightning.selection import select
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,18 @@ class ParameterLayout(Sequence[ParameterSlot]):
     slots: tuple[ParameterSlot, ...]
 
     @classmethod
-    def of(cls, model: nn.Module) -> "ParameterLayout":
-        """The layout of all parameters of `model` that require a gradient; tied parameters count once.
+    def of(cls, model: nn.Module, parameters: Sequence[str] | None = None) -> "ParameterLayout":
+        """The layout of the parameters of `model` that require a gradient and that the patterns in `parameters` select
+        (see `trak_lightning.selection`), or of all that require one; tied parameters count once.
 
         Raises:
             UnsupportedModelError: no parameter requires a gradient.
+            SettingsError: a pattern matches nothing.
         """
         slots, offset = [], 0
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                slots.append(ParameterSlot(name, tuple(parameter.shape), offset))
-                offset += parameter.numel()
+        for name, parameter in select(model, parameters).items():
+            slots.append(ParameterSlot(name, tuple(parameter.shape), offset))
+            offset += parameter.numel()
         if not slots:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has no parameter with requires_grad=True, so there is no gradient to attribute "
