@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from trak_lightning.gradients import ParameterSlot, RowSparseBlock
+from trak_lightning.gradients import ParameterLayout, ParameterSlot, RowSparseBlock
 from trak_lightning.projectors.base import BlockMap, Projector
 from trak_lightning.projectors.philox import random_integers, random_signs
 from trak_lightning.seeds import derive_seed
@@ -29,6 +29,9 @@ class SparseJL(Projector):
         dim: k, the number of projected dimensions. The cost does not depend on it.
     """
 
+    def memory_bytes(self, layout: ParameterLayout) -> int:
+        return sum(SparseJLBlock.memory_bytes(slot.numel, self.dim) for slot in layout)
+
     def block(self, slot: ParameterSlot, *, seed: int, device: torch.device) -> BlockMap:
         return SparseJLBlock(slot.numel, self.dim, seed, device)
 
@@ -45,6 +48,12 @@ class SparseJLBlock:
         self._signs = random_signs(seed, 0, numel, device)
         self._offsets = random_integers(derive_seed(seed, "offsets"), self._groups, dim, device)
         self._rolls = self._offsets.tolist()
+
+    @staticmethod
+    def memory_bytes(numel: int, dim: int) -> int:
+        """Signs, and an offset a group of runs."""
+        runs = -(-numel // _largest_prime(dim))
+        return numel + 8 * math.ceil(math.sqrt(runs))
 
     def __call__(self, grad: Tensor, out: Tensor) -> None:
         """Add pieces in their order, so that a sum does not depend on the number of threads."""
