@@ -10,9 +10,9 @@ from trak_lightning.errors import SettingsError
 from trak_lightning.gradients import ParameterLayout, ParameterSlot
 from trak_lightning.projectors.base import BlockMap, Projector
 
-_TILE = {"cpu": 2**20, "cuda": 2**24}
-"""Entries of P made at a time when they are not kept: 4 MiB of float32 on a CPU, 64 MiB on a GPU, and while they are made
-about ten times that."""
+_TILE = {"cpu": 2**18, "cuda": 2**24}
+"""Entries of P made at a time: 1 MiB of float32 on a CPU, 64 MiB on a GPU, and about fifteen times that while they are
+made."""
 
 
 class DenseProjector(Projector):
@@ -56,13 +56,16 @@ class DenseProjector(Projector):
 
         # Slots are numbered from the start of the gradient, so the first ones are kept until the budget is used up.
         keep = 4 * k * (slot.offset + slot.numel) <= self.memory_budget
-        kept = columns(0, slot.numel) if keep else None
         width = max(1, _TILE.get(device.type, 2**24) // k)
+        tiles = [(first, min(first + width, slot.numel)) for first in range(0, slot.numel, width)]
+        kept = torch.empty(slot.numel, k, device=device) if keep else None
+        if kept is not None:
+            for first, last in tiles:
+                kept[first:last] = columns(first, last)
 
         def project(grad: Tensor, out: Tensor) -> None:
-            for first in range(0, slot.numel, width):
-                last = min(first + width, slot.numel)
-                matrix = columns(first, last) if kept is None else kept[first:last]
+            for first, last in tiles if kept is None else [(0, slot.numel)]:
+                matrix = columns(first, last) if kept is None else kept
                 out.addmm_(grad[:, first:last].to(out.dtype), matrix.to(out.dtype), alpha=k**-0.5)
 
         project.whole_batches = kept is None  # type: ignore[attr-defined]

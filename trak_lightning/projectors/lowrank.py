@@ -119,10 +119,11 @@ class LowRank(Projector):
                 return
             for _, part in block.chunks(slot.numel):
                 matrices = part.dense().reshape(-1, *_sides(slot)).float()
-                if left is not None:
-                    left.add(matrices)
-                if right is not None:
-                    right.add(matrices.transpose(1, 2))
+                with torch.autocast(matrices.device.type, enabled=False):
+                    if left is not None:
+                        left.add(matrices)
+                    if right is not None:
+                        right.add(matrices.transpose(1, 2))
 
         gradients(sink)
         return {name: found.leading() for name, found in directions.items()}
