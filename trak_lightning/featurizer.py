@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader
 from trak_lightning.data import AttributionData, IndexedBatch
 from trak_lightning.errors import NonFiniteGradientError, SampleDependenceError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.gradients import ParameterLayout
+from trak_lightning.fitting import FitFile
+from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.projectors.base import Projection, Projector
+from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.tasks.base import Task
 
@@ -30,6 +32,8 @@ class Featurizer(L.LightningModule):
         projector: makes P from (seed, checkpoint, parameter name).
         data: the samples of the split.
         feature_set: where rows go; decides the batches.
+        fit_data: the training set, for a projector that has to be fitted.
+        fit_file: where that is kept.
     """
 
     def __init__(
@@ -43,6 +47,8 @@ class Featurizer(L.LightningModule):
         feature_set: FeatureSet,
         *,
         seed: int,
+        fit_data: AttributionData,
+        fit_file: FitFile,
     ) -> None:
         super().__init__()
         self.model = model
@@ -53,6 +59,9 @@ class Featurizer(L.LightningModule):
         self._layout = layout
         self._data = data
         self._seed = seed
+        self._fit_data = fit_data
+        self._fit_file = fit_file
+        self._fitted: dict[str, Tensor] = {}
         self._projection: Projection | None = None
 
     def setup(self, stage: str) -> None:
@@ -60,6 +69,12 @@ class Featurizer(L.LightningModule):
         self.trainer.predict_loop.inference_mode = False
 
     def predict_dataloader(self) -> DataLoader:
+        # Here, because this is the first that every process calls after the model has been moved to its device.
+        if self._projector.fit_samples:
+            if self.trainer.is_global_zero and not self._fit_file.exists():
+                self._fit_file.save(self._fit())
+            self.trainer.strategy.barrier()
+            self._fitted = self._fit_file.load()
         # Rank 0's list of blocks, lest a block finished in between is missing for some ranks only.
         missing = self.trainer.strategy.broadcast(self.feature_set.missing_blocks())
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
@@ -71,6 +86,26 @@ class Featurizer(L.LightningModule):
             for start in range(0, len(samples), size)
         ]
         return self._data.loader(batches, pin_memory=self.device.type == "cuda")
+
+    def _fit(self) -> dict[str, Tensor]:
+        """Show the projector the gradients of training samples, spread evenly over the set."""
+        count = min(self._projector.fit_samples, len(self._fit_data))
+        positions = [len(self._fit_data) * number // count for number in range(count)]
+        size = self.feature_set.spec.batch_size
+
+        def gradients(sink: Sink) -> None:
+            for start in range(0, count, size):
+                batch = self._load(self._fit_data, positions[start : start + size])
+                with torch.enable_grad(), self.trainer.precision_plugin.predict_step_context():
+                    self._extractor.extract(self.model, self._task, batch.batch, self._layout, sink)
+
+        seed = derive_seed(self._seed, self.feature_set.spec.checkpoint, "fit")
+        return self._projector.fit(self._layout, gradients, seed=seed)
+
+    def _load(self, data: AttributionData, positions: Sequence[int]) -> IndexedBatch:
+        """A batch of these samples, as the Trainer would give it."""
+        batch = IndexedBatch(torch.tensor(positions), data.batch(positions))
+        return to_device(self.trainer.precision_plugin.convert_input(batch), data.hooks, self.model, self.device)
 
     def transfer_batch_to_device(self, batch: IndexedBatch, device: torch.device, dataloader_idx: int) -> IndexedBatch:
         return to_device(batch, self._data.hooks, self.model, device)
@@ -110,6 +145,7 @@ class Featurizer(L.LightningModule):
                 seed=self._seed,
                 checkpoint=self.feature_set.spec.checkpoint,
                 device=self.device,
+                fitted=self._fitted,
             )
         return self._projection
 
@@ -117,17 +153,13 @@ class Featurizer(L.LightningModule):
         """Compare the first and last sample of a batch with the same samples alone."""
         tolerance = 1e-2 if self.trainer.precision in ("32-true", "64-true") else 0.3
         for position in sorted({0, len(index) - 1}):
-            sample = index[position : position + 1]
-            batch = IndexedBatch(sample, self._data.batch(sample.tolist()))
-            batch = to_device(
-                self.trainer.precision_plugin.convert_input(batch), self._data.hooks, self.model, self.device
-            )
-            alone = self._featurize(batch).features[0]
+            sample = int(index[position])
+            alone = self._featurize(self._load(self._data, [sample])).features[0]
             within = rows.features[position]
             difference = np.linalg.norm(alone - within) / max(np.linalg.norm(alone), np.finfo(np.float32).tiny)
             if difference > tolerance:
                 raise SampleDependenceError(
-                    f"the gradient of sample {int(sample)} alone differs by {difference:.1%} from its gradient in a batch of "
+                    f"the gradient of sample {sample} alone differs by {difference:.1%} from its gradient in a batch of "
                     f"{len(index)}, so attributions would depend on the batch. Likely causes: random layers that ignore "
                     "model.eval() (F.dropout without training=self.training), batch statistics, a model output that "
                     "mixes samples, or padding that is not masked."
