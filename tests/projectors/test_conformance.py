@@ -43,6 +43,7 @@ VARIANTS = {
         "projector": staticmethod(lambda dim: Chain([SparseJL(4 * dim, per="layer"), Rademacher(dim)])),
         "spread": 2,
     },
+    "SparseJLOfSeveral": {"projector": staticmethod(lambda dim: SparseJL(dim, nnz=min(dim, 3)))},
     "Identity": {"projector": registry.find("projectors", "identity").load(), "takes_dim": False, "random": False},
     "RademacherInTiles": {"projector": staticmethod(lambda dim: Rademacher(dim, memory_budget=0))},
     "TwoStageSketched": {"projector": staticmethod(lambda dim: TwoStage(dim, sketch=6)), "spread": 4},

@@ -4,9 +4,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from trak_lightning_triton.stream import aligned_signs, runs_on, signs_at
+from trak_lightning_triton.stream import INTERPRETED, aligned_signs, runs_on, signs_at
 
-from trak_lightning.gradients import ParameterLayout, ParameterSlot
+from trak_lightning.gradients import ParameterSlot
 from trak_lightning.projectors import BlockMap
 from trak_lightning.projectors.rademacher import Rademacher
 
@@ -18,7 +18,7 @@ class RademacherTriton(Rademacher):
     Products are summed in float32 and never in TF32: entries are ±1, so a product of a 16-bit gradient is exact, and a
     float32 gradient is multiplied as it is. Where 128 divides k, one run of Philox gives 128 entries; choose k so.
 
-    Memory: nothing is held; 4·32·B·k bytes for partial sums of a batch of B samples, at most.
+    Memory: on a GPU nothing is held; 4·32·B·k bytes at most for partial sums of a batch of B samples.
 
     Args:
         dim: k, the number of projected dimensions.
@@ -31,9 +31,6 @@ class RademacherTriton(Rademacher):
     @property
     def state(self) -> dict[str, object]:
         return {**super().state, "class": f"{Rademacher.__module__}.{Rademacher.__qualname__}"}
-
-    def memory_bytes(self, layout: ParameterLayout) -> int:
-        return super().memory_bytes(layout)
 
     def block(self, slot: ParameterSlot, *, seed: int, device: torch.device) -> BlockMap:
         if not runs_on(device):
@@ -63,7 +60,7 @@ def multiply(grad: Tensor, seed: int, dim: int) -> Tensor:
     grid = (triton.cdiv(B, block_b), triton.cdiv(dim, block_k), splits)
     _multiply[grid](
         grad, partial, seed, B, numel, dim, entries_a_split,
-        ALIGNED=dim % 128 == 0, BLOCK_B=block_b, BLOCK_E=block_e, BLOCK_K=block_k,
+        ALIGNED=dim % 128 == 0, IN_FLOAT32=INTERPRETED, BLOCK_B=block_b, BLOCK_E=block_e, BLOCK_K=block_k,
     )  # fmt: skip
     return partial.sum(0)
 
@@ -78,6 +75,7 @@ def _multiply(
     dim,
     entries_a_split,
     ALIGNED: tl.constexpr,
+    IN_FLOAT32: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -98,6 +96,8 @@ def _multiply(
             signs = aligned_signs(seed, entry[:, None] * (dim // 128) + own[None, :], BLOCK_E, counters)
         else:
             signs = signs_at(seed, entry[:, None] * dim + feature[None, :])
+        if IN_FLOAT32:  # the interpreter cannot multiply bfloat16
+            values = values.to(tl.float32)
         # Not TF32, which would round float32 gradients to eleven bits.
         total = tl.dot(values, signs.to(values.dtype), total, input_precision="ieee")
     where = (split * batch + sample[:, None]) * dim + feature[None, :]

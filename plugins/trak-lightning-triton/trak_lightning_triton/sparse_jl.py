@@ -6,9 +6,9 @@ import triton.language as tl
 from torch import Tensor
 from trak_lightning_triton.stream import gather_signs, integer_at, runs_on, signs_at
 
-from trak_lightning.gradients import ParameterLayout, RowSparseBlock
+from trak_lightning.gradients import RowSparseBlock
 from trak_lightning.projectors import BlockMap
-from trak_lightning.projectors.sparse_jl import SparseJL
+from trak_lightning.projectors.sparse_jl import Runs, SparseJL
 
 
 class SparseJLTriton(SparseJL):
@@ -17,11 +17,12 @@ class SparseJLTriton(SparseJL):
     Signs and offsets are drawn by Philox inside the kernel, once for the samples that a program handles; partial sums are
     added in a fixed order, so that the same batch gives the same bits. On a CPU it is `sparse_jl` itself.
 
-    Memory: nothing is held; 4·64·B·k bytes for partial sums of a batch of B samples, at most.
+    Memory: on a GPU nothing is held; 4·64·B·k bytes at most for partial sums of a batch of B samples.
 
     Args:
         dim: k, the number of projected dimensions.
         per: what has k dimensions, the ``model`` or each ``layer``.
+        nnz: the number of non-zeros a column.
     """
 
     trak_api = (1, 0)
@@ -29,9 +30,6 @@ class SparseJLTriton(SparseJL):
     @property
     def state(self) -> dict[str, object]:
         return {**super().state, "class": f"{SparseJL.__module__}.{SparseJL.__qualname__}"}
-
-    def memory_bytes(self, layout: ParameterLayout) -> int:
-        return super().memory_bytes(layout)
 
     def part(self, numel: int, dim: int, seed: int, device: torch.device) -> BlockMap:
         if not runs_on(device):
@@ -46,36 +44,26 @@ class SparseJLTritonBlock:
 
     def __init__(self, numel: int, dim: int, seed: int) -> None:
         self._numel, self._dim, self._seed = numel, dim, seed
-        self._structure = SparseJL.structure(numel, dim, seed)
+        self._runs = Runs.of(numel, dim, seed)
 
     def __call__(self, grad: Tensor, out: Tensor) -> None:
-        length, groups, offset_seed = self._structure
-        B, runs = len(grad), triton.cdiv(self._numel, length)
+        B, runs = len(grad), triton.cdiv(self._numel, self._runs.length)
         # Of shapes alone, so that a row's bits depend neither on the batch nor on the device.
         splits = max(1, min(64, runs // 8))
         block_b, block_k = min(16, triton.next_power_of_2(B)), min(512, triton.next_power_of_2(self._dim))
         partial = torch.empty(splits, B, self._dim, dtype=out.dtype, device=out.device)
         grid = (triton.cdiv(B, block_b), triton.cdiv(self._dim, block_k), splits)
         _sparse_jl[grid](
-            grad,
-            partial,
-            self._seed,
-            offset_seed,
-            B,
-            self._numel,
-            self._dim,
-            length,
-            groups,
-            runs,
-            triton.cdiv(runs, splits),
-            BLOCK_B=block_b,
-            BLOCK_K=block_k,
-        )
+            grad, partial, self._seed, self._runs.offset_seed, B, self._numel, self._dim,
+            self._runs.length, self._runs.groups, runs, triton.cdiv(runs, splits),
+            BLOCK_B=block_b, BLOCK_K=block_k,
+        )  # fmt: skip
         out += partial.sum(0)
 
     def row_sparse(self, block: RowSparseBlock, out: Tensor) -> None:
         """As of `sparse_jl`: only the rows that occur are touched."""
-        SparseJL.add_rows(block, out, self._dim, self._structure, lambda entries: gather_signs(self._seed, entries))
+        offsets = self._runs.offsets(out.device)
+        self._runs.add_rows(block, out, offsets, lambda entries: gather_signs(self._seed, entries))
 
 
 @triton.jit(do_not_specialize=["seed", "offset_seed", "batch"])
