@@ -3,16 +3,23 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from trak_lightning.errors import SettingsError
-from trak_lightning.gradients import ParameterLayout, ParameterSlot, RowSparseBlock
-from trak_lightning.projectors.base import BlockMap, Projector
+from trak_lightning.gradients import OuterProductBlock, ParameterLayout, ParameterSlot, RowSparseBlock
+from trak_lightning.projectors.base import FACTORS, BlockMap, Projector
 from trak_lightning.projectors.philox import random_integers, random_signs
 from trak_lightning.seeds import derive_seed
+
+_GROUPS, _WIDTH = 16, 2**15
+"""Groups of runs: this many, or as many as make this many entries, unless the parameter is small."""
+
+_TILE_BYTES = {"cpu": 2**21, "cuda": 2**27}
+"""How much of the gradients of a matrix is formed at a time: what a CPU's caches hold, what fills a GPU."""
 
 
 class SparseJL(Projector):
@@ -71,18 +78,17 @@ class _Parts:
 
     def __init__(self, parts: list[tuple[slice, BlockMap]]) -> None:
         self._parts = parts
-        self.whole_batches = any(getattr(part, "whole_batches", False) for _, part in parts)
+        for name in FACTORS.values():
+            if all(hasattr(part, name) for _, part in parts):
+                setattr(self, name, partial(self._add, name))
 
     def __call__(self, grad: Tensor, out: Tensor) -> None:
-        features = torch.zeros_like(out)
-        for columns, part in self._parts:
-            part(grad, features[:, columns])
-        out.add_(features, alpha=len(self._parts) ** -0.5)
+        self._add("__call__", grad, out)
 
-    def row_sparse(self, block: RowSparseBlock, out: Tensor) -> None:
+    def _add(self, method: str, gradient: Any, out: Tensor) -> None:
         features = torch.zeros_like(out)
         for columns, part in self._parts:
-            part.row_sparse(block, features[:, columns])  # type: ignore[attr-defined]
+            getattr(part, method)(gradient, features[:, columns])
         out.add_(features, alpha=len(self._parts) ** -0.5)
 
 
@@ -98,8 +104,10 @@ class Runs:
     @classmethod
     def of(cls, numel: int, dim: int, seed: int) -> "Runs":
         length = _largest_prime(dim)
-        # As many groups as runs in a group: the fewest operations.
-        return cls(dim, length, math.ceil(math.sqrt(-(-numel // length))), derive_seed(seed, "offsets"))
+        # Two entries of one group may share a feature for certain, which adds 1/G to the variance of a dense matrix; sums
+        # of few groups stay in a CPU's caches.
+        groups = min(math.ceil(math.sqrt(-(-numel // length))), max(_GROUPS, _WIDTH // length))
+        return cls(dim, length, groups, derive_seed(seed, "offsets"))
 
     def offsets(self, device: torch.device) -> Tensor:
         """(groups,) int64."""
@@ -118,7 +126,7 @@ class SparseJLBlock:
     """The columns of one parameter."""
 
     def __init__(self, numel: int, dim: int, seed: int, device: torch.device) -> None:
-        self._runs = Runs.of(numel, dim, seed)
+        self._numel, self._runs = numel, Runs.of(numel, dim, seed)
         self._dim, self._run, self._groups = dim, self._runs.length, self._runs.groups
         self._signs = random_signs(seed, 0, numel, device)
         self._offsets = self._runs.offsets(device)
@@ -130,20 +138,51 @@ class SparseJLBlock:
         return numel + 8 * Runs.of(numel, dim, 0).groups
 
     def __call__(self, grad: Tensor, out: Tensor) -> None:
-        """Add pieces in their order, so that a sum does not depend on the number of threads."""
-        B, numel = grad.shape
-        width = min(self._groups * self._run, numel)
-        sums = torch.zeros(B, width, dtype=out.dtype, device=out.device)
-        for start in range(0, numel, width):
-            piece = grad[:, start : start + width]
-            signs = self._signs[start : start + width].to(out.dtype)
-            sums[:, : piece.shape[1]].addcmul_(piece.to(out.dtype), signs)
-        rolled = torch.zeros(B, self._dim + self._run, dtype=out.dtype, device=out.device)
+        if self._numel <= self._groups * self._run:
+            self._fold(grad.to(out.dtype) * self._signs.to(out.dtype), out)
+        else:
+            sums = self._zeros(out)
+            self._accumulate(grad, 0, sums)
+            self._fold(sums, out)
+
+    def outer(self, block: OuterProductBlock, out: Tensor) -> None:
+        """The same from factors; of a large matrix some rows at a time, for all samples, so that they are summed in
+        cache."""
+        (B, _, d_left), d_right = block.left.shape, block.right.shape[2]
+        tile = _TILE_BYTES.get(out.device.type, 2**27) // out.element_size()
+        if self._numel <= 4 * tile:
+            for samples, part in block.chunks(self._numel):
+                self(part.dense().flatten(1), out[samples])
+            return
+        sums = self._zeros(out)
+        rows = max(1, tile // (B * d_right))
+        for start in range(0, d_left, rows):
+            grad = torch.bmm(block.left[:, :, start : start + rows].transpose(1, 2), block.right)
+            self._accumulate(grad.flatten(1), start * d_right, sums)
+        self._fold(sums, out)
+
+    def _zeros(self, out: Tensor) -> Tensor:
+        return torch.zeros(len(out), min(self._groups * self._run, self._numel), dtype=out.dtype, device=out.device)
+
+    def _accumulate(self, grad: Tensor, start: int, sums: Tensor) -> None:
+        """Add entries ``start …`` of the gradient to the sums of their groups, in order: a sum does not depend on the
+        number of threads."""
+        done, width = 0, sums.shape[1]
+        while done < grad.shape[1]:
+            place = (start + done) % width
+            count = min(width - place, grad.shape[1] - done)
+            signs = self._signs[start + done : start + done + count].to(sums.dtype)
+            sums[:, place : place + count].addcmul_(grad[:, done : done + count].to(sums.dtype), signs)
+            done += count
+
+    def _fold(self, sums: Tensor, out: Tensor) -> None:
+        """Roll the sum of every group by its offset and add it to the features."""
         for group, offset in enumerate(self._rolls):
             run = sums[:, group * self._run : (group + 1) * self._run]
-            rolled[:, offset : offset + run.shape[1]] += run
-        out += rolled[:, : self._dim]
-        out[:, : self._run] += rolled[:, self._dim :]
+            before = min(run.shape[1], self._dim - offset)
+            out[:, offset : offset + before] += run[:, :before]
+            if before < run.shape[1]:
+                out[:, : run.shape[1] - before] += run[:, before:]
 
     def row_sparse(self, block: RowSparseBlock, out: Tensor) -> None:
         """The same for an embedding table, touching only the rows that occur."""

@@ -40,8 +40,6 @@ class SparseJLTriton(SparseJL):
 class SparseJLTritonBlock:
     """The columns of one parameter, for one of the non-zeros of a column."""
 
-    whole_batches = True
-
     def __init__(self, numel: int, dim: int, seed: int) -> None:
         self._numel, self._dim, self._seed = numel, dim, seed
         self._runs = Runs.of(numel, dim, seed)
