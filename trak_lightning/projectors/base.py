@@ -10,6 +10,7 @@ from torch import Tensor
 from trak_lightning.errors import SettingsError
 from trak_lightning.gradients import (
     ConvolutionBlock,
+    DenseBlock,
     GradientBlock,
     OuterProductBlock,
     ParameterLayout,
@@ -26,9 +27,9 @@ class BlockMap(Protocol):
     ``grad`` is (B, numel), contiguous; ``out`` is (B, k), a view of the features that this parameter adds to, and its
     dtype is the one to accumulate in. `grad` must not be changed. Any function with this signature will do. It is called
     with some samples at a time, unless it has an attribute ``whole_batches`` that is true, and never under autocast. An
-    object may also have the methods ``outer(block, out)``,
-    ``convolution(block, out)`` and ``row_sparse(block, out)`` that do the same from the factors of an
-    `OuterProductBlock`, a `ConvolutionBlock` or a `RowSparseBlock`, without forming the dense gradient.
+    object may also have the methods ``dense(block, out)``, ``outer(block, out)``, ``convolution(block, out)`` and
+    ``row_sparse(block, out)``, which are given a `DenseBlock`, `OuterProductBlock`, `ConvolutionBlock` or `RowSparseBlock`
+    as it is, with all samples, and need not form the dense gradient.
     """
 
     def __call__(self, grad: Tensor, out: Tensor) -> None: ...
@@ -194,11 +195,12 @@ def layers(layout: ParameterLayout) -> dict[str, list[ParameterSlot]]:
 
 
 FACTORS: dict[type[GradientBlock], str] = {
+    DenseBlock: "dense",
     OuterProductBlock: "outer",
     ConvolutionBlock: "convolution",
     RowSparseBlock: "row_sparse",
 }
-"""The method of a `BlockMap` that takes each kind of factors."""
+"""The method of a `BlockMap` that takes each kind of block whole."""
 
 
 def _flatten(grad: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trak_lightning.errors import SettingsError
-from trak_lightning.gradients import OuterProductBlock, ParameterLayout, ParameterSlot, RowSparseBlock
+from trak_lightning.gradients import DenseBlock, OuterProductBlock, ParameterLayout, ParameterSlot, RowSparseBlock
 from trak_lightning.projectors.base import FACTORS, BlockMap, Projector
 from trak_lightning.projectors.philox import random_integers, random_signs
 from trak_lightning.seeds import derive_seed
@@ -20,6 +20,9 @@ _GROUPS, _WIDTH = 16, 2**15
 
 _TILE_BYTES = {"cpu": 2**21, "cuda": 2**27}
 """How much of the gradients of a matrix is formed at a time: what a CPU's caches hold, what fills a GPU."""
+
+_SUMS_BYTES = {"cpu": 2**21, "cuda": 2**27}
+"""How much of the sums of groups is made at a time."""
 
 
 class SparseJL(Projector):
@@ -144,6 +147,12 @@ class SparseJLBlock:
             sums = self._zeros(out)
             self._accumulate(grad, 0, sums)
             self._fold(sums, out)
+
+    def dense(self, block: DenseBlock, out: Tensor) -> None:
+        """The same for more samples at a time, as many as keep their sums in cache: nothing has to be formed here."""
+        samples = max(1, _SUMS_BYTES.get(out.device.type, 2**27) // (out.element_size() * self._groups * self._run))
+        for grad, features in zip(block.grad.flatten(1).split(samples), out.split(samples), strict=True):
+            self(grad, features)
 
     def outer(self, block: OuterProductBlock, out: Tensor) -> None:
         """The same from factors; of a large matrix some rows at a time, for all samples, so that they are summed in
