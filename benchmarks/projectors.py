@@ -55,7 +55,9 @@ def speed(
         device: cpu or cuda.
     """
     torch.set_num_threads(threads)
-    table = Table(title=f"{machine(device)}, torch {torch.__version__}: time a batch ÷ one read pass, medians of {rounds}")
+    table = Table(
+        title=f"{machine(device)}, torch {torch.__version__}: time a batch ÷ one read pass, medians of {rounds}"
+    )
     for column in ("p", "B", "read pass", "GB/s", "projector", *(f"k = {dim}" for dim in dims)):
         table.add_column(column, justify="left" if column == "projector" else "right")
     for size in sizes:
@@ -73,7 +75,10 @@ def speed(
                 projection = Projection(make(name, dim), layout, seed=0, checkpoint="0", device=device)
                 ratios = []
                 for turn in range(rounds + 1):
-                    read, projected = seconds(lambda: _read(blocks), device), _project_all(projection, blocks, B, device)
+                    read, projected = (
+                        _read(blocks, device),
+                        _project_all(projection, blocks, B, device),
+                    )
                     if turn:  # the first makes the matrix
                         reads.append(read)
                         ratios.append(projected / read)
@@ -130,7 +135,12 @@ def error(
             dense = dense or (rms, tail)
             first = choice == projectors[0]
             table.add_row(
-                str(dim) if first else "", choice, f"{rms:.3f}", f"{rms / dense[0]:.2f}", f"{tail:.3f}", f"{tail / dense[1]:.2f}"
+                str(dim) if first else "",
+                choice,
+                f"{rms:.3f}",
+                f"{rms / dense[0]:.2f}",
+                f"{tail:.3f}",
+                f"{tail / dense[1]:.2f}",
             )
         table.add_section()
     Console(width=120).print(table)
@@ -174,9 +184,8 @@ def digits_gradients(samples: int) -> tuple[ParameterLayout, list[DenseBlock]]:
     return layout, [DenseBlock(name, grad) for name, grad in blocks.items()]
 
 
-def _read(blocks: list[DenseBlock]) -> None:
-    for block in blocks:
-        block.grad.sum()
+def _read(blocks: list[DenseBlock], device: str) -> float:
+    return seconds(lambda: [block.grad.sum() for block in blocks], device)
 
 
 def _project_all(projection: Projection, blocks: list[DenseBlock], B: int, device: str) -> float:

@@ -32,9 +32,10 @@ class FitFile:
         return self.path.exists()
 
     def save(self, fitted: Mapping[str, Tensor]) -> None:
-        arrays = {name: tensor.cpu().numpy() for name, tensor in fitted.items()}
+        arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in fitted.items()}
+        arrays[_FINGERPRINT] = np.array(json.dumps(self.fingerprint))
         with atomic_write(self.path) as part, part.open("wb") as file:
-            np.savez(file, **{_FINGERPRINT: np.array(json.dumps(self.fingerprint))}, **arrays)
+            np.savez(file, **arrays)
 
     def load(self) -> dict[str, Tensor]:
         """What `save` was given.

@@ -71,7 +71,9 @@ class Plugin:
 
     def _require_api(self, declared: Any) -> None:
         if not (isinstance(declared, tuple) and len(declared) == 2 and all(type(number) is int for number in declared)):
-            raise PluginError(f"{self} must declare trak_api as two integers, such as {API_VERSION}; found {declared!r}")
+            raise PluginError(
+                f"{self} must declare trak_api as two integers, such as {API_VERSION}; found {declared!r}"
+            )
         if declared[0] != API_VERSION[0] or declared[1] > API_VERSION[1]:
             raise PluginError(
                 f"{self} was written for version {_dotted(declared)} of the plug-in interface, and this trak_lightning has "

@@ -39,7 +39,7 @@ BlockMaps: TypeAlias = Callable[[ParameterSlot], BlockMap]
 """The blocks of one P, made when they are first asked for."""
 
 
-class Projector(ABC):
+class Projector(ABC):  # noqa: B024  `block` or `bind` is overridden, either will do
     """A seeded random linear map P ∈ R^{k×p}, given parameter by parameter.
 
     A projector of your own needs one method, `block`. Public attributes are its settings: they are written to the run
@@ -154,9 +154,7 @@ class Projection:
         self.dim = projector.output_dim(layout)
         self.device = torch.device(device)
         self._columns = projector.columns(layout)
-        self._bound = projector.bind(
-            layout, seed=seed, checkpoint=checkpoint, device=self.device, fitted=fitted or {}
-        )
+        self._bound = projector.bind(layout, seed=seed, checkpoint=checkpoint, device=self.device, fitted=fitted or {})
         self._maps: dict[str, BlockMap] = {}
 
     def zeros(self, batch_size: int, dtype: torch.dtype = torch.float32) -> Tensor:

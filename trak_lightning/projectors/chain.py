@@ -35,7 +35,9 @@ class Chain(Projector):
         projectors: names, or mappings with a ``name`` and options, in the order in which they are applied.
     """
 
-    def __init__(self, projectors: Sequence[str | dict[str, Any] | Projector]) -> None:
+    def __init__(
+        self, projectors: Sequence[str | dict[str, Any] | Projector] = ({"name": "lowrank", "rank": 32}, "sparse_jl")
+    ) -> None:
         if not isinstance(projectors, (list, tuple)) or not projectors:
             raise SettingsError(f"projectors must be a list of at least one projector, got {projectors!r}")
         self._projectors: tuple[Projector, ...] = tuple(

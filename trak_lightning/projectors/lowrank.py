@@ -93,7 +93,7 @@ class LowRank(Projector):
             own = derive_seed(seed, checkpoint, slot.name)
             if len(slot.shape) < 2:
                 return _vector(slot.numel, self.rank**2, own, device)
-            sides = []
+            sides: list[Tensor | None] = []
             for name, size in zip(("left", "right"), _sides(slot), strict=True):
                 if size <= self.rank:
                     sides.append(None)

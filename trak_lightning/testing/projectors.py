@@ -268,9 +268,7 @@ def _correlate(left: Tensor, right: Tensor) -> Tensor:
 def split(layout: ParameterLayout, rows: Tensor) -> list[GradientBlock]:
     """Flattened gradients (B, p) as one block a parameter."""
     return [
-        DenseBlock(
-            slot.name, rows[:, slot.offset : slot.offset + slot.numel].contiguous().view(-1, *slot.shape)
-        )
+        DenseBlock(slot.name, rows[:, slot.offset : slot.offset + slot.numel].contiguous().view(-1, *slot.shape))
         for slot in layout
     ]
 

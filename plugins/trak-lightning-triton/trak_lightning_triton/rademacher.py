@@ -4,11 +4,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from trak_lightning_triton.stream import INTERPRETED, aligned_signs, runs_on, signs_at
 
 from trak_lightning.gradients import ParameterSlot
 from trak_lightning.projectors import BlockMap
 from trak_lightning.projectors.rademacher import Rademacher
+from trak_lightning_triton.stream import INTERPRETED, aligned_signs, runs_on, signs_at
 
 
 class RademacherTriton(Rademacher):

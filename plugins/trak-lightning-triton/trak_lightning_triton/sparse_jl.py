@@ -4,11 +4,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from trak_lightning_triton.stream import gather_signs, integer_at, runs_on, signs_at
 
 from trak_lightning.gradients import RowSparseBlock
 from trak_lightning.projectors import BlockMap
 from trak_lightning.projectors.sparse_jl import Runs, SparseJL
+from trak_lightning_triton.stream import gather_signs, integer_at, runs_on, signs_at
 
 
 class SparseJLTriton(SparseJL):
@@ -94,7 +94,9 @@ def _sparse_jl(
         place = tl.where(place < 0, place + dim, place)
         entry = run * length + place
         inside = in_features & (place < length) & (entry < numel)
-        values = tl.load(grad + sample[:, None] * numel + entry[None, :], mask=in_batch[:, None] & inside[None, :], other=0)
+        values = tl.load(
+            grad + sample[:, None] * numel + entry[None, :], mask=in_batch[:, None] & inside[None, :], other=0
+        )
         total += values.to(total.dtype) * signs_at(seed, entry)[None, :].to(total.dtype)
     where = (split * batch + sample[:, None]) * dim + feature[None, :]
     tl.store(partial + where, total, mask=in_batch[:, None] & in_features[None, :])
