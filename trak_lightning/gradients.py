@@ -88,7 +88,7 @@ class ParameterLayout(Sequence[ParameterSlot]):
         return iter(self.slots)
 
 
-_CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**27}
+_CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**27}
 """How much of a parameter's per-sample gradients is formed at a time: what a CPU's caches hold, what fills a GPU."""
 
 
@@ -126,6 +126,9 @@ class DenseBlock(GradientBlock):
 
     def dense(self) -> Tensor:
         return self.grad
+
+    def chunks(self, numel: int) -> Iterator[tuple[slice, Self]]:
+        yield slice(0, len(self.grad)), self
 
 
 @dataclass(frozen=True)

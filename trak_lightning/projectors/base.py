@@ -10,7 +10,6 @@ from torch import Tensor
 from trak_lightning.errors import SettingsError
 from trak_lightning.gradients import (
     ConvolutionBlock,
-    DenseBlock,
     GradientBlock,
     OuterProductBlock,
     ParameterLayout,
@@ -27,8 +26,8 @@ class BlockMap(Protocol):
     ``grad`` is (B, numel), contiguous; ``out`` is (B, k), a view of the features that this parameter adds to, and its
     dtype is the one to accumulate in. `grad` must not be changed. Any function with this signature will do. It is called
     with some samples at a time, unless it has an attribute ``whole_batches`` that is true, and never under autocast. An
-    object may also have the methods ``dense(block, out)``, ``outer(block, out)``, ``convolution(block, out)`` and
-    ``row_sparse(block, out)``, which are given a `DenseBlock`, `OuterProductBlock`, `ConvolutionBlock` or `RowSparseBlock`
+    object may also have the methods ``outer(block, out)``, ``convolution(block, out)`` and
+    ``row_sparse(block, out)``, which are given an `OuterProductBlock`, `ConvolutionBlock` or `RowSparseBlock`
     as it is, with all samples, and need not form the dense gradient.
     """
 
@@ -193,7 +192,6 @@ def layers(layout: ParameterLayout) -> dict[str, list[ParameterSlot]]:
 
 
 FACTORS: dict[type[GradientBlock], str] = {
-    DenseBlock: "dense",
     OuterProductBlock: "outer",
     ConvolutionBlock: "convolution",
     RowSparseBlock: "row_sparse",

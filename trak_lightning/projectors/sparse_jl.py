@@ -10,19 +10,13 @@ import torch
 from torch import Tensor
 
 from trak_lightning.errors import SettingsError
-from trak_lightning.gradients import DenseBlock, OuterProductBlock, ParameterLayout, ParameterSlot, RowSparseBlock
+from trak_lightning.gradients import ConvolutionBlock, OuterProductBlock, ParameterLayout, ParameterSlot, RowSparseBlock
 from trak_lightning.projectors.base import FACTORS, BlockMap, Projector
 from trak_lightning.projectors.philox import random_integers, random_signs
 from trak_lightning.seeds import derive_seed
 
-_GROUPS, _WIDTH = 16, 2**15
-"""Groups of runs: this many, or as many as make this many entries, unless the parameter is small."""
-
-_TILE_BYTES = {"cpu": 2**21, "cuda": 2**27}
-"""How much of the gradients of a matrix is formed at a time: what a CPU's caches hold, what fills a GPU."""
-
-_SUMS_BYTES = {"cpu": 2**21, "cuda": 2**27}
-"""How much of the sums of groups is made at a time."""
+_TILE = {"cpu": 2**20, "cuda": 2**26}
+"""How many entries are summed at a time, of all samples together: what a CPU's caches hold, what fills a GPU."""
 
 
 class SparseJL(Projector):
@@ -107,9 +101,9 @@ class Runs:
     @classmethod
     def of(cls, numel: int, dim: int, seed: int) -> "Runs":
         length = _largest_prime(dim)
-        # Two entries of one group may share a feature for certain, which adds 1/G to the variance of a dense matrix; sums
-        # of few groups stay in a CPU's caches.
-        groups = min(math.ceil(math.sqrt(-(-numel // length))), max(_GROUPS, _WIDTH // length))
+        # As many groups as runs in a group: the fewest operations. Entries of one group may share a feature for certain,
+        # which adds 1/G to the variance of a dense matrix.
+        groups = math.ceil(math.sqrt(-(-numel // length)))
         return cls(dim, length, groups, derive_seed(seed, "offsets"))
 
     def offsets(self, device: torch.device) -> Tensor:
@@ -131,6 +125,7 @@ class SparseJLBlock:
     def __init__(self, numel: int, dim: int, seed: int, device: torch.device) -> None:
         self._numel, self._runs = numel, Runs.of(numel, dim, seed)
         self._dim, self._run, self._groups = dim, self._runs.length, self._runs.groups
+        self._width = min(self._groups * self._run, numel)
         self._signs = random_signs(seed, 0, numel, device)
         self._offsets = self._runs.offsets(device)
         self._rolls = self._offsets.tolist()
@@ -141,46 +136,48 @@ class SparseJLBlock:
         return numel + 8 * Runs.of(numel, dim, 0).groups
 
     def __call__(self, grad: Tensor, out: Tensor) -> None:
-        if self._numel <= self._groups * self._run:
+        if self._numel == self._width:
             self._fold(grad.to(out.dtype) * self._signs.to(out.dtype), out)
-        else:
-            sums = self._zeros(out)
-            self._accumulate(grad, 0, sums)
-            self._fold(sums, out)
-
-    def dense(self, block: DenseBlock, out: Tensor) -> None:
-        """The same for more samples at a time, as many as keep their sums in cache: nothing has to be formed here."""
-        samples = max(1, _SUMS_BYTES.get(out.device.type, 2**27) // (out.element_size() * self._groups * self._run))
-        for grad, features in zip(block.grad.flatten(1).split(samples), out.split(samples), strict=True):
-            self(grad, features)
-
-    def outer(self, block: OuterProductBlock, out: Tensor) -> None:
-        """The same from factors; of a large matrix some rows at a time, for all samples, so that they are summed in
-        cache."""
-        (B, _, d_left), d_right = block.left.shape, block.right.shape[2]
-        tile = _TILE_BYTES.get(out.device.type, 2**27) // out.element_size()
-        if self._numel <= 4 * tile:
-            for samples, part in block.chunks(self._numel):
-                self(part.dense().flatten(1), out[samples])
             return
         sums = self._zeros(out)
-        rows = max(1, tile // (B * d_right))
-        for start in range(0, d_left, rows):
-            grad = torch.bmm(block.left[:, :, start : start + rows].transpose(1, 2), block.right)
-            self._accumulate(grad.flatten(1), start * d_right, sums)
+        step = max(1, _tile(out) // self._width)
+        for start in range(0, len(grad), step):
+            self._accumulate(grad[start : start + step], 0, sums[start : start + step])
+        self._fold(sums, out)
+
+    def convolution(self, block: ConvolutionBlock, out: Tensor) -> None:
+        """The same, forming the gradients of a few samples at a time."""
+        sums = self._zeros(out)
+        for samples, part in block.chunks(self._numel):
+            self._accumulate(part.dense().flatten(1), 0, sums[samples])
+        self._fold(sums, out)
+
+    def outer(self, block: OuterProductBlock, out: Tensor) -> None:
+        """The same; of a large matrix, forming the gradients of some rows at a time, for all samples."""
+        sums = self._zeros(out)
+        if self._numel <= 2 * _tile(out):
+            for samples, part in block.chunks(self._numel):
+                self._accumulate(part.dense().flatten(1), 0, sums[samples])
+        else:
+            (B, _, d_left), d_right = block.left.shape, block.right.shape[2]
+            rows = max(1, _tile(out) // (2 * B * d_right))
+            for start in range(0, d_left, rows):
+                grad = torch.bmm(block.left[:, :, start : start + rows].transpose(1, 2), block.right)
+                self._accumulate(grad.flatten(1), start * d_right, sums)
         self._fold(sums, out)
 
     def _zeros(self, out: Tensor) -> Tensor:
-        return torch.zeros(len(out), min(self._groups * self._run, self._numel), dtype=out.dtype, device=out.device)
+        return torch.zeros(len(out), self._width, dtype=out.dtype, device=out.device)
 
     def _accumulate(self, grad: Tensor, start: int, sums: Tensor) -> None:
         """Add entries ``start …`` of the gradient to the sums of their groups, in order: a sum does not depend on the
         number of threads."""
-        done, width = 0, sums.shape[1]
+        width, done = sums.shape[1], 0
         while done < grad.shape[1]:
             place = (start + done) % width
             count = min(width - place, grad.shape[1] - done)
             signs = self._signs[start + done : start + done + count].to(sums.dtype)
+            # No product is kept, however small: fresh memory costs more than the arithmetic.
             sums[:, place : place + count].addcmul_(grad[:, done : done + count].to(sums.dtype), signs)
             done += count
 
@@ -196,6 +193,10 @@ class SparseJLBlock:
     def row_sparse(self, block: RowSparseBlock, out: Tensor) -> None:
         """The same for an embedding table, touching only the rows that occur."""
         self._runs.add_rows(block, out, self._offsets, self._signs.__getitem__)
+
+
+def _tile(out: Tensor) -> int:
+    return _TILE.get(out.device.type, 2**26)
 
 
 def _largest_prime(bound: int) -> int:
