@@ -21,6 +21,7 @@ from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurizer import BlockWriter, Featurizer
+from trak_lightning.fitting import FitFile
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.progress import progress
 from trak_lightning.projectors.base import Projector
@@ -99,6 +100,7 @@ class TRAK:
         self._trainer = trainer
         self._weights_only = weights_only
         self._checkpoints: list[Checkpoint] = []
+        self._fit_data: AttributionData | None = None
 
     def featurize(
         self,
@@ -160,7 +162,7 @@ class TRAK:
         for checkpoint, subset in zip(loaded, known, strict=True):
             if subset is not None:
                 self.run.write_subset(checkpoint.id, subset)
-        self._checkpoints = loaded
+        self._checkpoints, self._fit_data = loaded, data
         return self.featurize_split(data, split, block_size=block_size)
 
     def featurize_split(self, data: AttributionData, split: str, *, block_size: int = 1024) -> int:
@@ -181,7 +183,7 @@ class TRAK:
         samples = AttributionData.of(data, batch_size)
         spec = self._spec(samples, split, "check", samples.batch_size)
         with uncompiled(self.model), self._restored(), quiet_lightning():
-            checker = self._module(Checker, samples, MemorySet(spec))
+            checker = self._module(Checker, samples, MemorySet(spec), fit_data=samples)
             self._run(self._trainer or default_trainer(), checker, [])
             return checker.findings
 
@@ -191,6 +193,7 @@ class TRAK:
         missing = sum(len(s.spec.block_range(block)) for s in sets for block in s.missing_blocks())
         if not missing:
             return 0
+        self._require_fits()
         with self._restored(), quiet_lightning():
             trainer = self._trainer or default_trainer()
             with progress(f"featurize {split}", missing, enabled=trainer.is_global_zero) as advance:
@@ -259,9 +262,39 @@ class TRAK:
             fingerprint=fingerprint,
         )
 
-    def _module(self, cls: type[FeaturizerType], data: AttributionData, feature_set: FeatureSet) -> FeaturizerType:
+    def _require_fits(self) -> None:
+        """Refuse to fit a projector anew where there are rows already that an earlier fit has projected."""
+        if not self.projector.fit_samples:
+            return
+        for split, checkpoint in self.store.list():
+            path = self.run.projection(checkpoint)
+            spec = (found := self.store.open(split, checkpoint)).spec
+            if not path.exists() and len(found.missing_blocks()) < spec.num_blocks:
+                raise IncompleteRunError(
+                    f"{path} is missing, and features of {split!r} that were projected with it are there. Restore the "
+                    f"file, or delete all features of checkpoint {checkpoint}."
+                )
+
+    def _module(
+        self, cls: type[FeaturizerType], data: AttributionData, feature_set: FeatureSet, fit_data: AttributionData
+    ) -> FeaturizerType:
+        spec = feature_set.spec
+        # What a projector learns does not depend on the split that is projected.
+        fit_file = FitFile(
+            self.run.projection(spec.checkpoint),
+            {key: value for key, value in spec.fingerprint.items() if key != "data"},
+        )
         return cls(
-            self.model, self.task, self.extractor, self.projector, self._layout, data, feature_set, seed=self.seed
+            self.model,
+            self.task,
+            self.extractor,
+            self.projector,
+            self._layout,
+            data,
+            feature_set,
+            seed=self.seed,
+            fit_data=fit_data,
+            fit_file=fit_file,
         )
 
     @contextmanager
@@ -284,7 +317,8 @@ class TRAK:
             featurizer.trainer = None
 
     def _predict(self, trainer: L.Trainer, data: AttributionData, feature_set: FeatureSet, writer: BlockWriter) -> None:
-        self._run(trainer, self._module(Featurizer, data, feature_set), [writer])
+        assert self._fit_data is not None
+        self._run(trainer, self._module(Featurizer, data, feature_set, self._fit_data), [writer])
         # A rank that died early is not noticed by predict: only the store knows whether every row is there.
         trainer.strategy.barrier()
         missing = feature_set.missing_blocks()

@@ -71,6 +71,8 @@ class Checker(Featurizer):
     findings: list[Finding]
 
     def predict_dataloader(self) -> DataLoader:
+        if self._projector.fit_samples:
+            self._fitted = self._fit()
         size = self.feature_set.spec.batch_size
         return self._data.loader([range(size)], pin_memory=self.device.type == "cuda")
 

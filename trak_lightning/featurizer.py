@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 from trak_lightning.data import AttributionData, IndexedBatch
 from trak_lightning.errors import NonFiniteGradientError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.gradients import ParameterLayout
+from trak_lightning.fitting import FitFile
+from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.independence import difference, refuse
 from trak_lightning.projectors.base import Projection, Projector
+from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.tasks.base import Task
 
@@ -31,6 +33,8 @@ class Featurizer(L.LightningModule):
         projector: makes P from (seed, checkpoint, parameter name).
         data: the samples of the split.
         feature_set: where rows go; decides the batches.
+        fit_data: the training set, for a projector that has to be fitted.
+        fit_file: where that is kept.
     """
 
     def __init__(
@@ -44,6 +48,8 @@ class Featurizer(L.LightningModule):
         feature_set: FeatureSet,
         *,
         seed: int,
+        fit_data: AttributionData,
+        fit_file: FitFile,
     ) -> None:
         super().__init__()
         self.model = model
@@ -54,6 +60,9 @@ class Featurizer(L.LightningModule):
         self.layout = layout
         self._data = data
         self._seed = seed
+        self._fit_data = fit_data
+        self._fit_file = fit_file
+        self._fitted: dict[str, Tensor] = {}
         self._projection: Projection | None = None
 
     def setup(self, stage: str) -> None:
@@ -61,6 +70,12 @@ class Featurizer(L.LightningModule):
         self.trainer.predict_loop.inference_mode = False
 
     def predict_dataloader(self) -> DataLoader:
+        # Here, because this is the first that every process calls after the model has been moved to its device.
+        if self._projector.fit_samples:
+            if self.trainer.is_global_zero and not self._fit_file.exists():
+                self._fit_file.save(self._fit())
+            self.trainer.strategy.barrier()
+            self._fitted = self._fit_file.load()
         # Rank 0's list of blocks, lest a block finished in between is missing for some ranks only.
         missing = self.trainer.strategy.broadcast(self.feature_set.missing_blocks())
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
@@ -72,6 +87,26 @@ class Featurizer(L.LightningModule):
             for start in range(0, len(samples), size)
         ]
         return self._data.loader(batches, pin_memory=self.device.type == "cuda")
+
+    def _fit(self) -> dict[str, Tensor]:
+        """Show the projector the gradients of training samples, spread evenly over the set."""
+        count = min(self._projector.fit_samples, len(self._fit_data))
+        positions = [len(self._fit_data) * number // count for number in range(count)]
+        size = self.feature_set.spec.batch_size
+
+        def gradients(sink: Sink) -> None:
+            for start in range(0, count, size):
+                batch = self._load(self._fit_data, positions[start : start + size])
+                with torch.enable_grad(), self.trainer.precision_plugin.predict_step_context():
+                    self.extractor.extract(self.model, self.task, batch.batch, self.layout, sink)
+
+        seed = derive_seed(self._seed, self.feature_set.spec.checkpoint, "fit")
+        return self._projector.fit(self.layout, gradients, seed=seed)
+
+    def _load(self, data: AttributionData, positions: Sequence[int]) -> IndexedBatch:
+        """A batch of these samples, as the Trainer would give it."""
+        batch = IndexedBatch(torch.tensor(positions), data.batch(positions))
+        return to_device(self.trainer.precision_plugin.convert_input(batch), data.hooks, self.model, self.device)
 
     def transfer_batch_to_device(self, batch: IndexedBatch, device: torch.device, dataloader_idx: int) -> IndexedBatch:
         return to_device(batch, self._data.hooks, self.model, device)
@@ -111,6 +146,7 @@ class Featurizer(L.LightningModule):
                 seed=self._seed,
                 checkpoint=self.feature_set.spec.checkpoint,
                 device=self.device,
+                fitted=self._fitted,
             )
         return self._projection
 
@@ -139,9 +175,7 @@ class Featurizer(L.LightningModule):
 
     def _alone(self, index: Tensor) -> IndexedBatch:
         """A batch of these samples and no others, as a loader would give it."""
-        batch = IndexedBatch(index, self._data.batch(index.tolist()))
-        batch = self.trainer.precision_plugin.convert_input(batch)
-        return to_device(batch, self._data.hooks, self.model, self.device)
+        return self._load(self._data, index.tolist())
 
 
 class BlockWriter(BasePredictionWriter):

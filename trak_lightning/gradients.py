@@ -31,6 +31,11 @@ class ParameterSlot:
     def numel(self) -> int:
         return int(torch.Size(self.shape).numel())
 
+    @property
+    def layer(self) -> str:
+        """The name of the module that owns the parameter."""
+        return self.name.rpartition(".")[0]
+
 
 @dataclass(frozen=True)
 class ParameterLayout(Sequence[ParameterSlot]):

@@ -19,7 +19,7 @@ def score(argv: Sequence[str]) -> int:
     """``trak score``."""
     started = time.perf_counter()
     parser = light_parser("score", "Attribute the targets to the training samples, from the features of a run.")
-    config = parser.parse_args(rewrite(argv))
+    config = parser.parse_args(rewrite(argv, reads=("store", "scorer")))
     instances = parser.instantiate(config)
     run, store = open_run(config, instances)
     scores, fresh = score_run(run, store, instances.scorer, train=config.train_split, targets=config.target_split)
@@ -39,7 +39,7 @@ def evaluate(argv: Sequence[str]) -> int:
         "Linear datamodeling score: do the scores predict models retrained on random subsets of the training set? Models "
         "that are missing are retrained, with the model, data and trainer of the configuration.",
     )
-    config = parser.parse_args(rewrite(argv))
+    config = parser.parse_args(rewrite(argv, reads=("store", "scorer")))
     instances = parser.instantiate(config)
     run, store = open_run(config, instances)
     try:
