@@ -8,7 +8,7 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before the plug-in is imported
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported; plugins/conftest.py is earlier still
 
 triton = pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
