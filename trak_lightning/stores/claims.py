@@ -1,0 +1,68 @@
+"""Blocks that a living process is working on, so that others that fill the same feature set do something else."""
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from trak_lightning.atomic import refused
+
+try:
+    import fcntl
+except ImportError:  # Windows: processes may then do the same block twice, with the same result
+    fcntl = None  # type: ignore[assignment]
+
+_UNSUPPORTED = (errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+_held: dict[Path, tuple[int, set[int]]] = {}
+"""Lock file → its descriptor, and the blocks that this process has. One descriptor for each file, because closing any of
+them would give up all claims of the process."""
+
+
+class Claims:
+    """One byte of a file for each block, locked by whoever computes that block.
+
+    The operating system lets go of a lock when its process dies, in whatever way, so no claim is ever left over and
+    nothing depends on clocks. POSIX record locks also work between the machines of a cluster where the file system (NFS,
+    Lustre with ``-o flock``) supports them; where locks are not supported every claim succeeds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def acquire(self, block: int) -> bool:
+        """Whether this process now has the block. Claims of one process do not exclude each other.
+
+        Raises:
+            StorageError: the folder cannot be written to.
+        """
+        if fcntl is None:
+            return True
+        if self._path not in _held:
+            try:
+                _held[self._path] = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), set()
+            except OSError as error:
+                raise refused(self._path, error) from error
+        descriptor, blocks = _held[self._path]
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, block, os.SEEK_SET)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                self._close_if_idle()
+                return False
+        blocks.add(block)
+        return True
+
+    def release(self, block: int) -> None:
+        """Let others have the block."""
+        descriptor, blocks = _held.get(self._path, (-1, set()))
+        if block in blocks:
+            blocks.remove(block)
+            with suppress(OSError):
+                fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, block, os.SEEK_SET)
+            self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if not _held[self._path][1]:
+            os.close(_held.pop(self._path)[0])
