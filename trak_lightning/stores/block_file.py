@@ -1,6 +1,7 @@
 """One block of a feature set as an HDF5 file: written whole, read with every claim that it makes checked first."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from trak_lightning.stores.encoding import STORED, column_dtype
 Array = npt.NDArray[Any]
 Compression: TypeAlias = Literal["none", "lz4", "zstd"]
 COMPRESSIONS = get_args(Compression)
+BITSHUFFLE = 32008
+"""The registered number of the filter."""
 LARGEST_COMPRESSED = 2**32
 """Bytes: a small compressed file that claims to hold more is not unpacked."""
 
@@ -67,7 +70,8 @@ def write_block_file(path: Path, key: BlockKey, arrays: dict[str, Array], compre
         for name, values in arrays.items():
             file.create_dataset(name, data=values, **(options if name == "features" else {}))
         checksums = {name: checksum(values) for name, values in arrays.items()}
-        file.attrs["block"] = json.dumps({**key.describe(SCHEMA_VERSION), "xxh3_64": checksums})
+        # Of fixed length: a text of variable length would cost a heap of 4 KB.
+        file.attrs["block"] = np.bytes_(json.dumps({**key.describe(SCHEMA_VERSION), "xxh3_64": checksums}))
 
 
 def checksum(values: Array) -> str:
@@ -78,34 +82,35 @@ def checksum(values: Array) -> str:
 class BlockFile:
     """A block file open for reading, found to be what `key` says."""
 
-    def __init__(self, path: Path, file: h5py.File, key: BlockKey) -> None:
-        self._path = path
-        self._datasets = {name: _dataset(file, name, *expected) for name, expected in key.datasets().items()}
-        described = json.loads(file.attrs["block"])
+    def __init__(self, file: h5py.File, key: BlockKey) -> None:
+        self._file = file.id
+        self._descriptor = self._file.get_vfd_handle()
+        size = os.fstat(self._descriptor).st_size
+        # The low-level interface of h5py, since this is done for every block and the other one takes three times as long.
+        self._datasets = {
+            name: _open_dataset(self._file, name, *expected, size) for name, expected in key.datasets().items()
+        }
+        described = _read_description(self._file)
         self._checksums = described.pop("xxh3_64")
         expected = key.describe(SCHEMA_VERSION)
         if described != expected:
             wrong = next(name for name in {**expected, **described} if described.get(name) != expected.get(name))
             raise ValueError(f"its {wrong} is {described.get(wrong)!r}, and {expected.get(wrong)!r} was expected")
+        self._types = key.datasets()
 
     def offset(self, name: str) -> int | None:
         """Where the array begins in the file; None if it is compressed."""
-        offset: int | None = self._datasets[name].id.get_offset()
+        offset: int | None = self._datasets[name].get_offset()
         return offset
 
     def read(self, name: str, *, verify: bool) -> Array:
-        """A whole array as it is stored.
-
-        Raises:
-            CorruptFileError: its bytes are not those that were written.
-        """
-        dataset = self._datasets[name]
-        values = np.empty(dataset.shape, dataset.dtype)
+        """A whole array as it is stored."""
+        values = np.empty(*self._types[name])
         offset = self.offset(name)
         if offset is None:
-            dataset.read_direct(values)
+            self._datasets[name].read(h5py.h5s.ALL, h5py.h5s.ALL, values)
         else:  # a third of the time that HDF5 takes
-            read_into(dataset.file.id.get_vfd_handle(), values, offset)
+            read_into(self._descriptor, values, offset)
         if verify and checksum(values) != self._checksums[name]:
             raise ValueError(
                 f"the checksum of its {name} is {checksum(values)}, and {self._checksums[name]} was written"
@@ -139,7 +144,7 @@ def open_block_file(path: Path, key: BlockKey) -> Iterator[BlockFile]:
         if not path.exists():
             raise IncompleteRunError(f"{path} is missing: not featurised yet, or deleted. Run featurize again.")
         with h5py.File(path, "r") as file:
-            yield BlockFile(path, file, key)
+            yield BlockFile(file, key)
     except (IncompleteRunError, PluginError):
         raise
     # A damaged file makes h5py raise nearly anything, among it RuntimeError, KeyError, TypeError and MemoryError.
@@ -149,27 +154,41 @@ def open_block_file(path: Path, key: BlockKey) -> Iterator[BlockFile]:
         ) from error
 
 
-def _dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
-    if file.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+def _open_dataset(
+    file: h5py.h5f.FileID, name: str, shape: tuple[int, ...], dtype: str, file_size: int
+) -> h5py.h5d.DatasetID:
+    if file.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
         raise ValueError(f"its {name} is a link to something else")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.shape != shape or dataset.dtype.str != np.dtype(dtype).str:
-        found = (getattr(dataset, "dtype", type(dataset).__name__), getattr(dataset, "shape", ""))
-        raise ValueError(f"its {name} is {found[0]} {found[1]}, and {np.dtype(dtype)} {shape} was expected")
-    creation = dataset.id.get_create_plist()
-    if creation.get_layout() == h5py.h5d.VIRTUAL or creation.get_external_count():
-        raise ValueError(f"its {name} lies in other files")
+    dataset = h5py.h5d.open(file, name.encode())
+    if dataset.shape != shape or dataset.dtype.str != np.dtype(dtype).str:
+        raise ValueError(f"its {name} is {dataset.dtype} {dataset.shape}, and {np.dtype(dtype)} {shape} was expected")
+    creation = dataset.get_create_plist()
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     if creation.get_layout() == h5py.h5d.CHUNKED:
-        if dataset.nbytes > LARGEST_COMPRESSED or dataset.chunks != shape:
-            raise ValueError(f"its {name} would unpack to {dataset.nbytes} bytes in chunks of {dataset.chunks}")
-        _filters("lz4")
-    elif dataset.id.get_offset() is None or dataset.id.get_offset() + dataset.nbytes > _size(file):
+        filters = [creation.get_filter(i)[0] for i in range(creation.get_nfilters())]
+        if nbytes > LARGEST_COMPRESSED or creation.get_chunk() != shape or filters != [BITSHUFFLE]:
+            raise ValueError(f"its {name} would unpack to {nbytes} bytes in chunks of {creation.get_chunk()}")
+        _filters("lz4")  # hdf5plugin must be imported for HDF5 to unpack it
+    elif (
+        creation.get_layout() != h5py.h5d.CONTIGUOUS
+        or creation.get_external_count()
+        or (offset := dataset.get_offset()) is None
+        or offset + nbytes > file_size
+    ):
         raise ValueError(f"its {name} is not in the file")
     return dataset
 
 
-def _size(file: h5py.File) -> int:
-    return Path(file.filename).stat().st_size
+def _read_description(file: h5py.h5f.FileID) -> dict[str, Any]:
+    attribute = h5py.h5a.open(file, b"block")
+    if attribute.shape != () or attribute.dtype.kind != "S" or attribute.get_storage_size() > 2**16:
+        raise ValueError("its attribute 'block' is not text")
+    text = np.empty((), attribute.dtype)
+    attribute.read(text)
+    described = json.loads(text.item())
+    if not isinstance(described, dict) or not isinstance(described.get("xxh3_64"), dict):
+        raise ValueError(f"its attribute 'block' is {text.item()[:80]!r}")
+    return described
 
 
 def _filters(compression: Compression) -> dict[str, Any]:
