@@ -1,27 +1,31 @@
 """The Python API: `TRAK`."""
 
 import copy
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning import registry
 from trak_lightning.checkpoints import Checkpoint, CheckpointSource
 from trak_lightning.data import AttributionData
-from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError, TrakError
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurizer import BlockWriter, Featurizer
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.progress import progress
 from trak_lightning.projectors.base import Projector
-from trak_lightning.quiet import quiet_lightning
+from trak_lightning.quiet import interruptible, quiet_lightning
 from trak_lightning.rundir import CheckpointRecord, RunDirectory, read_subset
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.scoring.scores import Scores
@@ -32,6 +36,10 @@ from trak_lightning.tasks.base import Task
 DataSource = Dataset | DataLoader | AttributionData
 Choice = str | dict[str, Any]
 """A plug-in by name, or by name with options: ``{"name": "sparse_jl", "dim": 2048}``."""
+
+
+POLL_SECONDS = 0.2
+"""How often a job whose work is done looks whether other jobs have finished theirs."""
 
 
 class TRAK:
@@ -98,6 +106,7 @@ class TRAK:
         subsets: Sequence[npt.ArrayLike] | None = None,
         block_size: int = 1024,
         split: str = "train",
+        grow: bool = False,
     ) -> int:
         """Compute the features of the training set under every checkpoint; what is already stored is not done again.
 
@@ -109,9 +118,11 @@ class TRAK:
             subsets: the positions of the training samples that each checkpoint was trained on, where known.
             block_size: samples stored at a time, rounded up to whole batches.
             split: the name under which the features are stored.
+            grow: the dataset may have more samples than those that are stored, after these: only the new ones are
+                computed, and the last, incomplete batch of the old ones.
 
         Returns:
-            How many rows were computed; 0 if all were there.
+            How many rows were computed, by all processes of this job; 0 if all were there.
 
         Raises:
             CheckpointError: a checkpoint cannot be read or does not fit the model.
@@ -133,14 +144,16 @@ class TRAK:
             if subset is not None:
                 self.run.write_subset(checkpoint.id, subset)
         self._checkpoints = loaded
-        return self.featurize_split(data, split, block_size=block_size)
+        return self.featurize_split(data, split, block_size=block_size, grow=grow)
 
-    def featurize_split(self, data: AttributionData, split: str, *, block_size: int = 1024) -> int:
+    def featurize_split(self, data: AttributionData, split: str, *, block_size: int = 1024, grow: bool = False) -> int:
         """Compute the features of `data` under the checkpoints of the last `featurize`, and store them as `split`."""
+        if block_size < 1:
+            raise SettingsError(f"block_size must be a positive number of samples, got {block_size}")
         if not self._checkpoints:
             raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
         require_eval(self.model)
-        sets = [self.store.create(spec) for spec in self._specs(data, split, block_size)]
+        sets = [self._create(spec, data, grow) for spec in self._specs(data, split, block_size)]
         missing = sum(len(s.spec.block_range(block)) for s in sets for block in s.missing_blocks())
         if not missing:
             return 0
@@ -149,14 +162,10 @@ class TRAK:
             with quiet_lightning():
                 trainer = self._trainer or default_trainer()
                 with progress(f"featurize {split}", missing, enabled=trainer.is_global_zero) as advance:
-                    for checkpoint, feature_set in zip(self._checkpoints, sets, strict=True):
-                        if not feature_set.complete:
-                            checkpoint.load_into(self.model)
-                            self._predict(trainer, data, feature_set, BlockWriter(advance))
+                    return self._fill(trainer, data, list(zip(self._checkpoints, sets, strict=True)), advance)
         finally:
             for name, tensor in _tensors(self.model):  # weights, and the dtype and device that the Trainer chose
                 tensor.data = original[name]
-        return missing
 
     def score(
         self,
@@ -216,25 +225,91 @@ class TRAK:
             for checkpoint in self._checkpoints
         ]
 
-    def _predict(self, trainer: L.Trainer, data: AttributionData, feature_set: FeatureSet, writer: BlockWriter) -> None:
+    def _create(self, spec: FeatureSpec, data: AttributionData, grow: bool) -> FeatureSet:
+        try:
+            before = self.store.open(spec.split, spec.checkpoint).spec.num_samples
+        except IncompleteRunError:
+            return self.store.create(spec)
+        if before < spec.num_samples and grow:
+            old = {**spec.fingerprint, "data": data.fingerprint(before)}
+            return self.store.grow(replace(spec, num_samples=before, fingerprint=old), spec)
+        try:
+            return self.store.create(spec)
+        except IncompatibleRunError as error:
+            if before >= spec.num_samples:
+                raise
+            raise IncompatibleRunError(
+                f"{error} If the {before} samples of before come first and are unchanged, featurize with grow=True "
+                "(--grow true): only the new ones are computed then."
+            ) from error
+
+    def _fill(
+        self,
+        trainer: L.Trainer,
+        data: AttributionData,
+        sets: list[tuple[Checkpoint, FeatureSet]],
+        advance: Callable[[int], None],
+    ) -> int:
+        """Compute until nothing is missing, with however many other jobs; returns the rows computed by this one."""
+        computed, idle = 0, 0
+        todo = [feature_set for _, feature_set in sets if not feature_set.complete]
+        while todo:
+            now = 0
+            for checkpoint, feature_set in sets:
+                if feature_set in todo:
+                    checkpoint.load_into(self.model)
+                    now += self._predict(trainer, data, feature_set, BlockWriter(advance))
+            computed, idle = computed + now, 0 if now else idle + 1
+            # Rank 0 decides for all: what it sees may change before another rank looks.
+            left = trainer.strategy.broadcast(_await_others(todo) if trainer.is_global_zero else [])
+            todo = [feature_set for feature_set in todo if feature_set.spec.checkpoint in left]
+            if todo and idle > 1:
+                missing = sum(len(feature_set.missing_blocks()) for feature_set in todo)
+                raise IncompleteRunError(
+                    f"{missing} blocks of {todo[0].spec.split} are missing after featurizing: it was interrupted, a process "
+                    "died, or the Trainer limits the batches. What is stored is kept; run the same command again."
+                )
+        return computed
+
+    def _predict(self, trainer: L.Trainer, data: AttributionData, feature_set: FeatureSet, writer: BlockWriter) -> int:
+        """Compute the missing blocks that no other process works on; returns the rows that all ranks computed."""
         featurizer = Featurizer(
             self.model, self.task, self.extractor, self.projector, self._layout, data, feature_set, seed=self.seed
         )
         own_callbacks = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [*own_callbacks, writer]  # type: ignore[attr-defined]
         try:
-            trainer.predict(featurizer, return_predictions=False)
+            with interruptible():
+                trainer.predict(featurizer, return_predictions=False)
+            writer.finish()
+        except BaseException:
+            with suppress(TrakError):  # a whole block is worth waiting for; the first error is the one to tell
+                writer.finish()
+            raise
         finally:
             trainer.callbacks = own_callbacks  # type: ignore[attr-defined]
             featurizer.trainer = None
+            if featurizer.plan is not None:
+                featurizer.plan.release()
         # A rank that died early is not noticed by predict: only the store knows whether every row is there.
         trainer.strategy.barrier()
-        missing = feature_set.missing_blocks()
-        if missing:
-            raise IncompleteRunError(
-                f"{len(missing)} of {feature_set.spec.num_blocks} blocks of {feature_set.spec.split} are missing after "
-                "featurizing: it was interrupted, or a process died. What is stored is kept; run the same command again."
-            )
+        computed = torch.tensor(writer.computed, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(computed, reduce_op="sum"))
+
+
+def _await_others(sets: Sequence[FeatureSet]) -> list[str]:
+    """The checkpoints with missing blocks, as soon as there are none or one of them is free to be computed."""
+    while True:
+        missing = {s.spec.checkpoint: s.missing_blocks() for s in sets}
+        left = [checkpoint for checkpoint, blocks in missing.items() if blocks]
+        for feature_set in sets:
+            for block in missing[feature_set.spec.checkpoint]:
+                if feature_set.claim(block):
+                    feature_set.release(block)
+                    return left
+        if not left:
+            return left
+        time.sleep(POLL_SECONDS)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"trak: unknown command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    from trak_lightning.errors import TrakError
+    from trak_lightning.errors import TerminatedError, TrakError
 
     if command in ("run", "train", "featurize"):
         from trak_lightning.cli import stamps
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason is None:
             raise
         print(f"trak {command}: {type(reason).__name__}: {reason}", file=sys.stderr)
-        return 1
+        # What a shell reports of a process that SIGTERM ended.
+        return 143 if isinstance(reason, TerminatedError) else 1
 
 
 def _usage() -> str:
