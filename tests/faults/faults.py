@@ -50,7 +50,7 @@ class Job:
     def finish(self, run_dir, *more):
         """Run it to its end; returns the exit code and what it printed."""
         process = self.fork(run_dir, *more)
-        process.join(120)
+        process.join(900)
         return process.exitcode, Path(f"{run_dir}.log").read_text()
 
     def start(self, run_dir, *more, **options):
@@ -63,7 +63,7 @@ class Job:
     def call(self, *arguments):
         command = [sys.executable, "-m", "trak_lightning", arguments[0], "--config", self.config, *arguments[1:]]
         return subprocess.run(
-            [*map(str, command)], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120
+            [*map(str, command)], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=900
         )
 
 

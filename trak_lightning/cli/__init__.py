@@ -15,6 +15,9 @@ COMMANDS = {
     "score": ("scoring", "attribute the targets to the training samples"),
     "evaluate": ("scoring", "retrain models on random subsets and see whether the scores predict them"),
     "top": ("scoring", "print the most helpful and harmful training samples of a target"),
+    "info": ("storage", "print what a run directory holds, and what is missing"),
+    "verify": ("storage", "check that every stored row is there and is what was written"),
+    "merge": ("storage", "write the features of one or several run directories to one file"),
     "plugins": ("plugins", "list every extractor, projector, store, task and scorer that is installed"),
 }
 
