@@ -40,7 +40,8 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != handler:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from error
-        raise
+        raise KeyboardInterrupt from error
