@@ -23,7 +23,7 @@ from trak_lightning.errors import (
     TrainModeError,
 )
 from trak_lightning.stores.memory import MemoryStore
-from trak_lightning.tasks.classification import margin
+from trak_lightning.tasks.margin import margin
 
 
 def attribute(model, run_dir, **options):

@@ -5,10 +5,13 @@ import math
 import torch
 from torch import Tensor
 
-from trak_lightning.gradients import ParameterSlot, RowSparseBlock
+from trak_lightning.gradients import ConvolutionBlock, OuterProductBlock, ParameterSlot, RowSparseBlock
 from trak_lightning.projectors.base import BlockMap, Projector
 from trak_lightning.projectors.philox import random_integers, random_signs
 from trak_lightning.seeds import derive_seed
+
+_TILE = {"cpu": 2**20, "cuda": 2**26}
+"""How many entries are summed at a time, of all samples together: what a CPU's caches hold, what fills a GPU."""
 
 
 class SparseJL(Projector):
@@ -37,30 +40,72 @@ class SparseJLBlock:
     """The columns of one parameter."""
 
     def __init__(self, numel: int, dim: int, seed: int, device: torch.device) -> None:
+        self._numel = numel
         self._dim = dim
         self._run = _largest_prime(dim)
         runs = -(-numel // self._run)
-        # As many groups as runs in a group: the fewest operations.
+        # As many groups as runs in a group: the fewest operations. Entries of one group may share a feature for certain,
+        # which adds 1/G to the variance of a dense matrix.
         self._groups = math.ceil(math.sqrt(runs))
+        self._width = min(self._groups * self._run, numel)
         self._signs = random_signs(seed, 0, numel, device)
         self._offsets = random_integers(derive_seed(seed, "offsets"), self._groups, dim, device)
         self._rolls = self._offsets.tolist()
 
     def __call__(self, grad: Tensor, out: Tensor) -> None:
-        """Add pieces in their order, so that a sum does not depend on the number of threads."""
-        B, numel = grad.shape
-        width = min(self._groups * self._run, numel)
-        sums = torch.zeros(B, width, dtype=out.dtype, device=out.device)
-        for start in range(0, numel, width):
-            piece = grad[:, start : start + width]
-            signs = self._signs[start : start + width].to(out.dtype)
-            sums[:, : piece.shape[1]].addcmul_(piece.to(out.dtype), signs)
-        rolled = torch.zeros(B, self._dim + self._run, dtype=out.dtype, device=out.device)
+        if self._numel == self._width:
+            self._fold(grad.to(out.dtype) * self._signs.to(out.dtype), out)
+            return
+        sums = self._zeros(out)
+        step = max(1, _tile(out) // self._width)
+        for start in range(0, len(grad), step):
+            self._accumulate(grad[start : start + step], 0, sums[start : start + step])
+        self._fold(sums, out)
+
+    def convolution(self, block: ConvolutionBlock, out: Tensor) -> None:
+        """The same, forming the gradients of a few samples at a time."""
+        sums = self._zeros(out)
+        for samples, part in block.chunks(self._numel):
+            self._accumulate(part.dense().flatten(1), 0, sums[samples])
+        self._fold(sums, out)
+
+    def outer(self, block: OuterProductBlock, out: Tensor) -> None:
+        """The same; of a large matrix, forming the gradients of some rows at a time, for all samples."""
+        sums = self._zeros(out)
+        if self._numel <= 2 * _tile(out):
+            for samples, part in block.chunks(self._numel):
+                self._accumulate(part.dense().flatten(1), 0, sums[samples])
+        else:
+            (B, _, d_left), d_right = block.left.shape, block.right.shape[2]
+            rows = max(1, _tile(out) // (2 * B * d_right))
+            for start in range(0, d_left, rows):
+                grad = torch.bmm(block.left[:, :, start : start + rows].transpose(1, 2), block.right)
+                self._accumulate(grad.flatten(1), start * d_right, sums)
+        self._fold(sums, out)
+
+    def _zeros(self, out: Tensor) -> Tensor:
+        return torch.zeros(len(out), self._width, dtype=out.dtype, device=out.device)
+
+    def _accumulate(self, grad: Tensor, start: int, sums: Tensor) -> None:
+        """Add entries ``start …`` of the gradient to the sums of their groups, in order: a sum does not depend on the
+        number of threads."""
+        width, done = sums.shape[1], 0
+        while done < grad.shape[1]:
+            place = (start + done) % width
+            count = min(width - place, grad.shape[1] - done)
+            signs = self._signs[start + done : start + done + count].to(sums.dtype)
+            # No product is kept, however small: fresh memory costs more than the arithmetic.
+            sums[:, place : place + count].addcmul_(grad[:, done : done + count].to(sums.dtype), signs)
+            done += count
+
+    def _fold(self, sums: Tensor, out: Tensor) -> None:
+        """Roll the sum of every group by its offset and add it to the features."""
         for group, offset in enumerate(self._rolls):
             run = sums[:, group * self._run : (group + 1) * self._run]
-            rolled[:, offset : offset + run.shape[1]] += run
-        out += rolled[:, : self._dim]
-        out[:, : self._run] += rolled[:, self._dim :]
+            before = min(run.shape[1], self._dim - offset)
+            out[:, offset : offset + before] += run[:, :before]
+            if before < run.shape[1]:
+                out[:, : run.shape[1] - before] += run[:, before:]
 
     def row_sparse(self, block: RowSparseBlock, out: Tensor) -> None:
         """The same for an embedding table, touching only the rows that occur."""
@@ -69,6 +114,10 @@ class SparseJLBlock:
         group, place = entries // self._run % self._groups, entries % self._run
         columns = (place + self._offsets[group]) % self._dim
         out.scatter_add_(1, columns, block.row_grad.reshape(B, T * d).to(out.dtype) * self._signs[entries])
+
+
+def _tile(out: Tensor) -> int:
+    return _TILE.get(out.device.type, 2**26)
 
 
 def _largest_prime(bound: int) -> int:
