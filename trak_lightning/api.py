@@ -1,14 +1,17 @@
 """The Python API: `TRAK`."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,7 +20,7 @@ from trak_lightning.check import Checker, Finding
 from trak_lightning.checkpoints import Checkpoint, CheckpointSource
 from trak_lightning.compiled import original, uncompiled
 from trak_lightning.data import AttributionData
-from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError, TrakError
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurizer import BlockWriter, Featurizer
@@ -25,7 +28,7 @@ from trak_lightning.fitting import FitFile
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.progress import progress
 from trak_lightning.projectors.base import Projector
-from trak_lightning.quiet import quiet_lightning
+from trak_lightning.quiet import interruptible, quiet_lightning
 from trak_lightning.rundir import CheckpointRecord, RunDirectory, read_subset
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.scoring.scores import Scores
@@ -39,6 +42,10 @@ Choice = str | dict[str, Any]
 """A plug-in by name, or by name with options: ``{"name": "sparse_jl", "dim": 2048}``."""
 
 FeaturizerType = TypeVar("FeaturizerType", bound=Featurizer)
+
+
+POLL_SECONDS = 0.2
+"""How often a job whose work is done looks whether other jobs have finished theirs."""
 
 
 class TRAK:
@@ -111,6 +118,7 @@ class TRAK:
         subsets: Sequence[npt.ArrayLike] | None = None,
         block_size: int = 1024,
         split: str = "train",
+        grow: bool = False,
     ) -> int:
         """Compute the features of the training set under every checkpoint; what is already stored is not done again.
 
@@ -122,9 +130,11 @@ class TRAK:
             subsets: the positions of the training samples that each checkpoint was trained on, where known.
             block_size: samples stored at a time, rounded up to whole batches.
             split: the name under which the features are stored.
+            grow: the dataset may have more samples than those that are stored, after these: only the new ones are
+                computed, and the last, incomplete batch of the old ones.
 
         Returns:
-            How many rows were computed; 0 if all were there.
+            How many rows were computed, by all processes of this job; 0 if all were there.
 
         Raises:
             CheckpointError: a checkpoint cannot be read or does not fit the model.
@@ -138,6 +148,7 @@ class TRAK:
                 subsets=subsets,
                 block_size=block_size,
                 split=split,
+                grow=grow,
             )
 
     def _featurize(
@@ -148,6 +159,7 @@ class TRAK:
         subsets: Sequence[npt.ArrayLike] | None,
         block_size: int,
         split: str,
+        grow: bool,
     ) -> int:
         sources = list(checkpoints) if checkpoints is not None else [copy.deepcopy(self.model.state_dict())]
         if not sources:
@@ -163,14 +175,16 @@ class TRAK:
             if subset is not None:
                 self.run.write_subset(checkpoint.id, subset)
         self._checkpoints, self._fit_data = loaded, data
-        return self.featurize_split(data, split, block_size=block_size)
+        return self.featurize_split(data, split, block_size=block_size, grow=grow)
 
-    def featurize_split(self, data: AttributionData, split: str, *, block_size: int = 1024) -> int:
+    def featurize_split(self, data: AttributionData, split: str, *, block_size: int = 1024, grow: bool = False) -> int:
         """Compute the features of `data` under the checkpoints of the last `featurize`, and store them as `split`."""
+        if block_size < 1:
+            raise SettingsError(f"block_size must be a positive number of samples, got {block_size}")
         if not self._checkpoints:
             raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
         with uncompiled(self.model):
-            return self._featurize_split(data, split, block_size)
+            return self._featurize_split(data, split, block_size, grow)
 
     def check(self, data: DataSource, *, batch_size: int | None = None, split: str = "train") -> list[Finding]:
         """Look at the first batch of `data` and say what would be attributed to and how, with the model's present weights;
@@ -187,9 +201,9 @@ class TRAK:
             self._run(self._trainer or default_trainer(), checker, [])
             return checker.findings
 
-    def _featurize_split(self, data: AttributionData, split: str, block_size: int) -> int:
+    def _featurize_split(self, data: AttributionData, split: str, block_size: int, grow: bool) -> int:
         require_eval(self.model)
-        sets = [self.store.create(spec) for spec in self._specs(data, split, block_size)]
+        sets = [self._create(spec, data, grow) for spec in self._specs(data, split, block_size)]
         missing = sum(len(s.spec.block_range(block)) for s in sets for block in s.missing_blocks())
         if not missing:
             return 0
@@ -197,11 +211,7 @@ class TRAK:
         with self._restored(), quiet_lightning():
             trainer = self._trainer or default_trainer()
             with progress(f"featurize {split}", missing, enabled=trainer.is_global_zero) as advance:
-                for checkpoint, feature_set in zip(self._checkpoints, sets, strict=True):
-                    if not feature_set.complete:
-                        checkpoint.load_into(self.model)
-                        self._predict(trainer, data, feature_set, BlockWriter(advance))
-        return missing
+                return self._fill(trainer, data, list(zip(self._checkpoints, sets, strict=True)), advance)
 
     def score(
         self,
@@ -262,6 +272,52 @@ class TRAK:
             fingerprint=fingerprint,
         )
 
+    def _create(self, spec: FeatureSpec, data: AttributionData, grow: bool) -> FeatureSet:
+        try:
+            before = self.store.open(spec.split, spec.checkpoint).spec.num_samples
+        except IncompleteRunError:
+            return self.store.create(spec)
+        if before < spec.num_samples and grow:
+            old = {**spec.fingerprint, "data": data.fingerprint(before)}
+            return self.store.grow(replace(spec, num_samples=before, fingerprint=old), spec)
+        try:
+            return self.store.create(spec)
+        except IncompatibleRunError as error:
+            if before >= spec.num_samples:
+                raise
+            raise IncompatibleRunError(
+                f"{error} If the {before} samples of before come first and are unchanged, featurize with grow=True "
+                "(--grow true): only the new ones are computed then."
+            ) from error
+
+    def _fill(
+        self,
+        trainer: L.Trainer,
+        data: AttributionData,
+        sets: list[tuple[Checkpoint, FeatureSet]],
+        advance: Callable[[int], None],
+    ) -> int:
+        """Compute until nothing is missing, with however many other jobs; returns the rows computed by this one."""
+        computed, idle = 0, 0
+        todo = [feature_set for _, feature_set in sets if not feature_set.complete]
+        while todo:
+            now = 0
+            for checkpoint, feature_set in sets:
+                if feature_set in todo:
+                    checkpoint.load_into(self.model)
+                    now += self._predict(trainer, data, feature_set, BlockWriter(advance))
+            computed, idle = computed + now, 0 if now else idle + 1
+            # Rank 0 decides for all: what it sees may change before another rank looks.
+            left = trainer.strategy.broadcast(_await_others(todo) if trainer.is_global_zero else [])
+            todo = [feature_set for feature_set in todo if feature_set.spec.checkpoint in left]
+            if todo and idle > 1:
+                missing = sum(len(feature_set.missing_blocks()) for feature_set in todo)
+                raise IncompleteRunError(
+                    f"{missing} blocks of {todo[0].spec.split} are missing after featurizing: it was interrupted, a process "
+                    "died, or the Trainer limits the batches. What is stored is kept; run the same command again."
+                )
+        return computed
+
     def _require_fits(self) -> None:
         """Refuse to fit a projector anew where there are rows already that an earlier fit has projected."""
         if not self.projector.fit_samples:
@@ -311,22 +367,45 @@ class TRAK:
         own_callbacks = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [*own_callbacks, *callbacks]  # type: ignore[attr-defined]
         try:
-            trainer.predict(featurizer, return_predictions=False)
+            with interruptible():
+                trainer.predict(featurizer, return_predictions=False)
         finally:
             trainer.callbacks = own_callbacks  # type: ignore[attr-defined]
             featurizer.trainer = None
 
-    def _predict(self, trainer: L.Trainer, data: AttributionData, feature_set: FeatureSet, writer: BlockWriter) -> None:
+    def _predict(self, trainer: L.Trainer, data: AttributionData, feature_set: FeatureSet, writer: BlockWriter) -> int:
+        """Compute the missing blocks that no other process works on; returns the rows that all ranks computed."""
         assert self._fit_data is not None
-        self._run(trainer, self._module(Featurizer, data, feature_set, self._fit_data), [writer])
+        featurizer = self._module(Featurizer, data, feature_set, self._fit_data)
+        try:
+            self._run(trainer, featurizer, [writer])
+            writer.finish()
+        except BaseException:
+            with suppress(TrakError):  # a whole block is worth waiting for; the first error is the one to tell
+                writer.finish()
+            raise
+        finally:
+            if featurizer.plan is not None:
+                featurizer.plan.release()
         # A rank that died early is not noticed by predict: only the store knows whether every row is there.
         trainer.strategy.barrier()
-        missing = feature_set.missing_blocks()
-        if missing:
-            raise IncompleteRunError(
-                f"{len(missing)} of {feature_set.spec.num_blocks} blocks of {feature_set.spec.split} are missing after "
-                "featurizing: it was interrupted, or a process died. What is stored is kept; run the same command again."
-            )
+        computed = torch.tensor(writer.computed, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(computed, reduce_op="sum"))
+
+
+def _await_others(sets: Sequence[FeatureSet]) -> list[str]:
+    """The checkpoints with missing blocks, as soon as there are none or one of them is free to be computed."""
+    while True:
+        missing = {s.spec.checkpoint: s.missing_blocks() for s in sets}
+        left = [checkpoint for checkpoint, blocks in missing.items() if blocks]
+        for feature_set in sets:
+            for block in missing[feature_set.spec.checkpoint]:
+                if feature_set.claim(block):
+                    feature_set.release(block)
+                    return left
+        if not left:
+            return left
+        time.sleep(POLL_SECONDS)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,11 @@ from trak_lightning.errors import StorageError
 
 if TYPE_CHECKING:
     import h5py
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free space and run the same command again",
@@ -28,43 +34,107 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Write to the yielded temporary path; it becomes `path` when the block ends without an error.
 
     The data is on the disk before the name is, so that a file under its final name is whole even after a loss of power.
-    Folders are made as needed. Processes may write the same path at once: one of them wins.
+    Folders are made as needed. Processes may write the same path at once: the last one wins.
 
     Raises:
         StorageError: the operating system refused; `path` is as it was before.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with _part_of(path) as part:
+        yield part
+        _fsync(part)
+        part.replace(path)
+        _fsync(path.parent)
+
+
+@contextmanager
+def atomic_create(path: Path) -> Iterator[Path]:
+    """As `atomic_write`, but if `path` is there already when the block ends, it stays as it is: the first one wins."""
+    with _part_of(path) as part:
+        yield part
+        _fsync(part)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links
+            if not path.exists():
+                part.replace(path)
+        _fsync(path.parent)
+
+
+@contextmanager
+def atomic_hdf5(path: Path) -> Iterator["h5py.File"]:
+    """As `atomic_write`, for an HDF5 file, which is open for writing inside the block.
+
+    Data of 2048 bytes or more begins at a multiple of 64 bytes, so that it can be mapped into memory as it is. Any HDF5
+    library since 1.8 reads it.
+    """
+    import h5py  # here, because commands that find nothing to do need not wait for it
+
+    # Through a Python file object: when HDF5 itself cannot write while closing a file, on a full disk, h5py prints that
+    # and goes on as if the file were whole.
+    with (
+        atomic_write(path) as part,
+        part.open("wb+") as raw,
+        h5py.File(raw, "w", libver="earliest", alignment_threshold=2048, alignment_interval=64) as file,
+    ):
+        yield file
+
+
+def refused(path: Path, error: OSError) -> StorageError:
+    """What the operating system said when `path` was to be written, and what to do."""
+    reason = _REMEDIES.get(error.errno or 0, "what is stored so far is kept")
+    return StorageError(f"cannot write {path}: {error.strerror or error}: {reason}")
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporary files that processes which died left in `folder`; those of living processes stay."""
+    for part in folder.glob("*.part"):
+        with suppress(OSError), part.open("rb+") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
+
+
+@contextmanager
+def _part_of(path: Path) -> Iterator[Path]:
+    # Not the process id: processes on two machines may share it, and the folder.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-        _fsync_folder(path.parent)
+        with _held(part):
+            yield part
     except OSError as error:
-        reason = _REMEDIES.get(error.errno or 0, "what is stored so far is kept")
-        raise StorageError(f"cannot write {path}: {error.strerror or error}: {reason}") from error
+        raise refused(path, error) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_hdf5(path: Path) -> Iterator["h5py.File"]:
-    """As `atomic_write`, for an HDF5 file, which is open for writing inside the block."""
-    import h5py  # here, because commands that find nothing to do need not wait for it
+def _held(part: Path) -> Iterator[None]:
+    """Make the file, locked against `sweep` for as long as this process lives."""
+    if fcntl is None:
+        yield
+        return
+    while True:
+        with part.open("wb") as file:
+            with suppress(OSError):  # a file system without locks: then nobody can sweep there either
+                fcntl.flock(file, fcntl.LOCK_SH)
+            if os.fstat(file.fileno()).st_nlink == 0:
+                continue  # swept between being made and being locked
+            yield
+            return
 
-    # Through a Python file object: when HDF5 itself cannot write while closing a file, on a full disk, h5py prints that
-    # and goes on as if the file were whole.
-    with atomic_write(path) as part, part.open("wb+") as raw, h5py.File(raw, "w") as file:
-        yield file
 
-
-def _fsync_folder(folder: Path) -> None:
-    # Makes the rename itself durable. Some network file systems do not allow it, and need no such thing.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _fsync(path: Path) -> None:
+    if path.is_dir():  # makes a rename durable; some network file systems do not allow it, and need no such thing
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    else:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())

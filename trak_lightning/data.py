@@ -8,7 +8,7 @@ set of samples or their content (subset samplers, random augmentation) is refuse
 import hashlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,14 @@ from trak_lightning.errors import DataError
 
 # The samplers that draw from the whole dataset: reading it in order gives the same set of samples.
 WHOLE_DATASET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
+
+
+class Batches(Protocol):
+    """Lists of indices, made when they are asked for; their number is known, or an upper bound of it."""
+
+    def __iter__(self) -> Iterator[Sequence[int]]: ...
+
+    def __len__(self) -> int: ...
 
 
 class IndexedBatch(NamedTuple):
@@ -92,13 +100,14 @@ class AttributionData:
         """The collated batch of these samples."""
         return self.collate_fn([self.dataset[i] for i in indices])
 
-    def fingerprint(self) -> str:
-        """A hash of the first, middle and last sample, which are read twice.
+    def fingerprint(self, length: int | None = None) -> str:
+        """A hash of the first, middle and last sample, which are read twice; of the first `length` samples if given.
 
         Raises:
             DataError: the two readings differ, as they do under random augmentation.
         """
-        probes = sorted({0, len(self) // 2, len(self) - 1})
+        length = len(self) if length is None else length
+        probes = sorted({0, length // 2, length - 1})
         first, second = ([_digest(self.batch([i])) for i in probes] for _ in range(2))
         for probe, (one, other) in zip(probes, zip(first, second, strict=True), strict=True):
             if one != other:
@@ -109,7 +118,7 @@ class AttributionData:
                 )
         return hashlib.sha256("".join(first).encode()).hexdigest()[:16]
 
-    def loader(self, batches: Sequence[Sequence[int]], *, pin_memory: bool = False) -> DataLoader:
+    def loader(self, batches: Batches, *, pin_memory: bool = False) -> DataLoader:
         """A loader of `IndexedBatch`, one for each list of indices in `batches`."""
         return DataLoader(
             _Indexed(self.dataset),
@@ -147,11 +156,11 @@ class BatchPlan:
     own; an object without these is kept as it is.
     """
 
-    def __init__(self, batches: Sequence[Sequence[int]]) -> None:
-        self._batches = [list(batch) for batch in batches]
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)
+        return (list(batch) for batch in self._batches)
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -33,6 +33,10 @@ class StorageError(TrakError):
     """The operating system refused a write: disk full, read-only directory, missing permission."""
 
 
+class TerminatedError(TrakError):
+    """The process was asked to end (SIGTERM) while it was featurising; what is stored is kept."""
+
+
 class CheckpointError(TrakError):
     """A checkpoint cannot be read, or does not fit the model."""
 

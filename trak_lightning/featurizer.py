@@ -1,10 +1,10 @@
 """The LightningModule that joins task, extractor and projector, and the callback that writes its rows, block by block."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.core.hooks import DataHooks
@@ -12,21 +12,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trak_lightning.data import AttributionData, IndexedBatch
-from trak_lightning.errors import NonFiniteGradientError
+from trak_lightning.errors import NonFiniteGradientError, TerminatedError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.fitting import FitFile
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.independence import difference, refuse
 from trak_lightning.projectors.base import Projection, Projector
 from trak_lightning.seeds import derive_seed
-from trak_lightning.stores.base import FeatureRows, FeatureSet
+from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
+from trak_lightning.stores.claims import ClaimedBlocks
 from trak_lightning.tasks.base import Task
 
 
 class Featurizer(L.LightningModule):
     """Computes the features of the missing blocks of one feature set, under ``Trainer.predict``.
 
-    Whole blocks go to ranks, in contiguous runs, so that the bits of a row do not depend on the number of ranks.
+    Whole blocks go to ranks, so that the bits of a row do not depend on the number of ranks. Each rank begins at another
+    place of the list of missing blocks and claims a block when it comes to it; so do other jobs that fill the same set.
 
     Args:
         model: the user's model with the checkpoint's weights, in eval mode.
@@ -64,6 +66,7 @@ class Featurizer(L.LightningModule):
         self._fit_file = fit_file
         self._fitted: dict[str, Tensor] = {}
         self._projection: Projection | None = None
+        self.plan: ClaimedBlocks | None = None
 
     def setup(self, stage: str) -> None:
         # Gradients cannot be had under inference mode, and in on_predict_start it is too late to leave it.
@@ -78,15 +81,9 @@ class Featurizer(L.LightningModule):
             self._fitted = self._fit_file.load()
         # Rank 0's list of blocks, lest a block finished in between is missing for some ranks only.
         missing = self.trainer.strategy.broadcast(self.feature_set.missing_blocks())
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        mine = missing[len(missing) * rank // ranks : len(missing) * (rank + 1) // ranks]
-        size = self.feature_set.spec.batch_size
-        batches = [
-            samples[start : start + size]
-            for samples in map(self.feature_set.spec.block_range, mine)
-            for start in range(0, len(samples), size)
-        ]
-        return self._data.loader(batches, pin_memory=self.device.type == "cuda")
+        first = len(missing) * self.trainer.global_rank // self.trainer.world_size
+        self.plan = ClaimedBlocks(self.feature_set, missing[first:] + missing[:first])
+        return self._data.loader(self.plan, pin_memory=self.device.type == "cuda")
 
     def _fit(self) -> dict[str, Tensor]:
         """Show the projector the gradients of training samples, spread evenly over the set."""
@@ -179,12 +176,19 @@ class Featurizer(L.LightningModule):
 
 
 class BlockWriter(BasePredictionWriter):
-    """Collects rows until a block is whole, and stores it. What is not whole when the process dies is done again."""
+    """Collects rows until a block is whole, and stores it while the next one is being computed.
+
+    What is not whole when the process dies is done again. Memory: three blocks.
+    """
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         super().__init__("batch")
         self._advance = advance
         self._pending: list[FeatureRows] = []
+        self._pool = ThreadPoolExecutor(1, "trak-write")
+        self._writing: Future[None] | None = None
+        self.computed = 0
+        """Rows computed so far by this rank."""
 
     def write_on_batch_end(
         self,
@@ -198,12 +202,37 @@ class BlockWriter(BasePredictionWriter):
     ) -> None:
         assert isinstance(pl_module, Featurizer)
         feature_set = pl_module.feature_set
+        block = int(prediction.index[0]) // feature_set.spec.block_size
+        samples = feature_set.spec.block_range(block)
+        if not self._pending and prediction.index[0] > samples.start:
+            known = feature_set.known_rows(block)
+            assert known is not None
+            self._pending.append(known)
         self._pending.append(prediction)
-        block = int(self._pending[0].index[0]) // feature_set.spec.block_size
-        if sum(map(len, self._pending)) == len(feature_set.spec.block_range(block)):
-            feature_set.write_block(block, _concatenate(self._pending))
+        if sum(map(len, self._pending)) == len(samples):
+            self.finish()
+            self._writing = self._pool.submit(_store, feature_set, block, concatenate(self._pending))
             self._pending = []
+        self.computed += len(prediction)
         self._advance(len(prediction) * trainer.world_size)
+        # Lightning only takes note of the signal; its own loops look at it while fitting.
+        if trainer.received_sigterm:
+            raise TerminatedError("SIGTERM received; what is stored is kept, run the same command to go on")
+
+    def finish(self) -> None:
+        """Wait until the last whole block is stored.
+
+        Raises:
+            StorageError: it could not be.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+
+def _store(feature_set: FeatureSet, block: int, rows: FeatureRows) -> None:
+    feature_set.write_block(block, rows)
+    feature_set.release(block)
 
 
 def to_device(batch: IndexedBatch, datamodule: Any, model: nn.Module, device: torch.device) -> IndexedBatch:
@@ -218,15 +247,6 @@ def to_device(batch: IndexedBatch, datamodule: Any, model: nn.Module, device: to
     moved = hook("on_before_batch_transfer")(batch.batch, 0)
     moved = hook("transfer_batch_to_device")(moved, device, 0)
     return IndexedBatch(batch.index, hook("on_after_batch_transfer")(moved, 0))
-
-
-def _concatenate(rows: list[FeatureRows]) -> FeatureRows:
-    return FeatureRows(
-        *(
-            np.concatenate([getattr(part, name) for part in rows])
-            for name in ("index", "features", "output", "loss_weight", "curvature")
-        )
-    )
 
 
 def _require_finite(name: str, values: Tensor, index: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.atomic import atomic_write
+from trak_lightning.atomic import atomic_write, sweep
 from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, IncompleteRunError
 
 SCHEMA_VERSION = 1
@@ -121,6 +121,8 @@ class RunDirectory:
                 raise DataError(
                     f"checkpoints {twin.source} and {checkpoint.source} hold the same weights; give one of them"
                 )
+        sweep(self.path)
+        sweep(self.path / "subsets")
         record = self.read()
         given = {checkpoint.id for checkpoint in checkpoints}
         for known in record.checkpoints:

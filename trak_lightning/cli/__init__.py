@@ -16,6 +16,9 @@ COMMANDS = {
     "score": ("scoring", "attribute the targets to the training samples"),
     "evaluate": ("scoring", "retrain models on random subsets and see whether the scores predict them"),
     "top": ("scoring", "print the most helpful and harmful training samples of a target"),
+    "info": ("storage", "print what a run directory holds, and what is missing"),
+    "verify": ("storage", "check that every stored row is there and is what was written"),
+    "merge": ("storage", "write the features of one or several run directories to one file"),
     "plugins": ("plugins", "list every extractor, projector, store, task and scorer that is installed"),
 }
 
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"trak: unknown command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    from trak_lightning.errors import TrakError
+    from trak_lightning.errors import TerminatedError, TrakError
 
     if command in ("run", "train", "featurize"):
         from trak_lightning.cli import stamps
@@ -56,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason is None:
             raise
         print(f"trak {command}: {type(reason).__name__}: {reason}", file=sys.stderr)
-        return 1
+        # What a shell reports of a process that SIGTERM ended.
+        return 143 if isinstance(reason, TerminatedError) else 1
 
 
 def _usage() -> str:

@@ -23,6 +23,8 @@ TRAINING_KEYS = (
     "task",
     "extractor",
     "projector",
+    "block_size",
+    "grow",
 )
 """Settings that only commands with a Trainer look at. They are accepted, unread, by the others: one file serves all."""
 

@@ -57,6 +57,15 @@ class TrakCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_run_arguments(parser)
+        parser.add_argument(
+            "--block_size", type=int, default=1024, help="samples stored at a time, whole or not at all"
+        )
+        parser.add_argument(
+            "--grow",
+            type=bool,
+            default=False,
+            help="true: the data may have more samples than those featurized, after these; only the new ones are computed",
+        )
         for key, base, default in (
             ("task", Task, "image_classification"),
             ("extractor", GradientExtractor, "auto"),
@@ -101,6 +110,11 @@ class Job:
     def weights_only(self) -> bool:
         return bool(self._config.weights_only)
 
+    @property
+    def growing(self) -> bool:
+        """Whether the data may have more samples than those featurized."""
+        return bool(self._config.grow)
+
     def train(self) -> list[str]:
         """Make the checkpoints that are missing; returns the files of all."""
         if self._config.checkpoints is not None:
@@ -122,9 +136,10 @@ class Job:
         """Compute the features that are missing."""
         started = time.perf_counter()
         trak = self.trak()
+        how: dict[str, Any] = {"block_size": self._config.block_size, "grow": self.growing}
         with narrated():
-            computed = trak.featurize(self.train_data, checkpoints, split=self._config.train_split)
-            computed += trak.featurize_split(self.target_data, self._config.target_split)
+            computed = trak.featurize(self.train_data, checkpoints, split=self._config.train_split, **how)
+            computed += trak.featurize_split(self.target_data, self._config.target_split, **how)
         rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
         summary("featurize", f"{rows} rows in {self.run.features}", computed, "computed", started)
 
@@ -233,7 +248,8 @@ def featurize(argv: Sequence[str]) -> int:
     job = Job("featurize", argv)
     checkpoints = job.checkpoints()
     job.featurize(checkpoints)
-    stamps.record(job.run, "featurize", argv, job.sources, [*map(Path, checkpoints), job.run.features])
+    if not job.growing:  # the same command, given again, means that there may be more data again
+        stamps.record(job.run, "featurize", argv, job.sources, [*map(Path, checkpoints), job.run.features])
     return 0
 
 
@@ -251,5 +267,6 @@ def run(argv: Sequence[str]) -> int:
     scores = job.score()
     job.evaluate()
     outputs = [*map(Path, checkpoints), job.run.features, scores, job.run.evaluation]
-    stamps.record(job.run, "run", argv, job.sources, outputs)
+    if not job.growing:
+        stamps.record(job.run, "run", argv, job.sources, outputs)
     return 0

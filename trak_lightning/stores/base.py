@@ -4,13 +4,19 @@ Shapes: n samples, k projected dimensions, b rows of one block.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from trak_lightning.errors import DataError
+from trak_lightning.stores.prefetch import prefetched
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,16 @@ class FeatureRows:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __getitem__(self, rows: slice) -> "FeatureRows":
+        """Some of the rows, as views."""
+        return FeatureRows(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def concatenate(parts: Sequence[FeatureRows]) -> FeatureRows:
+    """The rows of all parts, one after the other."""
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(FeatureRows))
+    return FeatureRows(*(np.concatenate(column) for column in columns))
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,10 @@ class FeatureSpec:
 
 
 class FeatureSet(ABC):
-    """The features of one split of the data under one checkpoint, made of blocks that are stored whole or not at all."""
+    """The features of one split of the data under one checkpoint, made of blocks that are stored whole or not at all.
+
+    Reading must be possible from several threads at once.
+    """
 
     spec: FeatureSpec
 
@@ -85,14 +104,122 @@ class FeatureSet(ABC):
     def complete(self) -> bool:
         return not self.missing_blocks()
 
-    def blocks(self) -> Iterator[FeatureRows]:
-        """All blocks in order of the dataset; memory stays that of one block."""
-        for block in range(self.spec.num_blocks):
-            yield self.read_block(block)
+    # --- Reading -----------------------------------------------------------------------------------------------------
+
+    def blocks(self, *, ahead: int = 2) -> Iterator[FeatureRows]:
+        """All blocks in order of the dataset, with the next `ahead` blocks read in the background meanwhile.
+
+        Memory stays that of ``ahead + 1`` blocks, however many rows there are.
+        """
+        return prefetched(self.read_block, range(self.spec.num_blocks), ahead)
+
+    def rows(self, start: int, stop: int) -> FeatureRows:
+        """The samples ``start … stop − 1``.
+
+        Raises:
+            DataError: the range does not lie in the dataset.
+        """
+        self._require(start, stop)
+        size = self.spec.block_size
+        parts = [self._part(block, start, stop) for block in range(start // size, -(-stop // size))]
+        return parts[0] if len(parts) == 1 else concatenate(parts)
+
+    def take(self, index: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Features (s, k) of any samples, in the order given; positions (s,) may repeat.
+
+        Raises:
+            DataError: a position does not lie in the dataset.
+        """
+        positions = self._positions(index)
+        blocks, order, starts = self._by_block(positions)
+        found: npt.NDArray[Any] | None = None
+        for block, begin, end in zip(blocks, starts[:-1], starts[1:], strict=True):
+            features = self.read_block(int(block)).features
+            if found is None:
+                found = np.empty((len(positions), self.spec.dim), features.dtype)
+            members = order[begin:end]
+            found[members] = features[positions[members] - int(block) * self.spec.block_size]
+        return np.empty((0, self.spec.dim), np.float32) if found is None else found
+
+    def tensor(self, samples: "range | npt.ArrayLike | None" = None) -> "Tensor":
+        """Features of a range of samples, of any samples, or of all, as a torch tensor (s, k) on the CPU."""
+        import torch  # here, because commands that only score need not wait for it
+
+        if samples is None:
+            samples = range(self.spec.num_samples)
+        if isinstance(samples, range) and samples.step == 1 and len(samples):
+            features = self.rows(samples.start, samples.stop).features
+        else:
+            features = self.take(np.asarray(samples, dtype=np.int64))
+        return torch.from_numpy(features)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One value a sample, (n,): ``output``, ``loss_weight`` or ``curvature``."""
         return np.concatenate([getattr(rows, name) for rows in self.blocks()])
+
+    def verify_block(self, block: int) -> None:
+        """Read a block and compare it with the checksum that was stored with it, if the store keeps one.
+
+        Raises:
+            CorruptFileError: it is not what was written.
+        """
+        self.read_block(block)
+
+    def nbytes(self) -> int:
+        """What the stored blocks take up, in bytes; 0 where the store cannot tell."""
+        return 0
+
+    def strays(self) -> list[str]:
+        """What lies among the blocks and does not belong there, each with the reason."""
+        return []
+
+    # --- Sharing the work --------------------------------------------------------------------------------------------
+
+    def claim(self, block: int) -> bool:
+        """Reserve a block for this process. False: it is stored already, or another living process works on it.
+
+        A store that cannot tell lets everybody have every missing block; they store the same rows then.
+        """
+        return block in self.missing_blocks()
+
+    def release(self, block: int) -> None:  # noqa: B027 (nothing to give up where nothing is reserved)
+        """Give up a claim: the block is stored, or was abandoned."""
+
+    def known_rows(self, block: int) -> FeatureRows | None:
+        """The first rows of a missing block, where a shorter dataset ended in it: whole batches, so that they are what
+        featurising again would give; None if there are none.
+        """
+        return None
+
+    def _require(self, start: int, stop: int) -> None:
+        if not 0 <= start < stop <= self.spec.num_samples:
+            raise DataError(
+                f"rows {start} … {stop} do not lie in {self.spec.split}/{self.spec.checkpoint}, which has "
+                f"{self.spec.num_samples} samples"
+            )
+
+    def _part(self, block: int, start: int, stop: int) -> FeatureRows:
+        first = block * self.spec.block_size
+        return self.read_block(block)[max(start - first, 0) : stop - first]
+
+    def _positions(self, index: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        positions = np.asarray(index)
+        if positions.ndim != 1 or (positions.dtype.kind not in "iu" and positions.size):
+            raise DataError(f"positions must be integers of shape (s,), got {positions.dtype} {positions.shape}")
+        if positions.size and not 0 <= positions.min() <= positions.max() < self.spec.num_samples:
+            raise DataError(
+                f"positions {positions.min()} … {positions.max()} do not lie in {self.spec.split}/"
+                f"{self.spec.checkpoint}, which has {self.spec.num_samples} samples"
+            )
+        return positions.astype(np.int64)
+
+    def _by_block(
+        self, positions: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The blocks that hold `positions`, an order that sorts these, and where each block begins in that order."""
+        order = np.argsort(positions, kind="stable")
+        blocks, starts = np.unique(positions[order] // self.spec.block_size, return_index=True)
+        return blocks, order, np.append(starts, len(positions))
 
 
 class FeatureStore(ABC):
@@ -116,6 +243,18 @@ class FeatureStore(ABC):
         Raises:
             IncompatibleRunError: a set of that split and checkpoint is there and was made with other settings; names
                 the first setting that differs, with both values.
+        """
+
+    @abstractmethod
+    def grow(self, before: FeatureSpec, after: FeatureSpec) -> FeatureSet:
+        """The set of `before`, with the samples of `after`: those of `before` and more after them.
+
+        Rows that are there stay. The block in which the shorter dataset ended is missing until it is written whole, and
+        its first rows are known (`FeatureSet.known_rows`). A set that is that of `after` already is gone on with.
+
+        Raises:
+            IncompatibleRunError: as `create`.
+            IncompleteRunError: there is no such set.
         """
 
     @abstractmethod

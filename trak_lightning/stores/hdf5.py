@@ -1,14 +1,13 @@
 """Features in HDF5: one file a block, under its final name only when it is whole."""
 
-import json
-from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import h5py
 import numpy as np
+import numpy.typing as npt
 
-from trak_lightning.atomic import atomic_hdf5, atomic_write
+from trak_lightning.atomic import sweep
 from trak_lightning.comparison import require_same
 from trak_lightning.errors import (
     CorruptFileError,
@@ -17,12 +16,23 @@ from trak_lightning.errors import (
     SettingsError,
     StorageError,
 )
-from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
-from trak_lightning.stores.validation import COLUMNS, identity, require_rows
+from trak_lightning.stores.block_file import (
+    COMPRESSIONS,
+    BlockFile,
+    BlockKey,
+    Compression,
+    open_block_file,
+    read_into,
+    write_block_file,
+)
+from trak_lightning.stores.claims import Claims
+from trak_lightning.stores.encoding import DTYPES, STORED, Dtype, column_dtype, decode, encode, overflows
+from trak_lightning.stores.manifest import FILE, Manifest
+from trak_lightning.stores.prefetch import prefetched
+from trak_lightning.stores.validation import identity, require_name, require_rows
 
-SCHEMA_VERSION = 1
-DTYPES = ("float32", "float64")
+Array = npt.NDArray[Any]
 
 
 class HDF5Store(FeatureStore):
@@ -34,113 +44,250 @@ class HDF5Store(FeatureStore):
         ROOT/<split>/<checkpoint>/block-00000.h5 …
 
     Args:
-        dtype: in which features are stored, ``float32`` or ``float64``.
+        dtype: in which features are stored: ``float32``, ``float64``, ``float16``, ``bfloat16`` or ``int8``; see
+            `trak_lightning.stores.encoding`. What each costs in quality is in docs/storage.md.
+        compression: ``lz4`` or ``zstd`` after a bit shuffle (needs the package hdf5plugin); gradients hardly compress.
+        verify: whether blocks that are read whole are compared with their checksums.
     """
 
-    def __init__(self, dtype: Literal["float32", "float64"] = "float32") -> None:
-        if dtype not in DTYPES:
-            raise SettingsError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    def __init__(self, dtype: Dtype = "float32", compression: Compression = "none", verify: bool = True) -> None:
+        for name, value, known in (("dtype", dtype, DTYPES), ("compression", compression, COMPRESSIONS)):
+            if value not in known:
+                raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         self.dtype = dtype
+        self.compression: Compression = compression
+        self.verify = verify
 
     def bind(self, root: Path) -> None:
         self._root = root
 
     def create(self, spec: FeatureSpec) -> FeatureSet:
         folder = self._folder(spec.split, spec.checkpoint)
-        if not (folder / "manifest.json").exists():
-            manifest = {"schema_version": SCHEMA_VERSION, "dtype": self.dtype, **asdict(spec)}
-            with atomic_write(folder / "manifest.json") as part:
-                part.write_text(json.dumps(manifest, indent=1))
-        found = HDF5Set(folder)
-        require_same(
-            identity(found.spec) | {"store.dtype": found.dtype}, identity(spec) | {"store.dtype": self.dtype}, folder
-        )
-        return found
+        if not (folder / FILE).exists():
+            Manifest.of(spec, self.dtype).create(folder)
+        sweep(folder)
+        return self._require(HDF5Set(folder, self.compression, self.verify), spec)
+
+    def grow(self, before: FeatureSpec, after: FeatureSpec) -> FeatureSet:
+        found = self.open(after.split, after.checkpoint)
+        assert isinstance(found, HDF5Set)
+        if found.spec.num_samples != after.num_samples:
+            self._require(found, before)
+            found.manifest.grown(after).replace_in(found.folder)
+        return self.create(after)
 
     def open(self, split: str, checkpoint: str) -> FeatureSet:
         folder = self._folder(split, checkpoint)
-        if not (folder / "manifest.json").exists():
+        if not (folder / FILE).exists():
             raise IncompleteRunError(
                 f"there are no features of {split!r} under checkpoint {checkpoint} in {self._root}; there are "
                 f"{', '.join('/'.join(key) for key in self.list()) or 'none'}. Run trak featurize first."
             )
-        return HDF5Set(folder)
+        return HDF5Set(folder, self.compression, self.verify)
 
     def list(self) -> list[tuple[str, str]]:
-        return sorted((path.parent.parent.name, path.parent.name) for path in self._root.glob("*/*/manifest.json"))
+        return sorted((path.parent.parent.name, path.parent.name) for path in self._root.glob(f"*/*/{FILE}"))
 
     def _folder(self, split: str, checkpoint: str) -> Path:
-        for name in (split, checkpoint):
-            if not name or name.startswith(".") or Path(name).name != name or "\\" in name:
-                raise StorageError(f"{name!r} cannot name a folder: use letters, digits, '-', '_' and '.'")
+        require_name(split)
+        require_name(checkpoint)
         return self._root / split / checkpoint
+
+    def _require(self, found: "HDF5Set", spec: FeatureSpec) -> "HDF5Set":
+        require_same(
+            identity(found.spec) | {"store.dtype": found.manifest.dtype},
+            identity(spec) | {"store.dtype": self.dtype},
+            found.folder,
+        )
+        return found
 
 
 class HDF5Set(FeatureSet):
     """A folder of block files."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            version, self.dtype = manifest.pop("schema_version"), manifest.pop("dtype")
-            self.spec = FeatureSpec(**manifest)
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptFileError(
-                f"{folder / 'manifest.json'} is not a manifest ({type(error).__name__}: {error}). Delete the folder {folder} "
-                "and run featurize again."
-            ) from error
-        if version != SCHEMA_VERSION or self.dtype not in DTYPES:
-            raise CorruptFileError(
-                f"{folder / 'manifest.json'} has schema version {version} and dtype {self.dtype!r}; this trak_lightning "
-                f"reads version {SCHEMA_VERSION} and {', '.join(DTYPES)}"
-            )
-        # Ties every block file to this manifest, so that a file of another set is noticed.
-        self._fingerprint = fingerprint(identity(self.spec))
+    def __init__(self, folder: Path, compression: Compression = "none", verify: bool = True) -> None:
+        self.folder = folder
+        self.manifest = Manifest.read(folder)
+        self.spec = self.manifest.spec
+        self._compression: Compression = compression
+        self._verify = verify
+        self._claims = Claims(folder / "claims.lock")
+        self._offsets: dict[int, dict[str, int | None]] = {}
+
+    # --- Writing -----------------------------------------------------------------------------------------------------
 
     def write_block(self, block: int, rows: FeatureRows) -> None:
         require_rows(self.spec, block, rows)
-        with np.errstate(over="ignore"):
-            features = rows.features.astype(self.dtype, copy=False)
-        if not np.isfinite(features).all():
+        dtype = self.manifest.dtype
+        stored, scale = encode(rows.features, dtype)
+        if overflows(stored, scale, dtype):
             raise NonFiniteGradientError(
-                f"the features of block {block} overflow {self.dtype}: largest value {np.abs(rows.features).max():.3g}. "
+                f"the features of block {block} overflow {dtype}: largest value {np.abs(rows.features).max():.3g}. "
                 "Use store={'name': 'hdf5', 'dtype': 'float64'}."
             )
-        with atomic_hdf5(self._path(block)) as file:
-            for name in COLUMNS:
-                file.create_dataset(name, data=features if name == "features" else getattr(rows, name))
-            file.attrs.update(self._attributes(block))
-
-    def read_block(self, block: int) -> FeatureRows:
-        path = self._path(block)
-        if not path.exists():
-            raise IncompleteRunError(f"{path} is missing: not featurised yet, or deleted. Run featurize again.")
-        try:
-            with h5py.File(path, "r") as file:
-                found = {name: file.attrs.get(name) for name in self._attributes(block)}
-                expected = len(self.spec.block_range(block))
-                shapes = {name: file[name].shape for name in COLUMNS}
-                if found != self._attributes(block):
-                    raise CorruptFileError(self._not_this_block(path, f"its attributes are {found}"))
-                for name, shape in shapes.items():
-                    if shape != ((expected, self.spec.dim) if name == "features" else (expected,)):
-                        raise CorruptFileError(self._not_this_block(path, f"{name} has shape {shape}"))
-                return FeatureRows(**{name: file[name][()] for name in COLUMNS})
-        except (OSError, KeyError, RuntimeError) as error:
-            raise CorruptFileError(self._not_this_block(path, str(error))) from error
+        arrays = {"features": stored} | ({} if scale is None else {"scale": scale})
+        for name in ("output", "loss_weight", "curvature"):
+            with np.errstate(over="ignore"):
+                arrays[name] = np.ascontiguousarray(getattr(rows, name), column_dtype(dtype))
+            if not np.isfinite(arrays[name]).all():
+                raise NonFiniteGradientError(
+                    f"the {name} of block {block} overflows {np.dtype(column_dtype(dtype))}: largest value "
+                    f"{np.abs(getattr(rows, name)).max():.3g}. Use store={{'name': 'hdf5', 'dtype': 'float64'}}."
+                )
+        write_block_file(self._path(block), self._key(block), arrays, self._compression)
+        self._offsets.pop(block, None)
 
     def missing_blocks(self) -> list[int]:
-        there = {path.name for path in self._folder.glob("block-*.h5")}
-        return [block for block in range(self.spec.num_blocks) if self._path(block).name not in there]
+        there = {path.name for path in self.folder.glob("block-*.h5")}
+        return [
+            block
+            for block in range(self.spec.num_blocks)
+            if self._path(block).name not in there or (block in self._once_last and self._shorter(block) is not None)
+        ]
+
+    def claim(self, block: int) -> bool:
+        if not self._claims.acquire(block):
+            return False
+        if self._stored(block):
+            self._claims.release(block)
+            return False
+        return True
+
+    def release(self, block: int) -> None:
+        self._claims.release(block)
+
+    def known_rows(self, block: int) -> FeatureRows | None:
+        if block not in self._once_last or not self._path(block).exists() or (key := self._shorter(block)) is None:
+            return None
+        whole = key.rows - key.rows % self.spec.batch_size
+        with open_block_file(self._path(block), key) as file:
+            return self._decode(file, key)[:whole] if whole else None
+
+    # --- Reading -----------------------------------------------------------------------------------------------------
+
+    def read_block(self, block: int) -> FeatureRows:
+        key = self._key(block)
+        with open_block_file(self._path(block), key) as file:
+            return self._decode(file, key)
+
+    def verify_block(self, block: int) -> None:
+        key = self._key(block)
+        with open_block_file(self._path(block), key) as file:
+            for name in key.datasets():
+                file.read(name, verify=True)
+
+    def take(self, index: npt.ArrayLike) -> Array:
+        positions = self._positions(index)
+        dtype = self.manifest.dtype
+        stored = np.empty((len(positions), self.spec.dim), STORED[dtype])
+        scale = np.empty(len(positions), "<f4") if "scale" in self._key(0).datasets() else None
+        blocks, order, starts = self._by_block(positions)
+        for block, begin, end in zip(blocks.tolist(), starts[:-1], starts[1:], strict=True):
+            members = order[begin:end]
+            self._gather(block, members, positions[members] - block * self.spec.block_size, stored, scale)
+        return decode(stored, scale, dtype)
+
+    def column(self, name: str) -> Array:
+        def read(block: int) -> Array:
+            with open_block_file(self._path(block), self._key(block)) as file:
+                return file.read(name, verify=self._verify)
+
+        return np.concatenate(list(prefetched(read, range(self.spec.num_blocks), 2)))
+
+    def memmap(self, block: int) -> Array:
+        """The features of a block as they are stored, mapped into memory (b, k), read-only.
+
+        A file that is cut short while it is mapped ends the process (SIGBUS), which no other way of reading does.
+
+        Raises:
+            StorageError: the block is compressed.
+        """
+        offset = self._offsets_of(block)["features"]
+        if offset is None:
+            raise StorageError(f"{self._path(block)} is compressed and cannot be mapped into memory")
+        shape, dtype = self._key(block).datasets()["features"]
+        return np.memmap(self._path(block), dtype, "r", offset, shape)
+
+    def nbytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    def strays(self) -> list[str]:
+        expected = {self._path(block).name for block in range(self.spec.num_blocks)}
+        found = []
+        for path in sorted(self.folder.iterdir()):
+            if path.name.endswith(".part"):
+                found.append(f"{path}: left by a process that died, or being written now")
+            elif path.name.startswith("block-") and path.name not in expected:
+                found.append(f"{path}: the set has only blocks 0 … {self.spec.num_blocks - 1}")
+        return found
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _gather(self, block: int, members: Array, rows: Array, stored: Array, scale: Array | None) -> None:
+        """Rows of one block into ``stored[members]`` and ``scale[members]``."""
+        offsets, path = self._offsets_of(block), self._path(block)
+        try:
+            if offsets["features"] is None or len(rows) * 4 > self._key(block).rows:
+                with open_block_file(path, self._key(block)) as file:
+                    stored[members] = file.read("features", verify=self._verify)[rows]
+                    if scale is not None:
+                        scale[members] = file.read("scale", verify=self._verify)[rows]
+                return
+            with path.open("rb", buffering=0) as raw:
+                for member, row in zip(members.tolist(), rows.tolist(), strict=True):
+                    read_into(raw.fileno(), stored[member], offsets["features"] + row * stored[member].nbytes)
+                    if scale is not None:
+                        read_into(raw.fileno(), scale[member : member + 1], (offsets["scale"] or 0) + 4 * row)
+        except (OSError, EOFError) as error:
+            raise CorruptFileError(f"{path} was changed or deleted while it was read: {error}") from error
+
+    def _offsets_of(self, block: int) -> dict[str, int | None]:
+        if block not in self._offsets:
+            key = self._key(block)
+            with open_block_file(self._path(block), key) as file:
+                self._offsets[block] = {
+                    name: file.offset(name) for name in ("features", "scale") if name in key.datasets()
+                }
+        return self._offsets[block]
+
+    def _decode(self, file: BlockFile, key: BlockKey) -> FeatureRows:
+        arrays = {name: file.read(name, verify=self._verify) for name in key.datasets()}
+        features = decode(arrays.pop("features"), arrays.pop("scale", None), self.manifest.dtype)
+        return FeatureRows(np.arange(key.start, key.start + key.rows), features, **arrays)
+
+    def _stored(self, block: int) -> bool:
+        return self._path(block).exists() and not (block in self._once_last and self._shorter(block) is not None)
+
+    @cached_property
+    def _once_last(self) -> dict[int, list[int]]:
+        """Blocks in which a shorter dataset once ended → the numbers of rows that they had then."""
+        found: dict[int, list[int]] = {}
+        for before in self.manifest.grown_from:
+            if before % self.spec.block_size:
+                found.setdefault(before // self.spec.block_size, []).append(before % self.spec.block_size)
+        return found
+
+    def _shorter(self, block: int) -> BlockKey | None:
+        """What the file of a block is if it dates from when the dataset was shorter."""
+        for rows in self._once_last[block]:
+            key = self._key(block, rows)
+            try:
+                with open_block_file(self._path(block), key):
+                    return key
+            except CorruptFileError:
+                continue
+        return None
+
+    def _key(self, block: int, rows: int | None = None) -> BlockKey:
+        samples = self.spec.block_range(block)
+        return BlockKey(
+            self.manifest.set_id,
+            block,
+            samples.start,
+            len(samples) if rows is None else rows,
+            self.spec.dim,
+            self.manifest.dtype,
+        )
 
     def _path(self, block: int) -> Path:
-        return self._folder / f"block-{block:05d}.h5"
-
-    def _attributes(self, block: int) -> dict[str, Any]:
-        return {"schema_version": SCHEMA_VERSION, "fingerprint": self._fingerprint, "block": block}
-
-    def _not_this_block(self, path: Path, seen: str) -> str:
-        return (
-            f"{path} is not the block that its name and manifest say: {seen}. Delete the file and run featurize again."
-        )
+        return self.folder / f"block-{block:05d}.h5"

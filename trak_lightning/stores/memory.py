@@ -6,7 +6,7 @@ from pathlib import Path
 from trak_lightning.comparison import require_same
 from trak_lightning.errors import IncompleteRunError
 from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
-from trak_lightning.stores.validation import identity, require_rows
+from trak_lightning.stores.validation import COLUMNS, identity, require_rows
 
 
 class MemoryStore(FeatureStore):
@@ -24,6 +24,14 @@ class MemoryStore(FeatureStore):
             found = self._sets[spec.split, spec.checkpoint] = MemorySet(spec)
         require_same(identity(found.spec), identity(spec), f"the feature set {spec.split}/{spec.checkpoint}")
         return found
+
+    def grow(self, before: FeatureSpec, after: FeatureSpec) -> FeatureSet:
+        found = self.open(after.split, after.checkpoint)
+        assert isinstance(found, MemorySet)
+        if found.spec.num_samples != after.num_samples:
+            require_same(identity(found.spec), identity(before), f"the feature set {after.split}/{after.checkpoint}")
+            found.spec = replace(found.spec, num_samples=after.num_samples, fingerprint=after.fingerprint)
+        return self.create(after)
 
     def open(self, split: str, checkpoint: str) -> FeatureSet:
         if (split, checkpoint) not in self._sets:
@@ -49,11 +57,24 @@ class MemorySet(FeatureSet):
         self._blocks[block] = replace(rows)
 
     def read_block(self, block: int) -> FeatureRows:
-        if block not in self._blocks:
+        if block in self.missing_blocks():
             raise IncompleteRunError(
                 f"block {block} of {self.spec.split}/{self.spec.checkpoint} has not been featurised"
             )
         return self._blocks[block]
 
     def missing_blocks(self) -> list[int]:
-        return [block for block in range(self.spec.num_blocks) if block not in self._blocks]
+        lengths = {block: len(rows) for block, rows in self._blocks.items()}
+        return [
+            block for block in range(self.spec.num_blocks) if lengths.get(block) != len(self.spec.block_range(block))
+        ]
+
+    def known_rows(self, block: int) -> FeatureRows | None:
+        rows = self._blocks.get(block)
+        if rows is None:
+            return None
+        whole = len(rows) - len(rows) % self.spec.batch_size
+        return rows[:whole] if whole else None
+
+    def nbytes(self) -> int:
+        return sum(getattr(rows, name).nbytes for rows in self._blocks.values() for name in COLUMNS)

@@ -1,14 +1,33 @@
 """What every store demands of the rows it is given."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trak_lightning.errors import DataError, NonFiniteGradientError
+from trak_lightning.errors import DataError, NonFiniteGradientError, StorageError
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
 
 COLUMNS = ("features", "index", "output", "loss_weight", "curvature")
 """The parts of `FeatureRows`, in the order in which files hold them."""
+
+
+def require_name(name: str) -> None:
+    """Refuse a split or checkpoint that cannot be the name of a folder.
+
+    Raises:
+        StorageError: it is empty, hidden, or leads elsewhere.
+    """
+    if (
+        not isinstance(name, str)
+        or not name
+        or name.startswith(".")
+        or Path(name).name != name
+        or "\\" in name
+        or not name.isprintable()
+        or len(name.encode()) > 200
+    ):
+        raise StorageError(f"{name!r} cannot name a folder: use letters, digits, '-', '_' and '.'")
 
 
 def identity(spec: FeatureSpec) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, NonFiniteGradientError
-from trak_lightning.stores.base import FeatureRows, FeatureSpec, FeatureStore
+from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
 
 SPEC = FeatureSpec(
     split="train",
@@ -108,6 +108,66 @@ class StoreConformance:
             with pytest.raises(DataError):
                 created.write_block(0, wrong)
         assert created.missing_blocks() == [0, 1, 2]
+
+    def test_row_ranges_and_any_set_of_rows_are_read(self, bound: FeatureStore) -> None:
+        created = self.filled(bound)
+        everything = np.concatenate([block.features for block in created.blocks()])
+        for start, stop in ((0, 23), (3, 5), (7, 17), (16, 23)):
+            part = created.rows(start, stop)
+            np.testing.assert_array_equal(part.features, everything[start:stop])
+            np.testing.assert_array_equal(part.index, np.arange(start, stop))
+            np.testing.assert_array_equal(part.output, created.column("output")[start:stop])
+        for index in ([22, 0, 9, 9, 8], list(range(23))[::-1], []):
+            np.testing.assert_array_equal(created.take(index), everything[index])
+        np.testing.assert_array_equal(created.tensor([5, 2]).numpy(), everything[[5, 2]])
+        np.testing.assert_array_equal(created.tensor(range(5, 20)).numpy(), everything[5:20])
+        for wrong in ([23], [-1], [0.5]):
+            with pytest.raises(DataError):
+                created.take(wrong)
+        with pytest.raises(DataError, match="23 samples"):
+            created.rows(20, 24)
+
+    def test_reading_ahead_gives_the_same_blocks(self, bound: FeatureStore) -> None:
+        created = self.filled(bound)
+        for ahead in (0, 1, 5):
+            for block, read in enumerate(created.blocks(ahead=ahead)):
+                np.testing.assert_array_equal(read.features, rows(SPEC, block).features)
+        next(created.blocks())  # a reader may stop early
+
+    def test_stored_blocks_cannot_be_claimed(self, bound: FeatureStore) -> None:
+        created = bound.create(SPEC)
+        created.write_block(1, rows(SPEC, 1))
+        assert [created.claim(block) for block in range(3)] == [True, False, True]
+        created.write_block(0, rows(SPEC, 0))
+        created.release(0)
+        assert not created.claim(0)
+
+    def test_a_set_grows_and_keeps_its_rows(self, bound: FeatureStore, tmp_path: Path) -> None:
+        self.filled(bound)
+        longer = replace(SPEC, num_samples=35, fingerprint={**SPEC.fingerprint, "data": "longer"})
+        with pytest.raises(IncompatibleRunError, match="seed = 0, and 1"):
+            bound.grow(replace(SPEC, fingerprint={**SPEC.fingerprint, "seed": 1}), longer)
+        for _ in range(2):  # by two processes, or again after a kill
+            grown = bound.grow(SPEC, longer)
+        assert grown.missing_blocks() == [2, 3, 4]
+        assert (grown.claim(0), grown.claim(2)) == (False, True)
+        known = grown.known_rows(2)
+        assert known is not None
+        np.testing.assert_array_equal(known.features, rows(SPEC, 2).features[:4])  # whole batches of four
+        assert grown.known_rows(3) is None
+        for block in (2, 3, 4):
+            grown.write_block(block, rows(longer, block))
+        found = self.reopen(bound, tmp_path).open("train", "a1")
+        assert found.complete
+        assert found.spec == longer
+        np.testing.assert_array_equal(found.read_block(1).features, rows(SPEC, 1).features)
+        np.testing.assert_array_equal(found.read_block(2).features, rows(longer, 2).features)
+
+    def filled(self, bound: FeatureStore) -> FeatureSet:
+        created = bound.create(SPEC)
+        for block in range(3):
+            created.write_block(block, rows(SPEC, block))
+        return created
 
 
 def rows(spec: FeatureSpec, block: int) -> FeatureRows:

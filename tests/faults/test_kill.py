@@ -1,0 +1,95 @@
+"""kill -9 at random moments: what was acknowledged is there, the run goes on, and the result is the same bit for bit.
+
+The full count is ``pytest -m slow tests/faults/test_kill.py -s``; docs/storage.md says what it found.
+"""
+
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+
+import pytest
+from faults import BLOCKS, acknowledged, ranks, require_sound, rows
+
+
+def count(name, trials):
+    """A few trials in continuous integration, many when they are asked for."""
+    return pytest.mark.parametrize(name, [trials, pytest.param(200, marks=pytest.mark.slow)])
+
+
+@count("trials", 12)
+def test_one_process_killed_at_random_moments_loses_nothing(trials, job, whole, tmp_path):
+    def victim(run_dir):
+        process = job.fork(run_dir)
+        return process.pid, lambda: process.join(600) or process.exitcode
+
+    survive(trials, victim, job, whole, tmp_path)
+
+
+@count("trials", 2)
+def test_one_of_two_ranks_killed_at_random_moments_loses_nothing(trials, job, whole, tmp_path):
+    generator = random.Random(1)
+
+    def victim(run_dir):
+        process = job.start(run_dir, "--trainer.devices", 2, "--trainer.strategy", "ddp", start_new_session=True)
+        while not (children := ranks(process.pid)) and process.poll() is None:
+            time.sleep(0.01)
+
+        def wait():
+            # Where rank 0 died before the ranks had met, rank 1 would wait for it for half an hour; a cluster ends it.
+            code = process.wait(600)
+            time.sleep(generator.random() * 2)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.stdout.close()
+            return code
+
+        return generator.choice([process.pid, *children]), wait
+
+    survive(trials, victim, job, whole, tmp_path)
+
+
+def survive(trials, victim, job, whole, tmp_path):
+    """Start a run, kill a process of it at a random moment, look, go on with it; begin a new run when it is finished."""
+    generator = random.Random(2)
+    killed = runs = finished_first = 0
+    while killed < trials:
+        run_dir = tmp_path / f"run-{runs}"
+        runs += 1
+        complete = False
+        while not complete and killed < trials:
+            before = acknowledged(run_dir)
+            pid, wait = victim(run_dir)
+            await_moment(run_dir, before, generator)
+            there = acknowledged(run_dir)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            code = wait()
+            killed += 1
+            after = acknowledged(run_dir)
+            # Blocks of before were not computed again, and those that were there at the kill still are.
+            assert {**before, **there}.items() <= after.items()
+            require_sound(run_dir)
+            complete = len(after) == BLOCKS
+            finished_first += code == 0
+            assert code != 0 or complete
+        before = acknowledged(run_dir)
+        code, output = job.finish(run_dir)
+        assert code == 0, output
+        assert before.items() <= acknowledged(run_dir).items()
+        assert rows(run_dir) == whole
+        assert not list(run_dir.rglob("*.part"))
+    print(f"\n{killed} kills of {runs} runs, {finished_first} of them too late; nothing lost, nothing computed twice")
+
+
+def await_moment(run_dir, before, generator):
+    """Until some number of further blocks is stored, and a little longer; or at any moment of the start."""
+    if generator.random() < 0.2:
+        time.sleep(generator.random())
+        return
+    wanted = len(before) + generator.randrange(20)
+    deadline = time.monotonic() + 600
+    while len(acknowledged(run_dir)) < min(wanted, BLOCKS) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(generator.random() * 0.03)

@@ -1,0 +1,113 @@
+"""Sharing the blocks of a feature set between processes, so that no two living ones compute the same."""
+
+import errno
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from trak_lightning.atomic import refused
+from trak_lightning.stores.base import FeatureSet
+
+try:
+    import fcntl
+except ImportError:  # Windows: processes may then do the same block twice, with the same result
+    fcntl = None  # type: ignore[assignment]
+
+_UNSUPPORTED = (errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+_held: dict[Path, tuple[int, set[int]]] = {}
+"""Lock file → its descriptor, and the blocks that this process has. One descriptor for each file, because closing any of
+them would give up all claims of the process."""
+
+
+_lock = threading.Lock()  # blocks are claimed by the main thread and released by the one that writes
+
+
+class Claims:
+    """One byte of a file for each block, locked by whoever computes that block.
+
+    The operating system lets go of a lock when its process dies, in whatever way, so no claim is ever left over and
+    nothing depends on clocks. POSIX record locks also work between the machines of a cluster where the file system (NFS,
+    Lustre with ``-o flock``) supports them; where locks are not supported every claim succeeds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def acquire(self, block: int) -> bool:
+        """Whether this process now has the block. Claims of one process do not exclude each other.
+
+        Raises:
+            StorageError: the folder cannot be written to.
+        """
+        if fcntl is None:
+            return True
+        with _lock:
+            return self._acquire(block)
+
+    def _acquire(self, block: int) -> bool:
+        if self._path not in _held:
+            try:
+                _held[self._path] = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), set()
+            except OSError as error:
+                raise refused(self._path, error) from error
+        descriptor, blocks = _held[self._path]
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, block, os.SEEK_SET)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                self._close_if_idle()
+                return False
+        blocks.add(block)
+        return True
+
+    def release(self, block: int) -> None:
+        """Let others have the block."""
+        with _lock:
+            descriptor, blocks = _held.get(self._path, (-1, set()))
+            if block in blocks:
+                blocks.remove(block)
+                with suppress(OSError):
+                    fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, block, os.SEEK_SET)
+                self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if not _held[self._path][1]:
+            os.close(_held.pop(self._path)[0])
+
+
+class ClaimedBlocks:
+    """The batches of those missing blocks that can be claimed, each block claimed when its turn comes.
+
+    Its length is that of all batches: how many others will have done is not known before.
+    """
+
+    def __init__(self, feature_set: FeatureSet, blocks: Sequence[int]) -> None:
+        self._feature_set = feature_set
+        self._blocks = blocks
+        self._claimed: list[int] = []
+
+    def __len__(self) -> int:
+        return sum(-(-len(self._feature_set.spec.block_range(block)) // self._size) for block in self._blocks)
+
+    def __iter__(self) -> Iterator[range]:
+        for block in self._blocks:
+            if self._feature_set.claim(block):
+                self._claimed.append(block)
+                samples = self._feature_set.spec.block_range(block)
+                known = self._feature_set.known_rows(block)
+                for start in range(len(known) if known else 0, len(samples), self._size):
+                    yield samples[start : start + self._size]
+
+    def release(self) -> None:
+        """Let others have what was claimed and not stored."""
+        for block in self._claimed:
+            self._feature_set.release(block)
+        self._claimed = []
+
+    @property
+    def _size(self) -> int:
+        return self._feature_set.spec.batch_size

@@ -1,0 +1,117 @@
+"""Many block files, of one run directory or of several, into one HDF5 file that can be given away. No torch."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from trak_lightning.atomic import atomic_hdf5
+from trak_lightning.comparison import require_same
+from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
+from trak_lightning.ranges import ranges
+from trak_lightning.rundir import RunDirectory
+from trak_lightning.stores.base import FeatureRows, FeatureSet
+from trak_lightning.stores.block_file import checksum
+from trak_lightning.stores.encoding import STORED, column_dtype, encode
+from trak_lightning.stores.manifest import Manifest
+from trak_lightning.stores.run import open_store
+from trak_lightning.stores.validation import identity
+
+COLUMNS = ("output", "loss_weight", "curvature")
+
+
+def merge(paths: Sequence[Path], output: Path) -> list[FeatureSet]:
+    """Write every feature set of the run directories to one file; returns the sets, one for each split and checkpoint.
+
+    A set may be spread over several directories. Blocks that several of them hold must be the same.
+
+    Raises:
+        IncompleteRunError: a block is in none of them; names the rows.
+        IncompatibleRunError: the directories were made with other settings, or hold different rows of the same samples.
+    """
+    if output.exists():
+        raise DataError(f"{output} exists; choose another --output, or delete it")
+    runs = [RunDirectory(path) for path in paths]
+    found: dict[tuple[str, str], list[FeatureSet]] = {}
+    for run in runs:
+        store = open_store(run)
+        for key in store.list():
+            found.setdefault(key, []).append(store.open(*key))
+    if not found:
+        raise IncompleteRunError(f"there are no features in {', '.join(map(str, paths))}")
+    for key, parts in sorted(found.items()):
+        _require_whole("/".join(key), parts)
+    records = {record.id: record.source for run in runs for record in run.read().checkpoints}
+    with atomic_hdf5(output) as file:
+        file.attrs["schema_version"] = 1
+        file.attrs["checkpoints"] = json.dumps([{"id": id_, "source": source} for id_, source in records.items()])
+        for id_ in records:
+            subset = next((s for run in runs if (s := run.read_subset(id_)) is not None), None)
+            if subset is not None:
+                file[f"subsets/{id_}"] = subset
+        for key, parts in sorted(found.items()):
+            _write_set(file.create_group("features/" + "/".join(key)), parts)
+    return [parts[0] for _, parts in sorted(found.items())]
+
+
+def _require_whole(name: str, parts: Sequence[FeatureSet]) -> None:
+    spec = parts[0].spec
+    holders = [set(range(spec.num_blocks)) - set(part.missing_blocks()) for part in parts]
+    for part in parts[1:]:
+        require_same(
+            identity(spec) | {"block_size": spec.block_size, "batch_size": spec.batch_size},
+            identity(part.spec) | {"block_size": part.spec.block_size, "batch_size": part.spec.batch_size},
+            name,
+        )
+    missing = sorted(set(range(spec.num_blocks)).difference(*holders))
+    if missing:
+        rows = ranges(row for block in missing for row in spec.block_range(block))
+        raise IncompleteRunError(
+            f"{len(missing)} of {spec.num_blocks} blocks of {name} are in none of the run directories (samples {rows}). "
+            "Run featurize to its end first."
+        )
+    for block in range(spec.num_blocks):
+        copies = [part for part, holder in zip(parts, holders, strict=True) if block in holder]
+        if len(copies) > 1:
+            first = copies[0].read_block(block)
+            for other in copies[1:]:
+                if not _same(first, other.read_block(block)):
+                    raise IncompatibleRunError(
+                        f"block {block} of {name} is in several run directories, with different rows. Find out which one is "
+                        "right, and delete the block in the others."
+                    )
+
+
+def _write_set(group: h5py.Group, parts: Sequence[FeatureSet]) -> None:
+    spec, dtype = parts[0].spec, _dtype(parts[0])
+    group.attrs["manifest"] = Manifest.of(spec, dtype).dump()
+    shapes = {"features": (spec.num_samples, spec.dim), "scale": (spec.num_samples,)}
+    missing = [set(part.missing_blocks()) for part in parts]
+    checksums: dict[str, list[str]] = {}
+    for block in range(spec.num_blocks):
+        holder = next(part for part, lacks in zip(parts, missing, strict=True) if block not in lacks)
+        rows = holder.read_block(block)
+        stored, scale = encode(rows.features, dtype)
+        arrays = {"features": stored} | ({} if scale is None else {"scale": scale})
+        arrays |= {name: np.ascontiguousarray(getattr(rows, name), column_dtype(dtype)) for name in COLUMNS}
+        samples = spec.block_range(block)
+        for name, values in arrays.items():
+            if name not in group:
+                group.create_dataset(name, shapes.get(name, (spec.num_samples,)), values.dtype)
+            group[name][samples.start : samples.stop] = values
+            checksums.setdefault(name, []).append(checksum(values))
+    for name, of_blocks in checksums.items():
+        group[name].attrs["xxh3_64"] = np.array(of_blocks, "S16")  # of every block
+
+
+def _same(one: FeatureRows, other: FeatureRows) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("features", *COLUMNS))
+
+
+def _dtype(part: FeatureSet) -> str:
+    manifest = getattr(part, "manifest", None)
+    if isinstance(manifest, Manifest):
+        return manifest.dtype
+    return part.read_block(0).features.dtype.name if part.spec.num_blocks else next(iter(STORED))
