@@ -47,22 +47,19 @@ def test_calibration_comes_close_to_the_best_regularization_on_models_it_has_not
     trace = Trak("auto", "none").fit(ensemble[0]).settings["trace"][0]
     best = max(quality(Trak(relative * trace, "none"), ensemble) for relative in np.logspace(-5, 0, 11))
     assert quality(Trak("calibrate", "none"), ensemble) > 0.97 * best
+    assert quality(Trak("auto", "none"), ensemble) > 0.97 * best
     curve = Trak("calibrate", "none").fit(ensemble[0]).settings["curve"]
     assert len(curve["relative"]) == len(curve["lds"]["none"])
 
 
-def test_auto_comes_close_to_the_best_regularization_without_known_subsets(ensemble):
-    sets, masks, outputs = ensemble
-    without = [replace(features, subset=None) for features in sets], masks, outputs
-    trace = Trak("auto", "none").fit(sets).settings["trace"][0]
-    best = max(quality(Trak(relative * trace, "none"), ensemble) for relative in np.logspace(-5, 0, 11))
-    assert quality(Trak("auto", "none"), without) > 0.97 * best
-
-
-def test_auto_with_one_checkpoint_is_a_fraction_of_the_trace(ensemble):
-    settings = Trak("auto").fit(ensemble[0][:1]).settings
-    np.testing.assert_allclose(settings["regularization"], np.array(settings["trace"]) / 1500)
-    assert settings["rule"] == "auto: trace/1500"
+@pytest.mark.parametrize("checkpoints", [1, 4, 8])
+def test_auto_without_known_subsets_is_a_fraction_of_the_trace_that_falls_with_the_number_of_checkpoints(
+    checkpoints, ensemble
+):
+    sets = [replace(features, subset=None) for features in ensemble[0][:checkpoints]]
+    settings = Trak("auto").fit(sets).settings
+    np.testing.assert_allclose(settings["regularization"], np.array(settings["trace"]) / 1000 / np.sqrt(checkpoints))
+    assert settings["rule"] == f"auto: trace/{1000 * np.sqrt(checkpoints):.0f}"
 
 
 def test_calibration_chooses_the_weighting_too(ensemble):

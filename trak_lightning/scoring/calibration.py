@@ -114,18 +114,23 @@ def _agreement(predicted: Array, observed: Array, members: Array) -> float:
 
 
 def _masks(checkpoints: Sequence[CheckpointFeatures]) -> Array:
-    """1_{S_j} ∘ (q averaged over the checkpoints other than j), one column for each j: (n, M)."""
+    r"""(1_{S_j} − \|S_j|/n) ∘ (q averaged over the checkpoints other than j), one column for each j: (n, M).
+
+    Without the mean, sums for different j would differ by what their checkpoints differ in, whatever the subset.
+    """
     weights = np.stack([features.train.column("loss_weight") for features in checkpoints], axis=1).astype(np.float64)
-    M = weights.shape[1]
-    masks = np.zeros_like(weights)
+    n, M = weights.shape
+    masks = np.empty_like(weights)
     for j, features in enumerate(checkpoints):
-        masks[features.subset, j] = ((weights.sum(1) - weights[:, j]) / (M - 1))[features.subset]
+        member = np.zeros(n)
+        member[features.subset] = 1
+        masks[:, j] = (member - member.mean()) * (weights.sum(1) - weights[:, j]) / (M - 1)
     return masks
 
 
 def _members(checkpoints: Sequence[CheckpointFeatures], samples: Array) -> Array:
     """Whether checkpoint j was trained on a sample: (M, s)."""
-    return np.stack([np.isin(samples, features.subset) for features in checkpoints])
+    return np.stack([np.isin(samples, np.asarray(features.subset)) for features in checkpoints])
 
 
 def _sums(features: CheckpointFeatures, masks: Array) -> Array:

@@ -53,7 +53,7 @@ class RunningRanking:
             old = self._best
             both = np.concatenate([old.values, found.values], axis=1)
             indices = np.concatenate([old.indices, found.indices], axis=1)
-            spreads = None if spread is None else np.concatenate([old.spread, found.spread], axis=1)  # type: ignore[list-item]
+            spreads = None if spread is None else np.concatenate([old.spread, found.spread], axis=1)
             found = rank(both, self._which, min(self._k, both.shape[1]), indices, spreads)
         self._best = found
 

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from trak_lightning.errors import SettingsError
-from trak_lightning.scoring.agreement import agreeing
 from trak_lightning.scoring.base import CheckpointFeatures
-from trak_lightning.scoring.calibration import GRID, calibration, require_calibration
+from trak_lightning.scoring.calibration import calibration, can_calibrate, require_calibration
 from trak_lightning.scoring.gram import WEIGHTS
 from trak_lightning.scoring.system import System
 
 DEFAULT_WEIGHTS = "residual"
 
-AUTOMATIC = 1 / 1500
-"""λ/trace of ``auto`` for a single checkpoint: see docs/regularization.md."""
+AUTOMATIC = 1 / 1000
+"""λ/trace of ``auto`` for one checkpoint, where subsets are not recorded; for M of them it is divided by √M, since averaging over checkpoints removes part of
+the noise that λ is there to suppress. By experiment: see docs/regularization.md."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def choose(regularization: float | str, weights: str, checkpoints: Sequence[Chec
         require_calibration(checkpoints)
         found = calibration(checkpoints, WEIGHTS if weights == "auto" else (chosen,))
         chosen, relative, rule, curve = found.weights, found.relative, "calibrate", found.settings
-    elif regularization == "auto" and len(checkpoints) > 1:
-        relative, errors = agreeing(checkpoints, chosen)
-        rule, curve = "auto", {"curve": {"relative": GRID.tolist(), "error": errors.tolist()}}
+    elif regularization == "auto" and can_calibrate(checkpoints):
+        found = calibration(checkpoints, (chosen,))
+        relative, rule, curve = found.relative, "auto", found.settings
     elif regularization == "auto":
-        relative, rule = AUTOMATIC, "auto"
+        relative, rule = AUTOMATIC / len(checkpoints) ** 0.5, "auto"
     elif isinstance(regularization, str):
         relative, rule = 1 / (_divisor(regularization) or 1), ""
     else:

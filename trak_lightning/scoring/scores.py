@@ -92,8 +92,12 @@ class Scores:
         rows = slice(None) if target is None else target
         if k <= self._kept:
             with h5py.File(self.path, "r") as file:
-                columns = (f"{which}_{name}" for name in ("indices", "values", "spread"))
-                return Ranking(*[file[name][rows, :k] if name in file else None for name in columns])
+                spread = f"{which}_spread"
+                return Ranking(
+                    file[f"{which}_indices"][rows, :k],
+                    file[f"{which}_values"][rows, :k],
+                    file[spread][rows, :k] if spread in file else None,
+                )
         found = rank(np.atleast_2d(self.values[rows]), which, k)
         return found if target is None else Ranking(found.indices[0], found.values[0])
 

@@ -60,7 +60,7 @@ class Trak(Scorer):
             Part(system.inverse(value).solve, self._normalized(system, value))
             for system, value in zip(choice.systems, choice.values, strict=True)
         ]
-        scoring: Scoring = InnerProducts(checkpoints, parts, self.average)  # type: ignore[arg-type]
+        scoring = InnerProducts(checkpoints, parts, self.average)  # type: ignore[arg-type]
         scoring.settings = choice.settings
         return SoftThreshold.of(scoring, self.threshold, checkpoints) if self.threshold else scoring
 

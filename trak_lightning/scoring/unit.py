@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from trak_lightning.scoring.base import CheckpointFeatures
 from trak_lightning.scoring.gradients import unit_rows
 from trak_lightning.scoring.views import FeatureView
-from trak_lightning.stores.base import FeatureRows
+from trak_lightning.stores.base import FeatureRows, FeatureSet
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,8 @@ class _UnitNorm(FeatureView):
 
 def unit_norm(features: CheckpointFeatures) -> CheckpointFeatures:
     """The same checkpoint with features φ/‖φ‖; rows of zeros stay zero."""
-    views = {}
-    for name in ("train", "targets"):
-        source = getattr(features, name)
-        spec = replace(source.spec, fingerprint={**source.spec.fingerprint, "normalize": "unit"})
-        views[name] = _UnitNorm(source, spec)
-    return replace(features, **views)
+    return replace(features, train=_view(features.train), targets=_view(features.targets))
+
+
+def _view(source: FeatureSet) -> FeatureSet:
+    return _UnitNorm(source, replace(source.spec, fingerprint={**source.spec.fingerprint, "normalize": "unit"}))
