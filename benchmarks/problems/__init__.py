@@ -4,7 +4,7 @@ Each is a LightningModule and a LightningDataModule, small enough that a hundred
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning as L
@@ -27,6 +27,10 @@ class Problem:
     model: Callable[[], L.LightningModule]
     data: Callable[[], L.LightningDataModule]
     epochs: int
+
+    def with_data(self, data: Callable[[], L.LightningDataModule]) -> "Problem":
+        """The same model and training on another DataModule."""
+        return replace(self, data=data)
 
 
 PROBLEMS = {

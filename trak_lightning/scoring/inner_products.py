@@ -11,7 +11,7 @@ from trak_lightning.stores.base import FeatureRows, FeatureSet
 
 Average: TypeAlias = Literal["factors", "scores"]
 
-TILE_BYTES = 2**25
+TILE_BYTES = 2**23
 """Size of a tile: large enough for matrix products to run at full speed, small enough to stay near the processor."""
 
 

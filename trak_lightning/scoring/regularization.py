@@ -61,10 +61,11 @@ def choose(regularization: float | str, weights: str, checkpoints: Sequence[Chec
         found = calibration(checkpoints, WEIGHTS if weights == "auto" else (chosen,))
         chosen, relative, rule, curve = found.weights, found.relative, "calibrate", found.settings
     elif regularization == "auto" and can_calibrate(checkpoints):
+        # The estimate of a few checkpoints is noisy: halfway, in log λ, between it and what serves most problems.
         found = calibration(checkpoints, (chosen,))
-        relative, rule, curve = found.relative, "auto", found.settings
+        relative, rule, curve = (found.relative * _usual(len(checkpoints))) ** 0.5, "auto", found.settings
     elif regularization == "auto":
-        relative, rule = AUTOMATIC / len(checkpoints) ** 0.5, "auto"
+        relative, rule = _usual(len(checkpoints)), "auto"
     elif isinstance(regularization, str):
         relative, rule = 1 / (_divisor(regularization) or 1), ""
     else:
@@ -76,6 +77,10 @@ def choose(regularization: float | str, weights: str, checkpoints: Sequence[Chec
         rule = f"{rule}: trace/{1 / relative:.0f}".removeprefix(": ")
     settings = {"rule": rule, "weights": chosen, "regularization": values, "trace": traces, **curve}
     return Choice(systems, tuple(values), settings)
+
+
+def _usual(checkpoints: int) -> float:
+    return float(AUTOMATIC / checkpoints**0.5)
 
 
 def _divisor(text: str) -> float | None:
