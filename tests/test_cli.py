@@ -144,7 +144,7 @@ def test_other_scorer_settings_give_other_scores(finished, config, tmp_path):
     done = trak("score", "--config", config, "--run_dir", run_dir, "--scorer", "gradient_dot")
     assert "computed" in done.stdout, done.stderr
     back = trak("score", "--config", config, "--run_dir", run_dir, "--scorer.regularization", "auto")
-    assert "trace/1500" in back.stdout
+    assert "λ: auto: trace/" in back.stdout
 
 
 def test_checkpoints_that_are_named_are_used_and_nothing_is_trained(finished, config, tmp_path):

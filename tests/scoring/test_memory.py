@@ -12,7 +12,7 @@ from trak_lightning.scoring.trak import Trak
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
 from trak_lightning.stores.hdf5 import HDF5Store
 
-N, K, BLOCK = 400_000, 256, 4096
+N, K, BLOCK = 300_000, 256, 4096
 
 SCORE = """
 import resource, sys
@@ -51,7 +51,7 @@ def test_features_larger_than_memory(tmp_path):
     command = [sys.executable, "-c", SCORE, str(tmp_path), str(allowed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert size > 400e6
+    assert size > 300e6
     sets = CheckpointFeatures(store.open("train", "c"), store.open("test", "c"))
     free = write_scores(tmp_path / "free.h5", Trak("trace/1500").fit([sets]), {}, top=20)
     np.testing.assert_array_equal(Scores(tmp_path / "limited.h5").top(20).indices, free.top(20).indices)

@@ -47,7 +47,7 @@ def test_calibration_comes_close_to_the_best_regularization_on_models_it_has_not
     trace = Trak("auto", "none").fit(ensemble[0]).settings["trace"][0]
     best = max(quality(Trak(relative * trace, "none"), ensemble) for relative in np.logspace(-5, 0, 11))
     assert quality(Trak("calibrate", "none"), ensemble) > 0.97 * best
-    assert quality(Trak("auto", "none"), ensemble) > 0.97 * best
+    assert quality(Trak("auto", "none"), ensemble) > 0.9 * best
     curve = Trak("calibrate", "none").fit(ensemble[0]).settings["curve"]
     assert len(curve["relative"]) == len(curve["lds"]["none"])
 
