@@ -1,16 +1,21 @@
 """How long featurising takes, as a multiple of a training step of the same model on the same batch.
 
     python benchmarks/featurize.py                                     # what two CPU cores bear
-    python benchmarks/featurize.py --models resnet18-224,bert-base --device cuda --dtype bfloat16
+    python benchmarks/featurize.py --models '[resnet18-224, bert-base, gpt2-small]' --device cuda --dtype bfloat16
+    python benchmarks/featurize.py --models '[resnet9]' --traker traker/bin/python   # see benchmarks/peer_traker.py
 
 A training step is forward pass, cross-entropy and backward pass with the gradients of all parameters, in eval mode and
 without an optimizer: the least that training can cost. Ways of featurising and training steps take turns; figures are
 medians. Memory is the peak of what is allocated above the loaded model.
 """
 
+import json
+import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Literal
 
@@ -37,6 +42,7 @@ def main(
     dtype: Literal["float32", "bfloat16"] = "float32",
     threads: int = 2,
     rounds: int = 15,
+    traker: str | None = None,
 ) -> None:
     """Print the table.
 
@@ -48,13 +54,14 @@ def main(
         dtype: bfloat16 runs forward passes under autocast.
         threads: of torch, on a CPU.
         rounds: repetitions of everything, in turn.
+        traker: the Python of an environment that has traker, to be timed on image classifiers.
     """
     torch.set_num_threads(threads)
     table = Table(title=f"{_machine(device)}, torch {torch.__version__}, {dtype}, k = {dim}, medians of {rounds}")
     for column in ("model", "what", "time", "÷ training step", "samples/s", "peak memory", "÷ training step"):
         table.add_column(column, justify="left" if column in ("model", "what") else "right")
     for name in models:
-        _measure(table, WORKLOADS[name], projectors, dim, torch.device(device), getattr(torch, dtype), rounds)
+        _measure(table, WORKLOADS[name], projectors, dim, torch.device(device), getattr(torch, dtype), rounds, traker)
     Console(width=120).print(table)
 
 
@@ -66,6 +73,7 @@ def _measure(
     device: torch.device,
     dtype: torch.dtype,
     rounds: int,
+    traker: str | None,
 ) -> None:
     torch.manual_seed(0)
     model = workload.model().to(device).eval()
@@ -85,19 +93,31 @@ def _measure(
             for name, run in runs.items():
                 times[name].append(_seconds(run, device))
     step, peak = times["training step"], peaks["training step"]
+    if traker:
+        times["traker"] = _traker(traker, workload.name, dim, device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    for name in runs:
-        ratio = median(own / other for own, other in zip(times[name], step, strict=True))
+    for name in times:
+        ratio = median(own / other for own, other in zip(times[name], step, strict=False))
         table.add_row(
             f"{workload.name} ({parameters / 1e6:.1f} M, B = {workload.batch_size})" if name == "training step" else "",
             name,
             f"{1e3 * median(times[name]):.1f} ms",
             f"{ratio:.2f}",
             f"{workload.batch_size / median(times[name]):.0f}",
-            f"{peaks[name] / 2**20:.0f} MiB",
-            f"{peaks[name] / peak:.2f}",
+            f"{peaks[name] / 2**20:.0f} MiB" if name in peaks else "",
+            f"{peaks[name] / peak:.2f}" if name in peaks else "",
         )
     table.add_section()
+
+
+def _traker(python: str, workload: str, dim: int, device: torch.device) -> list[float]:
+    """Seconds of three batches, after the rounds of the others: a batch takes as long as all of these."""
+    here = Path(__file__).parent
+    command = [python, "peer_traker.py", workload, str(dim), device.type, str(torch.get_num_threads()), "3"]
+    environment = {**os.environ, "PYTHONPATH": str(here.parent)}
+    done = subprocess.run(command, cwd=here, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return seconds
 
 
 def _train(workload: Workload, model: torch.nn.Module, batch: tuple) -> None:

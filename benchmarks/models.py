@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trak_lightning.tasks.base import Task
-from trak_lightning.tasks.classification import margin
+from trak_lightning.tasks.margin import margin
 
 Batch = tuple[dict[str, Tensor], Tensor]
 

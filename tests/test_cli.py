@@ -166,6 +166,35 @@ def test_a_plugin_that_is_installed_is_used_by_its_name(finished, config, tmp_pa
     assert all(block["features"].shape[1] == 32 for block in contents(tmp_path).values())
 
 
+def test_a_chain_is_configured_by_names(finished, config, tmp_path):
+    run_dir, _ = finished
+    chain = {"name": "chain", "projectors": [{"name": "random_mask", "dim": 300}, {"name": "sparse_jl", "dim": 32}]}
+    path, checkpoint = tmp_path / "chain.yaml", run_dir / "checkpoints" / "00.ckpt"
+    path.write_text(yaml.safe_dump({**CONFIG, "projector": chain, "checkpoints": [str(checkpoint)]}))
+    done = trak("featurize", "--config", path, "--run_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert all(block["features"].shape[1] == 32 for block in contents(tmp_path / "run").values())
+    again = trak("featurize", "--config", tmp_path / "run" / "config.yaml")
+    assert (again.returncode, "nothing to do" in again.stdout) == (0, True), again.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("plugins", "sparse_jl"), ("featurize", "--projector.help", "sparse_jl")], ids=lambda each: each[0]
+)
+def test_help_shows_the_options_of_a_plugin_with_their_docstrings(arguments):
+    shown = trak(*arguments)
+    assert shown.returncode == 0, shown.stderr
+    assert "--projector.nnz" in shown.stdout
+    assert "the number of non-zeros a column" in " ".join(shown.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["functional", "hdf5", "image_classification", "trak"])
+def test_plugins_of_every_kind_are_shown(name):
+    shown = trak("plugins", name)
+    assert shown.returncode == 0, shown.stderr
+    assert "options:" in shown.stdout
+
+
 def test_configurations_are_merged_and_printed(config):
     done = trak("featurize", "--config", config, "--config", "{projector: {name: gaussian, dim: 7}}", "--print_config")
     printed = yaml.safe_load(done.stdout)
@@ -183,6 +212,13 @@ def test_configurations_are_merged_and_printed(config):
         (("score", "--scorer.regularization=-1"), "must be a number λ ≥ 0, 'trace/N', 'auto' or 'calibrate', got -1.0"),
         (("run", "--scorer.regularization=-1"), "must be a number λ ≥ 0, 'trace/N', 'auto' or 'calibrate', got -1.0"),
         (("run", "--projector.dim=0"), "dim must be a positive number of dimensions, got 0"),
+        (("run", "--projector.dim", "-3"), "dim must be a positive number of dimensions, got -3"),
+        (("run", "--projector.dim", "many"), "Expected a <class 'int'>. Got value: many"),
+        (("run", "--projector.dimm", "3"), "Option 'dimm' is not accepted"),
+        (("run", "--projector.per", "row"), "Expected a typing.Literal['model', 'layer']. Got value: row"),
+        (("run", "--projector", "chain", "--projector.projectors", "[sparse_jll]"), "did you mean 'sparse_jl'"),
+        (("run", "--projector", "chain", "--projector.projectors", "[]"), "a list of at least one projector, got []"),
+        (("plugins", "sparse_jll"), "did you mean 'sparse_jl'"),
         (("featurize",), "Run trak train first, or name your own files"),
         (("score",), "Run trak featurize first"),
         (("fly",), "unknown command 'fly'"),
@@ -193,7 +229,8 @@ def test_configurations_are_merged_and_printed(config):
 )
 def test_mistakes_are_named_without_a_traceback_and_with_a_failing_exit_status(arguments, message, config, tmp_path):
     command, *rest = arguments
-    done = trak(command, "--config", config, "--run_dir", tmp_path, *rest)
+    common = () if command == "plugins" else ("--config", config, "--run_dir", tmp_path)
+    done = trak(command, *common, *rest)
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr

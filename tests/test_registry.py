@@ -88,6 +88,37 @@ def test_a_plugin_of_the_wrong_type_is_refused(install):
         registry.create("projectors", "acme")
 
 
+PROJECTOR = """
+from trak_lightning.projectors.identity import Identity
+
+class Acme(Identity):
+    trak_api = {}
+"""
+
+
+@pytest.mark.parametrize("declared", ["(2, 0)", "(1, 99)", "(0, 9)"])
+def test_a_plugin_written_for_another_interface_is_refused_with_both_versions(install, declared):
+    install(
+        "acme-proj", "[trak_lightning.projectors]\nacme = acme_proj:Acme\n", "acme_proj", PROJECTOR.format(declared)
+    )
+    theirs = declared.strip("()").replace(", ", ".")
+    with pytest.raises(PluginError, match=rf"acme-proj 1.5 was written for version {theirs} .* has version 1\.0"):
+        registry.create("projectors", "acme")
+
+
+def test_a_plugin_written_for_this_interface_is_taken(install):
+    install(
+        "acme-proj", "[trak_lightning.projectors]\nacme = acme_proj:Acme\n", "acme_proj", PROJECTOR.format("(1, 0)")
+    )
+    assert isinstance(registry.create("projectors", "acme"), Projector)
+
+
+def test_a_version_that_is_none_is_refused(install):
+    install("acme-proj", "[trak_lightning.projectors]\nacme = acme_proj:Acme\n", "acme_proj", PROJECTOR.format("'1.0'"))
+    with pytest.raises(PluginError, match=r"must declare trak_api as two integers, such as \(1, 0\); found '1.0'"):
+        registry.create("projectors", "acme")
+
+
 def test_two_distributions_with_one_name_clash_and_both_are_named(install):
     install("acme-one", "[trak_lightning.projectors]\nacme = acme_one:Acme\n")
     install("acme-two", "[trak_lightning.projectors]\nacme = acme_two:Acme\n")

@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning import registry
+from trak_lightning.check import Checker, Finding
 from trak_lightning.checkpoints import Checkpoint, CheckpointSource
+from trak_lightning.compiled import original, uncompiled
 from trak_lightning.data import AttributionData
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurizer import BlockWriter, Featurizer
+from trak_lightning.fitting import FitFile
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.progress import progress
 from trak_lightning.projectors.base import Projector
@@ -29,11 +33,14 @@ from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 from trak_lightning.scoring.stage import load_features, score_run
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore
+from trak_lightning.stores.memory import MemorySet
 from trak_lightning.tasks.base import Task
 
 DataSource = Dataset | DataLoader | AttributionData
 Choice = str | dict[str, Any]
 """A plug-in by name, or by name with options: ``{"name": "sparse_jl", "dim": 2048}``."""
+
+FeaturizerType = TypeVar("FeaturizerType", bound=Featurizer)
 
 
 class TRAK:
@@ -51,6 +58,9 @@ class TRAK:
         model: any module, in eval mode; gradients are taken with respect to its parameters that require one.
         task: what is differentiated.
         run_dir: where features and scores are kept.
+        parameters: which parameters to attribute to, of those that require a gradient: patterns of names
+            (``"layer4.*"``, ``"*lora_*"``), of module types (``"type:LayerNorm"``), or the last layers (``"last:1"``); ``!``
+            in front takes away. All if None. See `trak_lightning.selection.select`.
         extractor: how per-sample gradients are computed.
         projector: how they are projected to k dimensions.
         store: where features live.
@@ -60,6 +70,7 @@ class TRAK:
 
     Raises:
         PluginError: an unknown name; suggests the nearest.
+        SettingsError: a pattern in `parameters` matches nothing; suggests the nearest.
         TrainModeError: dropout or batch normalisation is in train mode.
         UnsupportedModelError: the extractor cannot do some parameter of the model.
     """
@@ -70,14 +81,15 @@ class TRAK:
         task: Choice | Task,
         run_dir: str | Path,
         *,
-        extractor: Choice | GradientExtractor = "hooks",
+        parameters: Sequence[str] | None = None,
+        extractor: Choice | GradientExtractor = "auto",
         projector: Choice | Projector = "sparse_jl",
         store: Choice | FeatureStore = "hdf5",
         seed: int = 0,
         trainer: L.Trainer | None = None,
         weights_only: bool = True,
     ) -> None:
-        self.model = model
+        self.model = original(model)
         self.task: Task = registry.create("tasks", task)
         self.extractor: GradientExtractor = registry.create("extractors", extractor)
         self.projector: Projector = registry.create("projectors", projector)
@@ -85,11 +97,12 @@ class TRAK:
         self.run = RunDirectory(run_dir)
         self.seed = seed
         require_eval(model)
-        self._layout = ParameterLayout.of(model)
+        self._layout = ParameterLayout.of(model, parameters)
         self.store.bind(self.run.features)
         self._trainer = trainer
         self._weights_only = weights_only
         self._checkpoints: list[Checkpoint] = []
+        self._fit_data: AttributionData | None = None
 
     def featurize(
         self,
@@ -120,7 +133,24 @@ class TRAK:
             IncompatibleRunError: the run directory was made with other settings, checkpoints or data.
             DataError, NonFiniteGradientError, SampleDependenceError, StorageError: as named.
         """
-        data = AttributionData.of(train_dataset, batch_size)
+        with uncompiled(self.model):
+            return self._featurize(
+                AttributionData.of(train_dataset, batch_size),
+                checkpoints,
+                subsets=subsets,
+                block_size=block_size,
+                split=split,
+            )
+
+    def _featurize(
+        self,
+        data: AttributionData,
+        checkpoints: Sequence[CheckpointSource] | None,
+        *,
+        subsets: Sequence[npt.ArrayLike] | None,
+        block_size: int,
+        split: str,
+    ) -> int:
         sources = list(checkpoints) if checkpoints is not None else [copy.deepcopy(self.model.state_dict())]
         if not sources:
             raise DataError("checkpoints is an empty list; give at least one, or None for the model's present weights")
@@ -134,30 +164,45 @@ class TRAK:
         for checkpoint, subset in zip(loaded, known, strict=True):
             if subset is not None:
                 self.run.write_subset(checkpoint.id, subset)
-        self._checkpoints = loaded
+        self._checkpoints, self._fit_data = loaded, data
         return self.featurize_split(data, split, block_size=block_size)
 
     def featurize_split(self, data: AttributionData, split: str, *, block_size: int = 1024) -> int:
         """Compute the features of `data` under the checkpoints of the last `featurize`, and store them as `split`."""
         if not self._checkpoints:
             raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
+        with uncompiled(self.model):
+            return self._featurize_split(data, split, block_size)
+
+    def check(self, data: DataSource, *, batch_size: int | None = None, split: str = "train") -> list[Finding]:
+        """Look at the first batch of `data` and say what would be attributed to and how, with the model's present weights;
+        nothing is stored. See `trak_lightning.check`.
+
+        Raises:
+            TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as `featurize` would.
+        """
+        require_eval(self.model)
+        samples = AttributionData.of(data, batch_size)
+        spec = self._spec(samples, split, "check", samples.batch_size)
+        with uncompiled(self.model), self._restored(), quiet_lightning():
+            checker = self._module(Checker, samples, MemorySet(spec), fit_data=samples)
+            self._run(self._trainer or default_trainer(), checker, [])
+            return checker.findings
+
+    def _featurize_split(self, data: AttributionData, split: str, block_size: int) -> int:
         require_eval(self.model)
         sets = [self.store.create(spec) for spec in self._specs(data, split, block_size)]
         missing = sum(len(s.spec.block_range(block)) for s in sets for block in s.missing_blocks())
         if not missing:
             return 0
-        original = {name: tensor.detach().clone() for name, tensor in _tensors(self.model)}
-        try:
-            with quiet_lightning():
-                trainer = self._trainer or default_trainer()
-                with progress(f"featurize {split}", missing, enabled=trainer.is_global_zero) as advance:
-                    for checkpoint, feature_set in zip(self._checkpoints, sets, strict=True):
-                        if not feature_set.complete:
-                            checkpoint.load_into(self.model)
-                            self._predict(trainer, data, feature_set, BlockWriter(advance))
-        finally:
-            for name, tensor in _tensors(self.model):  # weights, and the dtype and device that the Trainer chose
-                tensor.data = original[name]
+        self._require_fits()
+        with self._restored(), quiet_lightning():
+            trainer = self._trainer or default_trainer()
+            with progress(f"featurize {split}", missing, enabled=trainer.is_global_zero) as advance:
+                for checkpoint, feature_set in zip(self._checkpoints, sets, strict=True):
+                    if not feature_set.complete:
+                        checkpoint.load_into(self.model)
+                        self._predict(trainer, data, feature_set, BlockWriter(advance))
         return missing
 
     def score(
@@ -213,8 +258,12 @@ class TRAK:
         return self_influence(checkpoints, regularization, weights)
 
     def _specs(self, data: AttributionData, split: str, block_size: int) -> list[FeatureSpec]:
+        return [self._spec(data, split, checkpoint.id, block_size) for checkpoint in self._checkpoints]
+
+    def _spec(self, data: AttributionData, split: str, checkpoint: str, block_size: int) -> FeatureSpec:
         batch_size = min(data.batch_size, len(data))
-        common = {
+        fingerprint = {
+            "checkpoint": checkpoint,
             "parameters": self._layout.fingerprint,
             "task": self.task.state,
             "loss_function": self.task.loss_function,
@@ -223,30 +272,73 @@ class TRAK:
             "precision": self._trainer.precision if self._trainer else "32-true",
             "data": data.fingerprint(),
         }
-        return [
-            FeatureSpec(
-                split=split,
-                checkpoint=checkpoint.id,
-                num_samples=len(data),
-                dim=self.projector.output_dim(self._layout),
-                batch_size=batch_size,
-                block_size=-(-block_size // batch_size) * batch_size,
-                fingerprint={"checkpoint": checkpoint.id, **common},
-            )
-            for checkpoint in self._checkpoints
-        ]
-
-    def _predict(self, trainer: L.Trainer, data: AttributionData, feature_set: FeatureSet, writer: BlockWriter) -> None:
-        featurizer = Featurizer(
-            self.model, self.task, self.extractor, self.projector, self._layout, data, feature_set, seed=self.seed
+        return FeatureSpec(
+            split=split,
+            checkpoint=checkpoint,
+            num_samples=len(data),
+            dim=self.projector.output_dim(self._layout),
+            batch_size=batch_size,
+            block_size=-(-block_size // batch_size) * batch_size,
+            fingerprint=fingerprint,
         )
+
+    def _require_fits(self) -> None:
+        """Refuse to fit a projector anew where there are rows already that an earlier fit has projected."""
+        if not self.projector.fit_samples:
+            return
+        for split, checkpoint in self.store.list():
+            path = self.run.projection(checkpoint)
+            spec = (found := self.store.open(split, checkpoint)).spec
+            if not path.exists() and len(found.missing_blocks()) < spec.num_blocks:
+                raise IncompleteRunError(
+                    f"{path} is missing, and features of {split!r} that were projected with it are there. Restore the "
+                    f"file, or delete all features of checkpoint {checkpoint}."
+                )
+
+    def _module(
+        self, cls: type[FeaturizerType], data: AttributionData, feature_set: FeatureSet, fit_data: AttributionData
+    ) -> FeaturizerType:
+        spec = feature_set.spec
+        # What a projector learns does not depend on the split that is projected.
+        fit_file = FitFile(
+            self.run.projection(spec.checkpoint),
+            {key: value for key, value in spec.fingerprint.items() if key != "data"},
+        )
+        return cls(
+            self.model,
+            self.task,
+            self.extractor,
+            self.projector,
+            self._layout,
+            data,
+            feature_set,
+            seed=self.seed,
+            fit_data=fit_data,
+            fit_file=fit_file,
+        )
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        """The model's weights, and the dtype and device that a Trainer changes, as they were."""
+        before = {name: tensor.detach().clone() for name, tensor in _tensors(self.model)}
+        try:
+            yield
+        finally:
+            for name, tensor in _tensors(self.model):
+                tensor.data = before[name]
+
+    def _run(self, trainer: L.Trainer, featurizer: Featurizer, callbacks: list[L.Callback]) -> None:
         own_callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        trainer.callbacks = [*own_callbacks, writer]  # type: ignore[attr-defined]
+        trainer.callbacks = [*own_callbacks, *callbacks]  # type: ignore[attr-defined]
         try:
             trainer.predict(featurizer, return_predictions=False)
         finally:
             trainer.callbacks = own_callbacks  # type: ignore[attr-defined]
             featurizer.trainer = None
+
+    def _predict(self, trainer: L.Trainer, data: AttributionData, feature_set: FeatureSet, writer: BlockWriter) -> None:
+        assert self._fit_data is not None
+        self._run(trainer, self._module(Featurizer, data, feature_set, self._fit_data), [writer])
         # A rank that died early is not noticed by predict: only the store knows whether every row is there.
         trainer.strategy.barrier()
         missing = feature_set.missing_blocks()

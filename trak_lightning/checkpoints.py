@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.compiled import original_name, uncompiled
 from trak_lightning.errors import CheckpointError
 
 CheckpointSource: TypeAlias = str | Path | Mapping[str, Tensor]
@@ -47,17 +48,18 @@ class Checkpoint:
         state_dict = read_state_dict(self.source, weights_only=self.weights_only)
         if _content_id(state_dict) != self.id:
             raise CheckpointError(f"{self} was changed while this run was using it; start again with a file that stays")
-        model.load_state_dict(state_dict)
+        with uncompiled(model) as bare:
+            bare.load_state_dict(state_dict)
 
 
 def read_state_dict(source: CheckpointSource, *, weights_only: bool = True) -> Mapping[str, Tensor]:
-    """The names and tensors of a checkpoint.
+    """The names and tensors of a checkpoint; those of a compiled model have the names of the model itself.
 
     Raises:
         CheckpointError: the file is missing, unreadable, or holds no state dict.
     """
     if isinstance(source, Mapping):
-        return source
+        return {original_name(name): tensor for name, tensor in source.items()}
     path = Path(source)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint file {path} (looked in {path.absolute().parent})")
@@ -75,7 +77,7 @@ def read_state_dict(source: CheckpointSource, *, weights_only: bool = True) -> M
             f"found {type(found).__name__}"
             + (f" with keys {sorted(map(str, found))[:8]}" if isinstance(found, Mapping) else "")
         )
-    return state_dict
+    return {original_name(name): tensor for name, tensor in state_dict.items()}
 
 
 def _describe(source: CheckpointSource) -> str:
@@ -83,7 +85,7 @@ def _describe(source: CheckpointSource) -> str:
 
 
 def _check_fit(state_dict: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
-    own = model.state_dict()
+    own = {original_name(name): tensor for name, tensor in model.state_dict().items()}
     missing = [name for name in own if name not in state_dict]
     unexpected = [name for name in state_dict if name not in own]
     shapes = [

@@ -3,15 +3,27 @@
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trak_lightning.errors import TrainModeError
+from trak_lightning.errors import SampleDependenceError, TrainModeError
 
 
 def require_eval(model: nn.Module) -> None:
     """Check that no module of `model` would draw random numbers or use batch statistics.
 
     Raises:
+        SampleDependenceError: names each batch normalisation that has no running statistics to use.
         TrainModeError: names each dropout and batch normalisation that is active.
     """
+    mixing = [
+        f"{name or type(model).__name__} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is None
+    ]
+    if mixing:
+        raise SampleDependenceError(
+            f"these modules have no running statistics and use those of the batch in eval mode too: {', '.join(mixing[:5])}"
+            f"{' …' if len(mixing) > 5 else ''}. A sample's gradient would depend on its batch. Train with "
+            "track_running_stats=True, or with GroupNorm or LayerNorm."
+        )
     active = [
         f"{name or type(model).__name__} ({type(module).__name__}{reason})"
         for name, module in model.named_modules()

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trak_lightning.data import AttributionData, IndexedBatch
-from trak_lightning.errors import NonFiniteGradientError, SampleDependenceError
+from trak_lightning.errors import NonFiniteGradientError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.gradients import ParameterLayout
+from trak_lightning.fitting import FitFile
+from trak_lightning.gradients import ParameterLayout, Sink
+from trak_lightning.independence import difference, refuse
 from trak_lightning.projectors.base import Projection, Projector
+from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.tasks.base import Task
 
@@ -30,6 +33,8 @@ class Featurizer(L.LightningModule):
         projector: makes P from (seed, checkpoint, parameter name).
         data: the samples of the split.
         feature_set: where rows go; decides the batches.
+        fit_data: the training set, for a projector that has to be fitted.
+        fit_file: where that is kept.
     """
 
     def __init__(
@@ -43,16 +48,21 @@ class Featurizer(L.LightningModule):
         feature_set: FeatureSet,
         *,
         seed: int,
+        fit_data: AttributionData,
+        fit_file: FitFile,
     ) -> None:
         super().__init__()
         self.model = model
         self.feature_set = feature_set
-        self._task = task
-        self._extractor = extractor
+        self.task = task
+        self.extractor = extractor
         self._projector = projector
-        self._layout = layout
+        self.layout = layout
         self._data = data
         self._seed = seed
+        self._fit_data = fit_data
+        self._fit_file = fit_file
+        self._fitted: dict[str, Tensor] = {}
         self._projection: Projection | None = None
 
     def setup(self, stage: str) -> None:
@@ -60,6 +70,12 @@ class Featurizer(L.LightningModule):
         self.trainer.predict_loop.inference_mode = False
 
     def predict_dataloader(self) -> DataLoader:
+        # Here, because this is the first that every process calls after the model has been moved to its device.
+        if self._projector.fit_samples:
+            if self.trainer.is_global_zero and not self._fit_file.exists():
+                self._fit_file.save(self._fit())
+            self.trainer.strategy.barrier()
+            self._fitted = self._fit_file.load()
         # Rank 0's list of blocks, lest a block finished in between is missing for some ranks only.
         missing = self.trainer.strategy.broadcast(self.feature_set.missing_blocks())
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
@@ -72,25 +88,45 @@ class Featurizer(L.LightningModule):
         ]
         return self._data.loader(batches, pin_memory=self.device.type == "cuda")
 
+    def _fit(self) -> dict[str, Tensor]:
+        """Show the projector the gradients of training samples, spread evenly over the set."""
+        count = min(self._projector.fit_samples, len(self._fit_data))
+        positions = [len(self._fit_data) * number // count for number in range(count)]
+        size = self.feature_set.spec.batch_size
+
+        def gradients(sink: Sink) -> None:
+            for start in range(0, count, size):
+                batch = self._load(self._fit_data, positions[start : start + size])
+                with torch.enable_grad(), self.trainer.precision_plugin.predict_step_context():
+                    self.extractor.extract(self.model, self.task, batch.batch, self.layout, sink)
+
+        seed = derive_seed(self._seed, self.feature_set.spec.checkpoint, "fit")
+        return self._projector.fit(self.layout, gradients, seed=seed)
+
+    def _load(self, data: AttributionData, positions: Sequence[int]) -> IndexedBatch:
+        """A batch of these samples, as the Trainer would give it."""
+        batch = IndexedBatch(torch.tensor(positions), data.batch(positions))
+        return to_device(self.trainer.precision_plugin.convert_input(batch), data.hooks, self.model, self.device)
+
     def transfer_batch_to_device(self, batch: IndexedBatch, device: torch.device, dataloader_idx: int) -> IndexedBatch:
         return to_device(batch, self._data.hooks, self.model, device)
 
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows:
         rows = self._featurize(indexed)
         if batch_idx == 0:
-            self._check_independence(indexed.index, rows)
+            self.check_independence(indexed.index, rows)
         return rows
 
     def _featurize(self, indexed: IndexedBatch) -> FeatureRows:
         projection = self._bound_projection()
         features = projection.zeros(len(indexed.index), _accumulator_dtype(self.model))
         with torch.enable_grad():
-            output = self._extractor.extract(
-                self.model, self._task, indexed.batch, self._layout, lambda block: projection.add(block, features)
+            output = self.extractor.extract(
+                self.model, self.task, indexed.batch, self.layout, lambda block: projection.add(block, features)
             )
         with torch.no_grad():
-            loss_weight = self._task.loss_weight(self.model, indexed.batch, output)
-            curvature = self._task.curvature(self.model, indexed.batch, output)
+            loss_weight = self.task.loss_weight(self.model, indexed.batch, output)
+            curvature = self.task.curvature(self.model, indexed.batch, output)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         for name, column in columns.items():
             _require_finite(name, column, indexed.index)
@@ -106,32 +142,40 @@ class Featurizer(L.LightningModule):
         if self._projection is None:
             self._projection = Projection(
                 self._projector,
-                self._layout,
+                self.layout,
                 seed=self._seed,
                 checkpoint=self.feature_set.spec.checkpoint,
                 device=self.device,
+                fitted=self._fitted,
             )
         return self._projection
 
-    def _check_independence(self, index: Tensor, rows: FeatureRows) -> None:
-        """Compare the first and last sample of a batch with the same samples alone."""
+    def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
+        """Compare the first and last sample of a batch with the same samples alone: gradients, and outputs, since some
+        extractors take batches apart. Returns the largest difference of gradients.
+
+        Raises:
+            SampleDependenceError: they differ. Names the module at fault, where there is one.
+        """
         tolerance = 1e-2 if self.trainer.precision in ("32-true", "64-true") else 0.3
+        within = self._alone(index)
+        with torch.no_grad():
+            outputs = self.task.output(self.model, within.batch)
+        worst = 0.0
         for position in sorted({0, len(index) - 1}):
-            sample = index[position : position + 1]
-            batch = IndexedBatch(sample, self._data.batch(sample.tolist()))
-            batch = to_device(
-                self.trainer.precision_plugin.convert_input(batch), self._data.hooks, self.model, self.device
-            )
-            alone = self._featurize(batch).features[0]
-            within = rows.features[position]
-            difference = np.linalg.norm(alone - within) / max(np.linalg.norm(alone), np.finfo(np.float32).tiny)
-            if difference > tolerance:
-                raise SampleDependenceError(
-                    f"the gradient of sample {int(sample)} alone differs by {difference:.1%} from its gradient in a batch of "
-                    f"{len(index)}, so attributions would depend on the batch. Likely causes: random layers that ignore "
-                    "model.eval() (F.dropout without training=self.training), batch statistics, a model output that "
-                    "mixes samples, or padding that is not masked."
-                )
+            alone = self._alone(index[position : position + 1])
+            row = self._featurize(alone)
+            error = difference(row.features[0], rows.features[position])
+            shift = abs(float(outputs[position]) - float(row.output[0])) / max(1.0, abs(float(row.output[0])))
+            if not max(error, shift) <= tolerance:
+                samples = int(index[position]), position, len(index)
+                refuse(self.model, self.task, samples, max(error, shift), alone.batch, within.batch)
+            worst = max(worst, error)
+        return worst
+
+    def _alone(self, index: Tensor) -> IndexedBatch:
+        """A batch of these samples and no others, as a loader would give it."""
+        return self._load(self._data, index.tolist())
 
 
 class BlockWriter(BasePredictionWriter):

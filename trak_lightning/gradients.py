@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.seeds import fingerprint
+from trak_lightning.selection import select
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class ParameterSlot:
     def numel(self) -> int:
         return int(torch.Size(self.shape).numel())
 
+    @property
+    def layer(self) -> str:
+        """The name of the module that owns the parameter."""
+        return self.name.rpartition(".")[0]
+
 
 @dataclass(frozen=True)
 class ParameterLayout(Sequence[ParameterSlot]):
@@ -42,17 +48,18 @@ class ParameterLayout(Sequence[ParameterSlot]):
     slots: tuple[ParameterSlot, ...]
 
     @classmethod
-    def of(cls, model: nn.Module) -> "ParameterLayout":
-        """The layout of all parameters of `model` that require a gradient; tied parameters count once.
+    def of(cls, model: nn.Module, parameters: Sequence[str] | None = None) -> "ParameterLayout":
+        """The layout of the parameters of `model` that require a gradient and that the patterns in `parameters` select
+        (see `trak_lightning.selection`), or of all that require one; tied parameters count once.
 
         Raises:
             UnsupportedModelError: no parameter requires a gradient.
+            SettingsError: a pattern matches nothing.
         """
         slots, offset = [], 0
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                slots.append(ParameterSlot(name, tuple(parameter.shape), offset))
-                offset += parameter.numel()
+        for name, parameter in select(model, parameters).items():
+            slots.append(ParameterSlot(name, tuple(parameter.shape), offset))
+            offset += parameter.numel()
         if not slots:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has no parameter with requires_grad=True, so there is no gradient to attribute "
@@ -83,8 +90,15 @@ class ParameterLayout(Sequence[ParameterSlot]):
         return iter(self.slots)
 
 
-_CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**27}
-"""How much of a parameter's per-sample gradients is formed at a time: what a CPU's caches hold, what fills a GPU."""
+_CHUNK = {"cpu": 2**21, "cuda": 2**25}
+"""How many entries of a parameter's per-sample gradients are formed at a time: what a CPU's caches hold, what fills a
+GPU."""
+
+
+def samples_at_a_time(entries: int, device: torch.device, share: int = 1) -> int:
+    """How many samples to work on together where each makes so many entries; `share` divides what is allowed."""
+    count = max(1, _CHUNK.get(device.type, 2**25) // (share * entries))
+    return count + count % 2  # pairs are what the processor's threads divide
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,8 @@ class GradientBlock(ABC):
     """Per-sample gradients of one parameter, whole or as factors. Every tensor in it has B as its first dimension."""
 
     name: str
+    share: ClassVar[int] = 1
+    """How many tensors of the size of the gradients are in the making at a time."""
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -107,7 +123,7 @@ class GradientBlock(ABC):
         """The block in parts, each with its slice of the batch: as many samples as make a few MiB of dense gradients,
         and at least one. `numel` is the size of the parameter."""
         tensor = next(value for value in vars(self).values() if isinstance(value, Tensor))
-        step = max(1, _CHUNK_BYTES.get(tensor.device.type, 2**27) // (numel * tensor.element_size()))
+        step = samples_at_a_time(numel, tensor.device, self.share)
         for start in range(0, len(tensor), step):
             samples = slice(start, min(start + step, len(tensor)))
             yield samples, self.take(samples)
@@ -121,6 +137,9 @@ class DenseBlock(GradientBlock):
 
     def dense(self) -> Tensor:
         return self.grad
+
+    def chunks(self, numel: int) -> Iterator[tuple[slice, Self]]:
+        yield slice(0, len(self.grad)), self
 
 
 @dataclass(frozen=True)
@@ -152,6 +171,7 @@ class ConvolutionBlock(GradientBlock):
     right: Tensor
     combine: Callable[[Tensor, Tensor], Tensor]
     groups: int = 1
+    share: ClassVar[int] = 2
 
     def dense(self) -> Tensor:
         return self.combine(self.left, self.right)

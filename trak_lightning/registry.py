@@ -26,6 +26,10 @@ BASES = {
 
 OWN_DISTRIBUTION = "trak-lightning"
 
+API_VERSION = (1, 0)
+"""Of the base classes in `BASES`. A plug-in declares the version that it was written for, ``trak_api = (1, 0)`` in its
+class; it can be used where the first number is the same and the second no larger. Without a declaration it is tried."""
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -52,7 +56,8 @@ class Plugin:
         """Import the plug-in's class.
 
         Raises:
-            PluginError: it cannot be imported, or is not a class of the right kind. Names the distribution.
+            PluginError: it cannot be imported, is not a class of the right kind, or was written for another version of
+                these. Names the distribution.
         """
         base = _import(BASES[self.kind])
         try:
@@ -61,7 +66,24 @@ class Plugin:
             raise PluginError(f"{self} could not be loaded: {type(error).__name__}: {error}") from error
         if not (isinstance(found, type) and issubclass(found, base)):
             raise PluginError(f"{self} is not a subclass of {base.__module__}.{base.__qualname__}")
+        self._require_api(getattr(found, "trak_api", API_VERSION))
         return found
+
+    def _require_api(self, declared: Any) -> None:
+        if not (isinstance(declared, tuple) and len(declared) == 2 and all(type(number) is int for number in declared)):
+            raise PluginError(
+                f"{self} must declare trak_api as two integers, such as {API_VERSION}; found {declared!r}"
+            )
+        if declared[0] != API_VERSION[0] or declared[1] > API_VERSION[1]:
+            raise PluginError(
+                f"{self} was written for version {_dotted(declared)} of the plug-in interface, and this trak_lightning has "
+                f"version {_dotted(API_VERSION)}. Install a version of {self.distribution} or of {OWN_DISTRIBUTION} that "
+                "fits the other."
+            )
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def _import(target: str) -> Any:
@@ -123,12 +145,16 @@ def find(kind: str, name: str) -> Plugin:
             + " and ".join(f"{plugin.distribution} ({plugin.target})" for plugin in found)
             + ". Uninstall one of them, or give the full class path instead of the name."
         )
-    names = sorted({plugin.name for plugin in mine})
-    nearest = difflib.get_close_matches(name, names, n=1)
-    raise PluginError(
-        f"no {kind.removesuffix('s')} named {name!r} is installed"
+    raise PluginError(unknown(kind.removesuffix("s"), name, sorted({plugin.name for plugin in mine})))
+
+
+def unknown(what: str, name: str, known: list[str]) -> str:
+    """What to say of a name that is not among the known ones."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return (
+        f"no {what} named {name!r} is installed"
         + (f"; did you mean {nearest[0]!r}?" if nearest else "")
-        + f" Installed: {', '.join(names) or 'none'}."
+        + f" Installed: {', '.join(known) or 'none'}."
     )
 
 

@@ -46,6 +46,7 @@ class RunDirectory:
         run.json         schema version, checkpoints, finished stages, library versions
         checkpoints/     made by `trak train`, each with the subset it was trained on
         subsets/         the training subset of each featurised checkpoint, where it is known
+        projections/     what a projector has learned from the training set, if it is one that learns
         features/        feature sets
         scores/          score files
         evaluation/      outputs of retrained models, and results
@@ -69,6 +70,10 @@ class RunDirectory:
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
+
+    def projection(self, checkpoint: str) -> Path:
+        """What a projector has learned under a checkpoint."""
+        return self.path / "projections" / f"{checkpoint}.npz"
 
     def scores(self, name: str) -> Path:
         return self.path / "scores" / f"{name}.h5"

@@ -1,18 +1,71 @@
 """Every registered projector obeys the laws, and a projector that breaks one is found out."""
 
+from math import isqrt
+
 import pytest
 import torch
+from _pytest.outcomes import Skipped
 
 from trak_lightning import registry
 from trak_lightning.projectors import Projector
+from trak_lightning.projectors.chain import Chain
+from trak_lightning.projectors.gaussian import Gaussian
+from trak_lightning.projectors.lowrank import LowRank
+from trak_lightning.projectors.rademacher import Rademacher
+from trak_lightning.projectors.random_mask import RandomMask
+from trak_lightning.projectors.sparse_jl import SparseJL
+from trak_lightning.projectors.two_stage import TwoStage
 from trak_lightning.testing import ProjectorConformance
+
+
+def lowrank(dim, init="random"):
+    return LowRank(rank=isqrt(dim - 1) + 1, init=init)
+
+
+def grass(dim):
+    return Chain([RandomMask(4 * dim), SparseJL(dim)])
+
+
+VARIANTS = {
+    # A sketch of either side adds a variance of 2/r.
+    "Lowrank": {"projector": staticmethod(lowrank), "spread": 12},
+    "LowrankPCA": {
+        "projector": staticmethod(lambda dim: lowrank(dim, "pca")),
+        "random": False,
+        "unbiased": False,
+    },
+    "Chain": {"projector": staticmethod(grass), "spread": 2},
+    "ChainOfLowrankPCA": {
+        "projector": staticmethod(lambda dim: Chain([LowRank(8, "pca"), SparseJL(dim)])),
+        "unbiased": False,
+    },
+    "ChainPerLayer": {
+        "projector": staticmethod(lambda dim: Chain([SparseJL(4 * dim, per="layer"), Rademacher(dim)])),
+        "spread": 2,
+    },
+    "SparseJLOfSeveral": {"projector": staticmethod(lambda dim: SparseJL(dim, nnz=min(dim, 3)))},
+    "Identity": {"projector": registry.find("projectors", "identity").load(), "takes_dim": False, "random": False},
+    "RademacherInTiles": {"projector": staticmethod(lambda dim: Rademacher(dim, memory_budget=0))},
+    "TwoStageSketched": {"projector": staticmethod(lambda dim: TwoStage(dim, sketch=6)), "spread": 4},
+} | {
+    f"{projector.__name__}PerLayer": {"projector": staticmethod(lambda dim, make=projector: make(dim, per="layer"))}
+    for projector in (SparseJL, RandomMask, Gaussian)
+}
 
 for plugin in registry.scan()[0]:
     if plugin.kind == "projectors" and plugin.distribution == "trak-lightning":
-        options = {"takes_dim": False, "random": False} if plugin.name == "identity" else {}
-        globals()[f"Test{plugin.name.title()}"] = type(
-            f"Test{plugin.name.title()}", (ProjectorConformance,), {"projector": plugin.load(), **options}
-        )
+        title = plugin.name.title()
+        VARIANTS.setdefault(title, {"projector": plugin.load()})
+
+for title, options in VARIANTS.items():
+    globals()[f"Test{title}"] = type(f"Test{title}", (ProjectorConformance,), options)
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names("projectors") if name != "count_sketch"])
+def test_every_built_in_says_how_much_memory_it_holds(name):
+    cls = registry.find("projectors", name).load()
+    assert cls.memory_bytes is not Projector.memory_bytes
+    assert "Memory:" in cls.__doc__
 
 
 class Dense(Projector):
@@ -36,6 +89,29 @@ class CentresTheBatch(Dense):
     def block(self, slot, *, seed, device):
         project = super().block(slot, seed=seed, device=device)
         return lambda grad, out: project(grad - grad.mean(0), out)
+
+
+class SeedsByTheBatch(Dense):
+    """Another matrix for every size of a batch."""
+
+    def block(self, slot, *, seed, device):
+        block = super().block
+        return lambda grad, out: block(slot, seed=seed % 2**62 + len(grad), device=device)(grad, out)
+
+
+class LeaksTheLastBatch(Dense):
+    """Adds a little of what it saw before."""
+
+    def block(self, slot, *, seed, device):
+        project, before = super().block(slot, seed=seed, device=device), []
+
+        def leaky(grad, out):
+            project(grad, out)
+            for seen in before:
+                project(1e-6 * seen[:1].expand_as(grad).to(grad.dtype), out)
+            before[:] = [grad.clone()]
+
+        return leaky
 
 
 class ReadsGlobalRandomness(Dense):
@@ -65,6 +141,32 @@ class SumsInSixteenBits(Dense):
         return lambda grad, out: out.add_((grad.bfloat16() @ matrix.bfloat16()).to(out.dtype))
 
 
+class WrongFactors(Dense):
+    class Map:
+        def __init__(self, project):
+            self.project = project
+
+        def __call__(self, grad, out):
+            self.project(grad, out)
+
+        def outer(self, block, out):
+            self.project(block.dense().transpose(1, 2).flatten(1), out)
+
+    def block(self, slot, *, seed, device):
+        return self.Map(super().block(slot, seed=seed, device=device))
+
+
+class UnderstatesItsMemory(Dense):
+    def memory_bytes(self, layout):
+        return layout.numel
+
+
+class HidesItsSettings(Dense):
+    @property
+    def state(self):
+        return {"class": "HidesItsSettings"}
+
+
 def failures(projector):
     """The names of the laws that a projector breaks."""
     tests = type("TestWrong", (ProjectorConformance,), {"projector": projector})()
@@ -72,12 +174,18 @@ def failures(projector):
     for name in dir(tests):
         if name.startswith("test_"):
             method = getattr(tests, name)
-            marks = getattr(method, "pytestmark", [])
-            for value in marks[0].args[1] if marks else [None]:
+            arguments = [{}]
+            for mark in getattr(method, "pytestmark", []):
+                arguments = [{**known, mark.args[0]: value} for known in arguments for value in mark.args[1]]
+            for chosen in arguments:
+                if "device" in method.__code__.co_varnames[: method.__code__.co_argcount]:
+                    chosen["device"] = torch.device("cpu")
                 try:
-                    method(value) if marks else method()
+                    method(**chosen)
                 except AssertionError:
                     broken.add(name)
+                except Skipped:
+                    pass
     return broken
 
 
@@ -90,11 +198,16 @@ def test_a_right_projector_breaks_no_law():
     [
         (Squares, "test_it_is_linear"),
         (CentresTheBatch, "test_a_row_does_not_depend_on_its_batch"),
+        (SeedsByTheBatch, "test_a_row_does_not_depend_on_its_batch"),
+        (LeaksTheLastBatch, "test_a_gradient_may_come_in_two_blocks"),
         (ReadsGlobalRandomness, "test_it_neither_reads_nor_changes_global_randomness"),
         (ForgetsTheScale, "test_it_keeps_inner_products_on_average_and_spreads_them_no_more_than_a_dense_matrix"),
         (ChangesItsInput, "test_it_does_not_change_the_gradient"),
         (OneBlockForAll, "test_seed_checkpoint_and_parameter_name_each_give_another_matrix"),
         (SumsInSixteenBits, "test_sixteen_bit_gradients_are_summed_in_float32"),
+        (WrongFactors, "test_factors_and_sparse_rows_give_what_the_dense_gradient_gives"),
+        (UnderstatesItsMemory, "test_it_holds_no_more_memory_than_it_says"),
+        (HidesItsSettings, "test_its_state_is_json_and_does_not_change_by_use"),
     ],
 )
 def test_a_wrong_projector_fails_the_law_that_it_breaks(wrong, law):

@@ -23,21 +23,59 @@ for plugin in registry.scan()[0]:
         )
 
 
-class Forgetful(HDF5Store):
-    """Acknowledges blocks that it does not store."""
+class Wrong(HDF5Store):
+    """An HDF5 store one method of whose feature sets is replaced by `wrong(the right method, …)`."""
+
+    method = ""
 
     def create(self, spec):
         found = super().create(spec)
-        found.write_block = lambda block, rows: None
+        right = getattr(found, self.method)
+        setattr(found, self.method, lambda *args: self.wrong(right, *args))
         return found
 
 
-def test_a_store_that_loses_blocks_fails_the_suite(tmp_path):
-    tests = type("TestWrong", (StoreConformance,), {"store": Forgetful})()
-    store = Forgetful()
+class Forgets(Wrong):
+    """Acknowledges blocks that it does not store."""
+
+    method = "write_block"
+
+    def wrong(self, right, block, rows):
+        return None
+
+
+class Leaks(Wrong):
+    """Stores a row of another block."""
+
+    method = "write_block"
+
+    def wrong(self, right, block, rows):
+        rows.output[0] = getattr(self, "last", rows.output[0])
+        self.last = rows.output[-1]
+        right(block, rows)
+
+
+class SaysAllIsThere(Wrong):
+    method = "missing_blocks"
+
+    def wrong(self, right):
+        return []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "law"),
+    [
+        (Forgets, "test_blocks_are_missing_until_they_are_written"),
+        (Leaks, "test_what_is_written_is_read_back_bit_for_bit"),
+        (SaysAllIsThere, "test_blocks_are_missing_until_they_are_written"),
+    ],
+)
+def test_a_wrong_store_fails_the_law_that_it_breaks(wrong, law, tmp_path):
+    tests = type("TestWrong", (StoreConformance,), {"store": wrong})()
+    store = wrong()
     store.bind(tmp_path / "features")
     with pytest.raises(AssertionError):
-        tests.test_blocks_are_missing_until_they_are_written(store, tmp_path)
+        getattr(tests, law)(store, tmp_path)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ COMMANDS = {
     "run": ("training", "train, featurize, score and evaluate: the whole job, from one configuration file"),
     "train": ("training", "train an ensemble of checkpoints, each on its own random part of the training set"),
     "featurize": ("training", "compute and store projected per-sample gradients of training and target samples"),
+    "check": ("checking", "say what would be attributed and how, from one batch, or why it cannot be"),
     "score": ("scoring", "attribute the targets to the training samples"),
     "evaluate": ("scoring", "retrain models on random subsets and see whether the scores predict them"),
     "top": ("scoring", "print the most helpful and harmful training samples of a target"),

@@ -30,6 +30,12 @@ TRAINING_KEYS = (
 def add_run_arguments(parser: ArgumentParser) -> None:
     """Add what every stage of a run may need to know."""
     parser.add_argument("--run_dir", type=str, required=True, help="folder that holds everything this run makes")
+    parser.add_argument(
+        "--parameters",
+        type=list[str] | None,
+        default=None,
+        help="which parameters to attribute to: patterns of names (layer4.*, '!*.bias'), types (type:Linear), last:1",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of subsets, training and projections")
     parser.add_argument(
         "--checkpoints",

@@ -9,7 +9,8 @@ alone, so that only the plug-ins that are used get imported::
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,19 @@ KINDS = {kind.removesuffix("s"): kind for kind in registry.BASES}
 _SUFFIXES = ("", ".class_path", ".help")
 
 
-def rewrite(argv: Sequence[str]) -> list[str]:
-    """`argv` with class paths for plug-in names, in options and in the files after ``--config``."""
+def rewrite(argv: Sequence[str], reads: Collection[str] = tuple(KINDS)) -> list[str]:
+    """`argv` with class paths for plug-in names, in options and in the files after ``--config``.
+
+    Plug-ins of other distributions are imported here, where it can be said what is wrong with them, if their kind is among
+    the keys that the command `reads`.
+    """
+    class_path = partial(_class_path, reads)
     rewriters: dict[str, Callable[[str], str]] = {
-        f"--{key}{suffix}": lambda value, kind=kind: _option(kind, value)  # type: ignore[misc]
-        for key, kind in KINDS.items()
+        f"--{key}{suffix}": lambda value, key=key: _option(key, value, class_path)  # type: ignore[misc]
+        for key in KINDS
         for suffix in _SUFFIXES
     }
-    rewriters["--config"] = rewriters["-c"] = _config
+    rewriters["--config"] = rewriters["-c"] = lambda source: _config(source, class_path)
     rewritten: list[str] = []
     flag = ""
     for token in argv:
@@ -65,23 +71,34 @@ def load_config(source: str) -> dict[str, Any]:
     return config
 
 
-def _config(source: str) -> str:
+ClassPath = Callable[[str, str], str]
+"""From a configuration key and a name to the path of the class."""
+
+
+def _class_path(reads: Collection[str], key: str, name: str) -> str:
+    plugin = registry.resolve(KINDS[key], name)
+    if key in reads and plugin.distribution != registry.OWN_DISTRIBUTION:
+        plugin.load()
+    return plugin.class_path
+
+
+def _config(source: str, class_path: ClassPath) -> str:
     config = load_config(source)
-    expanded = {key: _expand(KINDS[key], value) if key in KINDS else value for key, value in config.items()}
+    expanded = {key: _expand(key, value, class_path) if key in KINDS else value for key, value in config.items()}
     # Unchanged files stay files, so that paths in them keep being relative to them.
     return source if expanded == config else json.dumps(expanded)
 
 
-def _option(kind: str, value: str) -> str:
+def _option(key: str, value: str, class_path: ClassPath) -> str:
     if value.lstrip().startswith("{"):
-        return json.dumps(_expand(kind, load_config(value)))
-    return registry.resolve(kind, value).class_path
+        return json.dumps(_expand(key, load_config(value), class_path))
+    return class_path(key, value)
 
 
-def _expand(kind: str, value: Any) -> Any:
+def _expand(key: str, value: Any, class_path: ClassPath) -> Any:
     if isinstance(value, str):
-        return {"class_path": registry.resolve(kind, value).class_path}
+        return {"class_path": class_path(key, value)}
     if isinstance(value, dict) and "name" in value:
-        options = {key: option for key, option in value.items() if key != "name"}
-        return {"class_path": registry.resolve(kind, value["name"]).class_path, "init_args": options}
+        options = {name: option for name, option in value.items() if name != "name"}
+        return {"class_path": class_path(key, value["name"]), "init_args": options}
     return value

@@ -1,6 +1,10 @@
 """What commands say on standard output: one line a stage."""
 
+import logging
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def summary(stage: str, what: str, new: int | None = None, verb: str = "", started: float | None = None) -> None:
@@ -14,3 +18,17 @@ def summary(stage: str, what: str, new: int | None = None, verb: str = "", start
     else:
         done = " (already finished, nothing to do)"
     print(f"{stage:<10} {what}{done}", flush=True)
+
+
+@contextmanager
+def narrated() -> Iterator[None]:
+    """What our own modules log is printed, a line each."""
+    logger = logging.getLogger("trak_lightning")
+    handler, level = logging.StreamHandler(sys.stdout), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

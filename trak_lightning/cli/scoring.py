@@ -37,7 +37,7 @@ def score(argv: Sequence[str]) -> int:
         "--reduction", type=Reduction, default="mean", help="a group's output is the mean or the sum of its targets'"
     )
     parser.add_argument("--name", type=str | None, default=None, help="of the score file; default: the target split")
-    config = parser.parse_args(rewrite(argv))
+    config = parser.parse_args(rewrite(argv, reads=("store", "scorer")))
     instances = parser.instantiate(config)
     run, store = open_run(config, instances)
     scores, fresh = score_run(
@@ -65,7 +65,7 @@ def self_influence(argv: Sequence[str]) -> int:
         "What training samples do to themselves: self-influence (large for mislabelled and rare samples) and leverage, "
         "written to RUN_DIR/scores/self_influence.npz.",
     )
-    config = parser.parse_args(rewrite(argv))
+    config = parser.parse_args(rewrite(argv, reads=("store", "scorer")))
     instances = parser.instantiate(config)
     run, store = open_run(config, instances)
     checkpoints = load_features(run, store, targets=config.train_split, train=config.train_split)
@@ -91,7 +91,7 @@ def evaluate(argv: Sequence[str]) -> int:
         "Linear datamodeling score: do the scores predict models retrained on random subsets of the training set? Models "
         "that are missing are retrained, with the model, data and trainer of the configuration.",
     )
-    config = parser.parse_args(rewrite(argv))
+    config = parser.parse_args(rewrite(argv, reads=("store", "scorer")))
     instances = parser.instantiate(config)
     run, store = open_run(config, instances)
     try:

@@ -15,7 +15,7 @@ from trak_lightning.atomic import atomic_write
 from trak_lightning.cli import stamps
 from trak_lightning.cli.arguments import add_run_arguments, open_run
 from trak_lightning.cli.names import rewrite
-from trak_lightning.cli.output import summary
+from trak_lightning.cli.output import narrated, summary
 from trak_lightning.data import AttributionData
 from trak_lightning.ensemble import checkpoint_paths, train_ensemble
 from trak_lightning.errors import DataError, IncompleteRunError
@@ -59,7 +59,7 @@ class TrakCLI(LightningCLI):
         add_run_arguments(parser)
         for key, base, default in (
             ("task", Task, "image_classification"),
-            ("extractor", GradientExtractor, "hooks"),
+            ("extractor", GradientExtractor, "auto"),
             ("projector", Projector, "sparse_jl"),
         ):
             parser.add_subclass_arguments(base, key)
@@ -85,8 +85,9 @@ class Job:
             self._datamodule.setup(stage)
         self.train_data = self._data(self._config.train_split)
         self.target_data = self._data(self._config.target_split)
-        with atomic_write(self.run.config) as part:
-            self._cli.parser.save(self._config, part, overwrite=True)
+        if command != "check":  # which leaves nothing behind
+            with atomic_write(self.run.config) as part:
+                self._cli.parser.save(self._config, part, overwrite=True)
 
     @property
     def sources(self) -> list[Any]:
@@ -95,6 +96,10 @@ class Job:
         return [
             type(part) for part in (self._cli.model, self._datamodule, parts.task, parts.extractor, parts.projector)
         ]
+
+    @property
+    def weights_only(self) -> bool:
+        return bool(self._config.weights_only)
 
     def train(self) -> list[str]:
         """Make the checkpoints that are missing; returns the files of all."""
@@ -116,11 +121,21 @@ class Job:
     def featurize(self, checkpoints: list[str]) -> None:
         """Compute the features that are missing."""
         started = time.perf_counter()
+        trak = self.trak()
+        with narrated():
+            computed = trak.featurize(self.train_data, checkpoints, split=self._config.train_split)
+            computed += trak.featurize_split(self.target_data, self._config.target_split)
+        rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
+        summary("featurize", f"{rows} rows in {self.run.features}", computed, "computed", started)
+
+    def trak(self) -> TRAK:
+        """The attribution that the configuration describes."""
         instances = self._cli.config_init
-        trak = TRAK(
+        return TRAK(
             self._cli.model.eval(),
             task=instances.task,
             run_dir=self.run.path,
+            parameters=self._config.parameters,
             extractor=instances.extractor,
             projector=instances.projector,
             store=self._store,
@@ -128,10 +143,6 @@ class Job:
             trainer=self._cli.trainer,
             weights_only=self._config.weights_only,
         )
-        computed = trak.featurize(self.train_data, checkpoints, split=self._config.train_split)
-        computed += trak.featurize_split(self.target_data, self._config.target_split)
-        rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
-        summary("featurize", f"{rows} rows in {self.run.features}", computed, "computed", started)
 
     def checkpoints(self) -> list[str]:
         """The checkpoint files named in the configuration, or those that `train` made.

@@ -1,12 +1,24 @@
 """The interface of a gradient extractor."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class RuleUse:
+    """One line of an extractor's account: what does some of the parameters, in how many layers, and how many numbers
+    these parameters have."""
+
+    rule: str
+    layers: int
+    parameters: int
 
 
 class GradientExtractor(ABC):
@@ -30,5 +42,19 @@ class GradientExtractor(ABC):
         Called with gradients enabled and the model in eval mode. Blocks are valid only during the call of the sink.
 
         Raises:
-            UnsupportedModelError: the gradient of some parameter cannot be computed exactly.
+            UnsupportedModelError: the gradient of some parameter cannot be computed exactly. Before the sink is given
+                anything of this batch, wherever that can be known.
         """
+
+    def account(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout) -> list[RuleUse]:
+        """Who does which parameter of the layout; numbers of parameters add up to p. `batch` is like those to come.
+
+        Raises:
+            UnsupportedModelError: the gradient of some parameter cannot be computed exactly. Names it.
+        """
+        return [RuleUse(type(self).__name__.lower(), 1, layout.numel)]
+
+
+def describe(account: Sequence[RuleUse]) -> str:
+    """An account in one line: ``Linear ×12, LayerNorm ×5``."""
+    return ", ".join(f"{use.rule} ×{use.layers}" if use.layers > 1 else use.rule for use in account)

@@ -1,17 +1,21 @@
 """One forward and one backward pass for the whole batch; per-sample gradients are made layer by layer, as the backward
 pass arrives there."""
 
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.errors import UnsupportedModelError
-from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.extractors.audit import require_graph
+from trak_lightning.extractors.base import GradientExtractor, RuleUse
+from trak_lightning.extractors.plan import Plan
+from trak_lightning.extractors.planner import Planner
 from trak_lightning.extractors.samples import batch_size
+from trak_lightning.extractors.state import requiring
 from trak_lightning.extractors.tape import Tape
-from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
+from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.tasks.base import Task
 
 
@@ -20,111 +24,68 @@ class Hooks(GradientExtractor):
 
     Forward hooks record the input of every layer that owns attributed parameters; the backward pass computes gradients of
     layer outputs only, and at each layer a rule turns input and output gradient into per-sample parameter gradients, which
-    go to the sink and are freed. Layers without a rule, and bare parameters, are re-run alone under vmap.
+    go to the sink and are freed. A module without a rule, or with parameters that are used in other ways, is re-run alone
+    under vmap, without the modules inside it.
 
-    On the first batch of a model the sum of all blocks is compared with the ordinary gradient, parameter by parameter, so
-    that a parameter that is used in a way hooks cannot see is refused by name and never dropped.
+    The first batch is rehearsed before anything goes to the sink: it is seen where every module holds the samples, and
+    the sum of all blocks, with a different weight for each sample, is compared with the ordinary gradient, parameter by
+    parameter. A parameter that cannot be had is refused by name and never dropped; one that is used for the first time
+    in a later batch, or a module that is called for the first time, has that batch rehearsed too.
 
     Memory: the activations, as in training, and the block of one layer.
     """
 
     def __init__(self) -> None:
-        self._verified: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
     def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
         size = batch_size(batch)
-        if self._verified.get(model) == layout.fingerprint:
-            return self._extract(model, task, batch, layout, sink, size)
-        audit = _Audit(layout, sink)
-        output = self._extract(model, task, batch, layout, audit, size)
-        audit.compare(model, task, batch)
-        self._verified[model] = layout.fingerprint
-        return output
-
-    def _extract(
-        self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink, size: int
-    ) -> Tensor:
-        frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-        # The fast path of transformer layers computes without calling the modules inside.
-        fast_path = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            # Without parameter gradients, autograd neither computes nor stores anything for them.
-            model.requires_grad_(False)
-            with Tape(model, layout, sink, size) as tape:
+        known = self._known.get(model)
+        if known is None or known.layout != layout.fingerprint or (known.size_one and size > 1):
+            known = self._known[model] = self._rehearsed(model, task, batch, layout, size)
+        for rehearsed in (False, True):
+            with requiring(model, known.plan.unused), Tape(known.plan, sink, size) as tape:
                 output = task.output(model, batch)
-                _require_graph(output, model, task)
-                tape.backward(output)
-            return output.detach()
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(frozen[name])
+                require_graph(output, model, task)
+                fresh = not tape.called <= known.called or _reached(output, model, known.plan.unused)
+                if not fresh or rehearsed:
+                    tape.backward(output)
+                    return output.detach()
+            known.rehearse(task, batch, size)
+        raise AssertionError("unreachable")
+
+    def account(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout) -> list[RuleUse]:
+        known = self._known[model] = self._rehearsed(model, task, batch, layout, batch_size(batch))
+        return known.plan.account(layout)
+
+    def _rehearsed(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, size: int) -> "_Known":
+        known = _Known(layout.fingerprint, size == 1, Planner(model, layout))
+        known.rehearse(task, batch, size)
+        return known
 
 
-class _Audit:
-    """A sink that also adds up what passes through, for comparison with the ordinary gradient."""
+@dataclass
+class _Known:
+    """What is known of a model. A batch of one says nothing of which sample is where: it does not count for larger ones."""
 
-    def __init__(self, layout: ParameterLayout, sink: Sink) -> None:
-        self._layout = layout
-        self._sink = sink
-        self._totals: dict[str, Tensor] = {}
-        self._sizes: dict[str, float] = {}
+    layout: str
+    size_one: bool
+    planner: Planner
+    plan: Plan = field(init=False)
+    called: set[str] = field(default_factory=set)
 
-    def __call__(self, block: GradientBlock) -> None:
-        for _, part in block.chunks(self._layout.by_name[block.name].numel):
-            grad = part.dense()
-            total = self._totals.get(block.name)
-            self._totals[block.name] = grad.sum(0) if total is None else total.add_(grad.sum(0))
-            size = float(grad.flatten(1).norm(dim=1).sum())
-            self._sizes[block.name] = self._sizes.get(block.name, 0.0) + size
-            del grad  # before the next part is made
-        self._sink(block)
-
-    def compare(self, model: nn.Module, task: Task, batch: Any) -> None:
-        """Compare Σ_b of the blocks with the gradient of Σ_b f_b; errors are measured against Σ_b ‖g_b‖."""
-        parameters = [model.get_parameter(slot.name) for slot in self._layout]
-        states = [parameter.requires_grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        try:
-            output = task.output(model, batch)
-            _require_graph(output, model, task)
-            expected = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
-        finally:
-            for parameter, state in zip(parameters, states, strict=True):
-                parameter.requires_grad_(state)
-        total = float(torch.stack([grad.norm() for grad in expected if grad is not None]).norm())
-        wrong = []
-        for slot, grad in zip(self._layout, expected, strict=True):
-            found = self._totals.get(slot.name)
-            if found is None:
-                if grad is not None and grad.any():
-                    wrong.append(f"{slot.name} (not seen)")
-                continue
-            error = float((found if grad is None else found - grad).norm())
-            # A gradient that is zero but for rounding, as of the bias of attention keys, is noise in both.
-            scale = max(self._sizes[slot.name], 1e-3 * total)
-            if error > _tolerance(found.dtype) * scale:
-                wrong.append(f"{slot.name} (off by {error / scale:.0%})")
-        if wrong:
-            raise UnsupportedModelError(
-                f"per-sample gradients of {len(wrong)} parameters of {type(model).__name__} cannot be had from hooks: "
-                f"{', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}. They are used outside the forward of the module that "
-                "owns them, without a batch dimension, or where samples are mixed. Use extractor='functional' or 'iterative', or freeze them with "
-                "requires_grad_(False)."
-            )
+    def rehearse(self, task: Task, batch: Any, size: int) -> None:
+        self.plan, called = self.planner.cover(task, batch, size)
+        self.called |= called
 
 
-def _require_graph(output: Tensor, model: nn.Module, task: Task) -> None:
-    if not output.requires_grad:
-        raise UnsupportedModelError(
-            f"the output of {type(task).__name__} does not depend on any parameter of {type(model).__name__} that is "
-            "attributed to, as far as autograd can see. Is something detached, or under torch.no_grad()?"
-        )
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        return 0.1
-    return {torch.float64: 1e-8, torch.float32: 1e-3}.get(dtype, 0.1)
+def _reached(output: Tensor, model: nn.Module, names: tuple[str, ...]) -> bool:
+    """Whether `output` depends on one of these parameters."""
+    if not names:
+        return False
+    parameters = [model.get_parameter(name) for name in names]
+    try:
+        grads = torch.autograd.grad(output.sum(), parameters, retain_graph=True, allow_unused=True)
+    except RuntimeError:  # reentrant checkpointing lies on the way, so there is one
+        return True
+    return any(grad is not None for grad in grads)

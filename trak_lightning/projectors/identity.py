@@ -13,11 +13,14 @@ class Identity(Projector):
     def __init__(self) -> None:
         pass
 
-    def output_dim(self, layout: ParameterLayout) -> int:
-        return layout.numel
+    def columns(self, layout: ParameterLayout) -> dict[str, slice]:
+        return {slot.name: slice(slot.offset, slot.offset + slot.numel) for slot in layout}
+
+    def memory_bytes(self, layout: ParameterLayout) -> int:
+        return 0
 
     def block(self, slot: ParameterSlot, *, seed: int, device: torch.device) -> BlockMap:
         def place(grad: Tensor, out: Tensor) -> None:
-            out[:, slot.offset : slot.offset + slot.numel] += grad
+            out += grad
 
         return place

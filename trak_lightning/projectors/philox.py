@@ -13,6 +13,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _LOW = 0xFFFFFFFF
+_TILE = 2**20
+"""Signs made at a time."""
 
 
 def philox(seed: int, counters: Tensor) -> Tensor:
@@ -54,11 +56,19 @@ def _signed(constant: int) -> int:
 
 
 def random_signs(seed: int, start: int, count: int, device: torch.device) -> Tensor:
-    """Entries ``start … start + count`` of an endless sequence of ±1, as int8 (count,). One bit each."""
-    first, last = start // 128, -(-(start + count) // 128)
-    words = philox(seed, torch.arange(first, last, device=device)).flatten()
-    bits = words.unsqueeze(-1) >> torch.arange(32, device=device) & 1
-    return (bits.to(torch.int8).flatten()[start - first * 128 :][:count] << 1) - 1
+    """Entries ``start … start + count`` of an endless sequence of ±1, as int8 (count,). One bit each: entry i is bit
+    ``i mod 32`` of word ``i // 32 mod 4`` of counter ``i // 128``."""
+    signs = torch.empty(count, dtype=torch.int8, device=device)
+    shifts = torch.arange(8, dtype=torch.uint8, device=device)
+    # In tiles, so that the 64-bit words never take more than a few MiB beside the signs.
+    for tile in range(start - start % 128, start + count, _TILE):
+        stop = min(tile + _TILE, start + count)
+        words = philox(seed, torch.arange(tile // 128, -(-stop // 128), device=device))
+        low_bytes = words.view(torch.uint8).view(-1, 8)[:, :4].reshape(-1, 1)
+        bits = (low_bytes >> shifts & 1).view(torch.int8).flatten()
+        first = max(tile, start)
+        signs[first - start : stop - start] = bits[first - tile : stop - tile]
+    return signs.mul_(2).sub_(1)
 
 
 def random_normals(seed: int, start: int, count: int, device: torch.device) -> Tensor:
@@ -74,7 +84,14 @@ def random_normals(seed: int, start: int, count: int, device: torch.device) -> T
     return pairs.flatten()[start - first * 4 :][:count].float()
 
 
-def random_integers(seed: int, count: int, bound: int, device: torch.device) -> Tensor:
-    """`count` integers in ``0 … bound − 1``, int64 (count,). Bias is below bound / 2³²."""
+def random_integers(seed: int, count: int, bound: int | Tensor, device: torch.device) -> Tensor:
+    """`count` integers in ``0 … bound − 1``, int64 (count,). Bias is below bound / 2³². `bound` may be (count,)."""
     words = philox(seed, torch.arange(-(-count // 4), device=device)).flatten()[:count]
     return words * bound >> 32
+
+
+def random_subset(seed: int, count: int, total: int, device: torch.device) -> Tensor:
+    """`count` different integers in ``0 … total − 1`` in order, int64 (count,), every subset equally likely."""
+    words = philox(seed, torch.arange(-(-total // 2), device=device)).view(-1, 2)[:total]
+    keys = words[:, 0] << 31 ^ words[:, 1]  # 63 bits: two are equal with probability total² / 2⁶⁴
+    return keys.argsort(stable=True)[:count].sort().values

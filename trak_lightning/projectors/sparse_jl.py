@@ -1,14 +1,22 @@
-"""Sparse Johnson-Lindenstrauss transform with one non-zero a column, streamed in runs."""
+"""Sparse Johnson-Lindenstrauss transform, streamed in runs."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from trak_lightning.gradients import ParameterSlot, RowSparseBlock
-from trak_lightning.projectors.base import BlockMap, Projector
+from trak_lightning.errors import SettingsError
+from trak_lightning.gradients import ConvolutionBlock, OuterProductBlock, ParameterLayout, ParameterSlot, RowSparseBlock
+from trak_lightning.projectors.base import FACTORS, BlockMap, Projector
 from trak_lightning.projectors.philox import random_integers, random_signs
 from trak_lightning.seeds import derive_seed
+
+_TILE = {"cpu": 2**20, "cuda": 2**26}
+"""How many entries are summed at a time, of all samples together: what a CPU's caches hold, what fills a GPU."""
 
 
 class SparseJL(Projector):
@@ -23,52 +31,172 @@ class SparseJL(Projector):
     So the variance is that of a dense ±1 matrix when no few entries dominate (Charikar, Chen and Farach-Colton 2002;
     Kane and Nelson 2014).
 
-    Memory: one byte a parameter for the signs.
+    With ``nnz`` of s, features are split into s parts, and every entry is added to one feature of each, with a sign of its
+    own over √s: Kane and Nelson's block construction. The variance stays; tails get thinner where few entries dominate.
+
+    Memory: ``nnz`` bytes a parameter for the signs.
 
     Args:
         dim: k, the number of projected dimensions. The cost does not depend on it.
+        per: what has k dimensions, the ``model`` or each ``layer``.
+        nnz: s, the number of non-zeros a column. The cost is proportional to it.
     """
 
+    def __init__(self, dim: int = 2048, per: Literal["model", "layer"] = "model", *, nnz: int = 1) -> None:
+        super().__init__(dim, per)
+        if not 1 <= nnz <= dim:
+            raise SettingsError(f"nnz must lie in 1 … dim = {dim}, got {nnz}")
+        self.nnz = nnz
+
+    def memory_bytes(self, layout: ParameterLayout) -> int:
+        return sum(
+            SparseJLBlock.memory_bytes(slot.numel, stop - start) for slot in layout for start, stop in self._parts()
+        )
+
     def block(self, slot: ParameterSlot, *, seed: int, device: torch.device) -> BlockMap:
-        return SparseJLBlock(slot.numel, self.dim, seed, device)
+        if self.nnz == 1:
+            return self.part(slot.numel, self.dim, seed, device)
+        parts = [
+            (slice(start, stop), self.part(slot.numel, stop - start, derive_seed(seed, "nnz", number), device))
+            for number, (start, stop) in enumerate(self._parts())
+        ]
+        return _Parts(parts)
+
+    def part(self, numel: int, dim: int, seed: int, device: torch.device) -> BlockMap:
+        """One non-zero a column: `numel` entries to `dim` features."""
+        return SparseJLBlock(numel, dim, seed, device)
+
+    def _parts(self) -> list[tuple[int, int]]:
+        return [(self.dim * part // self.nnz, self.dim * (part + 1) // self.nnz) for part in range(self.nnz)]
+
+
+class _Parts:
+    """Several maps side by side, each to its own columns, over the square root of their number."""
+
+    def __init__(self, parts: list[tuple[slice, BlockMap]]) -> None:
+        self._parts = parts
+        for name in FACTORS.values():
+            if all(hasattr(part, name) for _, part in parts):
+                setattr(self, name, partial(self._add, name))
+
+    def __call__(self, grad: Tensor, out: Tensor) -> None:
+        self._add("__call__", grad, out)
+
+    def _add(self, method: str, gradient: Any, out: Tensor) -> None:
+        features = torch.zeros_like(out)
+        for columns, part in self._parts:
+            getattr(part, method)(gradient, features[:, columns])
+        out.add_(features, alpha=len(self._parts) ** -0.5)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How the entries of one parameter fall to features: the seed of the offsets, and lengths."""
+
+    dim: int
+    length: int
+    groups: int
+    offset_seed: int
+
+    @classmethod
+    def of(cls, numel: int, dim: int, seed: int) -> "Runs":
+        length = _largest_prime(dim)
+        # As many groups as runs in a group: the fewest operations. Entries of one group may share a feature for certain,
+        # which adds 1/G to the variance of a dense matrix.
+        groups = math.ceil(math.sqrt(-(-numel // length)))
+        return cls(dim, length, groups, derive_seed(seed, "offsets"))
+
+    def offsets(self, device: torch.device) -> Tensor:
+        """(groups,) int64."""
+        return random_integers(self.offset_seed, self.groups, self.dim, device)
+
+    def add_rows(self, block: RowSparseBlock, out: Tensor, offsets: Tensor, signs: Callable[[Tensor], Tensor]) -> None:
+        """Add the rows of an embedding table that occur; `signs` looks up those of entries (int64)."""
+        B, T, d = block.row_grad.shape
+        entries = (block.rows.unsqueeze(-1) * d + torch.arange(d, device=out.device)).reshape(B, T * d)
+        group, place = entries // self.length % self.groups, entries % self.length
+        columns = (place + offsets[group]) % self.dim
+        out.scatter_add_(1, columns, block.row_grad.reshape(B, T * d).to(out.dtype) * signs(entries))
 
 
 class SparseJLBlock:
     """The columns of one parameter."""
 
     def __init__(self, numel: int, dim: int, seed: int, device: torch.device) -> None:
-        self._dim = dim
-        self._run = _largest_prime(dim)
-        runs = -(-numel // self._run)
-        # As many groups as runs in a group: the fewest operations.
-        self._groups = math.ceil(math.sqrt(runs))
+        self._numel, self._runs = numel, Runs.of(numel, dim, seed)
+        self._dim, self._run, self._groups = dim, self._runs.length, self._runs.groups
+        self._width = min(self._groups * self._run, numel)
         self._signs = random_signs(seed, 0, numel, device)
-        self._offsets = random_integers(derive_seed(seed, "offsets"), self._groups, dim, device)
+        self._offsets = self._runs.offsets(device)
         self._rolls = self._offsets.tolist()
 
+    @staticmethod
+    def memory_bytes(numel: int, dim: int) -> int:
+        """Signs, and an offset a group of runs."""
+        return numel + 8 * Runs.of(numel, dim, 0).groups
+
     def __call__(self, grad: Tensor, out: Tensor) -> None:
-        """Add pieces in their order, so that a sum does not depend on the number of threads."""
-        B, numel = grad.shape
-        width = min(self._groups * self._run, numel)
-        sums = torch.zeros(B, width, dtype=out.dtype, device=out.device)
-        for start in range(0, numel, width):
-            piece = grad[:, start : start + width]
-            signs = self._signs[start : start + width].to(out.dtype)
-            sums[:, : piece.shape[1]].addcmul_(piece.to(out.dtype), signs)
-        rolled = torch.zeros(B, self._dim + self._run, dtype=out.dtype, device=out.device)
+        if self._numel == self._width:
+            self._fold(grad.to(out.dtype) * self._signs.to(out.dtype), out)
+            return
+        sums = self._zeros(out)
+        step = max(1, _tile(out) // self._width)
+        for start in range(0, len(grad), step):
+            self._accumulate(grad[start : start + step], 0, sums[start : start + step])
+        self._fold(sums, out)
+
+    def convolution(self, block: ConvolutionBlock, out: Tensor) -> None:
+        """The same, forming the gradients of a few samples at a time."""
+        sums = self._zeros(out)
+        for samples, part in block.chunks(self._numel):
+            self._accumulate(part.dense().flatten(1), 0, sums[samples])
+        self._fold(sums, out)
+
+    def outer(self, block: OuterProductBlock, out: Tensor) -> None:
+        """The same; of a large matrix, forming the gradients of some rows at a time, for all samples."""
+        sums = self._zeros(out)
+        if self._numel <= 2 * _tile(out):
+            for samples, part in block.chunks(self._numel):
+                self._accumulate(part.dense().flatten(1), 0, sums[samples])
+        else:
+            (B, _, d_left), d_right = block.left.shape, block.right.shape[2]
+            rows = max(1, _tile(out) // (2 * B * d_right))
+            for start in range(0, d_left, rows):
+                grad = torch.bmm(block.left[:, :, start : start + rows].transpose(1, 2), block.right)
+                self._accumulate(grad.flatten(1), start * d_right, sums)
+        self._fold(sums, out)
+
+    def _zeros(self, out: Tensor) -> Tensor:
+        return torch.zeros(len(out), self._width, dtype=out.dtype, device=out.device)
+
+    def _accumulate(self, grad: Tensor, start: int, sums: Tensor) -> None:
+        """Add entries ``start …`` of the gradient to the sums of their groups, in order: a sum does not depend on the
+        number of threads."""
+        width, done = sums.shape[1], 0
+        while done < grad.shape[1]:
+            place = (start + done) % width
+            count = min(width - place, grad.shape[1] - done)
+            signs = self._signs[start + done : start + done + count].to(sums.dtype)
+            # No product is kept, however small: fresh memory costs more than the arithmetic.
+            sums[:, place : place + count].addcmul_(grad[:, done : done + count].to(sums.dtype), signs)
+            done += count
+
+    def _fold(self, sums: Tensor, out: Tensor) -> None:
+        """Roll the sum of every group by its offset and add it to the features."""
         for group, offset in enumerate(self._rolls):
             run = sums[:, group * self._run : (group + 1) * self._run]
-            rolled[:, offset : offset + run.shape[1]] += run
-        out += rolled[:, : self._dim]
-        out[:, : self._run] += rolled[:, self._dim :]
+            before = min(run.shape[1], self._dim - offset)
+            out[:, offset : offset + before] += run[:, :before]
+            if before < run.shape[1]:
+                out[:, : run.shape[1] - before] += run[:, before:]
 
     def row_sparse(self, block: RowSparseBlock, out: Tensor) -> None:
         """The same for an embedding table, touching only the rows that occur."""
-        B, T, d = block.row_grad.shape
-        entries = (block.rows.unsqueeze(-1) * d + torch.arange(d, device=out.device)).reshape(B, T * d)
-        group, place = entries // self._run % self._groups, entries % self._run
-        columns = (place + self._offsets[group]) % self._dim
-        out.scatter_add_(1, columns, block.row_grad.reshape(B, T * d).to(out.dtype) * self._signs[entries])
+        self._runs.add_rows(block, out, self._offsets, self._signs.__getitem__)
+
+
+def _tile(out: Tensor) -> int:
+    return _TILE.get(out.device.type, 2**26)
 
 
 def _largest_prime(bound: int) -> int:

@@ -1,10 +1,13 @@
 """A small sketch of either side of every weight matrix, and a sparse JL transform of what is left."""
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from trak_lightning.errors import SettingsError
-from trak_lightning.gradients import ConvolutionBlock, OuterProductBlock, ParameterSlot, RowSparseBlock
+from trak_lightning.gradients import ConvolutionBlock, OuterProductBlock, ParameterLayout, ParameterSlot, RowSparseBlock
 from trak_lightning.projectors.base import BlockMap, Projector
 from trak_lightning.projectors.philox import random_signs
 from trak_lightning.projectors.sparse_jl import SparseJLBlock
@@ -26,17 +29,34 @@ class TwoStage(Projector):
 
     Args:
         dim: k, the number of projected dimensions.
+        per: what has k dimensions, the ``model`` or each ``layer``.
         sketch: s, the largest side of a sketched matrix.
     """
 
-    def __init__(self, dim: int = 2048, sketch: int = 64) -> None:
-        super().__init__(dim)
+    def __init__(self, dim: int = 2048, per: Literal["model", "layer"] = "model", *, sketch: int = 64) -> None:
+        super().__init__(dim, per)
         if sketch < 1:
             raise SettingsError(f"sketch must be a positive number of rows and columns, got {sketch}")
         self.sketch = sketch
 
+    def memory_bytes(self, layout: ParameterLayout) -> int:
+        held = 0
+        for slot in layout:
+            if self._is_sketched(slot):
+                held += sum(4 * self.sketch * size for size in slot.shape[:2] if size > self.sketch)
+            held += SparseJLBlock.memory_bytes(self._sketched_numel(slot), self.dim)
+        return held
+
+    def _is_sketched(self, slot: ParameterSlot) -> bool:
+        return len(slot.shape) > 1 and max(slot.shape[:2]) > self.sketch
+
+    def _sketched_numel(self, slot: ParameterSlot) -> int:
+        if not self._is_sketched(slot):
+            return slot.numel
+        return math.prod(min(size, self.sketch) for size in slot.shape[:2]) * math.prod(slot.shape[2:])
+
     def block(self, slot: ParameterSlot, *, seed: int, device: torch.device) -> BlockMap:
-        if len(slot.shape) == 1 or max(slot.shape[:2], default=0) <= self.sketch:
+        if not self._is_sketched(slot):
             return SparseJLBlock(slot.numel, self.dim, seed, device)
         return TwoStageBlock(slot.shape, self.dim, self.sketch, seed, device)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
 from trak_lightning.tasks.base import Task
+from trak_lightning.tasks.margin import margin
 
 
 class ImageClassification(Task):
@@ -50,16 +51,6 @@ class ImageClassification(Task):
             + (f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else "")
             + ". Return such pairs from the dataset, or write a Task with an `output` of your own."
         )
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """``logit_y − logsumexp(logits of the other classes)``, (B,) from `logits` (B, C) and `labels` (B,).
-
-    Stable where p_y is near 0 or 1: no probability is formed. A label that is no class gives NaN.
-    """
-    own = labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
-    correct = logits.masked_fill(~own, 0).sum(-1).masked_fill(~own.any(-1), torch.nan)
-    return correct - torch.logsumexp(logits.masked_fill(own, -torch.inf), dim=-1)
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:

@@ -7,5 +7,6 @@
 from trak_lightning.testing.extractors import ExtractorConformance
 from trak_lightning.testing.projectors import ProjectorConformance
 from trak_lightning.testing.stores import StoreConformance
+from trak_lightning.testing.tasks import TaskConformance
 
-__all__ = ["ExtractorConformance", "ProjectorConformance", "StoreConformance"]
+__all__ = ["ExtractorConformance", "ProjectorConformance", "StoreConformance", "TaskConformance"]

@@ -19,12 +19,22 @@ def peak_allocated_bytes(function: Callable[[], Any], device: torch.device | str
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        function()
-    results = profile.profiler.kineto_results
-    changes = [event for event in results.events() if event.name() == "[memory]"]
     now = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        now += event.nbytes()
+    for change in _changes(function):
+        now += change
         peak = max(peak, now)
     return peak
+
+
+def held_bytes(function: Callable[[], Any]) -> int:
+    """What torch has allocated on the CPU in `function` and not freed when it returns; its result is kept till then."""
+    kept: list[Any] = []
+    return sum(_changes(lambda: kept.append(function())))
+
+
+def _changes(function: Callable[[], Any]) -> list[int]:
+    """Allocations (positive) and releases (negative) on the CPU, in order."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())]

@@ -4,7 +4,28 @@ A rule is a function in one of the modules here, registered for the layer's clas
 `trak_lightning.extractors.rules.fallback`.
 """
 
-from trak_lightning.extractors.rules import convolution, embedding, linear, normalization
-from trak_lightning.extractors.rules.registry import Rule, find_rule
+from trak_lightning.extractors.rules import (
+    activation,
+    attention,
+    convolution,
+    embedding,
+    embedding_bag,
+    linear,
+    normalization,
+    recurrent,
+)
+from trak_lightning.extractors.rules.registry import LayerCall, LayerRule, find_rule
 
-__all__ = ["Rule", "convolution", "embedding", "find_rule", "linear", "normalization"]
+__all__ = [
+    "LayerCall",
+    "LayerRule",
+    "activation",
+    "attention",
+    "convolution",
+    "embedding",
+    "embedding_bag",
+    "find_rule",
+    "linear",
+    "normalization",
+    "recurrent",
+]

@@ -1,5 +1,6 @@
 """Convolutions: the weight's gradient is itself a convolution of input and output gradient, sample by sample."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,9 +10,10 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from trak_lightning.extractors.rules.registry import Names, rule_for
-from trak_lightning.gradients import ConvolutionBlock, DenseBlock, GradientBlock
+from trak_lightning.gradients import ConvolutionBlock, DenseBlock, GradientBlock, samples_at_a_time
 
-_FEW_POSITIONS = 100
+_FEW_POSITIONS, _FEW_CHANNELS = 100, 16
+"""Up to which a matrix product of the unfolded input beats a convolution, measured on a CPU."""
 
 
 @rule_for(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -59,26 +61,45 @@ class _WeightProduct:
     groups: int
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
-        # With few positions, matrix products of the unfolded input are faster than a convolution a sample.
-        if self.groups == 1 and left.ndim == 4 and left.shape[2:].numel() <= _FEW_POSITIONS:
-            unfolded = F.unfold(right, self.kernel_size, self.dilation, self.padding, self.stride)
-            grad = torch.bmm(left.flatten(2), unfolded.transpose(1, 2))
-            return grad.view(*left.shape[:2], right.shape[1], *self.kernel_size)
-        # A loop over samples runs at the speed of the backward pass on a CPU; on a GPU it would launch B small kernels
-        # where vmap makes one grouped convolution.
-        if left.device.type == "cpu":
-            grad = left.new_empty(*left.shape[:2], right.shape[1] // self.groups, *self.kernel_size)
-            for sample in range(len(left)):
-                grad[sample] = self._of_sample(left[sample], right[sample])
-            return grad
-        return torch.vmap(self._of_sample)(left, right)
+        few = left.shape[2:].numel() <= _FEW_POSITIONS or right.shape[1] < _FEW_CHANNELS
+        product = self._unfolded if few and self.groups == 1 else self._grouped
+        shape = left.shape[1], right.shape[1] // self.groups, *self.kernel_size
+        step = samples_at_a_time(math.prod(shape), left.device, ConvolutionBlock.share)
+        if len(left) <= step:
+            return product(left, right)
+        grad = left.new_empty(len(left), *shape)
+        for start in range(0, len(left), step):
+            samples = slice(start, start + step)
+            grad[samples] = product(left[samples], right[samples])
+        return grad
 
-    def _of_sample(self, left: Tensor, right: Tensor) -> Tensor:
+    def _unfolded(self, left: Tensor, right: Tensor) -> Tensor:
+        """As matrix products with the patches of the input that meet each entry of the kernel."""
+        padding = [side for size in reversed(self.padding) for side in (size, size)]
+        right = F.pad(right, padding) if any(padding) else right
+        batch, channels, *places = right.stride()
+        patches = right.as_strided(
+            (*right.shape[:2], *self.kernel_size, *left.shape[2:]),
+            (
+                batch,
+                channels,
+                *(place * step for place, step in zip(places, self.dilation, strict=True)),
+                *(place * step for place, step in zip(places, self.stride, strict=True)),
+            ),
+            right.storage_offset(),
+        )
+        patches = patches.reshape(len(right), -1, left.shape[2:].numel())
+        grad = torch.bmm(left.flatten(2), patches.transpose(1, 2))
+        return grad.view(*left.shape[:2], right.shape[1], *self.kernel_size)
+
+    def _grouped(self, left: Tensor, right: Tensor) -> Tensor:
+        """As the backward pass of one convolution, in which every sample is a group of channels."""
+        B, channels = len(left), right.shape[1] // self.groups
         # The backward pass asks for a weight, and uses its shape only.
-        weight = left.new_empty(()).expand(left.shape[0], right.shape[0] // self.groups, *self.kernel_size)
+        weight = left.new_empty(()).expand(B * left.shape[1], channels, *self.kernel_size)
         gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-            left.unsqueeze(0),
-            right.unsqueeze(0),
+            left.flatten(0, 1).unsqueeze(0),
+            right.flatten(0, 1).unsqueeze(0),
             weight,
             None,
             self.stride,
@@ -86,7 +107,7 @@ class _WeightProduct:
             self.dilation,
             False,
             [0] * len(self.kernel_size),
-            self.groups,
+            B * self.groups,
             [False, True, False],
         )
-        return gradients[1]
+        return gradients[1].view(*left.shape[:2], channels, *self.kernel_size)

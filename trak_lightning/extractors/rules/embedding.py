@@ -12,7 +12,7 @@ def _plain(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding) and module.max_norm is None and not module.scale_grad_by_freq
 
 
-@rule_for(nn.Embedding, when=_plain)
+@rule_for(nn.Embedding, when=_plain, parameters="weight", positions=True)
 def embedding(module: nn.Module, names: Names, input: Tensor, output_grad: Tensor) -> Iterator[GradientBlock]:
     """``∂f/∂W[x_t] += ∂f/∂y_t`` over all positions t; nothing for the padding index, as in training."""
     assert isinstance(module, nn.Embedding)

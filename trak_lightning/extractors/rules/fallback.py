@@ -1,58 +1,160 @@
-"""Any module: re-run it alone from what it was given, and pull the gradients of its outputs back to its parameters."""
+"""Any module: re-run it alone from what it was given, and pull the gradients of what it gave back to its parameters.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+The modules inside it are not run again. What they returned is put in their places, and the gradients of what they were
+given are pulled back along with those of the module's own output: what is re-run is the module's own code and no more.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from trak_lightning.extractors.placement import Misplaced
 from trak_lightning.extractors.rules.registry import Names
-from trak_lightning.extractors.samples import is_batched, over_samples
+from trak_lightning.extractors.samples import over_samples
+from trak_lightning.extractors.trees import Rebuild, flatten, snapshot
 from trak_lightning.gradients import DenseBlock, GradientBlock
 
 
-@dataclass(frozen=True)
+@dataclass
+class Leaves:
+    """The leaves of arguments or of an output. Those in `batched` are (B, *shape in a batch of one)."""
+
+    values: list[Any]
+    rebuild: Rebuild
+    batched: list[int]
+
+
+@dataclass
+class InnerCall:
+    """One call of a module inside: what it returned, and the gradients of what it was given, by position in the flattened
+    arguments, (B, *shape in a batch of one)."""
+
+    module: nn.Module
+    returned: Leaves | None = None
+    input_grads: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass
 class RecordedCall:
-    """One call of a module in the forward pass: arguments, and the gradients of its output tensors by position in the
-    flattened output."""
+    """One call of a module in the forward pass; `output_grads` as the gradients of an `InnerCall`."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output_grads: dict[int, Tensor]
+    given: Leaves
+    inner: list[InnerCall]
+    autocast: tuple[str, torch.dtype] | None
+    output_grads: dict[int, Tensor] = field(default_factory=dict)
+    entered: list[InnerCall] = field(default_factory=list)
+    """The modules inside that have been called and have not returned yet."""
 
 
-def rerun(module: nn.Module, names: Names, call: RecordedCall, size: int) -> Iterator[GradientBlock]:
-    """Exact per-sample gradients of the module's own parameters; under vmap where that can be done, else sample by
-    sample. `size` is B."""
-    leaves, structure = tree_flatten((call.args, call.kwargs))
-    batched = [position for position, leaf in enumerate(leaves) if is_batched(leaf, size)]
-    positions = sorted(call.output_grads)
-    parameters = {name: module.get_parameter(name).detach() for name in names}
+def rerun(name: str, module: nn.Module, names: Names, call: RecordedCall, size: int) -> Iterator[GradientBlock]:
+    """Exact per-sample gradients of the parameters in `names`; under vmap where that can be done, else sample by sample.
+    `size` is B.
 
-    def pull_back(sample: tuple[Tensor, ...], output_grads: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        one = list(leaves)
-        for position, leaf in zip(batched, sample, strict=True):
-            one[position] = leaf.unsqueeze(0)
-        args, kwargs = tree_unflatten(one, structure)
+    Raises:
+        Misplaced: the module does not do again what it did.
+    """
+    parameters = {key: module.get_parameter(key).detach() for key in names}
+    replayed = [inner for inner in call.inner if inner.returned is not None]
+    leaves = [call.given, *(inner.returned for inner in replayed if inner.returned is not None)]
+    samples = tuple(tuple(part.values[position] for position in part.batched) for part in leaves)
+    grads = (
+        tuple(tuple(inner.input_grads.values()) for inner in replayed),
+        tuple(call.output_grads.values()),
+    )
 
-        def forward(own: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            outputs = tree_flatten(functional_call(module, own, args, kwargs, tie_weights=False))[0]
-            return tuple(outputs[position] for position in positions)
+    def pull_back(
+        sample: tuple[tuple[Tensor, ...], ...], cotangents: tuple[Any, tuple[Tensor, ...]]
+    ) -> dict[str, Tensor]:
+        given, *returned = (_with(part, values) for part, values in zip(leaves, sample, strict=True))
 
-        pull = vjp(forward, parameters)[1]
-        gradients: dict[str, Tensor] = pull(tuple(grad.unsqueeze(0) for grad in output_grads))[0]
+        def forward(own: dict[str, Tensor]) -> tuple[Any, tuple[Tensor, ...]]:
+            seen: list[tuple[Tensor, ...]] = []
+            with _replayed(replayed, returned, seen):
+                # The arguments anew each time: a key-value cache among them would grow.
+                args, kwargs = snapshot_arguments(given)
+                output = flatten(functional_call(module, own, args, kwargs, tie_weights=False))[0]
+            return tuple(seen), tuple(output[position] for position in call.output_grads)
+
+        with under_autocast(call.autocast):
+            gradients: dict[str, Tensor] = vjp(forward, parameters)[1](cotangents)[0]
         return gradients
 
-    samples = tuple(leaves[position].detach() for position in batched)
-    grads = tuple(call.output_grads[position] for position in positions)
     try:
         stacked = over_samples(pull_back, samples, grads)
-    except (RuntimeError, ValueError, NotImplementedError):
+    except Exception:
         # Control flow on values, operators without a batching rule: what vmap cannot do, a loop can.
-        each = [pull_back(tuple(leaf[b] for leaf in samples), tuple(grad[b] for grad in grads)) for b in range(size)]
-        stacked = {name: torch.stack([gradients[name] for gradients in each]) for name in parameters}
-    for name, grad in stacked.items():
-        yield DenseBlock(names[name], grad)
+        try:
+            each = [pull_back(*_take((samples, grads), sample)) for sample in range(size)]
+        except Exception as error:
+            reason = str(error).splitlines() or [""]
+            raise Misplaced(
+                f"{name or 'the model'} ({type(module).__name__}) cannot be run again sample by sample from what it was "
+                f"given: {type(error).__name__}: {reason[0]}"
+            ) from error
+        stacked = {key: torch.stack([gradients[key] for gradients in each]) for key in parameters}
+    for key, grad in stacked.items():
+        yield DenseBlock(names[key], grad)
+
+
+def snapshot_arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    leaves, rebuild = flatten(given)
+    args, kwargs = rebuild([leaf if isinstance(leaf, Tensor) else snapshot(leaf) for leaf in leaves])
+    return args, kwargs
+
+
+def _with(leaves: Leaves, values: Sequence[Tensor]) -> Any:
+    all_values = list(leaves.values)
+    for position, value in zip(leaves.batched, values, strict=True):
+        all_values[position] = value
+    return leaves.rebuild(all_values)
+
+
+def _take(tree: Any, sample: int) -> Any:
+    return tuple(_take(part, sample) for part in tree) if isinstance(tree, tuple) else tree[sample]
+
+
+@contextmanager
+def _replayed(calls: list[InnerCall], returned: list[Any], seen: list[tuple[Tensor, ...]]) -> Iterator[None]:
+    """Modules inside give what they gave, call after call; what they are given is kept in `seen`."""
+    queues: dict[nn.Module, list[int]] = {}
+    for position, call in enumerate(calls):
+        queues.setdefault(call.module, []).append(position)
+
+    def stand_in(queue: list[int]) -> Callable[..., Any]:
+        rest = list(queue)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            position = rest.pop(0)
+            arguments = flatten((args, kwargs))[0]
+            seen.append(tuple(arguments[place] for place in calls[position].input_grads))
+            return returned[position]
+
+        return forward
+
+    with ExitStack() as stack:
+        for module, queue in queues.items():
+            stack.enter_context(_forward(module, stand_in(queue)))
+        yield
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+def under_autocast(state: tuple[str, torch.dtype] | None) -> Any:
+    """Autocast to a device and dtype, or as it is."""
+    return ExitStack() if state is None else torch.autocast(state[0], state[1])

@@ -2,21 +2,44 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from trak_lightning.extractors.rules.registry import Names, rule_for
 from trak_lightning.gradients import DenseBlock, GradientBlock
 
 
-@rule_for(nn.LayerNorm)
+@rule_for(nn.LayerNorm, positions=True)
 def layer_norm(module: nn.Module, names: Names, input: Tensor, output_grad: Tensor) -> Iterator[GradientBlock]:
     """Sums over the positions between the batch and the normalised dimensions."""
     assert isinstance(module, nn.LayerNorm)
     shape = module.normalized_shape
     normalized = F.layer_norm(input, shape, eps=module.eps)
     yield from _affine(names, normalized, output_grad, list(range(1, input.ndim - len(shape))))
+
+
+@rule_for(nn.RMSNorm, positions=True)
+def rms_norm(module: nn.Module, names: Names, input: Tensor, output_grad: Tensor) -> Iterator[GradientBlock]:
+    """As `layer_norm`, without mean and bias."""
+    assert isinstance(module, nn.RMSNorm)
+    shape = list(module.normalized_shape)
+    eps = torch.finfo(input.dtype).eps if module.eps is None else module.eps
+    normalized = F.rms_norm(input, shape, eps=eps)
+    yield from _affine(names, normalized, output_grad, list(range(1, input.ndim - len(shape))))
+
+
+@rule_for(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+def instance_norm(module: nn.Module, names: Names, input: Tensor, output_grad: Tensor) -> Iterator[GradientBlock]:
+    """Sums over the positions after the channels; running statistics are used where the layer uses them."""
+    assert isinstance(module, _InstanceNorm)
+    own_statistics = module.training or module.running_mean is None
+    statistics = (module.running_mean, module.running_var)
+    mean, var = (None if own_statistics or value is None else value.to(input.dtype) for value in statistics)
+    normalized = F.instance_norm(input, mean, var, use_input_stats=own_statistics, eps=module.eps)
+    yield from _affine(names, normalized, output_grad, list(range(2, input.ndim)))
 
 
 @rule_for(nn.GroupNorm)

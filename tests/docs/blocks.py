@@ -1,0 +1,26 @@
+"""The fenced code blocks of a Markdown page."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_FENCE = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block in some language; ``file`` is the path after ``file=`` on its first line, or empty."""
+
+    language: str
+    file: str
+    code: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    """All blocks that name a language, in order."""
+    text = page.read_text()
+    return [
+        Block(found[1], found[2] or "", found[3], text.count("\n", 0, found.start()) + 1)
+        for found in _FENCE.finditer(text)
+    ]

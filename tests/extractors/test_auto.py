@@ -1,0 +1,68 @@
+"""The default extractor says what it uses, and finds a way where hooks have none."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+from zoo import bert, text_batch
+
+from trak_lightning import TRAK
+from trak_lightning.extractors.auto import Auto
+from trak_lightning.gradients import ParameterLayout
+from trak_lightning.testing.extractors import autograd_loop, extract
+from trak_lightning.testing.models import Sum
+
+
+def test_it_is_the_default_and_says_in_one_line_which_layers_use_which_rule(model, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    assert isinstance(TRAK(model, "image_classification", tmp_path).extractor, Auto)
+    extract(
+        Auto(), nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double(), torch.randn(3, 3).double(), 3
+    )
+    assert [record.getMessage() for record in caplog.records] == ["gradients  hooks: Linear ×2, LayerNorm"]
+
+
+class Hidden(nn.Module):
+    """Calls no module: the task reaches into it."""
+
+    def __init__(self, item):
+        super().__init__()
+        self.layer, self.item = nn.Linear(3, 2), item
+
+    def forward(self, x):
+        raise AssertionError
+
+
+class Reaches(Sum):
+    def output(self, model, batch):
+        found = nn.functional.linear(batch, model.layer.weight)
+        return (found * found.detach().sum().item() if model.item else found).tanh().sum(1)
+
+
+def test_where_hooks_have_no_way_it_loops_and_says_why(caplog):
+    caplog.set_level(logging.INFO)
+    model, x = Hidden(item=False).double(), torch.randn(3, 3).double()
+    found = {}
+    Auto().extract(model, Reaches(), x, ParameterLayout.of(model), lambda b: found.__setitem__(b.name, b.dense()))
+    expected = autograd_loop(model, Reaches(), x, 3)[1]["layer.weight"]
+    torch.testing.assert_close(found["layer.weight"], expected, rtol=1e-10, atol=0)
+    assert "iterative, for all parameters, since parameter layer.weight" in caplog.records[0].getMessage()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_gradient_checkpointing_of_transformers_changes_nothing():
+    torch.manual_seed(0)
+    model, batch = bert().eval(), text_batch()(3)
+    task = type("First", (Sum,), {"output": lambda self, model, batch: model(**batch).logits[:, 0]})()
+    layout = ParameterLayout.of(model)
+
+    def grads():
+        found = {}
+        Auto().extract(model, task, batch, layout, lambda b: found.__setitem__(b.name, b.dense()))
+        return found
+
+    before = grads()
+    model.gradient_checkpointing_enable()
+    for name, grad in grads().items():
+        torch.testing.assert_close(grad, before[name])

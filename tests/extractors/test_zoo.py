@@ -1,0 +1,54 @@
+"""Per-sample gradients of every supported layer and of the architectures people bring equal the autograd loop."""
+
+import pytest
+import torch
+from zoo import ARCHITECTURES, LAYERS
+
+from trak_lightning.extractors.hooks import Hooks
+from trak_lightning.gradients import DenseBlock, ParameterLayout
+from trak_lightning.projectors.base import Projection
+from trak_lightning.projectors.sparse_jl import SparseJL
+from trak_lightning.projectors.two_stage import TwoStage
+from trak_lightning.testing.extractors import autograd_loop
+
+PROJECTORS = {"sparse_jl": SparseJL(dim=48), "two_stage": TwoStage(dim=48)}
+
+
+def close(found, expected, tolerance, scale=0.0):
+    """Relative to the sample's own gradient; what is zero but for rounding is compared with the largest of all."""
+    assert found.shape == expected.shape
+    error = (found - expected).flatten(1).norm(dim=1) if found.ndim > 1 else (found - expected).abs()
+    size = expected.flatten(1).norm(dim=1) if found.ndim > 1 else expected.abs()
+    return bool((error <= tolerance * size.clamp(min=1e-3 * scale)).all())
+
+
+@pytest.mark.parametrize("entry", [*LAYERS, *ARCHITECTURES], ids=lambda entry: entry.name)
+def test_gradients_and_their_projections_equal_the_autograd_loop(entry):
+    torch.manual_seed(0)
+    model = entry.model().double().eval()
+    layout, extractor = ParameterLayout.of(model), Hooks()
+    projections = {
+        name: Projection(projector, layout, seed=0, checkpoint="", device="cpu")
+        for name, projector in PROJECTORS.items()
+    }
+    for size in (2, 7, 1):
+        batch = entry.batch(size)
+        grads = {slot.name: torch.zeros(size, *slot.shape, dtype=torch.float64) for slot in layout}
+        from_factors = {name: p.zeros(size, torch.float64) for name, p in projections.items()}
+
+        def sink(block, grads=grads, from_factors=from_factors):
+            grads[block.name] += block.dense()
+            for name, projection in projections.items():
+                projection.add(block, from_factors[name])
+
+        output = extractor.extract(model, entry.task, batch, layout, sink)
+        expected_output, expected = autograd_loop(model, entry.task, batch, size)
+        torch.testing.assert_close(output, expected_output, rtol=entry.tolerance, atol=entry.tolerance)
+        largest = max(float(grad.abs().max()) for grad in expected.values())
+        for name, grad in expected.items():
+            assert close(grads[name], grad, entry.tolerance, largest), (name, size)
+        for name, projection in projections.items():
+            dense = projection.zeros(size, torch.float64)
+            for parameter, grad in expected.items():
+                projection.add(DenseBlock(parameter, grad), dense)
+            assert close(from_factors[name], dense, entry.tolerance), (name, size)

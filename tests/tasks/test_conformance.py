@@ -1,0 +1,109 @@
+"""Built-in tasks obey the laws, and a task that breaks one is found out."""
+
+import pytest
+import torch
+from torch import nn
+
+from trak_lightning import Task
+from trak_lightning.tasks.classification import ImageClassification
+from trak_lightning.testing import TaskConformance
+
+
+class TestImageClassification(TaskConformance):
+    task = ImageClassification
+
+    def model(self):
+        return nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 3))
+
+    def batch(self, size):
+        return torch.randn(size, 2, 4), torch.randint(3, (size,))
+
+
+class SquaredError(Task):
+    """Right: f is the prediction, ℓ = (y − f)²/2."""
+
+    loss_function = "squared"
+
+    def output(self, model, batch):
+        return model(batch[0])[:, 0]
+
+    def loss_weight(self, model, batch, output):
+        return batch[1] - output
+
+    def curvature(self, model, batch, output):
+        return torch.ones_like(output)
+
+
+class RegressionConformance(TaskConformance):
+    def model(self):
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def batch(self, size):
+        return torch.randn(size, 3), torch.randn(size)
+
+
+class TestSquaredError(RegressionConformance):
+    task = SquaredError
+
+
+class CentresTheBatch(SquaredError):
+    def output(self, model, batch):
+        output = super().output(model, batch)
+        return output - output.mean()
+
+
+class Column(SquaredError):
+    def output(self, model, batch):
+        return model(batch[0])
+
+
+class DropsOut(SquaredError):
+    def output(self, model, batch):
+        return nn.functional.dropout(super().output(model, batch), 0.5)
+
+
+class WrongSign(SquaredError):
+    def loss_weight(self, model, batch, output):
+        return output - batch[1]
+
+
+class ForgetsTheCurvature(SquaredError):
+    curvature = Task.curvature
+
+
+class ReadsParameters(SquaredError):
+    def output(self, model, batch):
+        return super().output(model, batch) + next(iter(model.parameters())).sum()
+
+
+class Detaches(SquaredError):
+    def output(self, model, batch):
+        return super().output(model, batch).detach().requires_grad_()
+
+
+class KeepsState(SquaredError):
+    def output(self, model, batch):
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().output(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "law"),
+    [
+        (CentresTheBatch, "test_an_output_depends_on_its_own_sample_only"),
+        (Column, "test_there_is_one_finite_output_a_sample"),
+        (DropsOut, "test_an_output_does_not_depend_on_chance"),
+        (WrongSign, "test_loss_weight_and_curvature_are_the_slope_and_curvature_of_the_loss"),
+        (ForgetsTheCurvature, "test_loss_weight_and_curvature_are_the_slope_and_curvature_of_the_loss"),
+        (ReadsParameters, "test_a_stand_in_for_the_model_will_do"),
+        (Detaches, "test_the_output_is_differentiable_in_the_parameters"),
+        (KeepsState, "test_its_state_is_json_and_does_not_change_by_use"),
+    ],
+)
+def test_a_wrong_task_fails_the_law_that_it_breaks(wrong, law):
+    tests = RegressionConformance()
+    torch.manual_seed(0)
+    problem = wrong(), tests.model().double().eval(), (torch.randn(4, 3).double(), torch.randn(4).double())
+    type(tests).task = wrong
+    with pytest.raises((AssertionError, AttributeError)):
+        getattr(tests, law)(problem)

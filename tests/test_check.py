@@ -1,0 +1,89 @@
+"""`trak check`: one batch tells what would be attributed to, or why it cannot be."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from torch.nn import functional as F
+
+from trak_lightning import TRAK
+from trak_lightning.errors import NonFiniteGradientError, SampleDependenceError, TrainModeError
+
+
+def check(model, data, tmp_path, **options):
+    options = {"task": "image_classification", "store": "memory", **options}
+    return TRAK(model, run_dir=tmp_path, **options).check(data, batch_size=16)
+
+
+def test_every_parameter_is_accounted_for_and_nothing_is_stored(model, train_set, tmp_path):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    lines = [f"{finding.topic}: {finding.text}" for finding in check(model, train_set, tmp_path / "run")]
+    assert any("Linear" in line and "2 layers" in line and "83 parameters" in line for line in lines)
+    assert any("p = 83 of the model's 83, in 4 tensors" in line for line in lines)
+    assert any("16 samples, all finite" in line for line in lines)
+    assert any("samples: independent" in line for line in lines)
+    assert not list((tmp_path / "run").rglob("*.h5"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class BatchCentred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class AlwaysDrops(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5)
+
+
+@pytest.mark.parametrize("extractor", ["auto", "iterative"])
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (BatchCentred(), r"first module whose output for this sample differs is 1 \(BatchCentred\)"),
+        (nn.BatchNorm1d(8, track_running_stats=False), r"no running statistics.*: 1 \(BatchNorm1d\)"),
+        (AlwaysDrops(), r"output of 1 \(AlwaysDrops\) differs between two runs.*random numbers"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_module_that_mixes_samples_is_refused_by_name(layer, message, extractor, train_set, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), layer, nn.ReLU(), nn.Linear(8, 3)).eval()
+    with pytest.raises(SampleDependenceError, match=message):
+        check(model, train_set, tmp_path, extractor=extractor)
+
+
+def test_modules_in_train_mode_and_outputs_that_are_not_finite_are_refused(model, train_set, tmp_path):
+    model[2].train()
+    with pytest.raises(TrainModeError, match=r"2 \(Dropout"):
+        check(model, train_set, tmp_path)
+    model.eval()[3].bias.data[0] = torch.inf
+    with pytest.raises(NonFiniteGradientError, match="output of 16 of 16 samples"):
+        check(model, train_set, tmp_path)
+
+
+def test_the_command_prints_the_account_and_fails_when_featurizing_would(tmp_path):
+    config = tmp_path / "config.yaml"
+    settings = {
+        "model": {"class_path": "trak_lightning.demos.DigitsCNN", "init_args": {"width": 4}},
+        "data": {"class_path": "trak_lightning.demos.DigitsDataModule"},
+        "trainer": {"accelerator": "cpu"},
+        "run_dir": str(tmp_path / "run"),
+        "parameters": ["type:Conv2d", "!*.bias"],
+    }
+
+    def trak_check():
+        config.write_text(yaml.safe_dump(settings))
+        command = [sys.executable, "-m", "trak_lightning", "check", "--config", str(config)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = trak_check()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gradients  hooks: Conv2d ×2" in done.stdout
+    settings["parameters"] = ["conv.*"]
+    refused = trak_check()
+    assert refused.returncode == 1
+    assert "SettingsError: parameters: 'conv.*' matches nothing in DigitsCNN" in refused.stderr

@@ -1,0 +1,96 @@
+"""Comparing what an extractor streams with what autograd says of the whole batch."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trak_lightning.errors import UnsupportedModelError
+from trak_lightning.extractors.state import requiring
+from trak_lightning.gradients import GradientBlock, ParameterLayout
+from trak_lightning.tasks.base import Task
+
+
+def sample_weights(size: int, like: Tensor) -> Tensor:
+    """A different number for each sample, (B,): a sum with these weights is right only if every gradient has been told
+    to its own sample."""
+    return torch.linspace(0.5, 1.5, size, dtype=like.dtype, device=like.device)
+
+
+def reference(model: nn.Module, task: Task, batch: Any, layout: ParameterLayout) -> dict[str, Tensor | None]:
+    """The gradient of Σ_b w_b f_b by parameter; None where the output does not depend on it."""
+    names = [slot.name for slot in layout]
+    with requiring(model, names):
+        output = task.output(model, batch)
+        require_graph(output, model, task)
+        total = (output * sample_weights(len(output), output)).sum()
+        parameters = [model.get_parameter(name) for name in names]
+        # Not autograd.grad, which reentrant checkpointing refuses.
+        grads = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        try:
+            try:
+                total.backward()
+            except RuntimeError as error:
+                raise UnsupportedModelError(
+                    f"autograd itself cannot do {type(model).__name__}, so it cannot have been trained as it is: {error}"
+                ) from error
+            return {name: parameter.grad for name, parameter in zip(names, parameters, strict=True)}
+        finally:
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.grad = grad
+
+
+class Audit:
+    """A sink that adds up what it is given, with the weights of `sample_weights`."""
+
+    def __init__(self, layout: ParameterLayout) -> None:
+        self._layout = layout
+        self._totals: dict[str, Tensor] = {}
+        self._sizes: dict[str, float] = {}
+
+    def __call__(self, block: GradientBlock) -> None:
+        size = next(len(value) for value in vars(block).values() if isinstance(value, Tensor))
+        for samples, part in block.chunks(self._layout.by_name[block.name].numel):
+            grad = part.dense()
+            grad = grad.reshape(len(grad), -1)
+            weighted = sample_weights(size, grad)[samples] @ grad
+            total = self._totals.get(block.name)
+            self._totals[block.name] = weighted if total is None else total.add_(weighted)
+            self._sizes[block.name] = self._sizes.get(block.name, 0.0) + float(grad.norm(dim=1).sum())
+            del grad  # before the next part is made
+
+    def wrong(self, expected: dict[str, Tensor | None]) -> dict[str, str]:
+        """The parameters that differ from the `reference`, and how; errors are measured against Σ_b ‖g_b‖."""
+        known = [grad.norm() for grad in expected.values() if grad is not None]
+        total = float(torch.stack(known).norm())
+        found: dict[str, str] = {}
+        for name, grad in expected.items():
+            seen = self._totals.get(name)
+            if seen is None:
+                if grad is not None and grad.any():
+                    found[name] = "not seen"
+                continue
+            error = float((seen if grad is None else seen - grad.flatten()).norm())
+            # A gradient that is zero but for rounding, as of the bias of attention keys, is noise in both.
+            scale = max(self._sizes[name], 1e-3 * total)
+            if not error <= _tolerance(seen.dtype) * scale:
+                found[name] = f"off by {error / scale:.0%}" if scale else "not finite"
+        return found
+
+
+def require_graph(output: Tensor, model: nn.Module, task: Task) -> None:
+    """Refuse an output from which no gradient flows."""
+    if not output.requires_grad:
+        raise UnsupportedModelError(
+            f"the output of {type(task).__name__} does not depend on any parameter of {type(model).__name__} that is "
+            "attributed to, as far as autograd can see. Is something detached, or under torch.no_grad()?"
+        )
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return 0.1
+    # Norms and losses compute in float32 inside models of any precision.
+    return 1e-3 if dtype in (torch.float32, torch.float64) else 0.1

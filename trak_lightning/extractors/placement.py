@@ -1,0 +1,102 @@
+"""Where a tensor that a module takes or returns holds the samples of a batch.
+
+Sizes alone do not tell: seven samples of seven tokens are (7, 7, d) with the batch first and with the batch second. How
+a shape changes with the number of samples does.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from torch import Size, Tensor
+
+
+class Misplaced(Exception):
+    """A tensor does not hold the samples where it was expected to."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Dimension ``dims[0]`` holds, for each of the B samples, `repeats` entries, or any number if None.
+
+    With ``sample_major``, entries of one sample lie together, as after flattening (B, T, …); otherwise they are
+    interleaved, as after flattening (T, B, …). With several `dims`, every sample has its own entry in each, as on the
+    diagonal of a table of all images against all texts.
+    """
+
+    dims: tuple[int, ...]
+    flattened: bool = False
+    sample_major: bool = True
+
+    @property
+    def dim(self) -> int:
+        return self.dims[0]
+
+    def split(self, tensor: Tensor, size: int, what: str) -> Tensor:
+        """(B, *shape of that tensor in a batch of one).
+
+        Raises:
+            Misplaced: the dimension is not of the right size. `what` says whose it is.
+        """
+        for dim in self.dims:
+            if tensor.ndim <= dim or tensor.shape[dim] % size or (not self.flattened and tensor.shape[dim] != size):
+                raise Misplaced(
+                    f"{what} has a tensor of shape {tuple(tensor.shape)}, whose dimension {dim} should hold the {size} samples of "
+                    "the batch"
+                )
+        if len(self.dims) > 1:
+            return self._diagonal(tensor, size)
+        if not self.flattened:
+            return tensor.movedim(self.dim, 0).unsqueeze(self.dim + 1)
+        sizes = (size, -1) if self.sample_major else (-1, size)
+        return tensor.unflatten(self.dim, sizes).movedim(self.dim + (0 if self.sample_major else 1), 0)
+
+    def _diagonal(self, tensor: Tensor, size: int) -> Tensor:
+        first, second = self.dims
+        own = tensor.diagonal(dim1=first, dim2=second).movedim(-1, 0)
+        return own.unsqueeze(first + 1).unsqueeze(second + 1)
+
+    def rows(self, tensor: Tensor, size: int, what: str) -> Tensor:
+        """(B · entries, …): the samples first, the entries of one sample together."""
+        if self.dims == (0,) and self.sample_major and (tensor.shape[0] == size or self.flattened):
+            return tensor
+        parts = self.split(tensor, size, what)
+        return parts.movedim(self.dim + 1, 1).flatten(0, 1)
+
+
+Where: TypeAlias = Placement | Literal["one", "shared", "unknown"]
+"""A placement; or a value that all samples share, with a first dimension of one entry or of anything else; or a shape
+that does not change as it should."""
+
+
+def infer(two: Size, three: Size) -> Where:
+    """From the shapes of one tensor in batches of two and of three samples."""
+    if two == three:
+        return "one" if len(two) > 1 and two[0] == 1 else "shared"
+    if len(two) != len(three):
+        return "unknown"
+    changed = [dim for dim in range(len(two)) if two[dim] != three[dim]]
+    if any(two[dim] * 3 != three[dim] * 2 or two[dim] == 0 for dim in changed):
+        return "unknown"
+    flattened = any(two[dim] != 2 for dim in changed)
+    if len(changed) > (1 if flattened else 2):
+        return "unknown"
+    return Placement(tuple(changed), flattened)
+
+
+def common(places: Iterable[Where]) -> Where:
+    """The one placement of several calls, or unknown."""
+    found = set(places)
+    return found.pop() if len(found) == 1 else "unknown"
+
+
+def locate(where: Where, tensor: Tensor, size: int) -> Placement | None:
+    """Where the samples are in this tensor; None if all share it. What planning did not see is taken to have the batch
+    first if its size is B."""
+    if isinstance(where, Placement):
+        return where
+    if where == "shared" or tensor.ndim == 0 or tensor.shape[0] != size:
+        return None
+    if where == "one" and (size == 1 or tensor.ndim < 2):
+        return Placement((0,)) if tensor.ndim > 1 else None
+    return Placement((0,))

@@ -1,0 +1,79 @@
+"""Nested arguments and outputs of modules as flat lists: tuples, lists, dicts, and dataclasses, which torch's own
+pytrees do not look into unless they are registered."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Rebuild = Callable[[Sequence[Any]], Any]
+
+
+def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
+    """The leaves of `tree`, and a function that puts other leaves in their places."""
+    nodes, structure = tree_flatten(tree)
+    leaves: list[Any] = []
+    parts: list[tuple[int, Rebuild]] = []
+    for node in nodes:
+        inner, rebuild = _open(node)
+        leaves += inner
+        parts.append((len(inner), rebuild))
+
+    def rebuild_all(values: Sequence[Any]) -> Any:
+        rest, rebuilt = list(values), []
+        for length, rebuild in parts:
+            rebuilt.append(rebuild(rest[:length]))
+            rest = rest[length:]
+        return tree_unflatten(rebuilt, structure)
+
+    return leaves, rebuild_all
+
+
+def _only(values: Sequence[Any]) -> Any:
+    return values[0]
+
+
+def _open(node: Any) -> tuple[list[Any], Rebuild]:
+    if isinstance(node, tuple) and hasattr(node, "_fields"):  # a subclass of a named tuple, as packed sequences are
+        leaves, rebuild = flatten(list(node))
+        named: Any = node
+        return leaves, lambda values: named._replace(**dict(zip(named._fields, rebuild(values), strict=True)))
+    if not is_dataclass(node) or isinstance(node, type):
+        return [node], _only
+    names = [field.name for field in fields(node) if hasattr(node, field.name)]
+    leaves, rebuild = flatten([getattr(node, name) for name in names])
+
+    def rebuild_instance(values: Sequence[Any]) -> Any:
+        rebuilt = copy.copy(node)
+        for name, value in zip(names, rebuild(values), strict=True):
+            object.__setattr__(rebuilt, name, value)  # also where the dataclass is frozen
+        return rebuilt
+
+    return leaves, rebuild_instance
+
+
+def snapshot(value: Any, *, clone: bool = False) -> Any:
+    """`value` with its tensors detached, so that later changes of containers and objects (a key-value cache that grows)
+    do not reach it; with `clone`, changes in place of tensors do not either. Modules are kept as they are."""
+    return _snapshot(value, clone, {})
+
+
+def _snapshot(value: Any, clone: bool, seen: dict[int, Any]) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone() if clone else value.detach()
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, type, nn.Module)) or callable(value):
+        return value
+    if id(value) in seen:
+        return seen[id(value)]
+    leaves, rebuild = flatten(value)
+    if not (len(leaves) == 1 and leaves[0] is value):
+        return rebuild([_snapshot(leaf, clone, seen) for leaf in leaves])
+    if not isinstance(getattr(value, "__dict__", None), dict):
+        return value
+    copied = seen[id(value)] = copy.copy(value)
+    for name, attribute in vars(value).items():
+        vars(copied)[name] = _snapshot(attribute, clone, seen)
+    return copied

@@ -1,0 +1,89 @@
+"""Subsampled randomised Hadamard transform."""
+
+import torch
+from torch import Tensor
+
+from trak_lightning.gradients import ParameterLayout, ParameterSlot
+from trak_lightning.projectors.base import BlockMap, Projector
+from trak_lightning.projectors.philox import random_signs, random_subset
+from trak_lightning.seeds import derive_seed
+
+_SEGMENT = 2**14
+"""The least length of a segment of a large parameter: longer ones cost more, shorter ones sample more often."""
+
+
+class Hadamard(Projector):
+    """``P_s = √(L/k) · S H D`` for every segment s of L entries: random signs D, a Walsh-Hadamard transform H, k rows S.
+
+    Each flattened parameter is cut into segments of L entries, L a power of two and at least k, the last one filled up
+    with zeros; segments have signs and rows of their own, and their projections add up. Every feature is a ±1 sum over
+    whole segments, as of a dense ±1 matrix, for L·log L operations instead of L·k. Ailon and Chazelle 2009, "The fast
+    Johnson-Lindenstrauss transform"; Tropp 2011, "Improved analysis of the subsampled randomized Hadamard transform".
+
+    Memory: one byte a parameter for the signs, and 8·k bytes a segment for the rows, at most 9 bytes a parameter or 17·k
+    bytes for one smaller than k. While it works, two more copies of the gradient of a few samples.
+
+    Args:
+        dim: k, the number of projected dimensions.
+        per: what has k dimensions, the ``model`` or each ``layer``.
+    """
+
+    def memory_bytes(self, layout: ParameterLayout) -> int:
+        padded = sum(_segments(slot.numel, self.dim) * _length(slot.numel, self.dim) for slot in layout)
+        return padded + 8 * self.dim * sum(_segments(slot.numel, self.dim) for slot in layout)
+
+    def block(self, slot: ParameterSlot, *, seed: int, device: torch.device) -> BlockMap:
+        k, length, segments = self.dim, _length(slot.numel, self.dim), _segments(slot.numel, self.dim)
+        signs = random_signs(derive_seed(seed, "signs"), 0, segments * length, device).view(segments, length)
+        rows = torch.stack(
+            [random_subset(derive_seed(seed, "rows", segment), k, length, device) for segment in range(segments)]
+        )
+
+        def project(grad: Tensor, out: Tensor) -> None:
+            padded = torch.zeros(len(grad), segments * length, dtype=out.dtype, device=out.device)
+            padded[:, : slot.numel] = grad
+            rotated = walsh_hadamard(padded.view(-1, segments, length).mul_(signs))
+            # The rows are in order, so that entries are gathered from left to right.
+            for segment in range(segments):
+                out.add_(rotated[:, segment].index_select(1, rows[segment]), alpha=k**-0.5)
+
+        return project
+
+
+def walsh_hadamard(values: Tensor) -> Tensor:
+    """H applied to the last dimension, whose size is a power of two; H has entries ±1, in natural order.
+
+    H is the Kronecker product of small Hadamard matrices, each of which is a matrix product over one factor of the
+    dimension: fewer passes over memory than butterflies of two.
+    """
+    shape, size = values.shape, values.shape[-1]
+    before = 1
+    while before < size:
+        factor = min(_FACTOR, size // before)
+        after = size // before // factor
+        small = _hadamard_matrix(factor, values)
+        if after == 1:
+            values = values.reshape(-1, factor) @ small
+        else:
+            values = torch.matmul(small, values.reshape(-1, factor, after))
+        before *= factor
+    return values.reshape(shape)
+
+
+_FACTOR = 32
+
+
+def _hadamard_matrix(size: int, like: Tensor) -> Tensor:
+    matrix = torch.ones(1, 1, dtype=like.dtype, device=like.device)
+    step = torch.tensor([[1, 1], [1, -1]], dtype=like.dtype, device=like.device)
+    while len(matrix) < size:
+        matrix = torch.kron(step, matrix)
+    return matrix
+
+
+def _length(numel: int, dim: int) -> int:
+    return 1 << (max(dim, min(numel, _SEGMENT)) - 1).bit_length()
+
+
+def _segments(numel: int, dim: int) -> int:
+    return -(-numel // _length(numel, dim))
