@@ -1,5 +1,6 @@
 """The linear datamodeling score of a run, beside baselines. No torch."""
 
+import inspect
 import json
 import warnings
 from collections.abc import Iterable
@@ -122,5 +123,7 @@ def evaluate_run(
 
 
 def _describe(scorer: Scorer) -> str:
-    settings = ", ".join(f"{key}={value}" for key, value in scorer.state.items() if key != "class")
-    return f"{type(scorer).__name__}({settings})"
+    """The scorer, with the settings that are not its defaults."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(type(scorer)).parameters.items()}
+    settings = {key: value for key, value in scorer.state.items() if key != "class" and defaults.get(key) != value}
+    return f"{type(scorer).__name__}({', '.join(f'{key}={value}' for key, value in settings.items())})"
