@@ -31,8 +31,10 @@ from trak_lightning.projectors.base import Projector
 from trak_lightning.quiet import interruptible, quiet_lightning
 from trak_lightning.rundir import CheckpointRecord, RunDirectory, read_subset
 from trak_lightning.scoring.base import Scorer
+from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.scores import Scores
-from trak_lightning.scoring.stage import score_run
+from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
+from trak_lightning.scoring.stage import load_features, score_run
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.memory import MemorySet
 from trak_lightning.tasks.base import Task
@@ -222,6 +224,9 @@ class TRAK:
         regularization: float | str | None = None,
         weights: str | None = None,
         batch_size: int | None = None,
+        top: int | None = None,
+        groups: npt.ArrayLike | None = None,
+        reduction: Reduction = "mean",
     ) -> Scores:
         """Attribute the model's outputs on `target_dataset` to the training examples.
 
@@ -230,9 +235,12 @@ class TRAK:
             name: of the target split, and of the score file.
             scorer: how features become scores.
             regularization: λ as a number, ``"auto"`` or ``"calibrate"``; the scorer's default if None.
-            weights: the weighting of the Gram matrix, ``none``, ``residual``, ``gauss_newton`` or ``fisher``; the
+            weights: the weighting of the Gram matrix, ``auto``, ``none``, ``residual``, ``gauss_newton`` or ``fisher``; the
                 scorer's default if None.
             batch_size: samples of one gradient batch; the loader's, or 64.
+            top: keep only so many of the best and worst training examples of each target, and no (m, n) matrix.
+            groups: (m,) integers: attribute one output a group of targets, in ascending order of these labels.
+            reduction: a group's output is the ``mean`` or the ``sum`` of its targets'.
 
         Returns:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
@@ -245,7 +253,19 @@ class TRAK:
             raise DataError(f"give {' and '.join(given)} to the scorer object itself, or name the scorer")
         if not isinstance(scorer, Scorer):
             scorer = {"name": scorer, **given} if isinstance(scorer, str) else {**scorer, **given}
-        return score_run(self.run, self.store, registry.create("scorers", scorer), targets=name)[0]
+        chosen = registry.create("scorers", scorer)
+        return score_run(self.run, self.store, chosen, targets=name, top=top, groups=groups, reduction=reduction)[0]
+
+    def self_influence(
+        self, *, regularization: float | str = "auto", weights: str = "auto", split: str = "train"
+    ) -> SelfInfluence:
+        """Self-influence and leverage of every training example; settings as for the ``trak`` scorer.
+
+        Raises:
+            IncompleteRunError: nothing was featurised.
+        """
+        checkpoints = load_features(self.run, self.store, targets=split, train=split)
+        return self_influence(checkpoints, regularization, weights)
 
     def _specs(self, data: AttributionData, split: str, block_size: int) -> list[FeatureSpec]:
         return [self._spec(data, split, checkpoint.id, block_size) for checkpoint in self._checkpoints]

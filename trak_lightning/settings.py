@@ -1,6 +1,6 @@
 """The settings of a run that need no torch to be read; the names are those of configuration files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -23,7 +23,9 @@ class EvaluationSettings:
     Args:
         models: how many models are retrained on random subsets that the ensemble did not use.
         fraction: of the training set in each subset.
+        compare: names of further scorers to evaluate beside the one chosen, such as tracin or influence.
     """
 
     models: int = 100
     fraction: float = 0.5
+    compare: list[str] = field(default_factory=list)

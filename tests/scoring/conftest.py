@@ -10,11 +10,24 @@ from trak_lightning.stores.memory import MemoryStore
 
 @pytest.fixture
 def features():
-    def make(train, targets, q, r=None, *, outputs=None, subset=None, checkpoint="c", block_size=7):
+    def make(
+        train,
+        targets,
+        q,
+        r=None,
+        *,
+        outputs=None,
+        train_outputs=None,
+        subset=None,
+        checkpoint="c",
+        block_size=7,
+        cache=None,
+        fingerprint=None,
+    ):
         store = MemoryStore()
 
         def fill(split, phi, columns):
-            spec = FeatureSpec(split, checkpoint, len(phi), phi.shape[1], 1, block_size)
+            spec = FeatureSpec(split, checkpoint, len(phi), phi.shape[1], 1, block_size, fingerprint or {})
             created = store.create(spec)
             for block in range(spec.num_blocks):
                 rows = spec.block_range(block)
@@ -28,9 +41,18 @@ def features():
         m = len(targets)
         target_columns = [np.zeros(m) if outputs is None else outputs, np.ones(m), np.ones(m)]
         return CheckpointFeatures(
-            fill("train", train, [np.zeros(len(train)), q, np.ones(len(train)) if r is None else r]),
+            fill(
+                "train",
+                train,
+                [
+                    np.zeros(len(train)) if train_outputs is None else train_outputs,
+                    q,
+                    np.ones(len(train)) if r is None else r,
+                ],
+            ),
             fill("test", targets, target_columns),
             subset,
+            cache,
         )
 
     return make

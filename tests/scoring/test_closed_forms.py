@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trak_lightning.scoring.gradient_dot import GradientDot
+from trak_lightning.scoring.gradients import GradientDot
 from trak_lightning.scoring.trak import LeaveOneOut, Trak
 
 

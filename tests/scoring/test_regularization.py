@@ -1,12 +1,15 @@
 """Choosing λ, and refusing what cannot be right."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError
 from trak_lightning.evaluation.lds import lds
-from trak_lightning.scoring.spectrum import IllConditionedWarning
+from trak_lightning.scoring.inverse import IllConditionedWarning
 from trak_lightning.scoring.trak import Trak
+from trak_lightning.scoring.views import FeatureView
 
 
 @pytest.fixture
@@ -23,7 +26,11 @@ def ensemble(features, rng):
     for j in range(8):
         subset = np.sort(rng.permutation(n)[: n // 2])
         theta = fit(subset)
-        sets.append(features(X, Z, q=y - X @ theta, outputs=Z @ theta, subset=subset, checkpoint=str(j)))
+        sets.append(
+            features(
+                X, Z, q=y - X @ theta, outputs=Z @ theta, train_outputs=X @ theta, subset=subset, checkpoint=str(j)
+            )
+        )
     masks = np.zeros((60, n), dtype=bool)
     for mask in masks:
         mask[rng.permutation(n)[: n // 2]] = True
@@ -40,13 +47,47 @@ def test_calibration_comes_close_to_the_best_regularization_on_models_it_has_not
     trace = Trak("auto", "none").fit(ensemble[0]).settings["trace"][0]
     best = max(quality(Trak(relative * trace, "none"), ensemble) for relative in np.logspace(-5, 0, 11))
     assert quality(Trak("calibrate", "none"), ensemble) > 0.97 * best
+    assert quality(Trak("auto", "none"), ensemble) > 0.9 * best
     curve = Trak("calibrate", "none").fit(ensemble[0]).settings["curve"]
-    assert len(curve["relative"]) == len(curve["lds"])
+    assert len(curve["relative"]) == len(curve["lds"]["none"])
 
 
-def test_auto_is_a_fraction_of_the_trace_and_never_zero(ensemble):
-    settings = Trak("auto").fit(ensemble[0]).settings
-    np.testing.assert_allclose(settings["regularization"], np.array(settings["trace"]) / 1500)
+@pytest.mark.parametrize("checkpoints", [1, 4, 8])
+def test_auto_without_known_subsets_is_a_fraction_of_the_trace_that_falls_with_the_number_of_checkpoints(
+    checkpoints, ensemble
+):
+    sets = [replace(features, subset=None) for features in ensemble[0][:checkpoints]]
+    settings = Trak("auto").fit(sets).settings
+    np.testing.assert_allclose(settings["regularization"], np.array(settings["trace"]) / 1000 / np.sqrt(checkpoints))
+    assert settings["rule"] == f"auto: trace/{1000 * np.sqrt(checkpoints):.0f}"
+
+
+def test_calibration_chooses_the_weighting_too(ensemble):
+    sets = ensemble[0]
+    rng = np.random.default_rng(1)
+    # Curvatures that say nothing: whoever weights by them scores worse.
+    noisy = [replace(features, train=Noisy(features.train, rng)) for features in sets]
+    settings = Trak("calibrate").fit(noisy).settings
+    assert set(settings["curve"]["lds"]) == {"none", "residual", "gauss_newton", "fisher"}
+    best = max(settings["curve"]["lds"], key=lambda name: max(settings["curve"]["lds"][name]))
+    assert settings["weights"] == best
+    assert settings["weights"] != "gauss_newton"
+
+
+class Noisy(FeatureView):
+    def __init__(self, source, rng):
+        object.__setattr__(self, "source", source)
+        object.__setattr__(self, "spec", source.spec)
+        object.__setattr__(self, "curvature", rng.exponential(size=source.spec.num_samples) ** 6)
+
+    def read_block(self, block):
+        rows = self.source.read_block(block)
+        return replace(rows, curvature=self.curvature[rows.index])
+
+
+def test_a_fraction_of_the_trace_can_be_asked_for(ensemble):
+    settings = Trak("trace/300").fit(ensemble[0]).settings
+    np.testing.assert_allclose(settings["regularization"], np.array(settings["trace"]) / 300)
 
 
 def test_calibration_without_subsets_is_refused_with_the_way_out(features, rng):
@@ -60,7 +101,7 @@ def test_calibration_without_subsets_is_refused_with_the_way_out(features, rng):
 
 @pytest.mark.parametrize("wrong", [-1, "most", float("nan"), None])
 def test_a_regularization_that_is_none_is_refused(wrong):
-    with pytest.raises(SettingsError, match="regularization must be a number λ ≥ 0, 'auto' or 'calibrate'"):
+    with pytest.raises(SettingsError, match="regularization must be a number λ ≥ 0, 'trace/N', 'auto' or 'calibrate'"):
         Trak(wrong)
 
 
@@ -69,7 +110,9 @@ def test_numbers_may_come_as_text():
 
 
 def test_unknown_weights_are_refused_with_the_known_ones():
-    with pytest.raises(SettingsError, match="weights must be one of none, residual, gauss_newton, fisher, got 'q'"):
+    with pytest.raises(
+        SettingsError, match="weights must be one of auto, none, residual, gauss_newton, fisher, got 'q'"
+    ):
         Trak(weights="q")
 
 

@@ -16,8 +16,8 @@ class Given(Scoring):
         self.num_targets, self.num_train = values.shape
         self.settings, self._values = {"rule": "given"}, values
 
-    def rows(self, start, stop):
-        return self._values[start:stop]
+    def tiles(self, start, stop):
+        yield self._values[start:stop]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ COMMANDS = {
     "info": ("storage", "print what a run directory holds, and what is missing"),
     "verify": ("storage", "check that every stored row is there and is what was written"),
     "merge": ("storage", "write the features of one or several run directories to one file"),
+    "self-influence": ("scoring", "compute what every training sample does to itself, and its leverage"),
     "plugins": ("plugins", "list every extractor, projector, store, task and scorer that is installed"),
 }
 
@@ -47,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{command:<10} already finished with these settings, nothing to do")
             return 0
     try:
-        return int(getattr(import_module(f"trak_lightning.cli.{COMMANDS[command][0]}"), command)(rest) or 0)
+        return int(
+            getattr(import_module(f"trak_lightning.cli.{COMMANDS[command][0]}"), command.replace("-", "_"))(rest) or 0
+        )
     except KeyboardInterrupt:
         print(f"trak {command}: interrupted; what is stored is kept, run the same command to go on", file=sys.stderr)
         return 130
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<10} {description}" for name, (_, description) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<14} {description}" for name, (_, description) in COMMANDS.items())
     return (
         "usage: trak COMMAND [options]\n\nWhich training examples made the model predict this?\n\n"
         f"commands:\n{commands}\n\ntrak COMMAND --help shows a command's options."

@@ -1,6 +1,6 @@
 """Random scores: what a score that knows nothing gets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -26,6 +26,6 @@ class _RandomScoring(Scoring):
         super().__init__(checkpoints)
         self._seed = seed
 
-    def rows(self, start: int, stop: int) -> Array:
+    def tiles(self, start: int, stop: int) -> Iterator[Array]:
         generators = [np.random.default_rng([self._seed, row]) for row in range(start, stop)]
-        return np.stack([generator.standard_normal(self.num_train) for generator in generators])
+        yield np.stack([generator.standard_normal(self.num_train) for generator in generators])

@@ -1,5 +1,6 @@
 """The linear datamodeling score of a run, beside baselines. No torch."""
 
+import inspect
 import json
 import warnings
 from collections.abc import Iterable
@@ -8,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from trak_lightning import registry
 from trak_lightning.atomic import atomic_write
 from trak_lightning.evaluation.lds import bootstrap_mean, lds
 from trak_lightning.evaluation.outputs import read_outputs
 from trak_lightning.evaluation.random_scores import Random
 from trak_lightning.rundir import RunDirectory, read_json
 from trak_lightning.scoring.base import BLOCK_BYTES, Array, Scorer
-from trak_lightning.scoring.gradient_dot import GradientDot
-from trak_lightning.scoring.spectrum import IllConditionedWarning
+from trak_lightning.scoring.gradients import GradientDot
+from trak_lightning.scoring.inverse import IllConditionedWarning
 from trak_lightning.scoring.stage import features_fingerprint, load_features, score_run
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.settings import EvaluationSettings
@@ -100,9 +102,11 @@ def evaluate_run(
         num_targets=checkpoints[0].targets.spec.num_samples,
     )
     scores, _ = score_run(run, store, scorer, targets=targets, train=train)
+    compared = {name: registry.create("scorers", name) for name in settings.compare}
     candidates: dict[str, Iterable[Array]] = {
         _describe(scorer): np.array_split(scores.values, max(1, scores.values.nbytes // BLOCK_BYTES)),
         "λ = 0, unweighted (paper)": Trak(regularization=0.0, weights="none").fit(checkpoints).blocks(),
+        **{name: other.fit(checkpoints).blocks() for name, other in compared.items()},
         "gradient dot product": GradientDot().fit(checkpoints).blocks(),
         "random": Random(seed=seed).fit(checkpoints).blocks(),
     }
@@ -119,5 +123,7 @@ def evaluate_run(
 
 
 def _describe(scorer: Scorer) -> str:
-    settings = ", ".join(f"{key}={value}" for key, value in scorer.state.items() if key != "class")
-    return f"{type(scorer).__name__}({settings})"
+    """The scorer, with the settings that are not its defaults."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(type(scorer)).parameters.items()}
+    settings = {key: value for key, value in scorer.state.items() if key != "class" and defaults.get(key) != value}
+    return f"{type(scorer).__name__}({', '.join(f'{key}={value}' for key, value in settings.items())})"

@@ -2,19 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import IncompatibleRunError, IncompleteRunError
-from trak_lightning.stores.base import FeatureRows, FeatureSet
+from trak_lightning.stores.base import FeatureSet
 
 Array = npt.NDArray[Any]
 
 BLOCK_BYTES = 2**28
-"""How much of the (m, n) score matrix is computed at a time."""
+"""How much is worked on at a time: rows of scores, rows of features."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,12 @@ class CheckpointFeatures:
     targets: FeatureSet
     subset: npt.NDArray[np.int64] | None = None
     """Positions of the training samples it was trained on; None if that is not known."""
+    cache: Path | None = None
+    """Folder for what is computed once (Gram matrix, factors, leverages); None computes it anew each time."""
 
 
 class Scoring(ABC):
-    """A fitted scorer: makes the score matrix, row block by row block."""
+    """A fitted scorer: makes the score matrix, tile by tile, so that memory is bounded for any n and m."""
 
     settings: dict[str, Any]
     """What was chosen from the data (λ of every checkpoint, calibration curve). JSON."""
@@ -39,11 +42,15 @@ class Scoring(ABC):
         self.settings = {}
 
     @abstractmethod
-    def rows(self, start: int, stop: int) -> Array:
-        """Scores of the targets ``start … stop`` for all training samples, (stop − start, n).
+    def tiles(self, start: int, stop: int) -> Iterator[Array]:
+        """Scores of the targets ``start … stop``: consecutive columns (stop − start, c), which together make all n.
 
         Positive: having that training example raises the target's model output.
         """
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Scores of the targets ``start … stop`` for all training samples, (stop − start, n)."""
+        return np.concatenate(list(self.tiles(start, stop)), axis=1)
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
         """All rows in order, in blocks of bounded size."""
@@ -55,7 +62,8 @@ class Scoring(ABC):
 class Scorer(ABC):
     """A rule that turns features into scores. Public attributes are its settings.
 
-    A scorer of your own needs one method, `fit`; the `Scoring` that it returns needs one, `rows`.
+    A scorer of your own needs one method, `fit`. Most are sums of inner products over checkpoints, a few lines each:
+    see `trak_lightning.scoring.inner_products`.
     """
 
     @abstractmethod
@@ -73,20 +81,6 @@ class Scorer(ABC):
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}"} | {
             name: value for name, value in vars(self).items() if not name.startswith("_")
         }
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Feature sets that were checked to be complete and to belong together."""
-
-    checkpoints: tuple[CheckpointFeatures, ...]
-    loss_weight: Array = field(init=False)
-    """Q̄ (n,): q of every training sample, averaged over checkpoints (Park et al. 2023, section 3.3)."""
-
-    def __post_init__(self) -> None:
-        require_compatible(self.checkpoints)
-        columns = [features.train.column("loss_weight").astype(np.float64) for features in self.checkpoints]
-        object.__setattr__(self, "loss_weight", np.mean(columns, axis=0))
 
 
 def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
@@ -121,26 +115,8 @@ def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
                 )
 
 
-def read_rows(features: FeatureSet, start: int, stop: int) -> Array:
-    """Features (stop − start, k) of consecutive samples."""
-    size = features.spec.block_size
-    parts = []
-    for block in range(start // size, -(-stop // size)):
-        rows = features.read_block(block).features
-        parts.append(rows[max(start - block * size, 0) : stop - block * size])
-    return np.concatenate(parts)
-
-
-def weighting(rows: FeatureRows, weights: str) -> Array:
-    """W of the Gram matrix ΦᵀWΦ, one weight a row, float64 (b,)."""
-    choices = {
-        "none": lambda: np.ones(len(rows)),
-        "residual": lambda: np.abs(rows.loss_weight.astype(np.float64)),
-        "gauss_newton": lambda: rows.curvature.astype(np.float64),
-        "fisher": lambda: rows.loss_weight.astype(np.float64) ** 2,
-    }
-    return choices[weights]()
-
-
-Weights: TypeAlias = Literal["none", "residual", "gauss_newton", "fisher"]
-WEIGHTS = get_args(Weights)
+def chunks(num_samples: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[range]:
+    """0 … num_samples in consecutive ranges of at most `block_bytes` (and at least one row) each."""
+    step = max(1, block_bytes // max(1, row_bytes))
+    for start in range(0, num_samples, step):
+        yield range(start, min(start + step, num_samples))

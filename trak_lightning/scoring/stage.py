@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy.typing as npt
+
+from trak_lightning.errors import DataError
 from trak_lightning.rundir import RunDirectory
 from trak_lightning.scoring.base import CheckpointFeatures, Scorer
+from trak_lightning.scoring.groups import Reduction, group_targets
 from trak_lightning.scoring.scores import Scores, write_scores
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureStore
@@ -17,8 +21,23 @@ def score_run(
     *,
     targets: str,
     train: str = "train",
+    top: int | None = None,
+    groups: npt.ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    name: str | None = None,
 ) -> tuple[Scores, bool]:
     """Score the split `targets` against the split `train`, over all checkpoints of the run.
+
+    Args:
+        run: the run directory.
+        store: where its features live.
+        scorer: how they become scores.
+        targets: split of the targets.
+        train: split of the training samples.
+        top: keep only so many of the best and worst of each target, and no matrix.
+        groups: (m,) integers: score one target a group, its members' `reduction`.
+        reduction: ``mean`` or ``sum``.
+        name: of the score file; if None, that of the target split, for groups with the reduction: ``test-mean``.
 
     Returns:
         The scores, and whether they were computed now; scores that were made from the same features with the same
@@ -27,15 +46,19 @@ def score_run(
     Raises:
         IncompleteRunError: nothing was featurised, or rows are missing.
     """
+    if top is not None and top < 1:
+        raise DataError(f"top must be at least 1, got {top}")
     checkpoints = load_features(run, store, targets=targets, train=train)
-    request = {"scorer": scorer.state, "features": features_fingerprint(checkpoints)}
-    path = run.scores(targets)
+    if groups is not None:
+        checkpoints = [group_targets(features, groups, reduction) for features in checkpoints]
+    request = {"scorer": scorer.state, "features": features_fingerprint(checkpoints), "top": top}
+    path = run.scores(name or (targets if groups is None else f"{targets}-{reduction}"))
     if path.exists():
         scores = Scores(path)
         if scores.settings.get("request") == request:
             return scores, False
     fitted = scorer.fit(checkpoints)
-    return write_scores(path, fitted, {"request": request}), True
+    return write_scores(path, fitted, {"request": request}, top=top), True
 
 
 def load_features(
@@ -47,6 +70,7 @@ def load_features(
             train=store.open(train, checkpoint.id),
             targets=store.open(targets, checkpoint.id),
             subset=run.read_subset(checkpoint.id),
+            cache=run.path / "factors" / train / checkpoint.id,
         )
         for checkpoint in run.require_checkpoints()
     ]

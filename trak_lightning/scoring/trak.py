@@ -1,111 +1,135 @@
 """TRAK scores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
 from trak_lightning.errors import SettingsError
-from trak_lightning.scoring.base import (
-    WEIGHTS,
-    Array,
-    CheckpointFeatures,
-    Problem,
-    Scorer,
-    Scoring,
-    Weights,
-    read_rows,
-    weighting,
-)
+from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, Scoring, require_compatible
+from trak_lightning.scoring.gram import WEIGHTS, Weights, weighting
+from trak_lightning.scoring.inner_products import Average, InnerProducts, Part, loss_weight
 from trak_lightning.scoring.regularization import choose, parse
-from trak_lightning.scoring.spectrum import Spectrum, gram_spectrum
+from trak_lightning.scoring.system import System
+from trak_lightning.scoring.thresholding import SoftThreshold, parse_threshold
+from trak_lightning.scoring.unit import unit_norm
+from trak_lightning.stores.base import FeatureRows
+
+Normalize: TypeAlias = Literal["none", "unit", "self_influence"]
 
 
 class Trak(Scorer):
     """TRAK: one Newton step on the linearised model, averaged over checkpoints.
 
     ``τ(z)_i = ( (1/M) Σ_m φ_m(z)ᵀ (Φ_mᵀ W_m Φ_m + λ_m I)⁻¹ φ_m(z_i) ) · ( (1/M) Σ_m q_m,i )``: both factors are averaged
-    separately (Park et al. 2023, section 3.3, where W = I and λ = 0).
+    separately. The paper's estimator (Park et al. 2023, section 3.3) is ``Trak(regularization=0, weights="none")``.
 
     Args:
-        regularization: λ as a number, the same for every checkpoint; ``auto`` for
-            trace(ΦᵀWΦ)/1500; ``calibrate`` to choose it by the linear datamodeling score over the checkpoints themselves, which needs
-            recorded subsets.
+        regularization: λ as a number, the same for every checkpoint; ``trace/N`` for trace(ΦᵀWΦ)/N; ``auto`` for what
+            docs/regularization.md says; ``calibrate`` to choose it, and the weighting, by the linear datamodeling score
+            over the checkpoints themselves, which needs recorded subsets.
         weights: W, of every training sample: ``none`` 1, ``residual`` \\|q|, ``gauss_newton`` r = ∂²ℓ/∂f²
-            (q(1 − q) for the logistic loss), ``fisher`` q².
+            (q(1 − q) for the logistic loss), ``fisher`` q²; ``auto`` for ``residual``, or for what ``calibrate`` finds.
+        average: ``factors`` as above; ``scores`` averages every checkpoint's scores, each with its own q.
+        normalize: ``unit`` scales all features to length 1; ``self_influence`` divides by
+            √(φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i), so that samples that move every output stand out less (Barshan et al. 2020).
+        threshold: soft threshold S(τ; t) = sign(τ)·max(\\|τ| − t, 0) of the scores: t as a number, or ``calibrate`` to
+            choose it as λ is chosen by ``calibrate`` (Park et al. 2023, section 3.2, step 5).
     """
 
-    def __init__(self, regularization: float | str = "auto", weights: Weights = "residual") -> None:
-        if weights not in WEIGHTS:
-            raise SettingsError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    def __init__(
+        self,
+        regularization: float | str = "auto",
+        weights: Weights | Literal["auto"] = "auto",
+        average: Average = "factors",
+        normalize: Normalize = "none",
+        threshold: float | str = 0.0,
+    ) -> None:
         self.regularization = parse(regularization)
-        self.weights = weights
+        self.weights = _one_of("weights", weights, ("auto", *WEIGHTS))
+        self.average = _one_of("average", average, get_args(Average))
+        self.normalize = _one_of("normalize", normalize, get_args(Normalize))
+        self.threshold = parse_threshold(threshold)
 
     def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:
-        problem = Problem(tuple(checkpoints))
-        spectra = [gram_spectrum(features.train, self.weights) for features in checkpoints]
-        choice = choose(self.regularization, problem, spectra)
-        scoring = _TrakScoring(problem, spectra, choice.values, self._factor(problem, spectra, choice.values))
+        require_compatible(checkpoints)
+        if self.normalize == "unit":
+            checkpoints = [unit_norm(features) for features in checkpoints]
+        choice = choose(self.regularization, self.weights, checkpoints)
+        parts = [
+            Part(system.inverse(value).solve, self._normalized(system, value))
+            for system, value in zip(choice.systems, choice.values, strict=True)
+        ]
+        scoring = InnerProducts(checkpoints, parts, self.average)  # type: ignore[arg-type]
         scoring.settings = choice.settings
-        return scoring
+        return SoftThreshold.of(scoring, self.threshold, checkpoints) if self.threshold else scoring
 
-    def _factor(self, problem: Problem, spectra: list[Spectrum], regularizations: Sequence[float]) -> Array:
-        """What the averaged inner products are multiplied by, for every training sample: (n,)."""
-        return problem.loss_weight
+    def _coefficient(self, system: System, regularization: float) -> Callable[[FeatureRows], Array]:
+        """What inner products with a training sample are multiplied by."""
+        return loss_weight
+
+    def _normalized(self, system: System, regularization: float) -> Callable[[FeatureRows], Array]:
+        coefficient = self._coefficient(system, regularization)
+        if self.normalize != "self_influence":
+            return coefficient
+        quadratic = system.quadratic(regularization)
+        smallest = np.finfo(np.float64).tiny
+        return lambda rows: coefficient(rows) / np.sqrt(np.maximum(quadratic[rows.index], smallest))
 
 
 class LeaveOneOut(Trak):
     """TRAK with the correction for leverage: the exact effect of one Newton step without the sample.
 
-    ``τ(z)_i / (1 − h_i)`` with ``h_i = r_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``, averaged over checkpoints. With
-    ``weights="gauss_newton"`` and one checkpoint this is f(z; θ) − f(z; θ₋ᵢ), where θ₋ᵢ is one Newton step from θ on the
-    loss without sample i (Park et al. 2023, equation 5; Pregibon 1981).
+    ``τ(z)_i / (1 − h_i)`` with ``h_i = w_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``, each checkpoint's own. With ``weights="gauss_newton"``
+    and one checkpoint this is f(z; θ) − f(z; θ₋ᵢ), where θ₋ᵢ is one Newton step from θ on the loss without sample i
+    (Park et al. 2023, equation 5; Pregibon 1981).
 
     Args:
         regularization: as for `Trak`.
         weights: as for `Trak`.
+        average: as for `Trak`.
+        normalize: as for `Trak`.
+        threshold: as for `Trak`.
     """
 
-    def __init__(self, regularization: float | str = "auto", weights: Weights = "gauss_newton") -> None:
-        super().__init__(regularization, weights)
-
-    def _factor(self, problem: Problem, spectra: list[Spectrum], regularizations: Sequence[float]) -> Array:
-        remaining = np.zeros_like(problem.loss_weight)
-        for features, spectrum, value in zip(problem.checkpoints, spectra, regularizations, strict=True):
-            for rows in features.train.blocks():
-                solved = spectrum.solve(rows.features, value)
-                leverage = weighting(rows, self.weights) * (solved * rows.features).sum(1)
-                # A sample that is the only one in its direction has leverage 1 up to rounding.
-                remaining[rows.index] += 1 - np.minimum(leverage, 1 - 1e-6)
-        return problem.loss_weight / (remaining / len(spectra))
-
-
-class _TrakScoring(Scoring):
     def __init__(
-        self, problem: Problem, spectra: list[Spectrum], regularizations: Sequence[float], factor: Array
+        self,
+        regularization: float | str = "auto",
+        weights: Weights | Literal["auto"] = "gauss_newton",
+        average: Average = "factors",
+        normalize: Normalize = "none",
+        threshold: float | str = 0.0,
     ) -> None:
-        super().__init__(problem.checkpoints)
-        self._problem = problem
-        self._spectra = spectra
-        self._regularizations = regularizations
-        self._factor = factor
+        super().__init__(regularization, weights, average, normalize, threshold)
 
-    def rows(self, start: int, stop: int) -> Array:
-        parts = zip(self._problem.checkpoints, self._spectra, self._regularizations, strict=True)
-        solved = [
-            (features, spectrum.solve(read_rows(features.targets, start, stop), value))
-            for features, spectrum, value in parts
-        ]
-        return mean_inner_products(solved, stop - start, self.num_train) * self._factor
+    def _coefficient(self, system: System, regularization: float) -> Callable[[FeatureRows], Array]:
+        quadratic = system.quadratic(regularization)
+
+        def coefficient(rows: FeatureRows) -> Array:
+            leverage = weighting(rows, system.weights) * quadratic[rows.index]
+            # A sample that is the only one in its direction has leverage 1 up to rounding.
+            corrected: Array = rows.loss_weight / (1 - np.minimum(leverage, 1 - 1e-6))
+            return corrected
+
+        return coefficient
 
 
-def mean_inner_products(left: Sequence[tuple[CheckpointFeatures, Array]], b: int, n: int) -> Array:
-    """``(1/M) Σ_m L_m Φ_mᵀ`` for rows L_m (b, k): (b, n), reading the training features block by block.
+class Influence(Trak):
+    """Influence functions on projected gradients: ``τ(z)_i = (1/M) Σ_m φ_m(z)ᵀ (Φ_mᵀ R_m Φ_m + λ_m I)⁻¹ φ_m(z_i) q_m,i``.
 
-    Products are in the dtype of the stored features, sums over checkpoints in float64.
+    R holds the curvatures ∂²ℓ/∂f², so that ΦᵀRΦ is the projected generalised Gauss-Newton matrix (Koh and Liang 2017;
+    Bae et al. 2022), and every checkpoint keeps its own q.
+
+    Args:
+        regularization: as for `Trak`.
+        normalize: as for `Trak`.
     """
-    total = np.zeros((b, n))
-    for features, rows in left:
-        for block in features.train.blocks():
-            stored = block.features
-            total[:, block.index[0] : block.index[-1] + 1] += rows.astype(stored.dtype) @ stored.T
-    return total / len(left)
+
+    def __init__(self, regularization: float | str = "auto", normalize: Normalize = "none") -> None:
+        super().__init__(regularization, "gauss_newton", "scores", normalize)
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    return value

@@ -1,0 +1,79 @@
+"""Three real problems on which attribution is judged: models, data, and how both are trained.
+
+Each is a LightningModule and a LightningDataModule, small enough that a hundred trainings take minutes on one core.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning as L
+
+from problems.fashion import FashionCNN, FashionData
+from problems.glosses import GlossData, GlossTransformer
+from trak_lightning.data import AttributionData
+from trak_lightning.demos import DigitsCNN, DigitsDataModule
+from trak_lightning.ensemble import train_ensemble
+from trak_lightning.evaluation.retraining import retrain
+from trak_lightning.quiet import quiet_lightning
+from trak_lightning.subsets import SubsetPlan
+from trak_lightning.tasks.classification import ImageClassification
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained, and for how long."""
+
+    model: Callable[[], L.LightningModule]
+    data: Callable[[], L.LightningDataModule]
+    epochs: int
+
+    def with_data(self, data: Callable[[], L.LightningDataModule]) -> "Problem":
+        """The same model and training on another DataModule."""
+        return replace(self, data=data)
+
+
+PROBLEMS = {
+    "digits": Problem(DigitsCNN, DigitsDataModule, epochs=15),
+    "fashion": Problem(FashionCNN, FashionData, epochs=10),
+    "glosses": Problem(GlossTransformer, GlossData, epochs=5),
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A problem with an ensemble and retrained models."""
+
+    model: L.LightningModule
+    train: AttributionData
+    targets: AttributionData
+    checkpoints: list[Path]
+    models: Path
+    """The folder with subsets and outputs of the retrained models."""
+
+
+def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100) -> Trained:
+    """Train what is missing in `folder`: checkpoints to attribute with, and models on other halves to judge scores by."""
+    problem = PROBLEMS[name]
+    data = problem.data()
+    data.setup()
+    train, targets = AttributionData.of(data.train_dataloader()), AttributionData.of(data.test_dataloader())
+
+    def fresh(seed: int) -> tuple[L.LightningModule, L.Trainer]:
+        with quiet_lightning():
+            L.seed_everything(seed, verbose=False)
+            return problem.model(), L.Trainer(
+                accelerator="cpu",
+                max_epochs=problem.epochs,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+
+    def plan(purpose: str) -> SubsetPlan:
+        return SubsetPlan(purpose, len(train), fraction=0.5, seed=0, recipe={"problem": name, "epochs": problem.epochs})
+
+    checkpoints, _ = train_ensemble(fresh, data, plan("ensemble"), ensemble, folder / "checkpoints")
+    retrain(fresh, data, ImageClassification(), targets, plan("evaluation"), models, folder / "models")
+    return Trained(problem.model().eval(), train, targets, checkpoints, folder / "models")

@@ -1,0 +1,127 @@
+"""Throughput and memory of the Gram matrix and of scoring, beside plain matrix products of the same shapes.
+
+    python benchmarks/score.py                                  # n = 10,000 and 100,000
+    python benchmarks/score.py --sizes [1000000] --folder /big  # 8 GB of features
+
+Features are random numbers, written to disk as a run would; reading them is part of the time. The plain products are
+``torch.matmul`` on one block that stays in memory, repeated: what the processor can do at best. They take turns with ours;
+figures are medians.
+"""
+
+import platform
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+
+from trak_lightning.scoring.base import CheckpointFeatures
+from trak_lightning.scoring.gram import gram
+from trak_lightning.scoring.inner_products import InnerProducts, Part
+from trak_lightning.scoring.scores import write_scores
+from trak_lightning.scoring.trak import Trak
+from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec
+from trak_lightning.stores.hdf5 import HDF5Store
+
+BLOCK = 1024
+
+
+def main(
+    sizes: list[int] = [10_000, 100_000],  # noqa: B006
+    dim: int = 2048,
+    targets: int = 1000,
+    folder: str | None = None,
+    rounds: int = 3,
+) -> None:
+    """Print the table.
+
+    Args:
+        sizes: n, numbers of training samples.
+        dim: k, the number of projected dimensions.
+        targets: m, the number of targets.
+        folder: where features are written and deleted again; a temporary folder if None.
+        rounds: repetitions of everything, in turn.
+    """
+    title = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, k = {dim}, m = {targets}"
+    table = Table(title=f"{title}, medians of {rounds}")
+    for column in ("n", "what", "time", "GFLOP/s", "÷ matmul", "peak memory so far"):
+        table.add_column(column, justify="right")
+    for n in sizes:
+        root = Path(tempfile.mkdtemp(dir=folder))
+        try:
+            _measure(table, n, dim, targets, root, rounds)
+        finally:
+            shutil.rmtree(root)
+    Console(width=110).print(table)
+
+
+def _measure(table: Table, n: int, k: int, m: int, root: Path, rounds: int) -> None:
+    store = HDF5Store()
+    store.bind(root)
+    train, target = _fill(store, "train", n, k), _fill(store, "test", m, k)
+    features = CheckpointFeatures(train, target)
+    block, rows = torch.randn(BLOCK, k), torch.randn(m, k)
+    repetitions = n / BLOCK
+
+    def plain_gram() -> None:
+        for _ in range(round(repetitions)):
+            torch.matmul(block.T, block)
+
+    def plain_scores() -> None:
+        for _ in range(round(repetitions)):
+            torch.matmul(rows, block.T)
+
+    def ours_gram() -> None:
+        gram(train, "residual")
+
+    def ours_scores() -> None:
+        write_scores(root / "scores.h5", InnerProducts([features], [Part()]), {}, top=100)
+
+    def whole() -> None:
+        write_scores(root / "scores.h5", Trak().fit([features]), {}, top=100)
+
+    works: list[tuple[str, Callable[[], None], float]] = [
+        ("matmul: Gram", plain_gram, 2 * n * k * k),
+        ("Gram matrix", ours_gram, 2 * n * k * k),
+        ("matmul: scores", plain_scores, 2 * n * k * m),
+        ("top 100 of all scores", ours_scores, 2 * n * k * m),
+        ("trak, all in all", whole, 2 * n * k * (k + m)),
+    ]
+    times: dict[str, list[float]] = {name: [] for name, *_ in works}
+    memory: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, work, _flops in works:
+            started = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - started)
+            memory[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    for name, _, flops in works:
+        seconds = median(times[name])
+        plain = {"Gram matrix": "matmul: Gram", "top 100 of all scores": "matmul: scores"}.get(name)
+        ratio = f"{median(times[plain]) / seconds:.2f}" if plain else ""
+        table.add_row(
+            f"{n:,}", name, f"{seconds:.2f} s", f"{flops / seconds / 1e9:.0f}", ratio, f"{memory[name]:.2f} GiB"
+        )
+
+
+def _fill(store: HDF5Store, split: str, n: int, k: int) -> FeatureSet:
+    created = store.create(FeatureSpec(split, "c", n, k, 64, BLOCK, {}))
+    rng = np.random.default_rng(0)
+    for block in range(created.spec.num_blocks):
+        inside = created.spec.block_range(block)
+        phi = rng.standard_normal((len(inside), k), dtype=np.float32)
+        q = rng.uniform(0, 1, len(inside)).astype(np.float32)
+        created.write_block(block, FeatureRows(np.arange(inside.start, inside.stop), phi, q, q, q))
+    return created
+
+
+if __name__ == "__main__":
+    auto_cli(main)

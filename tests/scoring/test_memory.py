@@ -1,0 +1,57 @@
+"""Features on disk that are larger than the memory a process may use are scored all the same."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from trak_lightning.scoring.base import CheckpointFeatures
+from trak_lightning.scoring.scores import Scores, write_scores
+from trak_lightning.scoring.trak import Trak
+from trak_lightning.stores.base import FeatureRows, FeatureSpec
+from trak_lightning.stores.hdf5 import HDF5Store
+
+N, K, BLOCK = 300_000, 256, 4096
+
+SCORE = """
+import resource, sys
+import numpy as np
+import scipy.linalg, h5py
+from pathlib import Path
+from trak_lightning.scoring.base import CheckpointFeatures
+from trak_lightning.scoring.scores import write_scores
+from trak_lightning.scoring.trak import Trak
+from trak_lightning.stores.hdf5 import HDF5Store
+
+store = HDF5Store()
+store.bind(Path(sys.argv[1]) / "features")
+sets = CheckpointFeatures(store.open("train", "c"), store.open("test", "c"))
+np.ones((64, 64)) @ np.ones((64, 64))  # the threads of the matrix library are there before memory is limited
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
+write_scores(Path(sys.argv[1]) / "limited.h5", Trak("trace/1500").fit([sets]), {}, top=20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_features_larger_than_memory(tmp_path):
+    store = HDF5Store()
+    store.bind(tmp_path / "features")
+    for split, n in (("train", N), ("test", 20)):
+        created = store.create(FeatureSpec(split, "c", n, K, 64, BLOCK, {}))
+        for block in range(created.spec.num_blocks):
+            inside = created.spec.block_range(block)
+            rng = np.random.default_rng([block, n])
+            phi = rng.standard_normal((len(inside), K), dtype=np.float32)
+            q = rng.uniform(0, 1, len(inside)).astype(np.float32)
+            created.write_block(block, FeatureRows(np.arange(inside.start, inside.stop), phi, q, q, q))
+    size = sum(path.stat().st_size for path in (tmp_path / "features/train").rglob("*.h5"))
+    allowed = size // 2
+    command = [sys.executable, "-c", SCORE, str(tmp_path), str(allowed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert size > 300e6
+    sets = CheckpointFeatures(store.open("train", "c"), store.open("test", "c"))
+    free = write_scores(tmp_path / "free.h5", Trak("trace/1500").fit([sets]), {}, top=20)
+    np.testing.assert_array_equal(Scores(tmp_path / "limited.h5").top(20).indices, free.top(20).indices)

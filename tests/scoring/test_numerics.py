@@ -1,0 +1,134 @@
+"""Hard cases of the linear algebra: against dense float64 solutions."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from trak_lightning.errors import SettingsError
+from trak_lightning.scoring.gram import WEIGHTS, gram
+from trak_lightning.scoring.inverse import IllConditionedWarning
+from trak_lightning.scoring.ranking import RunningRanking, rank
+from trak_lightning.scoring.system import System
+from trak_lightning.scoring.trak import Trak
+
+
+def weights_of(name, q, r):
+    return {"none": np.ones_like(q), "residual": np.abs(q), "gauss_newton": r, "fisher": q**2}[name]
+
+
+def problem(rng, n, k, m=3):
+    q = rng.uniform(0, 1, n)
+    return rng.standard_normal((n, k)), rng.standard_normal((m, k)), q, q * (1 - q)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("n", "k"), [(20, 6), (6, 20), (10, 1), (1, 10), (10, 10)])
+def test_every_weighting_in_primal_and_dual_form_is_the_dense_solution(weights, n, k, features, rng):
+    X, Z, q, r = problem(rng, n, k)
+    W = weights_of(weights, q, r)
+    expected = Z @ np.linalg.solve((X * W[:, None]).T @ X + 0.3 * np.eye(k), X.T) * q
+    found = Trak(0.3, weights).fit([features(X, Z, q, r)]).rows(0, 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [29, 31])
+def test_primal_and_dual_agree_where_n_is_about_k(k, features, rng):
+    X, Z, q, r = problem(rng, 30, 30)
+    # A column of zeros or one less changes the form, not the problem.
+    X[:, 29:] = 0
+    X, Z = (np.pad(A, ((0, 0), (0, 1)))[:, :k] for A in (X, Z))
+    expected = Z @ np.linalg.solve((X * q[:, None]).T @ X + 0.2 * np.eye(k), X.T) * q
+    np.testing.assert_allclose(Trak(0.2).fit([features(X, Z, q, r)]).rows(0, 3), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [5, 40])
+def test_constant_and_duplicated_rows_share_what_one_of_them_would_get(k, features, rng):
+    X = np.repeat(rng.standard_normal((1, k)), 12, axis=0)
+    Z, q = rng.standard_normal((2, k)), np.ones(12)
+    expected = Z @ X.T / (12 * (X[0] @ X[0]) + 0.5)
+    found = Trak(0.5, "none").fit([features(X, Z, q)]).rows(0, 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        Trak(0.0, "none").fit([features(X, Z, q)]).rows(0, 2), Z @ X.T / (12 * (X[0] @ X[0])), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float16, 1e-5)])
+@pytest.mark.parametrize("k", [8, 60])
+def test_features_of_low_precision_are_computed_in_single_precision(dtype, tolerance, k, features, rng):
+    X, Z, q, r = problem(rng, 40, k)
+    X, Z = X.astype(dtype), Z.astype(dtype)
+    exact = [A.astype(np.float64) for A in (X, Z)]
+    expected = exact[1] @ np.linalg.solve((exact[0] * q[:, None]).T @ exact[0] + np.eye(k), exact[0].T) * q
+    found = Trak(1.0).fit([features(X, Z, q, r)]).rows(0, 3)
+    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_half_precision_features_do_not_overflow_in_the_gram_matrix(features):
+    X = np.full((400, 2), 300.0, dtype=np.float16)
+    found = gram(features(X, X[:1], np.ones(400)).train, "none")
+    np.testing.assert_array_equal(found, [[400 * 9e4, 0], [400 * 9e4, 400 * 9e4]])
+
+
+def test_rows_read_in_other_blocks_give_the_same_within_single_precision(features, rng):
+    X, Z, q, r = problem(rng, 900, 64)
+    sets = [features(X.astype(np.float32), Z.astype(np.float32), q, r, block_size=b) for b in (1, 7, 128, 900)]
+    scores = [Trak("trace/1500").fit([found]).rows(0, 3) for found in sets]
+    # Bound: the products of a block are in float32, and (ΦᵀWΦ + λI)⁻¹ amplifies their error by at most trace/λ.
+    for other in scores[1:]:
+        assert np.abs(other - scores[0]).max() < 1500 * 2**-24 * np.abs(scores[0]).max()
+
+
+def test_lambda_too_small_to_help_is_warned_of_with_the_condition_number(features, rng):
+    X = rng.standard_normal((30, 3)) * [1e8, 1, 1]
+    with pytest.warns(IllConditionedWarning, match=r"condition number \d.*λ = 1e-09.*nothing was done"):
+        Trak(1e-9, "none").fit([features(X, X[:1], np.ones(30))])
+
+
+def test_a_matrix_that_cannot_be_factorised_is_solved_by_the_pseudo_inverse(features, rng):
+    X = rng.standard_normal((30, 1)) @ rng.standard_normal((1, 4)) * 1e6
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", IllConditionedWarning
+        )  # the matrix is singular up to rounding, whose sign decides
+        found = Trak(1e-12, "none").fit([features(X, X[:2], np.ones(30))]).rows(0, 2)
+    np.testing.assert_allclose(found, X[:2] @ X.T / (X**2).sum(), rtol=1e-3)
+
+
+def test_columns_that_arrive_in_pieces_are_ranked_as_at_once(rng):
+    scores = rng.integers(-20, 20, (5, 300)).astype(np.float32)
+    for which in ("top", "bottom"):
+        running = RunningRanking(which, 12)
+        for piece in np.split(scores, [1, 8, 150], axis=1):
+            running.add(piece)
+        expected = rank(scores, which, 12)
+        np.testing.assert_array_equal(running.ranking.indices, expected.indices)
+        np.testing.assert_array_equal(running.ranking.values, expected.values)
+
+
+def test_factors_are_kept_and_made_anew_when_features_change(features, rng, tmp_path, monkeypatch):
+    X, Z, q, r = problem(rng, 30, 5)
+
+    def scores(X, version):
+        fitted = Trak(0.5).fit([features(X, Z, q, r, cache=tmp_path, fingerprint={"version": version})])
+        return fitted.rows(0, 3)
+
+    first = scores(X, 1)
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert len(kept) == 2  # Gram matrix and factor
+    with monkeypatch.context() as patched:
+        patched.setattr(System, "_factor", None)  # nothing is factorised again
+        np.testing.assert_array_equal(scores(X, 1), first)
+    other = scores(2 * X, 2)
+    assert not np.allclose(other, first)
+    assert not kept & {path.name for path in tmp_path.iterdir()}
+    damaged = next(tmp_path.glob("factor-*"))
+    damaged.write_bytes(b"nothing")
+    np.testing.assert_allclose(scores(2 * X, 2), other)
+
+
+@pytest.mark.parametrize("wrong", [{"average": "mean"}, {"normalize": "l2"}, {"threshold": -1}])
+def test_settings_that_are_none_are_refused(wrong):
+    with pytest.raises(SettingsError, match=f"{next(iter(wrong))} must be"):
+        Trak(**wrong)

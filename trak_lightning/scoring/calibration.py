@@ -1,0 +1,163 @@
+"""Which λ, and which weighting, predict best what the checkpoints themselves say? Nothing is retrained for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trak_lightning.errors import DataError
+from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.cache import cached
+from trak_lightning.scoring.inner_products import as_computed
+from trak_lightning.scoring.system import System
+from trak_lightning.stores.validation import identity
+
+GRID = np.logspace(-1.5, -5.5, 9)
+"""Candidates for λ, in units of trace(ΦᵀWΦ), of each checkpoint its own; between them the curve is a parabola."""
+
+FEWEST = 4
+"""Checkpoints that a rank correlation over checkpoints needs at the least."""
+
+JUDGES = 2000
+"""How many training samples, evenly spaced, scores are judged on."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The best pair, and the curves it was chosen from."""
+
+    weights: str
+    relative: float
+    """λ/trace."""
+    settings: dict[str, Any]
+    """``curve``: LDS at every λ/trace in ``relative``, for each weighting."""
+
+
+def can_calibrate(checkpoints: Sequence[CheckpointFeatures]) -> bool:
+    return len(checkpoints) >= FEWEST and all(
+        features.subset is not None and len(features.subset) < features.train.spec.num_samples
+        for features in checkpoints
+    )
+
+
+def require_calibration(checkpoints: Sequence[CheckpointFeatures]) -> None:
+    """Refuse checkpoints whose subsets are not known.
+
+    Raises:
+        DataError: fewer than four checkpoints, or subsets that are unknown or hold every sample.
+    """
+    if can_calibrate(checkpoints):
+        return
+    unknown = sum(features.subset is None for features in checkpoints)
+    raise DataError(
+        f"regularization='calibrate' needs at least {FEWEST} checkpoints, each with the part of the training set that it was "
+        f"trained on; there are {len(checkpoints)}, {unknown} of them without. Give subsets=…, train the checkpoints with "
+        "trak train, or use regularization='auto'."
+    )
+
+
+def calibration(checkpoints: Sequence[CheckpointFeatures], weights: Sequence[str]) -> Calibration:
+    """Cross-validated linear datamodeling score over the checkpoints.
+
+    Checkpoint j was trained on a recorded subset S_j, and its outputs on training samples z are stored: scores of z made
+    from the *other* checkpoints are summed over S_j and compared with f(z; θ_j), by correlation over j, averaged over z. Training samples serve as targets because there are many, and because λ then depends on no target.
+    """
+    everything = [[identity(features.train.spec), np.asarray(features.subset).tolist()] for features in checkpoints]
+    first = checkpoints[0]
+    key = [everything, list(weights), GRID.tolist(), JUDGES]
+    curves = cached(
+        first.cache, f"calibration-{'-'.join(weights)}", first.train, key, lambda: _curves(checkpoints, weights)
+    )
+    peaks = [peak(curve) for curve in curves]
+    best = int(np.argmax([height for _, height in peaks]))
+    curve = {name: [float(value) for value in row] for name, row in zip(weights, curves, strict=True)}
+    return Calibration(weights[best], peaks[best][0], {"curve": {"relative": GRID.tolist(), "lds": curve}})
+
+
+def _curves(checkpoints: Sequence[CheckpointFeatures], weights: Sequence[str]) -> Array:
+    """Mean correlation for every weighting and λ: (weightings, λ)."""
+    M, n = len(checkpoints), checkpoints[0].train.spec.num_samples
+    judges = np.unique(np.linspace(0, n - 1, min(n, JUDGES)).astype(np.int64))
+    outputs = np.stack([features.train.column("output")[judges] for features in checkpoints]).astype(np.float64)
+    predicted = np.zeros((len(weights), len(GRID), M, len(judges)))
+    masks = _masks(checkpoints)
+    for m, features in enumerate(checkpoints):
+        sums, rows = _sums(features, masks), select(features, judges)
+        others = [j for j in range(M) if j != m]
+        for w, name in enumerate(weights):
+            system = System(features, name)
+            for position, relative in enumerate(GRID):
+                inverse = system.trial(float(relative) * system.trace)
+                predicted[w, position, others] += (inverse.solve(sums) @ rows.T)[others]
+    members = _members(checkpoints, judges)
+    return np.array([[_agreement(prediction, outputs, members) for prediction in row] for row in predicted])
+
+
+def _agreement(predicted: Array, observed: Array, members: Array) -> float:
+    """Correlation of predicted and observed outputs (M, s) over checkpoints, averaged over samples.
+
+    Checkpoints that were trained on the sample itself are compared among themselves, and so are the others: that a sample
+    raises its own output is true at any λ, and would favour the λ at which samples are told apart best.
+    """
+    centred = []
+    for values in (predicted, observed):
+        residual = values.copy()
+        for group in (members, ~members):
+            size = np.maximum(group.sum(0), 1)
+            residual -= group * ((values * group).sum(0) / size)
+        centred.append(residual)
+    norm = np.sqrt((centred[0] ** 2).sum(0) * (centred[1] ** 2).sum(0))
+    covariance = (centred[0] * centred[1]).sum(0)
+    found = covariance[norm > 0] / norm[norm > 0]
+    return float(found.mean()) if len(found) else 0.0
+
+
+def _masks(checkpoints: Sequence[CheckpointFeatures]) -> Array:
+    r"""(1_{S_j} − \|S_j|/n) ∘ (q averaged over the checkpoints other than j), one column for each j: (n, M).
+
+    Without the mean, sums for different j would differ by what their checkpoints differ in, whatever the subset.
+    """
+    weights = np.stack([features.train.column("loss_weight") for features in checkpoints], axis=1).astype(np.float64)
+    n, M = weights.shape
+    masks = np.empty_like(weights)
+    for j, features in enumerate(checkpoints):
+        member = np.zeros(n)
+        member[features.subset] = 1
+        masks[:, j] = (member - member.mean()) * (weights.sum(1) - weights[:, j]) / (M - 1)
+    return masks
+
+
+def _members(checkpoints: Sequence[CheckpointFeatures], samples: Array) -> Array:
+    """Whether checkpoint j was trained on a sample: (M, s)."""
+    return np.stack([np.isin(samples, np.asarray(features.subset)) for features in checkpoints])
+
+
+def _sums(features: CheckpointFeatures, masks: Array) -> Array:
+    """Maskᵀ Φ: (M, k)."""
+    total = np.zeros((masks.shape[1], features.train.spec.dim))
+    for rows in features.train.blocks():
+        stored = as_computed(rows.features)
+        total += masks[rows.index].T.astype(stored.dtype) @ stored
+    return total
+
+
+def select(features: CheckpointFeatures, samples: Array) -> Array:
+    """Features of some training samples, in order: (s, k) in float64."""
+    pieces = []
+    for rows in features.train.blocks():
+        inside = samples[(samples >= rows.index[0]) & (samples <= rows.index[-1])] - rows.index[0]
+        pieces.append(rows.features[inside].astype(np.float64))
+    return np.concatenate(pieces)
+
+
+def peak(curve: Array) -> tuple[float, float]:
+    """λ/trace at the top of the parabola through the best point and its neighbours, and the height there."""
+    i = int(np.argmax(curve))
+    if not 0 < i < len(curve) - 1:
+        return float(GRID[i]), float(curve[i])
+    left, top, right = curve[i - 1 : i + 2]
+    bend = left - 2 * top + right
+    shift = 0.5 * (left - right) / bend if bend < 0 else 0.0
+    step = np.log(GRID[i + 1] / GRID[i])
+    return float(GRID[i] * np.exp(shift * step)), float(top - 0.25 * (left - right) * shift)

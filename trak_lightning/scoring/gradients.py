@@ -1,0 +1,48 @@
+"""Scorers without a Gram matrix: inner products of gradients."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, Scoring
+from trak_lightning.scoring.inner_products import InnerProducts, Part
+from trak_lightning.stores.base import FeatureRows
+
+
+class GradientDot(Scorer):
+    """``τ(z)_i = ( (1/M) Σ_m φ_m(z)·φ_m(z_i) ) · ( (1/M) Σ_m q_m,i )``: TRAK without the Gram matrix."""
+
+    def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:
+        return InnerProducts(checkpoints, [Part()] * len(checkpoints))
+
+
+class TracIn(Scorer):
+    """``τ(z)_i = (1/M) Σ_m q_m,i φ_m(z)·φ_m(z_i)``: how steps on z_i's loss along the way moved the target's output.
+
+    TracInCP (Pruthi et al. 2020, section 3.2) at constant learning rate, for checkpoints of one training or of several.
+    """
+
+    def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:
+        return InnerProducts(checkpoints, [Part()] * len(checkpoints), average="scores")
+
+
+class GradientCosine(Scorer):
+    """``τ(z)_i = (1/M) Σ_m cos(φ_m(z), q_m,i φ_m(z_i))``: `TracIn` of gradients of unit length."""
+
+    def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:
+        return InnerProducts(checkpoints, [Part(unit_rows, _inverse_norm)] * len(checkpoints), average="scores")
+
+
+def norms(features: Array) -> Array:
+    """Euclidean norms (b,) in float64; 1 where a row is zero, so that dividing by it leaves the zero."""
+    found: Array = np.sqrt(np.einsum("bk,bk->b", features, features, dtype=np.float64))
+    return np.where(found > 0, found, 1)
+
+
+def unit_rows(features: Array) -> Array:
+    """Rows (b, k) at unit length."""
+    return features / norms(features)[:, None]
+
+
+def _inverse_norm(rows: FeatureRows) -> Array:
+    return np.sign(rows.loss_weight) / norms(rows.features)

@@ -1,0 +1,116 @@
+"""(ΦᵀWΦ + λI)⁻¹ applied to features."""
+
+import warnings
+from abc import ABC, abstractmethod
+
+import numpy as np
+from scipy.linalg import cho_solve, cholesky, eigh, lapack
+
+from trak_lightning.scoring.base import Array
+from trak_lightning.scoring.gram import is_dual, scaled_pieces
+from trak_lightning.stores.base import FeatureSet
+
+ILL_CONDITIONED = 1e12
+
+
+class IllConditionedWarning(UserWarning):
+    """ΦᵀWΦ is numerically singular and λ does not make up for it."""
+
+
+class Inverse(ABC):
+    """(ΦᵀWΦ + λI)⁻¹, or the pseudo-inverse where λ = 0."""
+
+    @abstractmethod
+    def solve(self, features: Array) -> Array:
+        """Φ (ΦᵀWΦ + λI)⁻¹ of rows (b, k), in float64."""
+
+
+class PrimalCholesky(Inverse):
+    """From the Cholesky factor C (k, k), lower: CCᵀ = ΦᵀWΦ + λI."""
+
+    def __init__(self, factor: Array) -> None:
+        self._factor = factor
+
+    def solve(self, features: Array) -> Array:
+        solved: Array = cho_solve((self._factor, True), features.astype(np.float64).T, check_finite=False).T
+        return solved
+
+
+class DualCholesky(Inverse):
+    """From the Cholesky factor C (n, n), lower: CCᵀ = W^½ΦΦᵀW^½ + λI.
+
+    By Woodbury's identity ``x (ΦᵀWΦ + λI)⁻¹ = ( x − x ΦᵀW^½ (W^½ΦΦᵀW^½ + λI)⁻¹ W^½Φ ) / λ``. The features are read twice
+    for each call.
+    """
+
+    def __init__(self, factor: Array, features: FeatureSet, weights: str, regularization: float) -> None:
+        self._factor = factor
+        self._features = features
+        self._weights = weights
+        self._regularization = regularization
+
+    def solve(self, features: Array) -> Array:
+        rows = features.astype(np.float64)
+        products = np.empty((len(rows), len(self._factor)))
+        for samples, scaled in scaled_pieces(self._features, self._weights):
+            products[:, samples.start : samples.stop] = rows @ scaled.T.astype(np.float64)
+        inner = cho_solve((self._factor, True), products.T, check_finite=False).T
+        for samples, scaled in scaled_pieces(self._features, self._weights):
+            rows = rows - inner[:, samples.start : samples.stop] @ scaled.astype(np.float64)
+        return rows / self._regularization
+
+
+class PseudoInverse(Inverse):
+    """V diag(1/s) Vᵀ for orthonormal V (k, r) and eigenvalues s (r,) of ΦᵀWΦ other than zero."""
+
+    def __init__(self, values: Array, vectors: Array) -> None:
+        self._values = values
+        self._vectors = vectors
+
+    def solve(self, features: Array) -> Array:
+        return ((features.astype(np.float64) @ self._vectors) / self._values) @ self._vectors.T
+
+
+def cholesky_factor(matrix: Array, regularization: float) -> Array | None:
+    """C (lower) with CCᵀ = matrix + λI, from the lower triangle of `matrix`; None if that is not positive definite."""
+    shifted = matrix.copy()
+    shifted[np.diag_indices_from(shifted)] += regularization
+    try:
+        factor: Array = cholesky(shifted, lower=True, overwrite_a=True, check_finite=False)
+    except np.linalg.LinAlgError:
+        return None
+    return factor
+
+
+def eigenvectors(matrix: Array, features: FeatureSet, weights: str) -> tuple[Array, Array]:
+    """Eigenvalues s (r,) of ΦᵀWΦ that are not zero, ascending, with eigenvectors V (k, r), from what `gram` returned.
+
+    Eigenvalues below ``max(n, k)·ε·s_max`` count as zero, for the ε of the precision in which products were made.
+    """
+    values, vectors = eigh(matrix, lower=True, check_finite=False)
+    n, k = features.spec.num_samples, features.spec.dim
+    smallest = float(max(n, k) * np.finfo(np.float64).eps * max(values[-1], np.finfo(np.float64).tiny))
+    keep = values > smallest
+    values, vectors = values[keep], vectors[:, keep]
+    if not is_dual(features):
+        return values, vectors
+    lifted = np.zeros((k, len(values)))
+    for samples, scaled in scaled_pieces(features, weights):
+        lifted += scaled.astype(np.float64).T @ vectors[samples.start : samples.stop]
+    return values, lifted / np.sqrt(values)
+
+
+def condition_number(matrix: Array, factor: Array) -> float:
+    """An estimate of the condition number of CCᵀ in the 1-norm (LAPACK pocon): O(k²)."""
+    symmetric_norm = float((np.abs(matrix).sum(0) + np.abs(np.tril(matrix, -1)).sum(1)).max())
+    reciprocal, info = lapack.dpocon(factor, symmetric_norm, uplo="L")
+    return 1 / max(float(reciprocal), np.finfo(np.float64).tiny) if info == 0 else float("inf")
+
+
+def warn_ill_conditioned(condition: float, regularization: float, done: str) -> None:
+    warnings.warn(
+        f"ΦᵀWΦ + λI has condition number {condition:.1e} with λ = {regularization:.3g}, so scores are dominated by rounding; "
+        f"{done}. Use regularization='auto'.",
+        IllConditionedWarning,
+        stacklevel=2,
+    )
