@@ -28,13 +28,16 @@ store = HDF5Store()
 store.bind(Path(sys.argv[1]) / "features")
 sets = CheckpointFeatures(store.open("train", "c"), store.open("test", "c"))
 np.ones((64, 64)) @ np.ones((64, 64))  # the threads of the matrix library are there before memory is limited
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
+used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# What may be written to, and not the address space, of which threads reserve much that they never touch.
+resource.setrlimit(resource.RLIMIT_DATA, (used + int(sys.argv[2]),) * 2)
 write_scores(Path(sys.argv[1]) / "limited.h5", Trak("trace/1500").fit([sets]), {}, top=20)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the data segment")
 def test_features_larger_than_memory(tmp_path):
     store = HDF5Store()
     store.bind(tmp_path / "features")
@@ -47,11 +50,12 @@ def test_features_larger_than_memory(tmp_path):
             q = rng.uniform(0, 1, len(inside)).astype(np.float32)
             created.write_block(block, FeatureRows(np.arange(inside.start, inside.stop), phi, q, q, q))
     size = sum(path.stat().st_size for path in (tmp_path / "features/train").rglob("*.h5"))
-    allowed = size // 2
+    allowed = size * 3 // 4  # the libraries' own buffers are in it
     command = [sys.executable, "-c", SCORE, str(tmp_path), str(allowed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert size > 300e6
+    assert int(done.stdout) < size / 2
     sets = CheckpointFeatures(store.open("train", "c"), store.open("test", "c"))
     free = write_scores(tmp_path / "free.h5", Trak("trace/1500").fit([sets]), {}, top=20)
     np.testing.assert_array_equal(Scores(tmp_path / "limited.h5").top(20).indices, free.top(20).indices)
