@@ -42,7 +42,7 @@ class Planner:
             UnsupportedModelError: there is none. Names parameters.
         """
         expected = reference(self._model, task, batch, self._layout)
-        self._used |= {name for name, grad in expected.items() if grad is not None}
+        self._used |= {name for name, grad in expected.grads.items() if grad is not None}
         with requiring(self._model, ()):
             looked = self._look(task, batch, size)
         while True:
@@ -68,7 +68,7 @@ class Planner:
                     raise
                 self._lift(plan, given, f"{type(error).__name__}: {error}")
             else:
-                if not all(grad is None or bool(grad.isfinite().all()) for grad in expected.values()):
+                if not all(grad is None or bool(grad.isfinite().all()) for grad in expected.grads.values()):
                     return plan, set()
                 wrong = audit.wrong(expected)
                 if not wrong:
