@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.hooks import Hooks
+from trak_lightning.extractors.planner import Planner
 from trak_lightning.gradients import ParameterLayout, RowSparseBlock
 from trak_lightning.tasks.classification import ImageClassification
 from trak_lightning.testing.extractors import autograd_loop, extract
@@ -191,6 +192,37 @@ def test_what_the_first_batch_did_not_use_is_exact_in_a_later_one():
         found = extract(extractor, model, x, 4)[1]
         for parameter, grad in autograd_loop(model, Sum(), x, 4)[1].items():
             assert (found[parameter] - grad).norm() <= 1e-10 * grad.norm(), (length, parameter)
+
+
+def test_a_parameter_used_in_one_more_way_in_a_later_batch_is_exact():
+    """By no module that is called, so that only the graph tells."""
+
+    class Longer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            hidden = self.layer(x).tanh()
+            return self.head(F.linear(hidden, self.layer.weight) if x.shape[1] > 3 else hidden)
+
+    torch.manual_seed(0)
+    model, extractor = Longer().double(), Hooks()
+    for length in (2, 5, 2):
+        x = torch.randn(4, length, 3).double()
+        found = extract(extractor, model, x, 4)[1]
+        for parameter, grad in autograd_loop(model, Sum(), x, 4)[1].items():
+            assert (found[parameter] - grad).norm() <= 1e-10 * grad.norm(), (length, parameter)
+
+
+def test_a_batch_like_those_before_is_not_rehearsed_again(monkeypatch):
+    torch.manual_seed(0)
+    model, extractor, rehearsed = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).double(), Hooks(), []
+    cover = Planner.cover
+    monkeypatch.setattr(Planner, "cover", lambda *args: rehearsed.append(args) or cover(*args))
+    for size in (4, 4, 7, 2):
+        extract(extractor, model, torch.randn(size, 3).double(), size)
+    assert len(rehearsed) == 1
 
 
 def test_samples_that_are_mixed_are_refused_with_the_parameters_they_reach():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from zoo import ARCHITECTURES, LAYERS
+from zoo import ARCHITECTURES, LAYERS, close
 
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.gradients import DenseBlock, ParameterLayout
@@ -12,14 +12,6 @@ from trak_lightning.projectors.two_stage import TwoStage
 from trak_lightning.testing.extractors import autograd_loop
 
 PROJECTORS = {"sparse_jl": SparseJL(dim=48), "two_stage": TwoStage(dim=48)}
-
-
-def close(found, expected, tolerance, scale=0.0):
-    """Relative to the sample's own gradient; what is zero but for rounding is compared with the largest of all."""
-    assert found.shape == expected.shape
-    error = (found - expected).flatten(1).norm(dim=1) if found.ndim > 1 else (found - expected).abs()
-    size = expected.flatten(1).norm(dim=1) if found.ndim > 1 else expected.abs()
-    return bool((error <= tolerance * size.clamp(min=1e-3 * scale)).all())
 
 
 @pytest.mark.parametrize("entry", [*LAYERS, *ARCHITECTURES], ids=lambda entry: entry.name)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trak_lightning.extractors.audit import require_graph
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
+from trak_lightning.extractors.graph import Operations, operations
 from trak_lightning.extractors.plan import Plan
 from trak_lightning.extractors.planner import Planner
 from trak_lightning.extractors.samples import batch_size
@@ -17,6 +18,9 @@ from trak_lightning.extractors.state import requiring
 from trak_lightning.extractors.tape import Tape
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.tasks.base import Task
+
+_PATHS = 16
+"""How many ways through a model are rehearsed at most."""
 
 
 class Hooks(GradientExtractor):
@@ -29,8 +33,9 @@ class Hooks(GradientExtractor):
 
     The first batch is rehearsed before anything goes to the sink: it is seen where every module holds the samples, and
     the sum of all blocks, with a different weight for each sample, is compared with the ordinary gradient, parameter by
-    parameter. A parameter that cannot be had is refused by name and never dropped; one that is used for the first time
-    in a later batch, or a module that is called for the first time, has that batch rehearsed too.
+    parameter. A parameter that cannot be had is refused by name and never dropped. A later batch in which a parameter is
+    used or a module is called for the first time, or whose output is made by other operations, is rehearsed too; the
+    last only so often, since where code runs in loops every length makes its own.
 
     Memory: the activations, as in training, and the block of one layer.
     """
@@ -47,8 +52,7 @@ class Hooks(GradientExtractor):
             with requiring(model, known.plan.unused), Tape(known.plan, sink, size) as tape:
                 output = task.output(model, batch)
                 require_graph(output, model, task)
-                fresh = not tape.called <= known.called or _reached(output, model, known.plan.unused)
-                if not fresh or rehearsed:
+                if rehearsed or not known.is_new(tape.called, output, model):
                     tape.backward(output)
                     return output.detach()
             known.rehearse(task, batch, size)
@@ -73,10 +77,18 @@ class _Known:
     planner: Planner
     plan: Plan = field(init=False)
     called: set[str] = field(default_factory=set)
+    paths: set[Operations] = field(default_factory=set)
 
     def rehearse(self, task: Task, batch: Any, size: int) -> None:
-        self.plan, called = self.planner.cover(task, batch, size)
+        self.plan, called, paths = self.planner.cover(task, batch, size)
         self.called |= called
+        self.paths |= paths
+
+    def is_new(self, called: set[str], output: Tensor, model: nn.Module) -> bool:
+        """Whether a batch uses the model in a way that was not rehearsed."""
+        if not called <= self.called or _reached(output, model, self.plan.unused):
+            return True
+        return len(self.paths) < _PATHS and operations(output) not in self.paths
 
 
 def _reached(output: Tensor, model: nn.Module, names: tuple[str, ...]) -> bool:

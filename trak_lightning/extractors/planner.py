@@ -7,6 +7,7 @@ from torch import nn
 
 from trak_lightning.errors import TrakError, UnsupportedModelError
 from trak_lightning.extractors.audit import Audit, reference, require_graph
+from trak_lightning.extractors.graph import Operations, operations
 from trak_lightning.extractors.placement import Placement, Where
 from trak_lightning.extractors.plan import Homes, Inner, Layer, Location, Plan, Shell, can_do, inner_modules, layer_of
 from trak_lightning.extractors.probe import Probe, Side, dependent, take
@@ -34,22 +35,22 @@ class Planner:
         self._whole: set[str] = set()
         self._dependent: dict[tuple[nn.Module, Side], set[int]] = {}
 
-    def cover(self, task: Task, batch: Any, size: int) -> tuple[Plan, set[str]]:
-        """A plan that is right for `batch`, and the names of the modules that it was seen to be right for: none, if
-        the gradients of the batch are not finite and nothing can be seen.
+    def cover(self, task: Task, batch: Any, size: int) -> tuple[Plan, set[str], set[Operations]]:
+        """A plan that is right for `batch`, and what it was seen to be right for, names of modules and the operations of
+        the output's graph: none, if the gradients of the batch are not finite and nothing can be seen.
 
         Raises:
             UnsupportedModelError: there is none. Names parameters.
         """
         expected = reference(self._model, task, batch, self._layout)
-        self._used |= {name for name, grad in expected.items() if grad is not None}
+        self._used |= {name for name, grad in expected.grads.items() if grad is not None}
         with requiring(self._model, ()):
             looked = self._look(task, batch, size)
         while True:
             plan = self._plan(task, [take(batch, [sample] * 2, size) for sample in looked])
             audit = Audit(self._layout)
             try:
-                called = self._rehearse(plan, task, batch, size, audit)
+                called, path = self._rehearse(plan, task, batch, size, audit)
             except ChangedInPlace as change:
                 if change.module in self._copies:
                     raise
@@ -68,11 +69,11 @@ class Planner:
                     raise
                 self._lift(plan, given, f"{type(error).__name__}: {error}")
             else:
-                if not all(grad is None or bool(grad.isfinite().all()) for grad in expected.values()):
-                    return plan, set()
+                if not all(grad is None or bool(grad.isfinite().all()) for grad in expected.grads.values()):
+                    return plan, set(), set()
                 wrong = audit.wrong(expected)
                 if not wrong:
-                    return plan, called
+                    return plan, called, {path}
                 some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
                 self._lift(plan, set(wrong), f"{some}{' …' if len(wrong) > 5 else ''}")
 
@@ -87,12 +88,13 @@ class Planner:
                 break
         return list(range(sample + 1))
 
-    def _rehearse(self, plan: Plan, task: Task, batch: Any, size: int, audit: Audit) -> set[str]:
+    def _rehearse(self, plan: Plan, task: Task, batch: Any, size: int, audit: Audit) -> tuple[set[str], Operations]:
         with requiring(self._model, ()), Tape(plan, audit, size) as tape:
             output = task.output(self._model, batch)
             require_graph(output, self._model, task)
+            path = operations(output)
             tape.backward(output)
-            return tape.called
+            return tape.called, path
 
     def _plan(self, task: Task, twins: Sequence[Any]) -> Plan:
         while True:
