@@ -21,7 +21,6 @@ CONFIG = {
     "batch_size": 16,
     "block_size": 48,
 }
-BLOCKS = 64
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from faults import BLOCKS, acknowledged, ranks, require_sound, rows
+from faults import acknowledged, ranks, require_sound, rows
 
 
 def count(name, trials):
@@ -53,6 +53,7 @@ def test_one_of_two_ranks_killed_at_random_moments_loses_nothing(trials, job, wh
 def survive(trials, victim, job, whole, tmp_path):
     """Start a run, kill a process of it at a random moment, look, go on with it; begin a new run when it is finished."""
     generator = random.Random(2)
+    blocks = len({path for path, _ in whole})
     killed = runs = finished_first = 0
     while killed < trials:
         run_dir = tmp_path / f"run-{runs}"
@@ -61,7 +62,7 @@ def survive(trials, victim, job, whole, tmp_path):
         while not complete and killed < trials:
             before = acknowledged(run_dir)
             pid, wait = victim(run_dir)
-            await_moment(run_dir, before, generator)
+            await_moment(run_dir, before, blocks, generator)
             there = acknowledged(run_dir)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -71,7 +72,7 @@ def survive(trials, victim, job, whole, tmp_path):
             # Blocks of before were not computed again, and those that were there at the kill still are.
             assert {**before, **there}.items() <= after.items()
             require_sound(run_dir)
-            complete = len(after) == BLOCKS
+            complete = len(after) == blocks
             finished_first += code == 0
             assert code != 0 or complete
         before = acknowledged(run_dir)
@@ -83,13 +84,13 @@ def survive(trials, victim, job, whole, tmp_path):
     print(f"\n{killed} kills of {runs} runs, {finished_first} of them too late; nothing lost, nothing computed twice")
 
 
-def await_moment(run_dir, before, generator):
+def await_moment(run_dir, before, blocks, generator):
     """Until some number of further blocks is stored, and a little longer; or at any moment of the start."""
     if generator.random() < 0.2:
         time.sleep(generator.random())
         return
     wanted = len(before) + generator.randrange(20)
     deadline = time.monotonic() + 600
-    while len(acknowledged(run_dir)) < min(wanted, BLOCKS) and time.monotonic() < deadline:
+    while len(acknowledged(run_dir)) < min(wanted, blocks) and time.monotonic() < deadline:
         time.sleep(0.002)
     time.sleep(generator.random() * 0.03)
