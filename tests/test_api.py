@@ -1,5 +1,6 @@
 """The Python API, from datasets and checkpoints to scores."""
 
+import re
 import resource
 
 import lightning as L
@@ -102,7 +103,7 @@ def test_subsets_make_calibration_possible(model, train_set, test_set, checkpoin
     trak = attribute(model, tmp_path)
     trak.featurize(train_set, checkpoints=more, subsets=[range(i, 50, 2) for i in range(4)])
     settings = trak.score(test_set, regularization="calibrate").settings["scoring"]
-    assert settings["rule"].startswith("calibrate")
+    assert re.fullmatch(r"calibrate: trace/\d+", settings["rule"])
 
 
 def test_a_trainer_of_the_users_own_is_used_and_left_alone(model, train_set, tmp_path):
