@@ -21,7 +21,8 @@ class Hadamard(Projector):
     Johnson-Lindenstrauss transform"; Tropp 2011, "Improved analysis of the subsampled randomized Hadamard transform".
 
     Memory: one byte a parameter for the signs, and 8·k bytes a segment for the rows, at most 9 bytes a parameter or 17·k
-    bytes for one smaller than k. While it works, two more copies of the gradient of a few samples.
+    bytes for one smaller than k. While it works, two more copies of the gradients it is given: of a few samples where they
+    come as factors, of the whole batch where they are dense.
 
     Args:
         dim: k, the number of projected dimensions.
