@@ -26,7 +26,8 @@ class Task(ABC):
     """
 
     loss_function: ClassVar[str] = "logistic"
-    """ℓ as a function of f, for solvers that need it: ``logistic`` ℓ = log(1+exp(−f)), ``squared`` ℓ = q²/2."""
+    """ℓ as a function of f, for solvers that need it: ``logistic`` ℓ = a·log(1+exp(−f)) + b·log(1+exp(f)), with a = 1 and
+    b = 0 unless classes are weighted or labels are smoothed; ``squared`` ℓ = q²/2; ``linear`` ℓ = −f."""
 
     @abstractmethod
     def output(self, model: nn.Module, batch: Any) -> Tensor:
@@ -43,6 +44,11 @@ class Task(ABC):
     def curvature(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         """r = ∂²ℓ/∂f² of every sample: (B,). For the logistic loss, p(1 − p)."""
         return torch.sigmoid(output) * torch.sigmoid(-output)
+
+    def weights(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
+        """q and r of every sample: what is asked for, once a batch, after its gradients. Override it where both come from
+        one more forward pass."""
+        return self.loss_weight(model, batch, output), self.curvature(model, batch, output)
 
     @property
     def state(self) -> dict[str, Any]:
