@@ -1,6 +1,17 @@
-"""Small real models and data, used by configs/ and by the tests."""
+"""Small real models and data, used by configs/ and by the tests; and those of the paper's experiments, for configs/paper/."""
 
+from trak_lightning.demos.cifar import CIFAR10DataModule
 from trak_lightning.demos.digits import DigitsCNN, DigitsDataModule
+from trak_lightning.demos.imagenet import ImageNetDataModule
+from trak_lightning.demos.images import ImageClassifier
 from trak_lightning.demos.text import TextClassifier, TextDataModule
 
-__all__ = ["DigitsCNN", "DigitsDataModule", "TextClassifier", "TextDataModule"]
+__all__ = [
+    "CIFAR10DataModule",
+    "DigitsCNN",
+    "DigitsDataModule",
+    "ImageClassifier",
+    "ImageNetDataModule",
+    "TextClassifier",
+    "TextDataModule",
+]

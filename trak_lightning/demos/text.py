@@ -45,6 +45,7 @@ class TextClassifier(L.LightningModule):
             self.model = library.AutoModelForSequenceClassification.from_pretrained(
                 locate(pretrained), num_labels=num_labels
             )
+        self.model.train()  # it comes in eval mode, which Lightning would keep
         trained = select(self.model, trainable)
         self.model.requires_grad_(False)
         for parameter in trained.values():
