@@ -81,11 +81,11 @@ def _right(extractor: GradientExtractor, model: nn.Module, task: Task, batch: An
     """Whether two samples come out right."""
     size = batch_size(batch)
     two = take(batch, [0, size - 1], size)
-    audit = Audit(layout)
+    audit = Audit(layout, reference(model, task, two, layout))
     try:
         extractor.extract(model, task, two, layout, audit)
     except UnsupportedModelError:
         return False
     except TrakError:
         raise
-    return not audit.wrong(reference(model, task, two, layout))
+    return not audit.wrong()

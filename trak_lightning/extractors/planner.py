@@ -48,7 +48,7 @@ class Planner:
             looked = self._look(task, batch, size)
         while True:
             plan = self._plan(task, [take(batch, [sample] * 2, size) for sample in looked])
-            audit = Audit(self._layout)
+            finite, audit = expected.finite, Audit(self._layout, expected)
             try:
                 called, path = self._rehearse(plan, task, batch, size, audit)
             except ChangedInPlace as change:
@@ -69,13 +69,14 @@ class Planner:
                     raise
                 self._lift(plan, given, f"{type(error).__name__}: {error}")
             else:
-                if not all(grad is None or bool(grad.isfinite().all()) for grad in expected.grads.values()):
+                if not finite:
                     return plan, set(), set()
-                wrong = audit.wrong(expected)
+                wrong = audit.wrong()
                 if not wrong:
                     return plan, called, {path}
                 some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
                 self._lift(plan, set(wrong), f"{some}{' …' if len(wrong) > 5 else ''}")
+            expected = reference(self._model, task, batch, self._layout)  # the audit has used it up
 
     def _look(self, task: Task, batch: Any, size: int) -> list[int]:
         """Show the probe samples until it has seen an owner of every parameter that is used, or all samples."""
