@@ -28,6 +28,7 @@ from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 from trak_lightning.scoring.stage import load_features, score_run
+from trak_lightning.shards import Shard
 from trak_lightning.stores.base import FeatureStore
 from trak_lightning.tasks.base import Task
 
@@ -116,6 +117,7 @@ class TRAK:
         block_size: int = 1024,
         split: str = "train",
         grow: bool = False,
+        shard: str = "1/1",
     ) -> int:
         """Compute the features of the training set under every checkpoint; what is already stored is not done again.
 
@@ -129,6 +131,7 @@ class TRAK:
             split: the name under which the features are stored.
             grow: the dataset may have more samples than those that are stored, after these: only the new ones are
                 computed, and the last, incomplete batch of the old ones.
+            shard: ``3/16`` computes the third of sixteen parts, for machines that cannot talk to each other.
 
         Returns:
             How many rows were computed, by all processes of this job; 0 if all were there.
@@ -146,6 +149,7 @@ class TRAK:
                 block_size=block_size,
                 split=split,
                 grow=grow,
+                shard=shard,
             )
 
     def _featurize(
@@ -157,6 +161,7 @@ class TRAK:
         block_size: int,
         split: str,
         grow: bool,
+        shard: str,
     ) -> int:
         sources = list(checkpoints) if checkpoints is not None else [copy.deepcopy(self.model.state_dict())]
         if not sources:
@@ -172,17 +177,19 @@ class TRAK:
             if subset is not None:
                 self.run.write_subset(checkpoint.id, subset)
         self._checkpoints, self._fit_data = loaded, data
-        return self.featurize_split(data, split, block_size=block_size, grow=grow)
+        return self.featurize_split(data, split, block_size=block_size, grow=grow, shard=shard)
 
-    def featurize_split(self, data: AttributionData, split: str, *, block_size: int = 1024, grow: bool = False) -> int:
+    def featurize_split(
+        self, data: AttributionData, split: str, *, block_size: int = 1024, grow: bool = False, shard: str = "1/1"
+    ) -> int:
         """Compute the features of `data` under the checkpoints of the last `featurize`, and store them as `split`."""
         if block_size < 1:
             raise SettingsError(f"block_size must be a positive number of samples, got {block_size}")
         if not self._checkpoints:
             raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
-        return self._filler.fill(
-            data, split, self._checkpoints, self._fit_data or data, block_size=block_size, grow=grow
-        )
+        fit_data, part = self._fit_data or data, Shard.parse(shard)
+        how: dict[str, Any] = {"block_size": block_size, "grow": grow, "shard": part}
+        return self._filler.fill(data, split, self._checkpoints, fit_data, **how)
 
     def check(self, data: DataSource, *, batch_size: int | None = None, split: str = "train") -> list[Finding]:
         """Look at the first batch of `data` and say what would be attributed to and how, with the model's present weights;

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trak_lightning.data import AttributionData, IndexedBatch
-from trak_lightning.errors import NonFiniteGradientError, TerminatedError
+from trak_lightning.errors import NonFiniteGradientError, TrakError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.fitting import FitFile
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.independence import difference, refuse
 from trak_lightning.projectors.base import Projection, Projector
+from trak_lightning.ranks import agreed
 from trak_lightning.seeds import derive_seed
+from trak_lightning.stopping import StopRequest
 from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
 from trak_lightning.stores.claims import ClaimedBlocks
 from trak_lightning.tasks.base import Task
@@ -35,6 +38,8 @@ class Featurizer(L.LightningModule):
         projector: makes P from (seed, checkpoint, parameter name).
         data: the samples of the split.
         feature_set: where rows go; decides the batches.
+        blocks: those of the set that are this job's.
+        stop: whether the process was asked to end.
         fit_data: the training set, for a projector that has to be fitted.
         fit_file: where that is kept.
     """
@@ -50,6 +55,8 @@ class Featurizer(L.LightningModule):
         feature_set: FeatureSet,
         *,
         seed: int,
+        blocks: range,
+        stop: StopRequest,
         fit_data: AttributionData,
         fit_file: FitFile,
     ) -> None:
@@ -62,6 +69,8 @@ class Featurizer(L.LightningModule):
         self.layout = layout
         self._data = data
         self._seed = seed
+        self._blocks = blocks
+        self.stop = stop
         self._fit_data = fit_data
         self._fit_file = fit_file
         self._fitted: dict[str, Tensor] = {}
@@ -73,14 +82,16 @@ class Featurizer(L.LightningModule):
         self.trainer.predict_loop.inference_mode = False
 
     def predict_dataloader(self) -> DataLoader:
-        # Here, because this is the first that every process calls after the model has been moved to its device.
+        # Here, because this is the first that every process calls after the model has been moved to its device, and after
+        # Lightning has put its handlers of signals in place.
+        self.stop.install(self.trainer)
         if self._projector.fit_samples:
             if self.trainer.is_global_zero and not self._fit_file.exists():
                 self._fit_file.save(self._fit())
-            self.trainer.strategy.barrier()
+            agreed(self.trainer, self._fit_file.exists)
             self._fitted = self._fit_file.load()
         # Rank 0's list of blocks, lest a block finished in between is missing for some ranks only.
-        missing = self.trainer.strategy.broadcast(self.feature_set.missing_blocks())
+        missing = agreed(self.trainer, lambda: self.feature_set.missing_in(self._blocks))
         first = len(missing) * self.trainer.global_rank // self.trainer.world_size
         self.plan = ClaimedBlocks(self.feature_set, missing[first:] + missing[:first])
         return self._data.loader(self.plan, pin_memory=self.device.type == "cuda")
@@ -181,14 +192,30 @@ class BlockWriter(BasePredictionWriter):
     What is not whole when the process dies is done again. Memory: three blocks.
     """
 
-    def __init__(self, advance: Callable[[int], None]) -> None:
+    def __init__(self, advance: Callable[[int], None], world_size: int) -> None:
         super().__init__("batch")
         self._advance = advance
         self._pending: list[FeatureRows] = []
-        self._pool = ThreadPoolExecutor(1, "trak-write")
         self._writing: Future[None] | None = None
-        self.computed = 0
-        """Rows computed so far by this rank."""
+        self._computed = torch.zeros(world_size, dtype=torch.int64).share_memory_()
+
+    @property
+    def computed(self) -> int:
+        """Rows computed so far by this rank, and by those that it has spawned."""
+        return int(self._computed.sum())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_advance": _ignore}  # a progress bar does not travel to ranks that are spawned
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._pool = ThreadPoolExecutor(1, "trak-write")
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._finish()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        with suppress(TrakError):  # a whole block is worth waiting for; the first error is the one to tell
+            self._finish()
 
     def write_on_batch_end(
         self,
@@ -210,16 +237,15 @@ class BlockWriter(BasePredictionWriter):
             self._pending.append(known)
         self._pending.append(prediction)
         if sum(map(len, self._pending)) == len(samples):
-            self.finish()
+            self._finish()
             self._writing = self._pool.submit(_store, feature_set, block, concatenate(self._pending))
             self._pending = []
-        self.computed += len(prediction)
+        self._computed[trainer.global_rank] += len(prediction)
         self._advance(len(prediction) * trainer.world_size)
-        # Lightning only takes note of the signal; its own loops look at it while fitting.
-        if trainer.received_sigterm:
-            raise TerminatedError("SIGTERM received; what is stored is kept, run the same command to go on")
+        if not self._pending:
+            pl_module.stop.check()
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Wait until the last whole block is stored.
 
         Raises:
@@ -228,6 +254,10 @@ class BlockWriter(BasePredictionWriter):
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
+
+
+def _ignore(count: int) -> None:
+    pass
 
 
 def _store(feature_set: FeatureSet, block: int, rows: FeatureRows) -> None:

@@ -3,9 +3,10 @@ ranks and of other jobs."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import lightning as L
 import torch
@@ -15,7 +16,7 @@ from trak_lightning.check import Checker, Finding
 from trak_lightning.checkpoints import Checkpoint
 from trak_lightning.compiled import uncompiled
 from trak_lightning.data import AttributionData
-from trak_lightning.errors import IncompatibleRunError, IncompleteRunError, TrakError
+from trak_lightning.errors import IncompatibleRunError, IncompleteRunError, TerminatedError
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurizer import BlockWriter, Featurizer
@@ -24,7 +25,10 @@ from trak_lightning.gradients import ParameterLayout
 from trak_lightning.progress import progress
 from trak_lightning.projectors.base import Projector
 from trak_lightning.quiet import interruptible, quiet_lightning
+from trak_lightning.ranks import agreed, follow_rank_zero, lost_ranks, met, outlast_rank_zero, takes_part
 from trak_lightning.rundir import RunDirectory
+from trak_lightning.shards import Shard
+from trak_lightning.stopping import StopRequest
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.memory import MemorySet
 from trak_lightning.tasks.base import Task
@@ -33,6 +37,17 @@ FeaturizerType = TypeVar("FeaturizerType", bound=Featurizer)
 
 POLL_SECONDS = 0.2
 """How often a job whose work is done looks whether other jobs have finished theirs."""
+
+
+class Work(NamedTuple):
+    """The blocks of one feature set that are a job's."""
+
+    checkpoint: Checkpoint
+    feature_set: FeatureSet
+    blocks: range
+
+    def missing(self) -> list[int]:
+        return self.feature_set.missing_in(self.blocks)
 
 
 @dataclass(frozen=True)
@@ -59,32 +74,40 @@ class Filler:
         *,
         block_size: int,
         grow: bool,
+        shard: Shard,
     ) -> int:
-        """Compute what is missing of the features of `data` under every checkpoint; returns the rows computed by all
-        processes of this job. `fit_data` is the training set, for a projector that has to be fitted.
+        """Compute what is missing of a shard of the features of `data` under every checkpoint; returns the rows computed by
+        all processes of this job. `fit_data` is the training set, for a projector that has to be fitted.
 
         Raises:
             IncompatibleRunError: the features there were made with other settings, or of other data.
-            IncompleteRunError: not every row is there afterwards.
+            IncompleteRunError: not every row of the shard is there afterwards.
+            TerminatedError: the process was asked to end.
         """
         require_eval(self.model)
         specs = [self._spec(data, split, checkpoint.id, block_size) for checkpoint in checkpoints]
         sets = [self._create(spec, data, grow) for spec in specs]
-        missing = sum(len(s.spec.block_range(block)) for s in sets for block in s.missing_blocks())
-        if not missing:
+        shard.record(self.run)
+        work = list(map(Work, checkpoints, sets, shard.blocks(sets)))
+        missing = sum(len(part.feature_set.spec.block_range(block)) for part in work for block in part.missing())
+        trainer, stop = self.trainer or default_trainer(), StopRequest()
+        if not takes_part(trainer, split, bool(missing)):
             return 0
         self._require_fits()
-        with uncompiled(self.model), self._restored(), quiet_lightning():
-            trainer = self.trainer or default_trainer()
-            with progress(f"featurize {split}", missing, enabled=trainer.is_global_zero) as advance:
-                return self._fill(trainer, data, fit_data, list(zip(checkpoints, sets, strict=True)), advance)
+        bar = progress(f"featurize {split}", missing, enabled=trainer.is_global_zero)
+        with uncompiled(self.model), self._restored(), quiet_lightning(), stop.watching(trainer), bar as advance:
+            try:
+                return self._fill(trainer, data, fit_data, work, advance, stop)
+            except TerminatedError:
+                outlast_rank_zero()
+                raise
 
     def check(self, data: AttributionData, split: str) -> list[Finding]:
         """What `trak_lightning.check` finds in the first batch of `data`; nothing is stored."""
         require_eval(self.model)
         spec = self._spec(data, split, "check", data.batch_size)
         with uncompiled(self.model), self._restored(), quiet_lightning():
-            checker = self._module(Checker, data, MemorySet(spec), data)
+            checker = self._module(Checker, data, MemorySet(spec), data, StopRequest())
             _predict(self.trainer or default_trainer(), checker, [])
             return checker.findings
 
@@ -133,27 +156,33 @@ class Filler:
         trainer: L.Trainer,
         data: AttributionData,
         fit_data: AttributionData,
-        sets: list[tuple[Checkpoint, FeatureSet]],
+        work: list[Work],
         advance: Callable[[int], None],
+        stop: StopRequest,
     ) -> int:
         """Compute until nothing is missing, with however many other jobs; returns the rows computed by this one."""
-        computed, idle = 0, 0
-        todo = [feature_set for _, feature_set in sets if not feature_set.complete]
+        if trainer.world_size > 1:
+            follow_rank_zero(stop)
+        # Ranks meet in their first prediction. Before that, each sees for itself what is missing; afterwards, rank 0.
+        computed = (
+            0 if trainer.world_size == 1 or met() else self._compute(trainer, data, fit_data, work[0], advance, stop)
+        )
+        todo, idle = agreed(trainer, lambda: [number for number, part in enumerate(work) if part.missing()]), 0
         while todo:
             now = 0
-            for checkpoint, feature_set in sets:
-                if feature_set in todo:
-                    checkpoint.load_into(self.model)
-                    now += self._compute(trainer, data, fit_data, feature_set, BlockWriter(advance))
+            for number in todo:
+                stop.check()
+                now += self._compute(trainer, data, fit_data, work[number], advance, stop)
             computed, idle = computed + now, 0 if now else idle + 1
-            # Rank 0 decides for all: what it sees may change before another rank looks.
-            left = trainer.strategy.broadcast(_await_others(todo) if trainer.is_global_zero else [])
-            todo = [feature_set for feature_set in todo if feature_set.spec.checkpoint in left]
+            while (left := agreed(trainer, partial(_left, [work[number] for number in todo]))) is None:
+                stop.check()
+                time.sleep(POLL_SECONDS)
+            todo = [number for number in todo if work[number].checkpoint.id in left]
             if todo and idle > 1:
-                missing = sum(len(feature_set.missing_blocks()) for feature_set in todo)
+                missing = sum(len(work[number].missing()) for number in todo)
                 raise IncompleteRunError(
-                    f"{missing} blocks of {todo[0].spec.split} are missing after featurizing: it was interrupted, a process "
-                    "died, or the Trainer limits the batches. What is stored is kept; run the same command again."
+                    f"{missing} blocks of {work[0].feature_set.spec.split} are missing after featurizing: it was interrupted, "
+                    "a process died, or the Trainer limits the batches. What is stored is kept; run the same command again."
                 )
         return computed
 
@@ -171,7 +200,13 @@ class Filler:
                 )
 
     def _module(
-        self, cls: type[FeaturizerType], data: AttributionData, feature_set: FeatureSet, fit_data: AttributionData
+        self,
+        cls: type[FeaturizerType],
+        data: AttributionData,
+        feature_set: FeatureSet,
+        fit_data: AttributionData,
+        stop: StopRequest,
+        blocks: range | None = None,
     ) -> FeaturizerType:
         spec = feature_set.spec
         # What a projector learns does not depend on the split that is projected.
@@ -188,6 +223,8 @@ class Filler:
             data,
             feature_set,
             seed=self.seed,
+            blocks=range(spec.num_blocks) if blocks is None else blocks,
+            stop=stop,
             fit_data=fit_data,
             fit_file=fit_file,
         )
@@ -207,25 +244,26 @@ class Filler:
         trainer: L.Trainer,
         data: AttributionData,
         fit_data: AttributionData,
-        feature_set: FeatureSet,
-        writer: BlockWriter,
+        part: Work,
+        advance: Callable[[int], None],
+        stop: StopRequest,
     ) -> int:
         """Compute the missing blocks that no other process works on; returns the rows that all ranks computed."""
-        featurizer = self._module(Featurizer, data, feature_set, fit_data)
+        part.checkpoint.load_into(self.model)
+        featurizer = self._module(Featurizer, data, part.feature_set, fit_data, stop, part.blocks)
+        writer = BlockWriter(advance, trainer.world_size)
         try:
-            _predict(trainer, featurizer, [writer])
-            writer.finish()
-        except BaseException:
-            with suppress(TrakError):  # a whole block is worth waiting for; the first error is the one to tell
-                writer.finish()
+            with lost_ranks():
+                _predict(trainer, featurizer, [writer])
+                # A rank that died early is not noticed by predict, and has to be met.
+                computed = torch.tensor(writer.computed, device=trainer.strategy.root_device)
+                return int(trainer.strategy.reduce(computed, reduce_op="sum"))
+        except Exception:
+            stop.check()  # signals also end the worker processes of a loader, and other ranks
             raise
         finally:
             if featurizer.plan is not None:
                 featurizer.plan.release()
-        # A rank that died early is not noticed by predict: only the store knows whether every row is there.
-        trainer.strategy.barrier()
-        computed = torch.tensor(writer.computed, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(computed, reduce_op="sum"))
 
 
 def _predict(trainer: L.Trainer, featurizer: Featurizer, callbacks: list[L.Callback]) -> None:
@@ -239,19 +277,17 @@ def _predict(trainer: L.Trainer, featurizer: Featurizer, callbacks: list[L.Callb
         featurizer.trainer = None
 
 
-def _await_others(sets: Sequence[FeatureSet]) -> list[str]:
-    """The checkpoints with missing blocks, as soon as there are none or one of them is free to be computed."""
-    while True:
-        missing = {s.spec.checkpoint: s.missing_blocks() for s in sets}
-        left = [checkpoint for checkpoint, blocks in missing.items() if blocks]
-        for feature_set in sets:
-            for block in missing[feature_set.spec.checkpoint]:
-                if feature_set.claim(block):
-                    feature_set.release(block)
-                    return left
-        if not left:
-            return left
-        time.sleep(POLL_SECONDS)
+def _left(work: Sequence[Work]) -> list[str] | None:
+    """The checkpoints with missing blocks, if there are none or one of them is free to be computed; None while others
+    compute all of them."""
+    missing = [(part, part.missing()) for part in work]
+    left = [part.checkpoint.id for part, blocks in missing if blocks]
+    for part, blocks in missing:
+        for block in blocks:
+            if part.feature_set.claim(block):
+                part.feature_set.release(block)
+                return left
+    return None if left else []
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

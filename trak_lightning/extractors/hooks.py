@@ -43,6 +43,9 @@ class Hooks(GradientExtractor):
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[type["Hooks"], tuple[()]]:
+        return Hooks, ()  # a rank that is spawned finds out for itself what is known of the model
+
     def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
         size = batch_size(batch)
         known = self._known.get(model)
