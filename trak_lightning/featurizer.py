@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from multiprocessing import parent_process
 from typing import Any
 
 import lightning as L
@@ -19,6 +20,7 @@ from trak_lightning.fitting import FitFile
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.independence import difference, refuse
 from trak_lightning.projectors.base import Projection, Projector
+from trak_lightning.quiet import silence
 from trak_lightning.ranks import agreed
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stopping import StopRequest
@@ -80,6 +82,8 @@ class Featurizer(L.LightningModule):
     def setup(self, stage: str) -> None:
         # Gradients cannot be had under inference mode, and in on_predict_start it is too late to leave it.
         self.trainer.predict_loop.inference_mode = False
+        if parent_process() is not None:  # a rank that was spawned has filters of its own
+            silence()
 
     def predict_dataloader(self) -> DataLoader:
         # Here, because this is the first that every process calls after the model has been moved to its device, and after

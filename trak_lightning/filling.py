@@ -25,7 +25,7 @@ from trak_lightning.gradients import ParameterLayout
 from trak_lightning.progress import progress
 from trak_lightning.projectors.base import Projector
 from trak_lightning.quiet import interruptible, quiet_lightning
-from trak_lightning.ranks import agreed, follow_rank_zero, lost_ranks, met, outlast_rank_zero, takes_part
+from trak_lightning.ranks import agreed, follow_rank_zero, lost_ranks, outlast_rank_zero, takes_part, yet_to_meet
 from trak_lightning.rundir import RunDirectory
 from trak_lightning.shards import Shard
 from trak_lightning.stopping import StopRequest
@@ -164,25 +164,22 @@ class Filler:
         if trainer.world_size > 1:
             follow_rank_zero(stop)
         # Ranks meet in their first prediction. Before that, each sees for itself what is missing; afterwards, rank 0.
-        computed = (
-            0 if trainer.world_size == 1 or met() else self._compute(trainer, data, fit_data, work[0], advance, stop)
-        )
-        todo, idle = agreed(trainer, lambda: [number for number, part in enumerate(work) if part.missing()]), 0
-        while todo:
-            now = 0
-            for number in todo:
+        computed = self._compute(trainer, data, fit_data, work[0], advance, stop) if yet_to_meet(trainer) else 0
+        missing, idle = agreed(trainer, partial(_missing, work)), 0
+        while missing:
+            for number in missing:
                 stop.check()
-                now += self._compute(trainer, data, fit_data, work[number], advance, stop)
-            computed, idle = computed + now, 0 if now else idle + 1
-            while (left := agreed(trainer, partial(_left, [work[number] for number in todo]))) is None:
+                computed += self._compute(trainer, data, fit_data, work[number], advance, stop)
+            before = missing
+            while (missing := agreed(trainer, partial(_missing, work, free=True))) is None:
                 stop.check()
                 time.sleep(POLL_SECONDS)
-            todo = [number for number in todo if work[number].checkpoint.id in left]
-            if todo and idle > 1:
-                missing = sum(len(work[number].missing()) for number in todo)
+            idle = 0 if missing != before else idle + 1
+            if missing and idle > 1:
                 raise IncompleteRunError(
-                    f"{missing} blocks of {work[0].feature_set.spec.split} are missing after featurizing: it was interrupted, "
-                    "a process died, or the Trainer limits the batches. What is stored is kept; run the same command again."
+                    f"{sum(missing.values())} blocks of {work[0].feature_set.spec.split} are missing after featurizing: it was "
+                    "interrupted, a process died, or the Trainer limits the batches. What is stored is kept; run the same "
+                    "command again."
                 )
         return computed
 
@@ -277,17 +274,18 @@ def _predict(trainer: L.Trainer, featurizer: Featurizer, callbacks: list[L.Callb
         featurizer.trainer = None
 
 
-def _left(work: Sequence[Work]) -> list[str] | None:
-    """The checkpoints with missing blocks, if there are none or one of them is free to be computed; None while others
-    compute all of them."""
-    missing = [(part, part.missing()) for part in work]
-    left = [part.checkpoint.id for part, blocks in missing if blocks]
-    for part, blocks in missing:
-        for block in blocks:
-            if part.feature_set.claim(block):
-                part.feature_set.release(block)
-                return left
-    return None if left else []
+def _missing(work: Sequence[Work], *, free: bool = False) -> dict[int, int] | None:
+    """Which parts of the work have how many blocks missing. With `free`: None while others compute all of these."""
+    blocks = {number: part.missing() for number, part in enumerate(work)}
+    missing = {number: len(found) for number, found in blocks.items() if found}
+    if not missing or not free:
+        return missing
+    for number in missing:
+        for block in blocks[number]:
+            if work[number].feature_set.claim(block):
+                work[number].feature_set.release(block)
+                return missing
+    return None
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

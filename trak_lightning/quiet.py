@@ -14,8 +14,16 @@ IRRELEVANT = (
     ".*isinstance\\(treespec, LeafSpec\\).*",
     # A batch plan is no BatchSampler on purpose; see trak_lightning.data.BatchPlan.
     ".*custom batch sampler `BatchPlan`.*",
+    # Ranks meet where there may be nothing left to do.
+    ".*Total length of `DataLoader` across ranks is zero.*",
     ".*`num_training_batches`.*lower than the logging interval.*",
 )
+
+
+def silence() -> None:
+    """Hide the warnings in `IRRELEVANT` from now on."""
+    for message in IRRELEVANT:
+        warnings.filterwarnings("ignore", message=message)
 
 
 @contextmanager
@@ -26,8 +34,7 @@ def quiet_lightning() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for message in IRRELEVANT:
-                warnings.filterwarnings("ignore", message=message)
+            silence()
             yield
     finally:
         logger.setLevel(level)

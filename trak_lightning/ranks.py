@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import lightning as L
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
@@ -26,6 +27,12 @@ _RANK_ZERO = "TRAK_RANK_ZERO"
 def met() -> bool:
     """Whether this process belongs to a group of ranks already."""
     return distributed.is_available() and distributed.is_initialized()
+
+
+def yet_to_meet(trainer: L.Trainer) -> bool:
+    """Whether this process will belong to a group of ranks from its first prediction on. Where ranks are spawned for every
+    prediction, the process that does so never belongs to them."""
+    return trainer.world_size > 1 and not met() and not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def takes_part(trainer: L.Trainer, split: str, missing: bool) -> bool:
