@@ -23,9 +23,10 @@ from trak_lightning.projectors.base import Projection, Projector
 from trak_lightning.quiet import silence
 from trak_lightning.ranks import agreed
 from trak_lightning.seeds import derive_seed
+from trak_lightning.sharded import any_sharded, shards
 from trak_lightning.stopping import StopRequest
 from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
-from trak_lightning.stores.claims import ClaimedBlocks
+from trak_lightning.stores.claims import ClaimedBlocks, LockstepBatches
 from trak_lightning.tasks.base import Task
 
 
@@ -77,7 +78,7 @@ class Featurizer(L.LightningModule):
         self._fit_file = fit_file
         self._fitted: dict[str, Tensor] = {}
         self._projection: Projection | None = None
-        self.plan: ClaimedBlocks | None = None
+        self.plan: ClaimedBlocks | LockstepBatches | None = None
 
     def setup(self, stage: str) -> None:
         # Gradients cannot be had under inference mode, and in on_predict_start it is too late to leave it.
@@ -85,20 +86,38 @@ class Featurizer(L.LightningModule):
         if parent_process() is not None:  # a rank that was spawned has filters of its own
             silence()
 
+    def configure_model(self) -> None:
+        if shards(self.trainer, self.model):
+            assert isinstance(self.model, L.LightningModule)
+            # Lightning does both for the outermost module only.
+            self.model._device_mesh = self._device_mesh
+            self.model.configure_model()
+
     def predict_dataloader(self) -> DataLoader:
         # Here, because this is the first that every process calls after the model has been moved to its device, and after
         # Lightning has put its handlers of signals in place.
         self.stop.install(self.trainer)
         if self._projector.fit_samples:
-            if self.trainer.is_global_zero and not self._fit_file.exists():
-                self._fit_file.save(self._fit())
+            if not agreed(self.trainer, self._fit_file.exists) and (self._lockstep or self.trainer.is_global_zero):
+                fitted = self._fit()
+                if self.trainer.is_global_zero:
+                    self._fit_file.save(fitted)
             agreed(self.trainer, self._fit_file.exists)
             self._fitted = self._fit_file.load()
         # Rank 0's list of blocks, lest a block finished in between is missing for some ranks only.
         missing = agreed(self.trainer, lambda: self.feature_set.missing_in(self._blocks))
-        first = len(missing) * self.trainer.global_rank // self.trainer.world_size
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        if self._lockstep:
+            self.plan = LockstepBatches(self.feature_set, missing, rank, world_size)
+            return self._data.loader(self.plan, pin_memory=self.device.type == "cuda")
+        first = len(missing) * rank // world_size
         self.plan = ClaimedBlocks(self.feature_set, missing[first:] + missing[:first])
         return self._data.loader(self.plan, pin_memory=self.device.type == "cuda")
+
+    @property
+    def _lockstep(self) -> bool:
+        """Whether every forward pass needs all ranks, since each holds a part of every layer."""
+        return any_sharded(self.model.parameters())
 
     def _fit(self) -> dict[str, Tensor]:
         """Show the projector the gradients of training samples, spread evenly over the set."""
@@ -123,11 +142,12 @@ class Featurizer(L.LightningModule):
     def transfer_batch_to_device(self, batch: IndexedBatch, device: torch.device, dataloader_idx: int) -> IndexedBatch:
         return to_device(batch, self._data.hooks, self.model, device)
 
-    def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows:
+    def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows | None:
         rows = self._featurize(indexed)
         if batch_idx == 0:
             self.check_independence(indexed.index, rows)
-        return rows
+        dropped = isinstance(self.plan, LockstepBatches) and batch_idx not in self.plan.kept
+        return None if dropped else rows
 
     def _featurize(self, indexed: IndexedBatch) -> FeatureRows:
         projection = self._bound_projection()
@@ -225,13 +245,15 @@ class BlockWriter(BasePredictionWriter):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        prediction: FeatureRows,
+        prediction: FeatureRows | None,
         batch_indices: Sequence[int] | None,
         batch: IndexedBatch,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
         assert isinstance(pl_module, Featurizer)
+        if prediction is None:
+            return
         feature_set = pl_module.feature_set
         block = int(prediction.index[0]) // feature_set.spec.block_size
         samples = feature_set.spec.block_range(block)

@@ -24,9 +24,10 @@ from trak_lightning.fitting import FitFile
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.progress import progress
 from trak_lightning.projectors.base import Projector
-from trak_lightning.quiet import interruptible, quiet_lightning
+from trak_lightning.quiet import from_the_weights_there_are, interruptible, quiet_lightning
 from trak_lightning.ranks import agreed, follow_rank_zero, lost_ranks, outlast_rank_zero, takes_part, yet_to_meet
 from trak_lightning.rundir import RunDirectory
+from trak_lightning.sharded import is_sharded, shards
 from trak_lightning.shards import Shard
 from trak_lightning.stopping import StopRequest
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore
@@ -91,6 +92,7 @@ class Filler:
         work = list(map(Work, checkpoints, sets, shard.blocks(sets)))
         missing = sum(len(part.feature_set.spec.block_range(block)) for part in work for block in part.missing())
         trainer, stop = self.trainer or default_trainer(), StopRequest()
+        shards(trainer, self.model)
         if not takes_part(trainer, split, bool(missing)):
             return 0
         self._require_fits()
@@ -234,7 +236,8 @@ class Filler:
             yield
         finally:
             for name, tensor in _tensors(self.model):
-                tensor.data = before[name]
+                if not is_sharded(tensor):  # a model that was sharded stays so
+                    tensor.data = before[name]
 
     def _compute(
         self,
@@ -267,7 +270,7 @@ def _predict(trainer: L.Trainer, featurizer: Featurizer, callbacks: list[L.Callb
     own_callbacks = trainer.callbacks  # type: ignore[attr-defined]
     trainer.callbacks = [*own_callbacks, *callbacks]  # type: ignore[attr-defined]
     try:
-        with interruptible():
+        with interruptible(), from_the_weights_there_are(trainer):
             trainer.predict(featurizer, return_predictions=False)
     finally:
         trainer.callbacks = own_callbacks  # type: ignore[attr-defined]

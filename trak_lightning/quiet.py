@@ -6,6 +6,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
 
 IRRELEVANT = (
     # A loader of our own making; the user's num_workers is taken over.
@@ -38,6 +41,22 @@ def quiet_lightning() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def from_the_weights_there_are(trainer: L.Trainer) -> Iterator[None]:
+    """Keep Lightning from loading other weights. Under SLURM every run begins with the newest ``hpc_ckpt_*.ckpt`` in
+    ``default_root_dir``, which a training of something else may have left when its time was up."""
+    connector = trainer._checkpoint_connector
+    connector._select_ckpt_path = _no_checkpoint  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del connector._select_ckpt_path
+
+
+def _no_checkpoint(*args: Any, **kwargs: Any) -> None:
+    return None
 
 
 @contextmanager
