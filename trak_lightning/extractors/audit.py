@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.state import requiring
 from trak_lightning.gradients import GradientBlock, ParameterLayout
+from trak_lightning.sharded import whole
 from trak_lightning.tasks.base import Task
 
 _ROUNDED = 1e-11
@@ -68,7 +69,7 @@ def _gradients(
                 raise UnsupportedModelError(
                     f"autograd itself cannot do {type(model).__name__}, so it cannot have been trained as it is: {error}"
                 ) from error
-            return {name: parameter.grad for name, parameter in zip(names, parameters, strict=True)}
+            return {name: whole(parameter.grad) for name, parameter in zip(names, parameters, strict=True)}
         finally:
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad

@@ -31,6 +31,9 @@ class Auto(GradientExtractor):
         self._hooks = Hooks()
         self._chosen: WeakKeyDictionary[nn.Module, tuple[str, GradientExtractor]] = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[type["Auto"], tuple[()]]:
+        return Auto, ()  # a rank that is spawned finds out for itself what is known of the model
+
     def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
         chosen = self._choose(model, task, batch, layout)
         if chosen is not self._hooks:

@@ -14,6 +14,7 @@ from trak_lightning.extractors.probe import Probe, Side, dependent, take
 from trak_lightning.extractors.state import requiring
 from trak_lightning.extractors.tape import CannotDo, ChangedInPlace, Tape
 from trak_lightning.gradients import ParameterLayout
+from trak_lightning.sharded import any_sharded
 from trak_lightning.tasks.base import Task
 
 
@@ -133,6 +134,13 @@ class Planner:
         if not rest:
             return [], []
         modules, places = self._homes.modules, self._probe.places
+        for home, names in rest.items():
+            if any_sharded(modules[home].parameters()):
+                raise UnsupportedModelError(
+                    f"parameters {', '.join(names.values())} are sharded over devices, and {home or 'the model'} "
+                    f"({type(modules[home]).__name__}) has no rule of its own and would have to be run again with whole ones. "
+                    "Leave them out: parameters=['!NAME']."
+                )
         inside = {home: inner_modules(modules[home], names, places) for home, names in rest.items()}
         watched = list({modules[home] for home in rest} | {module for inner in inside.values() for module in inner})
         with requiring(self._model, {name for names in rest.values() for name in names.values()}):
