@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trak_lightning import weights
 from trak_lightning.compiled import original_name, uncompiled
 from trak_lightning.errors import CheckpointError
+from trak_lightning.sharded import load
 
 CheckpointSource: TypeAlias = str | Path | Mapping[str, Tensor]
 """A state dict, or the path of a file or folder that holds one: see `trak_lightning.weights`."""
@@ -55,7 +56,7 @@ class Checkpoint:
         if _content_id(state_dict) != self.id:
             raise CheckpointError(f"{self} was changed while this run was using it; start again with a file that stays")
         with uncompiled(model) as bare:
-            bare.load_state_dict(state_dict)
+            load(bare, state_dict)
 
 
 def expand(sources: Sequence[CheckpointSource]) -> list[CheckpointSource]:
