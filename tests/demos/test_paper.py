@@ -19,7 +19,7 @@ SMALL = {
     "trainer.max_epochs": 1,
     "trainer.accelerator": "cpu",
     "trainer.precision": "32-true",
-    "ensemble.size": 2,
+    "ensemble.size": 1,
     "evaluation.models": 2,
     "projector.dim": 32,
     "batch_size": 16,
