@@ -7,6 +7,10 @@ from pathlib import Path
 from trak_lightning.errors import DataError
 
 
+class _Tabs(csv.excel_tab):
+    quoting = csv.QUOTE_NONE
+
+
 def read_table(path: str | Path) -> list[dict[str, str]]:
     """The rows of a ``.csv`` or ``.tsv`` file with a line of column names, packed with gzip or not. Tab-separated files have no
     quotation marks around values, as those of GLUE.
@@ -23,9 +27,9 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
         raise DataError(
             f"{path} must be a .csv or .tsv file, or one of these packed as .gz; it ends in {path.suffix!r}"
         )
-    quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
+    dialect = _Tabs if kind == ".tsv" else csv.excel
     with (gzip.open if packed else open)(path, "rt", encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, **quoting)  # type: ignore[arg-type]
+        reader = csv.DictReader(file, dialect=dialect)
         rows = list(reader)
     for number, row in enumerate(rows):
         if None in row or None in row.values():
