@@ -24,7 +24,7 @@ from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRun
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurizer import BlockWriter, Featurizer
-from trak_lightning.fitting import FitFile
+from trak_lightning.fitting import FitFile, Reference
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.progress import progress
 from trak_lightning.projectors.base import Projector
@@ -110,6 +110,7 @@ class TRAK:
         self._weights_only = weights_only
         self._checkpoints: list[Checkpoint] = []
         self._fit_data: AttributionData | None = None
+        self._reference: Reference | None = None
 
     def featurize(
         self,
@@ -177,6 +178,7 @@ class TRAK:
             if subset is not None:
                 self.run.write_subset(checkpoint.id, subset)
         self._checkpoints, self._fit_data = loaded, data
+        self._reference = Reference.of(self.task, data, self._drawn_from(data, split) if grow else len(data))
         return self.featurize_split(data, split, block_size=block_size, grow=grow)
 
     def featurize_split(self, data: AttributionData, split: str, *, block_size: int = 1024, grow: bool = False) -> int:
@@ -197,6 +199,7 @@ class TRAK:
         """
         require_eval(self.model)
         samples = AttributionData.of(data, batch_size)
+        self._reference = Reference.of(self.task, samples, len(samples))
         spec = self._spec(samples, split, "check", samples.batch_size)
         with uncompiled(self.model), self._restored(), quiet_lightning():
             checker = self._module(Checker, samples, MemorySet(spec), fit_data=samples)
@@ -282,6 +285,8 @@ class TRAK:
             "precision": self._trainer.precision if self._trainer else "32-true",
             "data": data.fingerprint(),
         }
+        if self._reference is not None:
+            fingerprint["reference"] = self._reference.fingerprint
         return FeatureSpec(
             split=split,
             checkpoint=checkpoint,
@@ -291,6 +296,14 @@ class TRAK:
             block_size=-(-block_size // batch_size) * batch_size,
             fingerprint=fingerprint,
         )
+
+    def _drawn_from(self, data: AttributionData, split: str) -> int:
+        """How many training samples there were when the task was first fitted: what was drawn then is kept."""
+        try:
+            found = self.store.open(split, self._checkpoints[0].id).spec.fingerprint
+        except IncompleteRunError:
+            return len(data)
+        return int(found.get("reference", {}).get("drawn_from", len(data)))
 
     def _create(self, spec: FeatureSpec, data: AttributionData, grow: bool) -> FeatureSet:
         try:
@@ -339,15 +352,15 @@ class TRAK:
         return computed
 
     def _require_fits(self) -> None:
-        """Refuse to fit a projector anew where there are rows already that an earlier fit has projected."""
-        if not self.projector.fit_samples:
-            return
-        for split, checkpoint in self.store.list():
-            path = self.run.projection(checkpoint)
+        """Refuse to fit a projector or a task anew where there are rows already that were made with an earlier fit."""
+        needed = [self.run.projection] if self.projector.fit_samples else []
+        needed += [self.run.reference] if self.task.fit_samples else []
+        for split, checkpoint in self.store.list() if needed else ():
             spec = (found := self.store.open(split, checkpoint)).spec
-            if not path.exists() and len(found.missing_blocks()) < spec.num_blocks:
+            path = next((path for path in (file(checkpoint) for file in needed) if not path.exists()), None)
+            if path and len(found.missing_blocks()) < spec.num_blocks:
                 raise IncompleteRunError(
-                    f"{path} is missing, and features of {split!r} that were projected with it are there. Restore the "
+                    f"{path} is missing, and features of {split!r} that were made with it are there. Restore the "
                     f"file, or delete all features of checkpoint {checkpoint}."
                 )
 
@@ -360,6 +373,10 @@ class TRAK:
             self.run.projection(spec.checkpoint),
             {key: value for key, value in spec.fingerprint.items() if key != "data"},
         )
+        reference_file = FitFile(
+            self.run.reference(spec.checkpoint),
+            {key: spec.fingerprint.get(key) for key in ("checkpoint", "task", "precision", "reference")},
+        )
         return cls(
             self.model,
             self.task,
@@ -371,6 +388,8 @@ class TRAK:
             seed=self.seed,
             fit_data=fit_data,
             fit_file=fit_file,
+            reference=self._reference,
+            reference_file=reference_file,
         )
 
     @contextmanager

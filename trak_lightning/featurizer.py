@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from trak_lightning.data import AttributionData, IndexedBatch
 from trak_lightning.errors import NonFiniteGradientError, TerminatedError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.fitting import FitFile
+from trak_lightning.fitting import FitFile, Reference
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.independence import difference, refuse
 from trak_lightning.projectors.base import Projection, Projector
@@ -37,6 +37,8 @@ class Featurizer(L.LightningModule):
         feature_set: where rows go; decides the batches.
         fit_data: the training set, for a projector that has to be fitted.
         fit_file: where that is kept.
+        reference: the training samples that the task is fitted to, if it has to be.
+        reference_file: where what it keeps of them is kept.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Featurizer(L.LightningModule):
         seed: int,
         fit_data: AttributionData,
         fit_file: FitFile,
+        reference: Reference | None,
+        reference_file: FitFile,
     ) -> None:
         super().__init__()
         self.model = model
@@ -64,6 +68,8 @@ class Featurizer(L.LightningModule):
         self._seed = seed
         self._fit_data = fit_data
         self._fit_file = fit_file
+        self._reference = reference
+        self._reference_file = reference_file
         self._fitted: dict[str, Tensor] = {}
         self._projection: Projection | None = None
         self.plan: ClaimedBlocks | None = None
@@ -74,16 +80,30 @@ class Featurizer(L.LightningModule):
 
     def predict_dataloader(self) -> DataLoader:
         # Here, because this is the first that every process calls after the model has been moved to its device.
+        if self.task.fit_samples:
+            self._bind_task(self._shared(self._reference_file, self._fit_task))
         if self._projector.fit_samples:
-            if self.trainer.is_global_zero and not self._fit_file.exists():
-                self._fit_file.save(self._fit())
-            self.trainer.strategy.barrier()
-            self._fitted = self._fit_file.load()
+            self._fitted = self._shared(self._fit_file, self._fit)
         # Rank 0's list of blocks, lest a block finished in between is missing for some ranks only.
         missing = self.trainer.strategy.broadcast(self.feature_set.missing_blocks())
         first = len(missing) * self.trainer.global_rank // self.trainer.world_size
         self.plan = ClaimedBlocks(self.feature_set, missing[first:] + missing[:first])
         return self._data.loader(self.plan, pin_memory=self.device.type == "cuda")
+
+    def _shared(self, file: FitFile, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What is in the file, which rank 0 makes if it is not there, so that all ranks read the same bits."""
+        if self.trainer.is_global_zero and not file.exists():
+            file.save(fit())
+        self.trainer.strategy.barrier()
+        return file.load()
+
+    def _fit_task(self) -> dict[str, Tensor]:
+        assert self._reference is not None
+        with self.trainer.precision_plugin.predict_step_context():
+            return self._reference.fit(self.task, self.model, lambda data, positions: self._load(data, positions).batch)
+
+    def _bind_task(self, found: dict[str, Tensor]) -> None:
+        self.task = self.task.fitted({name: tensor.to(self.device) for name, tensor in found.items()})
 
     def _fit(self) -> dict[str, Tensor]:
         """Show the projector the gradients of training samples, spread evenly over the set."""
