@@ -208,7 +208,9 @@ class Nameless(TwoTowers):
 
 
 def test_what_is_missing_is_named():
-    with pytest.raises(DataError, match="has no 'image_embeds'; it has"):
+    with pytest.raises(
+        DataError, match=r"the model's output has no position 0 \(outputs\); it is a dict with image, text"
+    ):
         problem(Nameless, towers_batch)
     with pytest.raises(DataError, match="task.fitted"):
         Contrastive().output(TwoTowers(), towers_batch(2))
@@ -217,5 +219,7 @@ def test_what_is_missing_is_named():
     no_temperature.forward = lambda images, words: (no_temperature.image(images), no_temperature.text(words))
     with pytest.raises(SettingsError, match="no parameters named logit_scale"):
         Contrastive().fit(no_temperature, [towers_batch(3)])
+    found = Contrastive(outputs=["image", "text"]).fit(Nameless(), [towers_batch(3)])
+    assert found["images"].shape == (3, 4)
     with pytest.raises(SettingsError, match="scale must be"):
         Contrastive(scale="clip")

@@ -28,7 +28,8 @@ class Task(ABC):
     """
 
     loss_function: ClassVar[str] = "logistic"
-    """ℓ as a function of f, for solvers that need it: ``logistic`` ℓ = log(1+exp(−f)), ``squared`` ℓ = q²/2."""
+    """ℓ as a function of f, for solvers that need it: ``logistic`` ℓ = a·log(1+exp(−f)) + b·log(1+exp(f)), with a = 1 and
+    b = 0 unless classes are weighted or labels are smoothed; ``squared`` ℓ = q²/2; ``linear`` ℓ = −f."""
 
     fit_samples: int = 0
     """How many training samples `fit` is to see under each checkpoint, before any output; 0 for a task that needs none."""
@@ -48,6 +49,11 @@ class Task(ABC):
     def curvature(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         """r = ∂²ℓ/∂f² of every sample: (B,). For the logistic loss, p(1 − p)."""
         return torch.sigmoid(output) * torch.sigmoid(-output)
+
+    def weights(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
+        """q and r of every sample: what is asked for, once a batch, after its gradients. Override it where both come from
+        one more forward pass."""
+        return self.loss_weight(model, batch, output), self.curvature(model, batch, output)
 
     def fit(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
         """What is to be known of the training set before there can be an output, for tasks with `fit_samples`.

@@ -1,7 +1,7 @@
 """Contrastive learning of two towers, as in CLIP: the margins of both retrieval problems, added."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,7 +10,11 @@ from typing_extensions import Self
 
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.tasks.base import Task
+from trak_lightning.tasks.fields import Arguments, Inputs, Key, as_named, describe, field, select
 from trak_lightning.tasks.recall import Recall
+
+EMBEDDINGS = ("image_embeds", "text_embeds")
+"""What ``CLIPModel`` calls φ and ψ."""
 
 _SAME = 1e-4
 """Cosine distance under which two embeddings are those of one input: 0.8 degrees, far above what rounding does, in
@@ -24,23 +28,22 @@ class Contrastive(Task):
 
     with unit-length embeddings φ of the image and ψ of the text. The loss weight q is 1 minus the mean of the two softmax
     probabilities of the true pair among itself and B, at the model's temperature; the curvature is the mean of both
-    p(1 − p). Park et al. 2023, section 5.2 of the paper and its appendix on CLIP.
+    p(1 − p). Park et al. 2023, section 5 and appendix, on CLIP.
 
     B is not the rest of the batch, so that a pair's output depends on itself only: it is `negatives` pairs of the training
     set, drawn once, whose embeddings are computed once under each checkpoint and held fixed; no gradient flows
     into them. A pair of B both of whose embeddings coincide with the sample's own is the sample itself, and is left out.
 
-    The model maps a batch to embeddings: an output with fields `image_embeds` and `text_embeds` (``CLIPModel``), a mapping
-    with such keys, or a tuple that begins with the two, each (B, d). A mapping batch is passed as keyword arguments, a tuple
-    or list as positional ones.
+    The model maps a batch of images and texts to their embeddings, (B, d) each, of any length.
 
     Args:
         negatives: size of B; 300 in the paper.
         scale: s, the inverse temperature inside f: 1 as in the paper, any other number, or ``model`` for the model's own, with
             which the two summands are the log-odds of the two softmax probabilities.
         logit_scale: the inverse temperature of the training loss; None for exp of the model's parameter `logit_scale`.
-        image_key: where a mapping output holds φ.
-        text_key: where a mapping output holds ψ.
+        inputs: which entries of a batch the model is called with: all by default, by their names or in order.
+        outputs: the entries of the model's output that hold φ and ψ; by default `image_embeds` and `text_embeds`, as
+            ``CLIPModel`` has them, or the first two of a tuple.
     """
 
     def __init__(
@@ -48,8 +51,8 @@ class Contrastive(Task):
         negatives: int = 300,
         scale: float | Literal["model"] = 1.0,
         logit_scale: float | None = None,
-        image_key: str = "image_embeds",
-        text_key: str = "text_embeds",
+        inputs: Inputs = None,
+        outputs: list[Key] | None = None,
     ) -> None:
         if negatives < 1:
             raise SettingsError(f"negatives must be a positive number of pairs, got {negatives}")
@@ -60,10 +63,12 @@ class Contrastive(Task):
         self.negatives = negatives
         self.scale = scale
         self.logit_scale = logit_scale
-        self.image_key = image_key
-        self.text_key = text_key
+        if outputs is not None and len(outputs) != 2:
+            raise SettingsError(f"outputs must name two entries, of images and of texts, got {outputs!r}")
+        self.inputs = inputs
+        self.outputs = outputs
         self._bank: Mapping[str, Tensor] = {}
-        self._recall = Recall()
+        self._recall = Recall[Tensor]()
 
     @property
     def fit_samples(self) -> int:  # type: ignore[override]
@@ -79,12 +84,12 @@ class Contrastive(Task):
 
     def fitted(self, found: Mapping[str, Tensor]) -> Self:
         bound = copy.copy(self)
-        bound._bank, bound._recall = dict(found), Recall()
+        bound._bank, bound._recall = dict(found), Recall[Tensor]()
         return bound
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
-        output, similarities = self._output(model, batch)
-        self._recall.keep(batch, output, similarities)
+        output, gaps = self._output(model, batch)
+        self._recall.keep(batch, output, gaps.detach())
         return output
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
@@ -96,7 +101,7 @@ class Contrastive(Task):
 
     def _probabilities(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         """Of the true text for the image and of the true image for the text: (B, 2)."""
-        gaps = self._recall.values(batch, output, lambda: self._output(model, batch)[1])
+        gaps = self._recall.of(batch, output, lambda: self._output(model, batch)[1])
         return torch.sigmoid(-(self._bank["logit_scale"] * gaps).logsumexp(-1))
 
     def _output(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -122,27 +127,23 @@ class Contrastive(Task):
 
     def _embeddings(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """φ and ψ, (B, d) each, of unit length, in float32 or wider."""
-        found = model(**batch) if isinstance(batch, Mapping) else model(*batch)
-        if isinstance(found, Mapping):  # transformers' outputs are
-            missing = [key for key in (self.image_key, self.text_key) if key not in found]
-            if missing:
-                raise DataError(
-                    f"the model's output has no {missing[0]!r}; it has {sorted(map(str, found))}. Name the right ones: "
-                    "task={'name': 'contrastive', 'image_key': …, 'text_key': …}."
-                )
-            pair = found[self.image_key], found[self.text_key]
-        elif isinstance(found, (tuple, list)) and len(found) >= 2:
-            pair = found[0], found[1]
-        else:
-            raise DataError(
-                f"contrastive expects a model that returns two embeddings, of images and of texts; got {type(found).__name__}"
-            )
+        found = self._arguments(batch).call(model)
+        pair = [field(found, key, "outputs", "the model's output") for key in self.outputs or _default_outputs(found)]
         for name, embedding in zip(("image", "text"), pair, strict=True):
             if not isinstance(embedding, Tensor) or embedding.ndim != 2 or embedding.shape != pair[0].shape:
                 shape = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
                 raise DataError(f"the {name} embeddings must be (B, d), the same for both towers; got {shape}")
         images, texts = (nn.functional.normalize(_wide(embedding), dim=-1) for embedding in pair)
         return images, texts
+
+    def _arguments(self, batch: Any) -> Arguments:
+        if self.inputs is not None:
+            return select(batch, self.inputs)
+        if (named := as_named(batch)) is not None:
+            return Arguments(kwargs={name: value for name, value in named.items() if isinstance(value, Tensor)})
+        if isinstance(batch, (tuple, list)):
+            return Arguments(tuple(batch))
+        raise DataError(f"contrastive expects batches of pairs, as tuples or with names; this one is {describe(batch)}")
 
     def _logit_scale(self, model: nn.Module) -> Tensor:
         if self.logit_scale is not None:
@@ -155,6 +156,11 @@ class Contrastive(Task):
                 "temperature of its loss. Give that: task={'name': 'contrastive', 'logit_scale': 100.0}."
             )
         return _wide(found[0].detach()).exp().reshape(())
+
+
+def _default_outputs(found: Any) -> Sequence[Key]:
+    named = as_named(found)
+    return (0, 1) if named is None or EMBEDDINGS[0] not in named else EMBEDDINGS
 
 
 def _wide(values: Tensor) -> Tensor:

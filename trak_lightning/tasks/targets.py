@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from trak_lightning.errors import DataError
-from trak_lightning.tasks.language import IGNORED, TARGET_MASK
+from trak_lightning.tasks.language import TARGET_MASK
+from trak_lightning.tasks.tokens import IGNORE_INDEX
 
 
 def continuation(input_ids: Tensor, prompt_length: int) -> dict[str, Tensor]:
@@ -32,7 +33,7 @@ def continuation(input_ids: Tensor, prompt_length: int) -> dict[str, Tensor]:
             f"prompt_length must lie in 1 … {len(input_ids) - 1} for {len(input_ids)} tokens, got {prompt_length}"
         )
     labels = input_ids.clone()
-    labels[:prompt_length] = IGNORED
+    labels[:prompt_length] = IGNORE_INDEX
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
 
 
@@ -58,7 +59,7 @@ class TokenTargets(Dataset):
             raise DataError(f"TokenTargets takes one sequence, whose labels are (T,); got {tuple(labels.shape)}")
         self._sample = dict(sample)
         self._length = len(labels)
-        self.positions = (labels != IGNORED).nonzero()[:, 0]
+        self.positions = (labels != IGNORE_INDEX).nonzero()[:, 0]
         """Which labels the targets are, in order."""
 
     def __len__(self) -> int:
