@@ -118,6 +118,10 @@ class AttributionData:
                 )
         return hashlib.sha256("".join(first).encode()).hexdigest()[:16]
 
+    def digest(self, positions: Sequence[int]) -> str:
+        """A hash of these samples."""
+        return hashlib.sha256("".join(_digest(self.batch([i])) for i in positions).encode()).hexdigest()[:16]
+
     def loader(self, batches: Batches, *, pin_memory: bool = False) -> DataLoader:
         """A loader of `IndexedBatch`, one for each list of indices in `batches`."""
         return DataLoader(

@@ -1,7 +1,7 @@
 """Samples that are several classification problems each: the tokens of a sequence, the labels of an image."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.losses import Logistic
+from trak_lightning.tasks.recall import Recall
 from trak_lightning.tasks.supervised import SupervisedTask
 
 Reduction: TypeAlias = Literal["sum", "mean"]
@@ -52,6 +53,7 @@ class SumOfMargins(SupervisedTask):
         super().__init__(inputs, labels, outputs)
         self.reduction = reduction
         self._each_its_own = each_its_own
+        self._recall = Recall[Terms]()
 
     @abstractmethod
     def terms(self, model: nn.Module, batch: Any) -> Terms:
@@ -63,7 +65,9 @@ class SumOfMargins(SupervisedTask):
         if self._each_its_own:
             margins = margins * _relative(terms)
         total = margins.sum(1)
-        return total if self.reduction == "sum" else total / _count(terms)
+        output = total if self.reduction == "sum" else total / _count(terms)
+        self._recall.keep(batch, output, replace(terms, margins=terms.margins.detach()))
+        return output
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self.weights(model, batch, output)[0]
@@ -72,8 +76,7 @@ class SumOfMargins(SupervisedTask):
         return self.weights(model, batch, output)[1]
 
     def weights(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():  # the margins of single terms are gone: one more forward pass
-            terms = self.terms(model, batch)
+        terms = self._recall.of(batch, output, lambda: self.terms(model, batch))
         slopes = terms.loss.loss_weight(terms.margins)
         weight = _mean(terms, slopes.abs() if self._each_its_own else slopes)
         curvature = _mean(terms, terms.loss.curvature(terms.margins))

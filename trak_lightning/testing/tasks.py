@@ -52,7 +52,11 @@ class TaskConformance:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model, batch = self.model().double().eval(), self.batch(SIZE)
-        return type(self).task(), model, _double(batch)
+        task, batch = type(self).task(), _double(batch)
+        if task.fit_samples:
+            with torch.no_grad():
+                task = task.fitted(task.fit(model, [batch]))
+        return task, model, batch
 
     def test_there_is_one_finite_output_a_sample(self, problem: tuple[Task, nn.Module, Any]) -> None:
         task, model, batch = problem
