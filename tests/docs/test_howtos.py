@@ -11,7 +11,7 @@ from blocks import blocks
 
 DOCS = Path(__file__).parents[2] / "docs"
 SAYS = {
-    "lightning": ["(100, 1697)", "Linear datamodeling score"],
+    "lightning": ["(100, 1697)", "(200, 200)", "Linear datamodeling score"],
     "hugging-face": ["(10, 60)"],
 }
 
@@ -29,18 +29,17 @@ def test_a_howto_does_what_it_says(page, tmp_path):
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "200",
     }
-    said = ""
-    # What is in Python runs in one process, for its imports take longer than all the rest.
-    python: list[str] = []
-    for block in [*blocks(DOCS / f"{page}.md"), None]:
-        if block is not None and block.file:
+    page_blocks = blocks(DOCS / f"{page}.md")
+    for block in page_blocks:
+        if block.file:
             (tmp_path / block.file).write_text(block.code)
-        elif block is not None and block.language == "python":
-            python.append(block.code)
-        else:
-            said += run([sys.executable, "-c", "\n".join(python)], tmp_path, environment) if python else ""
-            python = []
-            said += run(["bash", "-euc", block.code], tmp_path, environment) if block is not None else ""
+    code = {
+        language: "\n".join(block.code for block in page_blocks if block.language == language and not block.file)
+        for language in ("python", "bash")
+    }
+    # All that is in Python runs in one process, and before the commands: imports take longer than all the rest.
+    said = run([sys.executable, "-c", code["python"]], tmp_path, environment)
+    said += run(["bash", "-euc", code["bash"]], tmp_path, environment)
     for words in SAYS[page]:
         assert words in said
 
