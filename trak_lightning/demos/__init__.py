@@ -1,12 +1,17 @@
 """Small real models and data, used by configs/ and by the tests."""
 
+from trak_lightning.demos.coco import CocoCaptions
 from trak_lightning.demos.countries import CountryDataModule, CountryT5
 from trak_lightning.demos.dictionary import DictionaryDataModule, DictionaryGPT
 from trak_lightning.demos.digits import DigitsCNN, DigitsDataModule
 from trak_lightning.demos.emoji import EmojiCLIP, EmojiDataModule
+from trak_lightning.demos.finetuning import CLIP, PretrainedTransformer
+from trak_lightning.demos.ftrace import FTrace
 from trak_lightning.demos.text import TextClassifier, TextDataModule
 
 __all__ = [
+    "CLIP",
+    "CocoCaptions",
     "CountryDataModule",
     "CountryT5",
     "DictionaryDataModule",
@@ -15,6 +20,8 @@ __all__ = [
     "DigitsDataModule",
     "EmojiCLIP",
     "EmojiDataModule",
+    "FTrace",
+    "PretrainedTransformer",
     "TextClassifier",
     "TextDataModule",
 ]
