@@ -68,10 +68,11 @@ class Reference:
     fingerprint: Mapping[str, Any]
 
     @classmethod
-    def of(cls, task: Task, data: AttributionData, num_samples: int) -> "Reference | None":
-        """Drawn from the first `num_samples` of `data`; None for a task that needs none."""
+    def of(cls, task: Task, data: AttributionData, num_samples: int | None = None) -> "Reference | None":
+        """Drawn from the first `num_samples` of `data`, or from all; None for a task that needs none."""
         if not task.fit_samples:
             return None
+        num_samples = num_samples or len(data)
         order = np.random.default_rng(derive_seed("reference", num_samples)).permutation(num_samples)
         positions = tuple(sorted(int(position) for position in order[: task.fit_samples]))
         return cls(data, positions, {"drawn_from": num_samples, "samples": data.digest(positions)})
@@ -84,3 +85,12 @@ class Reference:
         batches = (load(self.data, self.positions[at : at + size]) for at in range(0, len(self.positions), size))
         with torch.no_grad():
             return {name: tensor.detach() for name, tensor in task.fit(model, batches).items()}
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a projector and a task learn from, whichever split is featurised."""
+
+    data: AttributionData
+    reference: Reference | None
+    """The samples that the task is fitted to, if it has to be."""

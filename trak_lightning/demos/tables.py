@@ -3,6 +3,7 @@
 import csv
 import gzip
 from pathlib import Path
+from typing import Any
 
 from trak_lightning.errors import DataError
 
@@ -23,9 +24,9 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
         raise DataError(
             f"{path} must be a .csv or .tsv file, or one of these packed as .gz; it ends in {path.suffix!r}"
         )
-    quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
+    quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
     with (gzip.open if packed else open)(path, "rt", encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, **quoting)  # type: ignore[arg-type]
+        reader = csv.DictReader(file, **quoting)
         rows = list(reader)
     for number, row in enumerate(rows):
         if None in row or None in row.values():
