@@ -21,9 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from trak_lightning import TRAK
+from trak_lightning.data import AttributionData
 from trak_lightning.demos import EmojiCLIP, EmojiDataModule
 from trak_lightning.ensemble import train_on_subset
 from trak_lightning.evaluation.lds import bootstrap_mean
+from trak_lightning.fitting import Reference
 from trak_lightning.tasks.contrastive import Contrastive
 
 
@@ -62,7 +64,7 @@ def main(
 
     done = folder / "results.json"
     results: dict[str, list[list[float]]] = json.loads(done.read_text()) if done.exists() else {}
-    reference = trak._reference
+    reference = Reference.of(Contrastive(), AttributionData.of(data.train_dataloader()))
     for seed in range(seeds):
         for start in range(0, targets, group):
             members_of = range(start, min(start + group, targets))

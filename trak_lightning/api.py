@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning import registry
 from trak_lightning.check import Finding
-from trak_lightning.checkpoints import Checkpoint, CheckpointSource
+from trak_lightning.checkpoints import Checkpoint, CheckpointSource, expand, subset_path
 from trak_lightning.compiled import original, uncompiled
 from trak_lightning.data import AttributionData
 from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
@@ -124,8 +124,9 @@ class TRAK:
 
         Args:
             train_dataset: a map-style dataset, or a loader of one; read in the order of the dataset.
-            checkpoints: state dicts or files; the model's present weights if None. A file ``x.ckpt`` is taken to have
-                been trained on the samples in ``x.subset.npy`` if that lies beside it.
+            checkpoints: state dicts, or files and folders of any format in `trak_lightning.weights`, also with wildcards; the
+                model's present weights if None. ``x.ckpt`` is taken to have been trained on the samples in ``x.subset.npy``
+                if that lies beside it.
             batch_size: samples of one gradient batch; the loader's, or 64.
             subsets: the positions of the training samples that each checkpoint was trained on, where known.
             block_size: samples stored at a time, rounded up to whole batches.
@@ -164,7 +165,7 @@ class TRAK:
         grow: bool,
         shard: str,
     ) -> int:
-        sources = list(checkpoints) if checkpoints is not None else [copy.deepcopy(self.model.state_dict())]
+        sources = expand(checkpoints) if checkpoints is not None else [copy.deepcopy(self.model.state_dict())]
         if not sources:
             raise DataError("checkpoints is an empty list; give at least one, or None for the model's present weights")
         if subsets is not None and len(subsets) != len(sources):
@@ -264,7 +265,7 @@ class TRAK:
 
 
 def _subset_beside(source: CheckpointSource) -> npt.NDArray[np.int64] | None:
-    if isinstance(source, (str, Path)) and (path := Path(source).with_suffix(".subset.npy")).exists():
+    if isinstance(source, (str, Path)) and (path := subset_path(source)).exists():
         return read_subset(path)
     return None
 

@@ -45,6 +45,7 @@ class TextClassifier(L.LightningModule):
             self.model = library.AutoModelForSequenceClassification.from_pretrained(
                 locate(pretrained), num_labels=num_labels
             )
+        self.model.train()  # it comes in eval mode, which Lightning would keep
         trained = select(self.model, trainable)
         self.model.requires_grad_(False)
         for parameter in trained.values():
@@ -68,13 +69,14 @@ class TextClassifier(L.LightningModule):
 
 
 class TextDataModule(L.LightningDataModule):
-    """Texts with labels from ``.csv`` or ``.tsv`` files; by default WordNet's glosses with the category of the word they define.
+    """Texts with labels from ``.csv`` or ``.tsv`` files; WordNet's glosses with the category of the word they define if none is
+    named.
 
     A batch is what the tokenizer's ``pad`` returns, with ``labels``. Labels are numbered in alphabetical order.
 
     Args:
         pretrained: whose tokenizer: of the hub, or a folder.
-        train_file: training samples.
+        train_file: training samples; the glosses if None.
         test_file: targets; if None, `num_targets` of the training file are held out.
         text: the column of the text; of two, pairs are classified.
         label: the column of the label.
@@ -89,8 +91,8 @@ class TextDataModule(L.LightningDataModule):
     def __init__(
         self,
         pretrained: str,
-        train_file: str | Path = GLOSSES,
-        test_file: str | Path | None = None,
+        train_file: str | None = None,
+        test_file: str | None = None,
         text: Sequence[str] = ("gloss",),
         label: str = "category",
         num_train: int | None = None,
@@ -106,7 +108,7 @@ class TextDataModule(L.LightningDataModule):
         if not 0 <= mislabelled < 1:
             raise DataError(f"mislabelled must lie in 0 … 1 (without 1), got {mislabelled}")
         self.pretrained = pretrained
-        self.train_file = train_file
+        self.train_file = train_file or GLOSSES
         self.test_file = test_file
         self.text = list(text)
         self.label = label

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from trak_lightning.errors import DataError
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
 from trak_lightning.scoring.gram import gram, is_dual
@@ -66,7 +67,13 @@ class System:
 
     @cached_property
     def _gram(self) -> Array:
-        return self._keep("gram", None, lambda: gram(self.features.train, self.weights))
+        found = self._keep("gram", None, lambda: gram(self.features.train, self.weights))
+        if not found.any():
+            raise DataError(
+                f"ΦᵀWΦ is 0 with weights {self.weights!r}: all gradients, or all weights, of the training samples are 0. A loss "
+                "that is linear in the output, such as that of task loss, has no curvature: use weights 'residual'."
+            )
+        return found
 
     def _factor(self, regularization: float) -> Array:
         """C, square; or eigenvalues of ΦᵀWΦ + λI (first row) over eigenvectors (k rows), one more row than columns."""
