@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = {
     "trainer.accelerator": "cpu",
     "trainer.max_epochs": 1,
-    "ensemble.size": 2,
+    "ensemble.size": 1,
     "evaluation.models": 2,
     "projector.dim": 32,
 }
