@@ -116,7 +116,7 @@ def _around_adapter(
         )
     prefix, peft_model = found[0]
     prefix = f"{original_name(prefix)}." if prefix else ""
-    names = "|".join(re.escape(name) for name in peft_model.peft_config)  # type: ignore[union-attr, arg-type]
+    names = "|".join(re.escape(name) for name in peft_model.peft_config)
     saved = {re.sub(rf"(\.modules_to_save)?\.({names})(?=\.|$)", "", name.removeprefix(prefix)): name for name in own}
     unknown = [name for name in adapter if name not in saved]
     if unknown:

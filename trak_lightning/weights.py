@@ -112,7 +112,7 @@ def _read_torch(path: Path, weights_only: bool) -> Mapping[str, Tensor]:
             "A file that you trust and that holds pickled objects can be read with weights_only=False."
         ) from error
     for state_dict in (found.get(key) for key in STATE_DICT_KEYS) if isinstance(found, Mapping) else ():
-        if _is_state_dict(state_dict):
+        if state_dict is not None and _is_state_dict(state_dict):
             return state_dict
     if not _is_state_dict(found):
         raise CheckpointError(

@@ -106,11 +106,12 @@ def settings(name, root):
     }
 
 
-OURS = ("cifar2", "cifar10", "imagenet", "qnli")
 SIZES = {"cifar2": (3, 15), "cifar10": (4, 20), "imagenet": (4, 18), "qnli": (6, 24)}
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "cifar10" else name for name in SIZES]
+)
 def test_an_experiment_of_the_paper_runs_from_end_to_end(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # lightning 2.6 with jsonargparse 4.53

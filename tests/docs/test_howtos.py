@@ -11,7 +11,7 @@ from blocks import blocks
 
 DOCS = Path(__file__).parents[2] / "docs"
 SAYS = {
-    "lightning": ["(100, 1697)", "Linear datamodeling score", "target 0"],
+    "lightning": ["(100, 1697)", "Linear datamodeling score"],
     "hugging-face": ["(10, 60)"],
 }
 
