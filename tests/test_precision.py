@@ -10,7 +10,8 @@ from trak_lightning.stores.memory import MemoryStore
 
 
 def features(model, data, precision, run_dir, extractor="hooks"):
-    trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(accelerator="cpu", precision=precision, **quiet)
     options = {"projector": "identity", "extractor": extractor, "store": MemoryStore(), "trainer": trainer}
     trak = TRAK(model, "image_classification", run_dir, **options)
     trak.featurize(data)

@@ -223,6 +223,7 @@ class Job:
             self._fresh,
             self._datamodule,
             self._cli.config_init.task,
+            self.train_data,
             self.target_data,
             self._plan("evaluation", evaluation.fraction),
             evaluation.models,
