@@ -144,7 +144,7 @@ def test_other_scorer_settings_give_other_scores(finished, config, tmp_path):
     done = trak("score", "--config", config, "--run_dir", run_dir, "--scorer", "gradient_dot")
     assert "computed" in done.stdout, done.stderr
     back = trak("score", "--config", config, "--run_dir", run_dir, "--scorer.regularization", "auto")
-    assert "λ: auto: trace/1414" in back.stdout  # 1000 · √2, for two checkpoints
+    assert "λ: auto: trace/1980" in back.stdout  # 1400 · √2, for two checkpoints
 
 
 def test_checkpoints_that_are_named_are_used_and_nothing_is_trained(finished, config, tmp_path):

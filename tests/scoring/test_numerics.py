@@ -67,7 +67,7 @@ def test_features_of_low_precision_are_computed_in_single_precision(dtype, toler
 
 def test_half_precision_features_do_not_overflow_in_the_gram_matrix(features):
     X = np.full((400, 2), 300.0, dtype=np.float16)
-    found = gram(features(X, X[:1], np.ones(400)).train, "none")
+    found = gram(features(X, X[:1], np.ones(400)), "none")
     np.testing.assert_array_equal(found, [[400 * 9e4, 0], [400 * 9e4, 400 * 9e4]])
 
 
