@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, Tile, require_compatible
+from trak_lightning.scoring.compute import PANEL
 from trak_lightning.scoring.moments import Moments
 from trak_lightning.scoring.rows import RowReader, as_computed, reads_ahead, share
 from trak_lightning.stores.base import FeatureRows
@@ -75,7 +76,7 @@ class InnerProducts(Scoring):
         ]
         M, b = len(left), stop - start
         readers = [RowReader(features.train, columns, reads_ahead(M, features.train)) for features in self._checkpoints]
-        width = max(1, TILE_BYTES // (4 * b))
+        width = _width(b, self._checkpoints[0].train.spec.block_size)
         buffers = [np.empty(0), np.empty(0)]  # the first checkpoint's products are kept, the others take turns
         for first in range(columns.start, columns.stop, width):
             c = min(width, columns.stop - first)
@@ -103,6 +104,13 @@ class InnerProducts(Scoring):
         mean = coefficients.mean(0)
         scores *= mean.astype(scores.dtype)
         return Tile(scores, lambda rows, columns: moments.standard_error(rows, columns) * np.abs(mean[columns]))
+
+
+def _width(targets: int, block_size: int) -> int:
+    """Columns of a tile: whole blocks, near `PANEL` of them, where that is not too large. Products of one block lie together
+    in memory then, and are made in place."""
+    largest = max(1, TILE_BYTES // (4 * targets))
+    return min(largest, block_size * max(1, PANEL // block_size))
 
 
 def _buffer(old: Array, shape: tuple[int, int], dtype: np.dtype) -> Array:
