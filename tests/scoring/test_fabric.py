@@ -3,14 +3,17 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from trak_lightning.errors import DataError
 from trak_lightning.rundir import CheckpointRecord, RunDirectory
 from trak_lightning.scoring.compute import Compute
 from trak_lightning.scoring.fabric import _TorchLeft, _TorchSquares
 from trak_lightning.scoring.scores import Scores
+from trak_lightning.scoring.trak import Trak
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
 from trak_lightning.stores.hdf5 import HDF5Store
 
@@ -61,6 +64,14 @@ def test_shares_cover_everything_once():
         for rank, process in enumerate(processes):
             process.rank, process.world_size = rank, 3
         assert [i for process in processes for i in process.share(count)] == list(range(count))
+
+
+def test_more_processes_than_blocks_are_refused(features):
+    many = Compute()
+    many.world_size = 3
+    found = replace(features(np.ones((9, 3)), np.ones((1, 3)), q=np.ones(9)), compute=many)
+    with pytest.raises(DataError, match="3 processes cannot share the 2 blocks of train/c: ask for at most 2 devices"):
+        Trak().fit([found])
 
 
 def test_products_on_a_device_are_those_of_numpy():

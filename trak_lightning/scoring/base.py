@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import IncompatibleRunError, IncompleteRunError
+from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
 from trak_lightning.scoring.compute import LOCAL, Compute
 from trak_lightning.stores.base import FeatureSet
 
@@ -122,6 +122,7 @@ def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
     Raises:
         IncompleteRunError: no checkpoints, or missing rows.
         IncompatibleRunError: names what differs.
+        DataError: more processes than blocks.
     """
     if not checkpoints:
         raise IncompleteRunError("there are no features to score: no checkpoint was featurised")
@@ -140,6 +141,11 @@ def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
                     f"{expected.spec.num_samples}: they are of different data"
                 )
         train, targets = features.train.spec, features.targets.spec
+        if features.compute.world_size > train.num_blocks:
+            raise DataError(
+                f"{features.compute.world_size} processes cannot share the {train.num_blocks} blocks of {train.split}/"
+                f"{train.checkpoint}: ask for at most {train.num_blocks} devices, or featurize in smaller blocks"
+            )
         for key in ("parameters", "projector", "seed", "precision"):
             if train.fingerprint.get(key) != targets.fingerprint.get(key) or train.dim != targets.dim:
                 raise IncompatibleRunError(

@@ -138,5 +138,5 @@ def problem(
                 rows = FeatureRows(np.arange(*part.indices(len(phi))), phi[part], *[c[part] for c in columns])
                 created.write_block(block, rows)
             sets.append(created)
-        found.append(CheckpointFeatures(*sets, cache=folder))
+        found.append(CheckpointFeatures(sets[0], sets[1], cache=folder))
     return found
