@@ -46,6 +46,8 @@ def main(
     rounds: int = 3,
     dtype: str = "float32",
     traker: str | None = None,
+    what: list[str] | None = None,
+    reuse: str | None = None,
 ) -> None:
     """Print the table.
 
@@ -57,21 +59,34 @@ def main(
         rounds: repetitions of everything, in turn.
         dtype: in which features are stored.
         traker: the Python of an environment that has traker, to be timed on the same features.
+        what: only these, as the table names them.
+        reuse: a folder in which an earlier run wrote the features, one size; nothing in it is deleted.
     """
     title = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, k = {dim}, m = {targets}"
     table = Table(title=f"{title}, medians of {rounds}")
     for column in ("n", "what", "time", "GFLOP/s", "÷ matmul", "peak memory so far"):
         table.add_column(column, justify="right")
     for n in sizes:
-        root = Path(tempfile.mkdtemp(dir=folder))
+        root = Path(reuse or tempfile.mkdtemp(dir=folder))
         try:
-            _measure(table, n, dim, targets, root, rounds, dtype, traker)
+            _measure(table, n, dim, targets, root, rounds, dtype, traker, what)
         finally:
-            shutil.rmtree(root)
+            if reuse is None:
+                shutil.rmtree(root)
     Console(width=110).print(table)
 
 
-def _measure(table: Table, n: int, k: int, m: int, root: Path, rounds: int, dtype: str, traker: str | None) -> None:
+def _measure(
+    table: Table,
+    n: int,
+    k: int,
+    m: int,
+    root: Path,
+    rounds: int,
+    dtype: str,
+    traker: str | None,
+    what: list[str] | None,
+) -> None:
     store = HDF5Store(dtype=dtype)  # type: ignore[arg-type]
     store.bind(root)
     train, target = _fill(store, "train", n, k), _fill(store, "test", m, k)
@@ -113,7 +128,9 @@ def _measure(table: Table, n: int, k: int, m: int, root: Path, rounds: int, dtyp
         ("one new target, factors kept", one_target, 2 * n * k),
         ("top 10 of one target, from the score file", look_up, 0),
     ]
-    Trak().fit([kept])
+    works = [work for work in works if what is None or work[0] in what]
+    if one_target in [work for _, work, _ in works]:
+        Trak().fit([kept])
     times: dict[str, list[float]] = {name: [] for name, *_ in works}
     memory: dict[str, float] = {}
     for _ in range(rounds):
@@ -125,7 +142,7 @@ def _measure(table: Table, n: int, k: int, m: int, root: Path, rounds: int, dtyp
     for name, _, flops in works:
         seconds = median(times[name])
         plain = {"Gram matrix": "matmul: Gram", "top 100 of all scores": "matmul: scores"}.get(name)
-        ratio = f"{median(times[plain]) / seconds:.2f}" if plain else ""
+        ratio = f"{median(times[plain]) / seconds:.2f}" if plain in times else ""
         table.add_row(
             f"{n:,}", name, f"{seconds:.3f} s", f"{flops / seconds / 1e9:.0f}", ratio, f"{memory[name]:.2f} GiB"
         )
@@ -146,7 +163,7 @@ def _measure(table: Table, n: int, k: int, m: int, root: Path, rounds: int, dtyp
 def _fill(store: HDF5Store, split: str, n: int, k: int) -> FeatureSet:
     created = store.create(FeatureSpec(split, "c", n, k, 64, BLOCK, {}))
     rng = np.random.default_rng(0)
-    for block in range(created.spec.num_blocks):
+    for block in created.missing_blocks():
         inside = created.spec.block_range(block)
         phi = rng.standard_normal((len(inside), k), dtype=np.float32)
         q = rng.uniform(0, 1, len(inside)).astype(np.float32)
