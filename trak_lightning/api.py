@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 import numpy.typing as npt
+import torch
+from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,6 +27,8 @@ from trak_lightning.gradients import ParameterLayout
 from trak_lightning.projectors.base import Projector
 from trak_lightning.rundir import CheckpointRecord, RunDirectory, read_subset
 from trak_lightning.scoring.base import Scorer
+from trak_lightning.scoring.compute import LOCAL
+from trak_lightning.scoring.fabric import FabricCompute
 from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
@@ -214,6 +218,7 @@ class TRAK:
         top: int | None = None,
         groups: npt.ArrayLike | None = None,
         reduction: Reduction = "mean",
+        fabric: Fabric | None = None,
     ) -> Scores:
         """Attribute the model's outputs on `target_dataset` to the training examples.
 
@@ -228,6 +233,8 @@ class TRAK:
             top: keep only so many of the best and worst training examples of each target, and no (m, n) matrix.
             groups: (m,) integers: attribute one output a group of targets, in ascending order of these labels.
             reduction: a group's output is the ``mean`` or the ``sum`` of its targets'.
+            fabric: a launched Fabric, all of whose processes call this and share the work; the first GPU if there is one,
+                else this process, if None.
 
         Returns:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
@@ -241,7 +248,12 @@ class TRAK:
         if not isinstance(scorer, Scorer):
             scorer = {"name": scorer, **given} if isinstance(scorer, str) else {**scorer, **given}
         chosen = registry.create("scorers", scorer)
-        return score_run(self.run, self.store, chosen, targets=name, top=top, groups=groups, reduction=reduction)[0]
+        if fabric is None and torch.cuda.is_available():
+            fabric = Fabric(accelerator="cuda", devices=1)
+        compute = LOCAL if fabric is None else FabricCompute(fabric)
+        return score_run(
+            self.run, self.store, chosen, targets=name, top=top, groups=groups, reduction=reduction, compute=compute
+        )[0]
 
     def self_influence(
         self, *, regularization: float | str = "auto", weights: str = "auto", split: str = "train"
