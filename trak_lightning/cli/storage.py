@@ -74,7 +74,7 @@ def verify(argv: Sequence[str]) -> int:
         rows += checked
         faults += wrong
     if not sets:
-        faults.append(f"there are no features in {run.features}")
+        faults.append(f"there are no features in {store.elsewhere or run.features}")
     for record in run.read().checkpoints:
         try:
             run.read_subset(record.id)

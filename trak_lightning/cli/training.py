@@ -115,6 +115,11 @@ class Job:
         """Whether the data may have more samples than those featurized."""
         return bool(self._config.grow)
 
+    @property
+    def lasting(self) -> bool:
+        """Whether the same command, given again, has nothing to do as long as the run directory looks the same."""
+        return not self.growing and self._store.elsewhere is None
+
     def train(self) -> list[str]:
         """Make the checkpoints that are missing; returns the files of all."""
         if self._config.checkpoints is not None:
@@ -141,7 +146,9 @@ class Job:
             computed = trak.featurize(self.train_data, checkpoints, split=self._config.train_split, **how)
             computed += trak.featurize_split(self.target_data, self._config.target_split, **how)
         rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
-        summary("featurize", f"{rows} rows in {self.run.features}", computed, "computed", started)
+        summary(
+            "featurize", f"{rows} rows in {self._store.elsewhere or self.run.features}", computed, "computed", started
+        )
 
     def trak(self) -> TRAK:
         """The attribution that the configuration describes."""
@@ -248,7 +255,7 @@ def featurize(argv: Sequence[str]) -> int:
     job = Job("featurize", argv)
     checkpoints = job.checkpoints()
     job.featurize(checkpoints)
-    if not job.growing:  # the same command, given again, means that there may be more data again
+    if job.lasting:
         stamps.record(job.run, "featurize", argv, job.sources, [*map(Path, checkpoints), job.run.features])
     return 0
 
@@ -267,6 +274,6 @@ def run(argv: Sequence[str]) -> int:
     scores = job.score()
     job.evaluate()
     outputs = [*map(Path, checkpoints), job.run.features, scores, job.run.evaluation]
-    if not job.growing:
+    if job.lasting:
         stamps.record(job.run, "run", argv, job.sources, outputs)
     return 0
