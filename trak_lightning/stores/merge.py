@@ -65,7 +65,7 @@ def _require_whole(name: str, parts: Sequence[FeatureSet]) -> None:
         )
     missing = sorted(set(range(spec.num_blocks)).difference(*holders))
     if missing:
-        rows = ranges(row for block in missing for row in spec.block_range(block))
+        rows = ranges(map(spec.block_range, missing))
         raise IncompleteRunError(
             f"{len(missing)} of {spec.num_blocks} blocks of {name} are in none of the run directories (samples {rows}). "
             "Run featurize to its end first."
