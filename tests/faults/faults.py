@@ -45,11 +45,11 @@ class Job:
         named = f"[{', '.join(map(str, self.checkpoints))}]"
         return [*map(str, ("featurize", "--config", self.config, "--checkpoints", named, "--run_dir", run_dir, *more))]
 
-    def fork(self, run_dir, *more, before=None, log=None):
+    def fork(self, run_dir, *more, name="", environment=None, before=None, log=None):
         """Run it in a forked process, which needs no seconds to import torch; returns the process. `before` is called in it
         first.
         """
-        arguments = self.arguments(run_dir, *more), log or f"{run_dir}.log", before
+        arguments = self.arguments(run_dir, *more), log or f"{run_dir}{name}.log", environment or {}, before
         process = self._forks.Process(target=run, args=arguments)
         process.start()
         return process
@@ -74,8 +74,9 @@ class Job:
         )
 
 
-def run(argv, output, before=None):
+def run(argv, output, environment, before=None):
     """``trak ARGV`` in a forked process, with everything that it prints in the file `output`."""
+    os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

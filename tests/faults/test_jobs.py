@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from functools import partial
 
 from faults import acknowledged, rows
 
@@ -26,25 +25,18 @@ def test_two_runs_with_different_settings_race_for_one_directory_and_one_is_refu
         assert rows(run_dir) == whole
 
 
-def as_array_task(number):
-    """What SLURM tells a task of an array."""
-    told = {"JOB_ID": 7000 + number, "ARRAY_JOB_ID": 7000, "ARRAY_TASK_ID": number, "NTASKS": 1, "NTASKS_PER_NODE": 1}
-    told |= {"PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_NAME": "featurize", "NODELIST": "localhost"}
-    os.environ.update({f"SLURM_{name}": str(value) for name, value in told.items()})
-
-
-def test_the_tasks_of_a_slurm_array_share_the_work_and_one_may_be_killed(job, whole, tmp_path):
+def test_what_a_killed_job_leaves_undone_the_others_do(job, whole, tmp_path):
     run_dir = tmp_path / "run"
-    logs = [tmp_path / f"task-{number}" for number in range(4)]
-    tasks = [job.fork(run_dir, before=partial(as_array_task, number), log=log) for number, log in enumerate(logs)]
+    logs = [tmp_path / f"job-{number}" for number in range(3)]
+    jobs = [job.fork(run_dir, log=log) for log in logs]
     while len(acknowledged(run_dir)) < 2:
         time.sleep(0.002)
-    os.kill(tasks[0].pid, signal.SIGKILL)
-    for task in tasks:
-        task.join(600)
-    assert tasks[0].exitcode in (-signal.SIGKILL, 0)
-    assert [task.exitcode for task in tasks[1:]] == [0, 0, 0], [log.read_text() for log in logs]
+    os.kill(jobs[0].pid, signal.SIGKILL)
+    for process in jobs:
+        process.join(600)
+    assert jobs[0].exitcode in (-signal.SIGKILL, 0)
+    assert [process.exitcode for process in jobs[1:]] == [0, 0], [log.read_text() for log in logs]
     assert rows(run_dir) == whole
-    # A task that died while it wrote leaves a file that no other needs; the next run deletes it.
+    # A job that died while it wrote leaves a file that nobody needs; the next run deletes it.
     assert job.finish(run_dir)[0] == 0
     assert main(["verify", str(run_dir)]) == 0

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from trak_lightning.cli.names import rewrite
 from trak_lightning.cli.output import narrated, summary
 from trak_lightning.data import AttributionData
 from trak_lightning.ensemble import checkpoint_paths, train_ensemble
-from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
 from trak_lightning.evaluation.retraining import retrain
 from trak_lightning.evaluation.stage import evaluate_run
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.projectors.base import Projector
 from trak_lightning.quiet import quiet_lightning
 from trak_lightning.scoring.stage import score_run
+from trak_lightning.shards import Shard, unfinished
 from trak_lightning.subsets import SubsetPlan
 from trak_lightning.tasks.base import Task
 
@@ -66,6 +68,12 @@ class TrakCLI(LightningCLI):
             default=False,
             help="true: the data may have more samples than those featurized, after these; only the new ones are computed",
         )
+        parser.add_argument(
+            "--shard",
+            type=str,
+            default="1/1",
+            help="3/16: featurize the third of sixteen parts; the parts need not know of each other",
+        )
         for key, base, default in (
             ("task", Task, "image_classification"),
             ("extractor", GradientExtractor, "auto"),
@@ -85,6 +93,7 @@ class Job:
     def __init__(self, command: str, argv: Sequence[str]) -> None:
         self._cli = TrakCLI(command, argv)
         self._config: Namespace = self._cli.config
+        self.shard = Shard.parse(self._config.shard)
         self.run, self._store = open_run(self._config, self._cli.config_init)
         if self._cli.datamodule is None:
             raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
@@ -120,6 +129,11 @@ class Job:
         """Whether the same command, given again, has nothing to do as long as the run directory looks the same."""
         return not self.growing and self._store.elsewhere is None
 
+    @property
+    def _speaks(self) -> bool:
+        """Whether this is the rank that says what is done."""
+        return bool(self._cli.trainer.is_global_zero)
+
     def train(self) -> list[str]:
         """Make the checkpoints that are missing; returns the files of all."""
         if self._config.checkpoints is not None:
@@ -141,13 +155,26 @@ class Job:
         """Compute the features that are missing."""
         started = time.perf_counter()
         trak = self.trak()
-        how: dict[str, Any] = {"block_size": self._config.block_size, "grow": self.growing}
-        with narrated():
+        how: dict[str, Any] = {"block_size": self._config.block_size, "grow": self.growing, "shard": str(self.shard)}
+        with narrated() if self._speaks else nullcontext():
             computed = trak.featurize(self.train_data, checkpoints, split=self._config.train_split, **how)
             computed += trak.featurize_split(self.target_data, self._config.target_split, **how)
         rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
-        summary(
-            "featurize", f"{rows} rows in {self._store.elsewhere or self.run.features}", computed, "computed", started
+        if self._speaks:
+            what = f"{rows} rows in {self._store.elsewhere or self.run.features}"
+            if self.shard.count > 1:
+                unfinished = self._unfinished()
+                what = f"shard {self.shard} of {what}; " + (
+                    f"unfinished: {unfinished}" if unfinished else "all are there"
+                )
+            summary("featurize", what, computed, "computed", started)
+
+    def _unfinished(self) -> str:
+        """The shards that have rows missing, in words."""
+        return "; ".join(
+            f"{words} ({split})"
+            for split in (self._config.train_split, self._config.target_split)
+            if (words := unfinished(self.run, self._store, split))
         )
 
     def trak(self) -> TRAK:
@@ -201,6 +228,7 @@ class Job:
             self._fresh,
             self._datamodule,
             self._cli.config_init.task,
+            self.train_data,
             self.target_data,
             self._plan("evaluation", evaluation.fraction),
             evaluation.models,
@@ -255,7 +283,7 @@ def featurize(argv: Sequence[str]) -> int:
     job = Job("featurize", argv)
     checkpoints = job.checkpoints()
     job.featurize(checkpoints)
-    if job.lasting:
+    if job.lasting and job.shard.count == 1:
         stamps.record(job.run, "featurize", argv, job.sources, [*map(Path, checkpoints), job.run.features])
     return 0
 
@@ -269,6 +297,8 @@ def evaluate(argv: Sequence[str]) -> int:
 def run(argv: Sequence[str]) -> int:
     """``trak run``."""
     job = Job("run", argv)
+    if job.shard.count > 1:
+        raise SettingsError(f"trak run does all of a run; give --shard {job.shard} to trak featurize")
     checkpoints = job.train()
     job.featurize(checkpoints)
     scores = job.score()
