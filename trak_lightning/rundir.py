@@ -1,6 +1,7 @@
 """The run directory: what lies where, and the record that ties its parts together. Needs no torch."""
 
 import json
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -19,13 +20,16 @@ SCHEMA_VERSION = 1
 UNREADABLE = (
     OSError,
     ValueError,
+    TypeError,
+    LookupError,
     EOFError,
     MemoryError,
     OverflowError,
-    TypeError,
-    LookupError,
+    SyntaxError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
+    NotImplementedError,
 )
 """What NumPy raises of a damaged ``.npy`` or ``.npz`` file."""
 LIBRARIES = ("trak-lightning", "torch", "lightning", "numpy", "h5py")
