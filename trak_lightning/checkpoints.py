@@ -68,7 +68,7 @@ def read_state_dict(source: CheckpointSource, *, weights_only: bool = True) -> M
         found: Any = torch.load(path, map_location="cpu", weights_only=weights_only)
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {type(error).__name__}: {str(error).splitlines()[0]} "
+            f"{path} cannot be read as a checkpoint: {type(error).__name__}: {next(iter(str(error).splitlines()), 'it is cut short')} "
             "A file that you trust and that holds pickled objects can be read with weights_only=False."
         ) from error
     state_dict = found.get("state_dict", found) if isinstance(found, Mapping) else None

@@ -49,7 +49,7 @@ class FitFile:
             IncompatibleRunError: it was made with other settings.
         """
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with self.path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 found = json.loads(str(file[_FINGERPRINT]))
                 fitted = {name: torch.from_numpy(file[name]) for name in file.files if name != _FINGERPRINT}
         except UNREADABLE as error:

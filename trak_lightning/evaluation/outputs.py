@@ -31,7 +31,7 @@ def read_outputs(
     for model in range(models):
         path = output_path(folder, model)
         try:
-            with np.load(path, allow_pickle=False) as found:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                 subsets[model, found["subset"]] = True
                 outputs[model] = found["outputs"]
         except UNREADABLE as error:
