@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import fsspec
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 from moto.server import ThreadedMotoServer
-from trak_lightning_zarr import ZarrStore, pack
+from trak_lightning_zarr import ZarrStore
 
 from trak_lightning.cli import main
 from trak_lightning.errors import CorruptFileError, IncompatibleRunError, IncompleteRunError, StorageError, TrakError
@@ -76,15 +78,20 @@ def test_a_stranger_reads_arrays_with_zarr_alone(tmp_path):
 
 
 def test_a_zip_file_is_read_and_never_written(tmp_path):
-    created = filled_store(ZarrStore(), tmp_path)
-    assert pack(str(tmp_path / "features.zarr"), tmp_path / "features.zip") > 10
+    folder = tmp_path / "features"
+    filled_store(ZarrStore(), folder)
+    command = [sys.executable, "-m", "trak_lightning_zarr", folder / "features.zarr", folder / "features.zip"]
+    assert [subprocess.run(command, check=False).returncode for _ in range(2)] == [0, 1]  # never over another file
+    shutil.rmtree(folder / "features.zarr")
+    for name in ("info", "verify"):
+        assert main([name, str(tmp_path), "--store", "{name: zarr, url: features.zip}"]) == 0
     store = ZarrStore("features.zip")
-    store.bind(tmp_path)
+    store.bind(folder)
     assert store.list() == [("train", "a1")]
     found = store.create(SPEC)
     assert (found.complete, found.claim(0)) == (True, False)
     for block in range(3):
-        np.testing.assert_array_equal(found.read_block(block).features, created.read_block(block).features)
+        np.testing.assert_array_equal(found.read_block(block).features, rows(SPEC, block).features)
     for write in (lambda: found.write_block(0, rows(SPEC, 0)), lambda: store.create(replace(SPEC, split="test"))):
         with pytest.raises(StorageError, match=r"is a zip file, and these are only read.*FOLDER FILE\.zip"):
             write()
