@@ -41,9 +41,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     with _part_of(path) as part:
         yield part
-        _fsync(part)
+        fsync(part)
         part.replace(path)
-        _fsync(path.parent)
+        fsync(path.parent)
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def atomic_create(path: Path) -> Iterator[Path]:
     """As `atomic_write`, but if `path` is there already when the block ends, it stays as it is: the first one wins."""
     with _part_of(path) as part:
         yield part
-        _fsync(part)
+        fsync(part)
         try:
             os.link(part, path)
         except FileExistsError:
@@ -59,7 +59,7 @@ def atomic_create(path: Path) -> Iterator[Path]:
         except OSError:  # a file system without hard links
             if not path.exists():
                 part.replace(path)
-        _fsync(path.parent)
+        fsync(path.parent)
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def new_hdf5(path: Path) -> Iterator["h5py.File"]:
         yield file
 
 
-def refused(path: Path, error: OSError) -> StorageError:
+def refused(path: Path | str, error: OSError) -> StorageError:
     """What the operating system said when `path` was to be written, and what to do."""
     reason = _REMEDIES.get(error.errno or 0, "what is stored so far is kept")
     return StorageError(f"cannot write {path}: {error.strerror or error}: {reason}")
@@ -133,7 +133,8 @@ def _held(part: Path) -> Iterator[None]:
             return
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make a file, or the names in a folder, outlast a loss of power."""
     if path.is_dir():  # makes a rename durable; some network file systems do not allow it, and need no such thing
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -14,6 +14,7 @@ from trak_lightning.atomic import atomic_create
 from trak_lightning.comparison import require_same
 from trak_lightning.data import AttributionData
 from trak_lightning.errors import CorruptFileError
+from trak_lightning.rundir import UNREADABLE
 from trak_lightning.seeds import derive_seed
 from trak_lightning.tasks.base import Task
 
@@ -49,10 +50,10 @@ class FitFile:
             IncompatibleRunError: it was made with other settings.
         """
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with self.path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 found = json.loads(str(file[_FINGERPRINT]))
                 fitted = {name: torch.from_numpy(file[name]) for name in file.files if name != _FINGERPRINT}
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             raise CorruptFileError(
                 f"{self.path} does not hold what was fitted ({error}). Delete it and the features made with it."
             ) from error

@@ -3,17 +3,17 @@
 from collections.abc import Iterable
 
 
-def ranges(values: Iterable[int], most: int = 8) -> str:
-    """Sorted integers, with runs of consecutive ones written as ranges, at most `most` of these.
+def ranges(parts: Iterable[range], most: int = 8) -> str:
+    """Ranges of integers, in order; those that touch are written as one, and at most `most` of these.
 
-    >>> ranges([0, 1, 2, 7, 9, 10])
+    >>> ranges([range(0, 2), range(2, 3), range(7, 8), range(9, 11)])
     '0–2, 7, 9–10'
     """
-    found: list[list[int]] = []
-    for value in values:
-        if found and value == found[-1][1] + 1:
-            found[-1][1] = value
+    found: list[range] = []
+    for part in parts:
+        if found and part.start == found[-1].stop:
+            found[-1] = range(found[-1].start, part.stop)
         else:
-            found.append([value, value])
-    texts = [str(first) if first == last else f"{first}–{last}" for first, last in found[:most]]
+            found.append(part)
+    texts = [str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in found[:most]]
     return ", ".join(texts) + (f" and {len(found) - most} more ranges" if len(found) > most else "")

@@ -1,6 +1,9 @@
 """The run directory: what lies where, and the record that ties its parts together. Needs no torch."""
 
 import json
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -14,6 +17,21 @@ from trak_lightning.atomic import atomic_write, sweep
 from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, IncompleteRunError
 
 SCHEMA_VERSION = 1
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    MemoryError,
+    OverflowError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+)
+"""What NumPy raises of a damaged ``.npy`` or ``.npz`` file."""
 LIBRARIES = ("trak-lightning", "torch", "lightning", "numpy", "h5py")
 
 
@@ -170,7 +188,7 @@ def read_subset(path: Path) -> npt.NDArray[np.int64]:
     """
     try:
         subset = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise CorruptFileError(f"{path} is not a subset of training samples: {error}") from error
     if subset.ndim != 1 or subset.dtype.kind not in "iu":
         raise CorruptFileError(f"{path} must hold integers of shape (s,), found {subset.dtype} {subset.shape}")

@@ -78,7 +78,11 @@ def unfinished(run: RunDirectory, store: FeatureStore, split: str) -> str:
         for index in range(1, count + 1)
         if any(lacks.intersection(own) for lacks, own in zip(missing, Shard(index, count).blocks(sets), strict=True))
     ]
-    return f"shard{'s' if len(found) > 1 else ''} {ranges(found)} of {count}" if found else ""
+    return (
+        f"shard{'s' if len(found) > 1 else ''} {ranges(range(shard, shard + 1) for shard in found)} of {count}"
+        if found
+        else ""
+    )
 
 
 _FILE = "shards.json"

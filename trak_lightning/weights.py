@@ -108,7 +108,7 @@ def _read_torch(path: Path, weights_only: bool) -> Mapping[str, Tensor]:
         found: Any = torch.load(path, map_location="cpu", weights_only=weights_only)
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {type(error).__name__}: {str(error).splitlines()[0]} "
+            f"{path} cannot be read as a checkpoint: {type(error).__name__}: {next(iter(str(error).splitlines()), 'it is cut short')} "
             "A file that you trust and that holds pickled objects can be read with weights_only=False."
         ) from error
     for state_dict in (found.get(key) for key in STATE_DICT_KEYS) if isinstance(found, Mapping) else ():

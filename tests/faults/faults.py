@@ -1,12 +1,17 @@
 """A small featurizing job, real processes that run it, and what must hold of its run directory after any of them died."""
 
+import ctypes
 import multiprocessing
 import os
+import struct
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
+import pytest
 import yaml
 
 from trak_lightning.cli import main
@@ -40,18 +45,20 @@ class Job:
         named = f"[{', '.join(map(str, self.checkpoints))}]"
         return [*map(str, ("featurize", "--config", self.config, "--checkpoints", named, "--run_dir", run_dir, *more))]
 
-    def fork(self, run_dir, *more, name="", environment=None):
-        """Run it in a forked process, which needs no seconds to import torch; returns the process."""
-        arguments = self.arguments(run_dir, *more), f"{run_dir}{name}.log", environment or {}
+    def fork(self, run_dir, *more, name="", environment=None, before=None, log=None):
+        """Run it in a forked process, which needs no seconds to import torch; returns the process. `before` is called in it
+        first.
+        """
+        arguments = self.arguments(run_dir, *more), log or f"{run_dir}{name}.log", environment or {}, before
         process = self._forks.Process(target=run, args=arguments)
         process.start()
         return process
 
-    def finish(self, run_dir, *more):
+    def finish(self, run_dir, *more, before=None, log=None):
         """Run it to its end; returns the exit code and what it printed."""
-        process = self.fork(run_dir, *more)
+        process = self.fork(run_dir, *more, before=before, log=log)
         process.join(900)
-        return process.exitcode, Path(f"{run_dir}.log").read_text()
+        return process.exitcode, Path(log or f"{run_dir}.log").read_text()
 
     def start(self, run_dir, *more, **options):
         """Run it as a user does; returns the process."""
@@ -67,13 +74,46 @@ class Job:
         )
 
 
-def run(argv, output, environment):
+def run(argv, output, environment, before=None):
     """``trak ARGV`` in a forked process, with everything that it prints in the file `output`."""
     os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    if before is not None:
+        before()
     sys.exit(main(argv))
+
+
+def without_privileges():
+    """Let permissions count for this process even if it is root's, by giving up all capabilities."""
+    header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
+    if ctypes.CDLL(None, use_errno=True).capset(header, nothing):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def clock_in_1970():
+    """Let the clock of this process stand before everything that it finds."""
+    time.time, time.time_ns = float, int
+    assert time.time() == 0
+
+
+@contextmanager
+def small_disk(folder, pages):
+    """A file system of so many pages of 4096 bytes in `folder`; skips the test where it cannot be had."""
+    folder.mkdir(exist_ok=True)
+    try:
+        mount("-t", "tmpfs", "-o", f"size={pages * 4096}", "tmpfs", folder)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def mount(*arguments):
+    subprocess.run(["mount", *map(str, arguments)], check=True, capture_output=True)
 
 
 def acknowledged(run_dir):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 
 import h5py
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 
 from trak_lightning import registry
+from trak_lightning.cli import main
 from trak_lightning.errors import CorruptFileError, NonFiniteGradientError, SettingsError, StorageError
+from trak_lightning.stores.encoding import DTYPES
 from trak_lightning.stores.hdf5 import HDF5Store
 from trak_lightning.testing import StoreConformance
-from trak_lightning.testing.stores import SPEC, rows
+from trak_lightning.testing.stores import SPEC, filled_store, rows
 
 for plugin in registry.scan()[0]:
     if plugin.kind == "stores" and plugin.distribution == "trak-lightning":
@@ -149,3 +152,48 @@ def test_names_that_leave_the_folder_are_refused(name, tmp_path):
     store.bind(tmp_path)
     with pytest.raises(StorageError, match="cannot name a folder"):
         store.create(replace(SPEC, split=name))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_arrays_begin_where_they_can_be_mapped(dtype, tmp_path):
+    spec = replace(SPEC, dim=3001)
+    created = filled_store(HDF5Store(dtype), tmp_path, spec)
+    for block in range(spec.num_blocks):
+        assert created.memmap(block).ctypes.data % 64 == 0
+
+
+def test_reading_holds_a_few_blocks_however_many_there_are(tmp_path):
+    spec = replace(SPEC, num_samples=64 * 64, dim=256, batch_size=64, block_size=64)
+    created = filled_store(HDF5Store(), tmp_path, spec)
+    tracemalloc.start()
+    rows_read = sum(len(block) for block in created.blocks(ahead=2))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    one = 64 * 256 * 4
+    assert rows_read == spec.num_samples
+    assert peak < 8 * one  # of 64 blocks
+
+
+def test_run_directories_that_hold_parts_are_merged_to_one_file(tmp_path, capsys):
+    whole = filled_store(HDF5Store(), tmp_path / "whole/features")
+    for name, blocks in (("one", (0, 2)), ("two", (1, 2))):
+        store = HDF5Store()
+        store.bind(tmp_path / name / "features")
+        part = store.create(SPEC)
+        for block in blocks:
+            part.write_block(block, rows(SPEC, block))
+    one, two, output = (str(tmp_path / name) for name in ("one", "two", "merged.h5"))
+    assert main(["merge", one, "--output", output]) == 1
+    assert "samples 8–15" in capsys.readouterr().err
+    assert main(["merge", one, two, "--output", output]) == 0
+    with h5py.File(output) as file:
+        merged = file["features/train/a1"]
+        np.testing.assert_array_equal(merged["features"], whole.rows(0, 23).features)
+        for name in ("output", "loss_weight", "curvature"):
+            np.testing.assert_array_equal(merged[name], whole.column(name))
+    assert main(["merge", one, two, "--output", output]) == 1
+    assert "merged.h5 exists" in capsys.readouterr().err
+    part.write_block(2, replace(rows(SPEC, 2), output=np.zeros(7, np.float32)))
+    assert main(["merge", one, two, "--output", str(tmp_path / "other.h5")]) == 1
+    assert "block 2 of train/a1 is in several run directories, with different rows" in capsys.readouterr().err
+    assert not (tmp_path / "other.h5").exists()

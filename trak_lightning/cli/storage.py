@@ -37,12 +37,12 @@ def info(argv: Sequence[str]) -> int:
             damaged.append(str(error))
             continue
         spec = found.spec
-        missing = [row for block in found.missing_blocks() for row in spec.block_range(block)]
+        missing = [spec.block_range(block) for block in found.missing_blocks()]
         manifest = getattr(found, "manifest", None)
         table.add_row(
             split,
             checkpoint,
-            str(spec.num_samples - len(missing)),
+            str(spec.num_samples - sum(part.stop - part.start for part in missing)),
             str(spec.num_samples),
             str(spec.dim),
             manifest.dtype if manifest else "",
@@ -74,7 +74,7 @@ def verify(argv: Sequence[str]) -> int:
         rows += checked
         faults += wrong
     if not sets:
-        faults.append(f"there are no features in {run.features}")
+        faults.append(f"there are no features in {store.elsewhere or run.features}")
     for record in run.read().checkpoints:
         try:
             run.read_subset(record.id)
@@ -91,7 +91,7 @@ def _verify_set(found: FeatureSet) -> tuple[int, list[str]]:
     spec, missing = found.spec, found.missing_blocks()
     faults = found.strays()
     if missing:
-        rows = ranges(row for block in missing for row in spec.block_range(block))
+        rows = ranges(map(spec.block_range, missing))
         faults.append(f"{spec.split}/{spec.checkpoint}: samples {rows} are missing. Run featurize again.")
     checked = 0
     for block in sorted(set(range(spec.num_blocks)) - set(missing)):

@@ -126,6 +126,11 @@ class Job:
         return bool(self._config.grow) or any(map(has_wildcard, self._config.checkpoints or ()))
 
     @property
+    def lasting(self) -> bool:
+        """Whether the same command, given again, has nothing to do as long as the run directory looks the same."""
+        return not self.growing and self._store.elsewhere is None
+
+    @property
     def _speaks(self) -> bool:
         """Whether this is the rank that says what is done."""
         return bool(self._cli.trainer.is_global_zero)
@@ -159,7 +164,7 @@ class Job:
             computed += trak.featurize_split(self.target_data, self._config.target_split, **how)
         rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
         if self._speaks:
-            what = f"{rows} rows in {self.run.features}"
+            what = f"{rows} rows in {self._store.elsewhere or self.run.features}"
             if self.shard.count > 1:
                 unfinished = self._unfinished()
                 what = f"shard {self.shard} of {what}; " + (
@@ -284,7 +289,7 @@ def featurize(argv: Sequence[str]) -> int:
     job = Job("featurize", argv)
     checkpoints = job.checkpoints()
     job.featurize(checkpoints)
-    if not job.growing and job.shard.count == 1:  # growing: the same command, given again, means more data again
+    if job.lasting and job.shard.count == 1:
         stamps.record(job.run, "featurize", argv, job.sources, [*map(Path, checkpoints), job.run.features])
     return 0
 
@@ -305,6 +310,6 @@ def run(argv: Sequence[str]) -> int:
     scores = job.score()
     job.evaluate()
     outputs = [*map(Path, checkpoints), job.run.features, scores, job.run.evaluation]
-    if not job.growing:
+    if job.lasting:
         stamps.record(job.run, "run", argv, job.sources, outputs)
     return 0

@@ -1,12 +1,12 @@
 """Reading what retrained models said. No torch."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, IncompleteRunError
+from trak_lightning.rundir import UNREADABLE
 
 
 def output_path(folder: Path, model: int) -> Path:
@@ -31,10 +31,10 @@ def read_outputs(
     for model in range(models):
         path = output_path(folder, model)
         try:
-            with np.load(path, allow_pickle=False) as found:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                 subsets[model, found["subset"]] = True
                 outputs[model] = found["outputs"]
-        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise CorruptFileError(
                 f"{path} does not hold a subset of {num_samples} samples and {num_targets} outputs: {error}. Delete it and "
                 "run trak evaluate again."

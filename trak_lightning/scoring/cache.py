@@ -1,17 +1,20 @@
 """Arrays that are computed once for a feature set and kept in the run directory."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from trak_lightning.atomic import atomic_write
+from trak_lightning.rundir import UNREADABLE
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.validation import identity
 
-VERSION = 1
+VERSION = 2
 """Of what is kept: raised whenever the same key would mean other numbers."""
 
 
@@ -35,6 +38,8 @@ def cached(features: CheckpointFeatures, name: str, key: Any, calculate: Callabl
     stale = [other for other in folder.glob(f"{name}-*.npy") if other != path]
     with atomic_write(path) as part, part.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+        # Behind the array, where readers do not look.
+        file.write(xxhash.xxh3_64_digest(np.ascontiguousarray(array).data))
     for other in stale:
         other.unlink(missing_ok=True)
     return array
@@ -45,6 +50,10 @@ def _read(path: Path) -> Array | None:
         return None
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+        with path.open("rb") as file:
+            file.seek(-8, os.SEEK_END)
+            if file.read() != xxhash.xxh3_64_digest(np.ascontiguousarray(array).data):
+                return None
+    except UNREADABLE:
         return None  # damaged: it is computed anew
     return array

@@ -238,6 +238,11 @@ class FeatureStore(ABC):
     def bind(self, root: Path) -> None:
         """Use the folder `root` (it need not exist yet). Called once, before anything else."""
 
+    @property
+    def elsewhere(self) -> str | None:
+        """Where the features live, if not in the folder given to `bind`."""
+        return None
+
     @abstractmethod
     def create(self, spec: FeatureSpec) -> FeatureSet:
         """The set for `spec`: a new one, or the one already there to be gone on with.

@@ -12,11 +12,10 @@ from typing import Any, Literal, TypeAlias, get_args
 import h5py
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from trak_lightning.atomic import atomic_hdf5
 from trak_lightning.errors import CorruptFileError, IncompleteRunError, PluginError
-from trak_lightning.stores.encoding import STORED, column_dtype
+from trak_lightning.stores.arrays import checksum, layout
 
 Array = npt.NDArray[Any]
 Compression: TypeAlias = Literal["none", "lz4", "zstd"]
@@ -40,9 +39,7 @@ class BlockKey:
 
     def datasets(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name → shape and type of everything in the file."""
-        columns = {name: ((self.rows,), column_dtype(self.dtype)) for name in ("output", "loss_weight", "curvature")}
-        scale = {"scale": ((self.rows,), "<f4")} if self.dtype in ("float16", "int8") else {}
-        return {"features": ((self.rows, self.dim), STORED[self.dtype]), **scale, **columns}
+        return layout(self.rows, self.dim, self.dtype)
 
     def describe(self, schema_version: int) -> dict[str, Any]:
         """The attribute ``block`` without its checksums."""
@@ -72,11 +69,6 @@ def write_block_file(path: Path, key: BlockKey, arrays: dict[str, Array], compre
         checksums = {name: checksum(values) for name, values in arrays.items()}
         # Of fixed length: a text of variable length would cost a heap of 4 KB.
         file.attrs["block"] = np.bytes_(json.dumps({**key.describe(SCHEMA_VERSION), "xxh3_64": checksums}))
-
-
-def checksum(values: Array) -> str:
-    """XXH3-64 of the bytes of a contiguous array, 16 hexadecimal digits."""
-    return xxhash.xxh3_64_hexdigest(values.data)
 
 
 class BlockFile:

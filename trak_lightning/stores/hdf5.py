@@ -12,10 +12,10 @@ from trak_lightning.comparison import require_same
 from trak_lightning.errors import (
     CorruptFileError,
     IncompleteRunError,
-    NonFiniteGradientError,
     SettingsError,
     StorageError,
 )
+from trak_lightning.stores.arrays import from_arrays, to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.block_file import (
     COMPRESSIONS,
@@ -27,7 +27,7 @@ from trak_lightning.stores.block_file import (
     write_block_file,
 )
 from trak_lightning.stores.claims import Claims
-from trak_lightning.stores.encoding import DTYPES, STORED, Dtype, column_dtype, decode, encode, overflows
+from trak_lightning.stores.encoding import DTYPES, SCALED, STORED, Dtype, decode
 from trak_lightning.stores.manifest import FILE, Manifest
 from trak_lightning.stores.prefetch import prefetched
 from trak_lightning.stores.validation import identity, require_name, require_rows
@@ -118,22 +118,7 @@ class HDF5Set(FeatureSet):
 
     def write_block(self, block: int, rows: FeatureRows) -> None:
         require_rows(self.spec, block, rows)
-        dtype = self.manifest.dtype
-        stored, scale = encode(rows.features, dtype)
-        if overflows(stored, scale, dtype):
-            raise NonFiniteGradientError(
-                f"the features of block {block} overflow {dtype}: largest value {np.abs(rows.features).max():.3g}. "
-                "Use store={'name': 'hdf5', 'dtype': 'float64'}."
-            )
-        arrays = {"features": stored} | ({} if scale is None else {"scale": scale})
-        for name in ("output", "loss_weight", "curvature"):
-            with np.errstate(over="ignore"):
-                arrays[name] = np.ascontiguousarray(getattr(rows, name), column_dtype(dtype))
-            if not np.isfinite(arrays[name]).all():
-                raise NonFiniteGradientError(
-                    f"the {name} of block {block} overflows {np.dtype(column_dtype(dtype))}: largest value "
-                    f"{np.abs(getattr(rows, name)).max():.3g}. Use store={{'name': 'hdf5', 'dtype': 'float64'}}."
-                )
+        arrays = to_arrays(rows, self.manifest.dtype, f"block {block}")
         write_block_file(self._path(block), self._key(block), arrays, self._compression)
         self._offsets.pop(block, None)
 
@@ -180,7 +165,7 @@ class HDF5Set(FeatureSet):
         positions = self._positions(index)
         dtype = self.manifest.dtype
         stored = np.empty((len(positions), self.spec.dim), STORED[dtype])
-        scale = np.empty(len(positions), "<f4") if "scale" in self._key(0).datasets() else None
+        scale = np.empty(len(positions), "<f4") if dtype in SCALED else None
         blocks, order, starts = self._by_block(positions)
         for block, begin, end in zip(blocks.tolist(), starts[:-1], starts[1:], strict=True):
             members = order[begin:end]
@@ -252,8 +237,7 @@ class HDF5Set(FeatureSet):
 
     def _decode(self, file: BlockFile, key: BlockKey) -> FeatureRows:
         arrays = {name: file.read(name, verify=self._verify) for name in key.datasets()}
-        features = decode(arrays.pop("features"), arrays.pop("scale", None), self.manifest.dtype)
-        return FeatureRows(np.arange(key.start, key.start + key.rows), features, **arrays)
+        return from_arrays(arrays, key.start, self.manifest.dtype)
 
     def _stored(self, block: int) -> bool:
         return self._path(block).exists() and not (block in self._once_last and self._shorter(block) is not None)

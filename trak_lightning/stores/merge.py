@@ -12,14 +12,12 @@ from trak_lightning.comparison import require_same
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
 from trak_lightning.ranges import ranges
 from trak_lightning.rundir import RunDirectory
+from trak_lightning.stores.arrays import COLUMNS, checksum, to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSet
-from trak_lightning.stores.block_file import checksum
-from trak_lightning.stores.encoding import STORED, column_dtype, encode
+from trak_lightning.stores.encoding import STORED
 from trak_lightning.stores.manifest import Manifest
 from trak_lightning.stores.run import open_store
 from trak_lightning.stores.validation import identity
-
-COLUMNS = ("output", "loss_weight", "curvature")
 
 
 def merge(paths: Sequence[Path], output: Path) -> list[FeatureSet]:
@@ -67,7 +65,7 @@ def _require_whole(name: str, parts: Sequence[FeatureSet]) -> None:
         )
     missing = sorted(set(range(spec.num_blocks)).difference(*holders))
     if missing:
-        rows = ranges(row for block in missing for row in spec.block_range(block))
+        rows = ranges(map(spec.block_range, missing))
         raise IncompleteRunError(
             f"{len(missing)} of {spec.num_blocks} blocks of {name} are in none of the run directories (samples {rows}). "
             "Run featurize to its end first."
@@ -93,9 +91,7 @@ def _write_set(group: h5py.Group, parts: Sequence[FeatureSet]) -> None:
     for block in range(spec.num_blocks):
         holder = next(part for part, lacks in zip(parts, missing, strict=True) if block not in lacks)
         rows = holder.read_block(block)
-        stored, scale = encode(rows.features, dtype)
-        arrays = {"features": stored} | ({} if scale is None else {"scale": scale})
-        arrays |= {name: np.ascontiguousarray(getattr(rows, name), column_dtype(dtype)) for name in COLUMNS}
+        arrays = to_arrays(rows, dtype, f"block {block}")
         samples = spec.block_range(block)
         for name, values in arrays.items():
             if name not in group:

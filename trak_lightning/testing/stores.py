@@ -164,10 +164,7 @@ class StoreConformance:
         np.testing.assert_array_equal(found.read_block(2).features, rows(longer, 2).features)
 
     def filled(self, bound: FeatureStore) -> FeatureSet:
-        created = bound.create(SPEC)
-        for block in range(3):
-            created.write_block(block, rows(SPEC, block))
-        return created
+        return fill(bound.create(SPEC))
 
 
 def rows(spec: FeatureSpec, block: int) -> FeatureRows:
@@ -177,3 +174,16 @@ def rows(spec: FeatureSpec, block: int) -> FeatureRows:
     columns = [generator.standard_normal(len(samples), np.float32) for _ in range(3)]
     features = generator.standard_normal((len(samples), spec.dim), np.float32)
     return FeatureRows(np.arange(samples.start, samples.stop), features, *columns)
+
+
+def fill(created: FeatureSet) -> FeatureSet:
+    """Write every block of a set; returns the set."""
+    for block in range(created.spec.num_blocks):
+        created.write_block(block, rows(created.spec, block))
+    return created
+
+
+def filled_store(store: FeatureStore, root: Path, spec: FeatureSpec = SPEC) -> FeatureSet:
+    """A set with all of its rows, in `root`."""
+    store.bind(root)
+    return fill(store.create(spec))

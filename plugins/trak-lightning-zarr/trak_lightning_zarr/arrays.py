@@ -1,0 +1,110 @@
+"""The arrays of a set: made, grown, and opened with every claim that they make checked first."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.errors import ContainsArrayError
+
+from trak_lightning.stores import FeatureSpec
+from trak_lightning.stores.arrays import layout
+from trak_lightning.stores.block_file import Compression
+from trak_lightning.stores.manifest import Manifest
+
+BLOCKS = "blocks"
+RECORD = ("set", "block", "rows", "features", "scale", "output", "loss_weight", "curvature")
+"""The columns of `BLOCKS`: whose block it is, its rows, and the XXH3-64 of each array. A block without one is missing."""
+FILL = {"<u2": 0x7FC0, "|i1": -128}
+"""What stands where nothing is stored, and is never stored: in bfloat16 a NaN, in int8 a number beyond those used."""
+CODECS = {"bytes", "sharding_indexed", "blosc", "crc32c"}
+
+
+def create_arrays(store: Store, name: str, manifest: Manifest, compression: Compression) -> None:
+    """Make the arrays of a set, except those that are there already."""
+    spec = manifest.spec
+    codecs: list[Any] = [] if compression == "none" else [BloscCodec(cname=compression, shuffle="bitshuffle")]
+    for array, (shape, dtype) in layout(spec.num_samples, spec.dim, manifest.dtype).items():
+        # A block of features is one object, made of batches: of the last block only those batches that exist are stored.
+        inner, outer = ((size, *shape[1:]) for size in (spec.batch_size, spec.block_size))
+        shards = {"chunks": inner, "shards": outer} if array == "features" else {"chunks": outer}
+        _create(
+            store,
+            f"{name}/{array}",
+            shape=shape,
+            dtype=dtype,
+            compressors=[*codecs, Crc32cCodec()] if array == "features" else None,
+            fill_value=FILL.get(np.dtype(dtype).str, np.nan),
+            dimension_names=("sample", "feature")[: len(shape)],
+            **shards,
+        )
+    _create(
+        store,
+        f"{name}/{BLOCKS}",
+        shape=(spec.num_blocks, len(RECORD)),
+        dtype="<u8",
+        chunks=(1, len(RECORD)),
+        compressors=None,
+        fill_value=0,
+        attributes={"columns": list(RECORD)},
+        # All in one folder, and nothing but a file can be taken for a record.
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+
+
+def _create(store: Store, name: str, **options: Any) -> None:
+    try:
+        zarr.create_array(store, name=name, zarr_format=3, **options)
+    except ContainsArrayError:
+        return
+
+
+def grow_arrays(store: Store, name: str, manifest: Manifest) -> None:
+    """Give the arrays of a set the lengths that `manifest` says."""
+    for array, shape in _shapes(manifest):
+        found = zarr.open_array(store, path=f"{name}/{array}", mode="r+", zarr_format=3)
+        if found.shape[0] < shape[0]:
+            found.resize(shape)
+
+
+def open_arrays(store: Store, name: str, manifest: Manifest, mode: Any) -> dict[str, zarr.Array]:
+    """The arrays of a set, found to be what `manifest` says.
+
+    Raises:
+        ValueError: one of them is not.
+    """
+    spec = manifest.spec
+    types = {array: dtype for array, (_, dtype) in layout(1, 1, manifest.dtype).items()} | {BLOCKS: "<u8"}
+    found = {}
+    for array, shape in _shapes(manifest):
+        opened = zarr.open_array(store, path=f"{name}/{array}", mode=mode, zarr_format=3)
+        outer = (1 if array == BLOCKS else spec.block_size, *shape[1:])
+        inner = (spec.batch_size, spec.dim) if array == "features" else outer
+        # Longer, if a process was killed while it made the set grow.
+        if opened.shape[:1] < shape[:1] or opened.shape[1:] != shape[1:] or opened.dtype != np.dtype(types[array]):
+            raise ValueError(f"its {array} is {opened.dtype} {opened.shape}, and {types[array]} {shape} was expected")
+        if (opened.chunks, opened.shards or opened.chunks) != (inner, outer):
+            raise ValueError(f"its {array} is cut into {opened.shards} and {opened.chunks}, not {outer} and {inner}")
+        strange = set(_codecs(opened.metadata.to_dict()["codecs"])) - CODECS
+        if strange:
+            raise ValueError(f"its {array} is encoded with {', '.join(sorted(strange))}")
+        found[array] = opened
+    return found
+
+
+def _shapes(manifest: Manifest) -> Iterator[tuple[str, tuple[int, ...]]]:
+    spec: FeatureSpec = manifest.spec
+    for array, (shape, _) in layout(spec.num_samples, spec.dim, manifest.dtype).items():
+        yield array, shape
+    yield BLOCKS, (spec.num_blocks, len(RECORD))
+
+
+def _codecs(found: Any) -> Iterator[str]:
+    """The names of codecs and of those inside them."""
+    for codec in found:
+        yield codec["name"]
+        configuration = codec.get("configuration")
+        if isinstance(configuration, Mapping):
+            yield from _codecs(configuration.get("codecs", ()))

@@ -1,0 +1,237 @@
+"""One feature set in Zarr arrays."""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec
+
+from trak_lightning.errors import CorruptFileError, IncompleteRunError, StorageError, TrakError
+from trak_lightning.stores import FeatureRows, FeatureSet
+from trak_lightning.stores.arrays import checksum, from_arrays, layout, to_arrays
+from trak_lightning.stores.block_file import LARGEST_COMPRESSED
+from trak_lightning.stores.claims import Claims
+from trak_lightning.stores.encoding import decode
+from trak_lightning.stores.manifest import Manifest
+from trak_lightning.stores.prefetch import prefetched
+from trak_lightning.stores.validation import require_rows
+from trak_lightning_zarr.arrays import BLOCKS, RECORD, open_arrays
+from trak_lightning_zarr.place import Place
+
+Array = npt.NDArray[Any]
+
+
+class ZarrSet(FeatureSet):
+    """A group of arrays. A block is there if its record is, which is written last, in one piece."""
+
+    def __init__(self, place: Place, name: str, manifest: Manifest, lock: Path) -> None:
+        self.name = name
+        self.manifest = manifest
+        self.spec = manifest.spec
+        self._place = place
+        self._lock = lock
+
+    # --- Writing -----------------------------------------------------------------------------------------------------
+
+    def write_block(self, block: int, rows: FeatureRows) -> None:
+        self._place.require_writable()
+        require_rows(self.spec, block, rows)
+        samples = self.spec.block_range(block)
+        arrays = to_arrays(rows, self.manifest.dtype, f"block {block}")
+        with self._reading():
+            records = self._arrays[BLOCKS]
+        with self._place.writing(self.name):
+            if self._record(block) is not None:
+                records[block] = 0  # which deletes it: from here on the block is missing
+                self._place.flush(f"{self.name}/{BLOCKS}/zarr.json")
+            for name, values in arrays.items():
+                self._arrays[name][samples.start : samples.stop] = values
+            self._place.flush(*(f"{self.name}/{name}/c/{block}{'/0' * (name == 'features')}" for name in arrays))
+            records[block] = self._new_record(block, arrays)
+            self._place.flush(f"{self.name}/{BLOCKS}/c.{block}.0")
+            for left in self._place.unfinished(self.name):
+                if re.search(rf"/c[./]{block}[./]", left.as_posix()):
+                    left.unlink(missing_ok=True)
+
+    def missing_blocks(self) -> list[int]:
+        with self._reading():
+            stored = set()
+            for key in self._place.keys(f"{self.name}/{BLOCKS}"):
+                if found := re.fullmatch(r"c\.(\d+)\.0", key.rpartition("/")[2]):
+                    stored.add(int(found[1]))
+        return [
+            block
+            for block in range(self.spec.num_blocks)
+            if block not in stored or (block in self._once_last and not self._stored(block))
+        ]
+
+    def claim(self, block: int) -> bool:
+        if not self._claims.acquire(block):
+            return False
+        if self._stored(block):
+            self._claims.release(block)
+            return False
+        return True
+
+    def release(self, block: int) -> None:
+        self._claims.release(block)
+
+    def known_rows(self, block: int) -> FeatureRows | None:
+        record = self._record(block) if block in self._once_last else None
+        if record is None or record["rows"] >= len(self.spec.block_range(block)):
+            return None
+        whole = record["rows"] - record["rows"] % self.spec.batch_size
+        try:
+            return self._read(block, record)[:whole] if whole else None
+        except CorruptFileError:  # a process was killed while it wrote the longer block over this one
+            return None
+
+    # --- Reading -----------------------------------------------------------------------------------------------------
+
+    def read_block(self, block: int) -> FeatureRows:
+        return self._read(block, self._whole(block))
+
+    def take(self, index: npt.ArrayLike) -> Array:
+        positions = self._positions(index)
+        for block in np.unique(positions // self.spec.block_size).tolist():
+            self._whole(block)
+        if not len(positions):
+            return np.empty((0, self.spec.dim), np.float32)
+        with self._reading():
+            stored = self._arrays["features"].oindex[positions, :]
+            scale = self._arrays["scale"].oindex[positions] if "scale" in self._arrays else None
+            features = decode(np.asarray(stored), scale if scale is None else np.asarray(scale), self.manifest.dtype)
+            if not np.isfinite(features).all():
+                raise ValueError("some of its blocks were deleted")
+            return features
+
+    def column(self, name: str) -> Array:
+        def read(block: int) -> Array:
+            return self._values(name, block, self._whole(block))
+
+        return np.concatenate(list(prefetched(read, range(self.spec.num_blocks), 2)))
+
+    def nbytes(self) -> int:
+        with self._reading():
+            return self._place.nbytes(self.name)
+
+    def strays(self) -> list[str]:
+        left = self._place.unfinished(self.name)
+        return [f"{path}: left by a process that died, or being written now" for path in left]
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _arrays(self) -> dict[str, zarr.Array]:
+        return open_arrays(self._place.zarr, self.name, self.manifest, mode="r" if self._place.read_only else "r+")
+
+    @cached_property
+    def _claims(self) -> Claims:
+        try:
+            self._lock.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make {self._lock.parent}: {error}") from error
+        return Claims(self._lock)
+
+    @cached_property
+    def _once_last(self) -> set[int]:
+        """Blocks in which a shorter dataset once ended."""
+        size = self.spec.block_size
+        return {before // size for before in self.manifest.grown_from if before % size}
+
+    def _stored(self, block: int) -> bool:
+        record = self._record(block)
+        return record is not None and record["rows"] == len(self.spec.block_range(block))
+
+    def _whole(self, block: int) -> dict[str, int]:
+        """The record of a block.
+
+        Raises:
+            IncompleteRunError: the block is missing.
+        """
+        record = self._record(block)
+        if record is None or record["rows"] < len(self.spec.block_range(block)):
+            raise IncompleteRunError(
+                f"block {block} of {self._place.url}/{self.name} is missing: not featurised yet, or deleted. Run featurize "
+                "again."
+            )
+        return record
+
+    def _record(self, block: int) -> dict[str, int] | None:
+        with self._reading():
+            record = dict(zip(RECORD, np.asarray(self._arrays[BLOCKS][block]).tolist(), strict=True))
+            if not any(record.values()):
+                return None
+            expected = {"set": int(self.manifest.set_id, 16), "block": block}
+            rows = len(self.spec.block_range(block))
+            if {name: record[name] for name in expected} != expected or not 0 < record["rows"] <= rows:
+                raise ValueError(
+                    f"the record of block {block} is {record}, and {expected} with {rows} rows was expected"
+                )
+            return record
+
+    def _new_record(self, block: int, arrays: dict[str, Array]) -> npt.NDArray[np.uint64]:
+        about = {"set": int(self.manifest.set_id, 16), "block": block, "rows": len(self.spec.block_range(block))}
+        sums = {name: int(checksum(values), 16) for name, values in arrays.items()}
+        return np.array([(about | sums).get(name, 0) for name in RECORD], np.uint64)
+
+    def _read(self, block: int, record: dict[str, int]) -> FeatureRows:
+        names = layout(1, 1, self.manifest.dtype)
+        arrays = {name: self._values(name, block, record) for name in names}
+        return from_arrays(arrays, self.spec.block_range(block).start, self.manifest.dtype)
+
+    def _values(self, name: str, block: int, record: dict[str, int]) -> Array:
+        """One array of a block, compared with its checksum."""
+        start, rows = self.spec.block_range(block).start, record["rows"]
+        with self._reading():
+            shape, dtype = layout(rows, self.spec.dim, self.manifest.dtype)[name]
+            key = f"{self.name}/{name}/c/{block}{'/0' * (name == 'features')}"
+            require_plausible(
+                self._place.size(key), math.prod(shape) * np.dtype(dtype).itemsize, self._compressed(name)
+            )
+            values = np.ascontiguousarray(self._arrays[name][start : start + rows])
+            if (found := int(checksum(values), 16)) != record[name]:
+                raise ValueError(
+                    f"the checksum of {name} in block {block} is {found:016x}, and {record[name]:016x} was written"
+                )
+            return values
+
+    def _compressed(self, name: str) -> bool:
+        return any(isinstance(codec, BloscCodec) for codec in self._arrays[name].compressors)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """
+        Raises:
+            CorruptFileError: what is stored is not what was written.
+            StorageError: the file system or the server refused.
+        """
+        where = f"{self._place.url}/{self.name}"
+        try:
+            yield
+        except TrakError:
+            raise
+        # A damaged array makes zarr and its codecs raise nearly anything; FileNotFoundError is one that is not there.
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError, MemoryError, FileNotFoundError) as error:
+            raise CorruptFileError(
+                f"{where} is not the feature set that its manifest says: {error}. Delete it and run featurize again."
+            ) from error
+        except Exception as error:
+            raise StorageError(f"cannot read {where}: {type(error).__name__}: {error}") from error
+
+
+def require_plausible(stored: int, nbytes: int, compressed: bool) -> None:
+    """Refuse to make room for what an object cannot hold.
+
+    Raises:
+        ValueError: it is too small.
+    """
+    if nbytes > LARGEST_COMPRESSED if compressed else stored < nbytes:
+        raise ValueError(f"an object of {stored} bytes cannot hold a block of {nbytes} bytes")

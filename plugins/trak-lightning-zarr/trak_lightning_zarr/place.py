@@ -1,0 +1,145 @@
+"""An address, opened: the Zarr store in it, and what Zarr's own interface does not offer (listing, sizes, flushing)."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import zarr
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+from fsspec.implementations.local import LocalFileSystem
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from trak_lightning.atomic import fsync, refused
+from trak_lightning.errors import PluginError, StorageError, TrakError
+
+
+class Place:
+    """Where a Zarr hierarchy lies.
+
+    Args:
+        url: a path, or an address such as ``s3://bucket/run``. One that ends in ``.zip`` is read and never written.
+        options: of the file system, for fsspec.
+
+    Raises:
+        PluginError: no installed package knows this kind of address.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        self.url = url
+        self.read_only = url.endswith(".zip")
+        try:
+            filesystem, root = fsspec.core.url_to_fs(f"zip::{url}" if self.read_only else url, **options)
+        except ImportError as error:  # fsspec knows which package is missing
+            raise PluginError(f"{url} cannot be opened: {error}") from error
+        except ValueError as error:
+            raise PluginError(f"{url} is not an address that fsspec knows: {error}") from error
+        except OSError as error:
+            raise StorageError(f"cannot open {url}: {error}") from error
+        self._files = filesystem
+        self._root = root.rstrip("/")
+        self.local = Path(root) if isinstance(filesystem, LocalFileSystem) else None
+        self.zarr: Store = self._zarr_store(options)
+
+    def _zarr_store(self, options: Mapping[str, Any]) -> Store:
+        if self.local is not None:
+            return LocalStore(self.local)
+        if self.read_only:
+            return FsspecStore(AsyncFileSystemWrapper(self._files, asynchronous=True), read_only=True, path=self._root)
+        return FsspecStore.from_url(self.url, storage_options=dict(options) or None)
+
+    def require_writable(self) -> None:
+        """
+        Raises:
+            StorageError: this is a zip file.
+        """
+        if self.read_only:
+            raise StorageError(
+                f"{self.url} is a zip file, and these are only read: a process killed while it writes to one loses all of "
+                "it. Write to a folder, and make the zip file of it when it is complete: "
+                "python -m trak_lightning_zarr FOLDER FILE.zip"
+            )
+
+    def keys(self, prefix: str, *, children: bool = False) -> Iterator[str]:
+        """The keys below a prefix, or those directly in it, as they are now."""
+        self._files.invalidate_cache()
+        top = f"{self._root}/{prefix}".strip("/") if self.read_only else f"{self._root}/{prefix}".rstrip("/")
+        try:
+            found = self._files.ls(top, detail=False) if children else self._files.find(top)
+        except FileNotFoundError:
+            return
+        start = len(self._root) + 1 if self._root else 0
+        for path in found:
+            yield path.rstrip("/")[start:]
+
+    def nbytes(self, prefix: str) -> int:
+        """The size of everything below a prefix."""
+        self._files.invalidate_cache()
+        return int(self._files.du(f"{self._root}/{prefix}"))
+
+    def read(self, key: str) -> bytes:
+        """The bytes of one object."""
+        return bytes(self._files.cat_file(f"{self._root}/{key}"))
+
+    def size(self, key: str) -> int:
+        """Of one object.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        self._files.invalidate_cache()
+        return int(self._files.size(f"{self._root}/{key}".lstrip("/" if self.read_only else "")))
+
+    def flush(self, *keys: str) -> None:
+        """Make what was written outlast a loss of power, where that is ours to do: object storage has done it already."""
+        if self.local is not None:
+            files = [self.local / key for key in keys]
+            for path in [*files, *{folder for file in files for folder in list(file.parents)[:2]}]:
+                fsync(path)
+
+    def unfinished(self, prefix: str) -> list[Path]:
+        """What writers that were killed have left below a prefix of a local folder."""
+        return [] if self.local is None else list((self.local / prefix).rglob("*.partial"))
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Raises:
+        StorageError: the file system or the server refused.
+        """
+        self.require_writable()
+        where = f"{self.url}/{what}"
+        try:
+            yield
+        except TrakError:
+            raise
+        except OSError as error:
+            raise refused(where, error) from error
+        # Each kind of server has errors of its own.
+        except Exception as error:
+            raise StorageError(f"cannot write {where}: {type(error).__name__}: {error}") from error
+
+    def group(self, name: str) -> zarr.Group | None:
+        """The group of that name, or None.
+
+        Raises:
+            StorageError: the file system or the server refused.
+        """
+        try:
+            return zarr.open_group(self.zarr, path=name, mode="r", zarr_format=3)
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, TypeError, KeyError, ValueError):
+            raise
+        except Exception as error:
+            raise StorageError(f"cannot read {self.url}/{name}: {type(error).__name__}: {error}") from error
+
+
+def inside(root: Path, url: str) -> str:
+    """A relative path, as one in `root`; anything else as it is."""
+    if "::" in url or "://" in url:
+        return url
+    return os.fspath(root / Path(url).expanduser())

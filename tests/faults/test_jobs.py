@@ -1,0 +1,42 @@
+"""Several jobs on one run directory."""
+
+import os
+import signal
+import time
+
+from faults import acknowledged, rows
+
+from trak_lightning.cli import main
+
+
+def test_two_runs_with_different_settings_race_for_one_directory_and_one_is_refused(job, whole, tmp_path):
+    run_dir = tmp_path / "run"
+    dims = (256, 128)
+    processes = [job.fork(run_dir, "--projector.dim", dim, log=tmp_path / f"{dim}") for dim in dims]
+    for process in processes:
+        process.join(600)
+    codes = [process.exitcode for process in processes]
+    assert sorted(codes) == [0, 1], [(tmp_path / f"{dim}").read_text() for dim in dims]
+    loser = (tmp_path / f"{dims[codes.index(1)]}").read_text()
+    assert "was made with dim = " in loser
+    assert "is asked for now" in loser
+    assert main(["verify", str(run_dir)]) == 0
+    if codes[0] == 0:
+        assert rows(run_dir) == whole
+
+
+def test_what_a_killed_job_leaves_undone_the_others_do(job, whole, tmp_path):
+    run_dir = tmp_path / "run"
+    logs = [tmp_path / f"job-{number}" for number in range(3)]
+    jobs = [job.fork(run_dir, log=log) for log in logs]
+    while len(acknowledged(run_dir)) < 2:
+        time.sleep(0.002)
+    os.kill(jobs[0].pid, signal.SIGKILL)
+    for process in jobs:
+        process.join(600)
+    assert jobs[0].exitcode in (-signal.SIGKILL, 0)
+    assert [process.exitcode for process in jobs[1:]] == [0, 0], [log.read_text() for log in logs]
+    assert rows(run_dir) == whole
+    # A job that died while it wrote leaves a file that nobody needs; the next run deletes it.
+    assert job.finish(run_dir)[0] == 0
+    assert main(["verify", str(run_dir)]) == 0
