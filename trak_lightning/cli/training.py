@@ -94,7 +94,7 @@ class Job:
             self._datamodule.setup(stage)
         self.train_data = self._data(self._config.train_split)
         self.target_data = self._data(self._config.target_split)
-        if command != "check":  # which leaves nothing behind
+        if command not in ("check", "report"):  # which leave the configuration as it is
             with atomic_write(self.run.config) as part:
                 self._cli.parser.save(self._config, part, overwrite=True)
 
@@ -109,6 +109,26 @@ class Job:
     @property
     def weights_only(self) -> bool:
         return bool(self._config.weights_only)
+
+    @property
+    def parts(self) -> Namespace:
+        """The objects that the configuration describes: task, extractor, projector, store, scorer."""
+        return self._cli.config_init
+
+    @property
+    def settings(self) -> Namespace:
+        """The configuration."""
+        return self._config
+
+    @property
+    def model(self) -> L.LightningModule:
+        """The user's model, with fresh weights."""
+        return self._cli.model
+
+    @property
+    def datamodule(self) -> L.LightningDataModule:
+        """The user's data, set up."""
+        return self._datamodule
 
     @property
     def growing(self) -> bool:

@@ -4,6 +4,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.linalg import eigvalsh
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
@@ -54,6 +55,10 @@ class System:
     def quadratic(self, regularization: float) -> Array:
         """``φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i`` of every training sample: (n,)."""
         return self._keep("quadratic", regularization, lambda: self._quadratic(regularization))
+
+    def spectrum(self) -> Array:
+        """The eigenvalues of ΦᵀWΦ that may differ from zero, ascending: (min(n, k),)."""
+        return self._keep("spectrum", None, lambda: eigvalsh(self._gram, lower=True, check_finite=False))
 
     def trial(self, regularization: float) -> Inverse:
         """As `inverse` for λ > 0, without keeping the factor."""

@@ -44,6 +44,10 @@ class Task(ABC):
         """r = ∂²ℓ/∂f² of every sample: (B,). For the logistic loss, p(1 − p)."""
         return torch.sigmoid(output) * torch.sigmoid(-output)
 
+    def probabilities(self, model: nn.Module, batch: Any) -> Tensor | None:
+        """What the model predicts, for people to read: class probabilities (B, C), or None if the task has no classes."""
+        return None
+
     @property
     def state(self) -> dict[str, Any]:
         """Settings that determine the output, for the run directory: public attributes that JSON can hold."""

@@ -35,6 +35,10 @@ class ImageClassification(Task):
         _check_labels(logits, labels)
         return margin(logits, labels)
 
+    def probabilities(self, model: nn.Module, batch: Any) -> Tensor:
+        probabilities: Tensor = model(self._unpack(batch)[0]).softmax(dim=-1)
+        return probabilities
+
     def _unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
         if isinstance(batch, Mapping):
             missing = [key for key in (self.input_key, self.label_key) if key not in batch]
