@@ -93,6 +93,8 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     config = parser.parse_args(rewrite(argv, reads=("store", "scorer")))
     instances = parser.instantiate(config)
+    if instances.evaluation.needs_data:
+        return _retrain_and_evaluate(argv)
     run, store = open_run(config, instances)
     try:
         evaluation, fresh = evaluate_run(

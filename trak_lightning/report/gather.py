@@ -2,18 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
+from trak_lightning import figures
 from trak_lightning.errors import DataError
-from trak_lightning.report import duplicates, figures
+from trak_lightning.evaluation.result import read_result
+from trak_lightning.report import duplicates
 from trak_lightning.report.contents import Example, Fact, Figure, Report, Suspect, Target
 from trak_lightning.report.samples import Samples, Shown
 from trak_lightning.rundir import RunDirectory, read_json
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.scores import Scores
-from trak_lightning.scoring.self_influence import self_influence
+from trak_lightning.scoring.self_influence import held_out_probabilities, self_influence
 from trak_lightning.scoring.system import System
 
 EXAMPLES = 10
@@ -115,9 +119,7 @@ def gather(
 
 def _targets(sources: Sources, positions: Sequence[int], probabilities: Array | None, logistic: bool) -> list[Target]:
     outputs = mean_outputs(sources.checkpoints)
-    of_label = (
-        np.mean([_sigmoid(f.targets.column("output")) for f in sources.checkpoints], axis=0) if logistic else None
-    )
+    of_label = np.mean([expit(f.targets.column("output")) for f in sources.checkpoints], axis=0) if logistic else None
     found = []
     k = min(EXAMPLES, sources.scores.shape[1])
     for place, position in enumerate(positions):
@@ -154,7 +156,7 @@ def _targets(sources: Sources, positions: Sequence[int], probabilities: Array | 
 def _suspects(sources: Sources, logistic: bool) -> tuple[tuple[Suspect, ...], bool]:
     request = sources.scores.settings.get("request", {}).get("scorer", {})
     found = self_influence(sources.checkpoints, request.get("regularization", "auto"), request.get("weights", "auto"))
-    probability, held_out = _train_probabilities(sources.checkpoints) if logistic else (None, False)
+    probability, held_out = held_out_probabilities(sources.checkpoints) if logistic else (None, False)
     order = np.argsort(-found.self_influence, kind="stable")[:SUSPECTS]
     suspects = tuple(
         Suspect(
@@ -167,22 +169,6 @@ def _suspects(sources: Sources, logistic: bool) -> tuple[tuple[Suspect, ...], bo
         for index in order
     )
     return suspects, held_out
-
-
-def _train_probabilities(checkpoints: Sequence[CheckpointFeatures]) -> tuple[Array, bool]:
-    """Mean probability of each training sample's label, (n,), by the checkpoints that were not trained on it, and whether there
-    are such; by all checkpoints where there are none."""
-    probabilities = np.stack([_sigmoid(features.train.column("output")) for features in checkpoints])
-    if any(features.subset is None for features in checkpoints):
-        return probabilities.mean(axis=0), False
-    unseen = np.ones(probabilities.shape, dtype=bool)
-    for row, features in zip(unseen, checkpoints, strict=True):
-        row[features.subset] = False
-    count = unseen.sum(axis=0)
-    if not count.any():
-        return probabilities.mean(axis=0), False
-    total = np.where(unseen, probabilities, 0).sum(axis=0)
-    return np.divide(total, count, out=probabilities.mean(axis=0), where=count > 0), True
 
 
 def _facts(sources: Sources) -> list[Fact]:
@@ -231,7 +217,8 @@ def _evaluations(sources: Sources) -> list[Figure]:
         result = read_json(path)
         rows = [(row["name"], row["lds"], row["low"], row["high"]) for row in result["rows"]]
         title = f"Do the scores predict retrained models? ({path.stem.removeprefix('lds-')})"
-        svg = figures.intervals(path.stem, rows, "linear datamodeling score", title)
+        with figures.intervals(path.stem, rows, "linear datamodeling score") as figure:
+            svg = figures.inline_svg(path.stem, figure, title)
         text = (
             f"{result['num_models']} models were retrained on random subsets of the training set. For each of "
             f"{result['num_targets']} targets, what they say is compared with the sum of the scores of the examples that each was "
@@ -240,6 +227,9 @@ def _evaluations(sources: Sources) -> list[Figure]:
         )
         table = tuple((name, f"{value:.3f}", f"{low:.3f} … {high:.3f}") for name, value, low, high in rows)
         found.append(Figure(title, text, svg, ("scores", "LDS", "95 % interval"), table))
+    for path in sorted(sources.run.evaluation.glob("*.json")):
+        if not path.name.startswith("lds-"):
+            found.append(_evaluated(path))
     if curve := scoring.get("curve"):
         values, traces = scoring.get("regularization", []), scoring.get("trace", [])
         chosen = values[0] / traces[0] if values and traces and traces[0] and values[0] else None
@@ -252,6 +242,15 @@ def _evaluations(sources: Sources) -> list[Figure]:
     if scoring.get("weights") and scoring.get("regularization"):
         found.append(_spectrum(sources, scoring["weights"], float(scoring["regularization"][0])))
     return found
+
+
+def _evaluated(path: Path) -> Figure:
+    result = read_result(path)
+    svg = ""
+    if result.series:
+        with figures.lines(path.stem, result) as figure:
+            svg = figures.inline_svg(path.stem, figure, result.title)
+    return Figure(result.title, result.text, svg, result.columns, result.rows)
 
 
 def _spectrum(sources: Sources, weights: str, regularization: float) -> Figure:
@@ -272,10 +271,3 @@ def _twins(sources: Sources, groups: Sequence[duplicates.Group], pairs: Sequence
     return {f"train-{i}": sources.train.show(i) for i in sorted(train)} | {
         f"target-{i}": sources.targets.show(i) for i in sorted(targets)
     }
-
-
-def _sigmoid(values: Array) -> Array:
-    from scipy.special import expit
-
-    found: Array = expit(values.astype(np.float64))
-    return found

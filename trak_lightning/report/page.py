@@ -22,7 +22,7 @@ def page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["signed"] = lambda value: f"{value:+.3g}".replace("-", "−")
+    environment.filters["signed"] = lambda value: f"{value:+#.2g}".rstrip(".").replace("-", "−")
     templates = files("trak_lightning.report") / "templates"
     script = (templates / "page.js").read_text()
     return environment.get_template("page.html").render(

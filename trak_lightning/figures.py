@@ -5,9 +5,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from trak_lightning.evaluation.result import Result
 
 INK, PALE = "#010203", "#040506"
 SERIES = ("#2364aa", "#d1495b", "#4f8a3c", "#8d5aa5", "#b7791f", "#5f6b76")
@@ -16,6 +19,13 @@ SERIES = ("#2364aa", "#d1495b", "#4f8a3c", "#8d5aa5", "#b7791f", "#5f6b76")
 _IN_PAGE = {INK: "currentColor", PALE: "var(--rule)"} | {
     color: f"var(--series-{i}, {color})" for i, color in enumerate(SERIES)
 }
+
+
+def available() -> bool:
+    """Whether there is a library to draw with."""
+    from importlib.util import find_spec
+
+    return find_spec("matplotlib") is not None
 
 
 @contextmanager
@@ -84,7 +94,8 @@ def save(figure: Any, path: Path) -> None:
             figure.savefig(part, format=suffix[1:], **options)
 
 
-def intervals(name: str, rows: Sequence[tuple[str, float, float, float]], x_label: str, title: str) -> str:
+@contextmanager
+def intervals(name: str, rows: Sequence[tuple[str, float, float, float]], x_label: str) -> Iterator[Any]:
     """Values with their intervals, one below the other: (name, value, low, high)."""
     with axes(name, height=0.9 + 0.42 * len(rows)) as (figure, axis):
         for place, (_, value, low, high) in enumerate(rows):
@@ -96,7 +107,23 @@ def intervals(name: str, rows: Sequence[tuple[str, float, float, float]], x_labe
         axis.grid(axis="y", visible=False)
         axis.axvline(0, color=INK, linewidth=1)
         axis.set_xlabel(x_label)
-        return inline_svg(name, figure, title)
+        yield figure
+
+
+@contextmanager
+def lines(name: str, result: "Result") -> Iterator[Any]:
+    """The series of an evaluation, with bands for their intervals."""
+    with axes(name) as (figure, axis):
+        for series in result.series:
+            (line,) = axis.plot(series.x, series.y, "o-", markersize=4, label=series.name)
+            if series.low:
+                axis.fill_between(series.x, series.low, series.high, color=line.get_color(), alpha=0.15, linewidth=0)
+        if result.x_log:
+            axis.set_xscale("log")
+        axis.set_xlabel(result.x_label)
+        axis.set_ylabel(result.y_label)
+        axis.legend()
+        yield figure
 
 
 def calibration_curve(relative: Sequence[float], curves: dict[str, Sequence[float]], chosen: float | None) -> str:
