@@ -158,7 +158,7 @@ def test_everything_at_once_from_the_command_line(workers, tmp_path):
         "model": {"class_path": "trak_lightning.demos.DigitsCNN", "init_args": {"width": 4}},
         "data": {
             "class_path": "trak_lightning.demos.DigitsDataModule",
-            "init_args": {"num_targets": 1600, "label_noise": 0.1},
+            "init_args": {"num_targets": 1000, "label_noise": 0.1},
         },
         "trainer": {"accelerator": "cpu", "max_epochs": 8},
         "ensemble": {"size": 4},
