@@ -73,6 +73,8 @@ def bootstrap_both(
         predicted: (S, m).
         observed: (S, m).
     """
+    if np.isnan(spearman(predicted, observed)).all():
+        return float("nan"), float("nan")
     generator = np.random.default_rng(seed)
     draws = []
     for _ in range(resamples):
