@@ -1,7 +1,10 @@
-"""A small trained problem that runs in a second."""
+"""A small trained problem that runs in a second, and a job that real processes run."""
+
+import os
 
 import pytest
 import torch
+from faults import Job, rows
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -30,3 +33,18 @@ def checkpoints(model):
     return [
         {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()} for _ in range(3)
     ]
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    return Job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="session")
+def whole(job, tmp_path_factory):
+    """The rows of an uninterrupted run."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    code, output = job.finish(run_dir)
+    assert code == 0, output
+    return rows(run_dir)

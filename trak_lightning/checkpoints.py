@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trak_lightning.compiled import original_name, uncompiled
 from trak_lightning.errors import CheckpointError
+from trak_lightning.sharded import load
 
 CheckpointSource: TypeAlias = str | Path | Mapping[str, Tensor]
 """A state dict, or the path of a file that holds one (``torch.save``) or of a Lightning ``.ckpt``."""
@@ -49,7 +50,7 @@ class Checkpoint:
         if _content_id(state_dict) != self.id:
             raise CheckpointError(f"{self} was changed while this run was using it; start again with a file that stays")
         with uncompiled(model) as bare:
-            bare.load_state_dict(state_dict)
+            load(bare, state_dict)
 
 
 def read_state_dict(source: CheckpointSource, *, weights_only: bool = True) -> Mapping[str, Tensor]:

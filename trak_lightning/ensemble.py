@@ -17,7 +17,7 @@ from trak_lightning.data import AttributionData
 from trak_lightning.errors import DataError
 from trak_lightning.featurizer import to_device
 from trak_lightning.progress import progress
-from trak_lightning.quiet import quiet_lightning
+from trak_lightning.quiet import from_the_weights_there_are, quiet_lightning
 from trak_lightning.subsets import SubsetPlan
 from trak_lightning.tasks.base import Task
 
@@ -30,7 +30,7 @@ def train_on_subset(
 ) -> tuple[L.LightningModule, L.Trainer]:
     """A model trained on these samples only."""
     model, trainer = recipe(seed)
-    with quiet_lightning(), _restricted(datamodule, subset):
+    with quiet_lightning(), from_the_weights_there_are(trainer), _restricted(datamodule, subset):
         trainer.fit(model, datamodule=datamodule)
     return model, trainer
 

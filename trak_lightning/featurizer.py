@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import parent_process
 from typing import Any
 
 import lightning as L
@@ -13,15 +14,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trak_lightning.data import AttributionData, IndexedBatch
-from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, TerminatedError
+from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, TrakError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.fitting import FitFile
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.independence import difference, refuse
 from trak_lightning.projectors.base import Projection, Projector
+from trak_lightning.quiet import silence
+from trak_lightning.ranks import agreed
 from trak_lightning.seeds import derive_seed
+from trak_lightning.sharded import any_sharded, shards
+from trak_lightning.stopping import StopRequest
 from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
-from trak_lightning.stores.claims import ClaimedBlocks
+from trak_lightning.stores.claims import ClaimedBlocks, LockstepBatches
 from trak_lightning.tasks.base import Task
 
 
@@ -36,6 +41,8 @@ class Featurizer(L.LightningModule):
         projector: makes P from (seed, checkpoint, parameter name).
         data: the samples of the split.
         feature_set: where rows go; decides the batches.
+        blocks: those of the set that are this job's.
+        stop: whether the process was asked to end.
         fit_data: the training set, for a projector that has to be fitted.
         fit_file: where that is kept.
     """
@@ -51,6 +58,8 @@ class Featurizer(L.LightningModule):
         feature_set: FeatureSet,
         *,
         seed: int,
+        blocks: range,
+        stop: StopRequest,
         fit_data: AttributionData,
         fit_file: FitFile,
     ) -> None:
@@ -63,29 +72,53 @@ class Featurizer(L.LightningModule):
         self.layout = layout
         self._data = data
         self._seed = seed
+        self._blocks = blocks
+        self.stop = stop
         self._fit_data = fit_data
         self._fit_file = fit_file
         self._fitted: dict[str, Tensor] = {}
         self._projection: Projection | None = None
-        self.plan: ClaimedBlocks | None = None
+        self.plan: ClaimedBlocks | LockstepBatches | None = None
         self._seen_outputs = False
 
     def setup(self, stage: str) -> None:
         # Gradients cannot be had under inference mode, and in on_predict_start it is too late to leave it.
         self.trainer.predict_loop.inference_mode = False
+        if parent_process() is not None:  # a rank that was spawned has filters of its own
+            silence()
+
+    def configure_model(self) -> None:
+        if shards(self.trainer, self.model):
+            assert isinstance(self.model, L.LightningModule)
+            # Lightning does both for the outermost module only.
+            self.model._device_mesh = self._device_mesh
+            self.model.configure_model()
 
     def predict_dataloader(self) -> DataLoader:
-        # Here, because this is the first that every process calls after the model has been moved to its device.
+        # Here, because this is the first that every process calls after the model has been moved to its device, and after
+        # Lightning has put its handlers of signals in place.
+        self.stop.install(self.trainer)
         if self._projector.fit_samples:
-            if self.trainer.is_global_zero and not self._fit_file.exists():
-                self._fit_file.save(self._fit())
-            self.trainer.strategy.barrier()
+            if not agreed(self.trainer, self._fit_file.exists) and (self._lockstep or self.trainer.is_global_zero):
+                fitted = self._fit()
+                if self.trainer.is_global_zero:
+                    self._fit_file.save(fitted)
+            agreed(self.trainer, self._fit_file.exists)
             self._fitted = self._fit_file.load()
         # Rank 0's list of blocks, lest a block finished in between is missing for some ranks only.
-        missing = self.trainer.strategy.broadcast(self.feature_set.missing_blocks())
-        first = len(missing) * self.trainer.global_rank // self.trainer.world_size
+        missing = agreed(self.trainer, lambda: self.feature_set.missing_in(self._blocks))
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        if self._lockstep:
+            self.plan = LockstepBatches(self.feature_set, missing, rank, world_size)
+            return self._data.loader(self.plan, pin_memory=self.device.type == "cuda")
+        first = len(missing) * rank // world_size
         self.plan = ClaimedBlocks(self.feature_set, missing[first:] + missing[:first])
         return self._data.loader(self.plan, pin_memory=self.device.type == "cuda")
+
+    @property
+    def _lockstep(self) -> bool:
+        """Whether every forward pass needs all ranks, since each holds a part of every layer."""
+        return any_sharded(self.model.parameters())
 
     def _fit(self) -> dict[str, Tensor]:
         """Show the projector the gradients of training samples, spread evenly over the set."""
@@ -110,11 +143,12 @@ class Featurizer(L.LightningModule):
     def transfer_batch_to_device(self, batch: IndexedBatch, device: torch.device, dataloader_idx: int) -> IndexedBatch:
         return to_device(batch, self._data.hooks, self.model, device)
 
-    def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows:
+    def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows | None:
         rows = self._featurize(indexed)
         if batch_idx == 0:
             self.check_independence(indexed.index, rows)
-        return rows
+        dropped = isinstance(self.plan, LockstepBatches) and batch_idx not in self.plan.kept
+        return None if dropped else rows
 
     def _featurize(self, indexed: IndexedBatch) -> FeatureRows:
         if not self._seen_outputs:
@@ -202,26 +236,44 @@ class BlockWriter(BasePredictionWriter):
     What is not whole when the process dies is done again. Memory: three blocks.
     """
 
-    def __init__(self, advance: Callable[[int], None]) -> None:
+    def __init__(self, advance: Callable[[int], None], world_size: int) -> None:
         super().__init__("batch")
         self._advance = advance
         self._pending: list[FeatureRows] = []
-        self._pool = ThreadPoolExecutor(1, "trak-write")
         self._writing: Future[None] | None = None
-        self.computed = 0
-        """Rows computed so far by this rank."""
+        self._computed = torch.zeros(world_size, dtype=torch.int64).share_memory_()
+
+    @property
+    def computed(self) -> int:
+        """Rows computed so far by this rank, and by those that it has spawned."""
+        return int(self._computed.sum())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_advance": _ignore}  # a progress bar does not travel to ranks that are spawned
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._pool = ThreadPoolExecutor(1, "trak-write")
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._finish()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        with suppress(TrakError):  # a whole block is worth waiting for; the first error is the one to tell
+            self._finish()
 
     def write_on_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        prediction: FeatureRows,
+        prediction: FeatureRows | None,
         batch_indices: Sequence[int] | None,
         batch: IndexedBatch,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
         assert isinstance(pl_module, Featurizer)
+        if prediction is None:
+            return
         feature_set = pl_module.feature_set
         block = int(prediction.index[0]) // feature_set.spec.block_size
         samples = feature_set.spec.block_range(block)
@@ -231,16 +283,15 @@ class BlockWriter(BasePredictionWriter):
             self._pending.append(known)
         self._pending.append(prediction)
         if sum(map(len, self._pending)) == len(samples):
-            self.finish()
+            self._finish()
             self._writing = self._pool.submit(_store, feature_set, block, concatenate(self._pending))
             self._pending = []
-        self.computed += len(prediction)
+        self._computed[trainer.global_rank] += len(prediction)
         self._advance(len(prediction) * trainer.world_size)
-        # Lightning only takes note of the signal; its own loops look at it while fitting.
-        if trainer.received_sigterm:
-            raise TerminatedError("SIGTERM received; what is stored is kept, run the same command to go on")
+        if not self._pending:
+            pl_module.stop.check()
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Wait until the last whole block is stored.
 
         Raises:
@@ -249,6 +300,10 @@ class BlockWriter(BasePredictionWriter):
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
+
+
+def _ignore(count: int) -> None:
+    pass
 
 
 def _store(feature_set: FeatureSet, block: int, rows: FeatureRows) -> None:

@@ -6,6 +6,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
 
 IRRELEVANT = (
     # A loader of our own making; the user's num_workers is taken over.
@@ -14,8 +17,16 @@ IRRELEVANT = (
     ".*isinstance\\(treespec, LeafSpec\\).*",
     # A batch plan is no BatchSampler on purpose; see trak_lightning.data.BatchPlan.
     ".*custom batch sampler `BatchPlan`.*",
+    # Ranks meet where there may be nothing left to do.
+    ".*Total length of `DataLoader` across ranks is zero.*",
     ".*`num_training_batches`.*lower than the logging interval.*",
 )
+
+
+def silence() -> None:
+    """Hide the warnings in `IRRELEVANT` from now on."""
+    for message in IRRELEVANT:
+        warnings.filterwarnings("ignore", message=message)
 
 
 @contextmanager
@@ -26,11 +37,26 @@ def quiet_lightning() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for message in IRRELEVANT:
-                warnings.filterwarnings("ignore", message=message)
+            silence()
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def from_the_weights_there_are(trainer: L.Trainer) -> Iterator[None]:
+    """Keep Lightning from loading other weights. Under SLURM every run begins with the newest ``hpc_ckpt_*.ckpt`` in
+    ``default_root_dir``, which a training of something else may have left when its time was up."""
+    connector = trainer._checkpoint_connector
+    connector._select_ckpt_path = _no_checkpoint  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del connector._select_ckpt_path
+
+
+def _no_checkpoint(*args: Any, **kwargs: Any) -> None:
+    return None
 
 
 @contextmanager

@@ -40,9 +40,10 @@ class Job:
         named = f"[{', '.join(map(str, self.checkpoints))}]"
         return [*map(str, ("featurize", "--config", self.config, "--checkpoints", named, "--run_dir", run_dir, *more))]
 
-    def fork(self, run_dir, *more):
+    def fork(self, run_dir, *more, name="", environment=None):
         """Run it in a forked process, which needs no seconds to import torch; returns the process."""
-        process = self._forks.Process(target=run, args=(self.arguments(run_dir, *more), f"{run_dir}.log"))
+        arguments = self.arguments(run_dir, *more), f"{run_dir}{name}.log", environment or {}
+        process = self._forks.Process(target=run, args=arguments)
         process.start()
         return process
 
@@ -66,8 +67,9 @@ class Job:
         )
 
 
-def run(argv, output):
+def run(argv, output, environment):
     """``trak ARGV`` in a forked process, with everything that it prints in the file `output`."""
+    os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

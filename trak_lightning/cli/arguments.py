@@ -25,6 +25,7 @@ TRAINING_KEYS = (
     "projector",
     "block_size",
     "grow",
+    "shard",
 )
 """Settings that only commands with a Trainer look at. They are accepted, unread, by the others: one file serves all."""
 

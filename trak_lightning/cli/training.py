@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from trak_lightning.cli.output import narrated, summary
 from trak_lightning.cli.workers import retrain_in_processes
 from trak_lightning.data import AttributionData
 from trak_lightning.ensemble import checkpoint_paths, train_ensemble
-from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
 from trak_lightning.evaluation.further import Further
 from trak_lightning.evaluation.outputs import Retraining, missing, output_path
 from trak_lightning.evaluation.retraining import Trainer
@@ -28,6 +29,7 @@ from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.projectors.base import Projector
 from trak_lightning.quiet import quiet_lightning
 from trak_lightning.scoring.stage import score_run
+from trak_lightning.shards import Shard, unfinished
 from trak_lightning.subsets import SubsetPlan
 from trak_lightning.tasks.base import Task
 
@@ -69,6 +71,12 @@ class TrakCLI(LightningCLI):
             default=False,
             help="true: the data may have more samples than those featurized, after these; only the new ones are computed",
         )
+        parser.add_argument(
+            "--shard",
+            type=str,
+            default="1/1",
+            help="3/16: featurize the third of sixteen parts; the parts need not know of each other",
+        )
         for key, base, default in (
             ("task", Task, "image_classification"),
             ("extractor", GradientExtractor, "auto"),
@@ -89,6 +97,7 @@ class Job:
         self._argv = list(argv)
         self._cli = TrakCLI(command, argv)
         self._config: Namespace = self._cli.config
+        self.shard = Shard.parse(self._config.shard)
         self.run, self._store = open_run(self._config, self._cli.config_init)
         if self._cli.datamodule is None:
             raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
@@ -139,6 +148,11 @@ class Job:
         """Whether the data may have more samples than those featurized."""
         return bool(self._config.grow)
 
+    @property
+    def _speaks(self) -> bool:
+        """Whether this is the rank that says what is done."""
+        return bool(self._cli.trainer.is_global_zero)
+
     def train(self) -> list[str]:
         """Make the checkpoints that are missing; returns the files of all."""
         if self._config.checkpoints is not None:
@@ -160,12 +174,27 @@ class Job:
         """Compute the features that are missing."""
         started = time.perf_counter()
         trak = self.trak()
-        how: dict[str, Any] = {"block_size": self._config.block_size, "grow": self.growing}
-        with narrated():
+        how: dict[str, Any] = {"block_size": self._config.block_size, "grow": self.growing, "shard": str(self.shard)}
+        with narrated() if self._speaks else nullcontext():
             computed = trak.featurize(self.train_data, checkpoints, split=self._config.train_split, **how)
             computed += trak.featurize_split(self.target_data, self._config.target_split, **how)
         rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
-        summary("featurize", f"{rows} rows in {self.run.features}", computed, "computed", started)
+        if self._speaks:
+            what = f"{rows} rows in {self.run.features}"
+            if self.shard.count > 1:
+                unfinished = self._unfinished()
+                what = f"shard {self.shard} of {what}; " + (
+                    f"unfinished: {unfinished}" if unfinished else "all are there"
+                )
+            summary("featurize", what, computed, "computed", started)
+
+    def _unfinished(self) -> str:
+        """The shards that have rows missing, in words."""
+        return "; ".join(
+            f"{words} ({split})"
+            for split in (self._config.train_split, self._config.target_split)
+            if (words := unfinished(self.run, self._store, split))
+        )
 
     def trak(self) -> TRAK:
         """The attribution that the configuration describes."""
@@ -306,7 +335,7 @@ def featurize(argv: Sequence[str]) -> int:
     job = Job("featurize", argv)
     checkpoints = job.checkpoints()
     job.featurize(checkpoints)
-    if not job.growing:  # the same command, given again, means that there may be more data again
+    if not job.growing and job.shard.count == 1:  # growing: the same command, given again, means more data again
         stamps.record(job.run, "featurize", argv, job.sources, [*map(Path, checkpoints), job.run.features])
     return 0
 
@@ -320,6 +349,8 @@ def evaluate(argv: Sequence[str]) -> int:
 def run(argv: Sequence[str]) -> int:
     """``trak run``."""
     job = Job("run", argv)
+    if job.shard.count > 1:
+        raise SettingsError(f"trak run does all of a run; give --shard {job.shard} to trak featurize")
     checkpoints = job.train()
     job.featurize(checkpoints)
     scores = job.score()

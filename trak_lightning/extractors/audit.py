@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.state import requiring
 from trak_lightning.gradients import GradientBlock, ParameterLayout
+from trak_lightning.sharded import whole
 from trak_lightning.tasks.base import Task
 
 _ROUNDED = 1e-11
@@ -28,6 +29,10 @@ class Reference:
 
     grads: dict[str, Tensor | None]
     precision: torch.dtype
+
+    @property
+    def finite(self) -> bool:
+        return all(grad is None or bool(grad.isfinite().all()) for grad in self.grads.values())
 
 
 def reference(model: nn.Module, task: Task, batch: Any, layout: ParameterLayout) -> Reference:
@@ -64,18 +69,21 @@ def _gradients(
                 raise UnsupportedModelError(
                     f"autograd itself cannot do {type(model).__name__}, so it cannot have been trained as it is: {error}"
                 ) from error
-            return {name: parameter.grad for name, parameter in zip(names, parameters, strict=True)}
+            return {name: whole(parameter.grad) for name, parameter in zip(names, parameters, strict=True)}
         finally:
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad
 
 
 class Audit:
-    """A sink that adds up what it is given, with the weights of `sample_weights`."""
+    """A sink that subtracts what it is given, with the weights of `sample_weights`, from a reference. It works in the
+    reference's memory: of p numbers there is one copy."""
 
-    def __init__(self, layout: ParameterLayout) -> None:
+    def __init__(self, layout: ParameterLayout, expected: Reference) -> None:
         self._layout = layout
-        self._totals: dict[str, Tensor] = {}
+        self._size = _norm([grad for grad in expected.grads.values() if grad is not None])
+        self._tolerance = _tolerance(expected.precision)
+        self._left = expected.grads
         self._sizes: dict[str, float] = {}
 
     def __call__(self, block: GradientBlock) -> None:
@@ -84,26 +92,27 @@ class Audit:
             grad = part.dense()
             grad = grad.reshape(len(grad), -1)
             weighted = sample_weights(size, grad)[samples] @ grad
-            total = self._totals.get(block.name)
-            self._totals[block.name] = weighted if total is None else total.add_(weighted)
+            left = self._left[block.name]
+            if left is None:
+                self._left[block.name] = weighted.neg_()
+            else:
+                left.sub_(weighted.view_as(left))
             self._sizes[block.name] = self._sizes.get(block.name, 0.0) + float(grad.norm(dim=1).sum())
             del grad  # before the next part is made
 
-    def wrong(self, expected: Reference) -> dict[str, str]:
-        """The parameters that differ from the `reference`, and how; errors are measured against Σ_b ‖g_b‖."""
-        total = _norm([grad for grad in expected.grads.values() if grad is not None])
-        tolerance = _tolerance(expected.precision)
+    def wrong(self) -> dict[str, str]:
+        """The parameters that differ from the reference, and how; errors are measured against Σ_b ‖g_b‖."""
         found: dict[str, str] = {}
-        for name, grad in expected.grads.items():
-            seen = self._totals.get(name)
-            if seen is None:
-                if grad is not None and grad.any():
+        for name, left in self._left.items():
+            if name not in self._sizes:
+                if left is not None and left.any():
                     found[name] = "not seen"
                 continue
-            error = float((seen if grad is None else seen - grad.flatten()).norm())
+            assert left is not None
+            error = float(left.norm())
             # A gradient that is zero but for rounding, as of the bias of attention keys, is noise in both.
-            scale = max(self._sizes[name], 1e-3 * total)
-            if not error <= tolerance * scale:
+            scale = max(self._sizes[name], 1e-3 * self._size)
+            if not error <= self._tolerance * scale:
                 found[name] = f"off by {error / scale:.2g} of its size" if scale else "not finite"
         return found
 

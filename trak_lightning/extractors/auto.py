@@ -31,6 +31,9 @@ class Auto(GradientExtractor):
         self._hooks = Hooks()
         self._chosen: WeakKeyDictionary[nn.Module, tuple[str, GradientExtractor]] = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[type["Auto"], tuple[()]]:
+        return Auto, ()  # a rank that is spawned finds out for itself what is known of the model
+
     def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
         chosen = self._choose(model, task, batch, layout)
         if chosen is not self._hooks:
@@ -81,11 +84,11 @@ def _right(extractor: GradientExtractor, model: nn.Module, task: Task, batch: An
     """Whether two samples come out right."""
     size = batch_size(batch)
     two = take(batch, [0, size - 1], size)
-    audit = Audit(layout)
+    audit = Audit(layout, reference(model, task, two, layout))
     try:
         extractor.extract(model, task, two, layout, audit)
     except UnsupportedModelError:
         return False
     except TrakError:
         raise
-    return not audit.wrong(reference(model, task, two, layout))
+    return not audit.wrong()

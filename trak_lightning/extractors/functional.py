@@ -10,6 +10,7 @@ from trak_lightning.errors import SettingsError, TrakError, UnsupportedModelErro
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.samples import batch_size, is_batched, over_samples
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
+from trak_lightning.sharded import require_whole
 from trak_lightning.tasks.base import Task
 
 
@@ -28,6 +29,7 @@ class Functional(GradientExtractor):
         self.chunk_size = chunk_size
 
     def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
+        require_whole(model, "functional")
         size = batch_size(batch)
         leaves, structure = tree_flatten(batch)
         batched = [position for position, leaf in enumerate(leaves) if is_batched(leaf, size)]

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.audit import require_graph
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.graph import Operations, operations
@@ -17,6 +18,7 @@ from trak_lightning.extractors.samples import batch_size
 from trak_lightning.extractors.state import requiring
 from trak_lightning.extractors.tape import Tape
 from trak_lightning.gradients import ParameterLayout, Sink
+from trak_lightning.sharded import any_sharded
 from trak_lightning.tasks.base import Task
 
 _PATHS = 16
@@ -43,9 +45,12 @@ class Hooks(GradientExtractor):
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[type["Hooks"], tuple[()]]:
+        return Hooks, ()  # a rank that is spawned finds out for itself what is known of the model
+
     def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
         size = batch_size(batch)
-        known = self._known.get(model)
+        sharded, known = any_sharded(model.parameters()), self._known.get(model)
         if known is None or known.layout != layout.fingerprint or (known.size_one and size > 1):
             known = self._known[model] = self._rehearsed(model, task, batch, layout, size)
         for rehearsed in (False, True):
@@ -55,6 +60,11 @@ class Hooks(GradientExtractor):
                 if rehearsed or not known.is_new(tape.called, output, model):
                     tape.backward(output)
                     return output.detach()
+            if sharded:
+                raise UnsupportedModelError(
+                    "a batch uses the model in a way that earlier ones did not, and parameters are sharded over devices, so "
+                    "that it cannot be rehearsed without the other ranks. Use a model of one path, or ddp."
+                )
             known.rehearse(task, batch, size)
         raise AssertionError("unreachable")
 

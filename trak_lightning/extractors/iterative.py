@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.samples import batch_size, take_sample
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
+from trak_lightning.sharded import require_whole
 from trak_lightning.tasks.base import Task
 
 
@@ -18,6 +19,7 @@ class Iterative(GradientExtractor):
     """
 
     def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
+        require_whole(model, "iterative")
         size = batch_size(batch)
         parameters = [model.get_parameter(slot.name) for slot in layout]
         frozen = [parameter for parameter in parameters if not parameter.requires_grad]

@@ -14,6 +14,7 @@ from trak_lightning.extractors.probe import Probe, Side, dependent, take
 from trak_lightning.extractors.state import requiring
 from trak_lightning.extractors.tape import CannotDo, ChangedInPlace, Tape
 from trak_lightning.gradients import ParameterLayout
+from trak_lightning.sharded import any_sharded
 from trak_lightning.tasks.base import Task
 
 
@@ -48,7 +49,7 @@ class Planner:
             looked = self._look(task, batch, size)
         while True:
             plan = self._plan(task, [take(batch, [sample] * 2, size) for sample in looked])
-            audit = Audit(self._layout)
+            finite, audit = expected.finite, Audit(self._layout, expected)
             try:
                 called, path = self._rehearse(plan, task, batch, size, audit)
             except ChangedInPlace as change:
@@ -69,13 +70,14 @@ class Planner:
                     raise
                 self._lift(plan, given, f"{type(error).__name__}: {error}")
             else:
-                if not all(grad is None or bool(grad.isfinite().all()) for grad in expected.grads.values()):
+                if not finite:
                     return plan, set(), set()
-                wrong = audit.wrong(expected)
+                wrong = audit.wrong()
                 if not wrong:
                     return plan, called, {path}
                 some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
                 self._lift(plan, set(wrong), f"{some}{' …' if len(wrong) > 5 else ''}")
+            expected = reference(self._model, task, batch, self._layout)  # the audit has used it up
 
     def _look(self, task: Task, batch: Any, size: int) -> list[int]:
         """Show the probe samples until it has seen an owner of every parameter that is used, or all samples."""
@@ -132,6 +134,13 @@ class Planner:
         if not rest:
             return [], []
         modules, places = self._homes.modules, self._probe.places
+        for home, names in rest.items():
+            if any_sharded(modules[home].parameters()):
+                raise UnsupportedModelError(
+                    f"parameters {', '.join(names.values())} are sharded over devices, and {home or 'the model'} "
+                    f"({type(modules[home]).__name__}) has no rule of its own and would have to be run again with whole ones. "
+                    "Leave them out: parameters=['!NAME']."
+                )
         inside = {home: inner_modules(modules[home], names, places) for home, names in rest.items()}
         watched = list({modules[home] for home in rest} | {module for inner in inside.values() for module in inner})
         with requiring(self._model, {name for names in rest.values() for name in names.values()}):

@@ -13,10 +13,8 @@ from trak_lightning.errors import SettingsError
 from trak_lightning.gradients import ConvolutionBlock, OuterProductBlock, ParameterLayout, ParameterSlot, RowSparseBlock
 from trak_lightning.projectors.base import FACTORS, BlockMap, Projector
 from trak_lightning.projectors.philox import random_integers, random_signs
+from trak_lightning.projectors.signed_sums import accumulate, entries_at_a_time, fold, project
 from trak_lightning.seeds import derive_seed
-
-_TILE = {"cpu": 2**20, "cuda": 2**26}
-"""How many entries are summed at a time, of all samples together: what a CPU's caches hold, what fills a GPU."""
 
 
 class SparseJL(Projector):
@@ -124,11 +122,9 @@ class SparseJLBlock:
 
     def __init__(self, numel: int, dim: int, seed: int, device: torch.device) -> None:
         self._numel, self._runs = numel, Runs.of(numel, dim, seed)
-        self._dim, self._run, self._groups = dim, self._runs.length, self._runs.groups
-        self._width = min(self._groups * self._run, numel)
+        self._width = min(self._runs.groups * self._runs.length, numel)
         self._signs = random_signs(seed, 0, numel, device)
         self._offsets = self._runs.offsets(device)
-        self._rolls = self._offsets.tolist()
 
     @staticmethod
     def memory_bytes(numel: int, dim: int) -> int:
@@ -136,67 +132,31 @@ class SparseJLBlock:
         return numel + 8 * Runs.of(numel, dim, 0).groups
 
     def __call__(self, grad: Tensor, out: Tensor) -> None:
-        if self._numel == self._width:
-            self._fold(grad.to(out.dtype) * self._signs.to(out.dtype), out)
-            return
-        sums = self._zeros(out)
-        step = max(1, _tile(out) // self._width)
-        for start in range(0, len(grad), step):
-            self._accumulate(grad[start : start + step], 0, sums[start : start + step])
-        self._fold(sums, out)
+        project(grad, self._signs, self._offsets, self._runs.length, self._width, out)
 
     def convolution(self, block: ConvolutionBlock, out: Tensor) -> None:
         """The same, forming the gradients of a few samples at a time."""
-        sums = self._zeros(out)
         for samples, part in block.chunks(self._numel):
-            self._accumulate(part.dense().flatten(1), 0, sums[samples])
-        self._fold(sums, out)
+            self(part.dense().flatten(1), out[samples])
 
     def outer(self, block: OuterProductBlock, out: Tensor) -> None:
         """The same; of a large matrix, forming the gradients of some rows at a time, for all samples."""
-        sums = self._zeros(out)
-        if self._numel <= 2 * _tile(out):
+        tile = entries_at_a_time(out)
+        if self._numel <= 2 * tile:
             for samples, part in block.chunks(self._numel):
-                self._accumulate(part.dense().flatten(1), 0, sums[samples])
-        else:
-            (B, _, d_left), d_right = block.left.shape, block.right.shape[2]
-            rows = max(1, _tile(out) // (2 * B * d_right))
-            for start in range(0, d_left, rows):
-                grad = torch.bmm(block.left[:, :, start : start + rows].transpose(1, 2), block.right)
-                self._accumulate(grad.flatten(1), start * d_right, sums)
-        self._fold(sums, out)
-
-    def _zeros(self, out: Tensor) -> Tensor:
-        return torch.zeros(len(out), self._width, dtype=out.dtype, device=out.device)
-
-    def _accumulate(self, grad: Tensor, start: int, sums: Tensor) -> None:
-        """Add entries ``start …`` of the gradient to the sums of their groups, in order: a sum does not depend on the
-        number of threads."""
-        width, done = sums.shape[1], 0
-        while done < grad.shape[1]:
-            place = (start + done) % width
-            count = min(width - place, grad.shape[1] - done)
-            signs = self._signs[start + done : start + done + count].to(sums.dtype)
-            # No product is kept, however small: fresh memory costs more than the arithmetic.
-            sums[:, place : place + count].addcmul_(grad[:, done : done + count].to(sums.dtype), signs)
-            done += count
-
-    def _fold(self, sums: Tensor, out: Tensor) -> None:
-        """Roll the sum of every group by its offset and add it to the features."""
-        for group, offset in enumerate(self._rolls):
-            run = sums[:, group * self._run : (group + 1) * self._run]
-            before = min(run.shape[1], self._dim - offset)
-            out[:, offset : offset + before] += run[:, :before]
-            if before < run.shape[1]:
-                out[:, : run.shape[1] - before] += run[:, before:]
+                self(part.dense().flatten(1), out[samples])
+            return
+        sums = out.new_zeros(len(out), self._width)
+        (B, _, d_left), d_right = block.left.shape, block.right.shape[2]
+        rows = max(1, tile // (2 * B * d_right))
+        for start in range(0, d_left, rows):
+            grad = torch.bmm(block.left[:, :, start : start + rows].transpose(1, 2), block.right)
+            accumulate(grad.flatten(1), start * d_right, self._signs, sums)
+        fold(sums, self._offsets, self._runs.length, out)
 
     def row_sparse(self, block: RowSparseBlock, out: Tensor) -> None:
         """The same for an embedding table, touching only the rows that occur."""
         self._runs.add_rows(block, out, self._offsets, self._signs.__getitem__)
-
-
-def _tile(out: Tensor) -> int:
-    return _TILE.get(out.device.type, 2**26)
 
 
 def _largest_prime(bound: int) -> int:

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy.typing as npt
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.rundir import RunDirectory
 from trak_lightning.scoring.base import CheckpointFeatures, Scorer
 from trak_lightning.scoring.groups import Reduction, group_targets
 from trak_lightning.scoring.scores import Scores, write_scores
 from trak_lightning.seeds import fingerprint
+from trak_lightning.shards import unfinished
 from trak_lightning.stores.base import FeatureStore
 
 
@@ -64,7 +65,17 @@ def score_run(
 def load_features(
     run: RunDirectory, store: FeatureStore, *, targets: str, train: str = "train"
 ) -> list[CheckpointFeatures]:
-    """The feature sets of both splits under every checkpoint of the run, with the subset it was trained on if known."""
+    """The feature sets of both splits under every checkpoint of the run, with the subset it was trained on if known.
+
+    Raises:
+        IncompleteRunError: nothing was featurised, or shards have not finished.
+    """
+    for split in (train, targets):
+        if missing := unfinished(run, store, split):
+            raise IncompleteRunError(
+                f"features of {split!r} are missing: {missing}. Run trak featurize --shard with these again; they go on where "
+                "they stopped."
+            )
     return [
         CheckpointFeatures(
             train=store.open(train, checkpoint.id),

@@ -100,6 +100,10 @@ class FeatureSet(ABC):
     def missing_blocks(self) -> list[int]:
         """The blocks not yet stored, in order."""
 
+    def missing_in(self, blocks: range) -> list[int]:
+        """Those of `blocks` that are not yet stored, in order."""
+        return [block for block in self.missing_blocks() if block in blocks]
+
     @property
     def complete(self) -> bool:
         return not self.missing_blocks()

@@ -1,0 +1,96 @@
+"""The inner loop of `sparse_jl`: sums of runs of signed entries, by compiled code where there is some, by torch elsewhere.
+
+Both give the same bits: a sum has its terms in the order of the entries, and no product with a sign is ever rounded.
+"""
+
+import ctypes
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_TILE = {"cpu": 2**20, "cuda": 2**26}
+_SIZE, _POINTER = ctypes.c_ssize_t, ctypes.c_void_p
+
+
+def entries_at_a_time(out: Tensor) -> int:
+    """Of the gradients of all samples together: what a CPU's caches hold, what fills a GPU."""
+    return _TILE.get(out.device.type, 2**26)
+
+
+def compiled(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The compiled code, if there is some and it does these: float32 on the CPU, every row in one piece."""
+    fit = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.stride(-1) == 1 for t in tensors)
+    return _library() if fit else None
+
+
+def project(grad: Tensor, signs: Tensor, offsets: Tensor, length: int, width: int, out: Tensor) -> None:
+    """Add gradients (B, p) to features (B, k): runs that lie a multiple of `width` apart are summed, then each group of
+    `length` is rolled by its offset."""
+    if library := compiled(grad, out):
+        # The loop over samples is what threads divide.
+        pointers = grad.data_ptr(), signs.data_ptr(), offsets.data_ptr(), out.data_ptr()
+        library.signed_sums_project(
+            pointers[0], grad.stride(0), *grad.shape, *pointers[1:3], length, width, pointers[3], out.stride(0),
+            out.shape[1], torch.get_num_threads(),
+        )  # fmt: skip
+    elif grad.shape[1] == width:
+        fold(grad.to(out.dtype) * signs.to(out.dtype), offsets, length, out)
+    else:
+        step = max(1, entries_at_a_time(out) // width)
+        sums = out.new_zeros(len(out), width)
+        for start in range(0, len(grad), step):
+            accumulate(grad[start : start + step], 0, signs, sums[start : start + step])
+        fold(sums, offsets, length, out)
+
+
+def accumulate(grad: Tensor, start: int, signs: Tensor, sums: Tensor) -> None:
+    """Add entries ``start …`` of gradients (B, some of p) to the sums (B, width) of runs that lie a multiple of the width
+    apart."""
+    width = sums.shape[1]
+    if library := compiled(grad, sums):
+        library.signed_sums_accumulate(
+            grad.data_ptr(), grad.stride(0), len(grad), start, grad.shape[1], signs.data_ptr(), width, sums.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return
+    done = 0
+    while done < grad.shape[1]:
+        place = (start + done) % width
+        count = min(width - place, grad.shape[1] - done)
+        factors = signs[start + done : start + done + count].to(sums.dtype)
+        # No product is kept, however small: fresh memory costs more than the arithmetic.
+        sums[:, place : place + count].addcmul_(grad[:, done : done + count].to(sums.dtype), factors)
+        done += count
+
+
+def fold(sums: Tensor, offsets: Tensor, length: int, out: Tensor) -> None:
+    """Roll the sums of every group of `length` by its offset, and add them to the features."""
+    dim = out.shape[1]
+    for group, offset in enumerate(offsets.tolist()):
+        run = sums[:, group * length : (group + 1) * length]
+        before = min(run.shape[1], dim - offset)
+        out[:, offset : offset + before] += run[:, :before]
+        if before < run.shape[1]:
+            out[:, : run.shape[1] - before] += run[:, before:]
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """What installing compiled `_signed_sums.c` to, if there was a compiler. It finds the threads that torch has, since
+    torch has loaded their library first."""
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_signed_sums{suffix}")
+        if path.exists():
+            library = ctypes.CDLL(str(path))
+            library.signed_sums_project.argtypes = [
+                _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE, ctypes.c_int,
+            ]  # fmt: skip
+            library.signed_sums_accumulate.argtypes = [
+                _POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, ctypes.c_int,
+            ]  # fmt: skip
+            library.signed_sums_project.restype = library.signed_sums_accumulate.restype = None
+            return library
+    return None

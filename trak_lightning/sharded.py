@@ -1,0 +1,72 @@
+"""Models that are cut up over devices: parameters that no process holds whole (FSDP2, `torch.distributed.tensor.DTensor`)."""
+
+from collections.abc import Iterable, Mapping
+
+import lightning as L
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, distributed, nn
+
+from trak_lightning.errors import SettingsError, UnsupportedModelError
+
+if distributed.is_available():
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.tensor import DTensor
+
+
+def is_sharded(tensor: Tensor | None) -> bool:
+    """Whether this process holds only a part of `tensor`."""
+    return distributed.is_available() and isinstance(tensor, DTensor)
+
+
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    return any(map(is_sharded, tensors))
+
+
+def whole(tensor: Tensor | None) -> Tensor | None:
+    """All of a tensor, which every rank must ask for at once."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[union-attr]
+
+
+def require_whole(model: nn.Module, extractor: str) -> None:
+    """Refuse a sharded model.
+
+    Raises:
+        UnsupportedModelError: it is one.
+    """
+    sharded = [name for name, parameter in model.named_parameters() if is_sharded(parameter)]
+    if sharded:
+        raise UnsupportedModelError(
+            f"the extractor {extractor!r} needs whole parameters, and {len(sharded)} of {type(model).__name__} are sharded over "
+            f"devices, such as {sharded[0]}. Use extractor='hooks', which can do layers that have a rule of their own."
+        )
+
+
+def load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Copy weights into `model`; of a sharded one, each rank copies its part."""
+    if any_sharded(model.parameters()):
+        set_model_state_dict(model, dict(state_dict), options=StateDictOptions(full_state_dict=True))
+    else:
+        model.load_state_dict(state_dict)
+
+
+def shards(trainer: L.Trainer, model: nn.Module) -> bool:
+    """Whether the Trainer's strategy cuts up models.
+
+    Raises:
+        SettingsError: it does so in a way in which gradients of layers cannot be had, or the model does not say how.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy)):
+        raise SettingsError(
+            f"{type(strategy).__name__} flattens parameters, so that none can be attributed to. Models that do not fit one "
+            "device need ModelParallelStrategy (FSDP2); those that do, ddp."
+        )
+    if not isinstance(strategy, ModelParallelStrategy):
+        return False
+    if not (isinstance(model, L.LightningModule) and is_overridden("configure_model", model)):
+        raise SettingsError(
+            f"with ModelParallelStrategy the model must be a LightningModule whose configure_model shards it "
+            f"(torch.distributed.fsdp.fully_shard); {type(model).__name__} has none"
+        )
+    return True

@@ -1,0 +1,87 @@
+"""Ending when asked to: SIGTERM, and the signal by which SLURM announces that the time of a job is up."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+from trak_lightning.errors import TerminatedError
+
+
+@dataclass
+class StopRequest:
+    """Whether this process was asked to end. It does so when the block at hand is stored."""
+
+    reason: str | None = None
+
+    def check(self) -> None:
+        """Where nothing is left half done.
+
+        Raises:
+            TerminatedError: the process was asked to end.
+        """
+        if self.reason is not None:
+            raise TerminatedError(f"{self.reason}; what is stored is kept, run the same command to go on")
+
+    @contextmanager
+    def watching(self, trainer: L.Trainer) -> Iterator[None]:
+        """Take note of signals; the handlers of before are put back afterwards."""
+        before = {number: signal.getsignal(number) for number in self._handlers(trainer)}
+        self.install(trainer)
+        try:
+            yield
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def install(self, trainer: L.Trainer) -> None:
+        """Put our handlers in the place of Lightning's.
+
+        Lightning's handler of SIGTERM makes ranks meet, inside the handler, wherever they are; that of SLURM's signal saves
+        the module as a training checkpoint, which the next run would load.
+        """
+        if threading.current_thread() is threading.main_thread():  # no other may
+            for number, handler in self._handlers(trainer).items():
+                signal.signal(number, handler)
+
+    def _handlers(self, trainer: L.Trainer) -> dict[int, Callable[[int, Any], None]]:
+        handlers: dict[int, Callable[[int, Any], None]] = {int(signal.SIGTERM): partial(self._on_sigterm, trainer)}
+        environment = trainer._accelerator_connector.cluster_environment  # strategies of one device have none
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue and environment.requeue_signal:
+            handlers[int(environment.requeue_signal)] = partial(self._on_requeue, trainer)
+        return handlers
+
+    def _on_sigterm(self, trainer: L.Trainer, number: int, frame: Any) -> None:
+        self.reason = self.reason or "SIGTERM received"
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGTERM)  # passes it on to the ranks that it has started
+
+    def _on_requeue(self, trainer: L.Trainer, number: int, frame: Any) -> None:
+        if self.reason is None:
+            self.reason = f"{signal.Signals(number).name} received"
+            # At once: if the block at hand takes longer than the job has left, SLURM ends the job and nobody asks again.
+            if trainer.is_global_zero:
+                self.reason += f", {_requeue()}"
+
+
+def _requeue() -> str:
+    """Ask SLURM to start this job again; returns what came of it."""
+    array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID", "")
+    if array:
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"and job {job} could not be put back in the queue: scontrol: {error.strerror}"
+    if done.returncode:
+        return f"and job {job} could not be put back in the queue: {done.stderr.strip() or done.returncode}"
+    return f"job {job} is in the queue again"
