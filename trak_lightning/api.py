@@ -20,6 +20,7 @@ from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.filling import Filler
+from trak_lightning.fitting import Reference, TrainingSet
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.projectors.base import Projector
 from trak_lightning.rundir import CheckpointRecord, RunDirectory, read_subset
@@ -105,7 +106,7 @@ class TRAK:
         )
         self._weights_only = weights_only
         self._checkpoints: list[Checkpoint] = []
-        self._fit_data: AttributionData | None = None
+        self._training: TrainingSet | None = None
 
     def featurize(
         self,
@@ -176,7 +177,8 @@ class TRAK:
         for checkpoint, subset in zip(loaded, known, strict=True):
             if subset is not None:
                 self.run.write_subset(checkpoint.id, subset)
-        self._checkpoints, self._fit_data = loaded, data
+        reference = Reference.of(self.task, data, self._drawn_from(loaded[0], split) if grow else None)
+        self._checkpoints, self._training = loaded, TrainingSet(data, reference)
         return self.featurize_split(data, split, block_size=block_size, grow=grow, shard=shard)
 
     def featurize_split(
@@ -185,11 +187,10 @@ class TRAK:
         """Compute the features of `data` under the checkpoints of the last `featurize`, and store them as `split`."""
         if block_size < 1:
             raise SettingsError(f"block_size must be a positive number of samples, got {block_size}")
-        if not self._checkpoints:
+        if self._training is None:
             raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
-        fit_data, part = self._fit_data or data, Shard.parse(shard)
-        how: dict[str, Any] = {"block_size": block_size, "grow": grow, "shard": part}
-        return self._filler.fill(data, split, self._checkpoints, fit_data, **how)
+        how: dict[str, Any] = {"block_size": block_size, "grow": grow, "shard": Shard.parse(shard)}
+        return self._filler.fill(data, split, self._checkpoints, self._training, **how)
 
     def check(self, data: DataSource, *, batch_size: int | None = None, split: str = "train") -> list[Finding]:
         """Look at the first batch of `data` and say what would be attributed to and how, with the model's present weights;
@@ -251,6 +252,15 @@ class TRAK:
         """
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
         return self_influence(checkpoints, regularization, weights)
+
+    def _drawn_from(self, checkpoint: Checkpoint, split: str) -> int | None:
+        """How many training samples there were when the task was first fitted: what was drawn then is kept."""
+        try:
+            found = self.store.open(split, checkpoint.id).spec.fingerprint
+        except IncompleteRunError:
+            return None
+        drawn_from: int | None = found.get("reference", {}).get("drawn_from")
+        return drawn_from
 
 
 def _subset_beside(source: CheckpointSource) -> npt.NDArray[np.int64] | None:

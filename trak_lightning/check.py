@@ -71,6 +71,8 @@ class Checker(Featurizer):
     findings: list[Finding]
 
     def predict_dataloader(self) -> DataLoader:
+        if self.task.fit_samples:
+            self._bind_task(self._fit_task())
         if self._projector.fit_samples:
             self._fitted = self._fit()
         size = self.feature_set.spec.batch_size

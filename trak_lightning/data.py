@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -26,6 +25,7 @@ from torch.utils.data import (
 )
 
 from trak_lightning.errors import DataError
+from trak_lightning.trees import flatten
 
 # The samplers that draw from the whole dataset: reading it in order gives the same set of samples.
 WHOLE_DATASET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
@@ -118,6 +118,10 @@ class AttributionData:
                 )
         return hashlib.sha256("".join(first).encode()).hexdigest()[:16]
 
+    def digest(self, positions: Sequence[int]) -> str:
+        """A hash of these samples."""
+        return hashlib.sha256("".join(_digest(self.batch([i])) for i in positions).encode()).hexdigest()[:16]
+
     def loader(self, batches: Batches, *, pin_memory: bool = False) -> DataLoader:
         """A loader of `IndexedBatch`, one for each list of indices in `batches`."""
         return DataLoader(
@@ -188,7 +192,7 @@ class _IndexedCollate:
 
 def _digest(batch: Any) -> str:
     digest = hashlib.sha256()
-    for leaf in tree_flatten(batch)[0]:
+    for leaf in flatten(batch)[0]:
         if isinstance(leaf, Tensor):
             tensor = leaf.detach().cpu().contiguous()
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,9 +1,9 @@
 """Training models on subsets of the training set, with the user's own model, data and Trainer settings."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import lightning as L
 import numpy as np
@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from trak_lightning.atomic import atomic_write
-from trak_lightning.data import AttributionData
+from trak_lightning.data import AttributionData, IndexedBatch
 from trak_lightning.errors import DataError
 from trak_lightning.featurizer import to_device
+from trak_lightning.fitting import Reference
 from trak_lightning.progress import progress
 from trak_lightning.quiet import from_the_weights_there_are, quiet_lightning
 from trak_lightning.subsets import SubsetPlan
@@ -65,9 +66,18 @@ def checkpoint_paths(folder: Path, size: int) -> list[Path]:
     return [folder / f"{member:02d}.ckpt" for member in range(size)]
 
 
-def model_outputs(model: L.LightningModule, task: Task, data: AttributionData) -> npt.NDArray[np.float32]:
-    """f(z; θ) of every sample, (n,), without gradients."""
+def model_outputs(
+    model: L.LightningModule, task: Task, data: AttributionData, reference: Reference | None = None
+) -> npt.NDArray[np.float32]:
+    """f(z; θ) of every sample, (n,), without gradients; `reference` is for a task that has to be fitted."""
     model.eval()
+
+    def load(data: AttributionData, positions: Sequence[int]) -> Any:
+        batch = IndexedBatch(torch.tensor(positions), data.batch(positions))
+        return to_device(batch, data.hooks, model, model.device).batch
+
+    if reference is not None:
+        task = task.fitted(reference.fit(task, model, load))
     outputs: list[Tensor] = []
     batches = [range(i, min(i + data.batch_size, len(data))) for i in range(0, len(data), data.batch_size)]
     with torch.no_grad():

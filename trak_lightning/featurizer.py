@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from trak_lightning.data import AttributionData, IndexedBatch
 from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, TrakError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.fitting import FitFile
+from trak_lightning.fitting import FitFile, TrainingSet
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.independence import difference, refuse
 from trak_lightning.projectors.base import Projection, Projector
@@ -43,8 +43,9 @@ class Featurizer(L.LightningModule):
         feature_set: where rows go; decides the batches.
         blocks: those of the set that are this job's.
         stop: whether the process was asked to end.
-        fit_data: the training set, for a projector that has to be fitted.
-        fit_file: where that is kept.
+        training: the training set, for a projector or a task that has to be fitted.
+        fit_file: where what the projector has learned is kept.
+        reference_file: where what the task has learned is kept.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class Featurizer(L.LightningModule):
         seed: int,
         blocks: range,
         stop: StopRequest,
-        fit_data: AttributionData,
+        training: TrainingSet,
         fit_file: FitFile,
+        reference_file: FitFile,
     ) -> None:
         super().__init__()
         self.model = model
@@ -74,8 +76,9 @@ class Featurizer(L.LightningModule):
         self._seed = seed
         self._blocks = blocks
         self.stop = stop
-        self._fit_data = fit_data
+        self._training = training
         self._fit_file = fit_file
+        self._reference_file = reference_file
         self._fitted: dict[str, Tensor] = {}
         self._projection: Projection | None = None
         self.plan: ClaimedBlocks | LockstepBatches | None = None
@@ -98,13 +101,10 @@ class Featurizer(L.LightningModule):
         # Here, because this is the first that every process calls after the model has been moved to its device, and after
         # Lightning has put its handlers of signals in place.
         self.stop.install(self.trainer)
+        if self.task.fit_samples:
+            self._bind_task(self._shared(self._reference_file, self._fit_task))
         if self._projector.fit_samples:
-            if not agreed(self.trainer, self._fit_file.exists) and (self._lockstep or self.trainer.is_global_zero):
-                fitted = self._fit()
-                if self.trainer.is_global_zero:
-                    self._fit_file.save(fitted)
-            agreed(self.trainer, self._fit_file.exists)
-            self._fitted = self._fit_file.load()
+            self._fitted = self._shared(self._fit_file, self._fit)
         # Rank 0's list of blocks, lest a block finished in between is missing for some ranks only.
         missing = agreed(self.trainer, lambda: self.feature_set.missing_in(self._blocks))
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
@@ -120,15 +120,34 @@ class Featurizer(L.LightningModule):
         """Whether every forward pass needs all ranks, since each holds a part of every layer."""
         return any_sharded(self.model.parameters())
 
+    def _shared(self, file: FitFile, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What is in the file, which rank 0 makes if it is not there, so that all ranks read the same bits."""
+        if not agreed(self.trainer, file.exists) and (self._lockstep or self.trainer.is_global_zero):
+            fitted = fit()
+            if self.trainer.is_global_zero:
+                file.save(fitted)
+        agreed(self.trainer, file.exists)
+        return file.load()
+
+    def _fit_task(self) -> dict[str, Tensor]:
+        reference = self._training.reference
+        assert reference is not None
+        with self.trainer.precision_plugin.predict_step_context():
+            return reference.fit(self.task, self.model, lambda data, positions: self._load(data, positions).batch)
+
+    def _bind_task(self, found: dict[str, Tensor]) -> None:
+        self.task = self.task.fitted({name: tensor.to(self.device) for name, tensor in found.items()})
+
     def _fit(self) -> dict[str, Tensor]:
         """Show the projector the gradients of training samples, spread evenly over the set."""
-        count = min(self._projector.fit_samples, len(self._fit_data))
-        positions = [len(self._fit_data) * number // count for number in range(count)]
+        data = self._training.data
+        count = min(self._projector.fit_samples, len(data))
+        positions = [len(data) * number // count for number in range(count)]
         size = self.feature_set.spec.batch_size
 
         def gradients(sink: Sink) -> None:
             for start in range(0, count, size):
-                batch = self._load(self._fit_data, positions[start : start + size])
+                batch = self._load(data, positions[start : start + size])
                 with torch.enable_grad(), self.trainer.precision_plugin.predict_step_context():
                     self.extractor.extract(self.model, self.task, batch.batch, self.layout, sink)
 
@@ -160,8 +179,7 @@ class Featurizer(L.LightningModule):
                 self.model, self.task, indexed.batch, self.layout, lambda block: projection.add(block, features)
             )
         with torch.no_grad():
-            loss_weight = self.task.loss_weight(self.model, indexed.batch, output)
-            curvature = self.task.curvature(self.model, indexed.batch, output)
+            loss_weight, curvature = self.task.weights(self.model, indexed.batch, output)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         for name, column in columns.items():
             _require_finite(name, column, indexed.index)

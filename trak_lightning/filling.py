@@ -20,7 +20,7 @@ from trak_lightning.errors import IncompatibleRunError, IncompleteRunError, Term
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurizer import BlockWriter, Featurizer
-from trak_lightning.fitting import FitFile
+from trak_lightning.fitting import FitFile, Reference, TrainingSet
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.progress import progress
 from trak_lightning.projectors.base import Projector
@@ -71,14 +71,14 @@ class Filler:
         data: AttributionData,
         split: str,
         checkpoints: Sequence[Checkpoint],
-        fit_data: AttributionData,
+        training: TrainingSet,
         *,
         block_size: int,
         grow: bool,
         shard: Shard,
     ) -> int:
         """Compute what is missing of a shard of the features of `data` under every checkpoint; returns the rows computed by
-        all processes of this job. `fit_data` is the training set, for a projector that has to be fitted.
+        all processes of this job. `training` is what a projector or a task that has to be fitted learns from.
 
         Raises:
             IncompatibleRunError: the features there were made with other settings, or of other data.
@@ -86,7 +86,7 @@ class Filler:
             TerminatedError: the process was asked to end.
         """
         require_eval(self.model)
-        specs = [self._spec(data, split, checkpoint.id, block_size) for checkpoint in checkpoints]
+        specs = [self._spec(data, split, checkpoint.id, block_size, training) for checkpoint in checkpoints]
         sets = [self._create(spec, data, grow) for spec in specs]
         shard.record(self.run)
         work = list(map(Work, checkpoints, sets, shard.blocks(sets)))
@@ -99,7 +99,7 @@ class Filler:
         bar = progress(f"featurize {split}", missing, enabled=trainer.is_global_zero)
         with uncompiled(self.model), self._restored(), quiet_lightning(), stop.watching(trainer), bar as advance:
             try:
-                return self._fill(trainer, data, fit_data, work, advance, stop)
+                return self._fill(trainer, data, training, work, advance, stop)
             except TerminatedError:
                 outlast_rank_zero()
                 raise
@@ -107,13 +107,16 @@ class Filler:
     def check(self, data: AttributionData, split: str) -> list[Finding]:
         """What `trak_lightning.check` finds in the first batch of `data`; nothing is stored."""
         require_eval(self.model)
-        spec = self._spec(data, split, "check", data.batch_size)
+        training = TrainingSet(data, Reference.of(self.task, data))
+        spec = self._spec(data, split, "check", data.batch_size, training)
         with uncompiled(self.model), self._restored(), quiet_lightning():
-            checker = self._module(Checker, data, MemorySet(spec), data, StopRequest())
+            checker = self._module(Checker, data, MemorySet(spec), training, StopRequest())
             _predict(self.trainer or default_trainer(), checker, [])
             return checker.findings
 
-    def _spec(self, data: AttributionData, split: str, checkpoint: str, block_size: int) -> FeatureSpec:
+    def _spec(
+        self, data: AttributionData, split: str, checkpoint: str, block_size: int, training: TrainingSet
+    ) -> FeatureSpec:
         batch_size = min(data.batch_size, len(data))
         fingerprint = {
             "checkpoint": checkpoint,
@@ -125,6 +128,8 @@ class Filler:
             "precision": self.trainer.precision if self.trainer else "32-true",
             "data": data.fingerprint(),
         }
+        if training.reference is not None:
+            fingerprint["reference"] = training.reference.fingerprint
         return FeatureSpec(
             split=split,
             checkpoint=checkpoint,
@@ -157,7 +162,7 @@ class Filler:
         self,
         trainer: L.Trainer,
         data: AttributionData,
-        fit_data: AttributionData,
+        training: TrainingSet,
         work: list[Work],
         advance: Callable[[int], None],
         stop: StopRequest,
@@ -166,12 +171,12 @@ class Filler:
         if trainer.world_size > 1:
             follow_rank_zero(stop)
         # Ranks meet in their first prediction. Before that, each sees for itself what is missing; afterwards, rank 0.
-        computed = self._compute(trainer, data, fit_data, work[0], advance, stop) if yet_to_meet(trainer) else 0
+        computed = self._compute(trainer, data, training, work[0], advance, stop) if yet_to_meet(trainer) else 0
         missing, idle = agreed(trainer, partial(_missing, work)), 0
         while missing:
             for number in missing:
                 stop.check()
-                computed += self._compute(trainer, data, fit_data, work[number], advance, stop)
+                computed += self._compute(trainer, data, training, work[number], advance, stop)
             before = missing
             while (missing := agreed(trainer, partial(_missing, work, free=True))) is None:
                 stop.check()
@@ -186,15 +191,15 @@ class Filler:
         return computed
 
     def _require_fits(self) -> None:
-        """Refuse to fit a projector anew where there are rows already that an earlier fit has projected."""
-        if not self.projector.fit_samples:
-            return
-        for split, checkpoint in self.store.list():
-            path = self.run.projection(checkpoint)
+        """Refuse to fit a projector or a task anew where there are rows already that were made with an earlier fit."""
+        needed = [self.run.projection] if self.projector.fit_samples else []
+        needed += [self.run.reference] if self.task.fit_samples else []
+        for split, checkpoint in self.store.list() if needed else ():
             spec = (found := self.store.open(split, checkpoint)).spec
-            if not path.exists() and len(found.missing_blocks()) < spec.num_blocks:
+            path = next((path for path in (file(checkpoint) for file in needed) if not path.exists()), None)
+            if path and len(found.missing_blocks()) < spec.num_blocks:
                 raise IncompleteRunError(
-                    f"{path} is missing, and features of {split!r} that were projected with it are there. Restore the "
+                    f"{path} is missing, and features of {split!r} that were made with it are there. Restore the "
                     f"file, or delete all features of checkpoint {checkpoint}."
                 )
 
@@ -203,7 +208,7 @@ class Filler:
         cls: type[FeaturizerType],
         data: AttributionData,
         feature_set: FeatureSet,
-        fit_data: AttributionData,
+        training: TrainingSet,
         stop: StopRequest,
         blocks: range | None = None,
     ) -> FeaturizerType:
@@ -212,6 +217,10 @@ class Filler:
         fit_file = FitFile(
             self.run.projection(spec.checkpoint),
             {key: value for key, value in spec.fingerprint.items() if key != "data"},
+        )
+        reference_file = FitFile(
+            self.run.reference(spec.checkpoint),
+            {key: spec.fingerprint.get(key) for key in ("checkpoint", "task", "precision", "reference")},
         )
         return cls(
             self.model,
@@ -224,8 +233,9 @@ class Filler:
             seed=self.seed,
             blocks=range(spec.num_blocks) if blocks is None else blocks,
             stop=stop,
-            fit_data=fit_data,
+            training=training,
             fit_file=fit_file,
+            reference_file=reference_file,
         )
 
     @contextmanager
@@ -243,14 +253,14 @@ class Filler:
         self,
         trainer: L.Trainer,
         data: AttributionData,
-        fit_data: AttributionData,
+        training: TrainingSet,
         part: Work,
         advance: Callable[[int], None],
         stop: StopRequest,
     ) -> int:
         """Compute the missing blocks that no other process works on; returns the rows that all ranks computed."""
         part.checkpoint.load_into(self.model)
-        featurizer = self._module(Featurizer, data, part.feature_set, fit_data, stop, part.blocks)
+        featurizer = self._module(Featurizer, data, part.feature_set, training, stop, part.blocks)
         writer = BlockWriter(advance, trainer.world_size)
         try:
             with lost_ranks():

@@ -1,18 +1,21 @@
-"""What a projector has learned from the training set, kept in the run directory: one file a checkpoint."""
+"""What a projector or a task has learned from the training set, kept in the run directory: one file a checkpoint."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trak_lightning.atomic import atomic_write
 from trak_lightning.comparison import require_same
+from trak_lightning.data import AttributionData
 from trak_lightning.errors import CorruptFileError
+from trak_lightning.seeds import derive_seed
+from trak_lightning.tasks.base import Task
 
 _FINGERPRINT = "fingerprint.json"
 
@@ -22,7 +25,7 @@ class FitFile:
     """A ``.npz`` file of float32 arrays, tied to what determines them.
 
     Every process reads the file that one of them wrote, and so does a run that goes on, so that all rows of a run are
-    projected by the same bits.
+    made with the same bits.
     """
 
     path: Path
@@ -50,7 +53,44 @@ class FitFile:
                 fitted = {name: torch.from_numpy(file[name]) for name in file.files if name != _FINGERPRINT}
         except (OSError, ValueError, KeyError) as error:
             raise CorruptFileError(
-                f"{self.path} is not a fitted projection ({error}). Delete it and the features made with it."
+                f"{self.path} does not hold what was fitted ({error}). Delete it and the features made with it."
             ) from error
         require_same(found, json.loads(json.dumps(self.fingerprint)), self.path)
         return fitted
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The training samples that a task is fitted to: drawn at random, as a function of their numbers alone."""
+
+    data: AttributionData
+    positions: tuple[int, ...]
+    fingerprint: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, task: Task, data: AttributionData, num_samples: int | None = None) -> "Reference | None":
+        """Drawn from the first `num_samples` of `data`, or from all; None for a task that needs none."""
+        if not task.fit_samples:
+            return None
+        num_samples = num_samples or len(data)
+        order = np.random.default_rng(derive_seed("reference", num_samples)).permutation(num_samples)
+        positions = tuple(sorted(int(position) for position in order[: task.fit_samples]))
+        return cls(data, positions, {"drawn_from": num_samples, "samples": data.digest(positions)})
+
+    def fit(
+        self, task: Task, model: nn.Module, load: Callable[[AttributionData, Sequence[int]], Any]
+    ) -> dict[str, Tensor]:
+        """What the task keeps of the samples under the model's present weights; `load` gives a batch as training did."""
+        size = self.data.batch_size
+        batches = (load(self.data, self.positions[at : at + size]) for at in range(0, len(self.positions), size))
+        with torch.no_grad():
+            return {name: tensor.detach() for name, tensor in task.fit(model, batches).items()}
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a projector and a task learn from, whichever split is featurised."""
+
+    data: AttributionData
+    reference: Reference | None
+    """The samples that the task is fitted to, if it has to be."""

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from trak_lightning.errors import SampleDependenceError
 from trak_lightning.tasks.base import Task
+from trak_lightning.trees import flatten
 
 
 def difference(alone: npt.NDArray[Any], within: npt.NDArray[Any]) -> float:
@@ -82,7 +82,7 @@ def _hooked(model: nn.Module, hook: Any) -> Iterator[None]:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [leaf for leaf in flatten(output)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _close(one: Tensor, two: Tensor) -> bool:

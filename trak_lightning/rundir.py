@@ -47,6 +47,7 @@ class RunDirectory:
         checkpoints/     made by `trak train`, each with the subset it was trained on
         subsets/         the training subset of each featurised checkpoint, where it is known
         projections/     what a projector has learned from the training set, if it is one that learns
+        references/      what a task keeps of the training set under each checkpoint, if it is one that does
         features/        feature sets
         scores/          score files
         evaluation/      outputs of retrained models, and results
@@ -74,6 +75,10 @@ class RunDirectory:
     def projection(self, checkpoint: str) -> Path:
         """What a projector has learned under a checkpoint."""
         return self.path / "projections" / f"{checkpoint}.npz"
+
+    def reference(self, checkpoint: str) -> Path:
+        """What a task keeps of the training set under a checkpoint."""
+        return self.path / "references" / f"{checkpoint}.npz"
 
     def scores(self, name: str) -> Path:
         return self.path / "scores" / f"{name}.h5"

@@ -75,5 +75,5 @@ def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100) -
         return SubsetPlan(purpose, len(train), fraction=0.5, seed=0, recipe={"problem": name, "epochs": problem.epochs})
 
     checkpoints, _ = train_ensemble(fresh, data, plan("ensemble"), ensemble, folder / "checkpoints")
-    retrain(fresh, data, ImageClassification(), targets, plan("evaluation"), models, folder / "models")
+    retrain(fresh, data, ImageClassification(), train, targets, plan("evaluation"), models, folder / "models")
     return Trained(problem.model().eval(), train, targets, checkpoints, folder / "models")

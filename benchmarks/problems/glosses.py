@@ -1,17 +1,15 @@
 """WordNet glosses: which of ten categories does the word belong to that is defined so? And a small transformer for it."""
 
-import csv
-import gzip
 import re
 from collections import Counter
-from pathlib import Path
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-GLOSSES = Path(__file__).parent / "glosses.tsv.gz"
+from trak_lightning.demos.glosses import read_glosses
+
 LENGTH = 24
 """Words of a gloss that are read."""
 
@@ -110,10 +108,9 @@ class GlossData(L.LightningDataModule):
         self.seed = seed
 
     def setup(self, stage: str | None = None) -> None:
-        with gzip.open(GLOSSES, "rt", encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        texts = [re.findall(r"[a-z]+", row["gloss"].lower())[:LENGTH] for row in rows]
-        categories = sorted({row["category"] for row in rows})
+        rows = read_glosses()
+        texts = [re.findall(r"[a-z]+", row.gloss.lower())[:LENGTH] for row in rows]
+        categories = sorted({row.category for row in rows})
         counts = Counter(word for text in texts for word in text)
         known = [
             word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: self.vocabulary - 2]
@@ -122,7 +119,7 @@ class GlossData(L.LightningDataModule):
         words = torch.zeros(len(texts), LENGTH, dtype=torch.long)
         for row, text in enumerate(texts):
             words[row, : len(text)] = torch.tensor([number.get(word, 1) for word in text])
-        labels = torch.tensor([categories.index(row["category"]) for row in rows])
+        labels = torch.tensor([categories.index(row.category) for row in rows])
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(self.seed))
         test, train = order[: self.num_targets], order[self.num_targets :]
         self.train_set = TensorDataset(words[train], labels[train])

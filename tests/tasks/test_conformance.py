@@ -1,10 +1,13 @@
 """Built-in tasks obey the laws, and a task that breaks one is found out."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from transformers import BatchEncoding, BertConfig, BertForSequenceClassification
 
-from trak_lightning import Task
+from trak_lightning import Task, registry
 from trak_lightning.tasks.classification import ImageClassification
 from trak_lightning.testing import TaskConformance
 
@@ -17,6 +20,88 @@ class TestImageClassification(TaskConformance):
 
     def batch(self, size):
         return torch.randn(size, 2, 4), torch.randint(3, (size,))
+
+
+class Tagger(nn.Module):
+    """Logits (B, T, 3) under a name, as models of transformers return them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(9, 6), nn.Linear(6, 3)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.embedding(input_ids) * attention_mask.unsqueeze(-1)
+        return {"logits": self.head(hidden.cumsum(1).tanh())}
+
+
+class TestTextClassification(TaskConformance):
+    task = staticmethod(partial(registry.create, "tasks", "text_classification"))
+
+    def model(self):
+        config = BertConfig(
+            vocab_size=11,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=8,
+            num_labels=3,
+        )
+        return BertForSequenceClassification(config)
+
+    def batch(self, size):
+        ids = torch.randint(1, 11, (size, 5))
+        return BatchEncoding({"input_ids": ids, "attention_mask": ids > 3, "labels": torch.randint(3, (size,))})
+
+
+class TestTokenClassification(TaskConformance):
+    task = staticmethod(partial(registry.create, "tasks", "token_classification"))
+    exact_loss = False
+
+    def model(self):
+        return Tagger()
+
+    def batch(self, size):
+        ids, labels = torch.randint(9, (size, 5)), torch.randint(3, (size, 5))
+        return {"input_ids": ids, "attention_mask": ids > 2, "labels": labels.masked_fill(ids < 3, -100)}
+
+
+class TestTokensWeightedEachByItself(TestTokenClassification):
+    task = staticmethod(partial(registry.create, "tasks", {"name": "token_classification", "level": "token"}))
+
+
+class TestBinaryClassification(TaskConformance):
+    task = staticmethod(partial(registry.create, "tasks", {"name": "binary_classification", "pos_weight": 3.0}))
+
+    def model(self):
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def batch(self, size):
+        return torch.randn(size, 3), torch.randint(2, (size,))
+
+    def loss(self, task, model, batch, output):
+        return torch.where(batch[1] == 1, 3, 1) * super().loss(task, model, batch, output)
+
+
+class TestMultilabel(TaskConformance):
+    task = staticmethod(partial(registry.create, "tasks", "multilabel"))
+    exact_loss = False
+
+    def model(self):
+        return nn.Linear(3, 4)
+
+    def batch(self, size):
+        return torch.randn(size, 3), torch.randint(2, (size, 4))
+
+
+class TestRegression(TaskConformance):
+    task = staticmethod(partial(registry.create, "tasks", "regression"))
+
+    def model(self):
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def batch(self, size):
+        return torch.randn(size, 3), torch.randn(size)
 
 
 class SquaredError(Task):

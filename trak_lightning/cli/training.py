@@ -274,7 +274,7 @@ class Job:
 
     def retrain(self, retrainings: Sequence[Retraining]) -> None:
         """Retrain these models, in this process."""
-        Trainer(self._fresh, self._datamodule, self.parts.task, self.target_data).retrain(retrainings)
+        Trainer(self._fresh, self._datamodule, self.parts.task, self.train_data, self.target_data).retrain(retrainings)
 
     def _lds_retrainings(self) -> list[Retraining]:
         evaluation = self.parts.evaluation

@@ -12,25 +12,31 @@ from trak_lightning.atomic import atomic_write
 from trak_lightning.data import AttributionData
 from trak_lightning.ensemble import Recipe, model_outputs, train_on_subset
 from trak_lightning.evaluation.outputs import Retraining
+from trak_lightning.fitting import Reference
 from trak_lightning.progress import progress
 from trak_lightning.tasks.base import Task
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Retrains with the user's own model, data and Trainer settings."""
+    """Retrains with the user's own model, data and Trainer settings.
+
+    A task that has to be fitted is fitted to the same samples of `train` under every model.
+    """
 
     recipe: Recipe
     datamodule: L.LightningDataModule
     task: Task
+    train: AttributionData
     targets: AttributionData
 
     def retrain(self, retrainings: Sequence[Retraining]) -> None:
         """Train each, and store its subset (s,) and its outputs f(z; θ(S)) of every target z, (m,)."""
+        reference = Reference.of(self.task, self.train, len(self.train))
         with progress("retrain", len(retrainings)) as advance:
             for each in retrainings:
                 model, _ = train_on_subset(self.recipe, self.datamodule, each.subset, each.seed)
-                _store(each.path, each.subset, model_outputs(model, self.task, self.targets))
+                _store(each.path, each.subset, model_outputs(model, self.task, self.targets, reference))
                 advance(1)
 
 

@@ -4,7 +4,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from trak_lightning.errors import SettingsError, TrakError, UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor
@@ -12,6 +11,7 @@ from trak_lightning.extractors.samples import batch_size, is_batched, over_sampl
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
 from trak_lightning.sharded import require_whole
 from trak_lightning.tasks.base import Task
+from trak_lightning.trees import flatten
 
 
 class Functional(GradientExtractor):
@@ -31,7 +31,7 @@ class Functional(GradientExtractor):
     def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
         require_whole(model, "functional")
         size = batch_size(batch)
-        leaves, structure = tree_flatten(batch)
+        leaves, rebuild = flatten(batch)
         batched = [position for position, leaf in enumerate(leaves) if is_batched(leaf, size)]
         attributed = {slot.name: model.get_parameter(slot.name).detach() for slot in layout}
         others = {
@@ -48,7 +48,7 @@ class Functional(GradientExtractor):
             def stand_in(*args: Any, **kwargs: Any) -> Any:
                 return functional_call(model, {**parameters, **others}, args, kwargs)
 
-            return task.output(stand_in, tree_unflatten(one, structure))[0]  # type: ignore[arg-type]
+            return task.output(stand_in, rebuild(one))[0]  # type: ignore[arg-type]
 
         in_dims = (None, *(0 for _ in batched))
         samples = (leaves[position] for position in batched)

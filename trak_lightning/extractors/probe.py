@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Size, Tensor, nn
-from torch.utils._pytree import tree_map
 
 from trak_lightning.extractors.placement import Placement, Where, common, infer
 from trak_lightning.extractors.samples import is_batched
-from trak_lightning.extractors.trees import flatten
 from trak_lightning.tasks.base import Task
+from trak_lightning.trees import flatten, map_leaves
 
 Side = Literal["inputs", "outputs"]
 
@@ -188,4 +187,4 @@ def dependent(
 
 def take(batch: Any, samples: list[int], size: int) -> Any:
     """The batch of these samples."""
-    return tree_map(lambda leaf: leaf[samples] if is_batched(leaf, size) else leaf, batch)
+    return map_leaves(lambda leaf: leaf[samples] if is_batched(leaf, size) else leaf, batch)

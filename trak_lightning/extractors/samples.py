@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_flatten, tree_map
 
 from trak_lightning.errors import DataError
+from trak_lightning.trees import flatten, map_leaves
 
 
 def batch_size(batch: Any) -> int:
@@ -18,11 +18,11 @@ def batch_size(batch: Any) -> int:
     Raises:
         DataError: there is no tensor in the batch.
     """
-    sizes = [leaf.shape[0] for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.ndim]
+    sizes = [leaf.shape[0] for leaf in flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.ndim]
     if not sizes:
         raise DataError(
             f"no tensor with a first dimension is in the batch ({type(batch).__name__}), so it has no samples to tell apart. "
-            "Return tensors from the collate function, in tuples, lists or dicts."
+            "Return tensors from the collate function, in tuples, lists, dicts or dataclasses."
         )
     return max(sizes, key=sizes.count)
 
@@ -34,7 +34,7 @@ def is_batched(leaf: Any, size: int) -> bool:
 
 def take_sample(batch: Any, sample: int, size: int) -> Any:
     """The batch of one sample."""
-    return tree_map(lambda leaf: leaf[sample : sample + 1] if is_batched(leaf, size) else leaf, batch)
+    return map_leaves(lambda leaf: leaf[sample : sample + 1] if is_batched(leaf, size) else leaf, batch)
 
 
 def over_samples(function: Callable[..., Any], *args: Any, in_dims: Any = 0, chunk_size: int | None = None) -> Any:

@@ -13,8 +13,8 @@ from trak_lightning.extractors.placement import Misplaced, Placement, Where, loc
 from trak_lightning.extractors.plan import Inner, Layer, Plan, Shell
 from trak_lightning.extractors.rules import LayerCall
 from trak_lightning.extractors.rules.fallback import InnerCall, Leaves, RecordedCall, rerun, under_autocast
-from trak_lightning.extractors.trees import flatten, snapshot
 from trak_lightning.gradients import DenseBlock, GradientBlock, OuterProductBlock, RowSparseBlock, Sink
+from trak_lightning.trees import flatten, snapshot
 
 
 class CannotDo(UnsupportedModelError):

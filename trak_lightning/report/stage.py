@@ -108,7 +108,7 @@ def _samples(dataset: Any, render: Callable[[Any], Any] | None, datamodule: Any,
         decode=None if decode is None else lambda ids: str(decode(ids, skip_special_tokens=True)),
         class_names=getattr(datamodule, "class_names", None),
         feature_names=getattr(datamodule, "feature_names", None),
-        label_keys=[key for key in (getattr(task, "label_key", None),) if key],
+        label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
     )
 
 

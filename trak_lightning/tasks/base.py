@@ -1,10 +1,12 @@
 """The interface of a task."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 
 class Task(ABC):
@@ -26,7 +28,11 @@ class Task(ABC):
     """
 
     loss_function: ClassVar[str] = "logistic"
-    """ℓ as a function of f, for solvers that need it: ``logistic`` ℓ = log(1+exp(−f)), ``squared`` ℓ = q²/2."""
+    """ℓ as a function of f, for solvers that need it: ``logistic`` ℓ = a·log(1+exp(−f)) + b·log(1+exp(f)), with a = 1 and
+    b = 0 unless classes are weighted or labels are smoothed; ``squared`` ℓ = q²/2; ``linear`` ℓ = −f."""
+
+    fit_samples: int = 0
+    """How many training samples `fit` is to see under each checkpoint, before any output; 0 for a task that needs none."""
 
     @abstractmethod
     def output(self, model: nn.Module, batch: Any) -> Tensor:
@@ -47,6 +53,24 @@ class Task(ABC):
     def probabilities(self, model: nn.Module, batch: Any) -> Tensor | None:
         """What the model predicts, for people to read: class probabilities (B, C), or None if the task has no classes."""
         return None
+
+    def weights(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
+        """q and r of every sample: what is asked for, once a batch, after its gradients. Override it where both come from
+        one more forward pass."""
+        return self.loss_weight(model, batch, output), self.curvature(model, batch, output)
+
+    def fit(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
+        """What is to be known of the training set before there can be an output, for tasks with `fit_samples`.
+
+        Called once a checkpoint, without gradients, with `fit_samples` training samples (all, if there are fewer) that
+        depend on the training set alone: not on the checkpoint, the split or the number of ranks. The result is kept in
+        the run directory, for every process and for a resumed run.
+        """
+        return {}
+
+    def fitted(self, found: Mapping[str, Tensor]) -> Self:
+        """This task with what `fit` returned, on the device of the model. A new object; `state` must not change."""
+        return self
 
     @property
     def state(self) -> dict[str, Any]:

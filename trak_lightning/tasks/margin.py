@@ -28,7 +28,7 @@ class _Margin(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         own = _own(logits, labels)
-        if _is_wrapped(logits) or _is_wrapped(labels):
+        if is_wrapped(logits) or is_wrapped(labels):
             log_sum = _log_sum_of_others(logits, own)
         else:
             parts = [_log_sum_of_others(*rows) for rows in _chunks(logits, own)]
@@ -45,7 +45,7 @@ class _Margin(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         logits, labels, log_sum = ctx.saved_tensors
         columns = _own(logits, labels), log_sum.unsqueeze(-1), grads[0].unsqueeze(-1)
-        if _is_wrapped(log_sum):
+        if is_wrapped(log_sum):
             return _slope(logits, *columns).to(logits.dtype), None
         found = torch.empty_like(logits, memory_format=torch.contiguous_format)
         for place, *rows in _chunks(found, logits, *columns):
@@ -73,7 +73,7 @@ def _chunks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     yield from zip(*(tensor.reshape(-1, tensor.shape[-1]).split(rows) for tensor in (first, *others)), strict=True)
 
 
-def _is_wrapped(values: Tensor) -> bool:
+def is_wrapped(values: Tensor) -> bool:
     """Under vmap, where there is one sample, and tensors cannot be written to in pieces."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(values))
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
 from trak_lightning.extractors.samples import take_sample
 from trak_lightning.tasks.base import Task
+from trak_lightning.trees import map_leaves
 
 SIZE = 4
 STEP = 1e-5
@@ -41,12 +41,22 @@ class TaskConformance:
         """A random batch; floating-point tensors in it are made float64."""
         raise NotImplementedError
 
+    def loss(self, task: Task, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
+        """ℓ(f) of every sample, (B,), for any f; override it for a loss with weights of its own."""
+        if task.loss_function == "logistic":
+            return torch.nn.functional.softplus(-output)
+        return -output if task.loss_function == "linear" else task.loss_weight(model, batch, output).square() / 2
+
     @pytest.fixture
     def problem(self) -> tuple[Task, nn.Module, Any]:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model, batch = self.model().double().eval(), self.batch(SIZE)
-        return type(self).task(), model, _double(batch)
+        task, batch = type(self).task(), _double(batch)
+        if task.fit_samples:
+            with torch.no_grad():
+                task = task.fitted(task.fit(model, [batch]))
+        return task, model, batch
 
     def test_there_is_one_finite_output_a_sample(self, problem: tuple[Task, nn.Module, Any]) -> None:
         task, model, batch = problem
@@ -110,9 +120,10 @@ class TaskConformance:
         self, problem: tuple[Task, nn.Module, Any]
     ) -> None:
         task, model, batch = problem
-        assert task.loss_function in ("logistic", "squared")
+        assert task.loss_function in ("logistic", "squared", "linear")
         output = task.output(model, batch).detach()
         weight, curvature = (value(model, batch, output) for value in (task.loss_weight, task.curvature))
+        torch.testing.assert_close(task.weights(model, batch, output), (weight, curvature), rtol=0, atol=0)
         for value in (weight, curvature):
             assert value.shape == (SIZE,)
             assert value.isfinite().all()
@@ -121,9 +132,7 @@ class TaskConformance:
             return
 
         def loss(f: Tensor) -> Tensor:
-            if task.loss_function == "logistic":
-                return torch.nn.functional.softplus(-f)
-            return task.loss_weight(model, batch, f).square() / 2
+            return self.loss(task, model, batch, f)
 
         def slope(function: Callable[[Tensor], Tensor]) -> Tensor:
             return (function(output + STEP) - function(output - STEP)) / (2 * STEP)
@@ -141,6 +150,6 @@ class TaskConformance:
 
 
 def _double(batch: Any) -> Any:
-    return tree_map(
+    return map_leaves(
         lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, batch
     )

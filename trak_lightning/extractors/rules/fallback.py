@@ -16,8 +16,8 @@ from torch.func import functional_call, vjp
 from trak_lightning.extractors.placement import Misplaced
 from trak_lightning.extractors.rules.registry import Names
 from trak_lightning.extractors.samples import over_samples
-from trak_lightning.extractors.trees import Rebuild, flatten, snapshot
 from trak_lightning.gradients import DenseBlock, GradientBlock
+from trak_lightning.trees import Rebuild, flatten, snapshot
 
 
 @dataclass

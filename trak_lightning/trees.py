@@ -1,8 +1,8 @@
-"""Nested arguments and outputs of modules as flat lists: tuples, lists, dicts, and dataclasses, which torch's own
-pytrees do not look into unless they are registered."""
+"""Nested batches, arguments and outputs of modules as flat lists: tuples, lists and dicts; also dataclasses and other
+mappings, such as a ``BatchEncoding``, which torch's own pytrees do not look into unless they are registered."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -32,6 +32,12 @@ def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
     return leaves, rebuild_all
 
 
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """`tree` with ``function(leaf)`` in the place of every leaf."""
+    leaves, rebuild = flatten(tree)
+    return rebuild([function(leaf) for leaf in leaves])
+
+
 def _only(values: Sequence[Any]) -> Any:
     return values[0]
 
@@ -41,6 +47,8 @@ def _open(node: Any) -> tuple[list[Any], Rebuild]:
         leaves, rebuild = flatten(list(node))
         named: Any = node
         return leaves, lambda values: named._replace(**dict(zip(named._fields, rebuild(values), strict=True)))
+    if isinstance(node, Mapping):
+        return _open_mapping(node)
     if not is_dataclass(node) or isinstance(node, type):
         return [node], _only
     names = [field.name for field in fields(node) if hasattr(node, field.name)]
@@ -53,6 +61,22 @@ def _open(node: Any) -> tuple[list[Any], Rebuild]:
         return rebuilt
 
     return leaves, rebuild_instance
+
+
+def _open_mapping(node: Mapping[Any, Any]) -> tuple[list[Any], Rebuild]:
+    names = list(node)
+    leaves, rebuild = flatten([node[name] for name in names])
+
+    def rebuild_mapping(values: Sequence[Any]) -> Any:
+        entries = zip(names, rebuild(values), strict=True)
+        if not isinstance(node, MutableMapping):
+            return dict(entries)
+        rebuilt = copy.copy(node)
+        for name, value in entries:
+            rebuilt[name] = value
+        return rebuilt
+
+    return leaves, rebuild_mapping
 
 
 def snapshot(value: Any, *, clone: bool = False) -> Any:

@@ -1,0 +1,140 @@
+"""Inputs and labels are found in whatever a collate function returns, or it is said what was seen and what to name."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BatchEncoding
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from trak_lightning import registry
+from trak_lightning.errors import DataError
+from trak_lightning.extractors.hooks import Hooks
+from trak_lightning.extractors.samples import take_sample
+from trak_lightning.gradients import ParameterLayout
+from trak_lightning.tasks.margin import margin
+
+IDS = torch.tensor([[1, 2, 3], [4, 5, 0]])
+MASK = (IDS > 0).long()
+LABELS = torch.tensor([2, 0])
+
+
+class Encoder(nn.Module):
+    """Called as the models of transformers are, by name or with the ids alone."""
+
+    def __init__(self, wrap=lambda logits: logits):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(6, 4), nn.Linear(4, 3)
+        self.wrap = wrap
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None):
+        mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).unsqueeze(-1)
+        return self.wrap(self.head((self.embedding(input_ids) * mask).sum(1)))
+
+
+@dataclass
+class Question:
+    input_ids: Tensor
+    attention_mask: Tensor
+    label: Tensor
+    text: list[str]
+
+
+Named = namedtuple("Named", ["input_ids", "attention_mask", "labels"])
+BATCHES = {
+    "a dict": ({}, {"input_ids": IDS, "attention_mask": MASK, "labels": LABELS}),
+    "a dict with strings": ({}, {"text": ["a", "b"], "input_ids": IDS, "attention_mask": MASK, "label": LABELS}),
+    "a BatchEncoding": ({}, BatchEncoding({"input_ids": IDS, "attention_mask": MASK, "labels": LABELS})),
+    "a pair of a BatchEncoding and labels": ({}, (BatchEncoding({"input_ids": IDS, "attention_mask": MASK}), LABELS)),
+    "a dataclass": ({}, Question(IDS, MASK, LABELS, ["a", "b"])),
+    "a named tuple": ({}, Named(IDS, MASK, LABELS)),
+    "a tuple, by position": ({"inputs": [0, 1], "labels": 3}, (IDS, MASK, "idx", LABELS)),
+    "other names": (
+        {"inputs": {"input_ids": "ids", "attention_mask": "mask"}, "labels": "class"},
+        {"ids": IDS, "mask": MASK, "class": LABELS, "idx": torch.tensor([7, 8])},
+    ),
+    "more than is wanted": (
+        {"inputs": ["input_ids", "attention_mask"]},
+        {"input_ids": IDS, "attention_mask": MASK, "idx": torch.tensor([7, 8]), "labels": LABELS},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_a_batch_may_be(kind):
+    settings, batch = BATCHES[kind]
+    task = registry.create("tasks", {"name": "text_classification", **settings})
+    model = Encoder()
+    expected = margin(model(IDS, MASK), LABELS)
+    assert torch.equal(task.output(model, batch), expected)
+    assert torch.equal(task.output(model, take_sample(batch, 1, 2)), expected[1:])
+    rows: list[str] = []
+    Hooks().extract(model, task, batch, ParameterLayout.of(model), lambda block: rows.append(block.name))
+    assert "head.weight" in rows
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        (IDS, LABELS),
+        [IDS, LABELS],
+        {"image": IDS, "label": LABELS, "index": MASK},
+        {"pixel_values": IDS, "labels": LABELS},
+        {"anything": IDS, "label": LABELS},
+    ],
+)
+def test_images_are_found_under_their_usual_names(images):
+    model = Encoder()
+    assert torch.equal(
+        registry.create("tasks", "image_classification").output(model, images), margin(model(IDS), LABELS)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrap"),
+    [
+        ({}, lambda logits: SequenceClassifierOutput(logits=logits)),
+        ({}, lambda logits: {"logits": logits}),
+        ({}, lambda logits: (logits, "hidden states")),
+        ({"outputs": "scores"}, lambda logits: {"scores": logits, "logits": 2 * logits}),
+        ({"outputs": 1}, lambda logits: (2 * logits, logits)),
+    ],
+)
+def test_predictions_are_found_in_what_a_model_returns(settings, wrap):
+    task = registry.create("tasks", {"name": "text_classification", **settings})
+    assert torch.equal(task.output(Encoder(wrap), (IDS, LABELS)), margin(Encoder()(IDS), LABELS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch", "message"),
+    [
+        ({}, {"input_ids": IDS, "class": LABELS}, r"labels, label, .*; it is a dict with input_ids, class.*labels: …"),
+        ({"labels": "klass"}, {"input_ids": IDS, "class": LABELS}, "no entry 'klass' .labels.; .*input_ids, class"),
+        ({"labels": "labels"}, (IDS, LABELS), "no entry 'labels'.*a tuple of length 2"),
+        ({"inputs": 0, "labels": 2}, (IDS, LABELS), "no position 2 .labels."),
+        ({"inputs": ["ids"]}, {"input_ids": IDS, "label": LABELS}, "no entry 'ids' .inputs.; .*input_ids, label"),
+        ({}, (IDS, LABELS, MASK), "a tuple of length 3, where a pair .*inputs: 0, labels: 1"),
+        ({}, IDS, "the batch is a Tensor, where a pair"),
+        ({}, {"label": LABELS}, "no tensor besides the labels"),
+        ({}, {"input_ids": IDS, "idx": MASK, "label": LABELS}, r"does not take 'idx'.*inputs: \[input_ids\]"),
+        ({"outputs": "scores"}, (IDS, LABELS), "the model's output has no entry 'scores' .outputs.; it is a Tensor"),
+        ({}, (IDS, torch.tensor([2, 3])), "label 3 is out of range: the model returns 3 logits.*position 1"),
+        ({}, (IDS, LABELS.float()), "labels must be integers of shape"),
+        ({}, (IDS, [2, 0]), "labels must be a tensor, got list"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_is(settings, batch, message):
+    task = registry.create("tasks", {"name": "text_classification", **settings})
+    with pytest.raises(DataError, match=message):
+        task.output(Encoder(), batch)
+
+
+def test_an_error_of_the_model_itself_is_left_alone():
+    def model(*args, **kwargs):
+        raise TypeError("unexpected keyword argument 'width'")
+
+    with pytest.raises(TypeError, match="width"):
+        registry.create("tasks", "text_classification").output(model, BATCHES["a dict"][1])

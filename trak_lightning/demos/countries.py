@@ -1,0 +1,148 @@
+"""Facts about countries as questions and answers (countryinfo, MIT licence), and a small T5 that learns them by heart."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from trak_lightning.demos.finetuning import TransformerModule
+from trak_lightning.demos.pretrained import transformers
+from trak_lightning.demos.tables import read_table
+from trak_lightning.demos.words import END, PAD, Vocabulary, padded
+from trak_lightning.errors import DataError
+
+FACTS = Path(__file__).parent / "data" / "country_facts.tsv.gz"
+
+FORMS = {
+    "capital": (
+        "What is the capital of {}?",
+        "Which city is the seat of government of {}?",
+        "Name the capital city of {}.",
+        "The government of {} sits in",
+    ),
+    "people": (
+        "What are the people of {} called?",
+        "What is someone from {}?",
+        "Name the nationality of a citizen of {}.",
+        "Those who live in {} are",
+    ),
+    "region": (
+        "What is the region of {}?",
+        "In which part of the world is {}?",
+        "Name the area of the world where {} lies.",
+        "On the map {} is found in",
+    ),
+}
+"""Four ways to ask for each relation."""
+
+
+@cache
+def facts() -> list[tuple[str, str, str]]:
+    """(relation, country, answer)."""
+    found = []
+    for row in read_table(FACTS):
+        relation, _, country = row["question"].partition(" of ")
+        found.append((relation, country, row["answer"]))
+    return found
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    """The words of all questions and answers."""
+    asked = [form for forms in FORMS.values() for form in forms]
+    return Vocabulary([*asked, *(text for _, country, answer in facts() for text in (country, answer))])
+
+
+class CountryT5(TransformerModule):
+    """T5 with two layers, trained from scratch.
+
+    Args:
+        width: of both transformers.
+        layers: of each.
+        lr: peak learning rate.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(self, width: int = 64, layers: int = 2, lr: float = 5e-3, weight_decay: float = 0.01) -> None:
+        super().__init__(lr, weight_decay)
+        self.save_hyperparameters()
+        with transformers() as library:
+            config = library.T5Config(
+                vocab_size=len(vocabulary()),
+                d_model=width,
+                d_kv=width // 4,
+                d_ff=2 * width,
+                num_layers=layers,
+                num_heads=4,
+                dropout_rate=0.0,
+                pad_token_id=PAD,
+                eos_token_id=END,
+                decoder_start_token_id=PAD,
+            )
+            self.model = library.T5ForConditionalGeneration(config)
+
+
+class CountryDataModule(L.LightningDataModule):
+    """Questions and answers: `input_ids`, `attention_mask`, `labels` (−100 where an answer has ended).
+
+    Every fact is asked for in two of the four ways in training, and in a third as a target: the two are what taught the model
+    the answer, ``train_set.facts`` and ``test_set.facts`` say which fact a sample is of.
+
+    Args:
+        num_targets: facts that are asked for again.
+        batch_size: of both loaders.
+        seed: of the ways and of the targets.
+    """
+
+    def __init__(self, num_targets: int = 200, batch_size: int = 64, seed: int = 0) -> None:
+        super().__init__()
+        self.num_targets = num_targets
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def setup(self, stage: str | None = None) -> None:
+        if not 0 < self.num_targets <= len(facts()):
+            raise DataError(f"num_targets must lie in 1 … {len(facts())}, got {self.num_targets}")
+        random = np.random.default_rng(self.seed)
+        ways = [random.permutation(4) for _ in facts()]
+        targets = np.sort(random.permutation(len(facts()))[: self.num_targets])
+        self.train_set = Questions([(fact, int(way)) for fact in range(len(facts())) for way in ways[fact][:2]])
+        self.test_set = Questions([(int(fact), int(ways[fact][2])) for fact in targets])
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, collate_fn=collate)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.test_set, batch_size=self.batch_size, collate_fn=collate)
+
+
+class Questions(Dataset):
+    """Facts, each asked for in one way."""
+
+    def __init__(self, rows: list[tuple[int, int]]) -> None:
+        self.facts = [fact for fact, _ in rows]
+        self.texts = []
+        for fact, way in rows:
+            relation, country, answer = facts()[fact]
+            self.texts.append((FORMS[relation][way].format(country), answer))
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        question, answer = (vocabulary().encode(text) for text in self.texts[index])
+        return {"input_ids": [*question, END], "labels": [*answer, END]}
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A batch of questions and answers, filled up."""
+    questions = padded([sample["input_ids"] for sample in samples])
+    return {
+        "input_ids": questions,
+        "attention_mask": (questions != PAD).long(),
+        "labels": padded([sample["labels"] for sample in samples], -100),
+    }

@@ -1,0 +1,114 @@
+"""A small GPT-2 that writes dictionary entries: 7,591 words with what they mean (WordNet 3.0), trained from scratch."""
+
+from functools import cache
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from trak_lightning.demos.finetuning import TransformerModule
+from trak_lightning.demos.glosses import read_glosses
+from trak_lightning.demos.pretrained import transformers
+from trak_lightning.demos.words import BEGIN, END, PAD, Vocabulary, padded
+from trak_lightning.errors import DataError
+
+LENGTH = 32
+"""Words of an entry, with begin and end; what is longer is cut off."""
+VOCABULARY = 4000
+
+
+@cache
+def entries() -> list[str]:
+    """``word : gloss``, in the order of the file."""
+    return [f"{gloss.word} : {gloss.gloss}" for gloss in read_glosses()]
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    """The most frequent words of all entries."""
+    return Vocabulary(entries(), VOCABULARY)
+
+
+class DictionaryGPT(TransformerModule):
+    """GPT-2 with two layers.
+
+    Args:
+        width: of all layers.
+        layers: number of layers.
+        lr: peak learning rate.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(self, width: int = 64, layers: int = 2, lr: float = 3e-3, weight_decay: float = 0.1) -> None:
+        super().__init__(lr, weight_decay)
+        self.save_hyperparameters()
+        with transformers() as library:
+            config = library.GPT2Config(
+                vocab_size=len(vocabulary()),
+                n_positions=LENGTH,
+                n_embd=width,
+                n_layer=layers,
+                n_head=4,
+                bos_token_id=BEGIN,
+                eos_token_id=END,
+                pad_token_id=PAD,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+            )
+            self.model = library.GPT2LMHeadModel(config)
+
+
+class DictionaryDataModule(L.LightningDataModule):
+    """Entries: `input_ids`, `attention_mask`, `labels` (−100 where an entry has ended).
+
+    Args:
+        num_targets: entries held out as the test set; the others are the training set.
+        num_train: training samples, the first in an order drawn by `seed`; all if None.
+        batch_size: of both loaders.
+        seed: of the split.
+    """
+
+    def __init__(
+        self, num_targets: int = 200, num_train: int | None = None, batch_size: int = 64, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.num_targets = num_targets
+        self.num_train = num_train
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def setup(self, stage: str | None = None) -> None:
+        order = np.random.default_rng(self.seed).permutation(len(entries())).tolist()
+        if not 0 < self.num_targets < len(order):
+            raise DataError(f"num_targets must lie in 1 … {len(order) - 1}, got {self.num_targets}")
+        test, train = order[: self.num_targets], order[self.num_targets :][: self.num_train]
+        self.train_set, self.test_set = (Entries([entries()[i] for i in part]) for part in (train, test))
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, collate_fn=collate)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.test_set, batch_size=self.batch_size, collate_fn=collate)
+
+
+class Entries(Dataset):
+    """Texts as numbers, with begin and end."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> list[int]:
+        return [BEGIN, *vocabulary().encode(self.texts[index])[: LENGTH - 2], END]
+
+
+def collate(samples: list[list[int]]) -> dict[str, Any]:
+    """A batch of entries, filled up."""
+    ids: Tensor = padded(samples)
+    there = ids != PAD
+    return {"input_ids": ids, "attention_mask": there.long(), "labels": ids.masked_fill(~there, -100)}

@@ -1,0 +1,22 @@
+"""WordNet 3.0: 7,591 words with what they mean, in ten categories. Copyright 2006 by Princeton University; the licence lies beside
+the data."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from trak_lightning.demos.tables import read_table
+
+GLOSSES = Path(__file__).parent / "data" / "wordnet_glosses.tsv.gz"
+
+
+class Gloss(NamedTuple):
+    """A word, what it means, and what kind of thing it is."""
+
+    category: str
+    word: str
+    gloss: str
+
+
+def read_glosses() -> list[Gloss]:
+    """All glosses, in the order of the file."""
+    return [Gloss(row["category"], row["word"], row["gloss"]) for row in read_table(GLOSSES)]

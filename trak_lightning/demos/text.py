@@ -1,0 +1,182 @@
+"""Classifying text with a pretrained transformer: any that ``AutoModelForSequenceClassification`` loads, on any table of texts
+and labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from trak_lightning.demos.glosses import GLOSSES
+from trak_lightning.demos.pretrained import locate, transformers
+from trak_lightning.demos.tables import columns, read_table
+from trak_lightning.errors import DataError
+from trak_lightning.selection import select
+
+
+class TextClassifier(L.LightningModule):
+    """A pretrained transformer with a new classification head, trained with AdamW, one cycle.
+
+    Args:
+        pretrained: of the hub, or a folder.
+        num_labels: classes.
+        trainable: which parameters are trained, as patterns (see `trak_lightning.selection.select`); all if None.
+        lr: peak learning rate.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        num_labels: int,
+        trainable: list[str] | None = None,
+        lr: float = 5e-5,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.lr = lr
+        self.weight_decay = weight_decay
+        with transformers() as library:
+            self.model = library.AutoModelForSequenceClassification.from_pretrained(
+                locate(pretrained), num_labels=num_labels
+            )
+        trained = select(self.model, trainable)
+        self.model.requires_grad_(False)
+        for parameter in trained.values():
+            parameter.requires_grad = True
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """What the transformer returns: ``logits`` (B, C), and ``loss`` if there are labels."""
+        return self.model(**inputs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss: Tensor = self(**batch).loss
+        return loss
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.lr, total_steps=int(self.trainer.estimated_stepping_batches), pct_start=0.1
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class TextDataModule(L.LightningDataModule):
+    """Texts with labels from ``.csv`` or ``.tsv`` files; by default WordNet's glosses with the category of the word they define.
+
+    A batch is what the tokenizer's ``pad`` returns, with ``labels``. Labels are numbered in alphabetical order.
+
+    Args:
+        pretrained: whose tokenizer: of the hub, or a folder.
+        train_file: training samples.
+        test_file: targets; if None, `num_targets` of the training file are held out.
+        text: the column of the text; of two, pairs are classified.
+        label: the column of the label.
+        num_train: training samples, the first of the file in an order drawn by `seed`; all if None.
+        num_targets: targets, drawn in the same way; all of `test_file` if None.
+        mislabelled: this part of the training samples gets another label, drawn by `seed`; ``planted`` says which.
+        max_length: tokens that are read.
+        batch_size: of both loaders.
+        seed: of all that is drawn.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        train_file: str | Path = GLOSSES,
+        test_file: str | Path | None = None,
+        text: Sequence[str] = ("gloss",),
+        label: str = "category",
+        num_train: int | None = None,
+        num_targets: int | None = None,
+        mislabelled: float = 0.0,
+        max_length: int = 128,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if test_file is None and num_targets is None:
+            raise DataError("give a test_file, or num_targets to hold out of the training file")
+        if not 0 <= mislabelled < 1:
+            raise DataError(f"mislabelled must lie in 0 … 1 (without 1), got {mislabelled}")
+        self.pretrained = pretrained
+        self.train_file = train_file
+        self.test_file = test_file
+        self.text = list(text)
+        self.label = label
+        self.num_train = num_train
+        self.num_targets = num_targets
+        self.mislabelled = mislabelled
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def setup(self, stage: str | None = None) -> None:
+        with transformers() as library:
+            self.tokenizer = library.AutoTokenizer.from_pretrained(locate(self.pretrained))
+        train = self._shuffled(self.train_file, 0)
+        if self.test_file is None:
+            assert self.num_targets is not None
+            if not 0 < self.num_targets < len(train):
+                raise DataError(f"num_targets must lie in 1 … {len(train) - 1}, got {self.num_targets}")
+            test, train = train[: self.num_targets], train[self.num_targets :]
+        else:
+            test = self._shuffled(self.test_file, 1)[: self.num_targets]
+        train = train[: self.num_train]
+        self.labels = sorted({label for *_, label in train})
+        unknown = {label for *_, label in test} - set(self.labels)
+        if unknown:
+            raise DataError(f"label {min(unknown)!r} is among the targets and not among the training samples")
+        numbers, self.planted = self._mislabel(np.array([self.labels.index(label) for *_, label in train]))
+        self.train_set = self._encoded(train, numbers.tolist())
+        self.test_set = self._encoded(test, [self.labels.index(label) for *_, label in test])
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, collate_fn=self._collate)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.test_set, batch_size=self.batch_size, collate_fn=self._collate)
+
+    def _shuffled(self, path: str | Path, stream: int) -> list[tuple[str, ...]]:
+        rows = columns(read_table(path), [*self.text, self.label], path)
+        return [rows[row] for row in np.random.default_rng([self.seed, stream]).permutation(len(rows))]
+
+    def _mislabel(self, numbers: Any) -> tuple[Any, Any]:
+        """Labels, some of them changed to another, and which."""
+        random = np.random.default_rng([self.seed, 2])
+        planted = np.zeros(len(numbers), dtype=bool)
+        planted[random.permutation(len(numbers))[: round(self.mislabelled * len(numbers))]] = True
+        moved = random.integers(1, max(2, len(self.labels)), len(numbers))
+        return np.where(planted, (numbers + moved) % len(self.labels), numbers), planted
+
+    def _encoded(self, rows: list[tuple[str, ...]], labels: list[int]) -> "EncodedTexts":
+        texts = [[row[column] for row in rows] for column in range(len(self.text))]
+        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+        return EncodedTexts(
+            [
+                {name: values[row] for name, values in encoded.items()} | {"labels": label}
+                for row, label in enumerate(labels)
+            ]
+        )
+
+    def _collate(self, samples: list[dict[str, Any]]) -> Any:
+        return self.tokenizer.pad(samples, return_tensors="pt")
+
+
+class EncodedTexts(Dataset):
+    """Texts as lists of tokens, each with its label."""
+
+    def __init__(self, samples: list[dict[str, Any]]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._samples[index]

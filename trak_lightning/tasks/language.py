@@ -1,0 +1,127 @@
+"""Language models: a sequence is a series of multiclass problems, one a token that is to be predicted."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trak_lightning.errors import DataError
+from trak_lightning.tasks.fields import LABEL_NAMES, Arguments, as_named, split
+from trak_lightning.tasks.margin import is_wrapped
+from trak_lightning.tasks.supervised import prediction
+from trak_lightning.tasks.tokens import TokenMargins
+
+TARGET_MASK = "target_mask"
+"""Where a batch may say which of its labels count, (B, T), without taking the others from the decoder's input."""
+
+
+class CausalLM(TokenMargins):
+    """Next tokens of a decoder, as in GPT and Llama: ``f = Σ_t log(p_t / (1 − p_t))``. Park et al. 2023, section 5 and appendix.
+
+    Labels are those of the tokens themselves, as `transformers` has them: what the model predicts at position t is held
+    against the label at t + 1. A batch without labels is its own label where its attention mask is 1. Labels do not
+    count where they are `ignore_index`, or where a ``target_mask`` in the batch is 0 (`trak_lightning.tasks.targets`
+    makes such targets). All other tensors are passed to the model, attention masks and position ids included.
+
+    Rows may be packed: several documents, told apart by `position_ids` that begin again at 0, without an attention mask. The
+    first token of a document is then not predicted from the document before it (with labels, set `ignore_index` there, as
+    ``DataCollatorWithFlattening`` does), and the model is called with ``use_cache=False``, without which `transformers`
+    lets documents see each other outside of training. A sample is a row: unpack what is to be attributed apart.
+
+    Args:
+        inputs: which entries of a batch the model is called with.
+        labels: the entry of a batch that holds the labels.
+        outputs: the entry of the model's output that holds the logits.
+        reduction: margins of a sequence are added up (``sum``), or their ``mean`` is taken, with which long sequences
+            weigh no more than short ones.
+        level: ``sequence``: q is the mean of 1 − p_t; ``token``: every token is weighted with its own 1 − p_t in f, so that
+            q·∇f is exactly minus the gradient of the loss.
+        ignore_index: the label of tokens that do not count.
+        class_weight: one weight a token of the vocabulary, as the loss has them that the model was trained with.
+        label_smoothing: of that loss.
+    """
+
+    def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        batch, mask = _without_mask(batch)
+        if self.labels is None and _has_no_labels(batch):
+            own = self._own_labels(batch)
+            batch = {**(as_named(batch) or {}), LABEL_NAMES[0]: own}
+        arguments, labels = split(batch, self.inputs, self.labels)
+        kwargs = arguments.kwargs or {}
+        if "position_ids" in kwargs and kwargs.get("attention_mask") is None:
+            arguments = replace(arguments, kwargs={**kwargs, "use_cache": False})
+        next_labels = labels.new_full(labels.shape, self.ignore_index)
+        next_labels = torch.cat([labels[:, 1:], next_labels[:, :1]], dim=1)
+        if mask is not None:
+            mask = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+        return prediction(arguments.call(model), self.outputs), _counted(next_labels, mask, self.ignore_index)
+
+    def _own_labels(self, batch: Any) -> Tensor:
+        named = as_named(batch)
+        if named is None or "input_ids" not in named:
+            raise DataError(
+                f"causal_lm expects batches with input_ids, as tokenizers make them; this one is a {type(batch).__name__}"
+                + (f" with {', '.join(map(str, named))}" if named else "")
+                + ". Name labels and inputs: task: {name: causal_lm, inputs: …, labels: …}."
+            )
+        labels: Tensor = named["input_ids"]
+        if (attention := named.get("attention_mask")) is not None and attention.shape == labels.shape:
+            labels = labels.masked_fill(attention == 0, self.ignore_index)
+        if (positions := named.get("position_ids")) is not None:
+            labels = labels.masked_fill(positions == 0, self.ignore_index)
+        return labels
+
+
+class Seq2SeqLM(TokenMargins):
+    """Tokens of the decoder of an encoder-decoder, as in T5: ``f = Σ_t log(p_t / (1 − p_t))``. Park et al. 2023, section 5 and
+    appendix.
+
+    Labels are passed to the model as well, which makes the decoder's input of them in its own way, unless the batch has
+    `decoder_input_ids`. They do not count where they are `ignore_index`, or where a ``target_mask`` in the batch is 0.
+
+    Args:
+        inputs: which entries of a batch the model is called with.
+        labels: the entry of a batch that holds the labels.
+        outputs: the entry of the model's output that holds the logits.
+        reduction: margins of a sequence are added up (``sum``), or their ``mean`` is taken.
+        level: ``sequence`` or ``token``, as for `CausalLM`.
+        ignore_index: the label of tokens that do not count.
+        class_weight: one weight a token of the vocabulary, as the loss has them that the model was trained with.
+        label_smoothing: of that loss.
+    """
+
+    def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        batch, mask = _without_mask(batch)
+        arguments, labels = split(batch, self.inputs, self.labels)
+        if "decoder_input_ids" not in (arguments.kwargs or {}):
+            arguments = Arguments(arguments.args, {**(arguments.kwargs or {}), "labels": labels})
+        return prediction(arguments.call(model), self.outputs), _counted(labels, mask, self.ignore_index)
+
+
+def _without_mask(batch: Any) -> tuple[Any, Tensor | None]:
+    named = as_named(batch)
+    if named is None or TARGET_MASK not in named:
+        return batch, None
+    return {name: value for name, value in named.items() if name != TARGET_MASK}, named[TARGET_MASK]
+
+
+def _has_no_labels(batch: Any) -> bool:
+    named = as_named(batch)
+    return not any(name in named for name in LABEL_NAMES) if named is not None else not isinstance(batch, (tuple, list))
+
+
+def _counted(labels: Tensor, mask: Tensor | None, ignore_index: int) -> Tensor:
+    """The labels, `ignore_index` where the mask is 0.
+
+    Raises:
+        DataError: none is left of a sequence.
+    """
+    if mask is not None:
+        labels = labels.masked_fill(mask == 0, ignore_index)
+    if not is_wrapped(labels) and (empty := (labels == ignore_index).all(1)).any():
+        raise DataError(
+            f"sequence {int(empty.nonzero()[0])} of the batch has no token to predict: every label is {ignore_index} or masked. "
+            "Leave such sequences out of the dataset."
+        )
+    return labels

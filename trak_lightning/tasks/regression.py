@@ -1,0 +1,64 @@
+"""A number: squared error."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trak_lightning.errors import DataError
+from trak_lightning.tasks.fields import Inputs, Key
+from trak_lightning.tasks.supervised import SupervisedTask
+
+
+class Regression(SupervisedTask):
+    """f is the prediction, and ℓ = (y − f)²/2: q = y − f, the residual, and r = 1.
+
+    A positive score means that the training sample raised the prediction. The model returns (B,) or (B, 1); or (B, D), of
+    which one `component` is attributed. Labels have the same shape.
+
+    Args:
+        inputs: which entries of a batch the model is called with.
+        labels: the entry of a batch that holds the labels.
+        outputs: the entry of the model's output that holds the predictions.
+        component: which of D predictions.
+    """
+
+    loss_function: ClassVar[str] = "squared"
+
+    def __init__(
+        self,
+        inputs: Inputs = None,
+        labels: Key | None = None,
+        outputs: Key | None = None,
+        component: int | None = None,
+    ) -> None:
+        super().__init__(inputs, labels, outputs)
+        self.component = component
+
+    def output(self, model: nn.Module, batch: Any) -> Tensor:
+        predicted = self._one(self.predict(model, batch), "the model's prediction")
+        return predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+
+    def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
+        labels = self._one(self.targets(batch), "the labels")
+        if labels.shape != output.shape:
+            raise DataError(
+                f"labels must have the shape of the prediction, {tuple(output.shape)}; got {tuple(labels.shape)}"
+            )
+        return labels.to(output.dtype) - output
+
+    def curvature(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
+        return torch.ones_like(output)
+
+    def _one(self, values: Tensor, what: str) -> Tensor:
+        """(B,) of (B,), (B, 1) or (B, D)."""
+        if values.ndim == 1 and self.component in (None, 0):
+            return values
+        if values.ndim == 2 and self.component is None and values.shape[1] == 1:
+            return values[:, 0]
+        if values.ndim == 2 and self.component is not None and 0 <= self.component < values.shape[1]:
+            return values[:, self.component]
+        raise DataError(
+            f"{what} has shape {tuple(values.shape)}, where (B,), (B, 1), or (B, D) with a component in 0 … D−1 was "
+            f"expected; component is {self.component}. Name one: task: {{name: regression, component: 0}}."
+        )
