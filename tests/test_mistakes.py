@@ -34,7 +34,7 @@ class Keyed(Dataset):
         return 4
 
     def __getitem__(self, i):
-        return {"image": torch.ones(6) * i, "target": i % CLASSES}
+        return {"image": torch.ones(6) * i, "species": i % CLASSES}
 
 
 class Augmented(Keyed):
@@ -91,7 +91,7 @@ MISTAKES = {
     "the label has another key": (
         lambda path: attribute().featurize(Keyed()),
         errors.DataError,
-        r"the batch has no key 'label'; its keys are \['image', 'target'\].*label_key",
+        r"no entry of the batch is called labels, .*image.*species.*Say which holds the labels: task: \{name: …, labels: …\}",
     ),
     "labels begin with 1": (
         lambda path: attribute().featurize(samples(labels=torch.arange(20) % CLASSES + 1)),
@@ -101,12 +101,12 @@ MISTAKES = {
     "labels are one-hot": (
         lambda path: attribute().featurize(samples(labels=torch.eye(CLASSES)[torch.arange(20) % CLASSES])),
         errors.DataError,
-        r"labels must be integers of shape \(20,\), got torch.float32 of shape \(20, 3\)",
+        r"labels must be integers of shape \(20,\), to go with logits of shape \(20, 3\); got torch.float32 of shape \(20, 3\)",
     ),
     "batches have a third element": (
         lambda path: attribute().featurize(TensorDataset(torch.randn(4, 6), torch.zeros(4).long(), torch.arange(4))),
         errors.DataError,
-        r"expects batches \(images, labels\) or mappings, got (list|tuple) of length 3.*write a Task",
+        r"the batch is a list of length 3, where a pair \(inputs, labels\).*write a Task",
     ),
     "dropout is on": (
         lambda path: attribute(in_train_mode(nn.Dropout())),

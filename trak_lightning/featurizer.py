@@ -197,7 +197,7 @@ class Featurizer(L.LightningModule):
         Raises:
             DataError: they are not one number a sample.
         """
-        with torch.no_grad():
+        with _memory_explained(self.device, len(indexed.index)), torch.no_grad():
             output = self.task.output(self.model, indexed.batch)
         expected = (len(indexed.index),)
         if not isinstance(output, Tensor) or output.shape != expected:

@@ -9,10 +9,10 @@ import numpy as np
 
 from trak_lightning.errors import DataError
 from trak_lightning.report.pictures import Picture, is_image, picture
+from trak_lightning.tasks.fields import LABEL_NAMES
 
 LONGEST_TEXT = 600
 MOST_FIELDS = 16
-LABEL_KEYS = ("label", "labels", "target")
 HIDDEN_KEYS = ("attention_mask", "token_type_ids", "position_ids")
 
 
@@ -82,7 +82,7 @@ class Samples:
         self._decode = decode
         self._class_names = class_names
         self._feature_names = feature_names
-        self._label_keys = (*label_keys, *LABEL_KEYS)
+        self._label_keys = (*label_keys, *LABEL_NAMES)
         self.show = lru_cache(maxsize=None)(self._show)
 
     def __len__(self) -> int:
