@@ -1,5 +1,6 @@
 """trak report: a run as a page."""
 
+import sys
 import time
 from collections.abc import Sequence
 from importlib import import_module
@@ -77,6 +78,8 @@ def _function(name: str | None) -> Any:
     if name is None:
         return None
     module, _, function = name.partition(":")
+    if str(Path.cwd()) not in sys.path:  # as for `python -m`: the file may lie here
+        sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
