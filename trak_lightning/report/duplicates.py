@@ -10,7 +10,7 @@ import numpy as np
 
 from trak_lightning.report.samples import Samples
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.inner_products import as_computed
+from trak_lightning.scoring.rows import as_computed
 from trak_lightning.stores.base import FeatureSet
 
 MOST_SAMPLES = 50_000
