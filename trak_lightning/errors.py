@@ -45,6 +45,10 @@ class NonFiniteGradientError(TrakError):
     """NaN or infinity in an output, a loss weight or a per-sample gradient."""
 
 
+class DeviceMemoryError(TrakError):
+    """A batch of gradients does not fit into the memory of the device; what is stored is kept."""
+
+
 class TrainModeError(TrakError):
     """A module whose behaviour differs between training and evaluation was left in train mode."""
 

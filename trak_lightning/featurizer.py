@@ -1,8 +1,8 @@
 """The LightningModule that joins task, extractor and projector, and the callback that writes its rows, block by block."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import parent_process
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trak_lightning.data import AttributionData, IndexedBatch
-from trak_lightning.errors import NonFiniteGradientError, TrakError
+from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, TrakError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.fitting import FitFile, TrainingSet
 from trak_lightning.gradients import ParameterLayout, Sink
@@ -82,6 +82,7 @@ class Featurizer(L.LightningModule):
         self._fitted: dict[str, Tensor] = {}
         self._projection: Projection | None = None
         self.plan: ClaimedBlocks | LockstepBatches | None = None
+        self._seen_outputs = False
 
     def setup(self, stage: str) -> None:
         # Gradients cannot be had under inference mode, and in on_predict_start it is too late to leave it.
@@ -169,9 +170,11 @@ class Featurizer(L.LightningModule):
         return None if dropped else rows
 
     def _featurize(self, indexed: IndexedBatch) -> FeatureRows:
+        if not self._seen_outputs:
+            self._require_outputs(indexed)
         projection = self._bound_projection()
         features = projection.zeros(len(indexed.index), _accumulator_dtype(self.model))
-        with torch.enable_grad():
+        with _memory_explained(self.device, len(indexed.index)), torch.enable_grad():
             output = self.extractor.extract(
                 self.model, self.task, indexed.batch, self.layout, lambda block: projection.add(block, features)
             )
@@ -187,6 +190,23 @@ class Featurizer(L.LightningModule):
             loss_weight=_numpy(loss_weight),
             curvature=_numpy(curvature),
         )
+
+    def _require_outputs(self, indexed: IndexedBatch) -> None:
+        """Look at the task's outputs on the first batch, before anything is taken apart.
+
+        Raises:
+            DataError: they are not one number a sample.
+        """
+        with _memory_explained(self.device, len(indexed.index)), torch.no_grad():
+            output = self.task.output(self.model, indexed.batch)
+        expected = (len(indexed.index),)
+        if not isinstance(output, Tensor) or output.shape != expected:
+            found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise DataError(
+                f"the output of {type(self.task).__name__} must have shape {expected}, one number a sample; got {found}. Do not average "
+                "over the batch: reduction='none', or no .mean()."
+            )
+        self._seen_outputs = True
 
     def _bound_projection(self) -> Projection:
         if self._projection is None:
@@ -321,6 +341,26 @@ def to_device(batch: IndexedBatch, datamodule: Any, model: nn.Module, device: to
     moved = hook("on_before_batch_transfer")(batch.batch, 0)
     moved = hook("transfer_batch_to_device")(moved, device, 0)
     return IndexedBatch(batch.index, hook("on_after_batch_transfer")(moved, 0))
+
+
+@contextmanager
+def _memory_explained(device: torch.device, samples: int) -> Iterator[None]:
+    """Say what to do when the device's memory is full.
+
+    Raises:
+        DeviceMemoryError: instead of torch's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # On a CPU torch has no class of its own for it.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise DeviceMemoryError(
+            f"{device} has no memory left for the gradients of a batch of {samples} samples ({str(error).splitlines()[0]}). Use "
+            f"smaller batches (batch_size, --batch_size {max(1, samples // 2)}), or fewer parameters (parameters, --parameters). Features "
+            "that are stored already keep their batch size: use a new run directory, or delete them."
+        ) from error
 
 
 def _require_finite(name: str, values: Tensor, index: Tensor, precision: str | None) -> None:

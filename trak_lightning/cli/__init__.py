@@ -16,9 +16,11 @@ COMMANDS = {
     "score": ("scoring", "attribute the targets to the training samples"),
     "evaluate": ("scoring", "retrain models on random subsets and see whether the scores predict them"),
     "top": ("scoring", "print the most helpful and harmful training samples of a target"),
+    "report": ("reporting", "make one page, RUN_DIR/report/index.html, that shows targets with their examples"),
     "info": ("storage", "print what a run directory holds, and what is missing"),
     "verify": ("storage", "check that every stored row is there and is what was written"),
     "merge": ("storage", "write the features of one or several run directories to one file"),
+    "import-traker": ("importing", "read the features that traker, the paper's own library, has saved"),
     "self-influence": ("scoring", "compute what every training sample does to itself, and its leverage"),
     "plugins": ("plugins", "list every extractor, projector, store, task and scorer that is installed"),
 }

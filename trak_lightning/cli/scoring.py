@@ -18,7 +18,7 @@ from trak_lightning.rundir import RunDirectory
 from trak_lightning.scoring.compute import LOCAL, Compute
 from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.ranking import Ranking, rank
-from trak_lightning.scoring.scores import Scores
+from trak_lightning.scoring.scores import open_scores
 from trak_lightning.scoring.stage import load_features, score_run
 from trak_lightning.stores.base import FeatureStore
 
@@ -120,6 +120,8 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     config = parser.parse_args(rewrite(argv, reads=("store", "scorer")))
     instances = parser.instantiate(config)
+    if instances.evaluation.needs_data:
+        return _retrain_and_evaluate(argv)
     run, store = open_run(config, instances)
     try:
         evaluation, fresh = evaluate_run(
@@ -161,7 +163,7 @@ def top(argv: Sequence[str]) -> int:
     parser.add_argument("-k", type=int, default=10, help="how many of each")
     parser.add_argument("--name", type=str | None, default=None, help="score file; default: the only one")
     config = parser.parse_args(list(argv))
-    scores = _open_scores(RunDirectory(config.run_dir), config.name)
+    scores = open_scores(RunDirectory(config.run_dir), config.name)
     if (config.target is None) == (config.train is None):
         raise DataError("give either --target or --train, the position of one sample")
     m, n = scores.shape
@@ -207,14 +209,3 @@ def _read_groups(choice: str | None, run: RunDirectory, store: FeatureStore, tar
             f"--groups must be 'all' or a .npy file with one integer a target; {choice}: {error}"
         ) from error
     return found
-
-
-def _open_scores(run: RunDirectory, name: str | None) -> Scores:
-    found = sorted(path.stem for path in (run.path / "scores").glob("*.h5"))
-    if not found:
-        raise IncompleteRunError(f"there are no scores in {run.path / 'scores'}. Run trak score first.")
-    if name is None and len(found) > 1:
-        raise DataError(f"{run.path} has several score files, {', '.join(found)}: choose one with --name")
-    if name is not None and name not in found:
-        raise DataError(f"{run.path} has no scores named {name!r}; it has {', '.join(found)}")
-    return Scores(run.scores(name or found[0]))

@@ -18,11 +18,14 @@ from trak_lightning.cli import stamps
 from trak_lightning.cli.arguments import add_run_arguments, open_run
 from trak_lightning.cli.names import rewrite
 from trak_lightning.cli.output import narrated, summary
+from trak_lightning.cli.workers import retrain_in_processes
 from trak_lightning.data import AttributionData
 from trak_lightning.ensemble import checkpoint_paths, train_ensemble
 from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
-from trak_lightning.evaluation.retraining import retrain
-from trak_lightning.evaluation.stage import evaluate_run
+from trak_lightning.evaluation.further import Further
+from trak_lightning.evaluation.outputs import Retraining, missing, output_path
+from trak_lightning.evaluation.retraining import Trainer
+from trak_lightning.evaluation.stage import evaluate_run, models_folder
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.projectors.base import Projector
 from trak_lightning.quiet import quiet_lightning
@@ -92,6 +95,7 @@ class Job:
     """The stages of a run, over one parsed configuration."""
 
     def __init__(self, command: str, argv: Sequence[str]) -> None:
+        self._argv = list(argv)
         self._cli = TrakCLI(command, argv)
         self._config: Namespace = self._cli.config
         self.shard = Shard.parse(self._config.shard)
@@ -104,7 +108,7 @@ class Job:
             self._datamodule.setup(stage)
         self.train_data = self._data(self._config.train_split)
         self.target_data = self._data(self._config.target_split)
-        if command != "check":  # which leaves nothing behind
+        if command not in ("check", "report", "worker"):  # which leave the configuration as it is
             with atomic_write(self.run.config) as part:
                 self._cli.parser.save(self._config, part, overwrite=True)
 
@@ -119,6 +123,26 @@ class Job:
     @property
     def weights_only(self) -> bool:
         return bool(self._config.weights_only)
+
+    @property
+    def parts(self) -> Namespace:
+        """The objects that the configuration describes: task, extractor, projector, store, scorer."""
+        return self._cli.config_init
+
+    @property
+    def settings(self) -> Namespace:
+        """The configuration."""
+        return self._config
+
+    @property
+    def model(self) -> L.LightningModule:
+        """The user's model, with fresh weights."""
+        return self._cli.model
+
+    @property
+    def datamodule(self) -> L.LightningDataModule:
+        """The user's data, set up."""
+        return self._datamodule
 
     @property
     def growing(self) -> bool:
@@ -227,23 +251,14 @@ class Job:
         return scores.path
 
     def evaluate(self) -> None:
-        """Retrain the models that are missing and compute the linear datamodeling score."""
+        """Retrain the models that are missing and compute what the configuration asks for."""
         started = time.perf_counter()
-        config, evaluation = self._config, self._cli.config_init.evaluation
-        retrained = retrain(
-            self._fresh,
-            self._datamodule,
-            self._cli.config_init.task,
-            self.train_data,
-            self.target_data,
-            self._plan("evaluation", evaluation.fraction),
-            evaluation.models,
-            self.run.evaluation / "models",
-        )
+        config, evaluation = self._config, self.parts.evaluation
+        retrained = self._retrain(self._lds_retrainings())
         result, _ = evaluate_run(
             self.run,
             self._store,
-            self._cli.config_init.scorer,
+            self.parts.scorer,
             evaluation,
             seed=config.seed,
             train=config.train_split,
@@ -251,6 +266,48 @@ class Job:
         )
         result.print()
         summary("evaluate", result.headline(), retrained, "models retrained", started)
+        if evaluation.needs_data:
+            self._plan("retrained", 1.0).record(self.run.evaluation / "retrained")
+            further = Further(
+                self.run,
+                self._store,
+                self.parts.scorer,
+                evaluation,
+                train=config.train_split,
+                targets=config.target_split,
+                seed=config.seed,
+                datamodule=self._datamodule,
+                retrain=self._retrain,
+            )
+            for found in further.results():
+                found.print()
+                summary("evaluate", found.headline)
+
+    def retrain(self, retrainings: Sequence[Retraining]) -> None:
+        """Retrain these models, in this process."""
+        Trainer(self._fresh, self._datamodule, self.parts.task, self.train_data, self.target_data).retrain(retrainings)
+
+    def _lds_retrainings(self) -> list[Retraining]:
+        evaluation = self.parts.evaluation
+        plan = self._plan("evaluation", evaluation.fraction)
+        folder = models_folder(self.run, evaluation.fraction)
+        plan.record(folder)
+        subsets = [plan.subset(member) for member in range(evaluation.models)]
+        once = [Retraining(output_path(folder, j), subset, plan.training_seed(j)) for j, subset in enumerate(subsets)]
+        again = [
+            Retraining(output_path(folder / "again", j), subset, plan.training_seed(evaluation.models + j))
+            for j, subset in enumerate(subsets[: evaluation.ceiling])
+        ]
+        return once + again
+
+    def _retrain(self, retrainings: Sequence[Retraining]) -> int:
+        todo = missing(retrainings)
+        workers = min(self.parts.evaluation.workers, len(todo))
+        if workers > 1:
+            retrain_in_processes(self._argv, todo, workers, self.run.evaluation)
+        else:
+            self.retrain(todo)
+        return len(todo)
 
     def _data(self, split: str) -> AttributionData:
         loader = getattr(self._datamodule, f"{split}_dataloader", None)

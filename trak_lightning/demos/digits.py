@@ -60,10 +60,16 @@ class DigitsDataModule(L.LightningDataModule):
         num_targets: images held out as the test set; the others are the training set.
         batch_size: of both loaders.
         seed: of the split.
+        label_noise: share of the training labels that are replaced by another digit; `mislabeled` has their positions.
     """
 
-    def __init__(self, num_targets: int = 400, batch_size: int = 64, seed: int = 0) -> None:
+    class_names = tuple("0123456789")
+
+    def __init__(self, num_targets: int = 400, batch_size: int = 64, seed: int = 0, label_noise: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= label_noise < 1:
+            raise DataError(f"label_noise must be a share of the training set in [0, 1), got {label_noise}")
+        self.label_noise = label_noise
         self.num_targets = num_targets
         self.batch_size = batch_size
         self.seed = seed
@@ -81,7 +87,8 @@ class DigitsDataModule(L.LightningDataModule):
             raise DataError(f"num_targets must lie in 1 … {len(labels) - 1}, got {self.num_targets}")
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))
         test, train = order[: self.num_targets], order[self.num_targets :]
-        self.train_set = TensorDataset(images[train], labels[train])
+        noisy, self.mislabeled = _with_noise(labels[train], self.label_noise, self.seed)
+        self.train_set = TensorDataset(images[train], noisy)
         self.test_set = TensorDataset(images[test], labels[test])
 
     def train_dataloader(self) -> DataLoader:
@@ -89,3 +96,12 @@ class DigitsDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         return DataLoader(self.test_set, batch_size=self.batch_size)
+
+
+def _with_noise(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Labels of which some are replaced by another class, and the positions of these."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    positions = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    noisy = labels.clone()
+    noisy[positions] = (noisy[positions] + torch.randint(1, 10, (len(positions),), generator=generator)) % 10
+    return noisy, positions.sort().values

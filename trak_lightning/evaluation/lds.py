@@ -23,9 +23,13 @@ def lds(score_blocks: Iterable[Array], subsets: Array, outputs: Array) -> Array:
     Returns:
         (m,); NaN for a target whose outputs or predictions are all equal.
     """
+    return spearman(predict(score_blocks, subsets), outputs)
+
+
+def predict(score_blocks: Iterable[Array], subsets: Array) -> Array:
+    """``Σ_{i∈S_j} τ(z)_i`` of every model j and target z: (S, m)."""
     members = subsets.astype(np.float64).T
-    predictions = np.concatenate([block @ members for block in score_blocks])
-    return spearman(predictions.T, outputs)
+    return np.concatenate([block @ members for block in score_blocks]).T
 
 
 def spearman(predicted: Array, observed: Array) -> Array:
@@ -55,3 +59,42 @@ def bootstrap_mean(
     draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(values.mean()), float(low), float(high)
+
+
+def bootstrap_both(
+    predicted: Array, observed: Array, *, seed: int, resamples: int = 200, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The ends of an interval for the mean of `spearman` over targets, when models and targets are both drawn anew.
+
+    Drawing models with replacement repeats some, and repeats are tied: correlations of a resample scatter around a value
+    slightly off the correlation itself. The interval is that of the differences to their own mean, around the score.
+
+    Args:
+        predicted: (S, m).
+        observed: (S, m).
+    """
+    if np.isnan(spearman(predicted, observed)).all():
+        return float("nan"), float("nan")
+    generator = np.random.default_rng(seed)
+    draws = []
+    for _ in range(resamples):
+        models = generator.integers(len(observed), size=len(observed))
+        targets = generator.integers(observed.shape[1], size=observed.shape[1])
+        found = spearman(predicted[np.ix_(models, targets)], observed[np.ix_(models, targets)])
+        draws.append(found[~np.isnan(found)].mean() if not np.isnan(found).all() else 0.0)
+    center = mean_spearman(predicted, observed)
+    low, high = np.quantile(np.array(draws) - np.mean(draws), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return center + float(low), center + float(high)
+
+
+def noise_ceiling(first: Array, second: Array) -> float:
+    """What a prediction of the expected outputs without any error would score, from two models on each subset.
+
+    Two noisy readings of the same quantity correlate by its reliability r, and its true value with one of them by √r
+    (Spearman 1904, correction for attenuation).
+
+    Args:
+        first: (S, m) outputs.
+        second: (S, m) outputs of models on the same subsets, with other seeds.
+    """
+    return float(np.sqrt(max(mean_spearman(first, second), 0.0)))

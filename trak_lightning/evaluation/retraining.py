@@ -1,49 +1,45 @@
-"""Models retrained on random subsets, of which only the outputs on the targets are kept."""
+"""Models retrained on parts of the training set, of which only the outputs on the targets are kept."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
 import numpy as np
+import numpy.typing as npt
 
 from trak_lightning.atomic import atomic_write
 from trak_lightning.data import AttributionData
 from trak_lightning.ensemble import Recipe, model_outputs, train_on_subset
-from trak_lightning.evaluation.outputs import output_path
+from trak_lightning.evaluation.outputs import Retraining
 from trak_lightning.fitting import Reference
 from trak_lightning.progress import progress
-from trak_lightning.subsets import SubsetPlan
 from trak_lightning.tasks.base import Task
 
 
-def retrain(
-    recipe: Recipe,
-    datamodule: L.LightningDataModule,
-    task: Task,
-    train: AttributionData,
-    targets: AttributionData,
-    plan: SubsetPlan,
-    models: int,
-    folder: Path,
-) -> int:
-    """Retrain the models whose outputs are not in `folder` yet, and store f(z; θ(S_j)) of every target z.
+@dataclass(frozen=True)
+class Trainer:
+    """Retrains with the user's own model, data and Trainer settings.
 
     A task that has to be fitted is fitted to the same samples of `train` under every model.
-
-    Returns:
-        How many were retrained now.
-
-    Raises:
-        IncompatibleRunError: the folder holds outputs of models trained otherwise.
     """
-    plan.record(folder)
-    reference = Reference.of(task, train, len(train))
-    missing = [model for model in range(models) if not output_path(folder, model).exists()]
-    with progress("retrain", len(missing)) as advance:
-        for member in missing:
-            subset = plan.subset(member)
-            model, _ = train_on_subset(recipe, datamodule, subset, plan.training_seed(member))
-            outputs = model_outputs(model, task, targets, reference)
-            with atomic_write(output_path(folder, member)) as part, part.open("wb") as file:
-                np.savez(file, subset=subset, outputs=outputs)
-            advance(1)
-    return len(missing)
+
+    recipe: Recipe
+    datamodule: L.LightningDataModule
+    task: Task
+    train: AttributionData
+    targets: AttributionData
+
+    def retrain(self, retrainings: Sequence[Retraining]) -> None:
+        """Train each, and store its subset (s,) and its outputs f(z; θ(S)) of every target z, (m,)."""
+        reference = Reference.of(self.task, self.train, len(self.train))
+        with progress("retrain", len(retrainings)) as advance:
+            for each in retrainings:
+                model, _ = train_on_subset(self.recipe, self.datamodule, each.subset, each.seed)
+                _store(each.path, each.subset, model_outputs(model, self.task, self.targets, reference))
+                advance(1)
+
+
+def _store(path: Path, subset: npt.NDArray[np.int64], outputs: npt.NDArray[np.float32]) -> None:
+    with atomic_write(path) as part, part.open("wb") as file:
+        np.savez(file, subset=subset, outputs=outputs)

@@ -5,13 +5,14 @@ import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trak_lightning import registry
+from trak_lightning import figures, registry
 from trak_lightning.atomic import atomic_write
-from trak_lightning.evaluation.lds import bootstrap_mean, lds
+from trak_lightning.evaluation.lds import bootstrap_both, bootstrap_mean, noise_ceiling, predict, spearman
 from trak_lightning.evaluation.outputs import read_outputs
 from trak_lightning.evaluation.random_scores import Random
 from trak_lightning.rundir import RunDirectory, read_json
@@ -26,12 +27,16 @@ from trak_lightning.stores.base import FeatureStore
 
 @dataclass(frozen=True)
 class Row:
-    """The linear datamodeling score of one kind of scores: mean over targets, and its 95 % bootstrap interval."""
+    """The linear datamodeling score of one kind of scores: mean over targets, and its 95 % bootstrap intervals."""
 
     name: str
     lds: float
     low: float
+    """Ends of the interval over targets, for these retrained models."""
     high: float
+    low_models: float
+    """Ends of the interval over targets and retrained models."""
+    high_models: float
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Evaluation:
     num_models: int
     num_targets: int
     rows: tuple[Row, ...]
+    ceiling: float | None = None
+    """LDS of a prediction without error, given the noise of training; None if no model was trained twice."""
 
     def headline(self) -> str:
         """One line."""
@@ -60,8 +67,16 @@ class Evaluation:
         table.add_column("scores")
         table.add_column("LDS", justify="right")
         table.add_column("95 % interval", justify="right")
+        table.add_column("over models too", justify="right")
         for row in self.rows:
-            table.add_row(row.name, f"{row.lds:.3f}", f"{row.low:.3f} … {row.high:.3f}")
+            table.add_row(
+                row.name,
+                f"{row.lds:.3f}",
+                f"{row.low:.3f} … {row.high:.3f}",
+                f"{row.low_models:.3f} … {row.high_models:.3f}",
+            )
+        if self.ceiling is not None:
+            table.add_row("noise ceiling", f"{self.ceiling:.3f}", "", "")
         Console().print(table)
 
 
@@ -87,7 +102,7 @@ def evaluate_run(
     request = {
         "scorer": scorer.state,
         "features": features_fingerprint(checkpoints),
-        "settings": asdict(settings),
+        "settings": {name: getattr(settings, name) for name in ("models", "fraction", "compare", "ceiling")},
         "seed": seed,
     }
     path = run.evaluation / f"lds-{targets}.json"
@@ -95,12 +110,15 @@ def evaluate_run(
         found = read_json(path)
         if found.get("request") == request:
             return Evaluation(**{**found, "rows": tuple(Row(**row) for row in found["rows"])}), False
-    subsets, outputs = read_outputs(
-        run.evaluation / "models",
-        settings.models,
-        num_samples=checkpoints[0].train.spec.num_samples,
-        num_targets=checkpoints[0].targets.spec.num_samples,
-    )
+    sizes = {
+        "num_samples": checkpoints[0].train.spec.num_samples,
+        "num_targets": checkpoints[0].targets.spec.num_samples,
+    }
+    subsets, outputs = read_outputs(models_folder(run, settings.fraction), settings.models, **sizes)
+    ceiling = None
+    if settings.ceiling:
+        again = read_outputs(models_folder(run, settings.fraction) / "again", settings.ceiling, **sizes)[1]
+        ceiling = noise_ceiling(outputs[: settings.ceiling], again)
     scores, _ = score_run(run, store, scorer, targets=targets, train=train)
     compared = {name: registry.create("scorers", name) for name in settings.compare}
     candidates: dict[str, Iterable[Array]] = {
@@ -113,13 +131,25 @@ def evaluate_run(
     with warnings.catch_warnings():
         # A baseline's ill-conditioned Gram matrix is its own affair.
         warnings.simplefilter("ignore", IllConditionedWarning)
-        rows = tuple(
-            Row(name, *bootstrap_mean(lds(blocks, subsets, outputs), seed=seed)) for name, blocks in candidates.items()
-        )
-    evaluation = Evaluation(request, len(outputs), outputs.shape[1], rows)
+        rows = tuple(_row(name, predict(blocks, subsets), outputs, seed) for name, blocks in candidates.items())
+    evaluation = Evaluation(request, len(outputs), outputs.shape[1], rows, ceiling)
     with atomic_write(path) as part:
         part.write_text(json.dumps(asdict(evaluation), indent=1))
+    if figures.available():
+        shown = [(row.name, row.lds, row.low, row.high) for row in rows]
+        with figures.intervals(path.stem, shown, "linear datamodeling score") as figure:
+            figures.save(figure, path)
     return evaluation, True
+
+
+def models_folder(run: RunDirectory, fraction: float) -> Path:
+    """Where the outputs of models on random subsets are kept, for each size of subset."""
+    return run.evaluation / ("models" if fraction == EvaluationSettings.fraction else f"models-{fraction:g}")
+
+
+def _row(name: str, predicted: Array, outputs: Array, seed: int) -> Row:
+    mean, low, high = bootstrap_mean(spearman(predicted, outputs), seed=seed)
+    return Row(name, mean, low, high, *bootstrap_both(predicted, outputs, seed=seed))
 
 
 def _describe(scorer: Scorer) -> str:

@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import CorruptFileError, DataError
+from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError
+from trak_lightning.rundir import RunDirectory
 from trak_lightning.scoring.base import Scoring, chunks
 from trak_lightning.scoring.ranking import Ranking, RunningRanking, merged, rank
 from trak_lightning.scoring.score_file import shared_file
@@ -106,6 +107,23 @@ class Scores:
         chosen = self.settings["scoring"].get("rule")
         kept = "" if self._offset is not None else f", best {self._kept} kept"
         return f"{m} targets × {n} training samples{kept}" + (f", λ: {chosen}" if chosen else "")
+
+
+def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
+    """A score file of a run; the only one there is if no name is given.
+
+    Raises:
+        IncompleteRunError: there is none.
+        DataError: there are several, or none of that name.
+    """
+    found = sorted(path.stem for path in (run.path / "scores").glob("*.h5"))
+    if not found:
+        raise IncompleteRunError(f"there are no scores in {run.path / 'scores'}. Run trak score first.")
+    if name is None and len(found) > 1:
+        raise DataError(f"{run.path} has several score files, {', '.join(found)}: choose one with --name")
+    if name is not None and name not in found:
+        raise DataError(f"{run.path} has no scores named {name!r}; it has {', '.join(found)}")
+    return Scores(run.scores(name or found[0]))
 
 
 def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, top: int | None = None) -> Scores:

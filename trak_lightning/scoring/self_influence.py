@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures, require_compatible
 from trak_lightning.scoring.gram import weighting
@@ -33,3 +34,19 @@ def self_influence(
             influence[rows.index] += rows.loss_weight * quadratic[rows.index]
             leverage[rows.index] += weighting(rows, system.weights) * quadratic[rows.index]
     return SelfInfluence(influence / len(checkpoints), leverage / len(checkpoints))
+
+
+def held_out_probabilities(checkpoints: Sequence[CheckpointFeatures]) -> tuple[Array, bool]:
+    """Mean probability of each training sample's label, (n,), by the checkpoints that were not trained on it, and whether there
+    are such; by all checkpoints where there are none."""
+    probabilities = np.stack([expit(features.train.column("output")) for features in checkpoints])
+    if any(features.subset is None for features in checkpoints):
+        return probabilities.mean(axis=0), False
+    unseen = np.ones(probabilities.shape, dtype=bool)
+    for row, features in zip(unseen, checkpoints, strict=True):
+        row[features.subset] = False
+    count = unseen.sum(axis=0)
+    if not count.any():
+        return probabilities.mean(axis=0), False
+    total = np.where(unseen, probabilities, 0).sum(axis=0)
+    return np.divide(total, count, out=probabilities.mean(axis=0), where=count > 0), True

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.linalg import eigvalsh
 
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.base import Array, CheckpointFeatures
@@ -57,6 +58,10 @@ class System:
     def quadratic(self, regularization: float) -> Array:
         """``φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i`` of every training sample: (n,)."""
         return self._keep("quadratic", regularization, lambda: self._quadratic(regularization))
+
+    def spectrum(self) -> Array:
+        """The eigenvalues of ΦᵀWΦ that may differ from zero, ascending: (min(n, k),)."""
+        return self._keep("spectrum", None, lambda: eigvalsh(self._gram, lower=True, check_finite=False))
 
     def products(self, left: Array, right: Array, relative: Array) -> Array:
         """``left (ΦᵀWΦ + λI)⁻¹ rightᵀ`` of rows (a, k) and (s, k) for many λ/trace, all above zero: (λ, a, s).

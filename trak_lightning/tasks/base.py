@@ -50,6 +50,10 @@ class Task(ABC):
         """r = ∂²ℓ/∂f² of every sample: (B,). For the logistic loss, p(1 − p)."""
         return torch.sigmoid(output) * torch.sigmoid(-output)
 
+    def probabilities(self, model: nn.Module, batch: Any) -> Tensor | None:
+        """What the model predicts, for people to read: class probabilities (B, C), or None if the task has no classes."""
+        return None
+
     def weights(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
         """q and r of every sample: what is asked for, once a batch, after its gradients. Override it where both come from
         one more forward pass."""

@@ -51,6 +51,10 @@ class Classification(SupervisedTask):
         self._loss.require(logits.shape[1])
         return margin(logits, labels)
 
+    def probabilities(self, model: nn.Module, batch: Any) -> Tensor:
+        probabilities: Tensor = self.predict(model, batch).softmax(dim=-1)
+        return probabilities
+
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self._logistic(model, batch, output).loss_weight(output)
 

@@ -1,0 +1,107 @@
+"""The page stands alone, shows what the run says, and lets nothing from data be anything but text."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hostile import HOSTILE, Margin, Rows
+from torch import nn
+
+from trak_lightning import TRAK
+from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.report import write_report
+from trak_lightning.scoring.scores import Scores
+
+VOID = {"meta", "link", "img", "input", "br"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and all text; fails on tags that do not match."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.text, self._open = [], "", []
+        self.feed(path.read_text())
+        assert self._open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open[-1:] not in (["script"], ["style"]):
+            self.text += data
+
+    def all(self, tag):
+        return [attributes for found, attributes in self.elements if found == tag]
+
+
+def test_every_kind_of_sample_makes_a_page_that_stands_alone_and_escapes_what_is_in_it(make, form):
+    path = make(form)
+    page = Page(path)
+    assert len(page.all("script")) == 1
+    assert not any("onerror" in attributes for _, attributes in page.elements)
+    assert HOSTILE in page.text
+    assert page.all("img") or form in ("text", "table")
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), attributes
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert "default-src 'none'" in next(each["content"] for each in page.all("meta") if "http-equiv" in each)
+
+
+def test_targets_have_the_examples_and_scores_of_the_score_file(make):
+    path = make("image", targets=[3, 7])
+    text = Page(path).text
+    scores = Scores(path.parents[1] / "scores" / "test.h5")
+    for target in (3, 7):
+        section = re.split(r"Target #\d+", text)[(3, 7).index(target) + 1]
+        found = [int(number) for number in re.findall(r"#(\d+)", section)][:20]
+        ranking = [*scores.top(10, target=target).indices, *scores.bottom(10, target=target).indices]
+        assert found == [int(index) for index in ranking]
+
+
+def test_every_image_has_words_for_who_cannot_see_it_and_controls_have_labels(make):
+    page = Page(make("image"))
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(svg["aria-label"] for svg in page.all("svg"))
+    assert page.all("html")[0]["lang"] == "en"
+
+
+def test_copies_are_found_across_train_and_targets_and_conflicting_labels_are_told(twins, tmp_path):
+    train, targets = twins
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).eval()
+    trak = TRAK(model, task="image_classification", run_dir=tmp_path, projector={"name": "sparse_jl", "dim": 16})
+    trak.featurize(train)
+    trak.score(targets, name="test")
+    text = " ".join(Page(write_report(tmp_path, train, targets)).text.split())
+    assert (
+        "4 groups of samples with the same content, 1 with different labels, 4 of them in the training set and" in text
+    )
+    assert "train #0 · 0 train #1 · 1 target #0 · 0 target #1 · 1" in text
+
+
+def test_what_is_wrong_is_named(make, tmp_path, twins):
+    with pytest.raises(IncompleteRunError, match="there is no run directory"):
+        write_report(tmp_path / "nowhere", *twins)
+    path = make("image")
+    with pytest.raises(DataError, match="target 99 is out of range"):
+        make("image", targets=[99])
+    with pytest.raises(DataError, match="the target data has 5 samples and the scores in .* are of 12"):
+        write_report(path.parents[1], [(np.zeros(3), 0)] * 40, twins[1])
+
+
+def test_a_checkpoint_that_is_gone_is_told_on_the_page(make, tmp_path):
+    path = make("image")
+    (tmp_path / "0.pt").unlink()
+    write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2), model=nn.Linear(6, 3), task=Margin())
+    assert "Predictions are not shown: there is no checkpoint file" in Page(path).text

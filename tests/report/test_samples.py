@@ -1,0 +1,73 @@
+"""Whatever a dataset returns is shown."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trak_lightning.errors import DataError
+from trak_lightning.report import Samples
+from trak_lightning.report.pictures import Picture
+from trak_lightning.report.samples import Table, Text
+
+
+def shown(sample, **options):
+    return Samples([sample], **options).show(0)
+
+
+def pixels(part):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(part.source.partition(",")[2]))))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.arange(48, dtype=torch.uint8).view(3, 4, 4),
+        np.arange(48, dtype=np.uint8).reshape(3, 4, 4).transpose(1, 2, 0),
+        torch.arange(48, dtype=torch.float32).view(3, 4, 4) / 255,
+        Image.fromarray(np.arange(48, dtype=np.uint8).reshape(3, 4, 4).transpose(1, 2, 0)),
+    ],
+    ids=["bytes, channels first", "bytes, channels last", "0 to 1", "PIL"],
+)
+def test_an_image_keeps_its_pixels_in_every_layout(image):
+    (part,) = shown((image, 1)).parts
+    np.testing.assert_array_equal(pixels(part), np.arange(48).reshape(3, 4, 4).transpose(1, 2, 0))
+
+
+def test_a_standardised_image_is_spread_from_black_to_white_and_a_large_one_is_made_smaller():
+    (part,) = shown((torch.randn(1, 8, 8), torch.tensor(3))).parts
+    assert (pixels(part).min(), pixels(part).max()) == (0, 255)
+    (part,) = shown((torch.rand(3, 400, 300), 3)).parts
+    assert (part.width, part.height, part.sharp) == (120, 160, False)
+
+
+def test_labels_have_names_where_classes_do():
+    assert shown((torch.rand(2, 2), torch.tensor(1))).label == "1"
+    assert shown((torch.rand(2, 2), 1), class_names=["cat", "dog"]).label == "dog"
+    assert shown({"image": torch.rand(2, 2), "y": 0}, class_names=["cat", "dog"], label_keys=["y"]).label == "cat"
+
+
+def test_token_ids_are_decoded_and_what_only_models_read_is_left_out():
+    sample = {"input_ids": torch.tensor([1, 2]), "attention_mask": torch.tensor([1, 1]), "labels": torch.tensor(0)}
+    assert shown(sample, decode=lambda ids: f"words {ids}").parts == (Text("words [1, 2]"),)
+
+
+def test_an_image_text_pair_is_both_and_has_no_label():
+    image, text = shown((torch.rand(3, 8, 8), "a caption")).parts
+    assert isinstance(image, Picture)
+    assert text == Text("a caption")
+
+
+def test_numbers_are_a_table():
+    row = {"age": 31, "income": 2.5, "town": "Bern", "label": 1}
+    assert shown(row).parts == (Table((("age", "31"), ("income", "2.5"), ("town", "Bern"))),)
+    assert shown((torch.tensor([1.0, 2.0]), 0), feature_names=["a", "b"]).parts == (Table((("a", "1"), ("b", "2"))),)
+
+
+def test_render_decides_and_its_errors_name_the_sample():
+    assert shown((torch.rand(3), 1), render=lambda sample: f"label {sample[1]}").parts == (Text("label 1"),)
+    with pytest.raises(DataError, match="render failed on sample 0 of list: KeyError: 'nothing'"):
+        shown({"text": "a"}, render=lambda sample: sample["nothing"])

@@ -1,0 +1,226 @@
+"""What new users get wrong first, and what they are told: what, where, why, and what to do."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+
+from trak_lightning import TRAK, Task, errors
+
+CLASSES = 3
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, CLASSES)).eval()
+
+
+def attribute(model=None, run_dir="run", task="image_classification", **options):
+    options = {"projector": {"name": "sparse_jl", "dim": 8}, "store": "memory", **options}
+    return TRAK(model or network(), task=task, run_dir=run_dir, **options)
+
+
+def samples(n=20, labels=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(n, 6, generator=generator)
+    return TensorDataset(inputs, torch.arange(n) % CLASSES if labels is None else labels)
+
+
+class Keyed(Dataset):
+    """Samples as mappings with a label under another name."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return {"image": torch.ones(6) * i, "species": i % CLASSES}
+
+
+class Augmented(Keyed):
+    def __getitem__(self, i):
+        return torch.rand(6), i % CLASSES
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from samples()
+
+
+class BatchMean(Task):
+    def output(self, model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+class Detached(Task):
+    def output(self, model, batch):
+        with torch.no_grad():
+            return model(batch[0])[:, 0]
+
+
+class Huge(Task):
+    def output(self, model, batch):
+        return model(batch[0])[:, 0] + torch.empty(2**50).sum()
+
+
+def files(tmp_path, contents):
+    torch.save(contents, tmp_path / "it.ckpt")
+    return [tmp_path / "it.ckpt"]
+
+
+def prefixed(prefix, model=None):
+    return {prefix + name: tensor for name, tensor in (model or network()).state_dict().items()}
+
+
+def in_train_mode(layer):
+    model = nn.Sequential(nn.Linear(6, CLASSES), layer)
+    return model.train()
+
+
+def other_tokenizer(run_dir):
+    attribute(run_dir=run_dir, store="hdf5").featurize(samples())
+    attribute(run_dir=run_dir, store="hdf5").featurize(samples(seed=1))
+
+
+def other_dim(run_dir):
+    attribute(run_dir=run_dir, store="hdf5").featurize(samples())
+    attribute(run_dir=run_dir, store="hdf5", projector={"name": "sparse_jl", "dim": 16}).featurize(samples())
+
+
+MISTAKES = {
+    "the label has another key": (
+        lambda path: attribute().featurize(Keyed()),
+        errors.DataError,
+        r"no entry of the batch is called labels, .*image.*species.*Say which holds the labels: task: \{name: …, labels: …\}",
+    ),
+    "labels begin with 1": (
+        lambda path: attribute().featurize(samples(labels=torch.arange(20) % CLASSES + 1)),
+        errors.DataError,
+        r"label 3 is out of range: the model returns 3 logits, so labels must lie in 0 … 2 \(position 2 of the batch\)",
+    ),
+    "labels are one-hot": (
+        lambda path: attribute().featurize(samples(labels=torch.eye(CLASSES)[torch.arange(20) % CLASSES])),
+        errors.DataError,
+        r"labels must be integers of shape \(20,\), to go with logits of shape \(20, 3\); got torch.float32 of shape \(20, 3\)",
+    ),
+    "batches have a third element": (
+        lambda path: attribute().featurize(TensorDataset(torch.randn(4, 6), torch.zeros(4).long(), torch.arange(4))),
+        errors.DataError,
+        r"the batch is a list of length 3, where a pair \(inputs, labels\).*write a Task",
+    ),
+    "dropout is on": (
+        lambda path: attribute(in_train_mode(nn.Dropout())),
+        errors.TrainModeError,
+        r"1 \(Dropout.*model\.eval\(\)",
+    ),
+    "batch normalisation is in train mode": (
+        lambda path: attribute(in_train_mode(nn.BatchNorm1d(CLASSES))),
+        errors.TrainModeError,
+        r"1 \(BatchNorm1d.*model\.eval\(\)",
+    ),
+    "a DDP checkpoint has the prefix module.": (
+        lambda path: attribute().featurize(samples(), files(path, prefixed("module."))),
+        errors.CheckpointError,
+        r"differ only by the prefix 'module\.' in the checkpoint: strip or add it",
+    ),
+    "a Lightning checkpoint is of the module around the model": (
+        lambda path: attribute().featurize(samples(), files(path, {"state_dict": prefixed("net.")})),
+        errors.CheckpointError,
+        r"differ only by the prefix 'net\.' in the checkpoint",
+    ),
+    "a checkpoint is of another width": (
+        lambda path: attribute().featurize(samples(), files(path, nn.Sequential(nn.Linear(6, 4)).state_dict())),
+        errors.CheckpointError,
+        r"does not fit Sequential: 2 missing, such as '2\.weight'; 0\.weight is \(4, 6\) in the checkpoint and \(8, 6\) in the model",
+    ),
+    "a checkpoint is not there": (
+        lambda path: attribute().featurize(samples(), [path / "nowhere.ckpt"]),
+        errors.CheckpointError,
+        r"there is no checkpoint file .*nowhere\.ckpt \(looked in ",
+    ),
+    "a checkpoint holds pickled objects": (
+        lambda path: attribute().featurize(samples(), files(path, {"model": network()})),
+        errors.CheckpointError,
+        r"cannot be read as a checkpoint.*can be read with weights_only=False",
+    ),
+    "the dataset is a stream": (
+        lambda path: attribute().featurize(Stream()),
+        errors.DataError,
+        r"Stream has no length or no indices.*Give a map-style dataset",
+    ),
+    "the dataset is empty": (
+        lambda path: attribute().featurize(Subset(samples(), [])),
+        errors.DataError,
+        r"Subset is empty: there is nothing to attribute",
+    ),
+    "training data is augmented at random": (
+        lambda path: attribute().featurize(Augmented()),
+        errors.DataError,
+        r"sample 0 of Augmented differs each time it is read: random augmentation\?.*without random transforms",
+    ),
+    "a sampler picks part of the data": (
+        lambda path: attribute().featurize(DataLoader(samples(), sampler=SubsetRandomSampler([1, 2]))),
+        errors.DataError,
+        r"draws through SubsetRandomSampler.*Wrap the dataset in torch.utils.data.Subset",
+    ),
+    "the data were tokenised otherwise than before": (
+        other_tokenizer,
+        errors.IncompatibleRunError,
+        r"data = '[0-9a-f]{16}', and '[0-9a-f]{16}' is asked for now\. Use another run directory",
+    ),
+    "k was changed": (
+        other_dim,
+        errors.IncompatibleRunError,
+        r"dim = 8, and 16 is asked for now\. Use another run directory",
+    ),
+    "scores are asked for before features": (
+        lambda path: attribute().score(samples()),
+        errors.IncompleteRunError,
+        r"no checkpoints yet: call featurize\(train_dataset, checkpoints=…\) first",
+    ),
+    "training has diverged": (
+        lambda path: attribute().featurize(
+            samples(), [{name: t * torch.nan for name, t in network().state_dict().items()}]
+        ),
+        errors.NonFiniteGradientError,
+        r"output of 20 of 20 samples",
+    ),
+    "the task returns one number a batch": (
+        lambda path: attribute(task=BatchMean()).featurize(samples()),
+        errors.DataError,
+        r"the output of BatchMean must have shape \(20,\), one number a sample; got shape \(\)\. Do not average",
+    ),
+    "the task's output has no gradient": (
+        lambda path: attribute(task=Detached()).featurize(samples()),
+        errors.TrakError,
+        r"gradient|no_grad|detach",
+    ),
+    "the batch does not fit into memory": (
+        lambda path: attribute(task=Huge()).featurize(samples()),
+        errors.DeviceMemoryError,
+        r"cpu has no memory left for the gradients of a batch of 20 samples.*--batch_size 10",
+    ),
+    "a plug-in's name is misspelt": (
+        lambda path: attribute(projector="sparse-jl"),
+        errors.PluginError,
+        r"did you mean 'sparse_jl'",
+    ),
+    "a layer's name is misspelt": (
+        lambda path: attribute(parameters=["layer2.*"]),
+        errors.SettingsError,
+        r"'layer2\.\*' matches nothing in Sequential",
+    ),
+    "subsets are of other data": (
+        lambda path: attribute().featurize(samples(), subsets=[np.array([3, 20])]),
+        errors.DataError,
+        r"a subset holds position 20, but the training set has 20 samples: it belongs to other data",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_message_says_what_where_and_what_to_do(mistake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    act, error, message = MISTAKES[mistake]
+    with pytest.raises(error, match=f"(?s){message}"):
+        act(tmp_path)

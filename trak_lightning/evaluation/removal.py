@@ -1,0 +1,147 @@
+"""Removing what the scores call helpful, and retraining: how far does the output fall, and when does the prediction flip?
+
+Counterfactual curves and brittleness (Park et al. 2023, section 4; Ilyas et al. 2022). No torch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trak_lightning.errors import DataError
+from trak_lightning.evaluation.lds import bootstrap_mean
+from trak_lightning.evaluation.outputs import Retrained
+from trak_lightning.evaluation.result import Result, Series
+from trak_lightning.scoring.base import Array
+from trak_lightning.seeds import derive_seed
+
+FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Of the training set that counterfactual curves remove."""
+
+MOST = 0.5
+"""Of the training set that is removed at most to flip a prediction."""
+
+Rankings = Mapping[str, Array]
+"""Name → (t, n): for each target the training samples in the order in which they are to be removed."""
+
+
+def choose_correct(outputs: Array, count: int) -> Array:
+    """Positions of targets that the models get right (mean output f > 0), spread evenly over those: at most `count`.
+
+    Raises:
+        DataError: they get none right.
+    """
+    right = np.flatnonzero(outputs > 0)
+    if not len(right):
+        raise DataError(
+            f"the models hold the label of none of {len(outputs)} targets for likely (mean output f > 0), so there is no prediction to "
+            "undo by removing samples. Train longer, or give other targets."
+        )
+    chosen: Array = right[np.unique(np.linspace(0, len(right) - 1, min(count, len(right))).astype(int))]
+    return chosen
+
+
+def rankings(scores: Array, similarity: Array, seed: int) -> dict[str, Array]:
+    """What is removed first: the most helpful by the scores, by gradient similarity, and at random.
+
+    Args:
+        scores: (t, n).
+        similarity: (t, n).
+    """
+    generators = [np.random.default_rng(derive_seed(seed, "removal", row)) for row in range(len(scores))]
+    return {
+        "scores": np.argsort(-scores, axis=1, kind="stable"),
+        "gradient similarity": np.argsort(-similarity, axis=1, kind="stable"),
+        "random": np.stack([generator.permutation(scores.shape[1]) for generator in generators]),
+    }
+
+
+def counterfactual(
+    ordered: Rankings, targets: Array, retrained: Retrained, request: dict[str, Any], *, seed: int
+) -> Result:
+    """Mean fall of f when the k first samples of each ranking are removed, for several k."""
+    n = retrained.num_samples
+    sizes = sorted({max(1, round(fraction * n)) for fraction in FRACTIONS})
+    whole = retrained.without([[]])[0, targets]
+    removed = [order[row, :k] for order in ordered.values() for k in sizes for row in range(len(targets))]
+    outputs = retrained.without(removed).reshape(len(ordered), len(sizes), len(targets), -1)
+    own = np.arange(len(targets))
+    falls = whole - outputs[:, :, own, targets]  # (rankings, sizes, t)
+    series, rows = [], []
+    for name, fall in zip(ordered, falls, strict=True):
+        found = np.array([bootstrap_mean(values, seed=seed) for values in fall])
+        mean, low, high = ((0.0, *(float(value) for value in column)) for column in found.T)
+        series.append(Series(name, (0.0, *map(float, sizes)), mean, low, high))
+        rows.append((name, *(f"{value:.2f}" for value in found[:, 0])))
+    best, chance = series[0].y[-1], series[-1].y[-1]
+    return Result(
+        "counterfactual",
+        f"Counterfactuals: fall of the output f of {len(targets)} targets without their first k samples",
+        f"For each of {len(targets)} targets, the k training examples that come first in each ranking were removed and "
+        f"{retrained.repeats} models retrained without them. The faster the output falls, the more the examples mattered; bands "
+        "are 95 % intervals over targets.",
+        f"f falls by {best:.2f} without the first {sizes[-1]}, by {chance:.2f} without as many random ones",
+        request,
+        ("removed by", *(f"k = {k}" for k in sizes)),
+        tuple(rows),
+        {
+            "sizes": sizes,
+            "targets": targets.tolist(),
+            "falls": {name: fall.tolist() for name, fall in zip(ordered, falls, strict=True)},
+        },
+        tuple(series),
+        "training examples removed",
+        "fall of the output f",
+    )
+
+
+def brittleness(ordered: Rankings, targets: Array, retrained: Retrained, request: dict[str, Any]) -> Result:
+    """The fewest removals that make a target's label less likely than not (mean f < 0), by doubling and bisection."""
+    most = max(1, int(MOST * retrained.num_samples))
+    fewest = {name: _fewest(order, targets, retrained, most) for name, order in ordered.items()}
+    grid = np.unique(np.geomspace(1, most, 40).astype(int))
+    rows, series = [], []
+    for name, found in fewest.items():
+        flipped = found <= most
+        median = float(np.median(np.where(flipped, found, np.inf)))
+        rows.append(
+            (name, f"{flipped.sum()} of {len(targets)}", f"{median:.0f}" if np.isfinite(median) else f"> {most}")
+        )
+        series.append(Series(name, tuple(map(float, grid)), tuple(float((found <= k).mean()) for k in grid)))
+    return Result(
+        "brittleness",
+        f"Brittleness: fewest removals that flip one of {len(targets)} predictions",
+        f"Of targets whose label the models hold for likely, how many training examples must be removed, in the order of each ranking, "
+        f"until the mean output of {retrained.repeats} retrained models falls below 0? Found by doubling and bisection up to {most}; "
+        "the curve is the share of targets flipped by then.",
+        f"median of {rows[0][2]} removals by scores, {rows[-1][2]} at random",
+        request,
+        ("removed by", "flipped", "median removals"),
+        tuple(rows),
+        {
+            "targets": targets.tolist(),
+            "most": most,
+            "fewest": {name: [int(k) if k <= most else None for k in found] for name, found in fewest.items()},
+        },
+        tuple(series),
+        "training examples removed",
+        "share of targets flipped",
+        x_log=True,
+    )
+
+
+def _fewest(order: Array, targets: Array, retrained: Retrained, most: int) -> Array:
+    """(t,) smallest k, up to one part in eight, whose removal flips the target; ``most + 1`` if none was found."""
+    low, high = np.zeros(len(targets), dtype=int), np.full(len(targets), most + 1)
+    size = np.minimum(8, most) * np.ones(len(targets), dtype=int)
+    active = np.arange(len(targets))
+    while len(active):
+        outputs = retrained.without([order[row, : size[row]] for row in active])
+        flips = outputs[np.arange(len(active)), targets[active]] < 0
+        high[active[flips]] = size[active[flips]]
+        low[active[~flips]] = size[active[~flips]]
+        doubled = np.where(high > most, np.minimum(2 * np.maximum(low, 1), most), (low + high) // 2)
+        size = doubled
+        done = np.where(high > most, low >= most, (high - low) <= np.maximum(1, high // 8))
+        active = active[~done[active]]
+    return high

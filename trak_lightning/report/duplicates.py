@@ -1,0 +1,109 @@
+"""Samples that are in a dataset twice: bit for bit, or nearly so in the eyes of the model."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trak_lightning.report.samples import Samples
+from trak_lightning.scoring.base import Array
+from trak_lightning.scoring.rows import as_computed
+from trak_lightning.stores.base import FeatureSet
+
+MOST_SAMPLES = 50_000
+"""Datasets up to this length are read whole."""
+
+MOST_ROWS = 20_000
+"""Training sets up to this size have all pairs of features compared."""
+
+SIMILAR = 0.98
+"""Cosine of two projected gradients from which on their samples are shown as near duplicates."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples with the same content, as positions in the training set and among the targets."""
+
+    train: tuple[int, ...]
+    targets: tuple[int, ...]
+    conflicting: bool
+    """Whether their labels differ."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two training samples with nearly parallel gradients."""
+
+    first: int
+    second: int
+    cosine: float
+
+
+def exact(train: Samples, targets: Samples) -> list[Group] | None:
+    """Groups of at least two samples with the same content whatever their label, at least one of them in the training set.
+
+    None if there are more than `MOST_SAMPLES` to read.
+    """
+    if len(train) + len(targets) > MOST_SAMPLES:
+        return None
+    places: dict[bytes, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    labels: dict[bytes, set[Any]] = defaultdict(set)
+    for which, samples in enumerate((train, targets)):
+        for index in range(len(samples)):
+            content, label = samples.split(samples[index])
+            digest = hashlib.sha256()
+            for piece in _bytes(content):
+                digest.update(piece)
+            places[digest.digest()][which].append(index)
+            labels[digest.digest()].add(label)
+    return [
+        Group(tuple(in_train), tuple(in_targets), len(labels[key]) > 1)
+        for key, (in_train, in_targets) in places.items()
+        if in_train and len(in_train) + len(in_targets) > 1
+    ]
+
+
+def similar(features: FeatureSet, most: int = 20) -> list[Pair] | None:
+    """The pairs of training samples with the largest cosine of features, above `SIMILAR`; None if there are too many rows."""
+    n = features.spec.num_samples
+    if n > MOST_ROWS:
+        return None
+    found: list[Pair] = []
+    rows = np.concatenate([_unit(as_computed(block.features)) for block in features.blocks()])
+    for start in range(0, n, 1024):
+        cosines = rows[start : start + 1024] @ rows[start:].T
+        first, second = np.nonzero(np.triu(cosines > SIMILAR, k=1))
+        found += [
+            Pair(start + int(i), start + int(j), float(cosines[i, j])) for i, j in zip(first, second, strict=True)
+        ]
+        found = sorted(found, key=lambda pair: -pair.cosine)[:most]
+    return found
+
+
+def _unit(features: Array) -> Array:
+    norm = np.linalg.norm(features, axis=1, keepdims=True)
+    unit: Array = features / np.maximum(norm, np.finfo(features.dtype).tiny)
+    return unit
+
+
+def _bytes(value: Any) -> Iterator[bytes]:
+    if isinstance(value, dict):
+        for name in sorted(value, key=str):
+            yield str(name).encode()
+            yield from _bytes(value[name])
+    elif isinstance(value, (tuple, list)):
+        for element in value:
+            yield from _bytes(element)
+    elif hasattr(value, "detach"):
+        tensor = value.detach().cpu().contiguous()
+        yield from _bytes((tensor.float() if tensor.dtype.is_floating_point else tensor).numpy())
+    elif isinstance(value, np.ndarray):
+        yield f"{value.dtype} {value.shape}".encode()
+        yield np.ascontiguousarray(value).tobytes()
+    elif hasattr(value, "tobytes"):  # a PIL image
+        yield value.tobytes()
+    else:
+        yield repr(value).encode()

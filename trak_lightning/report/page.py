@@ -1,0 +1,34 @@
+"""The page: one file that opens from disk and loads nothing."""
+
+import base64
+import hashlib
+from importlib.resources import files
+
+from trak_lightning import __version__
+from trak_lightning.errors import DataError
+from trak_lightning.report.contents import Report
+
+
+def page(report: Report) -> str:
+    """HTML. Everything that comes from data is escaped, and a content security policy lets no script but ours run."""
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise DataError(f"the report needs jinja2 ({error}): pip install 'trak-lightning[report]'") from error
+    environment = Environment(
+        loader=PackageLoader("trak_lightning.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["signed"] = lambda value: f"{value:+#.2g}".rstrip(".").replace("-", "−")
+    templates = files("trak_lightning.report") / "templates"
+    script = (templates / "page.js").read_text()
+    return environment.get_template("page.html").render(
+        report=report,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=(templates / "page.css").read_text(),
+        version=__version__,
+    )

@@ -1,0 +1,75 @@
+"""Images as data URIs, small enough that some hundreds of them make a page."""
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+LARGEST = 160
+"""Pixels of the longer side; larger images are scaled down."""
+
+LOSSLESS = 48
+"""Images up to this size keep every pixel (PNG) and are shown with sharp ones; larger ones are compressed (WebP)."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image inside the page."""
+
+    source: str
+    """A ``data:`` URI."""
+    width: int
+    height: int
+
+    @property
+    def sharp(self) -> bool:
+        """Whether single pixels are to be seen."""
+        return max(self.width, self.height) <= LOSSLESS
+
+
+def is_image(value: Any) -> bool:
+    """Whether `value` is a PIL image, or an array (H, W), (C, H, W) or (H, W, C) with 1, 3 or 4 channels."""
+    if hasattr(value, "convert") and hasattr(value, "mode"):
+        return True
+    if not isinstance(value, np.ndarray):
+        return False
+    if value.ndim == 2:
+        return min(value.shape) > 1
+    return value.ndim == 3 and (value.shape[0] in (1, 3, 4) or value.shape[2] in (1, 3, 4))
+
+
+def picture(value: Any) -> Picture:
+    """`value` as an image in a page.
+
+    Bytes are shown as they are, and so are numbers that lie in 0 … 1; any others (standardised images) are spread over the
+    range from black to white, image by image.
+    """
+    from PIL import Image
+
+    image = Image.fromarray(_bytes(value)) if isinstance(value, np.ndarray) else value
+    image = image.convert("RGBA" if image.mode in ("RGBA", "LA", "P") else "L" if image.mode in ("L", "1") else "RGB")
+    if max(image.size) > LARGEST:
+        image.thumbnail((LARGEST, LARGEST))
+    small = max(image.size) <= LOSSLESS
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True) if small else image.save(buffer, "WEBP", quality=80)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(f"data:image/{'png' if small else 'webp'};base64,{encoded}", *image.size)
+
+
+def _bytes(array: Any) -> Any:
+    """(H, W) or (H, W, C) in 0 … 255."""
+    # Channels are the shorter of the two ends they can be at.
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[0] <= array.shape[2]:
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    values = np.nan_to_num(array.astype(np.float64))
+    low, high = values.min(), values.max()
+    if low < 0 or high > 1:
+        values = (values - low) / max(high - low, 1e-12)
+    return np.ascontiguousarray(np.round(values * 255).astype(np.uint8))
