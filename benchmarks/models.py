@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trak_lightning.demos.resnets import ResNet9, ResNet18
 from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.margin import margin
 
@@ -48,82 +49,6 @@ class Workload:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs, labels = batch
         return F.cross_entropy(model(**inputs).flatten(0, -2), labels.flatten())
-
-
-class Scale(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.2 * x
-
-
-class Residual(nn.Sequential):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
-
-
-class ResNet9(nn.Sequential):
-    """The small residual network of the TRAK paper's CIFAR experiments: 2,274,880 parameters."""
-
-    def __init__(self, classes: int = 10) -> None:
-        super().__init__(
-            _conv(3, 64),
-            _conv(64, 128, kernel=5, stride=2, padding=2),
-            Residual(_conv(128, 128), _conv(128, 128)),
-            _conv(128, 256),
-            nn.MaxPool2d(2),
-            Residual(_conv(256, 256), _conv(256, 256)),
-            _conv(256, 128, padding=0),
-            nn.AdaptiveMaxPool2d(1),
-            nn.Flatten(),
-            nn.Linear(128, classes, bias=False),
-            Scale(),
-        )
-
-
-def _conv(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.ReLU(inplace=True),
-    )
-
-
-class _BasicBlock(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
-        self.first_norm = nn.BatchNorm2d(channels_out)
-        self.second = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
-        self.second_norm = nn.BatchNorm2d(channels_out)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.first_norm(self.first(x)), inplace=True)
-        return F.relu(self.second_norm(self.second(hidden)) + self.shortcut(x), inplace=True)
-
-
-class ResNet18(nn.Sequential):
-    """He et al. 2016, for 224×224 images: 11.7 M parameters with 1000 classes."""
-
-    def __init__(self, classes: int = 1000) -> None:
-        widths = (64, 64, 128, 128, 256, 256, 512, 512)
-        blocks = [
-            _BasicBlock(before, width, 1 if before == width else 2)
-            for before, width in zip((64, *widths), widths, strict=False)
-        ]
-        super().__init__(
-            nn.Conv2d(3, 64, 7, 2, 3, bias=False),
-            nn.BatchNorm2d(64),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, 2, 1),
-            *blocks,
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(512, classes),
-        )
 
 
 def bert(**settings: Any) -> nn.Module:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from statistics import median
 
 from jsonargparse import auto_cli
@@ -21,7 +20,7 @@ from rich.table import Table
 
 def measure(
     model: str = "resnet9",
-    samples: int = 384,
+    samples: int = 512,
     block: int = 32,
     dim: int = 2048,
     ranks: list[int] = [1, 2],  # noqa: B006
@@ -31,7 +30,7 @@ def measure(
 
     Args:
         model: a name in benchmarks/models.py.
-        samples: of the set that is timed, after a warm-up of one batch a rank.
+        samples: of the set that is timed, after the first batch of every rank, in which the extractor is rehearsed.
         block: samples of a block, and of a batch.
         dim: k, the number of projected dimensions.
         ranks: numbers of processes.
@@ -157,6 +156,7 @@ def _rank(folder: str, name: str, samples: int, block: int, dim: int, world: int
     from torch.utils.data import TensorDataset
 
     from trak_lightning import TRAK
+    from trak_lightning.data import AttributionData
 
     class Task(Margin):
         def output(self, model, batch):  # type: ignore[no-untyped-def]
@@ -179,14 +179,12 @@ def _rank(folder: str, name: str, samples: int, block: int, dim: int, world: int
         enable_model_summary=False,
     )
 
-    def featurize(run: str, count: int) -> None:
-        trak = TRAK(model, Task(), Path(folder) / run, projector={"name": "sparse_jl", "dim": dim}, trainer=trainer)
-        trak.featurize(torch.utils.data.Subset(data, range(count)), batch_size=block, block_size=block)
-
-    featurize("warm", block * world)
+    trak = TRAK(model, Task(), folder, projector={"name": "sparse_jl", "dim": dim}, trainer=trainer)
+    warm = torch.utils.data.Subset(data, range(block * world))
+    trak.featurize(warm, batch_size=block, block_size=block, split="warm")
     trainer.strategy.barrier()
     began = time.time()
-    featurize("timed", samples)
+    trak.featurize_split(AttributionData.of(data, block), "timed", block_size=block)
     trainer.strategy.barrier()
     print(json.dumps({"seconds": time.time() - began, "began": began}))
 

@@ -144,7 +144,7 @@ def test_other_scorer_settings_give_other_scores(finished, config, tmp_path):
     done = trak("score", "--config", config, "--run_dir", run_dir, "--scorer", "gradient_dot")
     assert "computed" in done.stdout, done.stderr
     back = trak("score", "--config", config, "--run_dir", run_dir, "--scorer.regularization", "auto")
-    assert "λ: auto: trace/1414" in back.stdout  # 1000 · √2, for two checkpoints
+    assert "λ: auto: trace/1980" in back.stdout  # 1400 · √2, for two checkpoints
 
 
 def test_checkpoints_that_are_named_are_used_and_nothing_is_trained(finished, config, tmp_path):
@@ -269,3 +269,23 @@ def assert_same(found, expected):
     for path, columns in expected.items():
         for name, values in columns.items():
             np.testing.assert_array_equal(found[path][name], values)
+
+
+def test_self_influence_is_its_formula_and_names_the_largest(finished, config):
+    run_dir, _ = finished
+    options = ["--scorer.regularization", "0.5", "--scorer.weights", "none"]
+    done = trak("self-influence", "--config", config, "--run_dir", run_dir, *options)
+    assert done.returncode == 0, done.stderr
+    with np.load(run_dir / "scores" / "self_influence.npz") as file:
+        found = dict(file)
+    expected, blocks = [], contents(run_dir)
+    for folder in sorted({path.parent for path in blocks if "train" in path.parts}):
+        rows = [blocks[path] for path in sorted(blocks) if path.parent == folder]
+        X, q = (np.concatenate([row[name] for row in rows]).astype(float) for name in ("features", "loss_weight"))
+        h = np.einsum("ij,ij->i", X, np.linalg.solve(X.T @ X + 0.5 * np.eye(X.shape[1]), X.T).T)
+        expected.append((q * h, h))
+    assert len(expected) == 2
+    np.testing.assert_allclose(found["self_influence"], np.mean([e for e, _ in expected], axis=0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found["leverage"], np.mean([h for _, h in expected], axis=0), rtol=1e-3, atol=1e-6)
+    largest = np.argsort(-found["self_influence"], kind="stable")[:10]
+    assert f"largest self-influence: {', '.join(map(str, largest))}" in done.stdout

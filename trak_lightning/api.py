@@ -8,12 +8,14 @@ from typing import Any
 import lightning as L
 import numpy as np
 import numpy.typing as npt
+import torch
+from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning import registry
 from trak_lightning.check import Finding
-from trak_lightning.checkpoints import Checkpoint, CheckpointSource
+from trak_lightning.checkpoints import Checkpoint, CheckpointSource, expand, subset_path
 from trak_lightning.compiled import original, uncompiled
 from trak_lightning.data import AttributionData
 from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
@@ -25,6 +27,8 @@ from trak_lightning.gradients import ParameterLayout
 from trak_lightning.projectors.base import Projector
 from trak_lightning.rundir import CheckpointRecord, RunDirectory, read_subset
 from trak_lightning.scoring.base import Scorer
+from trak_lightning.scoring.compute import LOCAL
+from trak_lightning.scoring.fabric import FabricCompute
 from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
@@ -124,8 +128,9 @@ class TRAK:
 
         Args:
             train_dataset: a map-style dataset, or a loader of one; read in the order of the dataset.
-            checkpoints: state dicts or files; the model's present weights if None. A file ``x.ckpt`` is taken to have
-                been trained on the samples in ``x.subset.npy`` if that lies beside it.
+            checkpoints: state dicts, or files and folders of any format in `trak_lightning.weights`, also with wildcards; the
+                model's present weights if None. ``x.ckpt`` is taken to have been trained on the samples in ``x.subset.npy``
+                if that lies beside it.
             batch_size: samples of one gradient batch; the loader's, or 64.
             subsets: the positions of the training samples that each checkpoint was trained on, where known.
             block_size: samples stored at a time, rounded up to whole batches.
@@ -164,7 +169,7 @@ class TRAK:
         grow: bool,
         shard: str,
     ) -> int:
-        sources = list(checkpoints) if checkpoints is not None else [copy.deepcopy(self.model.state_dict())]
+        sources = expand(checkpoints) if checkpoints is not None else [copy.deepcopy(self.model.state_dict())]
         if not sources:
             raise DataError("checkpoints is an empty list; give at least one, or None for the model's present weights")
         if subsets is not None and len(subsets) != len(sources):
@@ -213,6 +218,7 @@ class TRAK:
         top: int | None = None,
         groups: npt.ArrayLike | None = None,
         reduction: Reduction = "mean",
+        fabric: Fabric | None = None,
     ) -> Scores:
         """Attribute the model's outputs on `target_dataset` to the training examples.
 
@@ -227,6 +233,8 @@ class TRAK:
             top: keep only so many of the best and worst training examples of each target, and no (m, n) matrix.
             groups: (m,) integers: attribute one output a group of targets, in ascending order of these labels.
             reduction: a group's output is the ``mean`` or the ``sum`` of its targets'.
+            fabric: a launched Fabric, all of whose processes call this and share the work; the first GPU if there is one,
+                else this process, if None.
 
         Returns:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
@@ -240,7 +248,12 @@ class TRAK:
         if not isinstance(scorer, Scorer):
             scorer = {"name": scorer, **given} if isinstance(scorer, str) else {**scorer, **given}
         chosen = registry.create("scorers", scorer)
-        return score_run(self.run, self.store, chosen, targets=name, top=top, groups=groups, reduction=reduction)[0]
+        if fabric is None and torch.cuda.is_available():
+            fabric = Fabric(accelerator="cuda", devices=1)
+        compute = LOCAL if fabric is None else FabricCompute(fabric)
+        return score_run(
+            self.run, self.store, chosen, targets=name, top=top, groups=groups, reduction=reduction, compute=compute
+        )[0]
 
     def self_influence(
         self, *, regularization: float | str = "auto", weights: str = "auto", split: str = "train"
@@ -264,7 +277,7 @@ class TRAK:
 
 
 def _subset_beside(source: CheckpointSource) -> npt.NDArray[np.int64] | None:
-    if isinstance(source, (str, Path)) and (path := Path(source).with_suffix(".subset.npy")).exists():
+    if isinstance(source, (str, Path)) and (path := subset_path(source)).exists():
         return read_subset(path)
     return None
 

@@ -64,7 +64,14 @@ def atomic_create(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_hdf5(path: Path) -> Iterator["h5py.File"]:
-    """As `atomic_write`, for an HDF5 file, which is open for writing inside the block.
+    """As `atomic_write`, for an HDF5 file, which is open for writing inside the block."""
+    with atomic_write(path) as part, new_hdf5(part) as file:
+        yield file
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator["h5py.File"]:
+    """An HDF5 file in place of `path`, open for writing.
 
     Data of 2048 bytes or more begins at a multiple of 64 bytes, so that it can be mapped into memory as it is. Any HDF5
     library since 1.8 reads it.
@@ -74,8 +81,7 @@ def atomic_hdf5(path: Path) -> Iterator["h5py.File"]:
     # Through a Python file object: when HDF5 itself cannot write while closing a file, on a full disk, h5py prints that
     # and goes on as if the file were whole.
     with (
-        atomic_write(path) as part,
-        part.open("wb+") as raw,
+        path.open("wb+") as raw,
         h5py.File(raw, "w", libver="earliest", alignment_threshold=2048, alignment_interval=64) as file,
     ):
         yield file

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from trak_lightning.atomic import atomic_write
+from trak_lightning.checkpoints import subset_path
 from trak_lightning.data import AttributionData, IndexedBatch
 from trak_lightning.errors import DataError
 from trak_lightning.featurizer import to_device
@@ -52,7 +53,7 @@ def train_ensemble(
             subset = plan.subset(member)
             _, trainer = train_on_subset(recipe, datamodule, subset, plan.training_seed(member))
             if trainer.is_global_zero:
-                with atomic_write(paths[member].with_suffix(".subset.npy")) as part, part.open("wb") as file:
+                with atomic_write(subset_path(paths[member])) as part, part.open("wb") as file:
                     np.save(file, subset, allow_pickle=False)
             # Every rank takes part in saving; rank 0 writes.
             with atomic_write(paths[member]) if trainer.is_global_zero else nullcontext(paths[member]) as part:

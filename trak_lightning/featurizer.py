@@ -179,7 +179,7 @@ class Featurizer(L.LightningModule):
             loss_weight, curvature = self.task.weights(self.model, indexed.batch, output)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         for name, column in columns.items():
-            _require_finite(name, column, indexed.index)
+            _require_finite(name, column, indexed.index, self.trainer.precision)
         return FeatureRows(
             index=indexed.index.numpy(),
             features=_numpy(features),
@@ -323,16 +323,24 @@ def to_device(batch: IndexedBatch, datamodule: Any, model: nn.Module, device: to
     return IndexedBatch(batch.index, hook("on_after_batch_transfer")(moved, 0))
 
 
-def _require_finite(name: str, values: Tensor, index: Tensor) -> None:
+def _require_finite(name: str, values: Tensor, index: Tensor, precision: str | None) -> None:
     finite = values.isfinite().reshape(len(index), -1).all(dim=1).cpu()
     if not finite.all():
         samples = index[~finite].tolist()
         raise NonFiniteGradientError(
             f"NaN or infinity in the {name} of {len(samples)} of {len(index)} samples: {samples[:10]}"
             + ("…" if len(samples) > 10 else "")
-            + " (positions in the dataset). Look at these samples for invalid values; with 16-bit precision, try "
-            "precision 32-true."
+            + " (positions in the dataset). "
+            + _REMEDIES.get(str(precision).partition("-")[0], "Look at these samples for invalid values.")
         )
+
+
+_REMEDIES = {
+    "16": "In 16-bit precision every number beyond ±65504 overflows: use --trainer.precision bf16-mixed or 32-true. If it "
+    "happens there too, look at these samples for invalid values.",
+    "bf16": "If it does not happen with --trainer.precision 32-true, the model needs more than the 8 bits of bfloat16; "
+    "else look at these samples for invalid values.",
+}
 
 
 def _accumulator_dtype(model: nn.Module) -> torch.dtype:

@@ -1,15 +1,11 @@
-"""Filling feature sets: which sets there are to be, and a Trainer that computes what is missing of them, with any number of
-ranks and of other jobs."""
+"""Filling feature sets: which there are to be, whose part of them this job does, and the model as it was afterwards."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import lightning as L
-import torch
 from torch import Tensor, nn
 
 from trak_lightning.check import Checker, Finding
@@ -19,13 +15,13 @@ from trak_lightning.data import AttributionData
 from trak_lightning.errors import IncompatibleRunError, IncompleteRunError, TerminatedError
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.featurizer import BlockWriter, Featurizer
+from trak_lightning.featurizer import Featurizer
 from trak_lightning.fitting import FitFile, Reference, TrainingSet
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.progress import progress
 from trak_lightning.projectors.base import Projector
-from trak_lightning.quiet import from_the_weights_there_are, interruptible, quiet_lightning
-from trak_lightning.ranks import agreed, follow_rank_zero, lost_ranks, outlast_rank_zero, takes_part, yet_to_meet
+from trak_lightning.quiet import quiet_lightning
+from trak_lightning.ranks import follow_rank_zero, outlast_rank_zero, takes_part
 from trak_lightning.rundir import RunDirectory
 from trak_lightning.sharded import is_sharded, shards
 from trak_lightning.shards import Shard
@@ -33,22 +29,9 @@ from trak_lightning.stopping import StopRequest
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.memory import MemorySet
 from trak_lightning.tasks.base import Task
+from trak_lightning.work import Work, Worker, predict
 
 FeaturizerType = TypeVar("FeaturizerType", bound=Featurizer)
-
-POLL_SECONDS = 0.2
-"""How often a job whose work is done looks whether other jobs have finished theirs."""
-
-
-class Work(NamedTuple):
-    """The blocks of one feature set that are a job's."""
-
-    checkpoint: Checkpoint
-    feature_set: FeatureSet
-    blocks: range
-
-    def missing(self) -> list[int]:
-        return self.feature_set.missing_in(self.blocks)
 
 
 @dataclass(frozen=True)
@@ -96,10 +79,16 @@ class Filler:
         if not takes_part(trainer, split, bool(missing)):
             return 0
         self._require_fits()
+        if trainer.world_size > 1:
+            follow_rank_zero(stop)
+
+        def featurizer(part: Work) -> Featurizer:
+            return self._module(Featurizer, data, part.feature_set, training, stop, part.blocks)
+
         bar = progress(f"featurize {split}", missing, enabled=trainer.is_global_zero)
         with uncompiled(self.model), self._restored(), quiet_lightning(), stop.watching(trainer), bar as advance:
             try:
-                return self._fill(trainer, data, training, work, advance, stop)
+                return Worker(trainer, work, featurizer, advance, stop).run()
             except TerminatedError:
                 outlast_rank_zero()
                 raise
@@ -111,7 +100,7 @@ class Filler:
         spec = self._spec(data, split, "check", data.batch_size, training)
         with uncompiled(self.model), self._restored(), quiet_lightning():
             checker = self._module(Checker, data, MemorySet(spec), training, StopRequest())
-            _predict(self.trainer or default_trainer(), checker, [])
+            predict(self.trainer or default_trainer(), checker, [])
             return checker.findings
 
     def _spec(
@@ -157,38 +146,6 @@ class Filler:
                 f"{error} If the {before} samples of before come first and are unchanged, featurize with grow=True "
                 "(--grow true): only the new ones are computed then."
             ) from error
-
-    def _fill(
-        self,
-        trainer: L.Trainer,
-        data: AttributionData,
-        training: TrainingSet,
-        work: list[Work],
-        advance: Callable[[int], None],
-        stop: StopRequest,
-    ) -> int:
-        """Compute until nothing is missing, with however many other jobs; returns the rows computed by this one."""
-        if trainer.world_size > 1:
-            follow_rank_zero(stop)
-        # Ranks meet in their first prediction. Before that, each sees for itself what is missing; afterwards, rank 0.
-        computed = self._compute(trainer, data, training, work[0], advance, stop) if yet_to_meet(trainer) else 0
-        missing, idle = agreed(trainer, partial(_missing, work)), 0
-        while missing:
-            for number in missing:
-                stop.check()
-                computed += self._compute(trainer, data, training, work[number], advance, stop)
-            before = missing
-            while (missing := agreed(trainer, partial(_missing, work, free=True))) is None:
-                stop.check()
-                time.sleep(POLL_SECONDS)
-            idle = 0 if missing != before else idle + 1
-            if missing and idle > 1:
-                raise IncompleteRunError(
-                    f"{sum(missing.values())} blocks of {work[0].feature_set.spec.split} are missing after featurizing: it was "
-                    "interrupted, a process died, or the Trainer limits the batches. What is stored is kept; run the same "
-                    "command again."
-                )
-        return computed
 
     def _require_fits(self) -> None:
         """Refuse to fit a projector or a task anew where there are rows already that were made with an earlier fit."""
@@ -248,57 +205,6 @@ class Filler:
             for name, tensor in _tensors(self.model):
                 if not is_sharded(tensor):  # a model that was sharded stays so
                     tensor.data = before[name]
-
-    def _compute(
-        self,
-        trainer: L.Trainer,
-        data: AttributionData,
-        training: TrainingSet,
-        part: Work,
-        advance: Callable[[int], None],
-        stop: StopRequest,
-    ) -> int:
-        """Compute the missing blocks that no other process works on; returns the rows that all ranks computed."""
-        part.checkpoint.load_into(self.model)
-        featurizer = self._module(Featurizer, data, part.feature_set, training, stop, part.blocks)
-        writer = BlockWriter(advance, trainer.world_size)
-        try:
-            with lost_ranks():
-                _predict(trainer, featurizer, [writer])
-                # A rank that died early is not noticed by predict, and has to be met.
-                computed = torch.tensor(writer.computed, device=trainer.strategy.root_device)
-                return int(trainer.strategy.reduce(computed, reduce_op="sum"))
-        except Exception:
-            stop.check()  # signals also end the worker processes of a loader, and other ranks
-            raise
-        finally:
-            if featurizer.plan is not None:
-                featurizer.plan.release()
-
-
-def _predict(trainer: L.Trainer, featurizer: Featurizer, callbacks: list[L.Callback]) -> None:
-    own_callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    trainer.callbacks = [*own_callbacks, *callbacks]  # type: ignore[attr-defined]
-    try:
-        with interruptible(), from_the_weights_there_are(trainer):
-            trainer.predict(featurizer, return_predictions=False)
-    finally:
-        trainer.callbacks = own_callbacks  # type: ignore[attr-defined]
-        featurizer.trainer = None
-
-
-def _missing(work: Sequence[Work], *, free: bool = False) -> dict[int, int] | None:
-    """Which parts of the work have how many blocks missing. With `free`: None while others compute all of these."""
-    blocks = {number: part.missing() for number, part in enumerate(work)}
-    missing = {number: len(found) for number, found in blocks.items() if found}
-    if not missing or not free:
-        return missing
-    for number in missing:
-        for block in blocks[number]:
-            if work[number].feature_set.claim(block):
-                work[number].feature_set.release(block)
-                return missing
-    return None
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

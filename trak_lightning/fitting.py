@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.atomic import atomic_write
+from trak_lightning.atomic import atomic_create
 from trak_lightning.comparison import require_same
 from trak_lightning.data import AttributionData
 from trak_lightning.errors import CorruptFileError
@@ -38,7 +38,8 @@ class FitFile:
     def save(self, fitted: Mapping[str, Tensor]) -> None:
         arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in fitted.items()}
         arrays[_FINGERPRINT] = np.array(json.dumps(self.fingerprint))
-        with atomic_write(self.path) as part, part.open("wb") as file:
+        # The first one wins: jobs that know nothing of each other may fit at once.
+        with atomic_create(self.path) as part, part.open("wb") as file:
             np.savez(file, **arrays)
 
     def load(self) -> dict[str, Tensor]:

@@ -58,8 +58,9 @@ class SubsetPlan:
                 values.
         """
         path = folder / "plan.json"
+        plan = json.dumps(asdict(self), indent=1, default=str)  # settings may be paths, dtypes, enumerations
         if path.exists():
-            require_same(read_json(path), asdict(self), folder)
+            require_same(read_json(path), json.loads(plan), folder)
         else:
             with atomic_write(path) as part:
-                part.write_text(json.dumps(asdict(self), indent=1))
+                part.write_text(plan)

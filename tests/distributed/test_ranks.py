@@ -19,6 +19,7 @@ def test_more_ranks_than_blocks_are_fine(job, whole, tmp_path):
     assert features(tmp_path / "run") == features_of(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [slurm, nodes])
 def test_ranks_of_any_launcher_give_the_bits_of_one_process(launcher, job, whole, tmp_path):
     assert finish(start(job, tmp_path / "run", 2, launcher)) == [0, 0], Path(f"{tmp_path}/run-0.log").read_text()
@@ -27,7 +28,7 @@ def test_ranks_of_any_launcher_give_the_bits_of_one_process(launcher, job, whole
     assert [("featurize " in Path(f"{tmp_path}/run-{rank}.log").read_text()) for rank in (0, 1)] == [True, False]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_fails_the_job_and_other_numbers_of_ranks_go_on_with_it(victim, job, whole, tmp_path):
     run_dir = tmp_path / "run"
     processes = start(job, run_dir, 2)

@@ -41,11 +41,12 @@ def test_features_of_sharded_parameters_are_those_of_whole_ones(job, whole, tmp_
             ("--model", "sharded_cnn.ShardedCNN", "--extractor", "functional"),
             "'functional' needs whole parameters, and 8",
         ),
-        (
+        pytest.param(
             ("--model", "sharded_cnn.ShardedCNN", "--extractor", "iterative"),
             "'iterative' needs whole parameters, and 8",
+            marks=pytest.mark.slow,
         ),
-        ((), "configure_model shards it"),
+        pytest.param((), "configure_model shards it", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_be_done_with_sharded_parameters_is_refused(options, message, job, tmp_path):
@@ -55,6 +56,7 @@ def test_what_cannot_be_done_with_sharded_parameters_is_refused(options, message
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_a_layer_without_a_rule_is_refused_by_name(job, tmp_path):
     torch.save(WithoutRule(8).state_dict(), tmp_path / "a.pt")
     options = ("--model", "sharded_cnn.WithoutRule", "--checkpoints", f"[{tmp_path / 'a.pt'}]")

@@ -13,7 +13,10 @@ from groups import slurm
 
 @pytest.mark.parametrize(
     ("array", "name", "requeued"),
-    [({}, "7", "requeue 7"), ({"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}, "8", "requeue 5_3")],
+    [
+        pytest.param({}, "7", "requeue 7", marks=pytest.mark.slow),
+        ({"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}, "8", "requeue 5_3"),
+    ],
 )
 def test_a_job_whose_time_is_up_finishes_its_block_and_is_queued_again(array, name, requeued, job, whole, tmp_path):
     """Under Lightning's SLURMEnvironment, which it detects and which requeues by default."""

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from trak_lightning.errors import SettingsError
+from trak_lightning.scoring.base import CheckpointFeatures
 from trak_lightning.scoring.gram import WEIGHTS, gram
 from trak_lightning.scoring.inverse import IllConditionedWarning
 from trak_lightning.scoring.ranking import RunningRanking, rank
 from trak_lightning.scoring.system import System
 from trak_lightning.scoring.trak import Trak
+from trak_lightning.stores.base import FeatureRows, FeatureSpec
+from trak_lightning.stores.hdf5 import HDF5Store
 
 
 def weights_of(name, q, r):
@@ -65,9 +68,28 @@ def test_features_of_low_precision_are_computed_in_single_precision(dtype, toler
     np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_features_stored_in_half_precision_are_scored_as_what_is_read_back(dtype, rng, tmp_path):
+    store, sets, X, q = HDF5Store(dtype=dtype), [], rng.standard_normal((60, 8)), rng.uniform(0, 1, 60)
+    store.bind(tmp_path)
+    for split, phi in (("train", X), ("test", X[:4])):
+        created = store.create(FeatureSpec(split, "c", len(phi), 8, 1, 16, {}))
+        for block in range(created.spec.num_blocks):
+            inside = np.array(created.spec.block_range(block))
+            columns = [q[inside].astype(np.float32)] * 3
+            created.write_block(block, FeatureRows(inside, phi[inside].astype(np.float32), *columns))
+        sets.append(created)
+    found = Trak(1.0).fit([CheckpointFeatures(*sets)]).rows(0, 4)
+    rounded = sets[0].rows(0, 60).features.astype(np.float64)
+    assert 0 < np.abs(rounded - X).max() < 0.02
+    q = q.astype(np.float32)
+    expected = rounded[:4] @ np.linalg.solve((rounded * q[:, None]).T @ rounded + np.eye(8), rounded.T) * q
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_half_precision_features_do_not_overflow_in_the_gram_matrix(features):
     X = np.full((400, 2), 300.0, dtype=np.float16)
-    found = gram(features(X, X[:1], np.ones(400)).train, "none")
+    found = gram(features(X, X[:1], np.ones(400)), "none")
     np.testing.assert_array_equal(found, [[400 * 9e4, 0], [400 * 9e4, 400 * 9e4]])
 
 

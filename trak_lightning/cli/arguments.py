@@ -44,7 +44,7 @@ def add_run_arguments(parser: ArgumentParser) -> None:
         "--checkpoints",
         type=list[str] | None,
         default=None,
-        help="checkpoint files to attribute with; if given, nothing is trained",
+        help="checkpoint files or folders to attribute with, also with wildcards; if given, nothing is trained",
     )
     parser.add_argument(
         "--weights_only",

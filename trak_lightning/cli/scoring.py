@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jsonargparse import ArgumentParser
@@ -10,9 +12,10 @@ from trak_lightning.atomic import atomic_write
 from trak_lightning.cli.arguments import TRAINING_KEYS, light_parser, open_run
 from trak_lightning.cli.names import rewrite
 from trak_lightning.cli.output import summary
-from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
 from trak_lightning.evaluation.stage import evaluate_run
 from trak_lightning.rundir import RunDirectory
+from trak_lightning.scoring.compute import LOCAL, Compute
 from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.ranking import Ranking, rank
 from trak_lightning.scoring.scores import Scores
@@ -37,7 +40,12 @@ def score(argv: Sequence[str]) -> int:
         "--reduction", type=Reduction, default="mean", help="a group's output is the mean or the sum of its targets'"
     )
     parser.add_argument("--name", type=str | None, default=None, help="of the score file; default: the target split")
+    parser.add_argument("--devices", type=int, default=1, help="how many share the work, one process each")
+    parser.add_argument(
+        "--accelerator", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one"
+    )
     config = parser.parse_args(rewrite(argv, reads=("store", "scorer")))
+    compute = _compute(config.accelerator, config.devices)
     instances = parser.instantiate(config)
     run, store = open_run(config, instances)
     scores, fresh = score_run(
@@ -50,9 +58,28 @@ def score(argv: Sequence[str]) -> int:
         groups=_read_groups(config.groups, run, store, config.target_split),
         reduction=config.reduction,
         name=config.name,
+        compute=compute,
     )
-    summary("score", f"{scores.describe()} in {scores.path}", int(fresh), "computed", started)
+    if compute.rank == 0:
+        summary("score", f"{scores.describe()} in {scores.path}", int(fresh), "computed", started)
     return 0
+
+
+def _compute(accelerator: str, devices: int) -> Compute:
+    """What was asked for; torch is imported only if there is a use for it."""
+    if devices < 1:
+        raise SettingsError(f"--devices must be at least 1, got {devices}")
+    if accelerator == "auto":
+        accelerator = "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
+    if accelerator == "cpu" and devices == 1:
+        return LOCAL
+    from lightning.fabric import Fabric
+
+    from trak_lightning.scoring.fabric import FabricCompute
+
+    fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if devices > 1 else "auto")
+    fabric.launch()
+    return FabricCompute(fabric)
 
 
 def self_influence(argv: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from trak_lightning import registry
 from trak_lightning.api import TRAK
 from trak_lightning.atomic import atomic_write
+from trak_lightning.checkpoints import expand, has_wildcard
 from trak_lightning.cli import stamps
 from trak_lightning.cli.arguments import add_run_arguments, open_run
 from trak_lightning.cli.names import rewrite
@@ -121,8 +122,8 @@ class Job:
 
     @property
     def growing(self) -> bool:
-        """Whether the data may have more samples than those featurized."""
-        return bool(self._config.grow)
+        """Whether there may be more samples, or more checkpoints, when the same command is given again."""
+        return bool(self._config.grow) or any(map(has_wildcard, self._config.checkpoints or ()))
 
     @property
     def lasting(self) -> bool:
@@ -137,8 +138,9 @@ class Job:
     def train(self) -> list[str]:
         """Make the checkpoints that are missing; returns the files of all."""
         if self._config.checkpoints is not None:
-            summary("train", f"nothing to train: {len(self._config.checkpoints)} checkpoints are named")
-            return list(self._config.checkpoints)
+            named = self._named()
+            summary("train", f"nothing to train: {len(named)} checkpoints are named")
+            return named
         started = time.perf_counter()
         ensemble = self._config.ensemble
         paths, trained = train_ensemble(
@@ -155,7 +157,8 @@ class Job:
         """Compute the features that are missing."""
         started = time.perf_counter()
         trak = self.trak()
-        how: dict[str, Any] = {"block_size": self._config.block_size, "grow": self.growing, "shard": str(self.shard)}
+        grow = bool(self._config.grow)
+        how: dict[str, Any] = {"block_size": self._config.block_size, "grow": grow, "shard": str(self.shard)}
         with narrated() if self._speaks else nullcontext():
             computed = trak.featurize(self.train_data, checkpoints, split=self._config.train_split, **how)
             computed += trak.featurize_split(self.target_data, self._config.target_split, **how)
@@ -200,7 +203,7 @@ class Job:
             IncompleteRunError: there are none, or not all.
         """
         if self._config.checkpoints is not None:
-            return list(self._config.checkpoints)
+            return self._named()
         paths = checkpoint_paths(self.run.checkpoints, self._config.ensemble.size)
         missing = [path for path in paths if not path.exists()]
         if missing:
@@ -209,6 +212,9 @@ class Job:
                 "name your own files under checkpoints."
             )
         return [str(path) for path in paths]
+
+    def _named(self) -> list[str]:
+        return [str(path) for path in expand(self._config.checkpoints)]
 
     def score(self) -> Path:
         """Score the targets; returns the file."""

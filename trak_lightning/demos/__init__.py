@@ -1,12 +1,21 @@
-"""Small real models and data, used by configs/ and by the tests."""
+"""Small real models and data, used by configs/ and by the tests; and those of the paper's experiments, for configs/paper/."""
 
+from trak_lightning.demos.cifar import CIFAR10DataModule
+from trak_lightning.demos.coco import CocoCaptions
 from trak_lightning.demos.countries import CountryDataModule, CountryT5
 from trak_lightning.demos.dictionary import DictionaryDataModule, DictionaryGPT
 from trak_lightning.demos.digits import DigitsCNN, DigitsDataModule
 from trak_lightning.demos.emoji import EmojiCLIP, EmojiDataModule
+from trak_lightning.demos.finetuning import CLIP, PretrainedTransformer
+from trak_lightning.demos.ftrace import FTrace
+from trak_lightning.demos.imagenet import ImageNetDataModule
+from trak_lightning.demos.images import ImageClassifier
 from trak_lightning.demos.text import TextClassifier, TextDataModule
 
 __all__ = [
+    "CLIP",
+    "CIFAR10DataModule",
+    "CocoCaptions",
     "CountryDataModule",
     "CountryT5",
     "DictionaryDataModule",
@@ -15,6 +24,10 @@ __all__ = [
     "DigitsDataModule",
     "EmojiCLIP",
     "EmojiDataModule",
+    "FTrace",
+    "ImageClassifier",
+    "ImageNetDataModule",
+    "PretrainedTransformer",
     "TextClassifier",
     "TextDataModule",
 ]

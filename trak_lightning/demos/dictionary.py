@@ -57,6 +57,7 @@ class DictionaryGPT(TransformerModule):
                 resid_pdrop=0.0,
                 embd_pdrop=0.0,
                 attn_pdrop=0.0,
+                loss_type="ForCausalLM",
             )
             self.model = library.GPT2LMHeadModel(config)
 

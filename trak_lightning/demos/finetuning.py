@@ -1,10 +1,13 @@
-"""What training a model of ``transformers`` takes: its own loss, AdamW, one cycle."""
+"""Training a model of ``transformers``, from scratch or from pretrained weights: its own loss, AdamW, one cycle."""
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+
+from trak_lightning.demos.pretrained import locate, transformers
+from trak_lightning.errors import DataError
 
 
 class TransformerModule(L.LightningModule):
@@ -37,3 +40,60 @@ class TransformerModule(L.LightningModule):
             optimizer, max_lr=self.lr, total_steps=int(self.trainer.estimated_stepping_batches), pct_start=0.1
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class PretrainedTransformer(TransformerModule):
+    """Any model that one of the ``AutoModel`` classes loads.
+
+    Args:
+        pretrained: of the hub, or a folder.
+        architecture: ``AutoModelForSeq2SeqLM``, ``AutoModelForCausalLM``, ``AutoModel`` or another of these classes.
+        weights: ``pretrained``, or ``random`` for the same architecture trained from scratch.
+        lr: peak learning rate.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        architecture: str,
+        weights: Literal["pretrained", "random"] = "pretrained",
+        lr: float = 5e-5,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(lr, weight_decay)
+        self.save_hyperparameters()
+        with transformers() as library:
+            auto = getattr(library, architecture, None)
+            if not architecture.startswith("AutoModel") or auto is None:
+                raise DataError(f"architecture must be one of transformers' AutoModel classes, got {architecture!r}")
+            source = locate(pretrained)
+            if weights == "random":
+                self.model = auto.from_config(library.AutoConfig.from_pretrained(source))
+            else:
+                self.model = auto.from_pretrained(source)
+        self.model.train()  # loaded models come in eval mode, in which dropout would stay off
+
+
+class CLIP(PretrainedTransformer):
+    """CLIP: two towers, trained on the contrastive loss over each batch.
+
+    Args:
+        pretrained: of the hub, or a folder.
+        weights: ``pretrained``, or ``random`` for the same architecture trained from scratch.
+        lr: peak learning rate.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        weights: Literal["pretrained", "random"] = "pretrained",
+        lr: float = 5e-5,
+        weight_decay: float = 0.1,
+    ) -> None:
+        super().__init__(pretrained, "AutoModel", weights, lr, weight_decay)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss: Tensor = self(**batch, return_loss=True).loss
+        return loss

@@ -7,10 +7,9 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from trak_lightning.demos.finetuning import TransformerModule
 from trak_lightning.demos.glosses import GLOSSES
 from trak_lightning.demos.pretrained import locate, transformers
 from trak_lightning.demos.tables import columns, read_table
@@ -18,7 +17,7 @@ from trak_lightning.errors import DataError
 from trak_lightning.selection import select
 
 
-class TextClassifier(L.LightningModule):
+class TextClassifier(TransformerModule):
     """A pretrained transformer with a new classification head, trained with AdamW, one cycle.
 
     Args:
@@ -37,44 +36,28 @@ class TextClassifier(L.LightningModule):
         lr: float = 5e-5,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__()
+        super().__init__(lr, weight_decay)
         self.save_hyperparameters()
-        self.lr = lr
-        self.weight_decay = weight_decay
         with transformers() as library:
             self.model = library.AutoModelForSequenceClassification.from_pretrained(
                 locate(pretrained), num_labels=num_labels
             )
+        self.model.train()  # it comes in eval mode, which Lightning would keep
         trained = select(self.model, trainable)
         self.model.requires_grad_(False)
         for parameter in trained.values():
             parameter.requires_grad = True
 
-    def forward(self, **inputs: Tensor) -> Any:
-        """What the transformer returns: ``logits`` (B, C), and ``loss`` if there are labels."""
-        return self.model(**inputs)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss: Tensor = self(**batch).loss
-        return loss
-
-    def configure_optimizers(self):  # type: ignore[no-untyped-def]
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.lr, total_steps=int(self.trainer.estimated_stepping_batches), pct_start=0.1
-        )
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
-
 
 class TextDataModule(L.LightningDataModule):
-    """Texts with labels from ``.csv`` or ``.tsv`` files; by default WordNet's glosses with the category of the word they define.
+    """Texts with labels from ``.csv`` or ``.tsv`` files; WordNet's glosses with the category of the word they define if none is
+    named.
 
     A batch is what the tokenizer's ``pad`` returns, with ``labels``. Labels are numbered in alphabetical order.
 
     Args:
         pretrained: whose tokenizer: of the hub, or a folder.
-        train_file: training samples.
+        train_file: training samples; the glosses if None.
         test_file: targets; if None, `num_targets` of the training file are held out.
         text: the column of the text; of two, pairs are classified.
         label: the column of the label.
@@ -89,8 +72,8 @@ class TextDataModule(L.LightningDataModule):
     def __init__(
         self,
         pretrained: str,
-        train_file: str | Path = GLOSSES,
-        test_file: str | Path | None = None,
+        train_file: str | None = None,
+        test_file: str | None = None,
         text: Sequence[str] = ("gloss",),
         label: str = "category",
         num_train: int | None = None,
@@ -106,7 +89,7 @@ class TextDataModule(L.LightningDataModule):
         if not 0 <= mislabelled < 1:
             raise DataError(f"mislabelled must lie in 0 … 1 (without 1), got {mislabelled}")
         self.pretrained = pretrained
-        self.train_file = train_file
+        self.train_file = train_file or GLOSSES
         self.test_file = test_file
         self.text = list(text)
         self.label = label

@@ -1,15 +1,16 @@
 """The interface of a scorer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import IncompatibleRunError, IncompleteRunError
+from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
+from trak_lightning.scoring.compute import LOCAL, Compute
 from trak_lightning.stores.base import FeatureSet
 
 Array = npt.NDArray[Any]
@@ -28,6 +29,17 @@ class CheckpointFeatures:
     """Positions of the training samples it was trained on; None if that is not known."""
     cache: Path | None = None
     """Folder for what is computed once (Gram matrix, factors, leverages); None computes it anew each time."""
+    compute: Compute = LOCAL
+    """Where products are made."""
+
+
+class Tile(NamedTuple):
+    """Scores of some targets for consecutive training samples."""
+
+    scores: Array
+    """(b, c)"""
+    spread: Callable[[Array, Array], Array] | None = None
+    """Standard errors over checkpoints at entries (rows, columns), where the scorer knows them."""
 
 
 class Scoring(ABC):
@@ -36,7 +48,10 @@ class Scoring(ABC):
     settings: dict[str, Any]
     """What was chosen from the data (λ of every checkpoint, calibration curve). JSON."""
 
+    compute: Compute = LOCAL
+
     def __init__(self, checkpoints: Sequence[CheckpointFeatures]) -> None:
+        self.compute = checkpoints[0].compute
         self.num_targets = checkpoints[0].targets.spec.num_samples
         self.num_train = checkpoints[0].train.spec.num_samples
         self.settings = {}
@@ -47,6 +62,24 @@ class Scoring(ABC):
 
         Positive: having that training example raises the target's model output.
         """
+
+    def columns(self, start: int, stop: int, columns: range) -> Iterator[Tile]:
+        """Scores of the targets ``start … stop`` for some training samples, in consecutive tiles.
+
+        A tile is valid until the next one is asked for. Processes that share the work ask for different columns: override
+        this if scores of some can be had for less than those of all.
+        """
+        first = 0
+        for scores in self.tiles(start, stop):
+            inside = slice(max(columns.start - first, 0), max(columns.stop - first, 0))
+            first += scores.shape[1]
+            if scores[:, inside].shape[1]:
+                yield Tile(scores[:, inside])
+
+    @property
+    def share(self) -> range:
+        """The training samples whose scores this process computes, where several share the work."""
+        return self.compute.share(self.num_train)
 
     def rows(self, start: int, stop: int) -> Array:
         """Scores of the targets ``start … stop`` for all training samples, (stop − start, n)."""
@@ -89,6 +122,7 @@ def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
     Raises:
         IncompleteRunError: no checkpoints, or missing rows.
         IncompatibleRunError: names what differs.
+        DataError: more processes than blocks.
     """
     if not checkpoints:
         raise IncompleteRunError("there are no features to score: no checkpoint was featurised")
@@ -107,6 +141,11 @@ def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
                     f"{expected.spec.num_samples}: they are of different data"
                 )
         train, targets = features.train.spec, features.targets.spec
+        if features.compute.world_size > train.num_blocks:
+            raise DataError(
+                f"{features.compute.world_size} processes cannot share the {train.num_blocks} blocks of {train.split}/"
+                f"{train.checkpoint}: ask for at most {train.num_blocks} devices, or featurize in smaller blocks"
+            )
         for key in ("parameters", "projector", "seed", "precision"):
             if train.fingerprint.get(key) != targets.fingerprint.get(key) or train.dim != targets.dim:
                 raise IncompatibleRunError(

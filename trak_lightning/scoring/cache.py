@@ -10,28 +10,31 @@ import xxhash
 
 from trak_lightning.atomic import atomic_write
 from trak_lightning.rundir import UNREADABLE
-from trak_lightning.scoring.base import Array
+from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.seeds import fingerprint
-from trak_lightning.stores.base import FeatureSet
 from trak_lightning.stores.validation import identity
 
 VERSION = 2
 """Of what is kept: raised whenever the same key would mean other numbers."""
 
 
-def cached(folder: Path | None, name: str, features: FeatureSet, key: Any, compute: Callable[[], Array]) -> Array:
-    """What `compute` returns, from the file of an earlier call if there is one; mapped, not read, if it is large.
+def cached(features: CheckpointFeatures, name: str, key: Any, calculate: Callable[[], Array]) -> Array:
+    """What `calculate` returns, from the file of an earlier call if there is one; mapped, not read, if it is large.
 
     The file's name holds a hash of all that determines the array: what the features were made from, and `key` (JSON).
-    Files of that name for other features are out of date and deleted.
+    Files of that name for other features are out of date and deleted. Processes that share the work calculate unless all
+    of them find it; the first one writes.
     """
+    folder, compute = features.cache, features.compute
     if folder is None:
-        return compute()
-    path = folder / f"{name}-{fingerprint([VERSION, identity(features.spec), key])}.npy"
+        return calculate()
+    path = folder / f"{name}-{fingerprint([VERSION, identity(features.train.spec), key])}.npy"
     found = _read(path)
-    if found is not None:
+    if compute.total(np.array(float(found is not None))) == compute.world_size and found is not None:
         return found
-    array = compute()
+    array = calculate()
+    if compute.rank:
+        return array
     stale = [other for other in folder.glob(f"{name}-*.npy") if other != path]
     with atomic_write(path) as part, part.open("wb") as file:
         np.save(file, array, allow_pickle=False)

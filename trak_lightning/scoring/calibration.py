@@ -9,7 +9,7 @@ import numpy as np
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
-from trak_lightning.scoring.inner_products import as_computed
+from trak_lightning.scoring.rows import as_computed, shared_blocks
 from trak_lightning.scoring.system import System
 from trak_lightning.stores.validation import identity
 
@@ -34,20 +34,16 @@ class Calibration:
     """``curve``: LDS at every λ/trace in ``relative``, for each weighting."""
 
 
-def can_calibrate(checkpoints: Sequence[CheckpointFeatures]) -> bool:
-    return len(checkpoints) >= FEWEST and all(
-        features.subset is not None and len(features.subset) < features.train.spec.num_samples
-        for features in checkpoints
-    )
-
-
 def require_calibration(checkpoints: Sequence[CheckpointFeatures]) -> None:
     """Refuse checkpoints whose subsets are not known.
 
     Raises:
         DataError: fewer than four checkpoints, or subsets that are unknown or hold every sample.
     """
-    if can_calibrate(checkpoints):
+    if len(checkpoints) >= FEWEST and all(
+        features.subset is not None and len(features.subset) < features.train.spec.num_samples
+        for features in checkpoints
+    ):
         return
     unknown = sum(features.subset is None for features in checkpoints)
     raise DataError(
@@ -61,14 +57,13 @@ def calibration(checkpoints: Sequence[CheckpointFeatures], weights: Sequence[str
     """Cross-validated linear datamodeling score over the checkpoints.
 
     Checkpoint j was trained on a recorded subset S_j, and its outputs on training samples z are stored: scores of z made
-    from the *other* checkpoints are summed over S_j and compared with f(z; θ_j), by correlation over j, averaged over z. Training samples serve as targets because there are many, and because λ then depends on no target.
+    from the *other* checkpoints are summed over S_j and compared with f(z; θ_j), by correlation over j, averaged over z.
+    Training samples serve as targets because there are many, and because λ then depends on no target.
     """
     everything = [[identity(features.train.spec), np.asarray(features.subset).tolist()] for features in checkpoints]
-    first = checkpoints[0]
     key = [everything, list(weights), GRID.tolist(), JUDGES]
-    curves = cached(
-        first.cache, f"calibration-{'-'.join(weights)}", first.train, key, lambda: _curves(checkpoints, weights)
-    )
+    name = f"calibration-{'-'.join(weights)}"
+    curves = cached(checkpoints[0], name, key, lambda: _curves(checkpoints, weights))
     peaks = [peak(curve) for curve in curves]
     best = int(np.argmax([height for _, height in peaks]))
     curve = {name: [float(value) for value in row] for name, row in zip(weights, curves, strict=True)}
@@ -83,13 +78,10 @@ def _curves(checkpoints: Sequence[CheckpointFeatures], weights: Sequence[str]) -
     predicted = np.zeros((len(weights), len(GRID), M, len(judges)))
     masks = _masks(checkpoints)
     for m, features in enumerate(checkpoints):
-        sums, rows = _sums(features, masks), select(features, judges)
+        sums, rows = _sums(features, masks), features.train.take(judges)
         others = [j for j in range(M) if j != m]
         for w, name in enumerate(weights):
-            system = System(features, name)
-            for position, relative in enumerate(GRID):
-                inverse = system.trial(float(relative) * system.trace)
-                predicted[w, position, others] += (inverse.solve(sums) @ rows.T)[others]
+            predicted[w][:, others] += System(features, name).products(sums, rows, GRID)[:, others]
     members = _members(checkpoints, judges)
     return np.array([[_agreement(prediction, outputs, members) for prediction in row] for row in predicted])
 
@@ -136,19 +128,10 @@ def _members(checkpoints: Sequence[CheckpointFeatures], samples: Array) -> Array
 def _sums(features: CheckpointFeatures, masks: Array) -> Array:
     """Maskᵀ Φ: (M, k)."""
     total = np.zeros((masks.shape[1], features.train.spec.dim))
-    for rows in features.train.blocks():
+    for rows in shared_blocks(features):
         stored = as_computed(rows.features)
         total += masks[rows.index].T.astype(stored.dtype) @ stored
-    return total
-
-
-def select(features: CheckpointFeatures, samples: Array) -> Array:
-    """Features of some training samples, in order: (s, k) in float64."""
-    pieces = []
-    for rows in features.train.blocks():
-        inside = samples[(samples >= rows.index[0]) & (samples <= rows.index[-1])] - rows.index[0]
-        pieces.append(rows.features[inside].astype(np.float64))
-    return np.concatenate(pieces)
+    return features.compute.total(total)
 
 
 def peak(curve: Array) -> tuple[float, float]:

@@ -1,19 +1,18 @@
 """The weighted Gram matrix ΦᵀWΦ, or its n × n counterpart where there are fewer samples than dimensions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from trak_lightning.scoring.base import Array, chunks
-from trak_lightning.scoring.inner_products import AlignedReader, as_computed
+from trak_lightning.scoring.base import Array, CheckpointFeatures, chunks
+from trak_lightning.scoring.compute import PANEL
+from trak_lightning.scoring.rows import as_computed, share, shared_blocks
 from trak_lightning.stores.base import FeatureRows, FeatureSet
+from trak_lightning.stores.prefetch import prefetched
 
 Weights: TypeAlias = Literal["none", "residual", "gauss_newton", "fisher"]
 WEIGHTS = get_args(Weights)
-
-PANEL = 1024
-"""Columns of the Gram matrix that are added to at a time."""
 
 
 def weighting(rows: FeatureRows, weights: str) -> Array:
@@ -32,57 +31,53 @@ def is_dual(features: FeatureSet) -> bool:
     return features.spec.num_samples < features.spec.dim
 
 
-def gram(features: FeatureSet, weights: str) -> Array:
+def gram(features: CheckpointFeatures, weights: str) -> Array:
     """ΦᵀWΦ (k, k), or W^½ΦΦᵀW^½ (n, n) where n < k, in float64: its lower triangle; the upper one is zero.
 
     Products of one piece are in the precision of the features (at least float32), their sums in float64: the error is that
-    of single-precision products of `PANEL` terms, relative ``2⁻²⁴·√PANEL``, however many samples there are.
+    of single-precision products of `PANEL` terms, relative ``2⁻²⁴·√PANEL``, however many samples there are. Each process
+    does its share of the rows.
     """
-    return _dual(features, weights) if is_dual(features) else _primal(features, weights)
+    return _dual(features, weights) if is_dual(features.train) else _primal(features, weights)
 
 
 def scaled_pieces(features: FeatureSet, weights: str) -> Iterator[tuple[range, Array]]:
     """W^½Φ in order, at most `PANEL` rows at a time, with the range of samples they are of."""
-    for block in features.blocks():
+    return _pieces(features.blocks(), weights)
+
+
+def _pieces(blocks: Iterable[FeatureRows], weights: str) -> Iterator[tuple[range, Array]]:
+    for block in blocks:
         for piece in chunks(len(block), 1, PANEL):
-            part = slice(piece.start, piece.stop)
-            rows = FeatureRows(
-                block.index[part],
-                block.features[part],
-                block.output[part],
-                block.loss_weight[part],
-                block.curvature[part],
-            )
-            stored = as_computed(rows.features)
-            scale = np.sqrt(weighting(rows, weights)).astype(stored.dtype)
-            yield range(int(rows.index[0]), int(rows.index[-1]) + 1), stored * scale[:, None]
+            rows = block[piece.start : piece.stop]
+            yield range(int(rows.index[0]), int(rows.index[-1]) + 1), _scaled(rows, weights)
 
 
-def _primal(features: FeatureSet, weights: str) -> Array:
-    k = features.spec.dim
-    total = np.zeros((k, k))
-    for _, scaled in scaled_pieces(features, weights):
-        for first in range(0, k, PANEL):
-            last = min(first + PANEL, k)
-            # The matrix is symmetric: what lies above the diagonal blocks is not computed.
-            total[first:last, :last] += scaled[:, first:last].T @ scaled[:, :last]
-    return np.tril(total)
+def _primal(features: CheckpointFeatures, weights: str) -> Array:
+    squares = features.compute.squares(features.train.spec.dim)
+    for _, scaled in _pieces(shared_blocks(features), weights):
+        squares.add(scaled)
+    return features.compute.total(squares.result())
 
 
-def _dual(features: FeatureSet, weights: str) -> Array:
-    n = features.spec.num_samples
+def _dual(features: CheckpointFeatures, weights: str) -> Array:
+    n, mine = features.train.spec.num_samples, share(features)
     total = np.zeros((n, n))
     # As many rows as fit are held while the others stream past once; memory is n² numbers and one such panel.
-    for held in chunks(n, 4 * features.spec.dim):
-        panel = np.concatenate([_scaled(rows, weights) for rows in AlignedReader(features).read(held.start, held.stop)])
-        for rows in _read_upto(features, held.stop):
-            columns = slice(int(rows.index[0]), int(rows.index[-1]) + 1)
-            total[held.start : held.stop, columns] = panel @ _scaled(rows, weights).T
-    return np.tril(total)
+    for held in chunks(len(mine), 4 * features.train.spec.dim):
+        first, last = mine.start + held.start, mine.start + held.stop
+        panel = features.compute.left(_scaled(features.train.rows(first, last), weights))
+        for samples, scaled in _pieces(_upto(features.train, last), weights):
+            columns = slice(samples.start, min(samples.stop, last))
+            products = np.empty((last - first, columns.stop - columns.start), scaled.dtype)
+            panel(scaled[: products.shape[1]], products)
+            total[first:last, columns] = products
+    return features.compute.total(np.tril(total))
 
 
-def _read_upto(features: FeatureSet, stop: int) -> Iterator[FeatureRows]:
-    return AlignedReader(features).read(0, stop)
+def _upto(features: FeatureSet, stop: int) -> Iterator[FeatureRows]:
+    """The blocks that hold the samples 0 … stop."""
+    return prefetched(features.read_block, range(-(-stop // features.spec.block_size)), 2)
 
 
 def _scaled(rows: FeatureRows, weights: str) -> Array:

@@ -6,8 +6,11 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, require_compatible
-from trak_lightning.stores.base import FeatureRows, FeatureSet
+from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, Tile, require_compatible
+from trak_lightning.scoring.compute import PANEL
+from trak_lightning.scoring.moments import Moments
+from trak_lightning.scoring.rows import RowReader, as_computed, reads_ahead, share
+from trak_lightning.stores.base import FeatureRows
 
 Average: TypeAlias = Literal["factors", "scores"]
 
@@ -41,7 +44,7 @@ class InnerProducts(Scoring):
     ``( (1/M) Σ_m left_m(z)·φ_m(z_i) ) · ( (1/M) Σ_m c_m,i )`` (Park et al. 2023, section 3.3). ``average="scores"``
     multiplies first: ``(1/M) Σ_m c_m,i · left_m(z)·φ_m(z_i)``.
 
-    Products are in the precision of the stored features, at least float32; sums over checkpoints in float64.
+    Everything is in the precision of the stored features, at least float32; coefficients in float64.
     """
 
     def __init__(
@@ -58,73 +61,60 @@ class InnerProducts(Scoring):
         kept = [m for m in range(len(self.parts)) if m != checkpoint]
         return InnerProducts([self._checkpoints[m] for m in kept], [self.parts[m] for m in kept], self._average)
 
+    @property
+    def share(self) -> range:
+        return share(self._checkpoints[0])  # whole blocks: each is read by one process
+
     def tiles(self, start: int, stop: int) -> Iterator[Array]:
-        for products, coefficients in self._contributions(start, stop):
-            if self._average == "factors":
-                yield products.mean(0) * coefficients.mean(0)
-            else:
-                yield (products * coefficients[:, None]).mean(0)
+        for tile in self.columns(start, stop, range(self.num_train)):
+            yield tile.scores.copy()
 
-    def spread_tiles(self, start: int, stop: int) -> Iterator[tuple[Array, Array]]:
-        """As `tiles`, each with the standard error of its scores over checkpoints; NaN with one checkpoint."""
-        M = len(self._checkpoints)
-        for products, coefficients in self._contributions(start, stop):
-            scores = products * (coefficients.mean(0) if self._average == "factors" else coefficients[:, None])
-            error = scores.std(0, ddof=1) / np.sqrt(M) if M > 1 else np.full(scores.shape[1:], np.nan)
-            yield scores.mean(0), error
-
-    def _contributions(self, start: int, stop: int) -> Iterator[tuple[Array, Array]]:
-        """Inner products (M, b, c) and coefficients (M, c), a column block at a time."""
+    def columns(self, start: int, stop: int, columns: range) -> Iterator[Tile]:
         left = [
-            part.left(read_features(features.targets, start, stop))
+            features.compute.left(part.left(features.targets.rows(start, stop).features))
             for part, features in zip(self.parts, self._checkpoints, strict=True)
         ]
         M, b = len(left), stop - start
-        readers = [AlignedReader(features.train) for features in self._checkpoints]
-        width = max(1, TILE_BYTES // (8 * M * b))
-        for first in range(0, self.num_train, width):
-            last = min(first + width, self.num_train)
-            products, coefficients = np.empty((M, b, last - first)), np.empty((M, last - first))
-            for m, (part, reader) in enumerate(zip(self.parts, readers, strict=True)):
-                done = first
-                for rows in reader.read(first, last):
-                    columns = slice(done - first, done - first + len(rows))
+        readers = [RowReader(features.train, columns, reads_ahead(M, features.train)) for features in self._checkpoints]
+        width = _width(b, self._checkpoints[0].train.spec.block_size)
+        buffers = [np.empty(0), np.empty(0)]  # the first checkpoint's products are kept, the others take turns
+        for first in range(columns.start, columns.stop, width):
+            c = min(width, columns.stop - first)
+            moments, coefficients = Moments(), np.empty((M, c))
+            for m in range(M):
+                done, products = 0, None
+                for rows in readers[m].read(c):
                     stored = as_computed(rows.features)
-                    products[m, :, columns] = left[m].astype(stored.dtype, copy=False) @ stored.T
-                    coefficients[m, columns] = part.coefficient(rows)
+                    if products is None:
+                        buffers[m > 0] = products = _buffer(buffers[m > 0], (b, c), stored.dtype)
+                    piece = slice(done, done + len(rows))
+                    left[m](stored, products[:, piece])
+                    coefficients[m, piece] = self.parts[m].coefficient(rows)
                     done += len(rows)
-            yield products, coefficients
+                assert products is not None
+                if self._average == "scores":
+                    products *= coefficients[m].astype(products.dtype)
+                moments.add(products)
+            yield self._tile(moments, coefficients)
+
+    def _tile(self, moments: Moments, coefficients: Array) -> Tile:
+        scores = moments.mean()
+        if self._average == "scores":
+            return Tile(scores, moments.standard_error)
+        mean = coefficients.mean(0)
+        scores *= mean.astype(scores.dtype)
+        return Tile(scores, lambda rows, columns: moments.standard_error(rows, columns) * np.abs(mean[columns]))
 
 
-class AlignedReader:
-    """Consecutive rows of a feature set, whatever its blocks; the block read last is kept."""
-
-    def __init__(self, features: FeatureSet) -> None:
-        self._features = features
-        self._block = -1
-
-    def read(self, start: int, stop: int) -> Iterator[FeatureRows]:
-        """The rows ``start … stop`` in order, in pieces that lie in one block each."""
-        size = self._features.spec.block_size
-        for block in range(start // size, -(-stop // size)):
-            if block != self._block:
-                self._rows, self._block = self._features.read_block(block), block
-            piece = slice(max(start - block * size, 0), stop - block * size)
-            rows = self._rows
-            yield FeatureRows(
-                rows.index[piece],
-                rows.features[piece],
-                rows.output[piece],
-                rows.loss_weight[piece],
-                rows.curvature[piece],
-            )
+def _width(targets: int, block_size: int) -> int:
+    """Columns of a tile: whole blocks, near `PANEL` of them, where that is not too large. Products of one block lie together
+    in memory then, and are made in place."""
+    largest = max(1, TILE_BYTES // (4 * targets))
+    return min(largest, block_size * max(1, PANEL // block_size))
 
 
-def read_features(features: FeatureSet, start: int, stop: int) -> Array:
-    """Features (stop − start, k) of consecutive samples."""
-    return np.concatenate([rows.features for rows in AlignedReader(features).read(start, stop)])
-
-
-def as_computed(features: Array) -> Array:
-    """Features in the dtype that products are made in: float64 as they are, all else in float32."""
-    return features if features.dtype == np.float64 else features.astype(np.float32, copy=False)
+def _buffer(old: Array, shape: tuple[int, int], dtype: np.dtype) -> Array:
+    """Memory that is used again: to have it anew from the operating system for each tile costs a quarter of the product."""
+    size = shape[0] * shape[1]
+    kept = old if old.dtype == dtype and old.size >= size else np.empty(size, dtype)
+    return kept.reshape(-1)[:size].reshape(shape)

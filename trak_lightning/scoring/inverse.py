@@ -4,7 +4,7 @@ import warnings
 from abc import ABC, abstractmethod
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, eigh, lapack
+from scipy.linalg import cho_solve, cholesky, eigh, lapack, solveh_banded
 
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.gram import is_dual, scaled_pieces
@@ -69,6 +69,44 @@ class PseudoInverse(Inverse):
 
     def solve(self, features: Array) -> Array:
         return ((features.astype(np.float64) @ self._vectors) / self._values) @ self._vectors.T
+
+
+class Tridiagonal:
+    """A symmetric matrix as QTQᵀ with T tridiagonal, for many shifts at the cost of some four Cholesky factors.
+
+    Args:
+        matrix: its lower triangle (k, k).
+    """
+
+    def __init__(self, matrix: Array) -> None:
+        k = len(matrix)
+        self._reflectors, self._diagonal, self._beside, self._scales, info = lapack.dsytrd(
+            matrix, lower=1, lwork=64 * k
+        )
+        assert info == 0
+
+    def solve(self, shifts: Array, rows: Array) -> Array:
+        """``x (matrix + s·I)⁻¹`` of rows x (a, k) for each shift s > 0: (shifts, a, k)."""
+        rotated = self._rotate(rows.astype(np.float64).T, "T")
+        solved = np.empty((len(shifts), *rotated.shape))
+        for shift, out in zip(shifts, solved, strict=True):
+            diagonal = self._diagonal + shift
+            if len(diagonal) == 1:  # which SciPy takes for no matrix
+                out[:] = rotated / diagonal
+            else:
+                out[:] = solveh_banded([diagonal, np.append(self._beside, 0)], rotated, lower=True, check_finite=False)
+        a = len(rows)
+        found = self._rotate(solved.transpose(1, 0, 2).reshape(len(rotated), -1), "N")
+        return found.T.reshape(len(shifts), a, -1)
+
+    def _rotate(self, columns: Array, trans: str) -> Array:
+        """Qᵀ or Q times columns (k, c): reflections of all but the first row."""
+        if len(columns) < 2:
+            return columns
+        reflectors, rest = np.asfortranarray(self._reflectors[1:, :-1]), np.asfortranarray(columns[1:])
+        rotated, _, info = lapack.dormqr("L", trans, reflectors, self._scales, rest, 64 * columns.shape[1])
+        assert info == 0
+        return np.concatenate([columns[:1], rotated])
 
 
 def cholesky_factor(matrix: Array, regularization: float) -> Array | None:

@@ -7,14 +7,14 @@ from typing import Any
 
 from trak_lightning.errors import SettingsError
 from trak_lightning.scoring.base import CheckpointFeatures
-from trak_lightning.scoring.calibration import calibration, can_calibrate, require_calibration
+from trak_lightning.scoring.calibration import calibration, require_calibration
 from trak_lightning.scoring.gram import WEIGHTS
 from trak_lightning.scoring.system import System
 
 DEFAULT_WEIGHTS = "residual"
 
-AUTOMATIC = 1 / 1000
-"""λ/trace of ``auto`` for one checkpoint, where subsets are not recorded; for M of them it is divided by √M, since averaging over checkpoints removes part of
+AUTOMATIC = 1 / 1400
+"""λ/trace of ``auto`` for one checkpoint; for M of them it is divided by √M, since averaging over checkpoints removes part of
 the noise that λ is there to suppress. By experiment: see docs/regularization.md."""
 
 
@@ -60,12 +60,8 @@ def choose(regularization: float | str, weights: str, checkpoints: Sequence[Chec
         require_calibration(checkpoints)
         found = calibration(checkpoints, WEIGHTS if weights == "auto" else (chosen,))
         chosen, relative, rule, curve = found.weights, found.relative, "calibrate", found.settings
-    elif regularization == "auto" and can_calibrate(checkpoints):
-        # The estimate of a few checkpoints is noisy: halfway, in log λ, between it and what serves most problems.
-        found = calibration(checkpoints, (chosen,))
-        relative, rule, curve = (found.relative * _usual(len(checkpoints))) ** 0.5, "auto", found.settings
     elif regularization == "auto":
-        relative, rule = _usual(len(checkpoints)), "auto"
+        relative, rule = AUTOMATIC / len(checkpoints) ** 0.5, "auto"
     elif isinstance(regularization, str):
         relative, rule = 1 / (_divisor(regularization) or 1), ""
     else:
@@ -77,10 +73,6 @@ def choose(regularization: float | str, weights: str, checkpoints: Sequence[Chec
         rule = f"{rule}: trace/{1 / relative:.0f}".removeprefix(": ")
     settings = {"rule": rule, "weights": chosen, "regularization": values, "trace": traces, **curve}
     return Choice(systems, tuple(values), settings)
-
-
-def _usual(checkpoints: int) -> float:
-    return float(AUTOMATIC / checkpoints**0.5)
 
 
 def _divisor(text: str) -> float | None:

@@ -10,11 +10,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.atomic import atomic_hdf5
 from trak_lightning.errors import CorruptFileError, DataError
-from trak_lightning.scoring.base import BLOCK_BYTES, Array, Scoring, chunks
-from trak_lightning.scoring.inner_products import InnerProducts
-from trak_lightning.scoring.ranking import Ranking, RunningRanking, rank
+from trak_lightning.scoring.base import Scoring, chunks
+from trak_lightning.scoring.ranking import Ranking, RunningRanking, merged, rank
+from trak_lightning.scoring.score_file import shared_file
 
 SCHEMA_VERSION = 1
 KEPT = 100
@@ -112,46 +111,32 @@ class Scores:
 def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, top: int | None = None) -> Scores:
     """Compute all scores and write them tile by tile; with `top`, only that many of the best and worst of each target.
 
-    Memory is that of one tile and of what is kept for `TARGETS_AT_ONCE` targets. The best are kept with their standard
-    errors over checkpoints, where the scorer knows them.
+    Memory is that of a few tiles and of what is kept for `TARGETS_AT_ONCE` targets. The best are kept with their standard
+    errors over checkpoints, where the scorer knows them. Processes that share the work write what is theirs into one file.
 
     Raises:
         StorageError: the file could not be written; an older one is unharmed.
     """
     m, n = scoring.num_targets, scoring.num_train
-    kept = min(top or KEPT, n)
-    with atomic_hdf5(path) as file:
-        scores = None if top else file.create_dataset("scores", (m, n), np.float32)
-        lists = ("indices", "values") + (("spread",) if isinstance(scoring, InnerProducts) else ())
-        for name in lists:
-            for which in ("top", "bottom"):
-                file.create_dataset(f"{which}_{name}", (m, kept), np.int64 if name == "indices" else np.float32)
-        for rows in chunks(m, BLOCK_BYTES // TARGETS_AT_ONCE):
-            rankings = {which: RunningRanking(which, kept) for which in ("top", "bottom")}
-            column = 0
-            for tile, spread in _tiles(scoring, rows):
-                if scores is not None:
-                    scores[rows.start : rows.stop, column : column + tile.shape[1]] = tile
-                for ranking in rankings.values():
-                    ranking.add(tile, spread)
-                column += tile.shape[1]
-            for which, ranking in rankings.items():
-                for name in lists:
-                    file[f"{which}_{name}"][rows.start : rows.stop] = getattr(ranking.ranking, name)
-        file.attrs["schema_version"] = SCHEMA_VERSION
-        file.attrs["shape"] = (m, n)
-        file.attrs["settings"] = json.dumps({**settings, "scoring": scoring.settings})
+    compute, mine, kept = scoring.compute, scoring.share, min(top or KEPT, n)
+    with shared_file(path, (m, n), whole=top is None, compute=compute) as file:
+        best: dict[str, list[Ranking]] = {"top": [], "bottom": []}
+        for rows in chunks(m, 1, TARGETS_AT_ONCE):
+            running = {which: RunningRanking(which, kept, mine.start) for which in best}
+            column = mine.start
+            for tile in scoring.columns(rows.start, rows.stop, mine):
+                file.write(rows.start, column, tile.scores)
+                for ranking in running.values():
+                    ranking.add(tile.scores, tile.spread)
+                column += tile.scores.shape[1]
+            for which, ranking in running.items():
+                best[which].append(merged(ranking.ranking, which, kept, compute))
+        lists = {
+            f"{which}_{name}": np.concatenate(parts)
+            for which, rankings in best.items()
+            for name, parts in zip(Ranking._fields, zip(*rankings, strict=True), strict=True)
+            if parts[0] is not None
+        }
+        attributes = {"settings": json.dumps({**settings, "scoring": scoring.settings})}
+        file.finish(lists, {"schema_version": SCHEMA_VERSION, "shape": (m, n), **attributes})
     return Scores(path)
-
-
-def _tiles(scoring: Scoring, rows: range) -> Any:
-    if isinstance(scoring, InnerProducts):
-        pairs = scoring.spread_tiles(rows.start, rows.stop)
-    else:
-        pairs = ((tile, None) for tile in scoring.tiles(rows.start, rows.stop))  # type: ignore[misc]
-    for tile, spread in pairs:
-        yield _single(tile), None if spread is None else _single(spread)
-
-
-def _single(values: Array) -> Array:
-    return values.astype(np.float32)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.rundir import RunDirectory
 from trak_lightning.scoring.base import CheckpointFeatures, Scorer
+from trak_lightning.scoring.compute import LOCAL, Compute
 from trak_lightning.scoring.groups import Reduction, group_targets
 from trak_lightning.scoring.scores import Scores, write_scores
 from trak_lightning.seeds import fingerprint
@@ -26,6 +27,7 @@ def score_run(
     groups: npt.ArrayLike | None = None,
     reduction: Reduction = "mean",
     name: str | None = None,
+    compute: Compute = LOCAL,
 ) -> tuple[Scores, bool]:
     """Score the split `targets` against the split `train`, over all checkpoints of the run.
 
@@ -39,6 +41,7 @@ def score_run(
         groups: (m,) integers: score one target a group, its members' `reduction`.
         reduction: ``mean`` or ``sum``.
         name: of the score file; if None, that of the target split, for groups with the reduction: ``test-mean``.
+        compute: where products are made, and which processes share the work; all of them call this.
 
     Returns:
         The scores, and whether they were computed now; scores that were made from the same features with the same
@@ -49,21 +52,19 @@ def score_run(
     """
     if top is not None and top < 1:
         raise DataError(f"top must be at least 1, got {top}")
-    checkpoints = load_features(run, store, targets=targets, train=train)
+    checkpoints = load_features(run, store, targets=targets, train=train, compute=compute)
     if groups is not None:
         checkpoints = [group_targets(features, groups, reduction) for features in checkpoints]
     request = {"scorer": scorer.state, "features": features_fingerprint(checkpoints), "top": top}
     path = run.scores(name or (targets if groups is None else f"{targets}-{reduction}"))
-    if path.exists():
-        scores = Scores(path)
-        if scores.settings.get("request") == request:
-            return scores, False
+    if compute.agreed(path.exists() and Scores(path).settings.get("request") == request):
+        return Scores(path), False
     fitted = scorer.fit(checkpoints)
     return write_scores(path, fitted, {"request": request}, top=top), True
 
 
 def load_features(
-    run: RunDirectory, store: FeatureStore, *, targets: str, train: str = "train"
+    run: RunDirectory, store: FeatureStore, *, targets: str, train: str = "train", compute: Compute = LOCAL
 ) -> list[CheckpointFeatures]:
     """The feature sets of both splits under every checkpoint of the run, with the subset it was trained on if known.
 
@@ -82,6 +83,7 @@ def load_features(
             targets=store.open(targets, checkpoint.id),
             subset=run.read_subset(checkpoint.id),
             cache=run.path / "factors" / train / checkpoint.id,
+            compute=compute,
         )
         for checkpoint in run.require_checkpoints()
     ]

@@ -1,25 +1,28 @@
 """ΦᵀWΦ + λI of one checkpoint: computed once, kept in the run directory."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from trak_lightning.errors import DataError
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
-from trak_lightning.scoring.gram import gram, is_dual
-from trak_lightning.scoring.inner_products import as_computed
+from trak_lightning.scoring.gram import gram, is_dual, scaled_pieces
 from trak_lightning.scoring.inverse import (
     ILL_CONDITIONED,
     DualCholesky,
     Inverse,
     PrimalCholesky,
     PseudoInverse,
+    Tridiagonal,
     cholesky_factor,
     condition_number,
     eigenvectors,
     warn_ill_conditioned,
 )
+from trak_lightning.scoring.rows import as_computed, shared_blocks
 
 
 class System:
@@ -55,18 +58,31 @@ class System:
         """``φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i`` of every training sample: (n,)."""
         return self._keep("quadratic", regularization, lambda: self._quadratic(regularization))
 
-    def trial(self, regularization: float) -> Inverse:
-        """As `inverse` for λ > 0, without keeping the factor."""
-        factor = self._factor(regularization)
-        if factor.shape[0] != factor.shape[1]:
-            return PseudoInverse(factor[0], factor[1:])
-        if is_dual(self.features.train):
-            return DualCholesky(factor, self.features.train, self.weights, regularization)
-        return PrimalCholesky(factor)
+    def products(self, left: Array, right: Array, relative: Array) -> Array:
+        """``left (ΦᵀWΦ + λI)⁻¹ rightᵀ`` of rows (a, k) and (s, k) for many λ/trace, all above zero: (λ, a, s).
+
+        One tridiagonal form of the matrix serves every λ; nothing is kept.
+        """
+        shifts, right = relative * self.trace, right.astype(np.float64)
+        form = Tridiagonal(self._gram)
+        if not is_dual(self.features.train):
+            return form.solve(shifts, left) @ right.T
+        # By Woodbury's identity, as in `DualCholesky`.
+        inner = [np.empty((len(rows), len(self._gram))) for rows in (left, right)]
+        for samples, scaled in scaled_pieces(self.features.train, self.weights):
+            for rows, out in zip((left, right), inner, strict=True):
+                out[:, samples.start : samples.stop] = rows @ scaled.T.astype(np.float64)
+        return (left @ right.T - form.solve(shifts, inner[0]) @ inner[1].T) / shifts[:, None, None]
 
     @cached_property
     def _gram(self) -> Array:
-        return self._keep("gram", None, lambda: gram(self.features.train, self.weights))
+        found = self._keep("gram", None, lambda: gram(self.features, self.weights))
+        if not found.any():
+            raise DataError(
+                f"ΦᵀWΦ is 0 with weights {self.weights!r}: all gradients, or all weights, of the training samples are 0. A loss "
+                "that is linear in the output, such as that of task loss, has no curvature: use weights 'residual'."
+            )
+        return found
 
     def _factor(self, regularization: float) -> Array:
         """C, square; or eigenvalues of ΦᵀWΦ + λI (first row) over eigenvectors (k rows), one more row than columns."""
@@ -82,10 +98,10 @@ class System:
 
     def _quadratic(self, regularization: float) -> Array:
         inverse = self.inverse(regularization)
-        found = np.empty(self.features.train.spec.num_samples)
-        for rows in self.features.train.blocks():
+        found = np.zeros(self.features.train.spec.num_samples)
+        for rows in shared_blocks(self.features):
             found[rows.index] = np.einsum("bk,bk->b", inverse.solve(rows.features), as_computed(rows.features))
-        return found
+        return self.features.compute.total(found)
 
-    def _keep(self, name: str, key: Any, compute: Any) -> Array:
-        return cached(self.features.cache, f"{name}-{self.weights}", self.features.train, [self.weights, key], compute)
+    def _keep(self, name: str, key: Any, calculate: Callable[[], Array]) -> Array:
+        return cached(self.features, f"{name}-{self.weights}", [self.weights, key], calculate)

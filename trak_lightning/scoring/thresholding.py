@@ -6,7 +6,7 @@ import numpy as np
 
 from trak_lightning.errors import SettingsError
 from trak_lightning.evaluation.lds import mean_spearman
-from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring
+from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, Tile
 from trak_lightning.scoring.calibration import require_calibration
 from trak_lightning.scoring.inner_products import InnerProducts
 
@@ -23,6 +23,7 @@ class SoftThreshold(Scoring):
     def __init__(self, scoring: Scoring, threshold: float) -> None:
         self.num_targets, self.num_train, self.settings = scoring.num_targets, scoring.num_train, dict(scoring.settings)
         self.threshold = threshold
+        self.compute = scoring.compute
         self._scoring = scoring
 
     @classmethod
@@ -44,9 +45,17 @@ class SoftThreshold(Scoring):
         found.settings["threshold"] = settings
         return found
 
+    @property
+    def share(self) -> range:
+        return self._scoring.share
+
     def tiles(self, start: int, stop: int) -> Iterator[Array]:
         for tile in self._scoring.tiles(start, stop):
             yield soft_threshold(tile, self.threshold)
+
+    def columns(self, start: int, stop: int, columns: range) -> Iterator[Tile]:
+        for tile in self._scoring.columns(start, stop, columns):
+            yield Tile(soft_threshold(tile.scores, self.threshold))
 
 
 def soft_threshold(scores: Array, threshold: float) -> Array:

@@ -91,6 +91,20 @@ def select(batch: Any, inputs: Key | Sequence[Key] | Mapping[str, Key], setting:
     )
 
 
+def tensors(batch: Any, *, hint: str) -> Arguments:
+    """All tensors of a batch by their names, labels among them.
+
+    Raises:
+        DataError: it has no names; `hint` says what else can be done.
+    """
+    named = as_named(batch)
+    if named is None:
+        raise DataError(
+            f"the batch is {describe(batch)}, and nothing in it has a name. Give a batch with names, {hint}."
+        )
+    return Arguments(kwargs={name: value for name, value in named.items() if isinstance(value, Tensor)})
+
+
 def field(holder: Any, key: Key, setting: str, what: str = "the batch") -> Any:
     """One entry of a batch, or of `what` else holds things: by name, or by position.
 
@@ -148,15 +162,15 @@ def _default_inputs(batch: Any, taken: Sequence[Key], preferred: Sequence[str]) 
     named = as_named(batch)
     if named is None:
         raise DataError(f"labels are named, but not inputs, and the batch is {describe(batch)}. Name both.")
-    tensors = {name: value for name, value in named.items() if name not in taken and isinstance(value, Tensor)}
+    found = {name: value for name, value in named.items() if name not in taken and isinstance(value, Tensor)}
     for name in preferred:
-        if name in tensors:
-            return Arguments((tensors[name],))
-    if not tensors:
+        if name in found:
+            return Arguments((found[name],))
+    if not found:
         raise DataError(
             f"the batch holds no tensor besides the labels to call the model with; it is {describe(batch)}."
         )
-    return Arguments(tuple(tensors.values())) if len(tensors) == 1 else Arguments(kwargs=tensors)
+    return Arguments(tuple(found.values())) if len(found) == 1 else Arguments(kwargs=found)
 
 
 def _others(names: Mapping[str, Any], name: str) -> str:

@@ -6,7 +6,14 @@
 
 from trak_lightning.testing.extractors import ExtractorConformance
 from trak_lightning.testing.projectors import ProjectorConformance
+from trak_lightning.testing.scorers import ScorerConformance
 from trak_lightning.testing.stores import StoreConformance
 from trak_lightning.testing.tasks import TaskConformance
 
-__all__ = ["ExtractorConformance", "ProjectorConformance", "StoreConformance", "TaskConformance"]
+__all__ = [
+    "ExtractorConformance",
+    "ProjectorConformance",
+    "ScorerConformance",
+    "StoreConformance",
+    "TaskConformance",
+]

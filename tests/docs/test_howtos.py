@@ -1,0 +1,50 @@
+"""The how-tos from their first block to their last, as a reader would do it."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from blocks import blocks
+
+DOCS = Path(__file__).parents[2] / "docs"
+SAYS = {
+    "lightning": ["(100, 1697)", "(200, 200)", "Linear datamodeling score"],
+    "hugging-face": ["(10, 60)"],
+}
+
+
+@pytest.mark.parametrize("page", SAYS)
+def test_a_howto_does_what_it_says(page, tmp_path):
+    program = tmp_path / "bin" / "trak"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m trak_lightning "$@"\n')
+    program.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "200",
+    }
+    page_blocks = blocks(DOCS / f"{page}.md")
+    for block in page_blocks:
+        if block.file:
+            (tmp_path / block.file).write_text(block.code)
+    code = {
+        language: "\n".join(block.code for block in page_blocks if block.language == language and not block.file)
+        for language in ("python", "bash")
+    }
+    # All that is in Python runs in one process, and before the commands: imports take longer than all the rest.
+    said = run([sys.executable, "-c", code["python"]], tmp_path, environment)
+    said += run(["bash", "-euc", code["bash"]], tmp_path, environment)
+    for words in SAYS[page]:
+        assert words in said
+
+
+def run(command, folder, environment):
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

@@ -1,0 +1,147 @@
+"""Minus the user's own loss: gradients of the output are minus those of the loss, whoever computes it."""
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
+from transformers import BatchEncoding, BertConfig, BertForSequenceClassification
+
+from trak_lightning import TRAK, registry
+from trak_lightning.errors import DataError, SettingsError
+from trak_lightning.extractors.auto import Auto
+from trak_lightning.gradients import ParameterLayout
+from trak_lightning.testing import TaskConformance
+
+B = 4
+
+
+def every_sample(model, batch):
+    return cross_entropy(model(batch[0]), batch[1], reduction="none", label_smoothing=0.1)
+
+
+def one_number(model, batch):
+    return cross_entropy(model(batch[0]), batch[1], label_smoothing=0.1)
+
+
+class Lit(L.LightningModule):
+    """As people write them: its own layers, called directly, and metrics logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 3))
+
+    def training_step(self, batch, batch_idx):
+        inputs, labels = batch
+        loss = cross_entropy(self.net(inputs), labels, label_smoothing=0.1)
+        self.log("train/loss", loss, prog_bar=True)
+        return {"loss": loss}
+
+
+def pair():
+    torch.manual_seed(0)
+    return torch.randn(B, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1])
+
+
+def bert():
+    config = BertConfig(
+        vocab_size=11,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=8,
+        num_labels=3,
+    )
+    return BertForSequenceClassification(config)
+
+
+def encoding():
+    ids = torch.arange(5 * B).reshape(B, 5) % 10 + 1
+    return BatchEncoding({"input_ids": ids, "attention_mask": ids % 3 > 0, "labels": torch.tensor([0, 1, 2, 1])})
+
+
+CASES = {
+    "a function of every sample": (every_sample, Lit, pair, lambda m, b: one_number(m.net, b)),
+    "a function of the batch": (one_number, Lit, pair, lambda m, b: one_number(m.net, b)),
+    "training_step": ("training_step", Lit, pair, lambda m, b: one_number(m.net, b)),
+    "the model's own": (None, bert, encoding, lambda m, b: m(**b).loss),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_the_sum_of_all_gradients_is_minus_the_gradient_of_the_loss(kind):
+    function, make, batch, loss = CASES[kind]
+    torch.manual_seed(1)
+    model, batch = make().double().eval(), batch()
+    calls = model if kind == "training_step" or function is None else model.net
+    layout = ParameterLayout.of(calls)
+    rows = {slot.name: torch.zeros(B, *slot.shape, dtype=torch.float64) for slot in layout}
+
+    def sink(block):
+        rows[block.name] += block.dense()
+
+    task = registry.create("tasks", {"name": "loss", "function": function})
+    output = Auto().extract(calls, task, batch, layout, sink)
+    expected = loss(model, batch)
+    grads = torch.autograd.grad(expected, list(calls.parameters()))
+    torch.testing.assert_close(-output.mean(), expected.detach())
+    for slot, grad in zip(layout, grads, strict=True):
+        torch.testing.assert_close(-rows[slot.name].mean(0), grad, rtol=1e-9, atol=1e-12)
+    assert (task.loss_weight(calls, batch, output) == 1).all()
+    assert not task.curvature(calls, batch, output).any()
+
+
+def of_the_net(model, batch):
+    return cross_entropy(model.net(batch[0]), batch[1], reduction="none", label_smoothing=0.1)
+
+
+def test_a_lightning_module_is_attributed_by_its_training_step(tmp_path):
+    torch.manual_seed(0)
+    model, data = Lit().eval(), TensorDataset(torch.randn(20, 3), torch.arange(20) % 3)
+    scores = []
+    for name, function in (("step", "training_step"), ("same", of_the_net)):
+        projector = {"name": "sparse_jl", "dim": 32}
+        trak = TRAK(model, {"name": "loss", "function": function}, tmp_path / name, projector=projector)
+        trak.featurize(data)
+        scores.append(np.array(trak.score(TensorDataset(*data[:5])).values))
+    assert scores[0].any()
+    np.testing.assert_allclose(*scores, rtol=1e-3, atol=1e-3 * np.abs(scores[0]).max())
+    assert "log" not in vars(model), "the module logs no more"
+
+
+def test_scorers_that_need_the_curvature_of_the_loss_say_that_there_is_none(tmp_path):
+    data = TensorDataset(torch.randn(8, 3), torch.arange(8) % 3)
+    trak = TRAK(nn.Linear(3, 3).eval(), {"name": "loss", "function": every_sample}, tmp_path, projector="identity")
+    trak.featurize(data)
+    with pytest.raises(DataError, match=r"is 0 with weights 'gauss_newton'.*use weights 'residual'"):
+        trak.score(data, scorer="influence")
+
+
+class TestLoss(TaskConformance):
+    def task(self=None):
+        return registry.create("tasks", {"name": "loss", "function": every_sample})
+
+    def model(self):
+        return nn.Linear(3, 3)
+
+    def batch(self, size):
+        return torch.randn(size, 3), torch.randint(3, (size,))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"function": "no.such.function"}, SettingsError, "there is no function 'no.such.function'"),
+        ({"function": "loss"}, SettingsError, "package.module.function, or training_step"),
+        ({"function": "math.pi"}, SettingsError, "math.pi is a float and no function"),
+        ({}, DataError, "a tuple of length 2, and nothing in it has a name.*function: …"),
+        ({"function": lambda model, batch: torch.ones(3)}, DataError, r"one a sample, \(4,\); got .* \(3,\)"),
+        ({"function": lambda model, batch: {"logits": 1}}, DataError, "something with a loss.*a dict with logits"),
+    ],
+)
+def test_what_gives_no_loss_is_refused(settings, error, message):
+    with pytest.raises(error, match=message):
+        registry.create("tasks", {"name": "loss", **settings}).output(nn.Linear(3, 3), pair())

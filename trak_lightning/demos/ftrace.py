@@ -1,0 +1,149 @@
+"""FTRACE-TREx: sentences of Wikipedia that state facts, and questions about these facts (Akyürek et al. 2022), as the Hugging
+Face dataset ``ekinakyurek/ftrace`` has them."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from trak_lightning.demos.pretrained import locate, transformers
+from trak_lightning.errors import DataError
+
+INPUT, TARGET = "inputs_pretokenized", "targets_pretokenized"
+
+
+class FTrace(L.LightningDataModule):
+    """Abstracts as the training set and queries as targets: `input_ids`, `attention_mask`, `labels`.
+
+    ``train_set.facts`` and ``test_set.facts`` hold for every sample the facts it is about, ``predicate,object,subject``; a
+    training example supports a target if they have one in common.
+
+    Args:
+        pretrained: whose tokenizer: of the hub, or a folder.
+        abstracts: files of the configuration ``abstracts``: ``.parquet``, as they are on the hub, or ``.jsonl``.
+        queries: files of the configuration ``queries``.
+        num_train: training samples, the first in an order drawn by `seed`; all if None.
+        num_targets: targets, drawn in the same way; all if None.
+        max_length: tokens that are read of an input.
+        max_target_length: tokens of a target.
+        batch_size: of both loaders.
+        seed: of what is drawn.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        abstracts: list[str],
+        queries: list[str],
+        num_train: int | None = None,
+        num_targets: int | None = None,
+        max_length: int = 128,
+        max_target_length: int = 32,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+        self.abstracts = abstracts
+        self.queries = queries
+        self.num_train = num_train
+        self.num_targets = num_targets
+        self.max_length = max_length
+        self.max_target_length = max_target_length
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def setup(self, stage: str | None = None) -> None:
+        with transformers() as library:
+            self._tokenizer = library.AutoTokenizer.from_pretrained(locate(self.pretrained))
+        train = self._drawn(read_rows(self.abstracts, [INPUT, TARGET, "facts"]), self.num_train, 0)
+        test = self._drawn(
+            read_rows(self.queries, [INPUT, TARGET, "predicate_id", "obj_uri", "sub_uri"]), self.num_targets, 1
+        )
+        self.train_set = MaskedSentences(train, [frozenset(row["facts"].split(";")) for row in train])
+        self.test_set = MaskedSentences(
+            test, [frozenset([f"{row['predicate_id']},{row['obj_uri']},{row['sub_uri']}"]) for row in test]
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, collate_fn=self._collate)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.test_set, batch_size=self.batch_size, collate_fn=self._collate)
+
+    def _drawn(self, rows: list[dict[str, Any]], count: int | None, stream: int) -> list[dict[str, Any]]:
+        return [rows[i] for i in np.random.default_rng([self.seed, stream]).permutation(len(rows))[:count]]
+
+    def _collate(self, samples: list[tuple[str, str]]) -> dict[str, Tensor]:
+        inputs, targets = zip(*samples, strict=True)
+        encoded = self._tokenizer(
+            list(inputs), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        answers = self._tokenizer(
+            text_target=list(targets),
+            padding=True,
+            truncation=True,
+            max_length=self.max_target_length,
+            return_tensors="pt",
+        )
+        labels = answers["input_ids"].masked_fill(answers["attention_mask"] == 0, -100)
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels}
+
+
+class MaskedSentences(Dataset):
+    """(input, target) texts, each with the facts that it is about."""
+
+    def __init__(self, rows: list[dict[str, Any]], facts: list[frozenset[str]]) -> None:
+        self.texts = [(str(row[INPUT]), str(row[TARGET])) for row in rows]
+        self.facts = facts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> tuple[str, str]:
+        return self.texts[index]
+
+
+def read_rows(files: list[str], columns: list[str]) -> list[dict[str, Any]]:
+    """The rows of ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` files, one after the other.
+
+    Raises:
+        DataError: a file is missing, of another kind, or without one of the columns.
+    """
+    rows: list[dict[str, Any]] = []
+    for name in files:
+        path = Path(name)
+        if not path.is_file():
+            raise DataError(f"there is no file {path} (looked in {path.absolute().parent})")
+        found = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
+        missing = [column for column in columns if found and column not in found[0]]
+        if missing:
+            raise DataError(f"{path} has no column {missing[0]!r}; its columns are {', '.join(found[0])}")
+        rows += found
+    if not rows:
+        raise DataError(f"there is no row in {', '.join(map(str, files)) or 'no file'}")
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(
+            f"reading {path} takes pyarrow: pip install pyarrow, or write .jsonl with datasets' to_json"
+        ) from error
+    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    return rows
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        try:
+            return [json.loads(line) for line in file if line.strip()]
+        except ValueError as error:
+            raise DataError(f"{path} must hold one JSON object a line, or be a .parquet file: {error}") from error

@@ -1,0 +1,61 @@
+"""Reading training rows in order, a share of them in each process."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.stores.base import FeatureRows, FeatureSet
+from trak_lightning.stores.prefetch import prefetched
+
+AHEAD_BYTES = 2**28
+"""What blocks that are read in advance may take up together."""
+
+
+def as_computed(features: Array) -> Array:
+    """Features in the dtype that products are made in: float64 as they are, all else in float32."""
+    return features if features.dtype == np.float64 else features.astype(np.float32, copy=False)
+
+
+def share(features: CheckpointFeatures) -> range:
+    """The training samples of this process: whole blocks."""
+    spec = features.train.spec
+    blocks = features.compute.share(spec.num_blocks)
+    return range(*(min(edge * spec.block_size, spec.num_samples) for edge in (blocks.start, blocks.stop)))
+
+
+def shared_blocks(features: CheckpointFeatures) -> Iterator[FeatureRows]:
+    """The blocks of training samples of this process, in order."""
+    return prefetched(features.train.read_block, features.compute.share(features.train.spec.num_blocks), 2)
+
+
+class RowReader:
+    """Consecutive rows of a feature set, whatever its blocks; each block is read once.
+
+    Args:
+        features: the set.
+        samples: which rows, in order.
+        ahead: blocks that are read in advance.
+    """
+
+    def __init__(self, features: FeatureSet, samples: range, ahead: int = 0) -> None:
+        size = features.spec.block_size
+        self._blocks = prefetched(features.read_block, range(samples.start // size, -(-samples.stop // size)), ahead)
+        self._rows: FeatureRows | None = None
+        self._position = samples.start
+
+    def read(self, count: int) -> Iterator[FeatureRows]:
+        """The next `count` rows, in pieces that lie in one block each."""
+        stop = self._position + count
+        while self._position < stop:
+            if self._rows is None or self._position > self._rows.index[-1]:
+                self._rows = next(self._blocks)
+            first = int(self._rows.index[0])
+            piece = self._rows[self._position - first : stop - first]
+            self._position += len(piece)
+            yield piece
+
+
+def reads_ahead(checkpoints: int, features: FeatureSet) -> int:
+    """How many blocks of each of so many sets may be read in advance."""
+    return int(checkpoints * features.spec.block_size * features.spec.dim * 4 <= AHEAD_BYTES)
