@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from trak_lightning.checkpoints import read_state_dict
+from trak_lightning import weights
 from trak_lightning.cli import main
 from trak_lightning.errors import CheckpointError, CorruptFileError
 from trak_lightning.rundir import read_subset
@@ -197,7 +197,7 @@ def test_a_checkpoint_with_a_payload_is_refused_and_not_executed(write, job, tmp
     path, proof = tmp_path / "hostile.ckpt", tmp_path / "executed"
     write(path, Payload(proof))
     with pytest.raises(CheckpointError, match=r"hostile.ckpt cannot be read as a checkpoint"):
-        read_state_dict(path)
+        weights.read(path)
     code, output = job.finish(tmp_path / "run", "--checkpoints", f"[{path}]")
     assert (code, "hostile.ckpt cannot be read" in output) == (1, True), output
     assert not proof.exists()

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from trak_lightning.checkpoints import read_state_dict
+from trak_lightning import weights
 from trak_lightning.cli import main
 from trak_lightning.errors import TrakError
 from trak_lightning.evaluation.outputs import output_path, read_outputs
@@ -49,7 +49,7 @@ def score(run):
 READERS = {
     "config.yaml": lambda run: type(open_store(run)),
     "run.json": lambda run: run.read().checkpoints,
-    "checkpoints/00.ckpt": lambda run: read_state_dict(run.checkpoints / "00.ckpt")["weight"].tolist(),
+    "checkpoints/00.ckpt": lambda run: weights.read(run.checkpoints / "00.ckpt")["weight"].tolist(),
     "subsets/a1.npy": lambda run: read_subset(run.path / "subsets/a1.npy").tolist(),
     "factors/train/a1/*.npy": score,
     "scores/test.h5": lambda run: [
