@@ -13,6 +13,9 @@ DOCS = ROOT / "docs"
 CONTINUED = ("quickstart.md", "choosing.md", "evaluation.md", "migrating-from-traker.md")
 """Pages whose Python blocks follow from each other; ``sh`` and ``text`` blocks are shown and not run."""
 
+FRAGMENTS = ("modalities.md", "many-devices.md")
+"""Pages whose Python blocks need a trained model or several devices around them."""
+
 
 @pytest.mark.parametrize("name", CONTINUED)
 def test_the_blocks_of_a_page_run_in_order(name, environment, tmp_path):
