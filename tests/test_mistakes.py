@@ -118,11 +118,6 @@ MISTAKES = {
         errors.TrainModeError,
         r"1 \(BatchNorm1d.*model\.eval\(\)",
     ),
-    "a DDP checkpoint has the prefix module.": (
-        lambda path: attribute().featurize(samples(), files(path, prefixed("module."))),
-        errors.CheckpointError,
-        r"differ only by the prefix 'module\.' in the checkpoint: strip or add it",
-    ),
     "a Lightning checkpoint is of the module around the model": (
         lambda path: attribute().featurize(samples(), files(path, {"state_dict": prefixed("net.")})),
         errors.CheckpointError,
