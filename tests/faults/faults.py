@@ -35,8 +35,7 @@ class Job:
     def __init__(self, folder):
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(CONFIG))
-        self._forks = multiprocessing.get_context("forkserver")
-        self._forks.set_forkserver_preload(["faults", "trak_lightning.api", "trak_lightning.cli.training"])
+        self._forks = forks()
         done = self.call("train", "--run_dir", folder / "trained")
         assert done.returncode == 0, done.stderr
         self.checkpoints = sorted((folder / "trained" / "checkpoints").glob("*.ckpt"))
@@ -74,12 +73,20 @@ class Job:
         )
 
 
-def run(argv, output, environment, before=None):
-    """``trak ARGV`` in a forked process, with everything that it prints in the file `output`."""
+def forks():
+    """Makes processes that need no seconds to import torch."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the server, which is started by the first process
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["faults", "trak_lightning.api", "trak_lightning.cli.training"])
+    return context
+
+
+def run(argv, output, environment, before=None, errors=None):
+    """``trak ARGV`` in a forked process, with everything that it prints in the file `output`; errors in another, if given."""
     os.environ.update(environment)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    opened = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in (output, errors) if path]
+    os.dup2(opened[0], 1)
+    os.dup2(opened[-1], 2)
     if before is not None:
         before()
     sys.exit(main(argv))
