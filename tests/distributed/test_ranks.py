@@ -48,6 +48,15 @@ def test_a_killed_rank_fails_the_job_and_other_numbers_of_ranks_go_on_with_it(vi
     assert rows(run_dir) == whole
 
 
+@pytest.mark.slow
+def test_what_a_projector_learns_from_the_training_set_is_the_same_on_every_rank(job, tmp_path):
+    learns = ("--projector", "{name: lowrank, rank: 4, init: pca, fit_samples: 64}")
+    code, output = job.finish(tmp_path / "one", *learns)
+    assert code == 0, output
+    assert finish(start(job, tmp_path / "run", 2, torchrun, *learns)) == [0, 0]
+    assert rows(tmp_path / "run") == rows(tmp_path / "one")
+
+
 def test_an_error_of_one_rank_is_said_and_fails_the_job(job, tmp_path):
     processes = start(job, tmp_path / "run", 2, torchrun, "--trainer.limit_predict_batches", 1)
     assert finish(processes) == [1, 1]

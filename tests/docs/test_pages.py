@@ -10,7 +10,12 @@ from blocks import blocks
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-CONTINUED = ("choosing.md", "evaluation.md", "migrating-from-traker.md", pytest.param("quickstart.md", marks=pytest.mark.slow))
+CONTINUED = (
+    "choosing.md",
+    "evaluation.md",
+    "migrating-from-traker.md",
+    pytest.param("quickstart.md", marks=pytest.mark.slow),
+)
 """Pages whose Python blocks follow from each other; ``sh`` and ``text`` blocks are shown and not run."""
 
 FRAGMENTS = ("modalities.md", "many-devices.md")
