@@ -163,7 +163,8 @@ class Job:
         """Make the checkpoints that are missing; returns the files of all."""
         if self._config.checkpoints is not None:
             named = self._named()
-            summary("train", f"nothing to train: {len(named)} checkpoints are named")
+            if self._speaks:
+                summary("train", f"nothing to train: {len(named)} checkpoints are named")
             return named
         started = time.perf_counter()
         ensemble = self._config.ensemble
@@ -174,7 +175,8 @@ class Job:
             ensemble.size,
             self.run.checkpoints,
         )
-        summary("train", f"{len(paths)} checkpoints in {self.run.checkpoints}", trained, "trained", started)
+        if self._speaks:
+            summary("train", f"{len(paths)} checkpoints in {self.run.checkpoints}", trained, "trained", started)
         return [str(path) for path in paths]
 
     def featurize(self, checkpoints: list[str]) -> None:
@@ -247,7 +249,8 @@ class Job:
         scores, fresh = score_run(
             self.run, self._store, self._cli.config_init.scorer, train=config.train_split, targets=config.target_split
         )
-        summary("score", f"{scores.describe()} in {scores.path}", int(fresh), "computed", started)
+        if self._speaks:
+            summary("score", f"{scores.describe()} in {scores.path}", int(fresh), "computed", started)
         return scores.path
 
     def evaluate(self) -> None:
@@ -264,8 +267,9 @@ class Job:
             train=config.train_split,
             targets=config.target_split,
         )
-        result.print()
-        summary("evaluate", result.headline(), retrained, "models retrained", started)
+        if self._speaks:
+            result.print()
+            summary("evaluate", result.headline(), retrained, "models retrained", started)
         if evaluation.needs_data:
             self._plan("retrained", 1.0).record(self.run.evaluation / "retrained")
             further = Further(
@@ -280,8 +284,9 @@ class Job:
                 retrain=self._retrain,
             )
             for found in further.results():
-                found.print()
-                summary("evaluate", found.headline)
+                if self._speaks:
+                    found.print()
+                    summary("evaluate", found.headline)
 
     def retrain(self, retrainings: Sequence[Retraining]) -> None:
         """Retrain these models, in this process."""
