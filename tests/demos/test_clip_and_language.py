@@ -210,7 +210,7 @@ def test_which_abstracts_state_the_fact_of_a_query_is_known(ftrace):
 
 
 def test_rows_come_from_parquet_files_as_well(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow", reason="only Parquet files need it: pip install pyarrow")
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.Table.from_pylist(QUERIES), tmp_path / "queries.parquet")
