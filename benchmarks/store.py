@@ -37,7 +37,7 @@ from trak_lightning.stores.hdf5 import HDF5Set, HDF5Store
 def main(
     dim: int = 2048,
     block_size: int = 1024,
-    blocks: int = 16,
+    blocks: int = 64,
     rounds: int = 5,
     dtype: Dtype = "float32",
     threads: int = 2,
@@ -134,6 +134,7 @@ class Bench:
                 values = np.fromfile(path, STORED[self.dtype])
                 assert len(values)
 
+        os.sync()  # what was written before is not to be flushed meanwhile
         ours, plain = [], []
         for number in range(rounds * (4 if warm else 2) + 1):
             for passes, files, run in (
