@@ -10,6 +10,7 @@ have three dimensions, as those of a transformer have. Left out: Arnoldi influen
 eigenvalues of the Hessian, some of which are negative here, and give NaN.
 """
 
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -98,7 +99,7 @@ def logra(job: Job, state: dict[str, Tensor], *_: Function) -> Tensor:
 
     model = Batched(job.model, job.train[0][0].ndim)
     state = {f"model.{name}": value for name, value in state.items()}
-    attributor = LoGraAttributor(AttributionTask(loss, model, [state]))
+    attributor = LoGraAttributor(AttributionTask(loss, model, [state]), cache_dir=tempfile.mkdtemp())
     attributor.cache(batches(job.train))
     found: Tensor = attributor.attribute(batches(job.train), batches(job.targets)).detach()
     return found
