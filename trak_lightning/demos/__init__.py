@@ -10,6 +10,8 @@ from trak_lightning.demos.finetuning import CLIP, PretrainedTransformer
 from trak_lightning.demos.ftrace import FTrace
 from trak_lightning.demos.imagenet import ImageNetDataModule
 from trak_lightning.demos.images import ImageClassifier
+from trak_lightning.demos.supersenses import SupersenseDataModule, SupersenseTagger
+from trak_lightning.demos.tabular import TabularDataModule, TabularMLP
 from trak_lightning.demos.text import TextClassifier, TextDataModule
 
 __all__ = [
@@ -28,6 +30,10 @@ __all__ = [
     "ImageClassifier",
     "ImageNetDataModule",
     "PretrainedTransformer",
+    "SupersenseDataModule",
+    "SupersenseTagger",
+    "TabularDataModule",
+    "TabularMLP",
     "TextClassifier",
     "TextDataModule",
 ]
