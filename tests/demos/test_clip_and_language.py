@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from trak_lightning.cli import main
-from trak_lightning.demos import CountryDataModule, EmojiDataModule
+from trak_lightning.demos import EmojiDataModule, QuestionDataModule
 from trak_lightning.demos.coco import read_captions
-from trak_lightning.demos.countries import facts
+from trak_lightning.demos.questions import facts
 from trak_lightning.demos.ftrace import read_rows
 from trak_lightning.demos.words import Vocabulary
 from trak_lightning.errors import DataError
