@@ -12,8 +12,7 @@ import pytest
 import torch
 from faults import ENVIRONMENT, Job, acknowledged, ranks, require_sound, rows
 from groups import finish, nodes, slurm, start, torchrun
-
-from trak_lightning.demos import EmojiCLIP
+from towers import TwoTowers
 
 
 def test_more_ranks_than_blocks_are_fine(job, whole, tmp_path):
@@ -61,8 +60,8 @@ def test_what_a_projector_learns_from_the_training_set_is_the_same_on_every_rank
     assert rows(tmp_path / "run") == rows(tmp_path / "one")
 
 
-CLIP = {
-    "model": {"class_path": "trak_lightning.demos.EmojiCLIP", "init_args": {"width": 8, "patch": 24}},
+PAIRS = {
+    "model": {"class_path": "towers.TwoTowers"},
     "data": {"class_path": "trak_lightning.demos.EmojiDataModule", "init_args": {"num_targets": 20}},
     "trainer": {"accelerator": "cpu"},
     "task": {"name": "contrastive", "negatives": 40},
@@ -73,10 +72,10 @@ CLIP = {
 
 
 def test_every_rank_compares_pairs_with_the_same_others(tmp_path):
-    checkpoint = tmp_path / "clip.ckpt"
+    checkpoint = tmp_path / "towers.ckpt"
     torch.manual_seed(0)
-    torch.save({"state_dict": EmojiCLIP(width=8, patch=24).state_dict()}, checkpoint)
-    job = Job(tmp_path, CLIP, [checkpoint])
+    torch.save({"state_dict": TwoTowers().state_dict()}, checkpoint)
+    job = Job(tmp_path, PAIRS, [checkpoint])
     code, output = job.finish(tmp_path / "one")
     assert code == 0, output
     assert finish(start(job, tmp_path / "run", 2)) == [0, 0], Path(f"{tmp_path}/run-0.log").read_text()
