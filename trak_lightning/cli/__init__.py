@@ -19,7 +19,7 @@ COMMANDS = {
     "report": ("reporting", "make one page, RUN_DIR/report/index.html, that shows targets with their examples"),
     "info": ("storage", "print what a run directory holds, and what is missing"),
     "verify": ("storage", "check that every stored row and score is there and is what was written"),
-    "merge": ("storage", "write the features of one or several run directories to one file"),
+    "merge": ("storage", "write the features of one or several run directories to one file, or to another store"),
     "import-traker": ("importing", "read the features that traker, the paper's own library, has saved"),
     "self-influence": ("scoring", "compute what every training sample does to itself, and its leverage"),
     "plugins": ("plugins", "list every extractor, projector, store, task and scorer that is installed"),
