@@ -140,6 +140,7 @@ def arithmetic() -> Arithmetic:
         double=rate(2 * ORDER**3, np.matmul, values, values.T),
         factor=rate(ORDER**3 / 3, cholesky, positive, lower=True, check_finite=False),
         solve=rate(2 * ORDER**3, cho_solve, (factor, True), values, check_finite=False),
+        passed=rate(values.nbytes, np.tril, values),
     )
 
 
