@@ -56,12 +56,9 @@ def compare(configs: list[str] = CONFIGS, folder: Path = FOLDER) -> None:
         happened = json.loads(
             subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
         )
-        cells = (
-            f"{guess / scale:.3g} / {truth / scale:.3g} {unit} = {guess / truth:.2f}"
-            for guess, truth, (scale, unit) in zip(
-                estimated, happened, ((1, "s"), (1e6, "MB"), (1e6, "MB")), strict=True
-            )
-        )
+        cells = [f"{estimated[0]:.2g} / {happened[0]:.1f} s = {estimated[0] / happened[0]:.2f}"]
+        for guess, truth in zip(estimated[1:], happened[1:], strict=True):
+            cells.append(f"{guess / 1e6:.0f} / {truth / 1e6:.0f} MB = {guess / truth:.2f}")
         table.add_row(Path(config).stem, *cells, f"{checked:.1f} s")
     Console(width=140).print(table)
 

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from trak_lightning.scoring.base import BLOCK_BYTES
+from trak_lightning.scoring.compute import PANEL
 from trak_lightning.scoring.inner_products import TILE_BYTES
 from trak_lightning.scoring.scores import KEPT, TARGETS_AT_ONCE
+
+COPIES = 8
+"""Of the Gram matrix and its factor that are made: triangles, absolute values for the condition number, a shifted diagonal."""
 
 COLUMNS = 20
 """Bytes of a row beside its features: an index and three numbers."""
@@ -91,6 +95,8 @@ class Arithmetic:
     """Cholesky factors in float64, of which one of order d takes d³/3."""
     solve: float
     """Solving with such a factor: 2 d² for each right-hand side."""
+    passed: float
+    """Bytes of a float64 matrix of which a changed copy is made."""
 
 
 class Time(NamedTuple):
@@ -138,12 +144,14 @@ def _score(work: Workload, storing: Storing, arithmetic: Arithmetic) -> float:
     rounds = -(-m // TARGETS_AT_ONCE)
     found, reads = 2 * m * n * k / arithmetic.single, rounds
     if work.solves:
-        found += n * k * d / arithmetic.single  # the Gram matrix is symmetric: half of a full product
+        # The Gram matrix is symmetric: what lies above its diagonal blocks is not computed.
+        pieces = -(-4 * n * k // BLOCK_BYTES) if n < k else -(-k // PANEL)
+        found += n * k * d * (1 + 1 / pieces) / arithmetic.single
         found += d**3 / 3 / arithmetic.factor + 2 * m * d**2 / arithmetic.solve
-        found += _factors(work) * storing.write
+        found += _factors(work) * storing.write + COPIES * 8 * d**2 / arithmetic.passed
         reads += 1
         if n < k:
-            found += 4 * m * n * k / arithmetic.double
+            found += 4 * m * n * k / arithmetic.double + rounds * 2 * 8 * n * k / arithmetic.passed
             reads += 2 * rounds + 1
     return found + reads * n * storing.row_bytes * storing.read
 

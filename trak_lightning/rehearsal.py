@@ -96,7 +96,7 @@ class _Spread:
 
 
 def storing(store: FeatureStore, spec: FeatureSpec, rows: FeatureRows, near: Path) -> Storing:
-    """Store two blocks of copies of rows of the set `spec` in a folder beside `near` that is deleted again; nothing is known of
+    """Store two blocks of rows like these of the set `spec` in a folder beside `near` that is deleted again; nothing is known of
     a store that keeps them elsewhere.
 
     Raises:
@@ -116,7 +116,7 @@ def storing(store: FeatureStore, spec: FeatureSpec, rows: FeatureRows, near: Pat
         found = trial.create(spec)
         sizes, times = [found.nbytes()], []
         for block in range(2):
-            part = _tiled(rows, spec.block_range(block))
+            part = _like(rows, spec.block_range(block))
             times.append((_timed(found.write_block, block, part), _timed(found.read_block, block)))
             sizes.append(found.nbytes())
         in_memory = not any(path.is_file() for path in Path(name).rglob("*"))
@@ -140,6 +140,7 @@ def arithmetic() -> Arithmetic:
         double=rate(2 * ORDER**3, np.matmul, values, values.T),
         factor=rate(ORDER**3 / 3, cholesky, positive, lower=True, check_finite=False),
         solve=rate(2 * ORDER**3, cho_solve, (factor, True), values, check_finite=False),
+        passed=rate(values.nbytes, np.tril, values),
     )
 
 
@@ -159,11 +160,12 @@ def existing(path: Path) -> Path:
     return next(folder for folder in path.absolute().parents if folder.is_dir())
 
 
-def _tiled(rows: FeatureRows, samples: range) -> FeatureRows:
-    """Copies of these rows, as the rows of other samples."""
+def _like(rows: FeatureRows, samples: range) -> FeatureRows:
+    """Rows like these, as the rows of other samples: each multiplied by a number of its own, lest they compress too well."""
     again = np.arange(len(samples)) % len(rows)
-    columns = (getattr(rows, name)[again] for name in ("features", "output", "loss_weight", "curvature"))
-    return FeatureRows(np.array(samples), *columns)
+    features = rows.features[again] * np.random.default_rng(0).uniform(0.5, 1.5, (len(again), 1)).astype(np.float32)
+    columns = (getattr(rows, name)[again] for name in ("output", "loss_weight", "curvature"))
+    return FeatureRows(np.array(samples), features.astype(rows.features.dtype, copy=False), *columns)
 
 
 def _timed(function: Callable[..., Any], *args: Any, **options: Any) -> float:
