@@ -1,13 +1,16 @@
-"""Which training examples taught T5 a fact? Questions about countries, asked in ways not seen in training.
+"""Which training examples taught T5 a fact? Questions about countries or words, asked in ways not seen in training.
 
     pip install rank-bm25
     python benchmarks/fact_tracing.py
+    python benchmarks/fact_tracing.py --subject words
 
 Two training examples state each target's fact, in other words. Prints how high each method ranks them: the mean reciprocal rank
 of the first, and the share of them among the first ten, with 95 % bootstrap intervals over targets. All methods see the same
-targets; gradient methods the same checkpoints, all trained on the whole training set. BM25 sees question and answer.
+targets; gradient methods the same checkpoints, all trained on the whole training set. BM25 sees question and answer, or the question
+alone.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trak_lightning import TRAK
-from trak_lightning.demos import CountryDataModule, CountryT5
+from trak_lightning.demos import QuestionDataModule, QuestionT5
+from trak_lightning.demos.questions import Subject
 from trak_lightning.demos.words import words
 from trak_lightning.evaluation.lds import bootstrap_mean
 
@@ -34,32 +38,39 @@ METHODS: dict[str, Any] = {
 
 
 def main(
-    folder: Path = Path("runs/fact-tracing"), targets: int = 200, members: int = 2, epochs: int = 30, dim: int = 2048
+    subject: Subject = "countries",
+    folder: Path = Path("runs/fact-tracing"),
+    targets: int = 200,
+    members: int = 2,
+    epochs: int = 30,
+    dim: int = 2048,
 ) -> None:
     """Print the table.
 
     Args:
+        subject: what is asked about.
         folder: where models and features are kept.
         targets: how many facts are asked for.
         members: checkpoints.
         epochs: of training.
         dim: k of the projection.
     """
-    data = CountryDataModule(num_targets=targets)
+    data = QuestionDataModule(subject, num_targets=targets)
     data.setup()
-    paths = checkpoints(recipe(CountryT5, epochs), data, members, 1.0, folder / "checkpoints")
+    make, folder = partial(QuestionT5, subject), folder / subject
+    paths = checkpoints(recipe(make, epochs), data, members, 1.0, folder / "checkpoints")
     truth = np.array(data.test_set.facts)[:, None] == np.array(data.train_set.facts)[None]
-    print(f"{len(data.train_set)} training examples; answers right: {_accuracy(data, paths):.0%} of the targets")
-
-    trak = TRAK(
-        CountryT5().eval(), "seq2seq_lm", folder / f"sequence-{dim}", projector={"name": "sparse_jl", "dim": dim}
+    print(
+        f"{len(data.train_set)} training examples; answers right: {_accuracy(make().eval(), data, paths):.0%} of the targets"
     )
+
+    trak = TRAK(make().eval(), "seq2seq_lm", folder / f"sequence-{dim}", projector={"name": "sparse_jl", "dim": dim})
     trak.featurize(data.train_dataloader(), paths)
-    found = {"BM25": _bm25(data)}
+    found = {"BM25": _bm25(data), "BM25, question alone": _bm25(data, 1)}
     for name, scorer in METHODS.items():
         found[name] = np.array(trak.score(data.test_dataloader(), "test", scorer=scorer).values)
     token = TRAK(
-        CountryT5().eval(),
+        make().eval(),
         {"name": "seq2seq_lm", "level": "token"},
         folder / f"token-{dim}",
         projector={"name": "sparse_jl", "dim": dim},
@@ -83,15 +94,15 @@ def main(
     Console(width=120).print(table)
 
 
-def _bm25(data: CountryDataModule) -> Any:
-    index = BM25Okapi([words(" ".join(text)) for text in data.train_set.texts])
-    return np.stack([index.get_scores(words(" ".join(text))) for text in data.test_set.texts])
+def _bm25(data: QuestionDataModule, parts: int = 2) -> Any:
+    """Of the first `parts` of question and answer."""
+    index = BM25Okapi([words(" ".join(text[:parts])) for text in data.train_set.texts])
+    return np.stack([index.get_scores(words(" ".join(text[:parts]))) for text in data.test_set.texts])
 
 
-def _accuracy(data: CountryDataModule, paths: list[Path]) -> float:
+def _accuracy(model: QuestionT5, data: QuestionDataModule, paths: list[Path]) -> float:
     """The share of targets whose every word is the most probable one, given those before it; averaged over checkpoints."""
     right = []
-    model = CountryT5().eval()
     for path in paths:
         model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
         with torch.no_grad():

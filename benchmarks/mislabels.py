@@ -1,82 +1,54 @@
 """Are mislabelled training samples found? A transformer fine-tuned on glosses of which some have got another category.
 
-    python benchmarks/mislabels.py --mislabelled 0.1
+    python benchmarks/mislabels.py --label_noise 0.1
 
 Model, data and training are those of configs/glosses.yaml. Prints, for several ways to rank training samples, how likely a
-mislabelled one is ranked above another (area under the ROC curve), and what part of the first ones are mislabelled, looking at as
-many as there are.
+mislabelled one is ranked above another (area under the ROC curve), and what part of the first ones are mislabelled.
 """
 
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import numpy as np
 import yaml
+from demo_models import checkpoints, recipe
 from jsonargparse import auto_cli
-from rich.console import Console
-from rich.table import Table
-from sklearn.metrics import roc_auc_score
 
 from trak_lightning import TRAK
 from trak_lightning.demos import TextClassifier, TextDataModule
-from trak_lightning.ensemble import train_ensemble
-from trak_lightning.quiet import quiet_lightning
+from trak_lightning.evaluation.mislabeled import mislabeled
+from trak_lightning.scoring.self_influence import held_out_probabilities
 from trak_lightning.scoring.stage import load_features
-from trak_lightning.subsets import SubsetPlan
 
-CONFIG = Path(__file__).parents[1] / "configs" / "glosses.yaml"
+CONFIG = yaml.safe_load((Path(__file__).parents[1] / "configs" / "glosses.yaml").read_text())
 
 
-def main(folder: Path = Path("runs/mislabels"), mislabelled: float = 0.1) -> None:
+def main(folder: Path = Path("runs/mislabels"), label_noise: float = 0.1) -> None:
     """Print the table.
 
     Args:
         folder: where models and features are kept.
-        mislabelled: part of the training samples that get another category.
+        label_noise: share of the training samples that get another category.
     """
-    config = yaml.safe_load(CONFIG.read_text())
-    data = TextDataModule(**config["data"]["init_args"] | {"mislabelled": mislabelled})
+    data = TextDataModule(**CONFIG["data"]["init_args"] | {"label_noise": label_noise})
     data.setup()
-    run = folder / f"{mislabelled}"
-    plan = SubsetPlan(
-        "ensemble", len(data.train_set), config["ensemble"]["fraction"], 0, config | {"part": mislabelled}
-    )
-
-    def fresh(seed: int) -> tuple[L.LightningModule, L.Trainer]:
-        with quiet_lightning():
-            L.seed_everything(seed, verbose=False)
-            quiet: dict[str, Any] = dict.fromkeys(
-                ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-            )
-            return TextClassifier(**config["model"]["init_args"]), L.Trainer(**config["trainer"], **quiet)
-
-    checkpoints, _ = train_ensemble(fresh, data, plan, config["ensemble"]["size"], run / "checkpoints")
-    model = TextClassifier(**config["model"]["init_args"]).eval()
-    trak = TRAK(model, config["task"], run, projector=config["projector"])
-    trak.featurize(data.train_dataloader(), [str(path) for path in checkpoints])
-    rows = [
-        [features.train.column(name) for name in ("loss_weight", "output")]
-        for features in load_features(trak.run, trak.store, targets="train", train="train")
-    ]
-    weight, output = (np.mean([part[place] for part in rows], axis=0) for place in (0, 1))
-    influence = trak.self_influence()
-    ranked = {
+    run, ensemble = folder / f"{label_noise}", CONFIG["ensemble"]
+    fresh = recipe(lambda: TextClassifier(**CONFIG["model"]["init_args"]), CONFIG["trainer"]["max_epochs"])
+    paths = checkpoints(fresh, data, ensemble["size"], ensemble["fraction"], run / "checkpoints")
+    model = TextClassifier(**CONFIG["model"]["init_args"]).eval()
+    trak = TRAK(model, CONFIG["task"], run, projector=CONFIG["projector"])
+    trak.featurize(data.train_dataloader(), [str(path) for path in paths])
+    features = load_features(trak.run, trak.store, targets="train", train="train")
+    influence, weight = trak.self_influence(), np.mean([each.train.column("loss_weight") for each in features], axis=0)
+    suspicion = {
         "self-influence": influence.self_influence,
+        "self-influence / (1 − leverage)": influence.self_influence / (1 - influence.leverage),
+        "self-influence / loss weight": influence.self_influence / weight,
         "leverage": influence.leverage,
-        "1 − p of the label (loss)": weight,
-        "margin, lowest first": -output,
+        "1 − p(label)": weight,
+        "1 − p(label), models not trained on it": 1 - held_out_probabilities(features)[0],
         "random": np.random.default_rng(0).random(len(weight)),
     }
-    table = Table(
-        title=f"{data.planted.sum()} of {len(data.planted)} glosses mislabelled, {len(checkpoints)} checkpoints"
-    )
-    for column in ("ranked by", "AUC", "precision"):
-        table.add_column(column)
-    for name, values in ranked.items():
-        first = np.argsort(-values)[: data.planted.sum()]
-        table.add_row(name, f"{roc_auc_score(data.planted, values):.3f}", f"{data.planted[first].mean():.2f}")
-    Console(width=100).print(table)
+    mislabeled(suspicion, data.mislabeled, {}).print()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def available() -> bool:
 
 
 @contextmanager
-def axes(name: str, *, width: float = 6.4, height: float = 3.4) -> Iterator[tuple[Any, Any]]:
+def axes(name: str, *, width: float = 5.4, height: float = 3.2) -> Iterator[tuple[Any, Any]]:
     """A figure and its axes in the house's style."""
     try:
         from cycler import cycler

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from trak_lightning.cli import main
-from trak_lightning.demos import CountryDataModule, EmojiDataModule
+from trak_lightning.demos import EmojiDataModule, QuestionDataModule
 from trak_lightning.demos.coco import read_captions
-from trak_lightning.demos.countries import facts
 from trak_lightning.demos.ftrace import read_rows
+from trak_lightning.demos.questions import facts
 from trak_lightning.demos.words import Vocabulary
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.scores import Scores
@@ -68,14 +68,15 @@ def test_emoji_are_told_apart_and_named():
     assert not set(data.train_set.names) & set(data.test_set.names)
 
 
-def test_every_fact_is_asked_for_twice_in_training_and_in_other_words_as_a_target():
-    data = CountryDataModule(num_targets=50)
+@pytest.mark.parametrize("subject", ["countries", "words"])
+def test_every_fact_is_asked_for_twice_in_training_and_in_other_words_as_a_target(subject):
+    data, known = QuestionDataModule(subject, num_targets=50), facts(subject)
     data.setup()
-    assert sorted(data.train_set.facts) == sorted(2 * list(range(len(facts()))))
+    assert sorted(data.train_set.facts) == sorted(2 * list(range(len(known))))
     assert not {question for question, _ in data.train_set.texts} & {question for question, _ in data.test_set.texts}
     for fact, (question, answer) in zip(data.test_set.facts, data.test_set.texts, strict=True):
-        assert facts()[fact][1] in question
-        assert facts()[fact][2] == answer
+        assert known[fact].about in question
+        assert known[fact].answer == answer
 
 
 def test_a_vocabulary_keeps_the_most_frequent_words():
@@ -188,7 +189,10 @@ def ftrace(tmp_path):
 
 
 def test_mt5_on_ftrace(ftrace, run):
-    files = {"data.abstracts": [str(ftrace / "abstracts.jsonl")], "data.queries": [str(ftrace / "queries.jsonl")]}
+    files = {
+        "data.abstracts": [str(ftrace / "**" / "abstract*.jsonl")],
+        "data.queries": [str(ftrace / "queries.jsonl")],
+    }
     pretrained = {"model.pretrained": ftrace / "mt5", "data.pretrained": ftrace / "mt5"}
     sizes = {"data.batch_size": 8, "data.num_targets": 4, "data.num_train": 20}
     files = {key: json.dumps(value) for key, value in files.items()}

@@ -7,9 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from faults import ENVIRONMENT, acknowledged, ranks, require_sound, rows
+import torch
+from faults import ENVIRONMENT, Job, acknowledged, ranks, require_sound, rows
 from groups import finish, nodes, slurm, start, torchrun
+from towers import TwoTowers
 
 
 def test_more_ranks_than_blocks_are_fine(job, whole, tmp_path):
@@ -54,6 +57,32 @@ def test_what_a_projector_learns_from_the_training_set_is_the_same_on_every_rank
     code, output = job.finish(tmp_path / "one", *learns)
     assert code == 0, output
     assert finish(start(job, tmp_path / "run", 2, torchrun, *learns)) == [0, 0]
+    assert rows(tmp_path / "run") == rows(tmp_path / "one")
+
+
+PAIRS = {
+    "model": {"class_path": "towers.TwoTowers"},
+    "data": {"class_path": "trak_lightning.demos.EmojiDataModule", "init_args": {"num_targets": 20}},
+    "trainer": {"accelerator": "cpu"},
+    "task": {"name": "contrastive", "negatives": 40},
+    "projector": {"name": "sparse_jl", "dim": 64},
+    "batch_size": 128,
+    "block_size": 256,
+}
+
+
+def test_every_rank_compares_pairs_with_the_same_others(tmp_path):
+    checkpoint = tmp_path / "towers.ckpt"
+    torch.manual_seed(0)
+    torch.save({"state_dict": TwoTowers().state_dict()}, checkpoint)
+    job = Job(tmp_path, PAIRS, [checkpoint])
+    code, output = job.finish(tmp_path / "one")
+    assert code == 0, output
+    assert finish(start(job, tmp_path / "run", 2)) == [0, 0], Path(f"{tmp_path}/run-0.log").read_text()
+    banks = [next((tmp_path / name / "references").glob("*.npz")) for name in ("one", "run")]
+    with np.load(banks[0]) as one, np.load(banks[1]) as other:
+        assert len(one["images"]) == 40
+        assert all(one[key].tobytes() == other[key].tobytes() for key in one.files)
     assert rows(tmp_path / "run") == rows(tmp_path / "one")
 
 

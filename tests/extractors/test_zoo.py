@@ -1,5 +1,7 @@
 """Per-sample gradients of every supported layer and of the architectures people bring equal the autograd loop."""
 
+import gc
+
 import pytest
 import torch
 from zoo import ARCHITECTURES, LAYERS, close
@@ -44,3 +46,14 @@ def test_gradients_and_their_projections_equal_the_autograd_loop(entry):
             for parameter, grad in expected.items():
                 projection.add(DenseBlock(parameter, grad), dense)
             assert close(from_factors[name], dense, entry.tolerance), (name, size)
+
+
+@pytest.mark.parametrize("entry", ARCHITECTURES, ids=lambda entry: entry.name)
+def test_nothing_of_a_batch_outlives_it(entry):
+    model, batch, extractor = entry.model().double().eval(), entry.batch(2), Hooks()
+    layout, alive = ParameterLayout.of(model), []
+    for _ in range(3):
+        extractor.extract(model, entry.task, batch, layout, lambda block: None)
+        gc.collect()
+        alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+    assert alive[1] == alive[2]

@@ -30,15 +30,17 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 class Job:
-    """``trak featurize`` of two checkpoints."""
+    """``trak featurize`` of some checkpoints; of two that it trains, if none are given."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, config=CONFIG, checkpoints=()):
         self.config = folder / "config.yaml"
-        self.config.write_text(yaml.safe_dump(CONFIG))
+        self.config.write_text(yaml.safe_dump(config))
         self._forks = forks()
-        done = self.call("train", "--run_dir", folder / "trained")
-        assert done.returncode == 0, done.stderr
-        self.checkpoints = sorted((folder / "trained" / "checkpoints").glob("*.ckpt"))
+        self.checkpoints = checkpoints
+        if not checkpoints:
+            done = self.call("train", "--run_dir", folder / "trained")
+            assert done.returncode == 0, done.stderr
+            self.checkpoints = sorted((folder / "trained" / "checkpoints").glob("*.ckpt"))
 
     def arguments(self, run_dir, *more):
         named = f"[{', '.join(map(str, self.checkpoints))}]"

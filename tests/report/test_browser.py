@@ -44,6 +44,9 @@ def test_it_loads_in_silence_fits_the_screen_and_text_stays_text(opened):
     assert said == []
     assert tab.title() == "run · training data attribution"
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert tab.evaluate(
+        "(table => table.scrollWidth <= table.clientWidth)(document.querySelector('#suspects .scroll'))"
+    )
     assert HOSTILE in tab.inner_text("body")
 
 

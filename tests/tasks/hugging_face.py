@@ -6,6 +6,15 @@ TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "nu
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
+def bert():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {**TOWER, "num_hidden_layers": 1}
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=VOCABULARY, max_position_embeddings=8, num_labels=3, **sizes)
+    )
+
+
 def gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -4,8 +4,9 @@ from functools import partial
 
 import pytest
 import torch
+from hugging_face import VOCABULARY, bert
 from torch import nn
-from transformers import BatchEncoding, BertConfig, BertForSequenceClassification
+from transformers import BatchEncoding
 
 from trak_lightning import Task, registry
 from trak_lightning.tasks.classification import ImageClassification
@@ -37,20 +38,10 @@ class Tagger(nn.Module):
 class TestTextClassification(TaskConformance):
     task = staticmethod(partial(registry.create, "tasks", "text_classification"))
 
-    def model(self):
-        config = BertConfig(
-            vocab_size=11,
-            hidden_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=8,
-            num_labels=3,
-        )
-        return BertForSequenceClassification(config)
+    model = staticmethod(bert)
 
     def batch(self, size):
-        ids = torch.randint(1, 11, (size, 5))
+        ids = torch.randint(1, VOCABULARY, (size, 5))
         return BatchEncoding({"input_ids": ids, "attention_mask": ids > 3, "labels": torch.randint(3, (size,))})
 
 

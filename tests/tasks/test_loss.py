@@ -4,10 +4,11 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from hugging_face import bert
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
-from transformers import BatchEncoding, BertConfig, BertForSequenceClassification
+from transformers import BatchEncoding
 
 from trak_lightning import TRAK, registry
 from trak_lightning.errors import DataError, SettingsError
@@ -43,19 +44,6 @@ class Lit(L.LightningModule):
 def pair():
     torch.manual_seed(0)
     return torch.randn(B, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1])
-
-
-def bert():
-    config = BertConfig(
-        vocab_size=11,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=8,
-        num_labels=3,
-    )
-    return BertForSequenceClassification(config)
 
 
 def encoding():

@@ -2,7 +2,6 @@
 
 from trak_lightning.demos.cifar import CIFAR10DataModule
 from trak_lightning.demos.coco import CocoCaptions
-from trak_lightning.demos.countries import CountryDataModule, CountryT5
 from trak_lightning.demos.dictionary import DictionaryDataModule, DictionaryGPT
 from trak_lightning.demos.digits import DigitsCNN, DigitsDataModule
 from trak_lightning.demos.emoji import EmojiCLIP, EmojiDataModule
@@ -10,14 +9,15 @@ from trak_lightning.demos.finetuning import CLIP, PretrainedTransformer
 from trak_lightning.demos.ftrace import FTrace
 from trak_lightning.demos.imagenet import ImageNetDataModule
 from trak_lightning.demos.images import ImageClassifier
+from trak_lightning.demos.questions import QuestionDataModule, QuestionT5
+from trak_lightning.demos.supersenses import SupersenseDataModule, SupersenseTagger
+from trak_lightning.demos.tabular import TabularDataModule, TabularMLP
 from trak_lightning.demos.text import TextClassifier, TextDataModule
 
 __all__ = [
     "CLIP",
     "CIFAR10DataModule",
     "CocoCaptions",
-    "CountryDataModule",
-    "CountryT5",
     "DictionaryDataModule",
     "DictionaryGPT",
     "DigitsCNN",
@@ -28,6 +28,12 @@ __all__ = [
     "ImageClassifier",
     "ImageNetDataModule",
     "PretrainedTransformer",
+    "QuestionDataModule",
+    "QuestionT5",
+    "SupersenseDataModule",
+    "SupersenseTagger",
+    "TabularDataModule",
+    "TabularMLP",
     "TextClassifier",
     "TextDataModule",
 ]

@@ -1,4 +1,5 @@
-"""Training a model of ``transformers``, from scratch or from pretrained weights: its own loss, AdamW, one cycle."""
+"""How the demos are trained: AdamW, one cycle; models of ``transformers``, from scratch or from pretrained weights, on their own
+loss."""
 
 from typing import Any, Literal
 
@@ -10,7 +11,29 @@ from trak_lightning.demos.pretrained import locate, transformers
 from trak_lightning.errors import DataError
 
 
-class TransformerModule(L.LightningModule):
+class OneCycle(L.LightningModule):
+    """A module that is trained with AdamW, one cycle.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(self, lr: float, weight_decay: float) -> None:
+        super().__init__()
+        self.lr = lr
+        self.weight_decay = weight_decay
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.lr, total_steps=int(self.trainer.estimated_stepping_batches), pct_start=0.1
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class TransformerModule(OneCycle):
     """A model of ``transformers`` that returns its loss when it is given labels. Subclasses make ``self.model``.
 
     Args:
@@ -20,11 +43,6 @@ class TransformerModule(L.LightningModule):
 
     model: nn.Module
 
-    def __init__(self, lr: float, weight_decay: float) -> None:
-        super().__init__()
-        self.lr = lr
-        self.weight_decay = weight_decay
-
     def forward(self, **inputs: Tensor) -> Any:
         """What the transformer returns."""
         return self.model(**inputs)
@@ -32,14 +50,6 @@ class TransformerModule(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss: Tensor = self(**batch).loss
         return loss
-
-    def configure_optimizers(self):  # type: ignore[no-untyped-def]
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.lr, total_steps=int(self.trainer.estimated_stepping_batches), pct_start=0.1
-        )
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
 class PretrainedTransformer(TransformerModule):

@@ -3,6 +3,7 @@ Face dataset ``ekinakyurek/ftrace`` has them."""
 
 import gzip
 import json
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ class FTrace(L.LightningDataModule):
 
     Args:
         pretrained: whose tokenizer: of the hub, or a folder.
-        abstracts: files of the configuration ``abstracts``: ``.parquet``, as they are on the hub, or ``.jsonl``.
+        abstracts: files of the configuration ``abstracts``: ``.parquet``, as they are on the hub, or ``.jsonl``. Paths may have
+            wildcards, ``**`` for any folders.
         queries: files of the configuration ``queries``.
         num_train: training samples, the first in an order drawn by `seed`; all if None.
         num_targets: targets, drawn in the same way; all if None.
@@ -110,14 +112,15 @@ class MaskedSentences(Dataset):
 
 
 def read_rows(files: list[str], columns: list[str]) -> list[dict[str, Any]]:
-    """The rows of ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` files, one after the other.
+    """The rows of ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` files, one after the other; those that a wildcard matches by name.
 
     Raises:
         DataError: a file is missing, of another kind, or without one of the columns.
     """
     rows: list[dict[str, Any]] = []
-    for name in files:
-        path = Path(name)
+    # pathlib has no pattern with a root of its own
+    matched = [found for name in files for found in sorted(glob(name, recursive=True)) or [name]]  # noqa: PTH207
+    for path in map(Path, matched):
         if not path.is_file():
             raise DataError(f"there is no file {path} (looked in {path.absolute().parent})")
         found = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)

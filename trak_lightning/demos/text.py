@@ -63,7 +63,8 @@ class TextDataModule(L.LightningDataModule):
         label: the column of the label.
         num_train: training samples, the first of the file in an order drawn by `seed`; all if None.
         num_targets: targets, drawn in the same way; all of `test_file` if None.
-        mislabelled: this part of the training samples gets another label, drawn by `seed`; ``planted`` says which.
+        label_noise: share of the training labels that are replaced by another, drawn by `seed`; ``mislabeled`` has their
+            positions.
         max_length: tokens that are read.
         batch_size: of both loaders.
         seed: of all that is drawn.
@@ -78,7 +79,7 @@ class TextDataModule(L.LightningDataModule):
         label: str = "category",
         num_train: int | None = None,
         num_targets: int | None = None,
-        mislabelled: float = 0.0,
+        label_noise: float = 0.0,
         max_length: int = 128,
         batch_size: int = 32,
         seed: int = 0,
@@ -86,8 +87,8 @@ class TextDataModule(L.LightningDataModule):
         super().__init__()
         if test_file is None and num_targets is None:
             raise DataError("give a test_file, or num_targets to hold out of the training file")
-        if not 0 <= mislabelled < 1:
-            raise DataError(f"mislabelled must lie in 0 … 1 (without 1), got {mislabelled}")
+        if not 0 <= label_noise < 1:
+            raise DataError(f"label_noise must be a share of the training set in [0, 1), got {label_noise}")
         self.pretrained = pretrained
         self.train_file = train_file or GLOSSES
         self.test_file = test_file
@@ -95,7 +96,7 @@ class TextDataModule(L.LightningDataModule):
         self.label = label
         self.num_train = num_train
         self.num_targets = num_targets
-        self.mislabelled = mislabelled
+        self.label_noise = label_noise
         self.max_length = max_length
         self.batch_size = batch_size
         self.seed = seed
@@ -116,7 +117,7 @@ class TextDataModule(L.LightningDataModule):
         unknown = {label for *_, label in test} - set(self.labels)
         if unknown:
             raise DataError(f"label {min(unknown)!r} is among the targets and not among the training samples")
-        numbers, self.planted = self._mislabel(np.array([self.labels.index(label) for *_, label in train]))
+        numbers, self.mislabeled = self._mislabel(np.array([self.labels.index(label) for *_, label in train]))
         self.train_set = self._encoded(train, numbers.tolist())
         self.test_set = self._encoded(test, [self.labels.index(label) for *_, label in test])
 
@@ -131,12 +132,12 @@ class TextDataModule(L.LightningDataModule):
         return [rows[row] for row in np.random.default_rng([self.seed, stream]).permutation(len(rows))]
 
     def _mislabel(self, numbers: Any) -> tuple[Any, Any]:
-        """Labels, some of them changed to another, and which."""
+        """Labels, some of them changed to another, and the positions of these."""
         random = np.random.default_rng([self.seed, 2])
         planted = np.zeros(len(numbers), dtype=bool)
-        planted[random.permutation(len(numbers))[: round(self.mislabelled * len(numbers))]] = True
+        planted[random.permutation(len(numbers))[: round(self.label_noise * len(numbers))]] = True
         moved = random.integers(1, max(2, len(self.labels)), len(numbers))
-        return np.where(planted, (numbers + moved) % len(self.labels), numbers), planted
+        return np.where(planted, (numbers + moved) % len(self.labels), numbers), np.flatnonzero(planted)
 
     def _encoded(self, rows: list[tuple[str, ...]], labels: list[int]) -> "EncodedTexts":
         texts = [[row[column] for row in rows] for column in range(len(self.text))]

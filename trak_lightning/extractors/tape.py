@@ -260,8 +260,10 @@ class Tape:
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and (places is None or position in places)
         ]
 
+        count = len(leaves)  # the leaves themselves, whose graph holds `spread`, would never be freed
+
         def spread(grads: tuple[Tensor | None, ...]) -> None:
-            found: list[Tensor | None] = [None] * len(leaves)
+            found: list[Tensor | None] = [None] * count
             for position, grad in zip(positions, grads, strict=True):
                 found[position] = grad
             on_backward(found)

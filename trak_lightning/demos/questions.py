@@ -1,8 +1,9 @@
-"""Facts about countries as questions and answers (countryinfo, MIT licence), and a small T5 that learns them by heart."""
+"""Facts as questions and answers, of countries (countryinfo, MIT licence) or of words (WordNet 3.0), and a small T5 that learns
+them by heart."""
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import lightning as L
 import numpy as np
@@ -10,12 +11,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning.demos.finetuning import TransformerModule
+from trak_lightning.demos.glosses import read_glosses
 from trak_lightning.demos.pretrained import transformers
 from trak_lightning.demos.tables import read_table
-from trak_lightning.demos.words import END, PAD, Vocabulary, padded
+from trak_lightning.demos.words import END, PAD, Vocabulary, padded, words
 from trak_lightning.errors import DataError
 
-FACTS = Path(__file__).parent / "data" / "country_facts.tsv.gz"
+Subject: TypeAlias = Literal["countries", "words"]
+
+COUNTRIES = Path(__file__).parent / "data" / "country_facts.tsv.gz"
+NUM_WORDS, LONGEST_GLOSS = 600, 10
+"""Words whose meaning is asked for, the first of the file whose gloss has no more words than that."""
 
 FORMS = {
     "capital": (
@@ -36,43 +42,60 @@ FORMS = {
         "Name the area of the world where {} lies.",
         "On the map {} is found in",
     ),
+    "meaning": (
+        "What does {} mean?",
+        "Define {}.",
+        "In a dictionary {} is explained as",
+        "Which gloss belongs to the word {}?",
+    ),
 }
 """Four ways to ask for each relation."""
 
 
-@cache
-def facts() -> list[tuple[str, str, str]]:
-    """(relation, country, answer)."""
-    found = []
-    for row in read_table(FACTS):
-        relation, _, country = row["question"].partition(" of ")
-        found.append((relation, country, row["answer"]))
-    return found
+class Fact(NamedTuple):
+    """What is asked for."""
+
+    relation: str
+    about: str
+    answer: str
 
 
 @cache
-def vocabulary() -> Vocabulary:
+def facts(subject: Subject) -> list[Fact]:
+    """All facts, in the order of the file."""
+    if subject == "words":
+        found = {gloss.word: gloss.gloss for gloss in read_glosses() if len(words(gloss.gloss)) <= LONGEST_GLOSS}
+        return [Fact("meaning", word, gloss) for word, gloss in list(found.items())[:NUM_WORDS]]
+    rows = [(*row["question"].split(" of ", 1), row["answer"]) for row in read_table(COUNTRIES)]
+    return [Fact(*row) for row in rows]
+
+
+@cache
+def vocabulary(subject: Subject) -> Vocabulary:
     """The words of all questions and answers."""
-    asked = [form for forms in FORMS.values() for form in forms]
-    return Vocabulary([*asked, *(text for _, country, answer in facts() for text in (country, answer))])
+    asked = [form for relation in {fact.relation for fact in facts(subject)} for form in FORMS[relation]]
+    return Vocabulary([*asked, *(text for fact in facts(subject) for text in (fact.about, fact.answer))])
 
 
-class CountryT5(TransformerModule):
+class QuestionT5(TransformerModule):
     """T5 with two layers, trained from scratch.
 
     Args:
+        subject: what the questions are about, which its vocabulary depends on.
         width: of both transformers.
         layers: of each.
         lr: peak learning rate.
         weight_decay: of AdamW.
     """
 
-    def __init__(self, width: int = 64, layers: int = 2, lr: float = 5e-3, weight_decay: float = 0.01) -> None:
+    def __init__(
+        self, subject: Subject, width: int = 64, layers: int = 2, lr: float = 5e-3, weight_decay: float = 0.01
+    ) -> None:
         super().__init__(lr, weight_decay)
         self.save_hyperparameters()
         with transformers() as library:
             config = library.T5Config(
-                vocab_size=len(vocabulary()),
+                vocab_size=len(vocabulary(subject)),
                 d_model=width,
                 d_kv=width // 4,
                 d_ff=2 * width,
@@ -86,32 +109,35 @@ class CountryT5(TransformerModule):
             self.model = library.T5ForConditionalGeneration(config)
 
 
-class CountryDataModule(L.LightningDataModule):
+class QuestionDataModule(L.LightningDataModule):
     """Questions and answers: `input_ids`, `attention_mask`, `labels` (−100 where an answer has ended).
 
     Every fact is asked for in two of the four ways in training, and in a third as a target: the two are what taught the model
     the answer, ``train_set.facts`` and ``test_set.facts`` say which fact a sample is of.
 
     Args:
+        subject: 737 facts about countries, or the meaning of 600 words.
         num_targets: facts that are asked for again.
         batch_size: of both loaders.
         seed: of the ways and of the targets.
     """
 
-    def __init__(self, num_targets: int = 200, batch_size: int = 64, seed: int = 0) -> None:
+    def __init__(self, subject: Subject, num_targets: int = 200, batch_size: int = 64, seed: int = 0) -> None:
         super().__init__()
+        self.subject: Subject = subject
         self.num_targets = num_targets
         self.batch_size = batch_size
         self.seed = seed
 
     def setup(self, stage: str | None = None) -> None:
-        if not 0 < self.num_targets <= len(facts()):
-            raise DataError(f"num_targets must lie in 1 … {len(facts())}, got {self.num_targets}")
+        count = len(facts(self.subject))
+        if not 0 < self.num_targets <= count:
+            raise DataError(f"num_targets must lie in 1 … {count}, got {self.num_targets}")
         random = np.random.default_rng(self.seed)
-        ways = [random.permutation(4) for _ in facts()]
-        targets = np.sort(random.permutation(len(facts()))[: self.num_targets])
-        self.train_set = Questions([(fact, int(way)) for fact in range(len(facts())) for way in ways[fact][:2]])
-        self.test_set = Questions([(int(fact), int(ways[fact][2])) for fact in targets])
+        ways = [random.permutation(4) for _ in range(count)]
+        targets = np.sort(random.permutation(count)[: self.num_targets])
+        self.train_set = Questions(self.subject, [(fact, int(way)) for fact in range(count) for way in ways[fact][:2]])
+        self.test_set = Questions(self.subject, [(int(fact), int(ways[fact][2])) for fact in targets])
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, collate_fn=collate)
@@ -123,18 +149,19 @@ class CountryDataModule(L.LightningDataModule):
 class Questions(Dataset):
     """Facts, each asked for in one way."""
 
-    def __init__(self, rows: list[tuple[int, int]]) -> None:
+    def __init__(self, subject: Subject, rows: list[tuple[int, int]]) -> None:
         self.facts = [fact for fact, _ in rows]
         self.texts = []
+        self._vocabulary = vocabulary(subject)
         for fact, way in rows:
-            relation, country, answer = facts()[fact]
-            self.texts.append((FORMS[relation][way].format(country), answer))
+            relation, about, answer = facts(subject)[fact]
+            self.texts.append((FORMS[relation][way].format(about), answer))
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        question, answer = (vocabulary().encode(text) for text in self.texts[index])
+        question, answer = (self._vocabulary.encode(text) for text in self.texts[index])
         return {"input_ids": [*question, END], "labels": [*answer, END]}
 
 

@@ -1,0 +1,142 @@
+"""A small BERT that tags the words of definitions with the kind of thing that they are: WordNet's glosses, whose words are
+themselves in the dictionary."""
+
+from functools import cache
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from trak_lightning.demos.finetuning import TransformerModule
+from trak_lightning.demos.glosses import read_glosses
+from trak_lightning.demos.pretrained import transformers
+from trak_lightning.demos.words import PAD, Vocabulary, padded, words
+from trak_lightning.errors import DataError
+
+LENGTH = 32
+"""Words of a gloss that are read."""
+VOCABULARY = 4000
+SHORTEST = 4
+"""Letters of the shortest word that is looked up; ``a``, ``can`` and the like are in the dictionary, but not for what they mean
+in a gloss."""
+
+
+@cache
+def glosses() -> list[str]:
+    """Those in which a word has a tag."""
+    return [gloss.gloss for gloss in read_glosses() if any(tags(gloss.gloss))]
+
+
+@cache
+def categories() -> list[str]:
+    """The kinds of things, in alphabetical order."""
+    return sorted({gloss.category for gloss in read_glosses()})
+
+
+@cache
+def _dictionary() -> dict[str, str]:
+    """The category of every word that has but one."""
+    found: dict[str, set[str]] = {}
+    for gloss in read_glosses():
+        found.setdefault(gloss.word.lower(), set()).add(gloss.category)
+    return {word: min(kinds) for word, kinds in found.items() if len(kinds) == 1 and len(word) >= SHORTEST}
+
+
+def tags(gloss: str) -> list[str | None]:
+    """The category of each word of a gloss, as the dictionary has it; None for words that are not in it."""
+    return [_dictionary().get(word) for word in words(gloss)]
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    """The most frequent words of all glosses."""
+    return Vocabulary(glosses(), VOCABULARY)
+
+
+class SupersenseTagger(TransformerModule):
+    """BERT with two layers, trained from scratch.
+
+    Args:
+        width: of all layers.
+        layers: number of layers.
+        lr: peak learning rate.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(self, width: int = 32, layers: int = 2, lr: float = 5e-3, weight_decay: float = 0.1) -> None:
+        super().__init__(lr, weight_decay)
+        self.save_hyperparameters()
+        with transformers() as library:
+            config = library.BertConfig(
+                vocab_size=len(vocabulary()),
+                hidden_size=width,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                intermediate_size=2 * width,
+                max_position_embeddings=LENGTH,
+                num_labels=len(categories()),
+                pad_token_id=PAD,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )
+            self.model = library.BertForTokenClassification(config)
+
+
+class SupersenseDataModule(L.LightningDataModule):
+    """Glosses: `input_ids`, `attention_mask`, `labels` (−100 where a word has no tag, or the gloss has ended).
+
+    Args:
+        num_targets: glosses held out as the test set.
+        num_train: training samples, the first in an order drawn by `seed`; all if None.
+        batch_size: of both loaders.
+        seed: of the split.
+    """
+
+    def __init__(
+        self, num_targets: int = 200, num_train: int | None = None, batch_size: int = 32, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.num_targets = num_targets
+        self.num_train = num_train
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def setup(self, stage: str | None = None) -> None:
+        order = np.random.default_rng(self.seed).permutation(len(glosses())).tolist()
+        if not 0 < self.num_targets < len(order):
+            raise DataError(f"num_targets must lie in 1 … {len(order) - 1}, got {self.num_targets}")
+        test, train = order[: self.num_targets], order[self.num_targets :][: self.num_train]
+        self.train_set, self.test_set = (TaggedGlosses([glosses()[i] for i in part]) for part in (train, test))
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, collate_fn=collate)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.test_set, batch_size=self.batch_size, collate_fn=collate)
+
+
+class TaggedGlosses(Dataset):
+    """Glosses as numbers, with the numbers of their tags."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        text = self.texts[index]
+        labels = [-100 if tag is None else categories().index(tag) for tag in tags(text)]
+        return {"input_ids": vocabulary().encode(text)[:LENGTH], "labels": labels[:LENGTH]}
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A batch of glosses and their tags, filled up."""
+    ids = padded([sample["input_ids"] for sample in samples])
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids != PAD).long(),
+        "labels": padded([sample["labels"] for sample in samples], -100),
+    }
