@@ -56,6 +56,7 @@ def main(
     models: int = 100,
     fashion: Path = ROOT,
     further: bool = False,
+    methods: list[str] | None = None,
     peers: dict[str, str] = {},  # noqa: B006
     output: Path | None = None,
 ) -> None:
@@ -69,6 +70,7 @@ def main(
         models: how many retrained models to judge by.
         fashion: folder with the four files of Fashion-MNIST.
         further: all scorers, not only those of the head to head.
+        methods: only these of ours, as the table names them.
         peers: other libraries: name → python of an environment that has it.
         output: a JSON file for the rows.
     """
@@ -79,7 +81,7 @@ def main(
         subsets, outputs = read_outputs(
             trained.models, models, num_samples=len(trained.train), num_targets=len(trained.targets)
         )
-        sources = [_ours(trained, folder / name, k, M, further) for k in dims for M in checkpoints]
+        sources = [_ours(trained, folder / name, k, M, further, methods) for k in dims for M in checkpoints]
         for k in dims:
             sources += [
                 _peer(trained, name, folder / name, 0 if peer in UNPROJECTED else k, checkpoints, fashion, peer, python)
@@ -104,7 +106,7 @@ def main(
     Console(width=120).print(table)
 
 
-def _ours(trained: Trained, folder: Path, k: int, M: int, further: bool) -> Iterator[Found]:
+def _ours(trained: Trained, folder: Path, k: int, M: int, further: bool, only: list[str] | None) -> Iterator[Found]:
     run = folder / f"ours-{k}-{M}"
     shutil.rmtree(run, ignore_errors=True)  # everything is timed
     trak = TRAK(
@@ -116,7 +118,7 @@ def _ours(trained: Trained, folder: Path, k: int, M: int, further: bool) -> Iter
     featurized = time.process_time() - started
     methods = METHODS | {name: {"name": name} for name in FURTHER if further}
     for method, scorer in methods.items():
-        if scorer.get("regularization") == "calibrate" and M < FEWEST:
+        if (only is not None and method not in only) or (scorer.get("regularization") == "calibrate" and M < FEWEST):
             continue
         shutil.rmtree(run / "factors", ignore_errors=True)
         started = time.process_time()

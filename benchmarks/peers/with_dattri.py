@@ -10,6 +10,7 @@ have three dimensions, as those of a transformer have. Left out: Arnoldi influen
 eigenvalues of the Hessian, some of which are negative here, and give NaN.
 """
 
+import copy
 import tempfile
 import time
 import warnings
@@ -97,7 +98,7 @@ def logra(job: Job, state: dict[str, Tensor], *_: Function) -> Tensor:
         inputs, labels = batch
         return F.cross_entropy(model(inputs), labels, reduction="sum")
 
-    model = Batched(job.model, job.train[0][0].ndim)
+    model = Batched(copy.deepcopy(job.model), job.train[0][0].ndim)  # it replaces the forward of layers for good
     state = {f"model.{name}": value for name, value in state.items()}
     attributor = LoGraAttributor(AttributionTask(loss, model, [state]), cache_dir=tempfile.mkdtemp())
     attributor.cache(batches(job.train))

@@ -1,16 +1,18 @@
-"""Three real problems on which attribution is judged: models, data, and how both are trained.
+"""The real problems on which attribution is judged: models, data, and how both are trained.
 
 Each is a LightningModule and a LightningDataModule, small enough that a hundred trainings take minutes on one core.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 
 from problems.fashion import FashionCNN, FashionData
 from problems.glosses import GlossData, GlossTransformer
+from problems.mlp import DigitsMLP
 from trak_lightning.data import AttributionData
 from trak_lightning.demos import DigitsCNN, DigitsDataModule
 from trak_lightning.ensemble import train_ensemble
@@ -38,6 +40,7 @@ PROBLEMS = {
     "digits": Problem(DigitsCNN, DigitsDataModule, epochs=15),
     "fashion": Problem(FashionCNN, FashionData, epochs=10),
     "glosses": Problem(GlossTransformer, GlossData, epochs=5),
+    "noisy": Problem(DigitsMLP, partial(DigitsDataModule, seed=1, label_noise=0.1), epochs=15),
 }
 
 

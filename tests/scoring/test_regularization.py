@@ -8,6 +8,7 @@ import pytest
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError
 from trak_lightning.evaluation.lds import lds
 from trak_lightning.scoring.inverse import IllConditionedWarning
+from trak_lightning.scoring.regularization import automatic
 from trak_lightning.scoring.system import System
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.scoring.views import FeatureView
@@ -54,9 +55,21 @@ def test_calibration_comes_close_to_the_best_regularization_on_models_it_has_not
 
 @pytest.mark.parametrize("checkpoints", [1, 4, 8])
 def test_auto_is_a_fraction_of_the_trace_that_falls_with_the_number_of_checkpoints(checkpoints, ensemble):
+    spec = ensemble[0][0].train.spec
     settings = Trak("auto").fit(ensemble[0][:checkpoints]).settings
-    np.testing.assert_allclose(settings["regularization"], np.array(settings["trace"]) / 1400 / np.sqrt(checkpoints))
-    assert settings["rule"] == f"auto: trace/{1400 * np.sqrt(checkpoints):.0f}"
+    divisor = 0.8 * np.sqrt(spec.num_samples * min(spec.dim, 4 * spec.num_samples)) * checkpoints**0.25
+    np.testing.assert_allclose(settings["regularization"], np.array(settings["trace"]) / divisor)
+    assert settings["rule"] == f"auto: trace/{divisor:.0f}"
+
+
+@pytest.mark.parametrize(("n", "k"), [(400, 400), (400, 1600), (1000, 500)])
+def test_auto_is_of_the_size_of_the_noise_that_a_random_projection_adds_to_the_gram_matrix(n, k):
+    rng = np.random.default_rng(0)
+    gradients = rng.standard_normal((n, 5000)) / np.sqrt(5000)
+    exact = gradients @ gradients.T
+    features = gradients @ rng.choice([-1.0, 1.0], (5000, k)) / np.sqrt(k)
+    noise = np.linalg.norm(features @ features.T - exact, 2)
+    assert 0.15 * noise < automatic(n, k, 1) * np.trace(exact) < noise
 
 
 @pytest.mark.parametrize(("n", "k"), [(20, 6), (6, 20), (5, 1), (1, 5), (12, 12)])

@@ -13,9 +13,16 @@ from trak_lightning.scoring.system import System
 
 DEFAULT_WEIGHTS = "residual"
 
-AUTOMATIC = 1 / 1400
-"""λ/trace of ``auto`` for one checkpoint; for M of them it is divided by √M, since averaging over checkpoints removes part of
-the noise that λ is there to suppress. By experiment: see docs/regularization.md."""
+
+def automatic(n: int, k: int, M: int) -> float:
+    """λ/trace of ``auto``: ``1.25 / ( √(n·min(k, 4n)) · M^¼ )`` for n training samples, k dimensions and M checkpoints.
+
+    The random projection changes an inner product of two features by about ‖φ‖²/√k, and so adds noise to the n × n Gram
+    matrix whose eigenvalues are of the order of trace/√(nk): λ is what does not let that through. Beyond k = 4n it is no
+    longer the noise that decides, and averaging over checkpoints removes part of it. The constants are by experiment: see
+    docs/regularization.md.
+    """
+    return 1.25 / ((n * min(k, 4 * n)) ** 0.5 * M**0.25)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ def choose(regularization: float | str, weights: str, checkpoints: Sequence[Chec
         found = calibration(checkpoints, WEIGHTS if weights == "auto" else (chosen,))
         chosen, relative, rule, curve = found.weights, found.relative, "calibrate", found.settings
     elif regularization == "auto":
-        relative, rule = AUTOMATIC / len(checkpoints) ** 0.5, "auto"
+        spec = checkpoints[0].train.spec
+        relative, rule = automatic(spec.num_samples, spec.dim, len(checkpoints)), "auto"
     elif isinstance(regularization, str):
         relative, rule = 1 / (_divisor(regularization) or 1), ""
     else:
