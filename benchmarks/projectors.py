@@ -5,13 +5,14 @@
     python benchmarks/projectors.py error
 
 Speed: the gradient of B samples lies in memory as matrices of at most 1024 × 1024 entries. The read pass is the sum of all its
-entries. Projections and read passes take turns; figures are medians. A projector that would need more than `limit` operations
-is left out.
+entries. Projections and read passes take turns; figures are medians. There are as many batches as are not all in a cache when
+their turn comes; with `--memory 0` there is one. A projector that would need more than `limit` operations is left out.
 
 Error: of ⟨Pg, Ph⟩ for all pairs of gradients of the digits network, as a fraction of ‖g‖‖h‖, over several seeds: root mean
 square and 99th percentile, and both as multiples of a dense ±1 matrix's.
 """
 
+import math
 import time
 from statistics import median
 
@@ -37,6 +38,7 @@ def speed(
     dims: list[int] = [512, 2048, 8192, 32768],  # noqa: B006
     projectors: list[str] = [*CHEAP, "rademacher"],  # noqa: B006
     gigabytes: float = 2,
+    memory: float = 0.5,
     threads: int = 2,
     rounds: int = 7,
     limit: float = 4e9,
@@ -49,6 +51,7 @@ def speed(
         dims: k, the numbers of projected dimensions.
         projectors: names, as `trak plugins` lists them.
         gigabytes: of gradients in memory, which decides B; 64 samples at most.
+        memory: gigabytes that batches take together at least.
         threads: of torch, on a CPU.
         rounds: repetitions of everything, in turn.
         limit: of p·k, for projectors that make a dense matrix.
@@ -63,7 +66,10 @@ def speed(
     for size in sizes:
         layout = matrices(int(size))
         B = max(1, min(64, int(gigabytes * 1e9 / 4 / layout.numel)))
-        blocks = [DenseBlock(slot.name, torch.randn(B, *slot.shape, device=device)) for slot in layout]
+        count = max(1, math.ceil(memory * 1e9 / 4 / B / layout.numel))
+        batches = [
+            [DenseBlock(slot.name, torch.randn(B, *slot.shape, device=device)) for slot in layout] for _ in range(count)
+        ]
         reads: list[float] = []
         rows = []
         for name in projectors:
@@ -75,18 +81,16 @@ def speed(
                 projection = Projection(make(name, dim), layout, seed=0, checkpoint="0", device=device)
                 ratios = []
                 for turn in range(rounds + 1):
-                    read, projected = (
-                        _read(blocks, device),
-                        _project_all(projection, blocks, B, device),
-                    )
+                    read, projected = _read(batches, device), _project_all(projection, batches, B, device)
                     if turn:  # the first makes the matrix
                         reads.append(read)
                         ratios.append(projected / read)
                 cells.append(f"{median(ratios):.2f}")
             rows.append((name, cells))
         for number, (name, cells) in enumerate(rows):
-            rate = 4 * B * layout.numel / median(reads) / 1e9
-            head = (f"{size:.0e}", str(B), f"{1e3 * median(reads):.1f} ms", f"{rate:.1f}") if not number else ("",) * 4
+            seconds_each = median(reads) / count
+            rate = 4 * B * layout.numel / seconds_each / 1e9
+            head = (f"{size:.0e}", str(B), f"{1e3 * seconds_each:.1f} ms", f"{rate:.1f}") if not number else ("",) * 4
             table.add_row(*head, name, *cells)
         table.add_section()
     Console(width=140).print(table)
@@ -184,15 +188,16 @@ def digits_gradients(samples: int) -> tuple[ParameterLayout, list[DenseBlock]]:
     return layout, [DenseBlock(name, grad) for name, grad in blocks.items()]
 
 
-def _read(blocks: list[DenseBlock], device: str) -> float:
-    return seconds(lambda: [block.grad.sum() for block in blocks], device)
+def _read(batches: list[list[DenseBlock]], device: str) -> float:
+    return seconds(lambda: [block.grad.sum() for blocks in batches for block in blocks], device)
 
 
-def _project_all(projection: Projection, blocks: list[DenseBlock], B: int, device: str) -> float:
+def _project_all(projection: Projection, batches: list[list[DenseBlock]], B: int, device: str) -> float:
     def run() -> None:
-        features = projection.zeros(B)
-        for block in blocks:
-            projection.add(block, features)
+        for blocks in batches:
+            features = projection.zeros(B)
+            for block in blocks:
+                projection.add(block, features)
 
     return seconds(run, device)
 

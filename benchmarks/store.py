@@ -37,7 +37,7 @@ from trak_lightning.stores.hdf5 import HDF5Set, HDF5Store
 def main(
     dim: int = 2048,
     block_size: int = 1024,
-    blocks: int = 16,
+    blocks: int = 64,
     rounds: int = 5,
     dtype: Dtype = "float32",
     threads: int = 2,
@@ -83,7 +83,9 @@ class Bench:
         self.plain.mkdir()
         self.store = HDF5Store(dtype)
         self.store.bind(place / "features")
-        self.set = self.store.create(spec)
+        created = self.store.create(spec)
+        assert isinstance(created, HDF5Set)
+        self.set = created
         generator = np.random.default_rng(0)
         self.rows = []
         for block in range(min(spec.num_blocks, 4)):  # used in turn
@@ -112,13 +114,14 @@ class Bench:
         for _ in range(rounds):
             for block in range(self.spec.num_blocks):
                 rows = self.block(block)
+                for path in (self.plain / f"{block:05d}", self.set.folder / f"block-{block:05d}.h5"):
+                    path.unlink(missing_ok=True)  # every file of a run is a new one
                 with patch("trak_lightning.atomic.fsync", fsync if flush else lambda path: None):
                     ours.append(_seconds(lambda block=block, rows=rows: self.set.write_block(block, rows)))
                 plain.append(_seconds(lambda block=block: self.write_plain(block, flush)))
         _add(table, what, ours, plain, "≤ 1.5")
 
     def read(self, table: Table, what: str, rounds: int, *, verify: bool, warm: bool) -> None:
-        assert isinstance(self.set, HDF5Set)
         reader = HDF5Set(self.set.folder, verify=verify)
         plain_files = [self.plain / f"{block:05d}" for block in range(self.spec.num_blocks)]
 
@@ -128,8 +131,10 @@ class Bench:
 
         def read_plain() -> None:
             for path in plain_files:
-                assert len(np.fromfile(path, STORED[self.dtype]))
+                values = np.fromfile(path, STORED[self.dtype])
+                assert len(values)
 
+        os.sync()  # what was written before is not to be flushed meanwhile
         ours, plain = [], []
         for number in range(rounds * (4 if warm else 2) + 1):
             for passes, files, run in (

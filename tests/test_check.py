@@ -20,12 +20,14 @@ def check(model, data, tmp_path, **options):
 
 def test_every_parameter_is_accounted_for_and_nothing_is_stored(model, train_set, tmp_path):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    lines = [f"{finding.topic}: {finding.text}" for finding in check(model, train_set, tmp_path / "run")]
+    found = check(model, train_set, tmp_path / "run")
+    lines = [f"{finding.topic}: {finding.text}" for finding in found]
     assert any("Linear" in line and "2 layers" in line and "83 parameters" in line for line in lines)
     assert any("p = 83 of the model's 83, in 4 tensors" in line for line in lines)
     assert any("16 samples, all finite" in line for line in lines)
     assert any("samples: independent" in line for line in lines)
-    assert not list((tmp_path / "run").rglob("*.h5"))
+    assert [finding.topic for finding in found[-3:]] == ["time", "memory", "disk"]
+    assert not list(tmp_path.rglob("*"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -83,6 +85,8 @@ def test_the_command_prints_the_account_and_fails_when_featurizing_would(tmp_pat
     done = trak_check()
     assert (done.returncode, done.stderr) == (0, "")
     assert "gradients  hooks: Conv2d ×2" in done.stdout
+    assert "featurizing 10 × (1,397 + 400) samples" in done.stdout
+    assert "\ndisk       463 MB: features 148 MB, factors 312 MB, scores 3.5" in done.stdout
     settings["parameters"] = ["conv.*"]
     refused = trak_check()
     assert refused.returncode == 1

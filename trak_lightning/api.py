@@ -19,6 +19,7 @@ from trak_lightning.checkpoints import Checkpoint, CheckpointSource, expand, sub
 from trak_lightning.compiled import original, uncompiled
 from trak_lightning.data import AttributionData
 from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
+from trak_lightning.estimates import Workload
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.filling import Filler
@@ -33,6 +34,7 @@ from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 from trak_lightning.scoring.stage import load_features, score_run
+from trak_lightning.scoring.trak import Trak
 from trak_lightning.shards import Shard
 from trak_lightning.stores.base import FeatureStore
 from trak_lightning.tasks.base import Task
@@ -197,14 +199,45 @@ class TRAK:
         how: dict[str, Any] = {"block_size": block_size, "grow": grow, "shard": Shard.parse(shard)}
         return self._filler.fill(data, split, self._checkpoints, self._training, **how)
 
-    def check(self, data: DataSource, *, batch_size: int | None = None, split: str = "train") -> list[Finding]:
-        """Look at the first batch of `data` and say what would be attributed to and how, with the model's present weights;
-        nothing is stored. See `trak_lightning.check`.
+    def check(
+        self,
+        data: DataSource,
+        *,
+        batch_size: int | None = None,
+        split: str = "train",
+        targets: DataSource | None = None,
+        checkpoints: int = 1,
+        block_size: int = 1024,
+        scorer: Choice | Scorer = "trak",
+    ) -> list[Finding]:
+        """Say from the first batch of `data` what would be attributed to and how, with the model's present weights, and from a
+        few more what featurizing `data` and scoring `targets` will take: time, peak memory and disk. Nothing is stored.
+        See `trak_lightning.check`.
+
+        Args:
+            data: the training samples.
+            batch_size: as for `featurize`.
+            split: as for `featurize`.
+            targets: those that will be scored; if None, scoring is not estimated.
+            checkpoints: how many there will be.
+            block_size: as for `featurize`.
+            scorer: as for `score`.
 
         Raises:
             TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as `featurize` would.
+            StorageError: nothing can be written to the run directory.
         """
-        return self._filler.check(AttributionData.of(data, batch_size), split)
+        train = AttributionData.of(data, batch_size)
+        chosen = registry.create("scorers", scorer)
+        work = Workload(
+            train=len(train),
+            targets=0 if targets is None else len(AttributionData.of(targets, batch_size)),
+            checkpoints=checkpoints,
+            dim=self.projector.output_dim(self._filler.layout),
+            block_size=-(-block_size // train.batch_size) * train.batch_size,
+            solves=isinstance(chosen, Trak),
+        )
+        return self._filler.check(train, split, work)
 
     def score(
         self,

@@ -1,18 +1,21 @@
 """Filling feature sets: which there are to be, whose part of them this job does, and the model as it was afterwards."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import TypeVar
 
 import lightning as L
 from torch import Tensor, nn
 
-from trak_lightning.check import Checker, Finding
+from trak_lightning.check import Checker, Finding, outlook
 from trak_lightning.checkpoints import Checkpoint
 from trak_lightning.compiled import uncompiled
 from trak_lightning.data import AttributionData
 from trak_lightning.errors import IncompatibleRunError, IncompleteRunError, TerminatedError
+from trak_lightning.estimates import Workload
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurizer import Featurizer
@@ -22,6 +25,7 @@ from trak_lightning.progress import progress
 from trak_lightning.projectors.base import Projector
 from trak_lightning.quiet import quiet_lightning
 from trak_lightning.ranks import follow_rank_zero, outlast_rank_zero, takes_part
+from trak_lightning.rehearsal import Rehearsal
 from trak_lightning.rundir import RunDirectory
 from trak_lightning.sharded import is_sharded, shards
 from trak_lightning.shards import Shard
@@ -93,15 +97,25 @@ class Filler:
                 outlast_rank_zero()
                 raise
 
-    def check(self, data: AttributionData, split: str) -> list[Finding]:
-        """What `trak_lightning.check` finds in the first batch of `data`; nothing is stored."""
+    def check(self, data: AttributionData, split: str, work: Workload) -> list[Finding]:
+        """What `trak_lightning.check` finds in the first batch of `data`, and what `work` will take; nothing is stored."""
         require_eval(self.model)
         training = TrainingSet(data, Reference.of(self.task, data))
         spec = self._spec(data, split, "check", data.batch_size, training)
+        trainer = self.trainer or default_trainer()
         with uncompiled(self.model), self._restored(), quiet_lightning():
             checker = self._module(Checker, data, MemorySet(spec), training, StopRequest())
-            predict(self.trainer or default_trainer(), checker, [])
-            return checker.findings
+            predict(trainer, checker, [])
+            rehearsed = self._module(Rehearsal, data, MemorySet(spec), training, StopRequest())
+            started = perf_counter()
+            weights = copy.deepcopy(self.model.state_dict())
+            Checkpoint.of(weights, self.model).load_into(self.model)
+            loaded = perf_counter()
+            predict(trainer, rehearsed, [])
+            took = rehearsed.took(loaded - started, perf_counter() - loaded, checker.first_seconds)
+            work = replace(work, processes=trainer.world_size)
+            device = trainer.strategy.root_device
+            return checker.findings + list(outlook(work, took, checker, self.store, self.run.path, device))
 
     def _spec(
         self, data: AttributionData, split: str, checkpoint: str, block_size: int, training: TrainingSet

@@ -14,7 +14,8 @@ from problems.glosses import GlossData, GlossTransformer
 from trak_lightning.data import AttributionData
 from trak_lightning.demos import DigitsCNN, DigitsDataModule
 from trak_lightning.ensemble import train_ensemble
-from trak_lightning.evaluation.retraining import retrain
+from trak_lightning.evaluation.outputs import Retraining, missing, output_path
+from trak_lightning.evaluation.retraining import Trainer
 from trak_lightning.quiet import quiet_lightning
 from trak_lightning.subsets import SubsetPlan
 from trak_lightning.tasks.classification import ImageClassification
@@ -75,5 +76,14 @@ def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100) -
         return SubsetPlan(purpose, len(train), fraction=0.5, seed=0, recipe={"problem": name, "epochs": problem.epochs})
 
     checkpoints, _ = train_ensemble(fresh, data, plan("ensemble"), ensemble, folder / "checkpoints")
-    retrain(fresh, data, ImageClassification(), train, targets, plan("evaluation"), models, folder / "models")
+    judges = plan("evaluation")
+    judges.record(folder / "models")
+    Trainer(fresh, data, ImageClassification(), train, targets).retrain(
+        missing(
+            [
+                Retraining(output_path(folder / "models", model), judges.subset(model), judges.training_seed(model))
+                for model in range(models)
+            ]
+        )
+    )
     return Trained(problem.model().eval(), train, targets, checkpoints, folder / "models")

@@ -15,16 +15,16 @@ def torch_only(monkeypatch):
     return lambda: monkeypatch.setattr(signed_sums, "_library", lambda: None)
 
 
-# Runs that end within a slice of the cache and at its edge, fewer and more of them than are added at a time, one alone.
+# Pairs of samples and a rest; runs that end within a slice of the cache and at its edge, fewer and more of them than are added at a time, one alone.
 @pytest.mark.parametrize("entries", [1, 7, 4096, 4097, 40_000, 123_457])
 @pytest.mark.parametrize(("length", "groups"), [(1, 1), (13, 2), (509, 9), (2039, 5), (4099, 1)])
 def test_compiled_code_gives_the_bits_of_torch(entries, length, groups, torch_only):
     torch.manual_seed(0)
-    grad, dim = torch.randn(3, entries), length + 9
+    grad, dim = torch.randn(7, entries), length + 9
     signs = (torch.randint(0, 2, (entries,)) * 2 - 1).to(torch.int8)
     offsets, width = torch.randint(0, dim, (groups,)), min(groups * length, entries)
-    features = [torch.ones(3, dim), torch.ones(3, dim)]
-    sums = [torch.zeros(3, width), torch.zeros(3, width)]
+    features = [torch.ones(7, dim), torch.ones(7, dim)]
+    sums = [torch.zeros(7, width), torch.zeros(7, width)]
     for number in range(2):
         project(grad, signs, offsets, length, width, features[number])
         for start in range(0, entries, 31_000):
@@ -32,7 +32,7 @@ def test_compiled_code_gives_the_bits_of_torch(entries, length, groups, torch_on
         torch_only()
     assert torch.equal(*features)
     assert torch.equal(*sums)
-    fold(sums[0], offsets, length, again := torch.ones(3, dim))
+    fold(sums[0], offsets, length, again := torch.ones(7, dim))
     assert torch.equal(again, features[0])
 
 

@@ -37,6 +37,13 @@ def test_what_was_read_can_be_written_again_and_stays_the_same(dtype):
     np.testing.assert_array_equal(decode(*encode(once, dtype), dtype), once)
 
 
+def test_every_float16_is_read_as_numpy_reads_it():
+    stored = np.arange(2**16, dtype=np.uint16).view("<f2")
+    stored = stored[np.isfinite(stored)].reshape(-1, 64)
+    found = decode(stored, np.ones(len(stored), np.float32), "float16")
+    np.testing.assert_array_equal(found.view(np.int32), stored.astype(np.float32).view(np.int32))
+
+
 def test_bfloat16_is_that_of_torch():
     features = np.random.default_rng(1).integers(0, 2**32, 100_000, dtype=np.uint32).view(np.float32)
     features = features[np.isfinite(features)].reshape(1, -1)

@@ -1,4 +1,4 @@
-"""trak check: what would be attributed, from one batch."""
+"""trak check: what would be attributed, and at what cost, from a few batches."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,13 @@ def check(argv: Sequence[str]) -> int:
         Checkpoint.of(source, trak.model, weights_only=job.weights_only).load_into(trak.model)
         summary("weights", source)
     with narrated():
-        findings = trak.check(job.train_data)
+        findings = trak.check(
+            job.train_data,
+            targets=job.target_data,
+            checkpoints=job.num_checkpoints,
+            block_size=job.settings.block_size,
+            scorer=job.parts.scorer,
+        )
     for finding in findings:
         summary(finding.topic, finding.text)
     return 0

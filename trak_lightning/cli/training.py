@@ -239,6 +239,11 @@ class Job:
             )
         return [str(path) for path in paths]
 
+    @property
+    def num_checkpoints(self) -> int:
+        """How many there are, or will be."""
+        return int(self._config.ensemble.size) if self._config.checkpoints is None else len(self._named())
+
     def _named(self) -> list[str]:
         return [str(path) for path in expand(self._config.checkpoints)]
 

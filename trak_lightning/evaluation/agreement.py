@@ -9,6 +9,7 @@ import numpy as np
 from trak_lightning.errors import DataError
 from trak_lightning.evaluation.lds import spearman
 from trak_lightning.evaluation.result import Result
+from trak_lightning.evaluation.some_targets import some_targets
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
 
 TARGETS = 100
@@ -28,10 +29,11 @@ def agreement(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures], request
         raise DataError("agreement between checkpoints needs at least two of them; this run has one")
     m = checkpoints[0].targets.spec.num_samples
     rows = np.unique(np.linspace(0, m - 1, min(m, TARGETS)).astype(int))
-    single = [_scores(scorer, [features], rows) for features in checkpoints]
+    checkpoints = [some_targets(features, rows) for features in checkpoints]
+    single = [_scores(scorer, [features]) for features in checkpoints]
     compared = {"single checkpoints": [_compare(a, b) for a, b in combinations(single, 2)]}
     if len(checkpoints) >= 4:
-        halves = [_scores(scorer, checkpoints[start::2], rows) for start in (0, 1)]
+        halves = [_scores(scorer, checkpoints[start::2]) for start in (0, 1)]
         compared[f"halves of {len(checkpoints) // 2}"] = [_compare(*halves)]
     means = {name: np.mean(found, axis=0) for name, found in compared.items()}
     last = next(reversed(means.values()))
@@ -49,9 +51,8 @@ def agreement(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures], request
     )
 
 
-def _scores(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures], rows: Array) -> Array:
-    scoring = scorer.fit(checkpoints)
-    return np.concatenate([scoring.rows(int(row), int(row) + 1) for row in rows])
+def _scores(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> Array:
+    return np.concatenate(list(scorer.fit(checkpoints).blocks()))
 
 
 def _compare(one: Array, other: Array) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from trak_lightning.evaluation.mislabeled import mislabeled, read_positions
 from trak_lightning.evaluation.outputs import Retrained, Retraining
 from trak_lightning.evaluation.removal import brittleness, choose_correct, counterfactual, rankings
 from trak_lightning.evaluation.result import Result, read_result
+from trak_lightning.evaluation.some_targets import some_targets
 from trak_lightning.rundir import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
 from trak_lightning.scoring.gradients import GradientCosine, GradientDot
@@ -135,8 +136,8 @@ class Further:
         )
 
     def _rankings(self, targets: Array) -> dict[str, Array]:
-        scoring = GradientCosine().fit(self._checkpoints)
-        similarity = np.concatenate([scoring.rows(int(target), int(target) + 1) for target in targets])
+        scoring = GradientCosine().fit([some_targets(features, targets) for features in self._checkpoints])
+        similarity = np.concatenate(list(scoring.blocks()))
         return rankings(np.asarray(self._scores[targets]), similarity, self.seed)
 
 

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 _TILE = {"cpu": 2**20, "cuda": 2**26}
-_SIZE, _POINTER = ctypes.c_ssize_t, ctypes.c_void_p
+_SIZE, _POINTER, _INT = ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_int
+_ARGUMENTS = {
+    "project": [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE, _INT],
+    "accumulate": [_POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE, _INT, _POINTER, _SIZE, _INT],
+    "fold": [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _INT],
+}
 
 
 def entries_at_a_time(out: Tensor) -> int:
@@ -30,12 +35,18 @@ def project(grad: Tensor, signs: Tensor, offsets: Tensor, length: int, width: in
     """Add gradients (B, p) to features (B, k): runs that lie a multiple of `width` apart are summed, then each group of
     `length` is rolled by its offset."""
     if library := compiled(grad, out):
-        # The loop over samples is what threads divide.
-        pointers = grad.data_ptr(), signs.data_ptr(), offsets.data_ptr(), out.data_ptr()
+        threads = torch.get_num_threads()
+        # Threads divide pairs of samples; of those that do not come out even, they divide the sums.
+        rest = len(grad) % (2 * threads) if threads > 1 and grad.shape[1] > 4 * width else 0
+        samples = len(grad) - rest
         library.signed_sums_project(
-            pointers[0], grad.stride(0), *grad.shape, *pointers[1:3], length, width, pointers[3], out.stride(0),
-            out.shape[1], torch.get_num_threads(),
+            grad.data_ptr(), grad.stride(0), samples, grad.shape[1], signs.data_ptr(), offsets.data_ptr(), length, width,
+            out.data_ptr(), out.stride(0), out.shape[1], threads,
         )  # fmt: skip
+        if rest:
+            sums = out.new_empty(rest, width)
+            _accumulate(library, grad[samples:], 0, signs, sums, begin=True)
+            fold(sums, offsets, length, out[samples:])
     elif grad.shape[1] == width:
         fold(grad.to(out.dtype) * signs.to(out.dtype), offsets, length, out)
     else:
@@ -51,10 +62,7 @@ def accumulate(grad: Tensor, start: int, signs: Tensor, sums: Tensor) -> None:
     apart."""
     width = sums.shape[1]
     if library := compiled(grad, sums):
-        library.signed_sums_accumulate(
-            grad.data_ptr(), grad.stride(0), len(grad), start, grad.shape[1], signs.data_ptr(), width, sums.data_ptr(),
-            torch.get_num_threads(),
-        )  # fmt: skip
+        _accumulate(library, grad, start, signs, sums, begin=False)
         return
     done = 0
     while done < grad.shape[1]:
@@ -69,12 +77,25 @@ def accumulate(grad: Tensor, start: int, signs: Tensor, sums: Tensor) -> None:
 def fold(sums: Tensor, offsets: Tensor, length: int, out: Tensor) -> None:
     """Roll the sums of every group of `length` by its offset, and add them to the features."""
     dim = out.shape[1]
+    if library := compiled(sums, out):
+        library.signed_sums_fold(
+            sums.data_ptr(), sums.stride(0), len(sums), sums.shape[1], offsets.data_ptr(), length, out.data_ptr(),
+            out.stride(0), dim, torch.get_num_threads(),
+        )  # fmt: skip
+        return
     for group, offset in enumerate(offsets.tolist()):
         run = sums[:, group * length : (group + 1) * length]
         before = min(run.shape[1], dim - offset)
         out[:, offset : offset + before] += run[:, :before]
         if before < run.shape[1]:
             out[:, : run.shape[1] - before] += run[:, before:]
+
+
+def _accumulate(library: ctypes.CDLL, grad: Tensor, start: int, signs: Tensor, sums: Tensor, *, begin: bool) -> None:
+    library.signed_sums_accumulate(
+        grad.data_ptr(), grad.stride(0), *grad.shape, start, signs.data_ptr(), sums.shape[1], begin, sums.data_ptr(),
+        sums.stride(0), torch.get_num_threads(),
+    )  # fmt: skip
 
 
 @cache
@@ -85,12 +106,8 @@ def _library() -> ctypes.CDLL | None:
         path = Path(__file__).with_name(f"_signed_sums{suffix}")
         if path.exists():
             library = ctypes.CDLL(str(path))
-            library.signed_sums_project.argtypes = [
-                _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE, ctypes.c_int,
-            ]  # fmt: skip
-            library.signed_sums_accumulate.argtypes = [
-                _POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, ctypes.c_int,
-            ]  # fmt: skip
-            library.signed_sums_project.restype = library.signed_sums_accumulate.restype = None
+            for name, arguments in _ARGUMENTS.items():
+                function = getattr(library, f"signed_sums_{name}")
+                function.argtypes, function.restype = arguments, None
             return library
     return None

@@ -14,7 +14,7 @@ from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.validation import identity
 
-VERSION = 2
+VERSION = 3
 """Of what is kept: raised whenever the same key would mean other numbers."""
 
 

@@ -1,5 +1,6 @@
 """Where products are made, and how processes share the work: numpy in this process here, devices in `fabric`."""
 
+from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -26,7 +27,7 @@ class Squares(Protocol):
         """Add one; its product is in its own precision."""
 
     def result(self) -> Array:
-        """The lower triangle (k, k); the upper one is zero."""
+        """The lower triangle (k, k); the upper one is zero. Nothing is added after that."""
 
 
 class Compute:
@@ -83,11 +84,15 @@ class _NumpySquares:
         self._total = np.zeros((k, k))
 
     def add(self, piece: Array) -> None:
-        k = len(self._total)
-        for first in range(0, k, PANEL):
-            last = min(first + PANEL, k)
+        for first, last in self._panels():
             # The matrix is symmetric: what lies above the diagonal blocks is not computed.
             self._total[first:last, :last] += piece[:, first:last].T @ piece[:, :last]
 
     def result(self) -> Array:
-        return np.tril(self._total)
+        for first, last in self._panels():
+            self._total[first:last, first:last] = np.tril(self._total[first:last, first:last])
+        return self._total
+
+    def _panels(self) -> Iterator[tuple[int, int]]:
+        k = len(self._total)
+        return ((first, min(first + PANEL, k)) for first in range(0, k, PANEL))

@@ -32,11 +32,11 @@ def is_dual(features: FeatureSet) -> bool:
 
 
 def gram(features: CheckpointFeatures, weights: str) -> Array:
-    """ΦᵀWΦ (k, k), or W^½ΦΦᵀW^½ (n, n) where n < k, in float64: its lower triangle; the upper one is zero.
+    """ΦᵀWΦ (k, k), or W^½ΦΦᵀW^½ (n, n) where n < k: its lower triangle; the upper one is zero.
 
     Products of one piece are in the precision of the features (at least float32), their sums in float64: the error is that
-    of single-precision products of `PANEL` terms, relative ``2⁻²⁴·√PANEL``, however many samples there are. Each process
-    does its share of the rows.
+    of single-precision products of `PANEL` terms, relative ``2⁻²⁴·√PANEL``, however many samples there are. In the n × n form
+    nothing is summed: an entry is one product, in its own precision. Each process does its share of the rows.
     """
     return _dual(features, weights) if is_dual(features.train) else _primal(features, weights)
 
@@ -62,17 +62,28 @@ def _primal(features: CheckpointFeatures, weights: str) -> Array:
 
 def _dual(features: CheckpointFeatures, weights: str) -> Array:
     n, mine = features.train.spec.num_samples, share(features)
-    total = np.zeros((n, n))
-    # As many rows as fit are held while the others stream past once; memory is n² numbers and one such panel.
+    total = np.empty((0, 0))
+    # As many rows as fit are held while the others stream past once; memory is n² numbers and these.
     for held in chunks(len(mine), 4 * features.train.spec.dim):
         first, last = mine.start + held.start, mine.start + held.stop
-        panel = features.compute.left(_scaled(features.train.rows(first, last), weights))
+        rows = _scaled(features.train.rows(first, last), weights)
+        panels = [
+            (range(first + part.start, first + part.stop), features.compute.left(rows[part.start : part.stop]))
+            for part in chunks(len(rows), 1, PANEL)
+        ]
+        if not total.size:
+            total = np.zeros((n, n), rows.dtype)
         for samples, scaled in _pieces(_upto(features.train, last), weights):
-            columns = slice(samples.start, min(samples.stop, last))
-            products = np.empty((last - first, columns.stop - columns.start), scaled.dtype)
-            panel(scaled[: products.shape[1]], products)
-            total[first:last, columns] = products
-    return features.compute.total(np.tril(total))
+            for panel, left in panels:
+                # The matrix is symmetric: what lies right of the diagonal blocks is not computed.
+                stop = min(samples.stop, panel.stop)
+                if stop <= samples.start:
+                    continue
+                out = total[panel.start : panel.stop, samples.start : stop]
+                left(scaled[: stop - samples.start], out)
+                if stop > panel.start:
+                    out[:] = np.tril(out, panel.start - samples.start)
+    return features.compute.total(total)
 
 
 def _upto(features: FeatureSet, stop: int) -> Iterator[FeatureRows]:

@@ -8,6 +8,7 @@ from scipy.linalg import cho_solve, cholesky, eigh, lapack, solveh_banded
 
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.gram import is_dual, scaled_pieces
+from trak_lightning.scoring.rows import as_computed
 from trak_lightning.stores.base import FeatureSet
 
 ILL_CONDITIONED = 1e12
@@ -32,15 +33,14 @@ class PrimalCholesky(Inverse):
         self._factor = factor
 
     def solve(self, features: Array) -> Array:
-        solved: Array = cho_solve((self._factor, True), features.astype(np.float64).T, check_finite=False).T
-        return solved
+        return _solve(self._factor, features.astype(np.float64))
 
 
 class DualCholesky(Inverse):
     """From the Cholesky factor C (n, n), lower: CCᵀ = W^½ΦΦᵀW^½ + λI.
 
     By Woodbury's identity ``x (ΦᵀWΦ + λI)⁻¹ = ( x − x ΦᵀW^½ (W^½ΦΦᵀW^½ + λI)⁻¹ W^½Φ ) / λ``. The features are read twice
-    for each call.
+    for each call. Products with them are in their precision, as in the Gram matrix: the error is of its order, trace/λ·2⁻²⁴.
     """
 
     def __init__(self, factor: Array, features: FeatureSet, weights: str, regularization: float) -> None:
@@ -50,14 +50,16 @@ class DualCholesky(Inverse):
         self._regularization = regularization
 
     def solve(self, features: Array) -> Array:
-        rows = features.astype(np.float64)
+        rows = as_computed(features)
         products = np.empty((len(rows), len(self._factor)))
         for samples, scaled in scaled_pieces(self._features, self._weights):
-            products[:, samples.start : samples.stop] = rows @ scaled.T.astype(np.float64)
-        inner = cho_solve((self._factor, True), products.T, check_finite=False).T
+            products[:, samples.start : samples.stop] = rows @ scaled.T
+        inner = _solve(self._factor, products).astype(rows.dtype, copy=False)
+        solved = rows.astype(np.float64)
         for samples, scaled in scaled_pieces(self._features, self._weights):
-            rows = rows - inner[:, samples.start : samples.stop] @ scaled.astype(np.float64)
-        return rows / self._regularization
+            solved -= inner[:, samples.start : samples.stop] @ scaled
+        solved /= self._regularization
+        return solved
 
 
 class PseudoInverse(Inverse):
@@ -111,13 +113,20 @@ class Tridiagonal:
 
 def cholesky_factor(matrix: Array, regularization: float) -> Array | None:
     """C (lower) with CCᵀ = matrix + λI, from the lower triangle of `matrix`; None if that is not positive definite."""
-    shifted = matrix.copy()
+    shifted = np.array(matrix, np.float64)
     shifted[np.diag_indices_from(shifted)] += regularization
     try:
-        factor: Array = cholesky(shifted, lower=True, overwrite_a=True, check_finite=False)
+        # Transposed, it lies in memory as LAPACK wants it, and is not copied.
+        upper: Array = cholesky(shifted.T, lower=False, overwrite_a=True, check_finite=False)
     except np.linalg.LinAlgError:
         return None
-    return factor
+    return upper.T
+
+
+def _solve(factor: Array, rows: Array) -> Array:
+    """``rows (CCᵀ)⁻¹`` of rows (b, k) in float64, which are overwritten."""
+    solved: Array = cho_solve((factor.T, False), rows.T, overwrite_b=True, check_finite=False).T
+    return solved
 
 
 def eigenvectors(matrix: Array, features: FeatureSet, weights: str) -> tuple[Array, Array]:
@@ -125,7 +134,7 @@ def eigenvectors(matrix: Array, features: FeatureSet, weights: str) -> tuple[Arr
 
     Eigenvalues below ``max(n, k)·ε·s_max`` count as zero, for the ε of the precision in which products were made.
     """
-    values, vectors = eigh(matrix, lower=True, check_finite=False)
+    values, vectors = eigh(matrix.astype(np.float64), lower=True, overwrite_a=True, check_finite=False)
     n, k = features.spec.num_samples, features.spec.dim
     smallest = float(max(n, k) * np.finfo(np.float64).eps * max(values[-1], np.finfo(np.float64).tiny))
     keep = values > smallest

@@ -36,7 +36,7 @@ class System:
     @cached_property
     def trace(self) -> float:
         """trace(ΦᵀWΦ) = Σ_i w_i ‖φ_i‖², the unit in which λ is chosen."""
-        return float(np.trace(self._gram))
+        return float(np.trace(self._gram, dtype=np.float64))
 
     def inverse(self, regularization: float) -> Inverse:
         """(ΦᵀWΦ + λI)⁻¹ for λ > 0 by a Cholesky factor; for λ = 0, or where that fails, by eigenvectors.
@@ -61,7 +61,7 @@ class System:
 
     def spectrum(self) -> Array:
         """The eigenvalues of ΦᵀWΦ that may differ from zero, ascending: (min(n, k),)."""
-        return self._keep("spectrum", None, lambda: eigvalsh(self._gram, lower=True, check_finite=False))
+        return self._keep("spectrum", None, self._spectrum)
 
     def products(self, left: Array, right: Array, relative: Array) -> Array:
         """``left (ΦᵀWΦ + λI)⁻¹ rightᵀ`` of rows (a, k) and (s, k) for many λ/trace, all above zero: (λ, a, s).
@@ -94,12 +94,18 @@ class System:
         if regularization > 0:
             factor = cholesky_factor(self._gram, regularization)
             if factor is not None:
-                condition = condition_number(self._gram, factor)
-                if condition > ILL_CONDITIONED:
-                    warn_ill_conditioned(condition, regularization, "nothing was done about it")
+                # No eigenvalue exceeds the trace, so that there is nothing to estimate for any λ that is not tiny.
+                if 1 + self.trace / regularization > ILL_CONDITIONED:
+                    condition = condition_number(self._gram, factor)
+                    if condition > ILL_CONDITIONED:
+                        warn_ill_conditioned(condition, regularization, "nothing was done about it")
                 return factor
         values, vectors = eigenvectors(self._gram, self.features.train, self.weights)
         return np.concatenate([values[None] + regularization, vectors])
+
+    def _spectrum(self) -> Array:
+        found: Array = eigvalsh(self._gram.astype(np.float64), lower=True, overwrite_a=True, check_finite=False)
+        return found
 
     def _quadratic(self, regularization: float) -> Array:
         inverse = self.inverse(regularization)

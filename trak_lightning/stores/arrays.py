@@ -33,7 +33,7 @@ def to_arrays(rows: FeatureRows, dtype: str, where: str) -> dict[str, Array]:
     with np.errstate(over="ignore"):
         arrays |= {name: np.ascontiguousarray(getattr(rows, name), column_dtype(dtype)) for name in COLUMNS}
     too_large = [name for name in COLUMNS if not np.isfinite(arrays[name]).all()]
-    if overflows(stored, scale, dtype):
+    if stored is not rows.features and overflows(stored, scale, dtype):
         too_large.insert(0, "features")
     for name in too_large:
         kind = dtype if name == "features" else np.dtype(column_dtype(dtype)).name

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import h5py
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
-from trak_lightning.atomic import atomic_hdf5
+from trak_lightning.atomic import atomic_write, new_hdf5
 from trak_lightning.errors import CorruptFileError, IncompleteRunError, PluginError
 from trak_lightning.stores.arrays import checksum, layout
+from trak_lightning.stores.buffers import Buffers
+from trak_lightning.stores.form import Form, Forms, Types, read_into
 
 Array = npt.NDArray[Any]
 Compression: TypeAlias = Literal["none", "lz4", "zstd"]
@@ -56,87 +59,100 @@ class BlockKey:
 SCHEMA_VERSION = 1
 
 
-def write_block_file(path: Path, key: BlockKey, arrays: dict[str, Array], compression: Compression) -> None:
-    """Write `arrays`, which are those of ``key.datasets()``.
+def write_block_file(
+    path: Path, key: BlockKey, arrays: dict[str, Array], compression: Compression, written: Forms
+) -> None:
+    """Write `arrays`, which are those of ``key.datasets()``; `written` are the forms of files that this function wrote.
 
     Raises:
         StorageError: the file could not be written; an older one is unharmed.
     """
+    checksums = {name: checksum(values) for name, values in arrays.items()}
+    text = json.dumps({**key.describe(SCHEMA_VERSION), "xxh3_64": checksums}).encode()
+    types = key.datasets()
+    with atomic_write(path) as part:
+        form = next((form for form in written.of(types) if form.takes(text)), None)
+        if form is not None and compression == "none":
+            with part.open("rb+", buffering=0) as raw:
+                form.write(raw.fileno(), arrays, text)
+            return
+        offsets = _write_with_hdf5(part, arrays, text, compression)
+        with part.open("rb", buffering=0) as raw:
+            written.learn(_form(raw.fileno(), types, offsets, text))
+
+
+def _write_with_hdf5(
+    path: Path, arrays: dict[str, Array], text: bytes, compression: Compression
+) -> dict[str, int | None]:
+    """Returns where each array begins."""
     options = _filters(compression) | ({} if compression == "none" else {"chunks": arrays["features"].shape})
-    with atomic_hdf5(path) as file:
+    with new_hdf5(path) as file:
         for name, values in arrays.items():
             file.create_dataset(name, data=values, **(options if name == "features" else {}))
-        checksums = {name: checksum(values) for name, values in arrays.items()}
-        # Of fixed length: a text of variable length would cost a heap of 4 KB.
-        file.attrs["block"] = np.bytes_(json.dumps({**key.describe(SCHEMA_VERSION), "xxh3_64": checksums}))
+        file.attrs["block"] = np.bytes_(text)  # of fixed length: a text of variable length would cost a heap of 4 KB
+        return {name: file[name].id.get_offset() for name in arrays}
 
 
 class BlockFile:
     """A block file open for reading, found to be what `key` says."""
 
-    def __init__(self, file: h5py.File, key: BlockKey) -> None:
-        self._file = file.id
-        self._descriptor = self._file.get_vfd_handle()
-        size = os.fstat(self._descriptor).st_size
-        # The low-level interface of h5py, since this is done for every block and the other one takes three times as long.
-        self._datasets = {
-            name: _open_dataset(self._file, name, *expected, size) for name, expected in key.datasets().items()
-        }
-        described = _read_description(self._file)
+    def __init__(
+        self,
+        descriptor: int,
+        key: BlockKey,
+        text: bytes,
+        offsets: Mapping[str, int | None],
+        datasets: Mapping[str, h5py.h5d.DatasetID],
+    ) -> None:
+        """`text` is the attribute ``block``; `datasets` has those arrays that have no offset."""
+        self._descriptor, self._offsets, self._datasets = descriptor, offsets, datasets
+        self._types = key.datasets()
+        described = _described(text)
         self._checksums = described.pop("xxh3_64")
         expected = key.describe(SCHEMA_VERSION)
         if described != expected:
             wrong = next(name for name in {**expected, **described} if described.get(name) != expected.get(name))
             raise ValueError(f"its {wrong} is {described.get(wrong)!r}, and {expected.get(wrong)!r} was expected")
-        self._types = key.datasets()
 
     def offset(self, name: str) -> int | None:
         """Where the array begins in the file; None if it is compressed."""
-        offset: int | None = self._datasets[name].get_offset()
-        return offset
+        return self._offsets[name]
 
-    def read(self, name: str, *, verify: bool) -> Array:
-        """A whole array as it is stored."""
-        values = np.empty(*self._types[name])
-        offset = self.offset(name)
-        if offset is None:
+    def read(self, name: str, *, verify: bool, buffers: Buffers | None = None) -> Array:
+        """A whole array as it is stored, in memory from `buffers`."""
+        values = np.empty(*self._types[name]) if buffers is None else buffers.empty(*self._types[name])
+        offset, hasher = self._offsets[name], xxhash.xxh3_64() if verify else None
+        if offset is not None:  # a third of the time that HDF5 takes
+            read_into(self._descriptor, values, offset, hasher)
+        else:
             self._datasets[name].read(h5py.h5s.ALL, h5py.h5s.ALL, values)
-        else:  # a third of the time that HDF5 takes
-            read_into(self._descriptor, values, offset)
-        if verify and checksum(values) != self._checksums[name]:
+            if hasher is not None:
+                hasher.update(values.data)
+        if hasher is not None and hasher.hexdigest() != self._checksums[name]:
             raise ValueError(
-                f"the checksum of its {name} is {checksum(values)}, and {self._checksums[name]} was written"
+                f"the checksum of its {name} is {hasher.hexdigest()}, and {self._checksums[name]} was written"
             )
         return values
 
 
-def read_into(descriptor: int, values: Array, offset: int) -> None:
-    """Fill a contiguous array from an open file.
-
-    Raises:
-        EOFError: the file ends before.
-    """
-    view = memoryview(values.data).cast("B")
-    while view:
-        count = os.preadv(descriptor, [view], offset)
-        if not count:
-            raise EOFError(f"the file ends {len(view)} bytes early")
-        view, offset = view[count:], offset + count
-
-
 @contextmanager
-def open_block_file(path: Path, key: BlockKey) -> Iterator[BlockFile]:
-    """Open a block file.
+def open_block_file(path: Path, key: BlockKey, known: Forms) -> Iterator[BlockFile]:
+    """Open a block file; `known` are the forms of those that were opened before.
 
     Raises:
         IncompleteRunError: there is none.
         CorruptFileError: it is not the block that `key` says; nothing of it was read into memory.
     """
     try:
-        if not path.exists():
-            raise IncompleteRunError(f"{path} is missing: not featurised yet, or deleted. Run featurize again.")
+        with path.open("rb", buffering=0) as raw:
+            for form in known.of(key.datasets()):
+                if (text := form.text_of(raw.fileno())) is not None:
+                    yield BlockFile(raw.fileno(), key, text, form.offsets, {})
+                    return
         with h5py.File(path, "r") as file:
-            yield BlockFile(file, key)
+            yield _made_out(file.id, key, known)
+    except FileNotFoundError as error:
+        raise IncompleteRunError(f"{path} is missing: not featurised yet, or deleted. Run featurize again.") from error
     except (IncompleteRunError, PluginError):
         raise
     # A damaged file makes h5py raise nearly anything, among it RuntimeError, KeyError, TypeError and MemoryError.
@@ -144,6 +160,23 @@ def open_block_file(path: Path, key: BlockKey) -> Iterator[BlockFile]:
         raise CorruptFileError(
             f"{path} is not the block that its name and manifest say: {error}. Delete the file and run featurize again."
         ) from error
+
+
+def _made_out(file: h5py.h5f.FileID, key: BlockKey, known: Forms) -> BlockFile:
+    """A file that HDF5 has opened."""
+    descriptor, types = file.get_vfd_handle(), key.datasets()
+    size = os.fstat(descriptor).st_size
+    # The low-level interface of h5py, since the other one takes three times as long.
+    datasets = {name: _open_dataset(file, name, *expected, size) for name, expected in types.items()}
+    text, offsets = _read_text(file), {name: dataset.get_offset() for name, dataset in datasets.items()}
+    found = BlockFile(descriptor, key, text, offsets, datasets)
+    known.learn(_form(descriptor, types, offsets, text))
+    return found
+
+
+def _form(descriptor: int, types: Types, offsets: Mapping[str, int | None], text: bytes) -> Form | None:
+    certain = {name: offset for name, offset in offsets.items() if offset is not None}
+    return Form.of(descriptor, types, certain, text) if len(certain) == len(types) else None
 
 
 def _open_dataset(
@@ -171,15 +204,19 @@ def _open_dataset(
     return dataset
 
 
-def _read_description(file: h5py.h5f.FileID) -> dict[str, Any]:
+def _read_text(file: h5py.h5f.FileID) -> bytes:
     attribute = h5py.h5a.open(file, b"block")
     if attribute.shape != () or attribute.dtype.kind != "S" or attribute.get_storage_size() > 2**16:
         raise ValueError("its attribute 'block' is not text")
     text = np.empty((), attribute.dtype)
     attribute.read(text)
-    described = json.loads(text.item())
+    return bytes(text.item())
+
+
+def _described(text: bytes) -> dict[str, Any]:
+    described = json.loads(text)
     if not isinstance(described, dict) or not isinstance(described.get("xxh3_64"), dict):
-        raise ValueError(f"its attribute 'block' is {text.item()[:80]!r}")
+        raise ValueError(f"its attribute 'block' is {text[:80]!r}")
     return described
 
 

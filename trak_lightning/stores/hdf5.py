@@ -1,5 +1,7 @@
 """Features in HDF5: one file a block, under its final name only when it is whole."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,12 @@ from trak_lightning.stores.block_file import (
     BlockKey,
     Compression,
     open_block_file,
-    read_into,
     write_block_file,
 )
+from trak_lightning.stores.buffers import Buffers
 from trak_lightning.stores.claims import Claims
 from trak_lightning.stores.encoding import DTYPES, SCALED, STORED, Dtype, decode
+from trak_lightning.stores.form import Forms, read_into
 from trak_lightning.stores.manifest import FILE, Manifest
 from trak_lightning.stores.prefetch import prefetched
 from trak_lightning.stores.validation import identity, require_name, require_rows
@@ -113,13 +116,14 @@ class HDF5Set(FeatureSet):
         self._verify = verify
         self._claims = Claims(folder / "claims.lock")
         self._offsets: dict[int, dict[str, int | None]] = {}
+        self._known, self._written = Forms(), Forms()
 
     # --- Writing -----------------------------------------------------------------------------------------------------
 
     def write_block(self, block: int, rows: FeatureRows) -> None:
         require_rows(self.spec, block, rows)
         arrays = to_arrays(rows, self.manifest.dtype, f"block {block}")
-        write_block_file(self._path(block), self._key(block), arrays, self._compression)
+        write_block_file(self._path(block), self._key(block), arrays, self._compression, self._written)
         self._offsets.pop(block, None)
 
     def missing_blocks(self) -> list[int]:
@@ -145,19 +149,21 @@ class HDF5Set(FeatureSet):
         if block not in self._once_last or not self._path(block).exists() or (key := self._shorter(block)) is None:
             return None
         whole = key.rows - key.rows % self.spec.batch_size
-        with open_block_file(self._path(block), key) as file:
+        with self._open(block, key) as file:
             return self._decode(file, key)[:whole] if whole else None
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 
     def read_block(self, block: int) -> FeatureRows:
-        key = self._key(block)
-        with open_block_file(self._path(block), key) as file:
-            return self._decode(file, key)
+        return self._read(block, None)
+
+    def blocks(self, *, ahead: int = 2) -> Iterator[FeatureRows]:
+        buffers = Buffers()
+        return prefetched(lambda block: self._read(block, buffers), range(self.spec.num_blocks), ahead)
 
     def verify_block(self, block: int) -> None:
         key = self._key(block)
-        with open_block_file(self._path(block), key) as file:
+        with self._open(block, key) as file:
             for name in key.datasets():
                 file.read(name, verify=True)
 
@@ -174,7 +180,7 @@ class HDF5Set(FeatureSet):
 
     def column(self, name: str) -> Array:
         def read(block: int) -> Array:
-            with open_block_file(self._path(block), self._key(block)) as file:
+            with self._open(block) as file:
                 return file.read(name, verify=self._verify)
 
         return np.concatenate(list(prefetched(read, range(self.spec.num_blocks), 2)))
@@ -213,7 +219,7 @@ class HDF5Set(FeatureSet):
         offsets, path = self._offsets_of(block), self._path(block)
         try:
             if offsets["features"] is None or len(rows) * 4 > self._key(block).rows:
-                with open_block_file(path, self._key(block)) as file:
+                with self._open(block) as file:
                     stored[members] = file.read("features", verify=self._verify)[rows]
                     if scale is not None:
                         scale[members] = file.read("scale", verify=self._verify)[rows]
@@ -229,14 +235,19 @@ class HDF5Set(FeatureSet):
     def _offsets_of(self, block: int) -> dict[str, int | None]:
         if block not in self._offsets:
             key = self._key(block)
-            with open_block_file(self._path(block), key) as file:
+            with self._open(block, key) as file:
                 self._offsets[block] = {
                     name: file.offset(name) for name in ("features", "scale") if name in key.datasets()
                 }
         return self._offsets[block]
 
-    def _decode(self, file: BlockFile, key: BlockKey) -> FeatureRows:
-        arrays = {name: file.read(name, verify=self._verify) for name in key.datasets()}
+    def _read(self, block: int, buffers: Buffers | None) -> FeatureRows:
+        key = self._key(block)
+        with self._open(block, key) as file:
+            return self._decode(file, key, buffers)
+
+    def _decode(self, file: BlockFile, key: BlockKey, buffers: Buffers | None = None) -> FeatureRows:
+        arrays = {name: file.read(name, verify=self._verify, buffers=buffers) for name in key.datasets()}
         return from_arrays(arrays, key.start, self.manifest.dtype)
 
     def _stored(self, block: int) -> bool:
@@ -256,11 +267,14 @@ class HDF5Set(FeatureSet):
         for rows in self._once_last[block]:
             key = self._key(block, rows)
             try:
-                with open_block_file(self._path(block), key):
+                with self._open(block, key):
                     return key
             except CorruptFileError:
                 continue
         return None
+
+    def _open(self, block: int, key: BlockKey | None = None) -> AbstractContextManager[BlockFile]:
+        return open_block_file(self._path(block), key or self._key(block), self._known)
 
     def _key(self, block: int, rows: int | None = None) -> BlockKey:
         samples = self.spec.block_range(block)
