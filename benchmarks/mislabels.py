@@ -1,12 +1,16 @@
-"""Are mislabelled training samples found? A transformer fine-tuned on glosses of which some have got another category.
+"""Are mislabelled training samples found? A transformer fine-tuned on glosses, or a CNN trained on digits, of which some have got
+another label.
 
-    python benchmarks/mislabels.py --label_noise 0.1
+    python benchmarks/mislabels.py
+    python benchmarks/mislabels.py --problem digits
 
-Model, data and training are those of configs/glosses.yaml. Prints, for several ways to rank training samples, how likely a
+Model, data and training are those of configs/glosses.yaml and configs/digits.yaml. Prints, for several ways to rank training samples, how likely a
 mislabelled one is ranked above another (area under the ROC curve), and what part of the first ones are mislabelled.
 """
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -14,28 +18,28 @@ from demo_models import checkpoints, recipe
 from jsonargparse import auto_cli
 
 from trak_lightning import TRAK
-from trak_lightning.demos import TextClassifier, TextDataModule
 from trak_lightning.evaluation.mislabeled import mislabeled
 from trak_lightning.scoring.self_influence import held_out_probabilities
 from trak_lightning.scoring.stage import load_features
 
-CONFIG = yaml.safe_load((Path(__file__).parents[1] / "configs" / "glosses.yaml").read_text())
 
-
-def main(folder: Path = Path("runs/mislabels"), label_noise: float = 0.1) -> None:
+def main(
+    problem: Literal["glosses", "digits"] = "glosses", folder: Path = Path("runs/mislabels"), label_noise: float = 0.1
+) -> None:
     """Print the table.
 
     Args:
+        problem: glosses or digits.
         folder: where models and features are kept.
-        label_noise: share of the training samples that get another category.
+        label_noise: share of the training samples that get another label.
     """
-    data = TextDataModule(**CONFIG["data"]["init_args"] | {"label_noise": label_noise})
+    config = yaml.safe_load((Path(__file__).parents[1] / "configs" / f"{problem}.yaml").read_text())
+    data, run, ensemble = make(config["data"], label_noise=label_noise), folder / problem, config["ensemble"]
     data.setup()
-    run, ensemble = folder / f"{label_noise}", CONFIG["ensemble"]
-    fresh = recipe(lambda: TextClassifier(**CONFIG["model"]["init_args"]), CONFIG["trainer"]["max_epochs"])
-    paths = checkpoints(fresh, data, ensemble["size"], ensemble["fraction"], run / "checkpoints")
-    model = TextClassifier(**CONFIG["model"]["init_args"]).eval()
-    trak = TRAK(model, CONFIG["task"], run, projector=CONFIG["projector"])
+    fresh = recipe(lambda: make(config["model"]), config["trainer"]["max_epochs"])
+    paths = checkpoints(fresh, data, ensemble["size"], ensemble["fraction"], run / f"{label_noise}" / "checkpoints")
+    model = make(config["model"]).eval()
+    trak = TRAK(model, config["task"], run / f"{label_noise}", projector=config["projector"])
     trak.featurize(data.train_dataloader(), [str(path) for path in paths])
     features = load_features(trak.run, trak.store, targets="train", train="train")
     influence, weight = trak.self_influence(), np.mean([each.train.column("loss_weight") for each in features], axis=0)
@@ -48,7 +52,13 @@ def main(folder: Path = Path("runs/mislabels"), label_noise: float = 0.1) -> Non
         "1 − p(label), models not trained on it": 1 - held_out_probabilities(features)[0],
         "random": np.random.default_rng(0).random(len(weight)),
     }
-    mislabeled(suspicion, data.mislabeled, {}).print()
+    mislabeled(suspicion, np.asarray(data.mislabeled), {}).print()
+
+
+def make(part: dict[str, Any], **more: Any) -> Any:
+    """An object of a configuration file."""
+    module, _, name = part["class_path"].rpartition(".")
+    return getattr(import_module(module), name)(**part.get("init_args", {}) | more)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The configurations for CLIP, T5 and GPT-2 run as they stand: the demos on less of their data and for fewer steps, those of the
+"""The configurations of the demos and of CLIP and mT5 run as they stand: the demos on less of their data and for fewer steps, those of the
 paper on a few dozen samples in the format of the real files, with models of the same architecture and a fraction of the size."""
 
 import json
@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from trak_lightning.cli import main
-from trak_lightning.demos import EmojiDataModule, QuestionDataModule
+from trak_lightning.demos import EmojiDataModule, QuestionDataModule, SupersenseDataModule, TabularDataModule
 from trak_lightning.demos.coco import read_captions
 from trak_lightning.demos.ftrace import read_rows
+from trak_lightning.demos.glosses import read_glosses
 from trak_lightning.demos.questions import facts
-from trak_lightning.demos.words import Vocabulary
+from trak_lightning.demos.supersenses import categories, tags
+from trak_lightning.demos.words import Vocabulary, words
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.scores import Scores
 
@@ -34,7 +36,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # lightning 2.6 with jsonargparse 4.53
 
     def run(config, **settings):
-        options = [f"--{key}={value}" for key, value in {**SMALL, **settings, "run_dir": tmp_path / "run"}.items()]
+        changed = {**SMALL, **settings, "run_dir": tmp_path / "run"}
+        options = [f"--{key}={changed[key]}" for key in sorted(changed)]
         assert main(["run", "--config", str(CONFIGS / f"{config}.yaml"), *options]) == 0
         assert (tmp_path / "run" / "evaluation" / "lds-test.json").exists()
         scores = np.array(Scores(tmp_path / "run" / "scores" / "test.h5").values)
@@ -50,7 +53,14 @@ def run(tmp_path, monkeypatch):
     [
         ("emoji", {"trainer.limit_train_batches": 2, "model.width": 16, "task.negatives": 20}),
         ("countries", {"trainer.limit_train_batches": 2, "model.width": 16, "model.layers": 1}),
+        pytest.param(
+            "words", {"trainer.limit_train_batches": 2, "model.width": 16, "model.layers": 1}, marks=pytest.mark.slow
+        ),
         ("dictionary", {"model.width": 16, "model.layers": 1, "data.num_train": 96}),
+        ("supersenses", {"model.width": 16, "model.layers": 1, "data.num_train": 96}),
+        ("diabetes", {"projector": "sparse_jl"}),
+        pytest.param("breast_cancer", {"projector": "sparse_jl"}, marks=pytest.mark.slow),
+        pytest.param("digit_properties", {}, marks=pytest.mark.slow),
     ],
 )
 def test_a_demo_runs(config, settings, run):
@@ -77,6 +87,35 @@ def test_every_fact_is_asked_for_twice_in_training_and_in_other_words_as_a_targe
     for fact, (question, answer) in zip(data.test_set.facts, data.test_set.texts, strict=True):
         assert known[fact].about in question
         assert known[fact].answer == answer
+
+
+def test_words_have_the_tags_that_the_dictionary_gives_them():
+    data = SupersenseDataModule(num_targets=3)
+    data.setup()
+    known = {gloss.word: gloss.category for gloss in read_glosses()}
+    text, sample = data.train_set.texts[0], data.train_set[0]
+    tagged = {
+        word: categories()[label] for word, label in zip(words(text), sample["labels"], strict=True) if label >= 0
+    }
+    assert tagged
+    assert all(known[word] == tag for word, tag in tagged.items())
+    assert tags("raw meat from Mexico") == [None, "food", None, "location"]
+
+
+@pytest.mark.parametrize(("dataset", "labels"), [("diabetes", 1), ("breast_cancer", 1), ("digit_properties", 4)])
+def test_tables_are_standardised_by_their_training_rows(dataset, labels):
+    data = TabularDataModule(dataset)
+    data.setup()
+    rows, answers = data.train_set.tensors
+    assert answers.shape == (len(rows), labels)
+    torch.testing.assert_close(rows.mean(0), torch.zeros(rows.shape[1]), rtol=0, atol=1e-5)
+    varies = rows.std(0) > 0
+    torch.testing.assert_close(rows.std(0)[varies], torch.ones(int(varies.sum())), rtol=1e-4, atol=0)
+    if dataset == "diabetes":
+        assert abs(float(answers.std()) - 1) < 1e-4
+    else:
+        assert set(answers.flatten().tolist()) == {0, 1}
+        assert answers.float().mean(0).min() > 0.3
 
 
 def test_a_vocabulary_keeps_the_most_frequent_words():
