@@ -238,11 +238,31 @@ def test_mistakes_are_named_without_a_traceback_and_with_a_failing_exit_status(a
     assert "Traceback" not in done.stderr
 
 
-def test_a_run_directory_with_models_trained_otherwise_is_refused(finished, config):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--model.init_args.width", 5), "recipe.model.init_args.width = 4, and 5 is asked for"),
+        (("run", "--projector.dim", 65, "--ensemble.size", 3), "dim = 64, and 65 is asked for"),
+        # The features of the training set would be fine.
+        (
+            (
+                "featurize",
+                "--data",
+                '{"class_path": "growing.SomeDigits", "init_args": {"num_train": 1737, "first_targets": 50}}',
+            ),
+            "length of the dataset = 60, and 50 is asked for",
+        ),
+        (("evaluate", "--evaluation.models", 4, "--data.num_targets", 50), "num_samples = 1737, and 1747 is asked"),
+    ],
+    ids=lambda each: each[0],
+)
+def test_a_command_that_is_refused_for_other_settings_changes_nothing(arguments, message, finished, config):
     run_dir, _ = finished
-    done = trak("train", "--config", config, "--run_dir", run_dir, "--model.init_args.width", 5)
-    assert done.returncode == 1
-    assert "recipe.model.init_args.width = 4, and 5 is asked for" in done.stderr
+    command, *rest = arguments
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    done = trak(command, "--config", config, "--run_dir", run_dir, *rest)
+    assert (done.returncode, message in done.stderr) == (1, True), done.stderr
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
 def test_killed_while_featurizing_and_run_again_gives_the_same_bits(finished, config, tmp_path):

@@ -1,7 +1,7 @@
 """The Python API: `TRAK`."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from trak_lightning.check import Finding
 from trak_lightning.checkpoints import Checkpoint, CheckpointSource, expand, subset_path
 from trak_lightning.compiled import original, uncompiled
 from trak_lightning.data import AttributionData
-from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
+from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.estimates import Workload
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
@@ -149,51 +149,78 @@ class TRAK:
             IncompatibleRunError: the run directory was made with other settings, checkpoints or data.
             DataError, NonFiniteGradientError, SampleDependenceError, StorageError: as named.
         """
-        with uncompiled(self.model):
-            return self._featurize(
-                AttributionData.of(train_dataset, batch_size),
-                checkpoints,
-                subsets=subsets,
-                block_size=block_size,
-                split=split,
-                grow=grow,
-                shard=shard,
-            )
+        Shard.parse(shard)  # refused before anything is changed
+        data = AttributionData.of(train_dataset, batch_size)
+        self.prepare({split: data}, checkpoints, subsets=subsets, train=split, block_size=block_size, grow=grow)
+        return self.featurize_split(data, split, block_size=block_size, grow=grow, shard=shard)
 
-    def _featurize(
+    def prepare(
         self,
-        data: AttributionData,
-        checkpoints: Sequence[CheckpointSource] | None,
+        splits: Mapping[str, AttributionData],
+        checkpoints: Sequence[CheckpointSource] | None = None,
         *,
-        subsets: Sequence[npt.ArrayLike] | None,
-        block_size: int,
-        split: str,
-        grow: bool,
-        shard: str,
-    ) -> int:
-        sources = expand(checkpoints) if checkpoints is not None else [copy.deepcopy(self.model.state_dict())]
-        if not sources:
-            raise DataError("checkpoints is an empty list; give at least one, or None for the model's present weights")
-        if subsets is not None and len(subsets) != len(sources):
-            raise DataError(f"there are {len(sources)} checkpoints and {len(subsets)} subsets; give one for each")
-        loaded = [Checkpoint.of(source, self.model, weights_only=self._weights_only) for source in sources]
+        subsets: Sequence[npt.ArrayLike] | None = None,
+        train: str = "train",
+        block_size: int = 1024,
+        grow: bool = False,
+    ) -> None:
+        """What `featurize` does before it computes anything, for several splits at once: read the checkpoints, and find or
+        make the feature sets. If one of these was made with other settings, nothing in the run directory is changed.
+
+        Args:
+            splits: name → data; `featurize_split` computes the features of each.
+            checkpoints, subsets, block_size, grow: as for `featurize`.
+            train: which of the splits is the training set.
+
+        Raises:
+            CheckpointError, IncompatibleRunError, DataError: as `featurize`.
+        """
+        data = splits[train]
+        with uncompiled(self.model):
+            sources = expand(checkpoints) if checkpoints is not None else [copy.deepcopy(self.model.state_dict())]
+            if not sources:
+                raise DataError(
+                    "checkpoints is an empty list; give at least one, or None for the model's present weights"
+                )
+            if subsets is not None and len(subsets) != len(sources):
+                raise DataError(f"there are {len(sources)} checkpoints and {len(subsets)} subsets; give one for each")
+            loaded = [Checkpoint.of(source, self.model, weights_only=self._weights_only) for source in sources]
         known = list(subsets) if subsets is not None else [_subset_beside(source) for source in sources]
         for subset in known:
             _check_subset(subset, len(data))
-        self.run.register([CheckpointRecord(checkpoint.id, str(checkpoint)) for checkpoint in loaded])
+        records = [CheckpointRecord(checkpoint.id, str(checkpoint)) for checkpoint in loaded]
+        self.run.require_registrable(records)
+        ids = [record.id for record in records]
+        training = self._training_set(data, ids[0], train, grow)
+        self._filler.sets(splits, ids, training, block_size=block_size, grow=grow)
+        self.run.register(records)
         for checkpoint, subset in zip(loaded, known, strict=True):
             if subset is not None:
                 self.run.write_subset(checkpoint.id, subset)
-        reference = Reference.of(self.task, data, self._drawn_from(loaded[0], split) if grow else None)
-        self._checkpoints, self._training = loaded, TrainingSet(data, reference)
-        return self.featurize_split(data, split, block_size=block_size, grow=grow, shard=shard)
+        self._checkpoints, self._training = loaded, training
+
+    def require_compatible(
+        self,
+        splits: Mapping[str, AttributionData],
+        *,
+        train: str = "train",
+        block_size: int = 1024,
+        grow: bool = False,
+    ) -> None:
+        """Refuse what `prepare` would refuse for the sake of features that are there; changes nothing.
+
+        Raises:
+            IncompatibleRunError: they were made with other settings.
+        """
+        ids = [record.id for record in self.run.read().checkpoints]
+        if ids:
+            training = self._training_set(splits[train], ids[0], train, grow)
+            self._filler.require_compatible(splits, ids, training, block_size=block_size, grow=grow)
 
     def featurize_split(
         self, data: AttributionData, split: str, *, block_size: int = 1024, grow: bool = False, shard: str = "1/1"
     ) -> int:
         """Compute the features of `data` under the checkpoints of the last `featurize`, and store them as `split`."""
-        if block_size < 1:
-            raise SettingsError(f"block_size must be a positive number of samples, got {block_size}")
         if self._training is None:
             raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
         how: dict[str, Any] = {"block_size": block_size, "grow": grow, "shard": Shard.parse(shard)}
@@ -299,10 +326,13 @@ class TRAK:
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
         return self_influence(checkpoints, regularization, weights)
 
-    def _drawn_from(self, checkpoint: Checkpoint, split: str) -> int | None:
+    def _training_set(self, data: AttributionData, checkpoint: str, split: str, grow: bool) -> TrainingSet:
+        return TrainingSet(data, Reference.of(self.task, data, self._drawn_from(checkpoint, split) if grow else None))
+
+    def _drawn_from(self, checkpoint: str, split: str) -> int | None:
         """How many training samples there were when the task was first fitted: what was drawn then is kept."""
         try:
-            found = self.store.open(split, checkpoint.id).spec.fingerprint
+            found = self.store.open(split, checkpoint).spec.fingerprint
         except IncompleteRunError:
             return None
         drawn_from: int | None = found.get("reference", {}).get("drawn_from")

@@ -1,7 +1,7 @@
 """Filling feature sets: which there are to be, whose part of them this job does, and the model as it was afterwards."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -14,7 +14,7 @@ from trak_lightning.check import Checker, Finding, outlook
 from trak_lightning.checkpoints import Checkpoint
 from trak_lightning.compiled import uncompiled
 from trak_lightning.data import AttributionData
-from trak_lightning.errors import IncompatibleRunError, IncompleteRunError, TerminatedError
+from trak_lightning.errors import IncompatibleRunError, IncompleteRunError, SettingsError, TerminatedError
 from trak_lightning.estimates import Workload
 from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
@@ -73,8 +73,8 @@ class Filler:
             TerminatedError: the process was asked to end.
         """
         require_eval(self.model)
-        specs = [self._spec(data, split, checkpoint.id, block_size, training) for checkpoint in checkpoints]
-        sets = [self._create(spec, data, grow) for spec in specs]
+        ids = [checkpoint.id for checkpoint in checkpoints]
+        sets = self.sets({split: data}, ids, training, block_size=block_size, grow=grow)
         shard.record(self.run)
         work = list(map(Work, checkpoints, sets, shard.blocks(sets)))
         missing = sum(len(part.feature_set.spec.block_range(block)) for part in work for block in part.missing())
@@ -96,6 +96,46 @@ class Filler:
             except TerminatedError:
                 outlast_rank_zero()
                 raise
+
+    def sets(
+        self,
+        splits: Mapping[str, AttributionData],
+        checkpoints: Sequence[str],
+        training: TrainingSet,
+        *,
+        block_size: int,
+        grow: bool,
+    ) -> list[FeatureSet]:
+        """The feature set of every split under every checkpoint, of these ids: the one that is there, or a new one.
+
+        Raises:
+            IncompatibleRunError: one was made with other settings, or of other data. Nothing was made or changed then.
+            SettingsError: `block_size` is not positive.
+        """
+        specs = self.require_compatible(splits, checkpoints, training, block_size=block_size, grow=grow)
+        return [self._create(spec, data, grow) for spec, data in specs]
+
+    def require_compatible(
+        self,
+        splits: Mapping[str, AttributionData],
+        checkpoints: Sequence[str],
+        training: TrainingSet,
+        *,
+        block_size: int,
+        grow: bool,
+    ) -> list[tuple[FeatureSpec, AttributionData]]:
+        """What `sets` would make, with the data of each; changes nothing, and raises as `sets`."""
+        if block_size < 1:
+            raise SettingsError(f"block_size must be a positive number of samples, got {block_size}")
+        specs = []
+        for split, data in splits.items():
+            any_spec = self._spec(data, split, "", block_size, training)  # which reads some of the data
+            for checkpoint in checkpoints:
+                fingerprint = {**any_spec.fingerprint, "checkpoint": checkpoint}
+                specs.append((replace(any_spec, checkpoint=checkpoint, fingerprint=fingerprint), data))
+        for spec, data in specs:
+            self._require_compatible(spec, data, grow)
+        return specs
 
     def check(self, data: AttributionData, split: str, work: Workload) -> list[Finding]:
         """What `trak_lightning.check` finds in the first batch of `data`, and what `work` will take; nothing is stored."""
@@ -143,21 +183,31 @@ class Filler:
             fingerprint=fingerprint,
         )
 
-    def _create(self, spec: FeatureSpec, data: AttributionData, grow: bool) -> FeatureSet:
+    def _before(self, spec: FeatureSpec, data: AttributionData) -> FeatureSpec | None:
+        """`spec`, with as many samples as there are in the set that is there; None if there is none."""
         try:
             before = self.store.open(spec.split, spec.checkpoint).spec.num_samples
         except IncompleteRunError:
-            return self.store.create(spec)
-        if before < spec.num_samples and grow:
-            old = {**spec.fingerprint, "data": data.fingerprint(before)}
-            return self.store.grow(replace(spec, num_samples=before, fingerprint=old), spec)
+            return None
+        if before >= spec.num_samples:
+            return spec
+        return replace(spec, num_samples=before, fingerprint={**spec.fingerprint, "data": data.fingerprint(before)})
+
+    def _create(self, spec: FeatureSpec, data: AttributionData, grow: bool) -> FeatureSet:
+        before = self._before(spec, data) if grow else None
+        return self.store.create(spec) if before is None or before == spec else self.store.grow(before, spec)
+
+    def _require_compatible(self, spec: FeatureSpec, data: AttributionData, grow: bool) -> None:
+        before = self._before(spec, data)
+        if before is None:
+            return
         try:
-            return self.store.create(spec)
+            self.store.create(before if grow else spec)  # which changes nothing, since it is there
         except IncompatibleRunError as error:
-            if before >= spec.num_samples:
+            if grow or before == spec:
                 raise
             raise IncompatibleRunError(
-                f"{error} If the {before} samples of before come first and are unchanged, featurize with grow=True "
+                f"{error} If the {before.num_samples} samples of before come first and are unchanged, featurize with grow=True "
                 "(--grow true): only the new ones are computed then."
             ) from error
 

@@ -135,6 +135,18 @@ class RunDirectory:
         """Record the checkpoints of this run, in order. Further ones may be added later; none may be left out.
 
         Raises:
+            IncompatibleRunError, DataError: as `require_registrable`.
+        """
+        sweep(self.path)
+        sweep(self.path / "subsets")
+        record = self.require_registrable(checkpoints)
+        if tuple(checkpoints) != record.checkpoints:
+            self.write(replace(record, checkpoints=tuple(checkpoints)))
+
+    def require_registrable(self, checkpoints: Sequence[CheckpointRecord]) -> RunRecord:
+        """Whether `register` would take them; returns the present record.
+
+        Raises:
             IncompatibleRunError: the run was made with a checkpoint that is not among these.
             DataError: a checkpoint is given twice.
         """
@@ -144,8 +156,6 @@ class RunDirectory:
                 raise DataError(
                     f"checkpoints {twin.source} and {checkpoint.source} hold the same weights; give one of them"
                 )
-        sweep(self.path)
-        sweep(self.path / "subsets")
         record = self.read()
         given = {checkpoint.id for checkpoint in checkpoints}
         for known in record.checkpoints:
@@ -155,8 +165,7 @@ class RunDirectory:
                     f"checkpoints given now: {', '.join(f'{c.id} (from {c.source})' for c in checkpoints)}. Use another "
                     "run directory, or give the same checkpoints (more may be added)."
                 )
-        if tuple(checkpoints) != record.checkpoints:
-            self.write(replace(record, checkpoints=tuple(checkpoints)))
+        return record
 
     def require_checkpoints(self) -> tuple[CheckpointRecord, ...]:
         """The checkpoints featurised so far.

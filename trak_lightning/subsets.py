@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.atomic import atomic_write
+from trak_lightning.atomic import atomic_create
 from trak_lightning.comparison import require_same
 from trak_lightning.errors import DataError
 from trak_lightning.rundir import read_json
@@ -59,8 +59,7 @@ class SubsetPlan:
         """
         path = folder / "plan.json"
         plan = json.dumps(asdict(self), indent=1, default=str)  # settings may be paths, dtypes, enumerations
-        if path.exists():
-            require_same(read_json(path), json.loads(plan), folder)
-        else:
-            with atomic_write(path) as part:
+        if not path.exists():
+            with atomic_create(path) as part:
                 part.write_text(plan)
+        require_same(read_json(path), json.loads(plan), folder)  # which may be that of a process that was faster

@@ -121,7 +121,9 @@ class Batched(nn.Module):
 def ekfac(damping: float, job: Job, state: dict[str, Tensor], loss: Function, negative: Function) -> Tensor:
     attributor = IFAttributorEKFAC(AttributionTask(loss, job.model, [state]))
     attributor.cache(batches(job.train))
-    attributor.damping = damping * float(torch.cat([each.flatten() for each in attributor.cached_lambdas.values()]).mean())
+    attributor.damping = damping * float(
+        torch.cat([each.flatten() for each in attributor.cached_lambdas.values()]).mean()
+    )
     found: Tensor = attributor.attribute(batches(job.train, 512), batches(job.targets, 512)).detach()
     return found
 

@@ -1,9 +1,11 @@
 """Several jobs on one run directory."""
 
 import os
+import shutil
 import signal
 import time
 
+import yaml
 from faults import acknowledged, rows
 
 from trak_lightning.cli import main
@@ -21,8 +23,35 @@ def test_two_runs_with_different_settings_race_for_one_directory_and_one_is_refu
     assert "was made with dim = " in loser
     assert "is asked for now" in loser
     assert main(["verify", str(run_dir)]) == 0
+    assert (
+        yaml.safe_load((run_dir / "config.yaml").read_text())["projector"]["init_args"]["dim"] == dims[codes.index(0)]
+    )
     if codes[0] == 0:
         assert rows(run_dir) == whole
+
+
+def test_new_samples_and_checkpoints_of_a_finished_run_are_all_that_is_computed(job, tmp_path):
+    # Copies, because of the originals it is known that they were trained on all samples.
+    checkpoints = [shutil.copy(path, tmp_path / path.name) for path in job.checkpoints]
+
+    def featurize(run_dir, samples, checkpoints, *more):
+        named = f"[{', '.join(map(str, checkpoints))}]"
+        data = ("--data", "growing.SomeDigits", "--data.num_train", samples)
+        return job.finish(tmp_path / run_dir, *data, "--checkpoints", named, *more)
+
+    code, output = featurize("run", 500, checkpoints[:1])
+    assert code == 0, output
+    before = acknowledged(tmp_path / "run")
+    code, output = featurize("run", 700, checkpoints)
+    assert (code, "--grow true" in output) == (1, True), output
+    assert acknowledged(tmp_path / "run") == before
+    code, output = featurize("run", 700, checkpoints, "--grow", "true")
+    # Of batches of 16, 31 were whole; then the samples after them, and everything under the second checkpoint.
+    assert (code, f"{700 - 31 * 16 + 700 + 60} computed" in output) == (0, True), output
+    kept = before.items() & acknowledged(tmp_path / "run").items()
+    assert len(before) - len(kept) == 1  # the block in which the 500 samples ended
+    assert featurize("at once", 700, checkpoints)[0] == 0
+    assert rows(tmp_path / "run") == rows(tmp_path / "at once")
 
 
 def test_what_a_killed_job_leaves_undone_the_others_do(job, whole, tmp_path):

@@ -1,5 +1,6 @@
 """Every kind of file of a run directory, cut short at any byte: refused with an error of ours, done again, or read as it was."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -78,6 +79,22 @@ def test_a_file_of_a_run_cut_short_anywhere_is_refused_or_made_again(name, run):
                 continue
             finally:
                 path.write_bytes(whole)
+
+
+def test_verify_ends_with_status_1_where_a_byte_of_the_scores_is_another(run):
+    path, read, generator = run.scores("test"), READERS["scores/test.h5"], random.Random(0)
+    whole, expected, found = path.read_bytes(), read(run), 0
+    assert main(["verify", str(run.path)]) == 0
+    for position in generator.sample(range(len(whole)), 80):
+        path.write_bytes(
+            whole[:position] + bytes([whole[position] ^ 1 << generator.randrange(8)]) + whole[position + 1 :]
+        )
+        if main(["verify", str(run.path)]) == 0:  # it is part of no number
+            assert read(run) == expected
+        else:
+            found += 1
+    path.write_bytes(whole)
+    assert found > 20
 
 
 @pytest.mark.parametrize("name", ["run.json", "subsets/a1.npy", "features/train/a1/manifest.json", "config.yaml"])

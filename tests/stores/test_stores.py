@@ -4,16 +4,20 @@ import json
 import shutil
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import yaml
 
 from trak_lightning import registry
 from trak_lightning.cli import main
 from trak_lightning.errors import CorruptFileError, NonFiniteGradientError, SettingsError, StorageError
+from trak_lightning.rundir import CheckpointRecord, RunDirectory, RunRecord
 from trak_lightning.stores.encoding import DTYPES
 from trak_lightning.stores.hdf5 import HDF5Store
+from trak_lightning.stores.run import open_store
 from trak_lightning.testing import StoreConformance
 from trak_lightning.testing.stores import SPEC, filled_store, rows
 
@@ -197,3 +201,38 @@ def test_run_directories_that_hold_parts_are_merged_to_one_file(tmp_path, capsys
     assert main(["merge", one, two, "--output", str(tmp_path / "other.h5")]) == 1
     assert "block 2 of train/a1 is in several run directories, with different rows" in capsys.readouterr().err
     assert not (tmp_path / "other.h5").exists()
+
+
+LASTING = [name for name in registry.names("stores") if name != "memory"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8"])
+@pytest.mark.parametrize("name", LASTING)
+def test_features_are_moved_to_any_store_and_back_bit_for_bit(name, dtype, tmp_path):
+    source = RunDirectory(tmp_path / "run")
+    stored = filled_store(HDF5Store(dtype), source.features)
+    source.write(RunRecord(checkpoints=(CheckpointRecord("a1", "a.ckpt"),)))
+    source.write_subset("a1", np.arange(5))
+    source.config.write_text(
+        yaml.safe_dump({"seed": 3, "store": {"class_path": "trak_lightning.stores.hdf5.HDF5Store"}})
+    )
+    there, back = str(tmp_path / "there"), str(tmp_path / "back")
+    assert main(["merge", str(source.path), "--to", name, "--output", there]) == 0
+    assert main(["verify", there]) == 0  # with the store that its own configuration names
+    assert main(["merge", there, "--to", "hdf5", "--output", back]) == 0
+    for path in (there, back):
+        found = open_store(RunDirectory(path)).open("train", "a1")
+        assert found.spec == SPEC
+        np.testing.assert_array_equal(found.rows(0, 23).features, stored.rows(0, 23).features)
+        np.testing.assert_array_equal(found.column("output"), stored.column("output"))
+        assert RunDirectory(path).read().checkpoints == source.read().checkpoints
+        assert RunDirectory(path).read_subset("a1").tolist() == list(range(5))
+    assert {path.name: path.read_bytes() for path in stored.folder.glob("block-*")} == {
+        path.name: path.read_bytes() for path in Path(back).rglob("block-*")
+    }
+
+
+def test_features_are_not_moved_to_a_store_that_forgets_them(tmp_path, capsys):
+    filled_store(HDF5Store(), tmp_path / "run/features")
+    assert main(["merge", str(tmp_path / "run"), "--to", "memory", "--output", str(tmp_path / "x")]) == 1
+    assert "memory has not kept train/a1; choose a store that lasts" in capsys.readouterr().err

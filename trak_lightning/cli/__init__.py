@@ -18,7 +18,7 @@ COMMANDS = {
     "top": ("scoring", "print the most helpful and harmful training samples of a target"),
     "report": ("reporting", "make one page, RUN_DIR/report/index.html, that shows targets with their examples"),
     "info": ("storage", "print what a run directory holds, and what is missing"),
-    "verify": ("storage", "check that every stored row is there and is what was written"),
+    "verify": ("storage", "check that every stored row and score is there and is what was written"),
     "merge": ("storage", "write the features of one or several run directories to one file"),
     "import-traker": ("importing", "read the features that traker, the paper's own library, has saved"),
     "self-influence": ("scoring", "compute what every training sample does to itself, and its leverage"),

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -11,6 +12,7 @@ from trak_lightning.cli.output import summary
 from trak_lightning.errors import CorruptFileError, TrakError
 from trak_lightning.ranges import ranges
 from trak_lightning.rundir import RunDirectory
+from trak_lightning.scoring.scores import Scores
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureSet, FeatureStore
 from trak_lightning.stores.merge import merge as merge_runs
@@ -80,10 +82,17 @@ def verify(argv: Sequence[str]) -> int:
             run.read_subset(record.id)
         except TrakError as error:
             faults.append(str(error))
+    score_files = sorted((run.path / "scores").glob("*.h5"))
+    for path in score_files:
+        try:
+            Scores(path).verify()
+        except TrakError as error:
+            faults.append(str(error))
     for fault in faults:
         print(fault)
     result = f"{len(faults)} faults" if faults else "all there and as written"
-    summary("verify", f"{rows} rows of {len(sets)} feature sets in {run.path}: {result}", rows, "checked", started)
+    what = f"{rows} rows of {len(sets)} feature sets" + (f" and {len(score_files)} score files" if score_files else "")
+    summary("verify", f"{what} in {run.path}: {result}", rows, "checked", started)
     return 1 if faults else 0
 
 
@@ -108,13 +117,22 @@ def merge(argv: Sequence[str]) -> int:
     started = time.perf_counter()
     parser = ArgumentParser(
         prog="trak merge",
-        description="Write the features of a run directory, or of several that each hold a part, to one HDF5 file.",
+        description="Write the features of a run directory, or of several that each hold a part, to one HDF5 file or to "
+        "another store.",
     )
     parser.add_argument("run_dirs", type=str, nargs="+", help="run directories")
-    parser.add_argument("--output", type=str, required=True, help="the file to write, such as features.h5")
+    parser.add_argument(
+        "--output",
+        type=str,
+        required=True,
+        help="what to write: a file such as features.h5, or a run directory with --to",
+    )
+    _add_store(parser, "--store", "of the run directories; default: those of their config.yaml, or hdf5")
+    _add_store(parser, "--to", "write a run directory with this store, of which trak goes on, instead of an HDF5 file")
     config = parser.parse_args(list(argv))
     output = Path(config.output).expanduser()
-    sets = merge_runs([Path(path) for path in config.run_dirs], output)
+    paths = [Path(path) for path in config.run_dirs]
+    sets = merge_runs(paths, output, store=_choice(config.store), to=_choice(config.to))
     rows = sum(found.spec.num_samples for found in sets)
     summary("merge", f"{rows} rows of {len(sets)} feature sets in {output}", rows, "written", started)
     return 0
@@ -123,16 +141,18 @@ def merge(argv: Sequence[str]) -> int:
 def _open(command: str, description: str, argv: Sequence[str]) -> tuple[RunDirectory, FeatureStore]:
     parser = ArgumentParser(prog=f"trak {command}", description=description)
     parser.add_argument("run_dir", type=str, help="a run directory")
-    parser.add_argument(
-        "--store",
-        type=str | None,
-        default=None,
-        help="name, or {name: …, options}; default: that of config.yaml, or hdf5",
-    )
+    _add_store(parser, "--store", "default: that of config.yaml, or hdf5")
     config = parser.parse_args(list(argv))
-    choice = load_config(config.store) if (config.store or "").lstrip().startswith("{") else config.store
     run = RunDirectory(config.run_dir)
-    return run, open_store(run, choice)
+    return run, open_store(run, _choice(config.store))
+
+
+def _add_store(parser: ArgumentParser, option: str, help_: str) -> None:
+    parser.add_argument(option, type=str | None, default=None, help=f"a store's name, or {{name: …, options}}: {help_}")
+
+
+def _choice(text: str | None) -> Any:
+    return load_config(text) if text and text.lstrip().startswith("{") else text
 
 
 def _size(nbytes: int) -> str:

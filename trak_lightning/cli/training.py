@@ -1,8 +1,8 @@
 """Commands that run a Trainer: train, featurize, run, and the retraining part of evaluate. LightningCLI runs."""
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from trak_lightning import registry
 from trak_lightning.api import TRAK
-from trak_lightning.atomic import atomic_write
+from trak_lightning.atomic import atomic_create, atomic_write
 from trak_lightning.checkpoints import expand, has_wildcard
 from trak_lightning.cli import stamps
 from trak_lightning.cli.arguments import add_run_arguments, open_run
@@ -108,8 +108,11 @@ class Job:
             self._datamodule.setup(stage)
         self.train_data = self._data(self._config.train_split)
         self.target_data = self._data(self._config.target_split)
-        if command not in ("check", "report", "worker"):  # which leave the configuration as it is
-            with atomic_write(self.run.config) as part:
+
+    def keep_configuration(self, write: Callable[[Path], AbstractContextManager[Path]] = atomic_write) -> None:
+        """Leave the configuration in the run directory, once nothing there contradicts it."""
+        if self._speaks:
+            with write(self.run.config) as part:
                 self._cli.parser.save(self._config, part, overwrite=True)
 
     @property
@@ -168,13 +171,10 @@ class Job:
             return named
         started = time.perf_counter()
         ensemble = self._config.ensemble
-        paths, trained = train_ensemble(
-            self._fresh,
-            self._datamodule,
-            self._plan("ensemble", ensemble.fraction),
-            ensemble.size,
-            self.run.checkpoints,
-        )
+        plan = self._plan("ensemble", ensemble.fraction)
+        plan.record(self.run.checkpoints)
+        self.keep_configuration(atomic_create)  # until the features have been found to be made with the same
+        paths, trained = train_ensemble(self._fresh, self._datamodule, plan, ensemble.size, self.run.checkpoints)
         if self._speaks:
             summary("train", f"{len(paths)} checkpoints in {self.run.checkpoints}", trained, "trained", started)
         return [str(path) for path in paths]
@@ -182,12 +182,13 @@ class Job:
     def featurize(self, checkpoints: list[str]) -> None:
         """Compute the features that are missing."""
         started = time.perf_counter()
-        trak = self.trak()
-        grow = bool(self._config.grow)
-        how: dict[str, Any] = {"block_size": self._config.block_size, "grow": grow, "shard": str(self.shard)}
+        trak, splits, how = self.trak(), self._splits, self._how
         with narrated() if self._speaks else nullcontext():
-            computed = trak.featurize(self.train_data, checkpoints, split=self._config.train_split, **how)
-            computed += trak.featurize_split(self.target_data, self._config.target_split, **how)
+            trak.prepare(splits, checkpoints, train=self._config.train_split, **how)
+            self.keep_configuration()
+            computed = sum(
+                trak.featurize_split(data, split, **how, shard=str(self.shard)) for split, data in splits.items()
+            )
         rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
         if self._speaks:
             what = f"{rows} rows in {self._store.elsewhere or self.run.features}"
@@ -197,6 +198,18 @@ class Job:
                     f"unfinished: {unfinished}" if unfinished else "all are there"
                 )
             summary("featurize", what, computed, "computed", started)
+
+    def require_compatible(self) -> None:
+        """Refuse to begin, let alone to train, if the features that are there were made with other settings."""
+        self.trak().require_compatible(self._splits, train=self._config.train_split, **self._how)
+
+    @property
+    def _splits(self) -> dict[str, AttributionData]:
+        return {self._config.train_split: self.train_data, self._config.target_split: self.target_data}
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"block_size": self._config.block_size, "grow": bool(self._config.grow)}
 
     def _unfinished(self) -> str:
         """The shards that have rows missing, in words."""
@@ -262,7 +275,9 @@ class Job:
         """Retrain the models that are missing and compute what the configuration asks for."""
         started = time.perf_counter()
         config, evaluation = self._config, self.parts.evaluation
-        retrained = self._retrain(self._lds_retrainings())
+        retrainings = self._lds_retrainings()
+        self.keep_configuration()
+        retrained = self._retrain(retrainings)
         result, _ = evaluate_run(
             self.run,
             self._store,
@@ -347,6 +362,7 @@ def train(argv: Sequence[str]) -> int:
     """``trak train``."""
     job = Job("train", argv)
     job.train()
+    job.keep_configuration()
     stamps.record(job.run, "train", argv, job.sources, [job.run.checkpoints])
     return 0
 
@@ -372,6 +388,7 @@ def run(argv: Sequence[str]) -> int:
     job = Job("run", argv)
     if job.shard.count > 1:
         raise SettingsError(f"trak run does all of a run; give --shard {job.shard} to trak featurize")
+    job.require_compatible()
     checkpoints = job.train()
     job.featurize(checkpoints)
     scores = job.score()

@@ -1,5 +1,6 @@
 """A score file that several processes write at once."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,10 +9,17 @@ from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
+import xxhash
 
 from trak_lightning.atomic import atomic_write, new_hdf5
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.compute import Compute
+from trak_lightning.stores.arrays import checksum
+
+CHECKSUMS = "xxh3_64"
+"""Attribute: the XXH3-64 of every dataset and of the attribute ``settings``, as JSON."""
+PIECE = 2**24
+"""Bytes of a matrix that are read at once for its checksum."""
 
 
 class SharedFile:
@@ -37,7 +45,7 @@ class SharedFile:
                 view, offset = view[written:], offset + written
 
     def finish(self, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
-        """Add small arrays and attributes, when all processes have written theirs."""
+        """Add small arrays, attributes, and the checksums of all, when all processes have written theirs."""
         if self._file is not None:
             self._file.close()
         self._compute.barrier()
@@ -46,6 +54,29 @@ class SharedFile:
                 for name, values in arrays.items():
                     file.create_dataset(name, data=values)
                 file.attrs.update(attributes)
+                file.attrs[CHECKSUMS] = json.dumps(checksums(file, self._part))
+
+
+def checksums(file: h5py.File, path: Path) -> dict[str, str]:
+    """Those that belong to what an open file holds; `path` is the same file."""
+    found = {name: _checksum(file[name], path) for name in file}
+    return {**found, "settings": xxhash.xxh3_64_hexdigest(file.attrs["settings"].encode())}
+
+
+def _checksum(dataset: h5py.Dataset, path: Path) -> str:
+    # The matrix may be larger than memory; it was not written through HDF5, which has kept none of it to itself.
+    offset, left, hasher = dataset.id.get_offset(), dataset.nbytes, xxhash.xxh3_64()
+    if dataset.name != "/scores" or offset is None:
+        return checksum(np.ascontiguousarray(dataset[()]))
+    with path.open("rb", buffering=0) as raw:
+        raw.seek(offset)
+        while left:
+            piece = raw.read(min(left, PIECE))
+            if not piece:
+                raise EOFError(f"the file ends {left} bytes early")
+            hasher.update(piece)
+            left -= len(piece)
+    return hasher.hexdigest()
 
 
 @contextmanager

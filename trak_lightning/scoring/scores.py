@@ -10,11 +10,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from trak_lightning.comparison import first_difference
 from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError
 from trak_lightning.rundir import RunDirectory
 from trak_lightning.scoring.base import Scoring, chunks
 from trak_lightning.scoring.ranking import Ranking, RunningRanking, merged, rank
-from trak_lightning.scoring.score_file import shared_file
+from trak_lightning.scoring.score_file import CHECKSUMS, checksums, shared_file
 
 SCHEMA_VERSION = 1
 KEPT = 100
@@ -64,6 +65,24 @@ class Scores:
                 f"{self.path} holds the {self._kept} best and worst of each target and no matrix. Score again without top."
             )
         return np.memmap(self.path, np.float32, mode="r", offset=self._offset, shape=self.shape)
+
+    def verify(self) -> None:
+        """Read everything and compare it with the checksums that were stored with it.
+
+        Raises:
+            CorruptFileError: it is not what was written.
+        """
+        try:
+            with h5py.File(self.path, "r") as file:
+                written, found = json.loads(file.attrs[CHECKSUMS]), checksums(file, self.path)
+            wrong = first_difference(written, found)
+            if wrong is not None:
+                raise ValueError(f"the checksum of its {wrong[0]} is {wrong[2]}, and {wrong[1]} was written")
+        # A damaged file makes h5py raise nearly anything.
+        except Exception as error:
+            raise CorruptFileError(
+                f"{self.path} is not what was written: {error}. Delete it and run trak score again."
+            ) from error
 
     def top(self, k: int = 10, *, target: int | None = None) -> Ranking:
         """The k most helpful training samples of every target, or of one; equal scores by lower index."""

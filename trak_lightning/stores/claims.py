@@ -51,6 +51,7 @@ class Claims:
     def _acquire(self, block: int) -> bool:
         if self._path not in _held:
             try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 _held[self._path] = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), set()
             except OSError as error:
                 raise refused(self._path, error) from error

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,11 @@ from trak_lightning.stores.block_file import (
     write_block_file,
 )
 from trak_lightning.stores.buffers import Buffers
-from trak_lightning.stores.claims import Claims
 from trak_lightning.stores.encoding import DTYPES, SCALED, STORED, Dtype, decode
 from trak_lightning.stores.form import Forms, read_into
 from trak_lightning.stores.manifest import FILE, Manifest
 from trak_lightning.stores.prefetch import prefetched
+from trak_lightning.stores.shared import SharedSet
 from trak_lightning.stores.validation import identity, require_name, require_rows
 
 Array = npt.NDArray[Any]
@@ -105,16 +104,14 @@ class HDF5Store(FeatureStore):
         return found
 
 
-class HDF5Set(FeatureSet):
+class HDF5Set(SharedSet):
     """A folder of block files."""
 
     def __init__(self, folder: Path, compression: Compression = "none", verify: bool = True) -> None:
+        super().__init__(Manifest.read(folder), folder / "claims.lock")
         self.folder = folder
-        self.manifest = Manifest.read(folder)
-        self.spec = self.manifest.spec
         self._compression: Compression = compression
         self._verify = verify
-        self._claims = Claims(folder / "claims.lock")
         self._offsets: dict[int, dict[str, int | None]] = {}
         self._known, self._written = Forms(), Forms()
 
@@ -126,31 +123,25 @@ class HDF5Set(FeatureSet):
         write_block_file(self._path(block), self._key(block), arrays, self._compression, self._written)
         self._offsets.pop(block, None)
 
-    def missing_blocks(self) -> list[int]:
+    def stored_blocks(self) -> set[int]:
         there = {path.name for path in self.folder.glob("block-*.h5")}
-        return [
-            block
-            for block in range(self.spec.num_blocks)
-            if self._path(block).name not in there or (block in self._once_last and self._shorter(block) is not None)
-        ]
+        return {block for block in range(self.spec.num_blocks) if self._path(block).name in there}
 
-    def claim(self, block: int) -> bool:
-        if not self._claims.acquire(block):
-            return False
-        if self._stored(block):
-            self._claims.release(block)
-            return False
-        return True
+    def stored_rows(self, block: int) -> int:
+        if not self._path(block).exists():
+            return 0
+        for rows in self.once_last.get(block, ()):
+            try:
+                with self._open(block, self._key(block, rows)):
+                    return rows
+            except CorruptFileError:
+                continue
+        return len(self.spec.block_range(block))
 
-    def release(self, block: int) -> None:
-        self._claims.release(block)
-
-    def known_rows(self, block: int) -> FeatureRows | None:
-        if block not in self._once_last or not self._path(block).exists() or (key := self._shorter(block)) is None:
-            return None
-        whole = key.rows - key.rows % self.spec.batch_size
+    def first_rows(self, block: int, rows: int) -> FeatureRows:
+        key = self._key(block, rows)
         with self._open(block, key) as file:
-            return self._decode(file, key)[:whole] if whole else None
+            return self._decode(file, key)
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 
@@ -249,29 +240,6 @@ class HDF5Set(FeatureSet):
     def _decode(self, file: BlockFile, key: BlockKey, buffers: Buffers | None = None) -> FeatureRows:
         arrays = {name: file.read(name, verify=self._verify, buffers=buffers) for name in key.datasets()}
         return from_arrays(arrays, key.start, self.manifest.dtype)
-
-    def _stored(self, block: int) -> bool:
-        return self._path(block).exists() and not (block in self._once_last and self._shorter(block) is not None)
-
-    @cached_property
-    def _once_last(self) -> dict[int, list[int]]:
-        """Blocks in which a shorter dataset once ended → the numbers of rows that they had then."""
-        found: dict[int, list[int]] = {}
-        for before in self.manifest.grown_from:
-            if before % self.spec.block_size:
-                found.setdefault(before // self.spec.block_size, []).append(before % self.spec.block_size)
-        return found
-
-    def _shorter(self, block: int) -> BlockKey | None:
-        """What the file of a block is if it dates from when the dataset was shorter."""
-        for rows in self._once_last[block]:
-            key = self._key(block, rows)
-            try:
-                with self._open(block, key):
-                    return key
-            except CorruptFileError:
-                continue
-        return None
 
     def _open(self, block: int, key: BlockKey | None = None) -> AbstractContextManager[BlockFile]:
         return open_block_file(self._path(block), key or self._key(block), self._known)

@@ -1,8 +1,11 @@
-"""Many block files, of one run directory or of several, into one HDF5 file that can be given away. No torch."""
+"""The features of one run directory or of several, into one HDF5 file that can be given away, or into another store. No
+torch.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -17,13 +20,23 @@ from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.stores.encoding import STORED
 from trak_lightning.stores.manifest import Manifest
 from trak_lightning.stores.run import open_store
+from trak_lightning.stores.transfer import write_run
 from trak_lightning.stores.validation import identity
 
+Parts: TypeAlias = dict[tuple[str, str], list[FeatureSet]]
+"""(Split, checkpoint) → the sets that together hold all its blocks."""
 
-def merge(paths: Sequence[Path], output: Path) -> list[FeatureSet]:
-    """Write every feature set of the run directories to one file; returns the sets, one for each split and checkpoint.
+
+def merge(paths: Sequence[Path], output: Path, *, store: Any = None, to: Any = None) -> list[FeatureSet]:
+    """Write every feature set of the run directories to one place; returns the sets, one for each split and checkpoint.
 
     A set may be spread over several directories. Blocks that several of them hold must be the same.
+
+    Args:
+        paths: the run directories.
+        output: an HDF5 file, or a run directory if `to` is given; it must not exist.
+        store: of all run directories; what their configurations say if None.
+        to: a store for `output`, by name or as ``{"name": …, **options}``; of the same ``dtype`` if none is named.
 
     Raises:
         IncompleteRunError: a block is in none of them; names the rows.
@@ -32,15 +45,40 @@ def merge(paths: Sequence[Path], output: Path) -> list[FeatureSet]:
     if output.exists():
         raise DataError(f"{output} exists; choose another --output, or delete it")
     runs = [RunDirectory(path) for path in paths]
-    found: dict[tuple[str, str], list[FeatureSet]] = {}
+    found: Parts = {}
     for run in runs:
-        store = open_store(run)
-        for key in store.list():
-            found.setdefault(key, []).append(store.open(*key))
+        opened = open_store(run, store)
+        for key in opened.list():
+            found.setdefault(key, []).append(opened.open(*key))
     if not found:
         raise IncompleteRunError(f"there are no features in {', '.join(map(str, paths))}")
     for key, parts in sorted(found.items()):
         _require_whole("/".join(key), parts)
+    if to is None:
+        _write_file(output, runs, found)
+    else:
+        dtypes = {dtype_of(part) for parts in found.values() for part in parts}
+        sets = ((parts[0].spec, blocks(parts)) for _, parts in sorted(found.items()))
+        write_run(RunDirectory(output), to, runs, sets, max(dtypes, key=list(STORED).index))
+    return [parts[0] for _, parts in sorted(found.items())]
+
+
+def blocks(parts: Sequence[FeatureSet]) -> Iterator[FeatureRows]:
+    """All blocks of a set, in order, each from one of the sets that hold it."""
+    missing = [set(part.missing_blocks()) for part in parts]
+    for block in range(parts[0].spec.num_blocks):
+        yield next(part for part, lacks in zip(parts, missing, strict=True) if block not in lacks).read_block(block)
+
+
+def dtype_of(part: FeatureSet) -> str:
+    """In which its features are stored."""
+    manifest = getattr(part, "manifest", None)
+    if isinstance(manifest, Manifest):
+        return manifest.dtype
+    return part.read_block(0).features.dtype.name if part.spec.num_blocks else next(iter(STORED))
+
+
+def _write_file(output: Path, runs: Sequence[RunDirectory], found: Parts) -> None:
     records = {record.id: record.source for run in runs for record in run.read().checkpoints}
     with atomic_hdf5(output) as file:
         file.attrs["schema_version"] = 1
@@ -51,7 +89,6 @@ def merge(paths: Sequence[Path], output: Path) -> list[FeatureSet]:
                 file[f"subsets/{id_}"] = subset
         for key, parts in sorted(found.items()):
             _write_set(file.create_group("features/" + "/".join(key)), parts)
-    return [parts[0] for _, parts in sorted(found.items())]
 
 
 def _require_whole(name: str, parts: Sequence[FeatureSet]) -> None:
@@ -83,14 +120,11 @@ def _require_whole(name: str, parts: Sequence[FeatureSet]) -> None:
 
 
 def _write_set(group: h5py.Group, parts: Sequence[FeatureSet]) -> None:
-    spec, dtype = parts[0].spec, _dtype(parts[0])
+    spec, dtype = parts[0].spec, dtype_of(parts[0])
     group.attrs["manifest"] = Manifest.of(spec, dtype).dump()
     shapes = {"features": (spec.num_samples, spec.dim), "scale": (spec.num_samples,)}
-    missing = [set(part.missing_blocks()) for part in parts]
     checksums: dict[str, list[str]] = {}
-    for block in range(spec.num_blocks):
-        holder = next(part for part, lacks in zip(parts, missing, strict=True) if block not in lacks)
-        rows = holder.read_block(block)
+    for block, rows in enumerate(blocks(parts)):
         arrays = to_arrays(rows, dtype, f"block {block}")
         samples = spec.block_range(block)
         for name, values in arrays.items():
@@ -104,10 +138,3 @@ def _write_set(group: h5py.Group, parts: Sequence[FeatureSet]) -> None:
 
 def _same(one: FeatureRows, other: FeatureRows) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("features", *COLUMNS))
-
-
-def _dtype(part: FeatureSet) -> str:
-    manifest = getattr(part, "manifest", None)
-    if isinstance(manifest, Manifest):
-        return manifest.dtype
-    return part.read_block(0).features.dtype.name if part.spec.num_blocks else next(iter(STORED))

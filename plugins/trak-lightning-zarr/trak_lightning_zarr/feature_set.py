@@ -14,13 +14,13 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from trak_lightning.errors import CorruptFileError, IncompleteRunError, StorageError, TrakError
-from trak_lightning.stores import FeatureRows, FeatureSet
+from trak_lightning.stores import FeatureRows
 from trak_lightning.stores.arrays import checksum, from_arrays, layout, to_arrays
 from trak_lightning.stores.block_file import LARGEST_COMPRESSED
-from trak_lightning.stores.claims import Claims
 from trak_lightning.stores.encoding import decode
 from trak_lightning.stores.manifest import Manifest
 from trak_lightning.stores.prefetch import prefetched
+from trak_lightning.stores.shared import SharedSet
 from trak_lightning.stores.validation import require_rows
 from trak_lightning_zarr.arrays import BLOCKS, RECORD, open_arrays
 from trak_lightning_zarr.place import Place
@@ -28,15 +28,13 @@ from trak_lightning_zarr.place import Place
 Array = npt.NDArray[Any]
 
 
-class ZarrSet(FeatureSet):
+class ZarrSet(SharedSet):
     """A group of arrays. A block is there if its record is, which is written last, in one piece."""
 
     def __init__(self, place: Place, name: str, manifest: Manifest, lock: Path) -> None:
+        super().__init__(manifest, lock)
         self.name = name
-        self.manifest = manifest
-        self.spec = manifest.spec
         self._place = place
-        self._lock = lock
 
     # --- Writing -----------------------------------------------------------------------------------------------------
 
@@ -60,36 +58,19 @@ class ZarrSet(FeatureSet):
                 if re.search(rf"/c[./]{block}[./]", left.as_posix()):
                     left.unlink(missing_ok=True)
 
-    def missing_blocks(self) -> list[int]:
+    def stored_blocks(self) -> set[int]:
         with self._reading():
-            stored = set()
-            for key in self._place.keys(f"{self.name}/{BLOCKS}"):
-                if found := re.fullmatch(r"c\.(\d+)\.0", key.rpartition("/")[2]):
-                    stored.add(int(found[1]))
-        return [
-            block
-            for block in range(self.spec.num_blocks)
-            if block not in stored or (block in self._once_last and not self._stored(block))
-        ]
+            keys = (key.rpartition("/")[2] for key in self._place.keys(f"{self.name}/{BLOCKS}"))
+            return {int(found[1]) for key in keys if (found := re.fullmatch(r"c\.(\d+)\.0", key))}
 
-    def claim(self, block: int) -> bool:
-        if not self._claims.acquire(block):
-            return False
-        if self._stored(block):
-            self._claims.release(block)
-            return False
-        return True
+    def stored_rows(self, block: int) -> int:
+        record = self._record(block)
+        return 0 if record is None else record["rows"]
 
-    def release(self, block: int) -> None:
-        self._claims.release(block)
-
-    def known_rows(self, block: int) -> FeatureRows | None:
-        record = self._record(block) if block in self._once_last else None
-        if record is None or record["rows"] >= len(self.spec.block_range(block)):
-            return None
-        whole = record["rows"] - record["rows"] % self.spec.batch_size
+    def first_rows(self, block: int, rows: int) -> FeatureRows | None:
+        record = self._record(block)
         try:
-            return self._read(block, record)[:whole] if whole else None
+            return None if record is None else self._read(block, record)
         except CorruptFileError:  # a process was killed while it wrote the longer block over this one
             return None
 
@@ -131,24 +112,6 @@ class ZarrSet(FeatureSet):
     @cached_property
     def _arrays(self) -> dict[str, zarr.Array]:
         return open_arrays(self._place.zarr, self.name, self.manifest, mode="r" if self._place.read_only else "r+")
-
-    @cached_property
-    def _claims(self) -> Claims:
-        try:
-            self._lock.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make {self._lock.parent}: {error}") from error
-        return Claims(self._lock)
-
-    @cached_property
-    def _once_last(self) -> set[int]:
-        """Blocks in which a shorter dataset once ended."""
-        size = self.spec.block_size
-        return {before // size for before in self.manifest.grown_from if before % size}
-
-    def _stored(self, block: int) -> bool:
-        record = self._record(block)
-        return record is not None and record["rows"] == len(self.spec.block_range(block))
 
     def _whole(self, block: int) -> dict[str, int]:
         """The record of a block.

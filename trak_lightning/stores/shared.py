@@ -1,0 +1,76 @@
+"""What feature sets have in common that several processes fill at once, and that may grow. For authors of stores."""
+
+from abc import abstractmethod
+from functools import cached_property
+from pathlib import Path
+
+from trak_lightning.stores.base import FeatureRows, FeatureSet
+from trak_lightning.stores.claims import Claims
+from trak_lightning.stores.manifest import Manifest
+
+
+class SharedSet(FeatureSet):
+    """A feature set whose blocks are claimed by locks on a file of the run directory, wherever the rows themselves live.
+
+    A store says what is stored; what is missing, what may be claimed and which rows are known follows from that.
+
+    Args:
+        manifest: what the set holds.
+        lock: a file for the claims; it and its folder are made when they are needed.
+    """
+
+    def __init__(self, manifest: Manifest, lock: Path) -> None:
+        self.manifest = manifest
+        self.spec = manifest.spec
+        self._claims = Claims(lock)
+
+    @abstractmethod
+    def stored_blocks(self) -> set[int]:
+        """The blocks of which something is stored, known without opening any."""
+
+    @abstractmethod
+    def stored_rows(self, block: int) -> int:
+        """How many rows of a block are stored: 0, all, or where a shorter dataset ended in it those of then."""
+
+    @abstractmethod
+    def first_rows(self, block: int, rows: int) -> FeatureRows | None:
+        """A block of which only so many rows are stored; None if they cannot be read any more."""
+
+    def missing_blocks(self) -> list[int]:
+        there = self.stored_blocks()
+        return [
+            block
+            for block in range(self.spec.num_blocks)
+            if block not in there or (block in self.once_last and not self._stored(block))
+        ]
+
+    def claim(self, block: int) -> bool:
+        if not self._claims.acquire(block):
+            return False
+        if self._stored(block):
+            self._claims.release(block)
+            return False
+        return True
+
+    def release(self, block: int) -> None:
+        self._claims.release(block)
+
+    def known_rows(self, block: int) -> FeatureRows | None:
+        rows = self.stored_rows(block) if block in self.once_last else 0
+        whole = rows - rows % self.spec.batch_size
+        if not whole or rows == len(self.spec.block_range(block)):
+            return None
+        first = self.first_rows(block, rows)
+        return None if first is None else first[:whole]
+
+    @cached_property
+    def once_last(self) -> dict[int, list[int]]:
+        """Blocks in which a shorter dataset once ended → the numbers of rows that they had then."""
+        found: dict[int, list[int]] = {}
+        for before in self.manifest.grown_from:
+            if before % self.spec.block_size:
+                found.setdefault(before // self.spec.block_size, []).append(before % self.spec.block_size)
+        return found
+
+    def _stored(self, block: int) -> bool:
+        return self.stored_rows(block) == len(self.spec.block_range(block))

@@ -1,0 +1,82 @@
+"""Feature sets into a new run directory, with a store of its own. No torch."""
+
+import inspect
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trak_lightning import registry
+from trak_lightning.atomic import atomic_write
+from trak_lightning.errors import StorageError
+from trak_lightning.rundir import CheckpointRecord, RunDirectory, RunRecord
+from trak_lightning.stores.base import FeatureRows, FeatureSpec, FeatureStore
+from trak_lightning.stores.run import open_store
+
+
+def write_run(
+    run: RunDirectory,
+    choice: Any,
+    sources: Sequence[RunDirectory],
+    sets: Iterable[tuple[FeatureSpec, Iterable[FeatureRows]]],
+    dtype: str,
+) -> None:
+    """Fill a new run directory: features, and from the `sources` all that scoring and further featurizing need.
+
+    Args:
+        run: where to.
+        choice: the store, as a name or as ``{"name": …, **options}``.
+        sources: run directories that made the features.
+        sets: what is to be stored, with the rows of all blocks in order.
+        dtype: of the store, if it has types and `choice` names none.
+
+    Raises:
+        StorageError: a set was not stored, or the store forgets it.
+    """
+    options = {"name": choice} if isinstance(choice, str) else dict(choice)
+    kind = registry.resolve("stores", options["name"]).load()
+    if "dtype" in inspect.signature(kind).parameters:
+        options.setdefault("dtype", dtype)
+    store: FeatureStore = registry.create("stores", options)
+    store.bind(run.features)
+    keys = []
+    for spec, rows in sets:
+        created = store.create(spec)
+        for block, part in enumerate(rows):
+            created.write_block(block, part)
+        keys.append((spec.split, spec.checkpoint))
+    records = list({record.id: record for source in sources for record in source.read().checkpoints}.values())
+    for record in records:
+        _copy_what_is_known(record, sources, run)
+    config = next((source.config for source in sources if source.config.exists()), None)
+    if config is not None:
+        _write_config(config, run, options)
+    run.path.mkdir(parents=True, exist_ok=True)
+    found = open_store(run, options).list()
+    if lost := sorted(set(keys) - set(found)):
+        raise StorageError(f"{options['name']} has not kept {lost[0][0]}/{lost[0][1]}; choose a store that lasts")
+    run.write(RunRecord(checkpoints=tuple(records)))
+
+
+def _copy_what_is_known(record: CheckpointRecord, sources: Sequence[RunDirectory], run: RunDirectory) -> None:
+    """Of a checkpoint: its subset, and what was fitted under it."""
+    subset = next((s for source in sources if (s := source.read_subset(record.id)) is not None), None)
+    if subset is not None:
+        run.write_subset(record.id, subset)
+    for place in (RunDirectory.projection, RunDirectory.reference):
+        found = next((path for source in sources if (path := place(source, record.id)).exists()), None)
+        if found is not None:
+            with atomic_write(place(run, record.id)) as part:
+                shutil.copyfile(found, part)
+
+
+def _write_config(config: Path, run: RunDirectory, options: dict[str, Any]) -> None:
+    """The configuration of a source, with this run directory and this store."""
+    rest = {name: value for name, value in options.items() if name != "name"}
+    content = yaml.safe_load(config.read_text())
+    content["run_dir"] = str(run.path)
+    content["store"] = {"class_path": registry.resolve("stores", options["name"]).class_path, "init_args": rest}
+    with atomic_write(run.config) as part:
+        part.write_text(yaml.safe_dump(content, sort_keys=False))
