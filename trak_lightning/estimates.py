@@ -11,7 +11,7 @@ from trak_lightning.scoring.compute import PANEL
 from trak_lightning.scoring.inner_products import TILE_BYTES
 from trak_lightning.scoring.scores import KEPT, TARGETS_AT_ONCE
 
-COPIES = 8
+COPIES = 5
 """Of the Gram matrix and its factor that are made: triangles, absolute values for the condition number, a shifted diagonal."""
 
 COLUMNS = 20
@@ -89,8 +89,6 @@ class Arithmetic:
 
     single: float
     """Products of float32 matrices."""
-    double: float
-    """Products of float64 matrices."""
     factor: float
     """Cholesky factors in float64, of which one of order d takes d³/3."""
     solve: float
@@ -145,13 +143,12 @@ def _score(work: Workload, storing: Storing, arithmetic: Arithmetic) -> float:
     found, reads = 2 * m * n * k / arithmetic.single, rounds
     if work.solves:
         # The Gram matrix is symmetric: what lies above its diagonal blocks is not computed.
-        pieces = -(-4 * n * k // BLOCK_BYTES) if n < k else -(-k // PANEL)
-        found += n * k * d * (1 + 1 / pieces) / arithmetic.single
+        found += n * k * d * (1 + 1 / -(-d // PANEL)) / arithmetic.single
         found += d**3 / 3 / arithmetic.factor + 2 * m * d**2 / arithmetic.solve
         found += _factors(work) * storing.write + COPIES * 8 * d**2 / arithmetic.passed
         reads += 1
         if n < k:
-            found += 4 * m * n * k / arithmetic.double + rounds * 2 * 8 * n * k / arithmetic.passed
+            found += 4 * m * n * k / arithmetic.single
             reads += 2 * rounds + 1
     return found + reads * n * storing.row_bytes * storing.read
 
@@ -191,5 +188,5 @@ def disk(work: Workload, storing: Storing) -> Disk:
 
 
 def _factors(work: Workload) -> float:
-    """Bytes of the Gram matrix and its factor."""
-    return 16.0 * work.order**2
+    """Bytes of the Gram matrix, in the precision of the features where n < k, and its factor."""
+    return (12.0 if work.train < work.dim else 16.0) * work.order**2

@@ -16,6 +16,12 @@ INK, PALE = "#010203", "#040506"
 SERIES = ("#2364aa", "#d1495b", "#4f8a3c", "#8d5aa5", "#b7791f", "#5f6b76")
 """Told apart by people who see no red or no green; the page has lighter ones for dark mode."""
 
+GRID = "#dcdfe2"
+"""Of files."""
+
+FEW = 30
+"""Points of a line that are marked one by one."""
+
 _IN_PAGE = {INK: "currentColor", PALE: "var(--rule)"} | {
     color: f"var(--series-{i}, {color})" for i, color in enumerate(SERIES)
 }
@@ -89,6 +95,9 @@ def save(figure: Any, path: Path) -> None:
     """``path`` with the suffixes .svg and .png, for papers and slides."""
     from trak_lightning.atomic import atomic_write
 
+    for axis in figure.axes:  # in a page, the colour of the grid is the page's
+        for line in (*axis.get_xgridlines(), *axis.get_ygridlines()):
+            line.set_color(GRID)
     for suffix, options in ((".svg", {}), (".png", {"dpi": 160, "facecolor": "white"})):
         with atomic_write(path.with_suffix(suffix)) as part:
             figure.savefig(part, format=suffix[1:], **options)
@@ -115,7 +124,8 @@ def lines(name: str, result: "Result") -> Iterator[Any]:
     """The series of an evaluation, with bands for their intervals."""
     with axes(name) as (figure, axis):
         for series in result.series:
-            (line,) = axis.plot(series.x, series.y, "o-", markersize=4, label=series.name)
+            marker = "o" if len(series.x) <= FEW else ""
+            (line,) = axis.plot(series.x, series.y, marker=marker, markersize=4, label=series.name)
             if series.low:
                 axis.fill_between(series.x, series.low, series.high, color=line.get_color(), alpha=0.15, linewidth=0)
         if result.x_log:

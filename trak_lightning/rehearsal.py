@@ -137,7 +137,6 @@ def arithmetic() -> Arithmetic:
 
     return Arithmetic(
         single=rate(2 * ORDER**3, np.matmul, single, single.T),
-        double=rate(2 * ORDER**3, np.matmul, values, values.T),
         factor=rate(ORDER**3 / 3, cholesky, positive, lower=True, check_finite=False),
         solve=rate(2 * ORDER**3, cho_solve, (factor, True), values, check_finite=False),
         passed=rate(values.nbytes, np.tril, values),
