@@ -63,3 +63,11 @@ def test_slices_and_other_dtypes_are_summed_too():
     double = torch.zeros(4, 100, dtype=torch.float64)
     project(grad[:, 50:550], signs, offsets, 100, 100, double)
     assert torch.allclose(double, grad[:, 50:550].view(4, 5, 100).sum(1), atol=1e-12)
+
+
+def test_code_compiled_from_other_sources_is_not_called(monkeypatch):
+    monkeypatch.setattr(signed_sums, "_ARGUMENTS", {"no_longer": []})
+    signed_sums._library.cache_clear()
+    with pytest.warns(UserWarning, match="compiled from other sources"):
+        assert compiled(torch.zeros(1)) is None
+    signed_sums._library.cache_clear()

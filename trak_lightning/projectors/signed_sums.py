@@ -4,6 +4,7 @@ Both give the same bits: a sum has its terms in the order of the entries, and no
 """
 
 import ctypes
+import warnings
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -106,8 +107,16 @@ def _library() -> ctypes.CDLL | None:
         path = Path(__file__).with_name(f"_signed_sums{suffix}")
         if path.exists():
             library = ctypes.CDLL(str(path))
-            for name, arguments in _ARGUMENTS.items():
-                function = getattr(library, f"signed_sums_{name}")
-                function.argtypes, function.restype = arguments, None
+            try:
+                for name, arguments in _ARGUMENTS.items():
+                    function = getattr(library, f"signed_sums_{name}")
+                    function.argtypes, function.restype = arguments, None
+            except AttributeError as error:
+                warnings.warn(
+                    f"{path} was compiled from other sources ({error}): torch sums runs instead, which takes longer. "
+                    "Install trak_lightning again to compile these.",
+                    stacklevel=2,
+                )
+                return None
             return library
     return None
