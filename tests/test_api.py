@@ -243,8 +243,8 @@ def test_a_run_directory_that_cannot_be_written_is_refused(model, train_set, tmp
 def test_a_full_disk_is_named_and_what_is_stored_is_kept(what, model, train_set, test_set, tmp_path):
     trak = attribute(model, tmp_path)
     trak.featurize(train_set, batch_size=4)
-    scores = np.array(trak.score(test_set, name="test").values)
-    whole = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "test.h5"}
+    trak.score(test_set, name="test")
+    whole = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     next(
         (tmp_path / "features" / "train").rglob("block-00000.h5") if what == "featurize" else tmp_path.rglob("test.h5")
     ).unlink()
@@ -256,11 +256,8 @@ def test_a_full_disk_is_named_and_what_is_stored_is_kept(what, model, train_set,
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     trak.featurize(train_set, batch_size=4)
-    # Scores are what they were to rounding: products of matrices depend on where these lie in memory.
-    np.testing.assert_allclose(
-        trak.score(test_set, name="test").values, scores, rtol=1e-4, atol=1e-5 * np.abs(scores).max()
-    )
-    assert {path: path.read_bytes() for path in whole} == whole
+    trak.score(test_set, name="test")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == whole
 
 
 def test_the_same_checkpoint_twice_is_refused(model, train_set, checkpoints, tmp_path):

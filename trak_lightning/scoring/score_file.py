@@ -104,6 +104,7 @@ def _create(part: Path, shape: tuple[int, int] | None) -> int | None:
         creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        creation.set_obj_track_times(False)  # the same scores are the same file
         dataset = h5py.h5d.create(file.id, b"scores", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple(shape), creation)
         offset: int = dataset.get_offset()
         return offset
