@@ -16,15 +16,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from jsonargparse import auto_cli
-from problems import PROBLEMS, Trained, prepare
-from problems.fashion import ROOT, FashionData
+from problems import Trained, find_fashion, prepare
+from problems.fashion import ROOT
 from rich.console import Console
 from rich.table import Table
 
@@ -74,7 +73,7 @@ def main(
         peers: other libraries: name → python of an environment that has it.
         output: a JSON file for the rows.
     """
-    PROBLEMS["fashion"] = PROBLEMS["fashion"].with_data(partial(FashionData, root=fashion))
+    find_fashion(fashion)
     rows = []
     for name in problems:
         trained = prepare(name, folder / name, ensemble=max(10, *checkpoints), models=models)

@@ -10,13 +10,12 @@ each problem, k and M, and at the end what the rule reaches on each problem with
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jsonargparse import auto_cli
-from problems import PROBLEMS, prepare
-from problems.fashion import ROOT, FashionData
+from problems import find_fashion, prepare
+from problems.fashion import ROOT
 
 from trak_lightning import TRAK
 from trak_lightning.evaluation.lds import spearman
@@ -49,7 +48,7 @@ def main(
         models: how many retrained models to judge by.
         fashion: folder with the four files of Fashion-MNIST.
     """
-    PROBLEMS["fashion"] = PROBLEMS["fashion"].with_data(partial(FashionData, root=fashion))
+    find_fashion(fashion)
     found: dict[tuple[str, int, int, int], Array] = {}
     print("| problem | k | M | best LDS | at trace/ | above 97 % from trace/ | to trace/ | `auto`: trace/ | reaches |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")

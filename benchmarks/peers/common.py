@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from problems import PROBLEMS
-from problems.fashion import FashionData
+from problems import PROBLEMS, find_fashion
 
 
 @dataclass
@@ -39,7 +37,7 @@ class Job:
     def from_command_line(cls) -> "Job":
         """As the module says."""
         problem, fashion, k, counts, output, *checkpoints = sys.argv[1:]
-        PROBLEMS["fashion"] = PROBLEMS["fashion"].with_data(partial(FashionData, root=fashion))
+        find_fashion(Path(fashion))
         data = PROBLEMS[problem].data()
         data.setup()
         states = [torch.load(path, map_location="cpu", weights_only=True)["state_dict"] for path in checkpoints]

@@ -31,17 +31,23 @@ class Problem:
     data: Callable[[], L.LightningDataModule]
     epochs: int
 
-    def with_data(self, data: Callable[[], L.LightningDataModule]) -> "Problem":
-        """The same model and training on another DataModule."""
-        return replace(self, data=data)
-
 
 PROBLEMS = {
     "digits": Problem(DigitsCNN, DigitsDataModule, epochs=15),
     "fashion": Problem(FashionCNN, FashionData, epochs=10),
     "glosses": Problem(GlossTransformer, GlossData, epochs=5),
     "noisy": Problem(DigitsMLP, partial(DigitsDataModule, seed=1, label_noise=0.1), epochs=15),
+    "fashion-60k": Problem(
+        partial(FashionCNN, width=8), partial(FashionData, num_train=60_000, batch_size=128), epochs=5
+    ),
 }
+
+
+def find_fashion(root: Path) -> None:
+    """Read the four files of Fashion-MNIST from a folder, for every problem that they belong to."""
+    for name in ("fashion", "fashion-60k"):
+        PROBLEMS[name] = replace(PROBLEMS[name], data=partial(PROBLEMS[name].data, root=root))
+
 
 
 @dataclass(frozen=True)
