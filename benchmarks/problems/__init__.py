@@ -49,7 +49,6 @@ def find_fashion(root: Path) -> None:
         PROBLEMS[name] = replace(PROBLEMS[name], data=partial(PROBLEMS[name].data, root=root))
 
 
-
 @dataclass(frozen=True)
 class Trained:
     """A problem with an ensemble and retrained models."""

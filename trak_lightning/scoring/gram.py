@@ -9,7 +9,6 @@ from trak_lightning.scoring.base import Array, CheckpointFeatures, chunks
 from trak_lightning.scoring.compute import PANEL
 from trak_lightning.scoring.rows import as_computed, share, shared_blocks
 from trak_lightning.stores.base import FeatureRows, FeatureSet
-from trak_lightning.stores.prefetch import prefetched
 
 Weights: TypeAlias = Literal["none", "residual", "gauss_newton", "fisher"]
 WEIGHTS = get_args(Weights)
@@ -88,7 +87,7 @@ def _dual(features: CheckpointFeatures, weights: str) -> Array:
 
 def _upto(features: FeatureSet, stop: int) -> Iterator[FeatureRows]:
     """The blocks that hold the samples 0 … stop."""
-    return prefetched(features.read_block, range(-(-stop // features.spec.block_size)), 2)
+    return features.blocks(range(-(-stop // features.spec.block_size)))
 
 
 def _scaled(rows: FeatureRows, weights: str) -> Array:

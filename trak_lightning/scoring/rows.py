@@ -6,7 +6,6 @@ import numpy as np
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.stores.base import FeatureRows, FeatureSet
-from trak_lightning.stores.prefetch import prefetched
 
 AHEAD_BYTES = 2**28
 """What blocks that are read in advance may take up together."""
@@ -26,7 +25,7 @@ def share(features: CheckpointFeatures) -> range:
 
 def shared_blocks(features: CheckpointFeatures) -> Iterator[FeatureRows]:
     """The blocks of training samples of this process, in order."""
-    return prefetched(features.train.read_block, features.compute.share(features.train.spec.num_blocks), 2)
+    return features.train.blocks(features.compute.share(features.train.spec.num_blocks))
 
 
 class RowReader:
@@ -40,7 +39,7 @@ class RowReader:
 
     def __init__(self, features: FeatureSet, samples: range, ahead: int = 0) -> None:
         size = features.spec.block_size
-        self._blocks = prefetched(features.read_block, range(samples.start // size, -(-samples.stop // size)), ahead)
+        self._blocks = features.blocks(range(samples.start // size, -(-samples.stop // size)), ahead=ahead)
         self._rows: FeatureRows | None = None
         self._position = samples.start
 

@@ -110,12 +110,12 @@ class FeatureSet(ABC):
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 
-    def blocks(self, *, ahead: int = 2) -> Iterator[FeatureRows]:
-        """All blocks in order of the dataset, with the next `ahead` blocks read in the background meanwhile.
+    def blocks(self, which: range | None = None, *, ahead: int = 2) -> Iterator[FeatureRows]:
+        """All blocks, or those given, in order of the dataset, with the next `ahead` read in the background meanwhile.
 
         Memory stays that of ``ahead + 1`` blocks, however many rows there are.
         """
-        return prefetched(self.read_block, range(self.spec.num_blocks), ahead)
+        return prefetched(self.read_block, range(self.spec.num_blocks) if which is None else which, ahead)
 
     def rows(self, start: int, stop: int) -> FeatureRows:
         """The samples ``start … stop − 1``.

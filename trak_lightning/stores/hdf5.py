@@ -148,9 +148,9 @@ class HDF5Set(SharedSet):
     def read_block(self, block: int) -> FeatureRows:
         return self._read(block, None)
 
-    def blocks(self, *, ahead: int = 2) -> Iterator[FeatureRows]:
-        buffers = Buffers()
-        return prefetched(lambda block: self._read(block, buffers), range(self.spec.num_blocks), ahead)
+    def blocks(self, which: range | None = None, *, ahead: int = 2) -> Iterator[FeatureRows]:
+        buffers, chosen = Buffers(), range(self.spec.num_blocks) if which is None else which
+        return prefetched(lambda block: self._read(block, buffers), chosen, ahead)
 
     def verify_block(self, block: int) -> None:
         key = self._key(block)

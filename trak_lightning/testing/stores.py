@@ -132,6 +132,10 @@ class StoreConformance:
         for ahead in (0, 1, 5):
             for block, read in enumerate(created.blocks(ahead=ahead)):
                 np.testing.assert_array_equal(read.features, rows(SPEC, block).features)
+            assert [int(read.index[0]) for read in created.blocks(range(1, 3), ahead=ahead)] == [
+                SPEC.block_size,
+                2 * SPEC.block_size,
+            ]
         next(created.blocks())  # a reader may stop early
 
     def test_stored_blocks_cannot_be_claimed(self, bound: FeatureStore) -> None:
