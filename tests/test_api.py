@@ -23,6 +23,7 @@ from trak_lightning.errors import (
     StorageError,
     TrainModeError,
 )
+from trak_lightning.scoring import regularization
 from trak_lightning.stores.memory import MemoryStore
 from trak_lightning.tasks.margin import margin
 
@@ -87,6 +88,19 @@ def test_the_model_keeps_its_own_weights_and_mode(model, train_set, checkpoints,
     attribute(model, tmp_path).featurize(train_set, checkpoints=checkpoints)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_scores_by_a_rule_that_was_changed_are_computed_anew(
+    model, train_set, test_set, checkpoints, tmp_path, monkeypatch
+):
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set, checkpoints)
+    before = trak.score(test_set).path.stat().st_mtime_ns
+    assert trak.score(test_set).path.stat().st_mtime_ns == before
+    monkeypatch.setattr(regularization, "automatic", lambda n, k, M: 1 / 7)
+    after = trak.score(test_set)
+    assert after.path.stat().st_mtime_ns != before
+    assert after.settings["scoring"]["rule"] == "auto: trace/7"
 
 
 def test_what_is_there_is_not_computed_again(model, train_set, test_set, checkpoints, tmp_path):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -59,3 +60,25 @@ def test_features_larger_than_memory(tmp_path):
     sets = CheckpointFeatures(store.open("train", "c"), store.open("test", "c"))
     free = write_scores(tmp_path / "free.h5", Trak("trace/1500").fit([sets]), {}, top=20)
     np.testing.assert_array_equal(Scores(tmp_path / "limited.h5").top(20).indices, free.top(20).indices)
+
+
+def test_neither_gram_matrices_nor_factors_of_many_checkpoints_are_held_at_once(features, rng, tmp_path):
+    k, M = 256, 12
+    sets = [
+        features(
+            rng.standard_normal((2 * k, k)),
+            rng.standard_normal((3, k)),
+            rng.uniform(0, 1, 2 * k),
+            checkpoint=str(m),
+            cache=tmp_path / str(m),
+            block_size=k,
+        )
+        for m in range(M)
+    ]
+    tracemalloc.start()
+    try:
+        write_scores(tmp_path / "scores.h5", Trak().fit(sets), {}, top=5)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * 8 * k**2  # less than half of the Gram matrices

@@ -18,7 +18,7 @@ from trak_lightning.rundir import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
 from trak_lightning.scoring.gradients import GradientCosine, GradientDot
 from trak_lightning.scoring.self_influence import held_out_probabilities, self_influence
-from trak_lightning.scoring.stage import features_fingerprint, load_features, score_run
+from trak_lightning.scoring.stage import load_features, made_from, score_run
 from trak_lightning.seeds import fingerprint
 from trak_lightning.settings import EvaluationSettings
 from trak_lightning.stores.base import FeatureStore
@@ -58,8 +58,7 @@ class Further:
 
     def _kept(self, kind: str, size: Any, compute: Callable[[dict[str, Any]], Result]) -> Result:
         request = {
-            "scorer": self.scorer.state,
-            "features": features_fingerprint(self._checkpoints),
+            **made_from(self.scorer, self._checkpoints),
             "size": size,
             "repeats": self.settings.repeats,
             "seed": self.seed,

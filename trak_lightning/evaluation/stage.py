@@ -19,7 +19,7 @@ from trak_lightning.rundir import RunDirectory, read_json
 from trak_lightning.scoring.base import BLOCK_BYTES, Array, Scorer
 from trak_lightning.scoring.gradients import GradientDot
 from trak_lightning.scoring.inverse import IllConditionedWarning
-from trak_lightning.scoring.stage import features_fingerprint, load_features, score_run
+from trak_lightning.scoring.stage import load_features, made_from, score_run
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.settings import EvaluationSettings
 from trak_lightning.stores.base import FeatureStore
@@ -100,8 +100,7 @@ def evaluate_run(
     """
     checkpoints = load_features(run, store, targets=targets, train=train)
     request = {
-        "scorer": scorer.state,
-        "features": features_fingerprint(checkpoints),
+        **made_from(scorer, checkpoints),
         "settings": {name: getattr(settings, name) for name in ("models", "fraction", "compare", "ceiling")},
         "seed": seed,
     }

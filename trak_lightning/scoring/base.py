@@ -108,6 +108,13 @@ class Scorer(ABC):
             IncompatibleRunError: the feature sets do not belong together.
         """
 
+    def rules(self, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
+        """What the settings leave to rules, such as ``auto``, and what those make of these checkpoints. JSON.
+
+        Beside `state` in the score file: scores that an earlier version made by other rules are computed anew.
+        """
+        return {}
+
     @property
     def state(self) -> dict[str, Any]:
         """Settings for the score file: the class and its public attributes, which JSON must be able to hold."""

@@ -19,9 +19,9 @@ VERSION = 3
 
 
 def cached(features: CheckpointFeatures, name: str, key: Any, calculate: Callable[[], Array]) -> Array:
-    """What `calculate` returns, from the file of an earlier call if there is one; mapped, not read, if it is large.
+    """What `calculate` returns, from the file of an earlier call if there is one.
 
-    The file's name holds a hash of all that determines the array: what the features were made from, and `key` (JSON).
+    It is mapped, not read: the arrays of many checkpoints may be larger than memory. The file's name holds a hash of all that determines the array: what the features were made from, and `key` (JSON).
     Files of that name for other features are out of date and deleted. Processes that share the work calculate unless all
     of them find it; the first one writes.
     """
@@ -33,16 +33,22 @@ def cached(features: CheckpointFeatures, name: str, key: Any, calculate: Callabl
     if compute.total(np.array(float(found is not None))) == compute.world_size and found is not None:
         return found
     array = calculate()
-    if compute.rank:
-        return array
-    stale = [other for other in folder.glob(f"{name}-*.npy") if other != path]
+    if compute.rank == 0:
+        _write(path, array)
+    compute.barrier()
+    kept = _read(path)
+    return array if kept is None else kept  # on another file system than that of the first process
+
+
+def _write(path: Path, array: Array) -> None:
+    name = path.name.rsplit("-", 1)[0]
+    stale = [other for other in path.parent.glob(f"{name}-*.npy") if other != path]
     with atomic_write(path) as part, part.open("wb") as file:
         np.save(file, array, allow_pickle=False)
         # Behind the array, where readers do not look.
         file.write(xxhash.xxh3_64_digest(np.ascontiguousarray(array).data))
     for other in stale:
         other.unlink(missing_ok=True)
-    return array
 
 
 def _read(path: Path) -> Array | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from trak_lightning.errors import SettingsError
 from trak_lightning.scoring.base import CheckpointFeatures
-from trak_lightning.scoring.calibration import calibration, require_calibration
+from trak_lightning.scoring.calibration import GRID, JUDGES, calibration, require_calibration
 from trak_lightning.scoring.gram import WEIGHTS
 from trak_lightning.scoring.system import System
 
@@ -68,8 +68,7 @@ def choose(regularization: float | str, weights: str, checkpoints: Sequence[Chec
         found = calibration(checkpoints, WEIGHTS if weights == "auto" else (chosen,))
         chosen, relative, rule, curve = found.weights, found.relative, "calibrate", found.settings
     elif regularization == "auto":
-        spec = checkpoints[0].train.spec
-        relative, rule = automatic(spec.num_samples, spec.dim, len(checkpoints)), "auto"
+        relative, rule = _automatic(checkpoints), "auto"
     elif isinstance(regularization, str):
         relative, rule = 1 / (_divisor(regularization) or 1), ""
     else:
@@ -81,6 +80,23 @@ def choose(regularization: float | str, weights: str, checkpoints: Sequence[Chec
         rule = f"{rule}: trace/{1 / relative:.0f}".removeprefix(": ")
     settings = {"rule": rule, "weights": chosen, "regularization": values, "trace": traces, **curve}
     return Choice(systems, tuple(values), settings)
+
+
+def rules(regularization: float | str, weights: str, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
+    """What `choose` decides that the settings do not say, or by what it decides: other values make other scores. JSON."""
+    found: dict[str, Any] = {}
+    if regularization == "auto":
+        found["regularization"] = _automatic(checkpoints)
+    elif regularization == "calibrate":
+        found["regularization"] = [GRID.tolist(), JUDGES]
+    if weights == "auto":
+        found["weights"] = list(WEIGHTS) if regularization == "calibrate" else DEFAULT_WEIGHTS
+    return found
+
+
+def _automatic(checkpoints: Sequence[CheckpointFeatures]) -> float:
+    spec = checkpoints[0].train.spec
+    return automatic(spec.num_samples, spec.dim, len(checkpoints))
 
 
 def _divisor(text: str) -> float | None:

@@ -55,7 +55,7 @@ def score_run(
     checkpoints = load_features(run, store, targets=targets, train=train, compute=compute)
     if groups is not None:
         checkpoints = [group_targets(features, groups, reduction) for features in checkpoints]
-    request = {"scorer": scorer.state, "features": features_fingerprint(checkpoints), "top": top}
+    request = {**made_from(scorer, checkpoints), "top": top}
     path = run.scores(name or (targets if groups is None else f"{targets}-{reduction}"))
     if compute.agreed(path.exists() and Scores(path).settings.get("request") == request):
         return Scores(path), False
@@ -87,6 +87,15 @@ def load_features(
         )
         for checkpoint in run.require_checkpoints()
     ]
+
+
+def made_from(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
+    """All that determines the scores: what agrees in it need not be computed again. JSON."""
+    return {
+        "scorer": scorer.state,
+        "rules": scorer.rules(checkpoints),
+        "features": features_fingerprint(checkpoints),
+    }
 
 
 def features_fingerprint(checkpoints: Sequence[CheckpointFeatures]) -> str:

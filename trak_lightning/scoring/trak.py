@@ -1,7 +1,7 @@
 """TRAK scores."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -9,9 +9,9 @@ from trak_lightning.errors import SettingsError
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, Scoring, require_compatible
 from trak_lightning.scoring.gram import WEIGHTS, Weights, weighting
 from trak_lightning.scoring.inner_products import Average, InnerProducts, Part, loss_weight
-from trak_lightning.scoring.regularization import choose, parse
+from trak_lightning.scoring.regularization import choose, parse, rules
 from trak_lightning.scoring.system import System
-from trak_lightning.scoring.thresholding import SoftThreshold, parse_threshold
+from trak_lightning.scoring.thresholding import JUDGED, KEPT_FRACTIONS, SoftThreshold, parse_threshold
 from trak_lightning.scoring.unit import unit_norm
 from trak_lightning.stores.base import FeatureRows
 
@@ -63,6 +63,10 @@ class Trak(Scorer):
         scoring = InnerProducts(checkpoints, parts, self.average)  # type: ignore[arg-type]
         scoring.settings = choice.settings
         return SoftThreshold.of(scoring, self.threshold, checkpoints) if self.threshold else scoring
+
+    def rules(self, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
+        found = rules(self.regularization, self.weights, checkpoints)
+        return found | ({"threshold": [KEPT_FRACTIONS, JUDGED]} if self.threshold == "calibrate" else {})
 
     def _coefficient(self, system: System, regularization: float) -> Callable[[FeatureRows], Array]:
         """What inner products with a training sample are multiplied by."""
