@@ -2,9 +2,10 @@
 
     python benchmarks/regularization.py --fashion /usr/share/datasets/fashion-mnist
     python benchmarks/regularization.py --problems [noisy] --dims [512,2048]
+    python benchmarks/regularization.py --problems [fashion-60k] --models 60 --ensemble 6 --checkpoints [1,3]  # an hour
 
 The linear datamodeling score for λ/trace from 1/31 to 1/100,000, by the same models as `benchmarks/lds.py`, trained where they
-are missing. M checkpoints are the first M of ten, the next M and so on; curves are means over these groups. Prints a row for
+are missing. M checkpoints are the first M, the next M and so on; curves are means over three such groups at most. Prints a row for
 each problem, k and M, and at the end what the rule reaches on each problem with its constant chosen on the others.
 """
 
@@ -36,6 +37,7 @@ def main(
     dims: list[int] = [512, 2048],  # noqa: B006
     checkpoints: list[int] = [1, 3, 10],  # noqa: B006
     models: int = 100,
+    ensemble: int = 10,
     fashion: Path = ROOT,
 ) -> None:
     """Print the table.
@@ -46,6 +48,7 @@ def main(
         dims: k of the projection; 0 for no projection.
         checkpoints: M.
         models: how many retrained models to judge by.
+        ensemble: how many checkpoints there are to choose from.
         fashion: folder with the four files of Fashion-MNIST.
     """
     find_fashion(fashion)
@@ -54,7 +57,7 @@ def main(
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for problem in problems:
         for k in dims:
-            n, dim, curves = _curves(problem, folder / problem, k, checkpoints, models)
+            n, dim, curves = _curves(problem, folder / problem, k, checkpoints, models, ensemble)
             for M, curve in curves.items():
                 found[problem, n, dim, M] = curve
                 good = RELATIVE[curve >= 0.97 * curve.max()]
@@ -84,19 +87,19 @@ def share(curve: Array, relative: float) -> float:
 
 
 def _curves(
-    problem: str, folder: Path, k: int, checkpoints: list[int], models: int
+    problem: str, folder: Path, k: int, checkpoints: list[int], models: int, ensemble: int
 ) -> tuple[int, int, dict[int, Array]]:
     """n, k and the mean LDS at every λ for each M; kept in `folder`."""
     kept = folder / f"curves-{k}-{models}-{'-'.join(map(str, checkpoints))}.json"
     if not kept.exists():
-        trained = prepare(problem, folder, ensemble=10, models=models)
+        trained = prepare(problem, folder, ensemble=ensemble, models=models)
         subsets, outputs = read_outputs(
             trained.models, models, num_samples=len(trained.train), num_targets=len(trained.targets)
         )
         run = folder / f"curves-{k}"
         projector = {"name": "sparse_jl", "dim": k} if k else "identity"
         trak = TRAK(trained.model, "image_classification", run, projector=projector)
-        trak.featurize(trained.train, trained.checkpoints[: 10 if max(checkpoints) > 1 else 3])
+        trak.featurize(trained.train, trained.checkpoints[: ensemble if max(checkpoints) > 1 else 3])
         trak.featurize_split(trained.targets, "test")
         features = load_features(trak.run, trak.store, targets="test")
         groups = {M: [range(first, first + M) for first in range(0, len(features) - M + 1, M)][:3] for M in checkpoints}
