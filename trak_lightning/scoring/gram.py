@@ -1,7 +1,7 @@
 """The weighted Gram matrix ΦᵀWΦ, or its n × n counterpart where there are fewer samples than dimensions."""
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -40,22 +40,34 @@ def gram(features: CheckpointFeatures, weights: str) -> Array:
     return _dual(features, weights) if is_dual(features.train) else _primal(features, weights)
 
 
-def scaled_pieces(features: FeatureSet, weights: str) -> Iterator[tuple[range, Array]]:
-    """W^½Φ in order, at most `PANEL` rows at a time, with the range of samples they are of."""
+class Piece(NamedTuple):
+    """Consecutive training samples, c of them, `PANEL` at the most."""
+
+    samples: slice
+    features: Array
+    """(c, k), in the precision of products."""
+    root: Array
+    """w^½, (c,). What is multiplied by W^½Φ is smaller than Φ: scaling that instead costs less."""
+
+
+def pieces(features: FeatureSet, weights: str) -> Iterator[Piece]:
+    """All training samples in order."""
     return _pieces(features.blocks(), weights)
 
 
-def _pieces(blocks: Iterable[FeatureRows], weights: str) -> Iterator[tuple[range, Array]]:
+def _pieces(blocks: Iterable[FeatureRows], weights: str) -> Iterator[Piece]:
     for block in blocks:
         for piece in chunks(len(block), 1, PANEL):
             rows = block[piece.start : piece.stop]
-            yield range(int(rows.index[0]), int(rows.index[-1]) + 1), _scaled(rows, weights)
+            stored = as_computed(rows.features)
+            root = np.sqrt(weighting(rows, weights)).astype(stored.dtype)
+            yield Piece(slice(int(rows.index[0]), int(rows.index[-1]) + 1), stored, root)
 
 
 def _primal(features: CheckpointFeatures, weights: str) -> Array:
     squares = features.compute.squares(features.train.spec.dim)
-    for _, scaled in _pieces(shared_blocks(features), weights):
-        squares.add(scaled)
+    for piece in _pieces(shared_blocks(features), weights):
+        squares.add(piece.features * piece.root[:, None])
     return features.compute.total(squares.result())
 
 
@@ -65,31 +77,27 @@ def _dual(features: CheckpointFeatures, weights: str) -> Array:
     # As many rows as fit are held while the others stream past once; memory is n² numbers and these.
     for held in chunks(len(mine), 4 * features.train.spec.dim):
         first, last = mine.start + held.start, mine.start + held.stop
-        rows = _scaled(features.train.rows(first, last), weights)
         panels = [
-            (range(first + part.start, first + part.stop), features.compute.left(rows[part.start : part.stop]))
-            for part in chunks(len(rows), 1, PANEL)
+            (panel, features.compute.left(panel.features))
+            for panel in _pieces([features.train.rows(first, last)], weights)
         ]
         if not total.size:
-            total = np.zeros((n, n), rows.dtype)
-        for samples, scaled in _pieces(_upto(features.train, last), weights):
+            total = np.zeros((n, n), panels[0][0].features.dtype)
+        for samples, stored, root in _pieces(_upto(features.train, last), weights):
             for panel, left in panels:
                 # The matrix is symmetric: what lies right of the diagonal blocks is not computed.
-                stop = min(samples.stop, panel.stop)
+                stop = min(samples.stop, panel.samples.stop)
                 if stop <= samples.start:
                     continue
-                out = total[panel.start : panel.stop, samples.start : stop]
-                left(scaled[: stop - samples.start], out)
-                if stop > panel.start:
-                    out[:] = np.tril(out, panel.start - samples.start)
+                out = total[panel.samples, samples.start : stop]
+                left(stored[: stop - samples.start], out)
+                out *= panel.root[:, None]
+                out *= root[: stop - samples.start]
+                if stop > panel.samples.start:
+                    out[:] = np.tril(out, panel.samples.start - samples.start)
     return features.compute.total(total)
 
 
 def _upto(features: FeatureSet, stop: int) -> Iterator[FeatureRows]:
     """The blocks that hold the samples 0 … stop."""
     return features.blocks(range(-(-stop // features.spec.block_size)))
-
-
-def _scaled(rows: FeatureRows, weights: str) -> Array:
-    stored = as_computed(rows.features)
-    return stored * np.sqrt(weighting(rows, weights)).astype(stored.dtype)[:, None]

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, eigh, lapack, solveh_banded
 
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.gram import is_dual, scaled_pieces
+from trak_lightning.scoring.gram import is_dual, pieces
 from trak_lightning.scoring.rows import as_computed
 from trak_lightning.stores.base import FeatureSet
 
@@ -52,12 +52,12 @@ class DualCholesky(Inverse):
     def solve(self, features: Array) -> Array:
         rows = as_computed(features)
         products = np.empty((len(rows), len(self._factor)))
-        for samples, scaled in scaled_pieces(self._features, self._weights):
-            products[:, samples.start : samples.stop] = rows @ scaled.T
+        for piece in pieces(self._features, self._weights):
+            products[:, piece.samples] = (rows @ piece.features.T) * piece.root
         inner = _solve(self._factor, products).astype(rows.dtype, copy=False)
         solved = rows.astype(np.float64)
-        for samples, scaled in scaled_pieces(self._features, self._weights):
-            solved -= inner[:, samples.start : samples.stop] @ scaled
+        for piece in pieces(self._features, self._weights):
+            solved -= (inner[:, piece.samples] * piece.root) @ piece.features
         solved /= self._regularization
         return solved
 
@@ -142,8 +142,8 @@ def eigenvectors(matrix: Array, features: FeatureSet, weights: str) -> tuple[Arr
     if not is_dual(features):
         return values, vectors
     lifted = np.zeros((k, len(values)))
-    for samples, scaled in scaled_pieces(features, weights):
-        lifted += scaled.astype(np.float64).T @ vectors[samples.start : samples.stop]
+    for piece in pieces(features, weights):
+        lifted += piece.features.astype(np.float64).T @ (vectors[piece.samples] * piece.root[:, None])
     return values, lifted / np.sqrt(values)
 
 

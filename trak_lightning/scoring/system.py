@@ -10,7 +10,7 @@ from scipy.linalg import eigvalsh
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
-from trak_lightning.scoring.gram import gram, is_dual, scaled_pieces
+from trak_lightning.scoring.gram import gram, is_dual, pieces
 from trak_lightning.scoring.inverse import (
     ILL_CONDITIONED,
     DualCholesky,
@@ -74,9 +74,9 @@ class System:
             return form.solve(shifts, left) @ right.T
         # By Woodbury's identity, as in `DualCholesky`.
         inner = [np.empty((len(rows), len(self._gram))) for rows in (left, right)]
-        for samples, scaled in scaled_pieces(self.features.train, self.weights):
+        for piece in pieces(self.features.train, self.weights):
             for rows, out in zip((left, right), inner, strict=True):
-                out[:, samples.start : samples.stop] = rows @ scaled.T.astype(np.float64)
+                out[:, piece.samples] = (rows @ piece.features.T.astype(np.float64)) * piece.root
         return (left @ right.T - form.solve(shifts, inner[0]) @ inner[1].T) / shifts[:, None, None]
 
     @cached_property
