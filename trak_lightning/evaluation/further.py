@@ -13,11 +13,11 @@ from trak_lightning.evaluation.mislabeled import mislabeled, read_positions
 from trak_lightning.evaluation.outputs import Retrained, Retraining
 from trak_lightning.evaluation.removal import brittleness, choose_correct, counterfactual, rankings
 from trak_lightning.evaluation.result import Result, read_result
-from trak_lightning.evaluation.some_targets import some_targets
 from trak_lightning.rundir import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
 from trak_lightning.scoring.gradients import GradientCosine, GradientDot
 from trak_lightning.scoring.self_influence import held_out_probabilities, self_influence
+from trak_lightning.scoring.some_targets import some_targets
 from trak_lightning.scoring.stage import load_features, made_from, score_run
 from trak_lightning.seeds import fingerprint
 from trak_lightning.settings import EvaluationSettings

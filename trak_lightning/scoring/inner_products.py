@@ -10,6 +10,7 @@ from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, Tile
 from trak_lightning.scoring.compute import PANEL
 from trak_lightning.scoring.moments import Moments
 from trak_lightning.scoring.rows import RowReader, as_computed, reads_ahead, share
+from trak_lightning.scoring.some_targets import some_targets
 from trak_lightning.stores.base import FeatureRows
 
 Average: TypeAlias = Literal["factors", "scores"]
@@ -60,6 +61,12 @@ class InnerProducts(Scoring):
         """The same scores from all checkpoints but one, by position."""
         kept = [m for m in range(len(self.parts)) if m != checkpoint]
         return InnerProducts([self._checkpoints[m] for m in kept], [self.parts[m] for m in kept], self._average)
+
+    def of_targets(self, positions: Array) -> "InnerProducts":
+        """The same scores of the targets at `positions` (t,) only."""
+        return InnerProducts(
+            [some_targets(features, positions) for features in self._checkpoints], self.parts, self._average
+        )
 
     @property
     def share(self) -> range:

@@ -6,7 +6,7 @@ import numpy as np
 
 from trak_lightning.errors import SettingsError
 from trak_lightning.evaluation.lds import mean_spearman
-from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, Tile
+from trak_lightning.scoring.base import BLOCK_BYTES, Array, CheckpointFeatures, Scoring, Tile
 from trak_lightning.scoring.calibration import require_calibration
 from trak_lightning.scoring.inner_products import InnerProducts
 
@@ -14,7 +14,7 @@ KEPT_FRACTIONS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005)
 """Candidates of ``calibrate``: the threshold at which this part of all scores remains."""
 
 JUDGED = 200
-"""Targets, evenly spaced, that the threshold is judged on."""
+"""Targets, evenly spaced, that the threshold is judged on; fewer where their scores would take up more than `BLOCK_BYTES`."""
 
 
 class SoftThreshold(Scoring):
@@ -83,18 +83,18 @@ def parse_threshold(threshold: float | str) -> float | str:
 
 def _calibrate(scoring: InnerProducts, checkpoints: Sequence[CheckpointFeatures]) -> tuple[float, dict[str, object]]:
     """The t at which scores made from the other checkpoints, summed over a checkpoint's subset, best predict what it says."""
-    targets = np.unique(np.linspace(0, scoring.num_targets - 1, min(JUDGED, scoring.num_targets)).astype(int))
+    judged = min(JUDGED, scoring.num_targets, max(1, BLOCK_BYTES // (4 * scoring.num_train)))
+    targets = np.unique(np.linspace(0, scoring.num_targets - 1, judged).astype(int))
+    some = scoring.of_targets(targets)
     outputs = np.stack([features.targets.column("output")[targets] for features in checkpoints])
     predicted = np.zeros((len(KEPT_FRACTIONS), *outputs.shape))
     for j, features in enumerate(checkpoints):
-        others = scoring.without(j)
-        scores = np.concatenate([others.rows(target, target + 1) for target in targets])
+        scores = some.without(j).rows(0, len(targets))
         for position, t in enumerate(_candidates(scores)):
             predicted[position, j] = soft_threshold(scores, t)[:, features.subset].sum(1)
     curve = [mean_spearman(prediction, outputs) for prediction in predicted]
     best = int(np.argmax(curve))
-    scores = np.concatenate([scoring.rows(target, target + 1) for target in targets])
-    value = _candidates(scores)[best]
+    value = _candidates(some.rows(0, len(targets)))[best]
     return value, {"value": value, "kept": KEPT_FRACTIONS[best], "curve": {"kept": list(KEPT_FRACTIONS), "lds": curve}}
 
 

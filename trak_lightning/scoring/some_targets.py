@@ -17,7 +17,14 @@ class _Some(FeatureView):
     positions: Array
 
     def read_block(self, block: int) -> FeatureRows:
-        rows = concatenate([self.source.rows(int(position), int(position) + 1) for position in self.positions])
+        order = np.argsort(self.positions, kind="stable")
+        size = self.source.spec.block_size
+        blocks, starts = np.unique(self.positions[order] // size, return_index=True)
+        found = []
+        for number, members in zip(blocks, np.split(order, starts[1:]), strict=True):
+            rows = self.source.read_block(int(number))  # once, however many of its rows are wanted
+            found.append(rows.at(self.positions[members] - number * size))
+        rows = concatenate(found).at(np.argsort(order, kind="stable"))
         return replace(rows, index=np.arange(len(rows)))
 
 
