@@ -93,6 +93,12 @@ def test_soft_thresholding(sets):
     np.testing.assert_array_equal(soft_threshold(plain, 0.0), plain)
 
 
+def test_some_targets_in_any_order_score_as_among_all(sets):
+    scoring, positions = InnerProducts(sets, [Part()] * len(sets)), np.array([3, 0, 2, 3])
+    found = scoring.of_targets(positions).rows(0, len(positions))
+    np.testing.assert_allclose(found, scoring.rows(0, TARGETS)[positions], rtol=1e-12)
+
+
 def test_a_group_scores_the_mean_or_sum_of_its_targets(sets):
     labels = np.array([7, 3, 7, 7])
     plain = Trak(RIDGE).fit(sets).rows(0, TARGETS)
