@@ -10,6 +10,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 SMALLEST = 2**20
 """Bytes of the arrays for which this pays: the operating system clears the pages of each new one."""
+ALIGNMENT = 2**21
+"""Bytes of a huge page of memory, which NumPy asks for where an array is large."""
 
 
 class Buffers:
@@ -34,5 +36,11 @@ class Buffers:
         try:
             memory = self._free.pop()  # the one that is likeliest to be in the processor's cache
         except IndexError:
-            return np.empty(nbytes, np.uint8)
-        return memory if memory.nbytes >= nbytes else np.empty(nbytes, np.uint8)
+            return _aligned(nbytes)
+        return memory if memory.nbytes >= nbytes else _aligned(nbytes)
+
+
+def _aligned(nbytes: int) -> Array:
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + nbytes]
