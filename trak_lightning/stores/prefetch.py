@@ -1,9 +1,9 @@
 """Reading ahead."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from queue import SimpleQueue
-from threading import Thread
-from typing import Generic, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -17,54 +17,14 @@ def prefetched(read: Callable[[Key], Value], keys: Sequence[Key], ahead: int) ->
     if ahead < 1 or len(keys) < 2:
         yield from map(read, keys)
         return
-    lanes = [Lane(read) for _ in range(min(ahead, 2))]
+    pool = ThreadPoolExecutor(min(ahead, 2), "trak-read-ahead")
+    pending: deque[Future[Value]] = deque()
     try:
-        for number, key in enumerate(keys[:ahead]):
-            lanes[number % len(lanes)].ask(key)
-        for number in range(len(keys)):
-            if (later := number + ahead) < len(keys):
-                lanes[later % len(lanes)].ask(keys[later])
-            yield lanes[number % len(lanes)].result()
+        for key in keys:
+            pending.append(pool.submit(read, key))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:  # also when the consumer stops early
-        for lane in lanes:
-            lane.stop()
-
-
-class Lane(Generic[Key, Value]):
-    """A thread that reads what it is asked for, in that order. It hands over results sooner than a pool of futures does."""
-
-    def __init__(self, read: Callable[[Key], Value]) -> None:
-        self._read = read
-        self._keys: SimpleQueue[tuple[Key] | None] = SimpleQueue()
-        self._results: SimpleQueue[tuple[Value] | BaseException] = SimpleQueue()
-        self._stopped = False
-        # It has nothing to finish: one whose consumer never comes back must not keep the interpreter from ending.
-        self._thread = Thread(target=self._run, name="trak-read-ahead", daemon=True)
-        self._thread.start()
-
-    def ask(self, key: Key) -> None:
-        """Have `key` read after those asked for before."""
-        self._keys.put((key,))
-
-    def result(self) -> Value:
-        """What came of the first key whose result has not been fetched yet."""
-        found = self._results.get()
-        if isinstance(found, BaseException):
-            raise found
-        return found[0]
-
-    def stop(self) -> None:
-        """Wait for the read at hand, and do no other."""
-        self._stopped = True
-        self._keys.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (asked := self._keys.get()) is not None and not self._stopped:
-            self._results.put(self._try(*asked))
-
-    def _try(self, key: Key) -> tuple[Value] | BaseException:
-        try:
-            return (self._read(key),)
-        except BaseException as error:
-            return error
+        pool.shutdown(wait=True, cancel_futures=True)
