@@ -1,5 +1,6 @@
 """Training models on subsets of the training set, with the user's own model, data and Trainer settings."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -31,6 +32,9 @@ def train_on_subset(
     recipe: Recipe, datamodule: L.LightningDataModule, subset: npt.NDArray[np.int64], seed: int
 ) -> tuple[L.LightningModule, L.Trainer]:
     """A model trained on these samples only."""
+    # The data refers to the last Trainer, and that and its model to each other: they would stay until Python looks for cycles.
+    datamodule.trainer = None
+    gc.collect()
     model, trainer = recipe(seed)
     with quiet_lightning(), from_the_weights_there_are(trainer), _restricted(datamodule, subset):
         trainer.fit(model, datamodule=datamodule)
@@ -51,13 +55,14 @@ def train_ensemble(
     with progress("train", len(missing)) as advance:
         for member in missing:
             subset = plan.subset(member)
-            _, trainer = train_on_subset(recipe, datamodule, subset, plan.training_seed(member))
+            trainer = train_on_subset(recipe, datamodule, subset, plan.training_seed(member))[1]
             if trainer.is_global_zero:
                 with atomic_write(subset_path(paths[member])) as part, part.open("wb") as file:
                     np.save(file, subset, allow_pickle=False)
             # Every rank takes part in saving; rank 0 writes.
             with atomic_write(paths[member]) if trainer.is_global_zero else nullcontext(paths[member]) as part:
                 trainer.save_checkpoint(part, weights_only=True)
+            del trainer
             advance(1)
     return paths, len(missing)
 

@@ -182,7 +182,7 @@ def top(argv: Sequence[str]) -> int:
         title, what = f"Training sample {config.train}", "target"
     table = Table(title=f"{title} of {scores.path}", title_justify="left")
     for heading in ("rank", f"helpful: {what} index", "score", f"harmful: {what} index", "score"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=heading == "score")
     for place in range(config.k):
         table.add_row(str(place + 1), *_entry(helpful, place), *_entry(harmful, place))
     Console().print(table)

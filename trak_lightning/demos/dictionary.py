@@ -3,16 +3,14 @@
 from functools import cache
 from typing import Any
 
-import lightning as L
-import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from trak_lightning.demos.finetuning import TransformerModule
 from trak_lightning.demos.glosses import read_glosses
+from trak_lightning.demos.held_out import HeldOut
 from trak_lightning.demos.pretrained import transformers
 from trak_lightning.demos.words import BEGIN, END, PAD, Vocabulary, padded
-from trak_lightning.errors import DataError
 
 LENGTH = 32
 """Words of an entry, with begin and end; what is longer is cut off."""
@@ -62,7 +60,7 @@ class DictionaryGPT(TransformerModule):
             self.model = library.GPT2LMHeadModel(config)
 
 
-class DictionaryDataModule(L.LightningDataModule):
+class DictionaryDataModule(HeldOut):
     """Entries: `input_ids`, `attention_mask`, `labels` (−100 where an entry has ended).
 
     Args:
@@ -75,24 +73,21 @@ class DictionaryDataModule(L.LightningDataModule):
     def __init__(
         self, num_targets: int = 200, num_train: int | None = None, batch_size: int = 64, seed: int = 0
     ) -> None:
-        super().__init__()
-        self.num_targets = num_targets
+        super().__init__(num_targets, batch_size, seed)
         self.num_train = num_train
-        self.batch_size = batch_size
-        self.seed = seed
 
     def setup(self, stage: str | None = None) -> None:
-        order = np.random.default_rng(self.seed).permutation(len(entries())).tolist()
-        if not 0 < self.num_targets < len(order):
-            raise DataError(f"num_targets must lie in 1 … {len(order) - 1}, got {self.num_targets}")
-        test, train = order[: self.num_targets], order[self.num_targets :][: self.num_train]
-        self.train_set, self.test_set = (Entries([entries()[i] for i in part]) for part in (train, test))
+        train, test = self.split(len(entries()))
+        self.train_set, self.test_set = (
+            Entries([entries()[i] for i in part]) for part in (train[: self.num_train], test)
+        )
 
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, collate_fn=collate)
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.test_set, batch_size=self.batch_size, collate_fn=collate)
+    @staticmethod
+    def collate(samples: list[list[int]]) -> dict[str, Any]:
+        """A batch of entries, filled up."""
+        ids: Tensor = padded(samples)
+        there = ids != PAD
+        return {"input_ids": ids, "attention_mask": there.long(), "labels": ids.masked_fill(~there, -100)}
 
 
 class Entries(Dataset):
@@ -106,10 +101,3 @@ class Entries(Dataset):
 
     def __getitem__(self, index: int) -> list[int]:
         return [BEGIN, *vocabulary().encode(self.texts[index])[: LENGTH - 2], END]
-
-
-def collate(samples: list[list[int]]) -> dict[str, Any]:
-    """A batch of entries, filled up."""
-    ids: Tensor = padded(samples)
-    there = ids != PAD
-    return {"input_ids": ids, "attention_mask": there.long(), "labels": ids.masked_fill(~there, -100)}

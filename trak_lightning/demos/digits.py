@@ -3,8 +3,9 @@
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
+from trak_lightning.demos.held_out import HeldOut
 from trak_lightning.errors import DataError
 
 
@@ -53,7 +54,7 @@ class DigitsCNN(L.LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
-class DigitsDataModule(L.LightningDataModule):
+class DigitsDataModule(HeldOut):
     """The digits as (image, label): images (1, 8, 8) standardised, labels 0 … 9; a fixed split by `seed`.
 
     Args:
@@ -66,13 +67,10 @@ class DigitsDataModule(L.LightningDataModule):
     class_names = tuple("0123456789")
 
     def __init__(self, num_targets: int = 400, batch_size: int = 64, seed: int = 0, label_noise: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(num_targets, batch_size, seed)
         if not 0 <= label_noise < 1:
             raise DataError(f"label_noise must be a share of the training set in [0, 1), got {label_noise}")
         self.label_noise = label_noise
-        self.num_targets = num_targets
-        self.batch_size = batch_size
-        self.seed = seed
 
     def setup(self, stage: str | None = None) -> None:
         try:
@@ -83,19 +81,12 @@ class DigitsDataModule(L.LightningDataModule):
         images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)
         images = (images - images.mean()) / images.std()
         labels = torch.tensor(digits.target)
-        if not 0 < self.num_targets < len(labels):
-            raise DataError(f"num_targets must lie in 1 … {len(labels) - 1}, got {self.num_targets}")
+        self.require_targets(len(labels) - 1)
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))
         test, train = order[: self.num_targets], order[self.num_targets :]
         noisy, self.mislabeled = _with_noise(labels[train], self.label_noise, self.seed)
         self.train_set = TensorDataset(images[train], noisy)
         self.test_set = TensorDataset(images[test], labels[test])
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True)
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.test_set, batch_size=self.batch_size)
 
 
 def _with_noise(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

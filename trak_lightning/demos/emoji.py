@@ -4,13 +4,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from trak_lightning.demos.finetuning import TransformerModule
+from trak_lightning.demos.held_out import HeldOut
 from trak_lightning.demos.pretrained import transformers
 from trak_lightning.demos.tables import read_table
 from trak_lightning.demos.words import BEGIN, END, PAD, Vocabulary, words
@@ -91,7 +91,7 @@ class EmojiCLIP(TransformerModule):
         return loss
 
 
-class EmojiDataModule(L.LightningDataModule):
+class EmojiDataModule(HeldOut):
     """Emoji with their names, as ``CLIPModel`` takes them: `input_ids`, `attention_mask`, `pixel_values`.
 
     Targets are drawn from those whose words are all in three names at least, so that they can be recognised at all.
@@ -103,10 +103,7 @@ class EmojiDataModule(L.LightningDataModule):
     """
 
     def __init__(self, num_targets: int = 200, batch_size: int = 128, seed: int = 0) -> None:
-        super().__init__()
-        self.num_targets = num_targets
-        self.batch_size = batch_size
-        self.seed = seed
+        super().__init__(num_targets, batch_size, seed)
 
     def setup(self, stage: str | None = None) -> None:
         names = [words(name)[: LENGTH - 2] for name in emoji_names()]
@@ -115,8 +112,7 @@ class EmojiDataModule(L.LightningDataModule):
             counts[word] = counts.get(word, 0) + 1
         order = np.random.default_rng(self.seed).permutation(len(names))
         candidates = [int(i) for i in order if all(counts[word] >= FREQUENT for word in names[i])]
-        if not 0 < self.num_targets <= len(candidates):
-            raise DataError(f"num_targets must lie in 1 … {len(candidates)}, got {self.num_targets}")
+        self.require_targets(len(candidates))
         test = candidates[: self.num_targets]
         train = sorted(set(range(len(names))) - set(test))
         images, numbers = emoji_images(), torch.full((len(names), LENGTH), PAD)
@@ -124,12 +120,6 @@ class EmojiDataModule(L.LightningDataModule):
             encoded = [BEGIN, *vocabulary().encode(name)[: LENGTH - 2], END]
             numbers[row, : len(encoded)] = torch.tensor(encoded)
         self.train_set, self.test_set = (Pairs(images[part], numbers[part], part) for part in (train, test))
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True)
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.test_set, batch_size=self.batch_size)
 
 
 class Pairs(Dataset):

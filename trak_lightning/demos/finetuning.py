@@ -27,9 +27,10 @@ class OneCycle(L.LightningModule):
     def configure_optimizers(self):  # type: ignore[no-untyped-def]
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.lr, total_steps=int(self.trainer.estimated_stepping_batches), pct_start=0.1
-        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        # The schedule divides by the length of its rise, which is one step less than this share.
+        rise = min(1.0, max(0.1, 2 / steps))
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr, total_steps=steps, pct_start=rise)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 

@@ -5,17 +5,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import lightning as L
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from trak_lightning.demos.finetuning import TransformerModule
 from trak_lightning.demos.glosses import read_glosses
+from trak_lightning.demos.held_out import HeldOut
 from trak_lightning.demos.pretrained import transformers
 from trak_lightning.demos.tables import read_table
 from trak_lightning.demos.words import END, PAD, Vocabulary, padded, words
-from trak_lightning.errors import DataError
 
 Subject: TypeAlias = Literal["countries", "words"]
 
@@ -109,7 +108,7 @@ class QuestionT5(TransformerModule):
             self.model = library.T5ForConditionalGeneration(config)
 
 
-class QuestionDataModule(L.LightningDataModule):
+class QuestionDataModule(HeldOut):
     """Questions and answers: `input_ids`, `attention_mask`, `labels` (−100 where an answer has ended).
 
     Every fact is asked for in two of the four ways in training, and in a third as a target: the two are what taught the model
@@ -123,27 +122,27 @@ class QuestionDataModule(L.LightningDataModule):
     """
 
     def __init__(self, subject: Subject, num_targets: int = 200, batch_size: int = 64, seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(num_targets, batch_size, seed)
         self.subject: Subject = subject
-        self.num_targets = num_targets
-        self.batch_size = batch_size
-        self.seed = seed
 
     def setup(self, stage: str | None = None) -> None:
         count = len(facts(self.subject))
-        if not 0 < self.num_targets <= count:
-            raise DataError(f"num_targets must lie in 1 … {count}, got {self.num_targets}")
+        self.require_targets(count)
         random = np.random.default_rng(self.seed)
         ways = [random.permutation(4) for _ in range(count)]
         targets = np.sort(random.permutation(count)[: self.num_targets])
         self.train_set = Questions(self.subject, [(fact, int(way)) for fact in range(count) for way in ways[fact][:2]])
         self.test_set = Questions(self.subject, [(int(fact), int(ways[fact][2])) for fact in targets])
 
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, collate_fn=collate)
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.test_set, batch_size=self.batch_size, collate_fn=collate)
+    @staticmethod
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """A batch of questions and answers, filled up."""
+        questions = padded([sample["input_ids"] for sample in samples])
+        return {
+            "input_ids": questions,
+            "attention_mask": (questions != PAD).long(),
+            "labels": padded([sample["labels"] for sample in samples], -100),
+        }
 
 
 class Questions(Dataset):
@@ -163,13 +162,3 @@ class Questions(Dataset):
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         question, answer = (self._vocabulary.encode(text) for text in self.texts[index])
         return {"input_ids": [*question, END], "labels": [*answer, END]}
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """A batch of questions and answers, filled up."""
-    questions = padded([sample["input_ids"] for sample in samples])
-    return {
-        "input_ids": questions,
-        "attention_mask": (questions != PAD).long(),
-        "labels": padded([sample["labels"] for sample in samples], -100),
-    }

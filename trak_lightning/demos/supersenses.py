@@ -4,16 +4,14 @@ themselves in the dictionary."""
 from functools import cache
 from typing import Any
 
-import lightning as L
-import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from trak_lightning.demos.finetuning import TransformerModule
 from trak_lightning.demos.glosses import read_glosses
+from trak_lightning.demos.held_out import HeldOut
 from trak_lightning.demos.pretrained import transformers
 from trak_lightning.demos.words import PAD, Vocabulary, padded, words
-from trak_lightning.errors import DataError
 
 LENGTH = 32
 """Words of a gloss that are read."""
@@ -84,7 +82,7 @@ class SupersenseTagger(TransformerModule):
             self.model = library.BertForTokenClassification(config)
 
 
-class SupersenseDataModule(L.LightningDataModule):
+class SupersenseDataModule(HeldOut):
     """Glosses: `input_ids`, `attention_mask`, `labels` (−100 where a word has no tag, or the gloss has ended).
 
     Args:
@@ -97,24 +95,24 @@ class SupersenseDataModule(L.LightningDataModule):
     def __init__(
         self, num_targets: int = 200, num_train: int | None = None, batch_size: int = 32, seed: int = 0
     ) -> None:
-        super().__init__()
-        self.num_targets = num_targets
+        super().__init__(num_targets, batch_size, seed)
         self.num_train = num_train
-        self.batch_size = batch_size
-        self.seed = seed
 
     def setup(self, stage: str | None = None) -> None:
-        order = np.random.default_rng(self.seed).permutation(len(glosses())).tolist()
-        if not 0 < self.num_targets < len(order):
-            raise DataError(f"num_targets must lie in 1 … {len(order) - 1}, got {self.num_targets}")
-        test, train = order[: self.num_targets], order[self.num_targets :][: self.num_train]
-        self.train_set, self.test_set = (TaggedGlosses([glosses()[i] for i in part]) for part in (train, test))
+        train, test = self.split(len(glosses()))
+        self.train_set, self.test_set = (
+            TaggedGlosses([glosses()[i] for i in part]) for part in (train[: self.num_train], test)
+        )
 
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, collate_fn=collate)
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.test_set, batch_size=self.batch_size, collate_fn=collate)
+    @staticmethod
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """A batch of glosses and their tags, filled up."""
+        ids = padded([sample["input_ids"] for sample in samples])
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids != PAD).long(),
+            "labels": padded([sample["labels"] for sample in samples], -100),
+        }
 
 
 class TaggedGlosses(Dataset):
@@ -130,13 +128,3 @@ class TaggedGlosses(Dataset):
         text = self.texts[index]
         labels = [-100 if tag is None else categories().index(tag) for tag in tags(text)]
         return {"input_ids": vocabulary().encode(text)[:LENGTH], "labels": labels[:LENGTH]}
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """A batch of glosses and their tags, filled up."""
-    ids = padded([sample["input_ids"] for sample in samples])
-    return {
-        "input_ids": ids,
-        "attention_mask": (ids != PAD).long(),
-        "labels": padded([sample["labels"] for sample in samples], -100),
-    }

@@ -3,12 +3,12 @@ small network for them."""
 
 from typing import Literal, TypeAlias
 
-import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 from trak_lightning.demos.finetuning import OneCycle
+from trak_lightning.demos.held_out import HeldOut
 from trak_lightning.errors import DataError
 
 Dataset: TypeAlias = Literal["diabetes", "breast_cancer", "digit_properties"]
@@ -61,7 +61,7 @@ class TabularMLP(OneCycle):
         return loss
 
 
-class TabularDataModule(L.LightningDataModule):
+class TabularDataModule(HeldOut):
     """Pairs (row, label): rows (p,) and numbers to predict standardised, yes and no as 1 and 0; labels (1,), or (4,) for
     ``digit_properties``. A fixed split by `seed`.
 
@@ -75,28 +75,18 @@ class TabularDataModule(L.LightningDataModule):
     """
 
     def __init__(self, dataset: Dataset, num_targets: int = 100, batch_size: int = 32, seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(num_targets, batch_size, seed)
         self.dataset = dataset
-        self.num_targets = num_targets
-        self.batch_size = batch_size
-        self.seed = seed
 
     def setup(self, stage: str | None = None) -> None:
         rows, labels = _load(self.dataset)
-        if not 0 < self.num_targets < len(rows):
-            raise DataError(f"num_targets must lie in 1 … {len(rows) - 1}, got {self.num_targets}")
+        self.require_targets(len(rows) - 1)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
         test, train = order[: self.num_targets], order[self.num_targets :]
         rows = _standardised(rows, train)
         if self.dataset == "diabetes":
             labels = _standardised(labels, train)
         self.train_set, self.test_set = (TensorDataset(rows[part], labels[part]) for part in (train, test))
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True)
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.test_set, batch_size=self.batch_size)
 
 
 def _load(dataset: Dataset) -> tuple[Tensor, Tensor]:

@@ -35,8 +35,9 @@ class Trainer:
         reference = Reference.of(self.task, self.train, len(self.train))
         with progress("retrain", len(retrainings)) as advance:
             for each in retrainings:
-                model, _ = train_on_subset(self.recipe, self.datamodule, each.subset, each.seed)
+                model = train_on_subset(self.recipe, self.datamodule, each.subset, each.seed)[0]
                 _store(each.path, each.subset, model_outputs(model, self.task, self.targets, reference))
+                del model
                 advance(1)
 
 
