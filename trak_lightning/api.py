@@ -192,7 +192,7 @@ class TRAK:
         self.run.require_registrable(records)
         ids = [record.id for record in records]
         training = self._training_set(data, ids[0], train, grow)
-        self._filler.sets(splits, ids, training, block_size=block_size, grow=grow)
+        self._filler.make(self._filler.plan(splits, ids, training, block_size=block_size, grow=grow))
         self.run.register(records)
         for checkpoint, subset in zip(loaded, known, strict=True):
             if subset is not None:
@@ -215,7 +215,7 @@ class TRAK:
         ids = [record.id for record in self.run.read().checkpoints]
         if ids:
             training = self._training_set(splits[train], ids[0], train, grow)
-            self._filler.require_compatible(splits, ids, training, block_size=block_size, grow=grow)
+            self._filler.plan(splits, ids, training, block_size=block_size, grow=grow)
 
     def featurize_split(
         self, data: AttributionData, split: str, *, block_size: int = 1024, grow: bool = False, shard: str = "1/1"

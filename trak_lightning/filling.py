@@ -39,6 +39,16 @@ FeaturizerType = TypeVar("FeaturizerType", bound=Featurizer)
 
 
 @dataclass(frozen=True)
+class PlannedSet:
+    """A feature set that is to be there."""
+
+    spec: FeatureSpec
+    data: AttributionData
+    grow: bool
+    """Whether the set that is there may have fewer samples."""
+
+
+@dataclass(frozen=True)
 class Filler:
     """Everything that determines the features of a split, but the split."""
 
@@ -74,7 +84,7 @@ class Filler:
         """
         require_eval(self.model)
         ids = [checkpoint.id for checkpoint in checkpoints]
-        sets = self.sets({split: data}, ids, training, block_size=block_size, grow=grow)
+        sets = self.make(self.plan({split: data}, ids, training, block_size=block_size, grow=grow))
         shard.record(self.run)
         work = list(map(Work, checkpoints, sets, shard.blocks(sets)))
         missing = sum(len(part.feature_set.spec.block_range(block)) for part in work for block in part.missing())
@@ -97,7 +107,7 @@ class Filler:
                 outlast_rank_zero()
                 raise
 
-    def sets(
+    def plan(
         self,
         splits: Mapping[str, AttributionData],
         checkpoints: Sequence[str],
@@ -105,37 +115,28 @@ class Filler:
         *,
         block_size: int,
         grow: bool,
-    ) -> list[FeatureSet]:
-        """The feature set of every split under every checkpoint, of these ids: the one that is there, or a new one.
+    ) -> list[PlannedSet]:
+        """The feature set of every split under every checkpoint, of these ids, for `make`; changes nothing.
 
         Raises:
-            IncompatibleRunError: one was made with other settings, or of other data. Nothing was made or changed then.
+            IncompatibleRunError: one is there that was made with other settings, or of other data.
             SettingsError: `block_size` is not positive.
         """
-        specs = self.require_compatible(splits, checkpoints, training, block_size=block_size, grow=grow)
-        return [self._create(spec, data, grow) for spec, data in specs]
-
-    def require_compatible(
-        self,
-        splits: Mapping[str, AttributionData],
-        checkpoints: Sequence[str],
-        training: TrainingSet,
-        *,
-        block_size: int,
-        grow: bool,
-    ) -> list[tuple[FeatureSpec, AttributionData]]:
-        """What `sets` would make, with the data of each; changes nothing, and raises as `sets`."""
         if block_size < 1:
             raise SettingsError(f"block_size must be a positive number of samples, got {block_size}")
-        specs = []
+        plans = []
         for split, data in splits.items():
             any_spec = self._spec(data, split, "", block_size, training)  # which reads some of the data
             for checkpoint in checkpoints:
                 fingerprint = {**any_spec.fingerprint, "checkpoint": checkpoint}
-                specs.append((replace(any_spec, checkpoint=checkpoint, fingerprint=fingerprint), data))
-        for spec, data in specs:
-            self._require_compatible(spec, data, grow)
-        return specs
+                plans.append(PlannedSet(replace(any_spec, checkpoint=checkpoint, fingerprint=fingerprint), data, grow))
+        for plan in plans:
+            self._require_compatible(plan)
+        return plans
+
+    def make(self, plans: Sequence[PlannedSet]) -> list[FeatureSet]:
+        """The sets of a plan: those that are there, grown if need be, and new ones."""
+        return [self._make(plan) for plan in plans]
 
     def check(self, data: AttributionData, split: str, work: Workload) -> list[Finding]:
         """What `trak_lightning.check` finds in the first batch of `data`, and what `work` will take; nothing is stored."""
@@ -183,28 +184,32 @@ class Filler:
             fingerprint=fingerprint,
         )
 
-    def _before(self, spec: FeatureSpec, data: AttributionData) -> FeatureSpec | None:
-        """`spec`, with as many samples as there are in the set that is there; None if there is none."""
+    def _before(self, plan: PlannedSet) -> FeatureSpec | None:
+        """What is planned, with as many samples as there are in the set that is there; None if there is none."""
+        spec = plan.spec
         try:
             before = self.store.open(spec.split, spec.checkpoint).spec.num_samples
         except IncompleteRunError:
             return None
         if before >= spec.num_samples:
             return spec
-        return replace(spec, num_samples=before, fingerprint={**spec.fingerprint, "data": data.fingerprint(before)})
+        data = plan.data.fingerprint(before)
+        return replace(spec, num_samples=before, fingerprint={**spec.fingerprint, "data": data})
 
-    def _create(self, spec: FeatureSpec, data: AttributionData, grow: bool) -> FeatureSet:
-        before = self._before(spec, data) if grow else None
-        return self.store.create(spec) if before is None or before == spec else self.store.grow(before, spec)
+    def _make(self, plan: PlannedSet) -> FeatureSet:
+        before = self._before(plan) if plan.grow else None
+        if before is None or before == plan.spec:
+            return self.store.create(plan.spec)
+        return self.store.grow(before, plan.spec)
 
-    def _require_compatible(self, spec: FeatureSpec, data: AttributionData, grow: bool) -> None:
-        before = self._before(spec, data)
+    def _require_compatible(self, plan: PlannedSet) -> None:
+        before = self._before(plan)
         if before is None:
             return
         try:
-            self.store.create(before if grow else spec)  # which changes nothing, since it is there
+            self.store.create(before if plan.grow else plan.spec)  # which changes nothing, since it is there
         except IncompatibleRunError as error:
-            if grow or before == spec:
+            if plan.grow or before == plan.spec:
                 raise
             raise IncompatibleRunError(
                 f"{error} If the {before.num_samples} samples of before come first and are unchanged, featurize with grow=True "

@@ -3,6 +3,7 @@
 import ctypes
 import multiprocessing
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -105,6 +106,16 @@ def clock_in_1970():
     """Let the clock of this process stand before everything that it finds."""
     time.time, time.time_ns = float, int
     assert time.time() == 0
+
+
+def of_a_terminal():
+    """Let Ctrl+C reach this process, whatever the tests were started by."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def in_the_background():
+    """Let this process be as ``trak … &`` in a script or ``nohup``: it finds SIGINT ignored, and leaves it so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

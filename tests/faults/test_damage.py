@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from faults import acknowledged, rows
+from faults import acknowledged, in_the_background, of_a_terminal, rows
 
 from trak_lightning.cli import main
 from trak_lightning.errors import CorruptFileError, TrakError
@@ -81,16 +81,24 @@ def test_two_jobs_fill_one_run_directory_and_share_its_blocks(job, whole, tmp_pa
     assert rows(tmp_path / "run") == whole
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_run_that_is_asked_to_end_ends_and_can_be_gone_on_with(number, code, job, whole, tmp_path):
-    process = job.fork(tmp_path / "run")
+@pytest.mark.parametrize(
+    ("number", "before", "code"),
+    [
+        (signal.SIGTERM, None, 143),
+        (signal.SIGINT, of_a_terminal, 130),
+        (signal.SIGINT, in_the_background, 0),  # to which Ctrl+C is not addressed
+    ],
+    ids=["SIGTERM", "SIGINT", "SIGINT, ignored"],
+)
+def test_a_run_that_is_asked_to_end_ends_and_can_be_gone_on_with(number, before, code, job, whole, tmp_path):
+    process = job.fork(tmp_path / "run", before=before)
     while not len(acknowledged(tmp_path / "run")) >= 3:
         assert process.is_alive()
         time.sleep(0.002)
     os.kill(process.pid, number)
     process.join(600)
     there = acknowledged(tmp_path / "run")
-    assert (process.exitcode, len(there) < len({path for path, _ in whole})) == (code, True)
+    assert (process.exitcode, len(there) < len({path for path, _ in whole})) == (code, code != 0)
     assert job.finish(tmp_path / "run")[0] == 0
     assert there.items() <= acknowledged(tmp_path / "run").items()
     assert rows(tmp_path / "run") == whole

@@ -2,6 +2,7 @@
 
 import gc
 import random
+import tracemalloc
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from trak_lightning.errors import CorruptFileError
-from trak_lightning.stores.buffers import SMALLEST, Buffers
+from trak_lightning.stores.buffers import KEPT, SMALLEST, Buffers
 from trak_lightning.stores.encoding import DTYPES
 from trak_lightning.stores.hdf5 import HDF5Store
 from trak_lightning.testing.stores import SPEC, filled_store, rows
@@ -71,3 +72,15 @@ def test_memory_is_used_again_when_no_view_of_it_is_left():
     del view
     gc.collect()
     assert buffers.empty((SMALLEST // 2,), "<i4").ctypes.data == place
+
+
+def test_memory_of_many_blocks_that_were_held_at_once_is_not_kept():
+    tracemalloc.start()
+    buffers = Buffers()
+    held = [buffers.empty((SMALLEST,), "u1") for _ in range(5 * KEPT)]
+    peak = tracemalloc.get_traced_memory()[0]
+    del held
+    gc.collect()
+    left = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert left < 0.3 * peak

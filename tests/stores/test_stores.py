@@ -15,6 +15,7 @@ from trak_lightning import registry
 from trak_lightning.cli import main
 from trak_lightning.errors import CorruptFileError, NonFiniteGradientError, SettingsError, StorageError
 from trak_lightning.rundir import CheckpointRecord, RunDirectory, RunRecord
+from trak_lightning.stores.arrays import checksum
 from trak_lightning.stores.encoding import DTYPES
 from trak_lightning.stores.hdf5 import HDF5Store
 from trak_lightning.stores.run import open_store
@@ -195,6 +196,8 @@ def test_run_directories_that_hold_parts_are_merged_to_one_file(tmp_path, capsys
         np.testing.assert_array_equal(merged["features"], whole.rows(0, 23).features)
         for name in ("output", "loss_weight", "curvature"):
             np.testing.assert_array_equal(merged[name], whole.column(name))
+        pieces = np.split(merged["features"][()], [8, 16])
+        assert [text.decode() for text in merged["xxh3_64/features"]] == list(map(checksum, pieces))
     assert main(["merge", one, two, "--output", output]) == 1
     assert "merged.h5 exists" in capsys.readouterr().err
     part.write_block(2, replace(rows(SPEC, 2), output=np.zeros(7, np.float32)))

@@ -31,6 +31,8 @@ def finished(command: str, argv: Sequence[str]) -> bool:
                 stamp["request"] == _request(argv, configs),
                 all(_digest(Path(path)) == digest for path, digest in stamp["sources"].items()),
                 all(_outline(Path(path)) == outline for path, outline in stamp["outputs"].items()),
+                # What a process that died left behind while another one finished, the command itself deletes.
+                not any(left for path in stamp["outputs"] for left in Path(path).rglob("*.part")),
             ]
         )
     except (TrakError, OSError, KeyError, TypeError):

@@ -90,7 +90,7 @@ def verify(argv: Sequence[str]) -> int:
             faults.append(str(error))
     for fault in faults:
         print(fault)
-    result = f"{len(faults)} faults" if faults else "all there and as written"
+    result = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "all there and as written"
     what = f"{rows} rows of {len(sets)} feature sets" + (f" and {len(score_files)} score files" if score_files else "")
     summary("verify", f"{what} in {run.path}: {result}", rows, "checked", started)
     return 1 if faults else 0

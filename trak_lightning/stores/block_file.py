@@ -6,16 +6,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import h5py
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from trak_lightning.atomic import atomic_write, new_hdf5
-from trak_lightning.errors import CorruptFileError, IncompleteRunError, PluginError
+from trak_lightning.errors import CorruptFileError, IncompleteRunError, PluginError, TrakError
 from trak_lightning.stores.arrays import checksum, layout
 from trak_lightning.stores.buffers import Buffers
 from trak_lightning.stores.form import Form, Forms, Types, read_into
@@ -27,6 +27,7 @@ BITSHUFFLE = 32008
 """The registered number of the filter."""
 LARGEST_COMPRESSED = 2**32
 """Bytes: a small compressed file that claims to hold more is not unpacked."""
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,16 @@ class BlockKey:
     dim: int
     dtype: str
 
-    def datasets(self) -> dict[str, tuple[tuple[int, ...], str]]:
+    @cached_property
+    def types(self) -> Types:
         """Name → shape and type of everything in the file."""
         return layout(self.rows, self.dim, self.dtype)
 
-    def describe(self, schema_version: int) -> dict[str, Any]:
+    @property
+    def described(self) -> dict[str, Any]:
         """The attribute ``block`` without its checksums."""
         return {
-            "schema_version": schema_version,
+            "schema_version": SCHEMA_VERSION,
             "set": self.set_id,
             "block": self.block,
             "start": self.start,
@@ -55,30 +58,33 @@ class BlockKey:
             "dtype": self.dtype,
         }
 
+    def text(self, checksums: dict[str, str]) -> bytes:
+        """The attribute ``block``."""
+        return json.dumps({**self.described, "xxh3_64": checksums}).encode()
 
-SCHEMA_VERSION = 1
+    def forms(self, known: Forms) -> list[Form]:
+        """Those of the `known` that its file may have."""
+        return known.of(self.types, len(self.text(dict.fromkeys(self.types, "0" * 16))))
 
 
 def write_block_file(
     path: Path, key: BlockKey, arrays: dict[str, Array], compression: Compression, written: Forms
 ) -> None:
-    """Write `arrays`, which are those of ``key.datasets()``; `written` are the forms of files that this function wrote.
+    """Write `arrays`, which are those of ``key.types``; `written` are the forms of files that this function wrote.
 
     Raises:
         StorageError: the file could not be written; an older one is unharmed.
     """
-    checksums = {name: checksum(values) for name, values in arrays.items()}
-    text = json.dumps({**key.describe(SCHEMA_VERSION), "xxh3_64": checksums}).encode()
-    types = key.datasets()
+    text = key.text({name: checksum(values) for name, values in arrays.items()})
     with atomic_write(path) as part:
-        form = next((form for form in written.of(types) if form.takes(text)), None)
+        form = next(iter(key.forms(written)), None)
         if form is not None and compression == "none":
             with part.open("rb+", buffering=0) as raw:
                 form.write(raw.fileno(), arrays, text)
             return
         offsets = _write_with_hdf5(part, arrays, text, compression)
         with part.open("rb", buffering=0) as raw:
-            written.learn(_form(raw.fileno(), types, offsets, text))
+            written.learn(_form(raw.fileno(), key.types, offsets, text))
 
 
 def _write_with_hdf5(
@@ -106,10 +112,10 @@ class BlockFile:
     ) -> None:
         """`text` is the attribute ``block``; `datasets` has those arrays that have no offset."""
         self._descriptor, self._offsets, self._datasets = descriptor, offsets, datasets
-        self._types = key.datasets()
+        self._types = key.types
         described = _described(text)
         self._checksums = described.pop("xxh3_64")
-        expected = key.describe(SCHEMA_VERSION)
+        expected = key.described
         if described != expected:
             wrong = next(name for name in {**expected, **described} if described.get(name) != expected.get(name))
             raise ValueError(f"its {wrong} is {described.get(wrong)!r}, and {expected.get(wrong)!r} was expected")
@@ -118,21 +124,47 @@ class BlockFile:
         """Where the array begins in the file; None if it is compressed."""
         return self._offsets[name]
 
-    def read(self, name: str, *, verify: bool, buffers: Buffers | None = None) -> Array:
-        """A whole array as it is stored, in memory from `buffers`."""
-        values = np.empty(*self._types[name]) if buffers is None else buffers.empty(*self._types[name])
-        offset, hasher = self._offsets[name], xxhash.xxh3_64() if verify else None
-        if offset is not None:  # a third of the time that HDF5 takes
-            read_into(self._descriptor, values, offset, hasher)
+    def read(self, name: str, *, verify: bool) -> Array:
+        """A whole array as it is stored."""
+        values = np.empty(*self._types[name])
+        if (offset := self._offsets[name]) is not None:  # a third of the time that HDF5 takes
+            read_into(self._descriptor, values, offset)
         else:
             self._datasets[name].read(h5py.h5s.ALL, h5py.h5s.ALL, values)
-            if hasher is not None:
-                hasher.update(values.data)
-        if hasher is not None and hasher.hexdigest() != self._checksums[name]:
-            raise ValueError(
-                f"the checksum of its {name} is {hasher.hexdigest()}, and {self._checksums[name]} was written"
-            )
+        if verify:
+            self.verify(name, values)
         return values
+
+    def verify(self, name: str, values: Array) -> None:
+        """Require that an array which was read is the one that was written.
+
+        Raises:
+            ValueError: its checksum is another.
+        """
+        if (found := checksum(values)) != self._checksums[name]:
+            raise ValueError(f"the checksum of its {name} is {found}, and {self._checksums[name]} was written")
+
+
+def read_block_file(
+    path: Path, key: BlockKey, known: Forms, *, verify: bool, buffers: Buffers | None = None
+) -> dict[str, Array]:
+    """All arrays of a block file as they are stored, in memory from `buffers`; `verify` compares them with their checksums.
+
+    Raises:
+        IncompleteRunError, CorruptFileError: as `open_block_file`.
+    """
+    empty = np.empty if buffers is None else buffers.empty
+    with _refusing(path):
+        with path.open("rb", buffering=0) as raw:
+            for form in key.forms(known):
+                arrays = {name: empty(*kind) for name, kind in key.types.items()}
+                if (text := form.read(raw.fileno(), arrays)) is not None:
+                    file = BlockFile(raw.fileno(), key, text, form.offsets, {})
+                    for name, values in arrays.items() if verify else ():
+                        file.verify(name, values)
+                    return arrays
+        with open_block_file(path, key, known) as file:
+            return {name: file.read(name, verify=verify) for name in key.types}
 
 
 @contextmanager
@@ -143,17 +175,24 @@ def open_block_file(path: Path, key: BlockKey, known: Forms) -> Iterator[BlockFi
         IncompleteRunError: there is none.
         CorruptFileError: it is not the block that `key` says; nothing of it was read into memory.
     """
-    try:
+    with _refusing(path):
         with path.open("rb", buffering=0) as raw:
-            for form in known.of(key.datasets()):
+            for form in key.forms(known):
                 if (text := form.text_of(raw.fileno())) is not None:
                     yield BlockFile(raw.fileno(), key, text, form.offsets, {})
                     return
         with h5py.File(path, "r") as file:
             yield _made_out(file.id, key, known)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever a damaged file leads to is an error of ours."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise IncompleteRunError(f"{path} is missing: not featurised yet, or deleted. Run featurize again.") from error
-    except (IncompleteRunError, PluginError):
+    except TrakError:
         raise
     # A damaged file makes h5py raise nearly anything, among it RuntimeError, KeyError, TypeError and MemoryError.
     except Exception as error:
@@ -164,7 +203,7 @@ def open_block_file(path: Path, key: BlockKey, known: Forms) -> Iterator[BlockFi
 
 def _made_out(file: h5py.h5f.FileID, key: BlockKey, known: Forms) -> BlockFile:
     """A file that HDF5 has opened."""
-    descriptor, types = file.get_vfd_handle(), key.datasets()
+    descriptor, types = file.get_vfd_handle(), key.types
     size = os.fstat(descriptor).st_size
     # The low-level interface of h5py, since the other one takes three times as long.
     datasets = {name: _open_dataset(file, name, *expected, size) for name, expected in types.items()}

@@ -8,19 +8,17 @@ to HDF5.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 Array = npt.NDArray[Any]
 Types: TypeAlias = dict[str, tuple[tuple[int, ...], str]]
 """Name → shape and type of the arrays in a file."""
 LARGEST_FRAME = 2**16
 """Bytes: a file in which more lies around its arrays is not remembered."""
-PIECE = 2**21
-"""Bytes that are read at once, to be still in the processor's cache when their checksum is taken."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +58,24 @@ class Form:
         """The text of the attribute of an open file, if the file is of this form."""
         if os.fstat(descriptor).st_size != self.size:
             return None
-        found = _read(descriptor, self.gaps)
-        start, stop = self.text.start, self.text.stop
-        same = found[:start] == self.frame[:start] and found[stop:] == self.frame[stop:]
-        return found[start:stop] if same else None
+        return self._text_in(_read(descriptor, self.gaps))
 
-    def takes(self, text: bytes) -> bool:
-        """Whether `write` can write this text."""
-        return len(text) == self.text.stop - self.text.start
+    def read(self, descriptor: int, arrays: Mapping[str, Array]) -> bytes | None:
+        """As `text_of`, and fill `arrays`, which have the types of the form; with None they hold nothing of use.
+
+        Raises:
+            EOFError: the file ends before.
+        """
+        if os.fstat(descriptor).st_size != self.size:
+            return None
+        frame = bytearray(len(self.frame))
+        views = [memoryview(frame)[part] if isinstance(part, slice) else _bytes(arrays[part]) for part in self._parts]
+        # A small read makes the operating system fetch what follows while it is copied. Then everything at once, since every
+        # system call gives way to other threads, and many small ones would cost more than what they copy.
+        first = len(views[0])
+        _fill(descriptor, views[:1], 0)
+        _fill(descriptor, views[1:], first)
+        return self._text_in(frame)
 
     def write(self, descriptor: int, arrays: Mapping[str, Array], text: bytes) -> None:
         """Fill an empty open file with a text of the same length and other arrays of the same types."""
@@ -76,7 +84,21 @@ class Form:
             _write(descriptor, frame[: len(gap)], gap.start)
             frame = frame[len(gap) :]
         for name, offset in self.offsets.items():
-            _write(descriptor, memoryview(arrays[name].data).cast("B"), offset)
+            _write(descriptor, _bytes(arrays[name]), offset)
+
+    @cached_property
+    def _parts(self) -> list[str | slice]:
+        """What the file consists of, from its beginning to its end: the names of arrays, and slices of `frame`."""
+        parts: dict[int, str | slice] = {offset: name for name, offset in self.offsets.items()}
+        start = 0
+        for gap in self.gaps:
+            parts[gap.start] = slice(start, start := start + len(gap))
+        return [parts[offset] for offset in sorted(parts)]
+
+    def _text_in(self, frame: bytes | bytearray) -> bytes | None:
+        start, stop = self.text.start, self.text.stop
+        same = frame[:start] == self.frame[:start] and frame[stop:] == self.frame[stop:]
+        return bytes(frame[start:stop]) if same else None
 
 
 class Forms:
@@ -88,9 +110,9 @@ class Forms:
     def __init__(self) -> None:
         self._known: list[Form] = []
 
-    def of(self, types: Types) -> list[Form]:
-        """The forms of files with arrays of these types."""
-        return [form for form in self._known if form.types == types]
+    def of(self, types: Types, text: int) -> list[Form]:
+        """The forms of files with arrays of these types, and a text of so many bytes."""
+        return [form for form in self._known if form.text.stop - form.text.start == text and form.types == types]
 
     def learn(self, form: Form | None) -> None:
         """Remember a form, if it is one."""
@@ -98,20 +120,30 @@ class Forms:
             self._known.append(form)
 
 
-def read_into(descriptor: int, values: Array, offset: int, hasher: "xxhash.xxh3_64 | None" = None) -> None:
-    """Fill a contiguous array from an open file, and let `hasher` see the bytes.
+def read_into(descriptor: int, values: Array, offset: int) -> None:
+    """Fill a contiguous array from an open file.
 
     Raises:
         EOFError: the file ends before.
     """
-    view = memoryview(values.data).cast("B")
-    while view:
-        count = os.preadv(descriptor, [view[:PIECE]], offset)
+    _fill(descriptor, [_bytes(values)], offset)
+
+
+def _fill(descriptor: int, views: list[memoryview], offset: int) -> None:
+    """Read one after the other."""
+    while views:
+        count = os.preadv(descriptor, views, offset)
         if not count:
-            raise EOFError(f"the file ends {len(view)} bytes early")
-        if hasher is not None:
-            hasher.update(view[:count])
-        view, offset = view[count:], offset + count
+            raise EOFError(f"the file ends {sum(map(len, views))} bytes early")
+        offset += count
+        while views and count >= len(views[0]):
+            count -= len(views.pop(0))
+        if count:
+            views[0] = views[0][count:]
+
+
+def _bytes(values: Array) -> memoryview:
+    return memoryview(values.data).cast("B")
 
 
 def _nbytes(shape: tuple[int, ...], dtype: str) -> int:

@@ -24,6 +24,7 @@ from trak_lightning.stores.block_file import (
     BlockKey,
     Compression,
     open_block_file,
+    read_block_file,
     write_block_file,
 )
 from trak_lightning.stores.buffers import Buffers
@@ -59,6 +60,7 @@ class HDF5Store(FeatureStore):
         self.dtype = dtype
         self.compression: Compression = compression
         self.verify = verify
+        self._buffers = Buffers()
 
     def bind(self, root: Path) -> None:
         self._root = root
@@ -68,7 +70,7 @@ class HDF5Store(FeatureStore):
         if not (folder / FILE).exists():
             Manifest.of(spec, self.dtype).create(folder)
         sweep(folder)
-        return self._require(HDF5Set(folder, self.compression, self.verify), spec)
+        return self._require(self._set(folder), spec)
 
     def grow(self, before: FeatureSpec, after: FeatureSpec) -> FeatureSet:
         found = self.open(after.split, after.checkpoint)
@@ -85,7 +87,7 @@ class HDF5Store(FeatureStore):
                 f"there are no features of {split!r} under checkpoint {checkpoint} in {self._root}; there are "
                 f"{', '.join('/'.join(key) for key in self.list()) or 'none'}. Run trak featurize first."
             )
-        return HDF5Set(folder, self.compression, self.verify)
+        return self._set(folder)
 
     def list(self) -> list[tuple[str, str]]:
         return sorted((path.parent.parent.name, path.parent.name) for path in self._root.glob(f"*/*/{FILE}"))
@@ -94,6 +96,9 @@ class HDF5Store(FeatureStore):
         require_name(split)
         require_name(checkpoint)
         return self._root / split / checkpoint
+
+    def _set(self, folder: Path) -> "HDF5Set":
+        return HDF5Set(folder, self.compression, self.verify, self._buffers)
 
     def _require(self, found: "HDF5Set", spec: FeatureSpec) -> "HDF5Set":
         require_same(
@@ -105,10 +110,17 @@ class HDF5Store(FeatureStore):
 
 
 class HDF5Set(SharedSet):
-    """A folder of block files."""
+    """A folder of block files. `buffers` is memory that one block after the other is read to, also those of other sets."""
 
-    def __init__(self, folder: Path, compression: Compression = "none", verify: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        compression: Compression = "none",
+        verify: bool = True,
+        buffers: Buffers | None = None,
+    ) -> None:
         super().__init__(Manifest.read(folder), folder / "claims.lock")
+        self._buffers = Buffers() if buffers is None else buffers
         self.folder = folder
         self._compression: Compression = compression
         self._verify = verify
@@ -139,24 +151,19 @@ class HDF5Set(SharedSet):
         return len(self.spec.block_range(block))
 
     def first_rows(self, block: int, rows: int) -> FeatureRows:
-        key = self._key(block, rows)
-        with self._open(block, key) as file:
-            return self._decode(file, key)
+        return self._read(block, key=self._key(block, rows))
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 
     def read_block(self, block: int) -> FeatureRows:
-        return self._read(block, None)
+        return self._read(block)
 
     def blocks(self, which: range | None = None, *, ahead: int = 2) -> Iterator[FeatureRows]:
-        buffers, chosen = Buffers(), range(self.spec.num_blocks) if which is None else which
-        return prefetched(lambda block: self._read(block, buffers), chosen, ahead)
+        chosen = range(self.spec.num_blocks) if which is None else which
+        return prefetched(lambda block: self._read(block, self._buffers), chosen, ahead)
 
     def verify_block(self, block: int) -> None:
-        key = self._key(block)
-        with self._open(block, key) as file:
-            for name in key.datasets():
-                file.read(name, verify=True)
+        read_block_file(self._path(block), self._key(block), self._known, verify=True)
 
     def take(self, index: npt.ArrayLike) -> Array:
         positions = self._positions(index)
@@ -187,7 +194,7 @@ class HDF5Set(SharedSet):
         offset = self._offsets_of(block)["features"]
         if offset is None:
             raise StorageError(f"{self._path(block)} is compressed and cannot be mapped into memory")
-        shape, dtype = self._key(block).datasets()["features"]
+        shape, dtype = self._key(block).types["features"]
         return np.memmap(self._path(block), dtype, "r", offset, shape)
 
     def nbytes(self) -> int:
@@ -227,18 +234,12 @@ class HDF5Set(SharedSet):
         if block not in self._offsets:
             key = self._key(block)
             with self._open(block, key) as file:
-                self._offsets[block] = {
-                    name: file.offset(name) for name in ("features", "scale") if name in key.datasets()
-                }
+                self._offsets[block] = {name: file.offset(name) for name in ("features", "scale") if name in key.types}
         return self._offsets[block]
 
-    def _read(self, block: int, buffers: Buffers | None) -> FeatureRows:
-        key = self._key(block)
-        with self._open(block, key) as file:
-            return self._decode(file, key, buffers)
-
-    def _decode(self, file: BlockFile, key: BlockKey, buffers: Buffers | None = None) -> FeatureRows:
-        arrays = {name: file.read(name, verify=self._verify, buffers=buffers) for name in key.datasets()}
+    def _read(self, block: int, buffers: Buffers | None = None, key: BlockKey | None = None) -> FeatureRows:
+        key = key or self._key(block)
+        arrays = read_block_file(self._path(block), key, self._known, verify=self._verify, buffers=buffers)
         return from_arrays(arrays, key.start, self.manifest.dtype)
 
     def _open(self, block: int, key: BlockKey | None = None) -> AbstractContextManager[BlockFile]:
