@@ -26,19 +26,31 @@ from trak_lightning.tasks.base import Task
 
 Recipe: TypeAlias = Callable[[int], tuple[L.LightningModule, L.Trainer]]
 """Seeds everything and makes a fresh model and Trainer."""
+LEFT_BYTES = 2**24
+"""What the parameters of models that are no longer needed may take up until they are looked for."""
+_trained: list[int] = []
 
 
 def train_on_subset(
     recipe: Recipe, datamodule: L.LightningDataModule, subset: npt.NDArray[np.int64], seed: int
 ) -> tuple[L.LightningModule, L.Trainer]:
     """A model trained on these samples only."""
-    # The data refers to the last Trainer, and that and its model to each other: they would stay until Python looks for cycles.
-    datamodule.trainer = None
-    gc.collect()
+    _let_go(datamodule)
     model, trainer = recipe(seed)
     with quiet_lightning(), from_the_weights_there_are(trainer), _restricted(datamodule, subset):
         trainer.fit(model, datamodule=datamodule)
+    _trained.append(sum(parameter.nbytes for parameter in model.parameters()))
     return model, trainer
+
+
+def _let_go(datamodule: L.LightningDataModule) -> None:
+    """Free the models of before, if they are large."""
+    # The data refers to the last Trainer, and that and its model to each other: they stay until Python looks for cycles, which
+    # takes longer than training some models.
+    datamodule.trainer = None
+    if sum(_trained) > LEFT_BYTES:
+        gc.collect()
+        _trained.clear()
 
 
 def train_ensemble(
