@@ -11,7 +11,7 @@ from trak_lightning.subsets import SubsetPlan
 
 
 def test_a_trained_model_is_let_go_before_the_next_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr("trak_lightning.ensemble.LEFT_BYTES", 0)  # as if it were large
+    monkeypatch.setattr("trak_lightning.ensemble.LARGE", 0)  # as if it were large
     made, alive = [], []
 
     def recipe(seed):

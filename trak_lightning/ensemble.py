@@ -26,9 +26,8 @@ from trak_lightning.tasks.base import Task
 
 Recipe: TypeAlias = Callable[[int], tuple[L.LightningModule, L.Trainer]]
 """Seeds everything and makes a fresh model and Trainer."""
-LEFT_BYTES = 2**24
-"""What the parameters of models that are no longer needed may take up until they are looked for."""
-_trained: list[int] = []
+LARGE = 2**20
+"""Bytes of parameters from which on a model is not left to Python's collector of garbage, whenever that may come."""
 
 
 def train_on_subset(
@@ -39,18 +38,16 @@ def train_on_subset(
     model, trainer = recipe(seed)
     with quiet_lightning(), from_the_weights_there_are(trainer), _restricted(datamodule, subset):
         trainer.fit(model, datamodule=datamodule)
-    _trained.append(sum(parameter.nbytes for parameter in model.parameters()))
     return model, trainer
 
 
 def _let_go(datamodule: L.LightningDataModule) -> None:
-    """Free the models of before, if they are large."""
-    # The data refers to the last Trainer, and that and its model to each other: they stay until Python looks for cycles, which
-    # takes longer than training some models.
-    datamodule.trainer = None
-    if sum(_trained) > LEFT_BYTES:
+    """Free the model that was trained last, if it is large: looking for it takes longer than training some."""
+    # The data refers to the Trainer, and that and its model to each other.
+    trainer, datamodule.trainer = datamodule.trainer, None
+    if trainer is not None and sum(each.nbytes for each in trainer.lightning_module.parameters()) >= LARGE:
+        del trainer
         gc.collect()
-        _trained.clear()
 
 
 def train_ensemble(

@@ -9,7 +9,9 @@ from trak_lightning import TRAK
 from trak_lightning.evaluation.lds import lds
 from trak_lightning.evaluation.mislabeled import auc
 
-quanda = pytest.importorskip("quanda")
+quanda = pytest.importorskip(
+    "quanda", reason="it needs an environment of its own: pip install 'trak-lightning[quanda]'"
+)
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@ them by heart."""
 
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from trak_lightning.demos.finetuning import TransformerModule
@@ -14,7 +13,7 @@ from trak_lightning.demos.glosses import read_glosses
 from trak_lightning.demos.held_out import HeldOut
 from trak_lightning.demos.pretrained import transformers
 from trak_lightning.demos.tables import read_table
-from trak_lightning.demos.words import END, PAD, Vocabulary, padded, words
+from trak_lightning.demos.words import END, PAD, Vocabulary, labelled, words
 
 Subject: TypeAlias = Literal["countries", "words"]
 
@@ -134,15 +133,7 @@ class QuestionDataModule(HeldOut):
         self.train_set = Questions(self.subject, [(fact, int(way)) for fact in range(count) for way in ways[fact][:2]])
         self.test_set = Questions(self.subject, [(int(fact), int(ways[fact][2])) for fact in targets])
 
-    @staticmethod
-    def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """A batch of questions and answers, filled up."""
-        questions = padded([sample["input_ids"] for sample in samples])
-        return {
-            "input_ids": questions,
-            "attention_mask": (questions != PAD).long(),
-            "labels": padded([sample["labels"] for sample in samples], -100),
-        }
+    collate = staticmethod(labelled)
 
 
 class Questions(Dataset):

@@ -2,16 +2,14 @@
 themselves in the dictionary."""
 
 from functools import cache
-from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from trak_lightning.demos.finetuning import TransformerModule
 from trak_lightning.demos.glosses import read_glosses
 from trak_lightning.demos.held_out import HeldOut
 from trak_lightning.demos.pretrained import transformers
-from trak_lightning.demos.words import PAD, Vocabulary, padded, words
+from trak_lightning.demos.words import PAD, Vocabulary, labelled, words
 
 LENGTH = 32
 """Words of a gloss that are read."""
@@ -104,15 +102,7 @@ class SupersenseDataModule(HeldOut):
             TaggedGlosses([glosses()[i] for i in part]) for part in (train[: self.num_train], test)
         )
 
-    @staticmethod
-    def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """A batch of glosses and their tags, filled up."""
-        ids = padded([sample["input_ids"] for sample in samples])
-        return {
-            "input_ids": ids,
-            "attention_mask": (ids != PAD).long(),
-            "labels": padded([sample["labels"] for sample in samples], -100),
-        }
+    collate = staticmethod(labelled)
 
 
 class TaggedGlosses(Dataset):

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -51,3 +51,13 @@ def words(text: str) -> list[str]:
 def padded(rows: Sequence[Sequence[int]], value: int = PAD) -> Tensor:
     """(B, T), filled up on the right."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+
+
+def labelled(samples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
+    """Samples with `input_ids` and `labels` as a batch; `labels` are −100 where one has ended."""
+    ids = padded([sample["input_ids"] for sample in samples])
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids != PAD).long(),
+        "labels": padded([sample["labels"] for sample in samples], -100),
+    }
