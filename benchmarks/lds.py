@@ -147,7 +147,8 @@ def _ours(trained: Trained, folder: Path, k: int, M: int, further: bool, only: l
         started = time.process_time()
         scores = np.array(trak.score(trained.targets, "test", scorer=scorer).values)
         yield method, k, M, scores, featurized + time.process_time() - started
-    shutil.rmtree(run / "features")
+    for large in ("features", "factors"):
+        shutil.rmtree(run / large)
 
 
 def _peer(

@@ -14,6 +14,8 @@ from faults import acknowledged, clock_in_1970, mount, rows, small_disk, without
 
 from trak_lightning.cli import main
 from trak_lightning.errors import StorageError
+from trak_lightning.scoring.base import Scoring
+from trak_lightning.scoring.scores import write_scores
 from trak_lightning.stores.hdf5 import HDF5Store
 from trak_lightning.testing.stores import SPEC, filled_store
 from trak_lightning.testing.stores import rows as some_rows
@@ -47,6 +49,21 @@ def test_a_write_that_fails_at_any_byte_leaves_nothing_behind_and_harms_nothing(
     with limit(resource.RLIMIT_FSIZE, size):
         created.write_block(1, some_rows(SPEC, 1))
     assert contents(tmp_path) == before
+
+
+class Unasked(Scoring):
+    def __init__(self):
+        self.num_targets, self.num_train, self.settings = 4, 1000, {}
+
+    def tiles(self, start, stop):
+        raise AssertionError("scores were computed that there is no room for")
+
+
+def test_scores_that_do_not_fit_are_refused_before_any_is_computed(tmp_path):
+    with small_disk(tmp_path / "disk", pages=3) as disk:
+        with pytest.raises(StorageError, match="scores.h5.*the disk is full"):
+            write_scores(disk / "scores.h5", Unasked(), {})
+        assert not contents(disk)
 
 
 def test_a_disk_that_is_full_at_any_write_keeps_what_was_acknowledged(tmp_path):

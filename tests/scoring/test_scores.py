@@ -1,5 +1,6 @@
 """Score files are written whole, read lazily, and ranked."""
 
+import itertools
 import subprocess
 import sys
 
@@ -17,7 +18,9 @@ class Given(Scoring):
         self.settings, self._values = {"rule": "given"}, values
 
     def tiles(self, start, stop):
-        yield self._values[start:stop]
+        edges = [0, 3, 4, 40, 41, 60, self.num_train]
+        for first, last in itertools.pairwise(edges):
+            yield self._values[start:stop, first:last]
 
 
 @pytest.fixture
@@ -34,6 +37,14 @@ def test_values_are_an_array_that_is_mapped_and_not_read(scores, values):
     assert isinstance(scores.values, np.memmap)
     np.testing.assert_array_equal(scores.values, values)
     assert Scores(scores.path).settings == {"request": 1, "scoring": {"rule": "given"}}
+
+
+@pytest.mark.parametrize("band", [1, 4 * 6 * 7, 4 * 6 * 30, 4 * 6 * 1000])
+def test_the_matrix_is_the_same_however_much_of_it_is_written_at_once(band, values, scores, tmp_path, monkeypatch):
+    monkeypatch.setattr("trak_lightning.scoring.score_file.BAND_BYTES", band)
+    monkeypatch.setattr("trak_lightning.scoring.scores.TARGETS_AT_ONCE", 4)
+    found = write_scores(tmp_path / "again.h5", Given(values), {"request": 1})
+    assert found.path.read_bytes() == scores.path.read_bytes()
 
 
 @pytest.mark.parametrize("k", [1, 10, 100, 101, 250])

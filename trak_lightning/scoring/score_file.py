@@ -1,9 +1,11 @@
 """A score file that several processes write at once."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,8 +20,10 @@ from trak_lightning.stores.arrays import checksum
 
 CHECKSUMS = "xxh3_64"
 """Attribute: the XXH3-64 of every dataset and of the attribute ``settings``, as JSON."""
-PIECE = 2**24
-"""Bytes of a matrix that are read at once for its checksum."""
+PIECE = 2**20
+"""Bytes of a matrix that are read at once for its checksum: they stay in the processor's cache."""
+BAND_BYTES = 2**26
+"""Bytes of a matrix that are put together before they are written, as a line for each target."""
 
 
 class SharedFile:
@@ -32,22 +36,64 @@ class SharedFile:
         self._num_train = num_train
         self._compute = compute
         self._file: BinaryIO | None = None if offset is None else part.open("rb+", buffering=0)
+        # Neighbouring tiles are put together to long lines: for lines of a page each, files cost three times as much.
+        self._band = np.empty((0, 0), "<f4")
+        self._row = self._column = self._filled = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
 
     def write(self, row: int, column: int, scores: Array) -> None:
-        """Put scores (b, c) where they belong in the matrix, if there is one."""
-        if self._file is None or self._offset is None:
+        """Put scores (b, c) where they belong in the matrix, if there is one; `flush` when the last are in."""
+        if self._file is None:
             return
-        values = np.ascontiguousarray(scores, "<f4")
-        for place, line in enumerate(values, row):
-            view, offset = memoryview(line).cast("B"), self._offset + 4 * (place * self._num_train + column)
+        b, c = scores.shape
+        if (row, column) != (self._row, self._column + self._filled):
+            self.flush()
+            self._row, self._column = row, column
+        if len(self._band) != b or self._filled + c > self._band.shape[1]:
+            self.flush()
+            self._sync()
+            wide = min(self._num_train, max(c, BAND_BYTES // (4 * b)))
+            if self._band.shape != (b, wide):
+                self._band = np.empty((b, wide), "<f4")
+        self._band[:, self._filled : self._filled + c] = scores
+        self._filled += c
+
+    def flush(self) -> None:
+        """Hand what was put together to the operating system."""
+        if self._file is None or self._offset is None or not self._filled:
+            return
+        for place, line in enumerate(self._band[:, : self._filled], self._row):
+            view, offset = memoryview(line).cast("B"), self._offset + 4 * (place * self._num_train + self._column)
             while view:
                 written = os.pwrite(self._file.fileno(), view, offset)
                 view, offset = view[written:], offset + written
+        self._column += self._filled
+        self._filled = 0
+
+    def close(self) -> None:
+        """Let go of the file, whatever became of it."""
+        self._thread.shutdown()
+        if self._file is not None:
+            self._file.close()
+
+    def _sync(self) -> None:
+        """The disk works while the next scores are computed."""
+        if self._file is not None and (self._syncing is None or self._syncing.done()):
+            self._settle()
+            self._syncing = self._thread.submit(os.fsync, self._file.fileno())
+
+    def _settle(self) -> None:
+        """Wait for the disk. What it refused is said to one caller of fsync only: to this one."""
+        if self._syncing is not None:
+            self._syncing.result()
 
     def finish(self, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
         """Add small arrays, attributes, and the checksums of all, when all processes have written theirs."""
         if self._file is not None:
-            self._file.close()
+            self.flush()
+            self._settle()
+            self.close()
         self._compute.barrier()
         if self._compute.rank == 0:
             with self._part.open("rb+") as raw, h5py.File(raw, "r+") as file:
@@ -70,12 +116,13 @@ def _checksum(dataset: h5py.Dataset, path: Path) -> str:
         return checksum(np.ascontiguousarray(dataset[()]))
     with path.open("rb", buffering=0) as raw:
         raw.seek(offset)
+        buffer = memoryview(bytearray(min(left, PIECE)))
         while left:
-            piece = raw.read(min(left, PIECE))
-            if not piece:
+            read = raw.readinto(buffer[: min(left, PIECE)])
+            if not read:
                 raise EOFError(f"the file ends {left} bytes early")
-            hasher.update(piece)
-            left -= len(piece)
+            hasher.update(buffer[:read])
+            left -= read
     return hasher.hexdigest()
 
 
@@ -90,9 +137,11 @@ def shared_file(path: Path, shape: tuple[int, int], *, whole: bool, compute: Com
         with atomic_write(path) as part:
             offset = _create(part, shape if whole else None)
             compute.agreed((part, offset))
-            yield SharedFile(part, offset, shape[1], compute)
+            with closing(SharedFile(part, offset, shape[1], compute)) as file:
+                yield file
     else:
-        yield SharedFile(*compute.agreed((path, None)), shape[1], compute)
+        with closing(SharedFile(*compute.agreed((path, None)), shape[1], compute)) as file:
+            yield file
     compute.barrier()
 
 
@@ -107,4 +156,16 @@ def _create(part: Path, shape: tuple[int, int] | None) -> int | None:
         creation.set_obj_track_times(False)  # the same scores are the same file
         dataset = h5py.h5d.create(file.id, b"scores", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple(shape), creation)
         offset: int = dataset.get_offset()
-        return offset
+    _reserve(part, offset, 4 * shape[0] * shape[1])
+    return offset
+
+
+def _reserve(part: Path, offset: int, size: int) -> None:
+    """Space on the disk, so that one that is too small is known before anything is computed."""
+    if hasattr(os, "posix_fallocate"):
+        with part.open("rb+") as file:
+            try:
+                os.posix_fallocate(file.fileno(), offset, size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some file systems cannot
+                    raise
