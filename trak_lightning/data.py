@@ -160,6 +160,9 @@ class BatchPlan:
     own; an object without these is kept as it is.
     """
 
+    sampler: None = None
+    """Lightning 2.5 asks whether it shuffles."""
+
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
 

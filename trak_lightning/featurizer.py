@@ -13,6 +13,7 @@ from lightning.pytorch.core.hooks import DataHooks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from trak_lightning.autocast import cast_anew
 from trak_lightning.data import AttributionData, IndexedBatch
 from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, TrakError
 from trak_lightning.extractors.base import GradientExtractor
@@ -132,7 +133,7 @@ class Featurizer(L.LightningModule):
     def _fit_task(self) -> dict[str, Tensor]:
         reference = self._training.reference
         assert reference is not None
-        with self.trainer.precision_plugin.predict_step_context():
+        with self.trainer.precision_plugin.predict_step_context(), cast_anew():
             return reference.fit(self.task, self.model, lambda data, positions: self._load(data, positions).batch)
 
     def _bind_task(self, found: dict[str, Tensor]) -> None:
@@ -148,7 +149,7 @@ class Featurizer(L.LightningModule):
         def gradients(sink: Sink) -> None:
             for start in range(0, count, size):
                 batch = self._load(data, positions[start : start + size])
-                with torch.enable_grad(), self.trainer.precision_plugin.predict_step_context():
+                with torch.enable_grad(), self.trainer.precision_plugin.predict_step_context(), cast_anew():
                     self.extractor.extract(self.model, self.task, batch.batch, self.layout, sink)
 
         seed = derive_seed(self._seed, self.feature_set.spec.checkpoint, "fit")
@@ -163,9 +164,10 @@ class Featurizer(L.LightningModule):
         return to_device(batch, self._data.hooks, self.model, device)
 
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows | None:
-        rows = self._featurize(indexed)
-        if batch_idx == 0:
-            self.check_independence(indexed.index, rows)
+        with cast_anew():
+            rows = self._featurize(indexed)
+            if batch_idx == 0:
+                self.check_independence(indexed.index, rows)
         dropped = isinstance(self.plan, LockstepBatches) and batch_idx not in self.plan.kept
         return None if dropped else rows
 

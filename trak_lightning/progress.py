@@ -10,16 +10,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 @contextmanager
 def progress(description: str, total: int, *, enabled: bool = True) -> Iterator[Callable[[int], None]]:
     """Show a bar that the yielded function advances by a number of items."""
-    bar = Progress(
+    console = Console(stderr=True)
+    if not (enabled and console.is_terminal):
+        yield lambda count: None  # a disabled bar of rich still prints empty lines
+        return
+    columns = [
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not (enabled and Console(stderr=True).is_terminal),
-    )
-    with bar:
+    ]
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=total)
         yield lambda count: bar.advance(task, count)

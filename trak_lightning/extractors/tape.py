@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.autocast import autocast_state, under_autocast
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.placement import Misplaced, Placement, Where, locate
 from trak_lightning.extractors.plan import Inner, Layer, Plan, Shell
 from trak_lightning.extractors.rules import LayerCall
-from trak_lightning.extractors.rules.fallback import InnerCall, Leaves, RecordedCall, rerun, under_autocast
+from trak_lightning.extractors.rules.fallback import InnerCall, Leaves, RecordedCall, rerun
 from trak_lightning.gradients import DenseBlock, GradientBlock, OuterProductBlock, RowSparseBlock, Sink
 from trak_lightning.trees import flatten, snapshot
 
@@ -137,7 +138,7 @@ class Tape:
     def _record_call(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         leaves, rebuild = flatten((args, kwargs))
         kept = [self._keep(layer.name, leaf) if isinstance(leaf, Tensor) else (leaf, 0) for leaf in leaves]
-        autocast = _autocast_state(leaves)
+        autocast = autocast_state(leaves)
 
         def on_backward(grads: list[Tensor | None]) -> None:
             self._require_unchanged(layer.name, kept)
@@ -166,7 +167,7 @@ class Tape:
             if self._idle():
                 return
             given = self._leaves(shell, (args, kwargs), shell.inputs)
-            call = RecordedCall(given, [], _autocast_state(flatten((args, kwargs))[0]))
+            call = RecordedCall(given, [], autocast_state(flatten((args, kwargs))[0]))
             self._open.setdefault(shell.name, []).append(call)
 
         return before
@@ -341,12 +342,6 @@ def _by_sample(block: GradientBlock, size: int, layer: Layer) -> GradientBlock:
         block.take(slice(start, start + entries)).dense().sum(0, keepdim=True) for start in range(0, length, entries)
     ]
     return DenseBlock(block.name, torch.cat(samples))
-
-
-def _autocast_state(leaves: list[Any]) -> tuple[str, torch.dtype] | None:
-    """The device and dtype of autocast as it is now, where a module is called; the backward pass does not know it."""
-    device = next((leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)), "cpu")
-    return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
 
 
 def _of_one_dtype(input: Tensor, output_grad: Tensor) -> tuple[Tensor, Tensor]:

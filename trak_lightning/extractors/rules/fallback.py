@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
+from trak_lightning.autocast import AutocastState, under_autocast
 from trak_lightning.extractors.placement import Misplaced
 from trak_lightning.extractors.rules.registry import Names
 from trak_lightning.extractors.samples import over_samples
@@ -45,7 +46,7 @@ class RecordedCall:
 
     given: Leaves
     inner: list[InnerCall]
-    autocast: tuple[str, torch.dtype] | None
+    autocast: AutocastState
     output_grads: dict[int, Tensor] = field(default_factory=dict)
     entered: list[InnerCall] = field(default_factory=list)
     """The modules inside that have been called and have not returned yet."""
@@ -153,8 +154,3 @@ def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             del module.forward
         else:
             module.forward = before
-
-
-def under_autocast(state: tuple[str, torch.dtype] | None) -> Any:
-    """Autocast to a device and dtype, or as it is."""
-    return ExitStack() if state is None else torch.autocast(state[0], state[1])
