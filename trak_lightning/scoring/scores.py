@@ -148,11 +148,12 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
 def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, top: int | None = None) -> Scores:
     """Compute all scores and write them tile by tile; with `top`, only that many of the best and worst of each target.
 
-    Memory is that of a few tiles and of what is kept for `TARGETS_AT_ONCE` targets. The best are kept with their standard
+    Memory is that of a few tiles, of what is kept for `TARGETS_AT_ONCE` targets, and of the 64 MiB of the matrix that are written at
+    a time. Space for it is reserved first. The best are kept with their standard
     errors over checkpoints, where the scorer knows them. Processes that share the work write what is theirs into one file.
 
     Raises:
-        StorageError: the file could not be written; an older one is unharmed.
+        StorageError: the file could not be written, or there is no room for it; an older one is unharmed.
     """
     m, n = scoring.num_targets, scoring.num_train
     compute, mine, kept = scoring.compute, scoring.share, min(top or KEPT, n)
