@@ -43,23 +43,23 @@ class SharedFile:
         self._syncing: Future[None] | None = None
 
     def write(self, row: int, column: int, scores: Array) -> None:
-        """Put scores (b, c) where they belong in the matrix, if there is one; `flush` when the last are in."""
+        """Put scores (b, c) where they belong in the matrix, if there is one."""
         if self._file is None:
             return
         b, c = scores.shape
-        if (row, column) != (self._row, self._column + self._filled):
-            self.flush()
+        follows = (row, column, b) == (self._row, self._column + self._filled, len(self._band))
+        if not follows or self._filled + c > self._band.shape[1]:
+            if self._filled:  # not at the first write, when there is nothing for the disk to do
+                self._flush()
+                self._sync()
             self._row, self._column = row, column
-        if len(self._band) != b or self._filled + c > self._band.shape[1]:
-            self.flush()
-            self._sync()
-            wide = min(self._num_train, max(c, BAND_BYTES // (4 * b)))
-            if self._band.shape != (b, wide):
-                self._band = np.empty((b, wide), "<f4")
+            shape = (b, min(self._num_train, max(c, BAND_BYTES // (4 * b))))
+            if self._band.shape != shape:
+                self._band = np.empty(shape, "<f4")
         self._band[:, self._filled : self._filled + c] = scores
         self._filled += c
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         """Hand what was put together to the operating system."""
         if self._file is None or self._offset is None or not self._filled:
             return
@@ -68,7 +68,6 @@ class SharedFile:
             while view:
                 written = os.pwrite(self._file.fileno(), view, offset)
                 view, offset = view[written:], offset + written
-        self._column += self._filled
         self._filled = 0
 
     def close(self) -> None:
@@ -91,7 +90,7 @@ class SharedFile:
     def finish(self, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
         """Add small arrays, attributes, and the checksums of all, when all processes have written theirs."""
         if self._file is not None:
-            self.flush()
+            self._flush()
             self._settle()
             self.close()
         self._compute.barrier()
