@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from trak_lightning import TRAK
-from trak_lightning.data import AttributionData
+from trak_lightning.data.dataset import AttributionData
 from trak_lightning.demos import EmojiCLIP, EmojiDataModule
-from trak_lightning.ensemble import train_on_subset
 from trak_lightning.evaluation.lds import bootstrap_mean
-from trak_lightning.fitting import Reference
+from trak_lightning.featurize.fitting import Reference
+from trak_lightning.retraining.train import train_on_subset
 from trak_lightning.tasks.contrastive import Contrastive
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import lightning as L
 
-from trak_lightning.ensemble import Recipe, train_ensemble
-from trak_lightning.quiet import quiet_lightning
-from trak_lightning.subsets import SubsetPlan
+from trak_lightning.retraining.subsets import SubsetPlan
+from trak_lightning.retraining.train import Recipe, train_ensemble
+from trak_lightning.runtime.lightning import quiet_lightning
 
 
 def recipe(model: Callable[[], L.LightningModule], epochs: int) -> Recipe:

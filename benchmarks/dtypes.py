@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from trak_lightning.evaluation.lds import bootstrap_mean, predict, spearman
-from trak_lightning.evaluation.outputs import read_outputs
-from trak_lightning.evaluation.stage import models_folder
-from trak_lightning.rundir import RunDirectory
-from trak_lightning.scoring.stage import score_run
+from trak_lightning.evaluation.lds_run import models_folder
+from trak_lightning.retraining.outputs import read_outputs
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.score_run import score_run
 from trak_lightning.scoring.trak import Trak
+from trak_lightning.stores.configured import open_store
 from trak_lightning.stores.merge import merge
-from trak_lightning.stores.run import open_store
 
 
 def main(

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from trak_lightning import TRAK
 from trak_lightning.evaluation.lds import bootstrap_mean, lds
-from trak_lightning.evaluation.outputs import read_outputs
+from trak_lightning.retraining.outputs import read_outputs
 from trak_lightning.scoring.calibration import FEWEST
 
 Found: TypeAlias = tuple[str, int, int, np.ndarray, float]

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from trak_lightning.cli.training import Job
-from trak_lightning.evaluation.outputs import read_outputs
-from trak_lightning.evaluation.quanda import TRAKExplainer
-from trak_lightning.evaluation.stage import models_folder
+from trak_lightning.evaluation.lds_run import models_folder
+from trak_lightning.interop.quanda import TRAKExplainer
+from trak_lightning.retraining.outputs import read_outputs
 from trak_lightning.scoring.scores import open_scores
 
 

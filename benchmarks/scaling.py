@@ -156,7 +156,7 @@ def _rank(folder: str, name: str, samples: int, block: int, dim: int, world: int
     from torch.utils.data import TensorDataset
 
     from trak_lightning import TRAK
-    from trak_lightning.data import AttributionData
+    from trak_lightning.data.dataset import AttributionData
 
     class Task(Margin):
         def output(self, model, batch):  # type: ignore[no-untyped-def]

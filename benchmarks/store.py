@@ -29,7 +29,7 @@ from models import WORKLOADS
 from rich.console import Console
 from rich.table import Table
 
-from trak_lightning.atomic import fsync
+from trak_lightning.run.atomic import fsync
 from trak_lightning.stores.arrays import to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
 from trak_lightning.stores.encoding import STORED, Dtype
@@ -119,7 +119,7 @@ class Bench:
                 rows = self.block(block)
                 for path in (self.plain / f"{block:05d}", self.set.folder / f"block-{block:05d}.h5"):
                     path.unlink(missing_ok=True)  # every file of a run is a new one
-                with patch("trak_lightning.atomic.fsync", fsync if flush else lambda path: None):
+                with patch("trak_lightning.run.atomic.fsync", fsync if flush else lambda path: None):
                     ours.append(_seconds(lambda block=block, rows=rows: self.set.write_block(block, rows)))
                 plain.append(_seconds(lambda block=block: self.write_plain(block, flush)))
         _add(table, what, ours, plain, "≤ 1.5")

@@ -14,29 +14,29 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning import registry
-from trak_lightning.check import Finding
-from trak_lightning.checkpoints import Checkpoint, CheckpointSource, expand, subset_path
-from trak_lightning.compiled import original, uncompiled
-from trak_lightning.data import AttributionData
+from trak_lightning.check.checks import Finding
+from trak_lightning.check.estimates import Workload
+from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError, IncompleteRunError
-from trak_lightning.estimates import Workload
-from trak_lightning.eval_mode import require_eval
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.filling import Filler
-from trak_lightning.fitting import Reference, TrainingSet
+from trak_lightning.featurize.fitting import Reference, TrainingSet
+from trak_lightning.featurize.job import Filler
 from trak_lightning.gradients import ParameterLayout
+from trak_lightning.model.checkpoints import Checkpoint, CheckpointSource, expand, subset_path
+from trak_lightning.model.compiled import original, uncompiled
+from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.projectors.base import Projector
-from trak_lightning.rundir import CheckpointRecord, RunDirectory, read_subset
+from trak_lightning.run.directory import CheckpointRecord, RunDirectory, read_subset
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.scoring.compute import LOCAL
 from trak_lightning.scoring.fabric import FabricCompute
 from trak_lightning.scoring.groups import Reduction
+from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
-from trak_lightning.scoring.stage import load_features, score_run
 from trak_lightning.scoring.trak import Trak
-from trak_lightning.shards import Shard
 from trak_lightning.stores.base import FeatureStore
+from trak_lightning.stores.shards import Shard
 from trak_lightning.tasks.base import Task
 
 DataSource = Dataset | DataLoader | AttributionData
@@ -61,7 +61,7 @@ class TRAK:
         run_dir: where features and scores are kept.
         parameters: which parameters to attribute to, of those that require a gradient: patterns of names
             (``"layer4.*"``, ``"*lora_*"``), of module types (``"type:LayerNorm"``), or the last layers (``"last:1"``); ``!``
-            in front takes away. All if None. See `trak_lightning.selection.select`.
+            in front takes away. All if None. See `trak_lightning.model.parameters.select`.
         extractor: how per-sample gradients are computed.
         projector: how they are projected to k dimensions.
         store: where features live.
@@ -130,7 +130,7 @@ class TRAK:
 
         Args:
             train_dataset: a map-style dataset, or a loader of one; read in the order of the dataset.
-            checkpoints: state dicts, or files and folders of any format in `trak_lightning.weights`, also with wildcards; the
+            checkpoints: state dicts, or files and folders of any format in `trak_lightning.model.weight_files`, also with wildcards; the
                 model's present weights if None. ``x.ckpt`` is taken to have been trained on the samples in ``x.subset.npy``
                 if that lies beside it.
             batch_size: samples of one gradient batch; the loader's, or 64.
@@ -239,7 +239,7 @@ class TRAK:
     ) -> list[Finding]:
         """Say from the first batch of `data` what would be attributed to and how, with the model's present weights, and from a
         few more what featurizing `data` and scoring `targets` will take: time, peak memory and disk. Nothing is stored.
-        See `trak_lightning.check`.
+        See `trak_lightning.check.checks`.
 
         Args:
             data: the training samples.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from trak_lightning.errors import UnsupportedModelError
+from trak_lightning.model.parameters import select
 from trak_lightning.seeds import fingerprint
-from trak_lightning.selection import select
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ParameterLayout(Sequence[ParameterSlot]):
     @classmethod
     def of(cls, model: nn.Module, parameters: Sequence[str] | None = None) -> "ParameterLayout":
         """The layout of the parameters of `model` that require a gradient and that the patterns in `parameters` select
-        (see `trak_lightning.selection`), or of all that require one; tied parameters count once.
+        (see `trak_lightning.model.parameters`), or of all that require one; tied parameters count once.
 
         Raises:
             UnsupportedModelError: no parameter requires a gradient.

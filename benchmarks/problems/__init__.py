@@ -13,13 +13,13 @@ import lightning as L
 from problems.fashion import FashionCNN, FashionData
 from problems.glosses import GlossData, GlossTransformer
 from problems.mlp import DigitsMLP
-from trak_lightning.data import AttributionData
+from trak_lightning.data.dataset import AttributionData
 from trak_lightning.demos import DigitsCNN, DigitsDataModule
-from trak_lightning.ensemble import train_ensemble
-from trak_lightning.evaluation.outputs import Retraining, missing, output_path
-from trak_lightning.evaluation.retraining import Trainer
-from trak_lightning.quiet import quiet_lightning
-from trak_lightning.subsets import SubsetPlan
+from trak_lightning.retraining.outputs import Retraining, missing, output_path
+from trak_lightning.retraining.retrainer import Trainer
+from trak_lightning.retraining.subsets import SubsetPlan
+from trak_lightning.retraining.train import train_ensemble
+from trak_lightning.runtime.lightning import quiet_lightning
 from trak_lightning.tasks.classification import ImageClassification
 
 

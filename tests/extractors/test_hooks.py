@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.hooks import Hooks
-from trak_lightning.extractors.planner import Planner
+from trak_lightning.extractors.hooks.planner import Planner
 from trak_lightning.gradients import ParameterLayout, RowSparseBlock
 from trak_lightning.tasks.classification import ImageClassification
 from trak_lightning.testing.extractors import autograd_loop, extract

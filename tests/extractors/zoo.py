@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from trak_lightning.data.trees import flatten
 from trak_lightning.tasks.base import Task
-from trak_lightning.trees import flatten
 
 B_SEED = 17
 

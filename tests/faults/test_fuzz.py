@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from trak_lightning.errors import TrakError
-from trak_lightning.rundir import CheckpointRecord, RunDirectory, RunRecord, read_subset
+from trak_lightning.run.directory import CheckpointRecord, RunDirectory, RunRecord, read_subset
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.hdf5 import HDF5Store
 from trak_lightning.stores.manifest import Manifest

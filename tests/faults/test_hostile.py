@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from trak_lightning import weights
 from trak_lightning.cli import main
 from trak_lightning.errors import CheckpointError, CorruptFileError
-from trak_lightning.rundir import read_subset
+from trak_lightning.model import weight_files as weights
+from trak_lightning.run.directory import read_subset
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.stores.hdf5 import HDF5Store
 from trak_lightning.stores.manifest import Manifest

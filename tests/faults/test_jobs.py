@@ -9,7 +9,7 @@ import yaml
 from faults import acknowledged, rows
 
 from trak_lightning.cli import main, stamps
-from trak_lightning.rundir import RunDirectory
+from trak_lightning.run.directory import RunDirectory
 
 
 def test_two_runs_with_different_settings_race_for_one_directory_and_one_is_refused(job, whole, tmp_path):

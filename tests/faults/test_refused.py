@@ -153,7 +153,9 @@ def test_clocks_do_not_matter(job, whole, tmp_path):
 
 @pytest.mark.parametrize("blocks", [300, pytest.param(5000, marks=pytest.mark.slow)])
 def test_more_block_files_than_a_process_may_open(blocks, tmp_path, monkeypatch):
-    monkeypatch.setattr("trak_lightning.atomic.fsync", lambda path: None)  # of the many files that are only made here
+    monkeypatch.setattr(
+        "trak_lightning.run.atomic.fsync", lambda path: None
+    )  # of the many files that are only made here
     spec = replace(SPEC, num_samples=blocks * 2, batch_size=2, block_size=2)
     with limit(resource.RLIMIT_NOFILE, 256):
         created = filled_store(HDF5Store(), tmp_path / "features", spec)
@@ -185,6 +187,6 @@ def test_what_the_operating_system_says_is_passed_on(tmp_path, monkeypatch):
     def refuse(path):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("trak_lightning.atomic.fsync", refuse)
+    monkeypatch.setattr("trak_lightning.run.atomic.fsync", refuse)
     with pytest.raises(StorageError, match=r"cannot write .*block-00000.h5: Input/output error: what is stored so far"):
         created.write_block(0, some_rows(SPEC, 0))

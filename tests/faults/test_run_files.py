@@ -8,16 +8,16 @@ import pytest
 import torch
 import yaml
 
-from trak_lightning import weights
 from trak_lightning.cli import main
 from trak_lightning.errors import TrakError
-from trak_lightning.evaluation.outputs import output_path, read_outputs
-from trak_lightning.rundir import CheckpointRecord, RunDirectory, RunRecord, read_json, read_subset
+from trak_lightning.model import weight_files as weights
+from trak_lightning.retraining.outputs import output_path, read_outputs
+from trak_lightning.run.directory import CheckpointRecord, RunDirectory, RunRecord, read_json, read_subset
+from trak_lightning.scoring.score_run import score_run
 from trak_lightning.scoring.scores import Scores
-from trak_lightning.scoring.stage import score_run
 from trak_lightning.scoring.trak import Trak
+from trak_lightning.stores.configured import open_store
 from trak_lightning.stores.hdf5 import HDF5Store
-from trak_lightning.stores.run import open_store
 from trak_lightning.testing.stores import SPEC, filled_store
 
 

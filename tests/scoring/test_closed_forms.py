@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trak_lightning.scoring.gradients import GradientDot
+from trak_lightning.scoring.gradient_scorers import GradientDot
 from trak_lightning.scoring.trak import LeaveOneOut, Trak
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trak_lightning import registry
-from trak_lightning.scoring.gradients import GradientDot
+from trak_lightning.scoring.gradient_scorers import GradientDot
 from trak_lightning.scoring.inner_products import InnerProducts, Part
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.testing import ScorerConformance

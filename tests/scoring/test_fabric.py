@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trak_lightning.errors import DataError
-from trak_lightning.rundir import CheckpointRecord, RunDirectory
+from trak_lightning.run.directory import CheckpointRecord, RunDirectory
 from trak_lightning.scoring.compute import Compute
 from trak_lightning.scoring.fabric import _TorchLeft, _TorchSquares
 from trak_lightning.scoring.scores import Scores

@@ -41,7 +41,7 @@ def test_values_are_an_array_that_is_mapped_and_not_read(scores, values):
 
 @pytest.mark.parametrize("band", [1, 4 * 6 * 7, 4 * 6 * 30, 4 * 6 * 1000])
 def test_the_matrix_is_the_same_however_much_of_it_is_written_at_once(band, values, scores, tmp_path, monkeypatch):
-    monkeypatch.setattr("trak_lightning.scoring.score_file.BAND_BYTES", band)
+    monkeypatch.setattr("trak_lightning.scoring.score_writer.BAND_BYTES", band)
     monkeypatch.setattr("trak_lightning.scoring.scores.TARGETS_AT_ONCE", 4)
     found = write_scores(tmp_path / "again.h5", Given(values), {"request": 1})
     assert found.path.read_bytes() == scores.path.read_bytes()

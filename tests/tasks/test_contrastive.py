@@ -7,11 +7,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
-from trak_lightning.data import AttributionData
+from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError
 from trak_lightning.extractors.functional import Functional
 from trak_lightning.extractors.hooks import Hooks
-from trak_lightning.fitting import FitFile, Reference
+from trak_lightning.featurize.fitting import FitFile, Reference
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.tasks.contrastive import Contrastive
 from trak_lightning.testing import TaskConformance

@@ -10,9 +10,9 @@ from transformers import BatchEncoding
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from trak_lightning import registry
+from trak_lightning.data.samples import take_sample
 from trak_lightning.errors import DataError
 from trak_lightning.extractors.hooks import Hooks
-from trak_lightning.extractors.samples import take_sample
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.tasks.margin import margin
 

@@ -10,7 +10,7 @@ from trak_lightning.errors import DataError
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.tasks.language import CausalLM, Seq2SeqLM
-from trak_lightning.tasks.targets import TokenTargets, continuation
+from trak_lightning.tasks.token_targets import TokenTargets, continuation
 from trak_lightning.testing import TaskConformance
 from trak_lightning.testing.extractors import autograd_loop
 

@@ -5,9 +5,9 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from trak_lightning import registry
-from trak_lightning.rundir import RunDirectory
+from trak_lightning.retraining.settings import EnsembleSettings, EvaluationSettings
+from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Scorer
-from trak_lightning.settings import EnsembleSettings, EvaluationSettings
 from trak_lightning.stores.base import FeatureStore
 
 # Not Any: jsonargparse would import the class that an Any value names.

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from trak_lightning.checkpoints import Checkpoint
 from trak_lightning.cli.output import narrated, summary
 from trak_lightning.cli.training import Job
 from trak_lightning.errors import IncompleteRunError
+from trak_lightning.model.checkpoints import Checkpoint
 
 
 def check(argv: Sequence[str]) -> int:

@@ -6,10 +6,10 @@ from jsonargparse import ArgumentParser
 
 from trak_lightning.cli.names import rewrite
 from trak_lightning.cli.output import summary
-from trak_lightning.importing import describe
-from trak_lightning.importing import import_traker as import_features
-from trak_lightning.rundir import RunDirectory
-from trak_lightning.stores.run import open_store
+from trak_lightning.interop.traker import describe
+from trak_lightning.interop.traker import import_traker as import_features
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.stores.configured import open_store
 
 
 def import_traker(argv: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from trak_lightning.cli.output import summary
 from trak_lightning.errors import IncompleteRunError, SettingsError
-from trak_lightning.rundir import RunDirectory
+from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.scores import open_scores
 
 
@@ -50,7 +50,7 @@ def report(argv: Sequence[str]) -> int:
     render = _function(options.render)
 
     from trak_lightning.cli.training import Job
-    from trak_lightning.report.stage import write_report
+    from trak_lightning.report.write import write_report
 
     job = Job("report", ["--config", str(run.config), "--run_dir", str(run.path)])
     written = write_report(

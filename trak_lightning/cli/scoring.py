@@ -8,18 +8,18 @@ from typing import Literal
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from trak_lightning.atomic import atomic_write
 from trak_lightning.cli.arguments import TRAINING_KEYS, light_parser, open_run
 from trak_lightning.cli.names import rewrite
 from trak_lightning.cli.output import summary
 from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
-from trak_lightning.evaluation.stage import evaluate_run
-from trak_lightning.rundir import RunDirectory
+from trak_lightning.evaluation.lds_run import evaluate_run
+from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.compute import LOCAL, Compute
 from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.ranking import Ranking, rank
+from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import open_scores
-from trak_lightning.scoring.stage import load_features, score_run
 from trak_lightning.stores.base import FeatureStore
 
 

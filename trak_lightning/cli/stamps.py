@@ -16,7 +16,7 @@ from typing import Any
 from trak_lightning import __version__
 from trak_lightning.cli.names import load_config
 from trak_lightning.errors import TrakError
-from trak_lightning.rundir import RunDirectory
+from trak_lightning.run.directory import RunDirectory
 
 
 def finished(command: str, argv: Sequence[str]) -> bool:

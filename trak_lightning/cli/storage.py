@@ -10,13 +10,13 @@ from jsonargparse import ArgumentParser
 from trak_lightning.cli.names import load_config
 from trak_lightning.cli.output import summary
 from trak_lightning.errors import CorruptFileError, TrakError
-from trak_lightning.ranges import ranges
-from trak_lightning.rundir import RunDirectory
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.ranges import ranges
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureSet, FeatureStore
+from trak_lightning.stores.configured import open_store
 from trak_lightning.stores.merge import merge as merge_runs
-from trak_lightning.stores.run import open_store
 
 
 def info(argv: Sequence[str]) -> int:

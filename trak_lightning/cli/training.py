@@ -12,26 +12,26 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from trak_lightning import registry
 from trak_lightning.api import TRAK
-from trak_lightning.atomic import atomic_create, atomic_write
-from trak_lightning.checkpoints import expand, has_wildcard
 from trak_lightning.cli import stamps
 from trak_lightning.cli.arguments import add_run_arguments, open_run
 from trak_lightning.cli.names import rewrite
 from trak_lightning.cli.output import narrated, summary
 from trak_lightning.cli.workers import retrain_in_processes
-from trak_lightning.data import AttributionData
-from trak_lightning.ensemble import checkpoint_paths, train_ensemble
+from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
-from trak_lightning.evaluation.further import Further
-from trak_lightning.evaluation.outputs import Retraining, missing, output_path
-from trak_lightning.evaluation.retraining import Trainer
-from trak_lightning.evaluation.stage import evaluate_run, models_folder
+from trak_lightning.evaluation.experiments import Further
+from trak_lightning.evaluation.lds_run import evaluate_run, models_folder
 from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.model.checkpoints import expand, has_wildcard
 from trak_lightning.projectors.base import Projector
-from trak_lightning.quiet import quiet_lightning
-from trak_lightning.scoring.stage import score_run
-from trak_lightning.shards import Shard, unfinished
-from trak_lightning.subsets import SubsetPlan
+from trak_lightning.retraining.outputs import Retraining, missing, output_path
+from trak_lightning.retraining.retrainer import Trainer
+from trak_lightning.retraining.subsets import SubsetPlan
+from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
+from trak_lightning.run.atomic import atomic_create, atomic_write
+from trak_lightning.runtime.lightning import quiet_lightning
+from trak_lightning.scoring.score_run import score_run
+from trak_lightning.stores.shards import Shard, unfinished
 from trak_lightning.tasks.base import Task
 
 # What a Trainer does by default that a run directory makes superfluous.

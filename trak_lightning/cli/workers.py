@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from trak_lightning.errors import IncompleteRunError
-from trak_lightning.evaluation.outputs import Retraining, missing
+from trak_lightning.retraining.outputs import Retraining, missing
 
 SAID = 2000
 """Characters of a failed process's last words that are passed on."""

@@ -14,7 +14,7 @@ from trak_lightning.demos.glosses import GLOSSES
 from trak_lightning.demos.pretrained import locate, transformers
 from trak_lightning.demos.tables import columns, read_table
 from trak_lightning.errors import DataError
-from trak_lightning.selection import select
+from trak_lightning.model.parameters import select
 
 
 class TextClassifier(TransformerModule):
@@ -23,7 +23,7 @@ class TextClassifier(TransformerModule):
     Args:
         pretrained: of the hub, or a folder.
         num_labels: classes.
-        trainable: which parameters are trained, as patterns (see `trak_lightning.selection.select`); all if None.
+        trainable: which parameters are trained, as patterns (see `trak_lightning.model.parameters.select`); all if None.
         lr: peak learning rate.
         weight_decay: of AdamW.
     """

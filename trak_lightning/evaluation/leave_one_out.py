@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from trak_lightning.evaluation.lds import bootstrap_mean, spearman
-from trak_lightning.evaluation.outputs import Retrained
 from trak_lightning.evaluation.result import Result
+from trak_lightning.retraining.outputs import Retrained
 from trak_lightning.scoring.base import Array
 
 

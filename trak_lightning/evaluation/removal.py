@@ -10,8 +10,8 @@ import numpy as np
 
 from trak_lightning.errors import DataError
 from trak_lightning.evaluation.lds import bootstrap_mean
-from trak_lightning.evaluation.outputs import Retrained
 from trak_lightning.evaluation.result import Result, Series
+from trak_lightning.retraining.outputs import Retrained
 from trak_lightning.scoring.base import Array
 from trak_lightning.seeds import derive_seed
 

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trak_lightning.atomic import atomic_write
 from trak_lightning.errors import CorruptFileError
-from trak_lightning.rundir import read_json
+from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.directory import read_json
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Result:
 
     def write(self, path: Path) -> None:
         """As JSON, and the figure beside it as SVG and PNG if there is one and matplotlib to draw it."""
-        from trak_lightning import figures
+        from trak_lightning.evaluation import figures
 
         with atomic_write(path) as part:
             part.write_text(json.dumps(asdict(self), indent=1))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.state import requiring
 from trak_lightning.gradients import GradientBlock, ParameterLayout
-from trak_lightning.sharded import whole
+from trak_lightning.model.dtensor import whole
 from trak_lightning.tasks.base import Task
 
 _ROUNDED = 1e-11

@@ -6,14 +6,14 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from trak_lightning.data.samples import batch_size
 from trak_lightning.errors import TrakError, UnsupportedModelError
 from trak_lightning.extractors.audit import Audit, reference
 from trak_lightning.extractors.base import GradientExtractor, RuleUse, describe
 from trak_lightning.extractors.functional import Functional
 from trak_lightning.extractors.hooks import Hooks
+from trak_lightning.extractors.hooks.probe import take
 from trak_lightning.extractors.iterative import Iterative
-from trak_lightning.extractors.probe import take
-from trak_lightning.extractors.samples import batch_size
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.tasks.base import Task
 

@@ -5,13 +5,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from trak_lightning.data.samples import batch_size, is_batched, over_samples
+from trak_lightning.data.trees import flatten
 from trak_lightning.errors import SettingsError, TrakError, UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.extractors.samples import batch_size, is_batched, over_samples
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
-from trak_lightning.sharded import require_whole
+from trak_lightning.model.dtensor import require_whole
 from trak_lightning.tasks.base import Task
-from trak_lightning.trees import flatten
 
 
 class Functional(GradientExtractor):

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.data.samples import batch_size, take_sample
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.extractors.samples import batch_size, take_sample
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
-from trak_lightning.sharded import require_whole
+from trak_lightning.model.dtensor import require_whole
 from trak_lightning.tasks.base import Task
 
 

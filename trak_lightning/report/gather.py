@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from trak_lightning import figures
 from trak_lightning.errors import DataError
+from trak_lightning.evaluation import figures
 from trak_lightning.evaluation.result import read_result
 from trak_lightning.report import duplicates
 from trak_lightning.report.contents import Example, Fact, Figure, Report, Suspect, Target
 from trak_lightning.report.samples import Samples, Shown
-from trak_lightning.rundir import RunDirectory, read_json
+from trak_lightning.run.directory import RunDirectory, read_json
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import held_out_probabilities, self_influence

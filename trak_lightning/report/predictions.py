@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from trak_lightning.checkpoints import Checkpoint
-from trak_lightning.data import AttributionData
-from trak_lightning.featurizer import to_device
-from trak_lightning.rundir import RunDirectory
+from trak_lightning.data.dataset import AttributionData
+from trak_lightning.featurize.module import to_device
+from trak_lightning.model.checkpoints import Checkpoint
+from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array
 from trak_lightning.tasks.base import Task
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from trak_lightning.atomic import atomic_write
-from trak_lightning.rundir import UNREADABLE
+from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.directory import UNREADABLE
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.validation import identity

@@ -10,12 +10,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.comparison import first_difference
 from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError
-from trak_lightning.rundir import RunDirectory
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.fingerprint import first_difference
 from trak_lightning.scoring.base import Scoring, chunks
 from trak_lightning.scoring.ranking import Ranking, RunningRanking, merged, rank
-from trak_lightning.scoring.score_file import CHECKSUMS, checksums, shared_file
+from trak_lightning.scoring.score_writer import CHECKSUMS, checksums, shared_file
 
 SCHEMA_VERSION = 1
 KEPT = 100

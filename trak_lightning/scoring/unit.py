@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from trak_lightning.scoring.base import CheckpointFeatures
-from trak_lightning.scoring.gradients import unit_rows
+from trak_lightning.scoring.gradient_scorers import unit_rows
 from trak_lightning.scoring.views import FeatureView
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 

@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.atomic import atomic_write, new_hdf5
 from trak_lightning.errors import CorruptFileError, IncompleteRunError, PluginError, TrakError
+from trak_lightning.run.atomic import atomic_write, new_hdf5
 from trak_lightning.stores.arrays import checksum, layout
 from trak_lightning.stores.buffers import Buffers
 from trak_lightning.stores.form import Form, Forms, Types, read_into

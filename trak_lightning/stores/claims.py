@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from trak_lightning.atomic import refused
+from trak_lightning.run.atomic import refused
 from trak_lightning.stores.base import FeatureSet
 
 try:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.atomic import sweep
-from trak_lightning.comparison import require_same
 from trak_lightning.errors import (
     CorruptFileError,
     IncompleteRunError,
     SettingsError,
     StorageError,
 )
+from trak_lightning.run.atomic import sweep
+from trak_lightning.run.fingerprint import require_same
 from trak_lightning.stores.arrays import from_arrays, to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.block_file import (

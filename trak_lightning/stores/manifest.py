@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from trak_lightning.atomic import atomic_create, atomic_write
 from trak_lightning.errors import CorruptFileError, StorageError
+from trak_lightning.run.atomic import atomic_create, atomic_write
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureSpec
 from trak_lightning.stores.encoding import DTYPES

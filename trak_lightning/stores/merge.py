@@ -10,16 +10,16 @@ from typing import Any, TypeAlias
 import h5py
 import numpy as np
 
-from trak_lightning.atomic import atomic_hdf5
-from trak_lightning.comparison import require_same
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
-from trak_lightning.ranges import ranges
-from trak_lightning.rundir import RunDirectory
+from trak_lightning.run.atomic import atomic_hdf5
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.fingerprint import require_same
+from trak_lightning.run.ranges import ranges
 from trak_lightning.stores.arrays import COLUMNS, checksum, to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSet
+from trak_lightning.stores.configured import open_store
 from trak_lightning.stores.encoding import STORED
 from trak_lightning.stores.manifest import Manifest
-from trak_lightning.stores.run import open_store
 from trak_lightning.stores.transfer import write_run
 from trak_lightning.stores.validation import identity
 

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from trak_lightning import registry
-from trak_lightning.atomic import atomic_write
 from trak_lightning.errors import StorageError
-from trak_lightning.rundir import CheckpointRecord, RunDirectory, RunRecord
+from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.directory import CheckpointRecord, RunDirectory, RunRecord
 from trak_lightning.stores.base import FeatureRows, FeatureSpec, FeatureStore
-from trak_lightning.stores.run import open_store
+from trak_lightning.stores.configured import open_store
 
 
 def write_run(

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.tasks.fields import Inputs, Key
-from trak_lightning.tasks.labels import require_binary
-from trak_lightning.tasks.losses import Logistic, require_smoothing
+from trak_lightning.tasks.logistic import Logistic, require_smoothing
 from trak_lightning.tasks.supervised import SupervisedTask
 from trak_lightning.tasks.terms import Reduction, SumOfMargins, Terms
+from trak_lightning.tasks.validation import require_binary
 
 
 class BinaryClassification(SupervisedTask):

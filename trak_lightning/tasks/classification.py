@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
 from trak_lightning.tasks.fields import Inputs, Key
-from trak_lightning.tasks.labels import require_classes
-from trak_lightning.tasks.losses import CrossEntropy, Logistic
+from trak_lightning.tasks.logistic import CrossEntropy, Logistic
 from trak_lightning.tasks.margin import margin
 from trak_lightning.tasks.supervised import SupervisedTask
+from trak_lightning.tasks.validation import require_classes
 
 
 class Classification(SupervisedTask):
     """Multiclass margin: ``f = log(p_y / (1 − p_y)) = logit_y − logsumexp(other logits)``.
 
     Loss weight q = 1 − p_y and curvature r = p_y(1 − p_y) follow from f, since p_y = sigmoid(f). Park et al. 2023,
-    section 3.1. For a loss with weighted classes or smoothed labels, see `trak_lightning.tasks.losses.CrossEntropy`.
+    section 3.1. For a loss with weighted classes or smoothed labels, see `trak_lightning.tasks.logistic.CrossEntropy`.
 
     The model maps inputs to logits (B, C); labels are integers (B,) in 0 … C−1. Batches and models are those of
     `SupervisedTask`.

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.fields import Arguments, Inputs, Key, as_named, describe, field, select
-from trak_lightning.tasks.recall import Recall
+from trak_lightning.tasks.memo import Recall
 
 EMBEDDINGS = ("image_embeds", "text_embeds")
 """What ``CLIPModel`` calls φ and ψ."""

@@ -21,7 +21,7 @@ class CausalLM(TokenMargins):
 
     Labels are those of the tokens themselves, as `transformers` has them: what the model predicts at position t is held
     against the label at t + 1. A batch without labels is its own label where its attention mask is 1. Labels do not
-    count where they are `ignore_index`, or where a ``target_mask`` in the batch is 0 (`trak_lightning.tasks.targets`
+    count where they are `ignore_index`, or where a ``target_mask`` in the batch is 0 (`trak_lightning.tasks.token_targets`
     makes such targets). All other tensors are passed to the model, attention masks and position ids included.
 
     Rows may be packed: several documents, told apart by `position_ids` that begin again at 0, without an attention mask. The

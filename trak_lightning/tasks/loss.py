@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.data.samples import batch_size, take_sample
 from trak_lightning.errors import DataError, SettingsError, UnsupportedModelError
-from trak_lightning.extractors.samples import batch_size, take_sample
 from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.fields import Inputs, as_named, describe, select, tensors
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.tasks.fields import Inputs, Key
-from trak_lightning.tasks.losses import Logistic
-from trak_lightning.tasks.recall import Recall
+from trak_lightning.tasks.logistic import Logistic
+from trak_lightning.tasks.memo import Recall
 from trak_lightning.tasks.supervised import SupervisedTask
 
 Reduction: TypeAlias = Literal["sum", "mean"]

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
 from trak_lightning.tasks.fields import Inputs, Key
-from trak_lightning.tasks.labels import require_classes
-from trak_lightning.tasks.losses import CrossEntropy
+from trak_lightning.tasks.logistic import CrossEntropy
 from trak_lightning.tasks.margin import margin
 from trak_lightning.tasks.terms import Reduction, SumOfMargins, Terms
+from trak_lightning.tasks.validation import require_classes
 
 Level: TypeAlias = Literal["sequence", "token"]
 

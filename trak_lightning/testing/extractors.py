@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.data.samples import take_sample
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.extractors.samples import take_sample
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.tasks.base import Task
 from trak_lightning.testing.models import CASES, Case, Sum

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trak_lightning.extractors.samples import take_sample
+from trak_lightning.data.samples import take_sample
+from trak_lightning.data.trees import map_leaves
 from trak_lightning.tasks.base import Task
-from trak_lightning.trees import map_leaves
 
 SIZE = 4
 STEP = 1e-5

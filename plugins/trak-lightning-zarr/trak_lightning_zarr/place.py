@@ -14,8 +14,8 @@ from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from trak_lightning.atomic import fsync, refused
 from trak_lightning.errors import PluginError, StorageError, TrakError
+from trak_lightning.run.atomic import fsync, refused
 
 
 class Place:

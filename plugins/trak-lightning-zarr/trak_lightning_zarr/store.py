@@ -6,8 +6,8 @@ from typing import Any
 
 import zarr
 
-from trak_lightning.comparison import require_same
 from trak_lightning.errors import CorruptFileError, IncompleteRunError, SettingsError
+from trak_lightning.run.fingerprint import require_same
 from trak_lightning.stores import FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.block_file import COMPRESSIONS, Compression
 from trak_lightning.stores.encoding import DTYPES, Dtype

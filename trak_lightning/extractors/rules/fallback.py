@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
-from trak_lightning.autocast import AutocastState, under_autocast
-from trak_lightning.extractors.placement import Misplaced
+from trak_lightning.data.samples import over_samples
+from trak_lightning.data.trees import Rebuild, flatten, snapshot
+from trak_lightning.extractors.hooks.placement import Misplaced
 from trak_lightning.extractors.rules.registry import Names
-from trak_lightning.extractors.samples import over_samples
 from trak_lightning.gradients import DenseBlock, GradientBlock
-from trak_lightning.trees import Rebuild, flatten, snapshot
+from trak_lightning.model.autocast import AutocastState, under_autocast
 
 
 @dataclass

@@ -1,0 +1,191 @@
+"""Checkpoints are named by their weights, fit the model or are refused, and execute nothing."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from trak_lightning.errors import CheckpointError
+from trak_lightning.model.checkpoints import Checkpoint, expand, subset_path
+
+
+@pytest.fixture
+def model():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def sharded(state, folder):
+    """As ``save_pretrained`` cuts a large model."""
+    folder.mkdir()
+    names = sorted(state)
+    parts = {"model-1-of-2.safetensors": names[:3], "model-2-of-2.safetensors": names[3:]}
+    for file, part in parts.items():
+        save_file({name: state[name] for name in part}, folder / file)
+    places = {name: file for file, part in parts.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+def in_folder(state, folder, file, save):
+    folder.mkdir()
+    save(state, folder / file)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+FORMATS = {
+    "a state dict": lambda state, path: state,
+    "torch.save": lambda state, path: torch.save(state, path) or str(path),
+    "Lightning": lambda state, path: torch.save({"state_dict": state, "epoch": 3, "callbacks": {}}, path) or path,
+    "a tutorial's": lambda state, path: torch.save({"model_state_dict": state, "epoch": 3}, path) or path,
+    "safetensors": lambda state, path: (
+        save_file(state, path.with_suffix(".safetensors")) or path.with_suffix(".safetensors")
+    ),
+    "a folder": lambda state, path: in_folder(state, path, "model.safetensors", save_file),
+    "an old folder": lambda state, path: in_folder(state, path, "pytorch_model.bin", torch.save),
+    "a sharded folder": sharded,
+    "of a compiled model": lambda state, path: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+    "of a distributed model": lambda state, path: {f"module.{name}": tensor for name, tensor in state.items()},
+    "of both": lambda state, path: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_same_weights_in_any_format_are_the_same_checkpoint(kind, model, tmp_path):
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    checkpoint = Checkpoint.of(FORMATS[kind](state, tmp_path / "weights"), model)
+    assert checkpoint.id == Checkpoint.of(state, model).id
+    nn.init.zeros_(model[0].weight)
+    checkpoint.load_into(model)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_other_weights_are_another_checkpoint(model):
+    state = model.state_dict()
+    changed = {name: tensor + (name == "0.bias") * 1e-7 for name, tensor in state.items()}
+    assert Checkpoint.of(changed, model).id != Checkpoint.of(state, model).id
+
+
+def test_weights_that_are_tied_in_the_model_may_be_in_the_file_once(tmp_path):
+    config = GPT2Config(vocab_size=7, n_positions=4, n_embd=4, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    model = GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path)
+    checkpoint = Checkpoint.of(tmp_path, model)
+    expected = model.lm_head.weight.detach().clone()
+    nn.init.zeros_(model.lm_head.weight)
+    checkpoint.load_into(model)
+    assert torch.equal(model.lm_head.weight, expected)
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+class Classifier(nn.Sequential):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_adapter_is_put_around_the_weights_that_the_model_has(wrapped, tmp_path):
+    base = Classifier()
+    settings = LoraConfig(target_modules=["body"], modules_to_save=["head"], r=2, init_lora_weights=False)
+    trained = get_peft_model(base, settings)
+    trained.save_pretrained(tmp_path / "adapter")
+    fresh = Classifier()
+    fresh.load_state_dict(dict(zip(fresh.state_dict(), _base(trained), strict=True)))
+    model = PeftModel.from_pretrained(fresh, tmp_path / "adapter", is_trainable=True)
+    model = nn.ModuleDict({"inner": model}) if wrapped else model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    checkpoint = Checkpoint.of(tmp_path / "adapter", model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            nn.init.zeros_(parameter)
+            assert before[name].any()
+    checkpoint.load_into(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"holds an adapter, and Linear has none.*PeftModel.from_pretrained"):
+        Checkpoint.of(tmp_path / "adapter", nn.Linear(1, 1))
+
+
+def _base(peft_model):
+    state = peft_model.get_base_model().state_dict()
+    names = (
+        "body.base_layer.weight",
+        "body.base_layer.bias",
+        "head.original_module.weight",
+        "head.original_module.bias",
+    )
+    return [state[name] for name in names]
+
+
+def test_wildcards_find_the_steps_of_a_run_in_order(tmp_path):
+    for step in (1000, 500, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    np.save(tmp_path / "checkpoint-20.subset.npy", np.arange(3))
+    found = expand([tmp_path / "checkpoint-*"])
+    assert found == [str(tmp_path / f"checkpoint-{step}") for step in (20, 500, 1000)]
+    assert subset_path(found[0]).exists()
+    with pytest.raises(CheckpointError, match=r"no checkpoint matches .*step-\*"):
+        expand([tmp_path / "step-*"])
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_with_the_first_misfit(model, tmp_path):
+    torch.save(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(
+        CheckpointError, match=r"a.pt does not fit Sequential: 0.weight is \(5, 3\) in the checkpoint and \(4, 3\)"
+    ):
+        Checkpoint.of(tmp_path / "a.pt", model)
+
+
+def test_names_that_differ_by_a_prefix_are_refused_with_the_prefix(model):
+    wrapped = {f"net.{name}": tensor for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="only by the prefix 'net.' in the checkpoint"):
+        Checkpoint.of(wrapped, model)
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "message"),
+    [
+        ({"a.pt": b"not a checkpoint"}, "a.pt", "cannot be read"),
+        ({}, "a.pt", "there is no checkpoint file or folder"),
+        ({"a.safetensors": b"not tensors"}, "a.safetensors", "cannot be read as safetensors"),
+        ({"out/checkpoint-5/x": b"", "out/checkpoint-10/x": b""}, "out", r"2 checkpoints.*Name these: .*checkpoint-\*"),
+        ({"out/config.json": b"{}"}, "out", "holds no weights: expected model.safetensors, .*; found config.json"),
+        ({"out/.metadata": b"", "out/__0_0.distcp": b""}, "out", "sharded checkpoint.*consolidate_checkpoint"),
+        (
+            {"out/model.safetensors.index.json": b'{"weight_map": {"a": "../../secret.safetensors"}}'},
+            "out",
+            "no index of weights: ValueError: a file in it lies elsewhere",
+        ),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(files, source, message, model, tmp_path):
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.of(tmp_path / source, model)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["HOSTILE_FOLDER"],)
+
+
+@pytest.mark.parametrize("place", ["a.pt", "out/pytorch_model.bin", "out/adapter_model.bin"])
+def test_pickled_code_is_not_executed(place, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOSTILE_FOLDER", str(tmp_path / "executed"))
+    (tmp_path / "out").mkdir()
+    torch.save({"state_dict": {"0.weight": Hostile()}}, tmp_path / place)
+    with pytest.raises(CheckpointError, match="weights_only=False"):
+        Checkpoint.of(tmp_path / place.split("/")[0], model)
+    assert not (tmp_path / "executed").exists()

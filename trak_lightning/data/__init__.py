@@ -1,0 +1,1 @@
+"""The user's samples: datasets in order, batches taken apart, moved to a device."""

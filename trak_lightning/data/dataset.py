@@ -1,0 +1,205 @@
+"""The user's own data, in the order of the dataset: every sample once, under its own index, whatever their loader does.
+
+Loaders are not used as they are: training loaders shuffle, drop the last batch and oversample. Dataset and collate
+function are taken from them and a loader is built around whole global batches in index order. What would change the
+set of samples or their content (subset samplers, random augmentation) is refused by name.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
+
+from trak_lightning.data.trees import flatten
+from trak_lightning.errors import DataError
+
+# The samplers that draw from the whole dataset: reading it in order gives the same set of samples.
+WHOLE_DATASET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
+
+
+class Batches(Protocol):
+    """Lists of indices, made when they are asked for; their number is known, or an upper bound of it."""
+
+    def __iter__(self) -> Iterator[Sequence[int]]: ...
+
+    def __len__(self) -> int: ...
+
+
+class IndexedBatch(NamedTuple):
+    """A collated batch and the dataset positions of its samples, (B,)."""
+
+    index: Tensor  # type: ignore[assignment]  # a field, though tuples have a method of that name
+    batch: Any
+
+
+@dataclass(frozen=True)
+class AttributionData:
+    """A dataset with all that is needed to load any of its samples, by index."""
+
+    dataset: Any
+    collate_fn: Callable[[list[Any]], Any]
+    batch_size: int
+    num_workers: int = 0
+    multiprocessing_context: Any = None
+    hooks: Any = None
+    """A DataModule whose batch transfer hooks are used, as they were in training."""
+
+    @classmethod
+    def of(
+        cls, source: "Dataset | DataLoader | AttributionData", batch_size: int | None = None, *, hooks: Any = None
+    ) -> "AttributionData":
+        """From a map-style dataset (batch size 64 unless given) or a loader of one (its own batch size unless given).
+
+        Raises:
+            DataError: an iterable dataset, a sampler that restricts the dataset, an empty dataset.
+        """
+        if isinstance(source, AttributionData):
+            return source
+        dataset = source.dataset if isinstance(source, DataLoader) else source
+        if isinstance(dataset, IterableDataset) or not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
+            raise DataError(
+                f"{type(dataset).__name__} has no length or no indices, so a score could not be told which sample it "
+                "belongs to. Give a map-style dataset: one with __len__ and __getitem__."
+            )
+        if len(dataset) == 0:
+            raise DataError(f"{type(dataset).__name__} is empty: there is nothing to attribute")
+        if batch_size is not None and batch_size < 1:
+            raise DataError(f"batch_size must be a positive number of samples, got {batch_size}")
+        if not isinstance(source, DataLoader):
+            return cls(dataset, default_collate, batch_size or 64, hooks=hooks)
+        check_samplers(source)
+        # A loader without automatic batching hands out samples, not batches.
+        collate = source.collate_fn if source.batch_sampler is not None else default_collate
+        return cls(
+            dataset,
+            collate,
+            batch_size or source.batch_size or 64,
+            source.num_workers,
+            source.multiprocessing_context,
+            hooks,
+        )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, indices: Sequence[int]) -> Any:
+        """The collated batch of these samples."""
+        return self.collate_fn([self.dataset[i] for i in indices])
+
+    def fingerprint(self, length: int | None = None) -> str:
+        """A hash of the first, middle and last sample, which are read twice; of the first `length` samples if given.
+
+        Raises:
+            DataError: the two readings differ, as they do under random augmentation.
+        """
+        length = len(self) if length is None else length
+        probes = sorted({0, length // 2, length - 1})
+        first, second = ([_digest(self.batch([i])) for i in probes] for _ in range(2))
+        for probe, (one, other) in zip(probes, zip(first, second, strict=True), strict=True):
+            if one != other:
+                raise DataError(
+                    f"sample {probe} of {type(self.dataset).__name__} differs each time it is read: random augmentation? "
+                    "Scores belong to fixed samples. Attribute to the dataset without random transforms; from a "
+                    "configuration file, name a DataModule loader without them (train_split: NAME uses NAME_dataloader)."
+                )
+        return hashlib.sha256("".join(first).encode()).hexdigest()[:16]
+
+    def digest(self, positions: Sequence[int]) -> str:
+        """A hash of these samples."""
+        return hashlib.sha256("".join(_digest(self.batch([i])) for i in positions).encode()).hexdigest()[:16]
+
+    def loader(self, batches: Batches, *, pin_memory: bool = False) -> DataLoader:
+        """A loader of `IndexedBatch`, one for each list of indices in `batches`."""
+        return DataLoader(
+            _Indexed(self.dataset),
+            batch_sampler=BatchPlan(batches),
+            collate_fn=_IndexedCollate(self.collate_fn),
+            num_workers=self.num_workers,
+            multiprocessing_context=self.multiprocessing_context,
+            pin_memory=pin_memory,
+        )
+
+
+def check_samplers(loader: DataLoader) -> None:
+    """Refuse a loader whose samples are not those of its dataset.
+
+    Raises:
+        DataError: names the sampler and the way out.
+    """
+    batch_sampler, sampler = loader.batch_sampler, loader.sampler
+    if batch_sampler is not None and type(batch_sampler) is not BatchSampler:
+        raise DataError(
+            f"the loader has a batch sampler of its own, {type(batch_sampler).__name__}, which may leave out or repeat "
+            "samples. Give the dataset itself, or a loader with batch_size."
+        )
+    if not isinstance(sampler, WHOLE_DATASET_SAMPLERS):
+        raise DataError(
+            f"the loader draws through {type(sampler).__name__}, so its samples may not be those of its dataset. Wrap the "
+            "dataset in torch.utils.data.Subset to restrict it, or give the dataset itself."
+        )
+
+
+class BatchPlan:
+    """A batch sampler that hands out given lists of indices.
+
+    Lightning rebuilds every `BatchSampler`, and every object with ``batch_size`` and ``drop_last``, with settings of its
+    own; an object without these is kept as it is.
+    """
+
+    sampler: None = None
+    """Lightning 2.5 asks whether it shuffles."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(batch) for batch in self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+class _Indexed(Dataset):
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self._dataset[index]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+
+class _IndexedCollate:
+    def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+        self._collate_fn = collate_fn
+
+    def __call__(self, samples: list[tuple[int, Any]]) -> IndexedBatch:
+        indices, values = zip(*samples, strict=True)
+        return IndexedBatch(torch.tensor(indices), self._collate_fn(list(values)))
+
+
+def _digest(batch: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in flatten(batch)[0]:
+        if isinstance(leaf, Tensor):
+            tensor = leaf.detach().cpu().contiguous()
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(leaf, (str, bytes, int, float, bool)):
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()

@@ -1,0 +1,183 @@
+"""Who computes the gradient of which parameter: the account that has to come out even before anything is streamed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from trak_lightning.errors import UnsupportedModelError
+from trak_lightning.extractors.base import RuleUse
+from trak_lightning.extractors.hooks.placement import Placement, Where
+from trak_lightning.extractors.hooks.probe import Places
+from trak_lightning.extractors.rules import LayerRule, find_rule
+from trak_lightning.gradients import ParameterLayout
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module with a rule. `names` are its parameters, relative to it → in the layout; `place` is that of its output."""
+
+    name: str
+    module: nn.Module
+    rule: LayerRule
+    names: Mapping[str, str]
+    place: Where
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A module inside a shell that is not run again. `inputs` are those arguments that depend on the shell's parameters."""
+
+    module: nn.Module
+    inputs: dict[int, Where]
+    outputs: dict[int, Where]
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A module that is run again for some of the parameters in it. `outputs` are those that depend on them."""
+
+    name: str
+    module: nn.Module
+    names: Mapping[str, str]
+    inputs: dict[int, Where]
+    outputs: dict[int, Where]
+    inner: tuple[Inner, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a tape records. `unused` are parameters that no output has depended on so far; `copies` names the modules whose
+    arguments are changed in place later."""
+
+    layers: tuple[Layer, ...]
+    shells: tuple[Shell, ...]
+    unused: tuple[str, ...]
+    copies: frozenset[str]
+
+    def account(self, layout: ParameterLayout) -> list[RuleUse]:
+        """Every parameter of the layout, under what does it. A tied one counts where it is met first."""
+        modules: dict[str, list[Mapping[str, str]]] = {}
+        for layer in self.layers:
+            modules.setdefault(type(layer.module).__name__, []).append(layer.names)
+        for shell in self.shells:
+            modules.setdefault(f"{type(shell.module).__name__} (run again)", []).append(shell.names)
+        if self.unused:
+            modules["not used by the output"] = [{name: name for name in self.unused}]
+        counted: set[str] = set()
+        uses = []
+        for rule, owners in modules.items():
+            names = {name for own in owners for name in own.values()} - counted
+            counted |= names
+            uses.append(RuleUse(rule, len(owners), sum(layout.by_name[name].numel for name in names)))
+        return uses
+
+
+@dataclass
+class Location:
+    """One of the places where a model holds a parameter; tied parameters have several. `home` is the module that does
+    it: its owner, or one that the owner is in."""
+
+    path: str
+    name: str
+    home: str
+    lifted: bool = field(default=False)
+
+
+class Homes:
+    """Every parameter of the layout, and the module that is to do it."""
+
+    def __init__(self, model: nn.Module, layout: ParameterLayout) -> None:
+        self._model = model
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        names = {id(model.get_parameter(slot.name)): slot.name for slot in layout}
+        self.locations: list[Location] = []
+        seen = set()
+        for path, parameter in model.named_parameters(remove_duplicate=False):
+            owner, _, key = path.rpartition(".")
+            if id(parameter) in names and (id(self.modules[owner]), key) not in seen:
+                seen.add((id(self.modules[owner]), key))
+                self.locations.append(Location(path, names[id(parameter)], owner))
+
+    def settle(self, used: set[str], called: Iterable[nn.Module]) -> None:
+        """Lift to a module that is called what is owned by one that is not: a container, or a module whose parameters
+        another one uses."""
+        seen = set(called)
+        for location in self._of(used):
+            if self.modules[location.home] not in seen and (location.lifted or not self._elsewhere(location, seen)):
+                self.lift(location, seen)
+
+    def active(self, used: set[str], called: Iterable[nn.Module]) -> dict[str, dict[str, str]]:
+        """Called module → its parameters, relative to it → in the layout."""
+        seen, found = set(called), dict[str, dict[str, str]]()
+        for location in self._of(used):
+            if self.modules[location.home] in seen:
+                key = location.path[len(location.home) + 1 :] if location.home else location.path
+                found.setdefault(location.home, {})[key] = location.name
+        return found
+
+    def lift(self, location: Location, called: set[nn.Module]) -> None:
+        """To the next module around it that is called.
+
+        Raises:
+            UnsupportedModelError: there is none.
+        """
+        home = location.home
+        while home:
+            home = home.rpartition(".")[0]
+            if self.modules[home] in called:
+                location.home, location.lifted = home, True
+                return
+        raise UnsupportedModelError(
+            f"parameter {location.name} of {type(self._model).__name__} is used outside the forward of the module that owns it "
+            "and of all modules around it, so hooks cannot see where. Use extractor='functional' or 'iterative', or leave "
+            f"it out: parameters=['!{location.name}']."
+        )
+
+    def at(self, name: str, home: str | None = None) -> list[Location]:
+        """Where a parameter of the layout is done, or those of its places that one module does."""
+        return [location for location in self.locations if location.name == name and home in (None, location.home)]
+
+    def _of(self, used: set[str]) -> list[Location]:
+        return [location for location in self.locations if location.name in used]
+
+    def _elsewhere(self, location: Location, called: set[nn.Module]) -> bool:
+        return any(self.modules[other.home] in called for other in self.at(location.name) if other is not location)
+
+
+def layer_of(
+    name: str, module: nn.Module, names: Mapping[str, str], places: Places
+) -> tuple[Layer | None, dict[str, str]]:
+    """The layer that does some of these parameters by its rule, if any, and the parameters that remain."""
+    rule = find_rule(module)
+    ruled = {key: value for key, value in names.items() if rule is not None and rule.does(key)}
+    rest = {key: value for key, value in names.items() if key not in ruled}
+    if rule is None or not ruled:
+        return None, rest
+    return Layer(name, module, rule, ruled, places.outputs.get(0, "unknown")), rest
+
+
+def can_do(layer: Layer) -> bool:
+    """Whether the samples are where the layer's rule needs them."""
+    if layer.place == "one":
+        return not layer.rule.whole_call
+    if not isinstance(layer.place, Placement) or len(layer.place.dims) > 1:
+        return False
+    return layer.rule.positions or layer.place.dim == 0
+
+
+def inner_modules(module: nn.Module, names: Mapping[str, str], called: Mapping[nn.Module, Any]) -> list[nn.Module]:
+    """The outermost modules in `module` that own parameters and none of `names`."""
+    found: list[nn.Module] = []
+
+    def visit(parent: nn.Module, path: str) -> None:
+        for key, child in parent.named_children():
+            inside = f"{path}{key}."
+            if any(name.startswith(inside) for name in names) or child not in called:
+                visit(child, inside)
+            elif next(child.parameters(), None) is not None and child not in found:
+                found.append(child)
+
+    visit(module, "")
+    return found

@@ -1,0 +1,202 @@
+"""Making a plan, and proving it right on a batch before anything is streamed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from trak_lightning.errors import TrakError, UnsupportedModelError
+from trak_lightning.extractors.audit import Audit, reference, require_graph
+from trak_lightning.extractors.hooks.graph import Operations, operations
+from trak_lightning.extractors.hooks.placement import Placement, Where
+from trak_lightning.extractors.hooks.plan import (
+    Homes,
+    Inner,
+    Layer,
+    Location,
+    Plan,
+    Shell,
+    can_do,
+    inner_modules,
+    layer_of,
+)
+from trak_lightning.extractors.hooks.probe import Probe, Side, dependent, take
+from trak_lightning.extractors.hooks.tape import CannotDo, ChangedInPlace, Tape
+from trak_lightning.extractors.state import requiring
+from trak_lightning.gradients import ParameterLayout
+from trak_lightning.model.dtensor import any_sharded
+from trak_lightning.tasks.base import Task
+
+
+class Planner:
+    """Plans for one model and layout; remembers what earlier batches have shown.
+
+    Every parameter is first given to the rule of the layer that owns it. What cannot be right there (the layer is never
+    called, gives a value that all samples share, or an audit finds its gradients wrong) is lifted to the module around
+    it, which is re-run for it, and so on up to the model itself.
+    """
+
+    def __init__(self, model: nn.Module, layout: ParameterLayout) -> None:
+        self._model = model
+        self._layout = layout
+        self._homes = Homes(model, layout)
+        self._probe = Probe(model)
+        self._used: set[str] = set()
+        self._copies: set[str] = set()
+        self._whole: set[str] = set()
+        self._dependent: dict[tuple[nn.Module, Side], set[int]] = {}
+
+    def cover(self, task: Task, batch: Any, size: int) -> tuple[Plan, set[str], set[Operations]]:
+        """A plan that is right for `batch`, and what it was seen to be right for, names of modules and the operations of
+        the output's graph: none, if the gradients of the batch are not finite and nothing can be seen.
+
+        Raises:
+            UnsupportedModelError: there is none. Names parameters.
+        """
+        expected = reference(self._model, task, batch, self._layout)
+        self._used |= {name for name, grad in expected.grads.items() if grad is not None}
+        with requiring(self._model, ()):
+            looked = self._look(task, batch, size)
+        while True:
+            plan = self._plan(task, [take(batch, [sample] * 2, size) for sample in looked])
+            finite, audit = expected.finite, Audit(self._layout, expected)
+            try:
+                called, path = self._rehearse(plan, task, batch, size, audit)
+            except ChangedInPlace as change:
+                if change.module in self._copies:
+                    raise
+                self._copies.add(change.module)
+            except CannotDo as refusal:
+                self._lift(plan, refusal.names, str(refusal))
+            except TrakError:
+                raise
+            except Exception as error:
+                # Where a shared value was given an entry for each sample, the model may have taken it amiss.
+                given = {name for layer in plan.layers if layer.place == "one" for name in layer.names.values()}
+                given |= {
+                    name for shell in plan.shells if "one" in shell.outputs.values() for name in shell.names.values()
+                }
+                if not given:
+                    raise
+                self._lift(plan, given, f"{type(error).__name__}: {error}")
+            else:
+                if not finite:
+                    return plan, set(), set()
+                wrong = audit.wrong()
+                if not wrong:
+                    return plan, called, {path}
+                some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
+                self._lift(plan, set(wrong), f"{some}{' …' if len(wrong) > 5 else ''}")
+            expected = reference(self._model, task, batch, self._layout)  # the audit has used it up
+
+    def _look(self, task: Task, batch: Any, size: int) -> list[int]:
+        """Show the probe samples until it has seen an owner of every parameter that is used, or all samples."""
+        for sample in range(size):
+            self._probe.look(task, batch, size, sample)
+            called = self._probe.places
+            modules = self._homes.modules
+            seen = {place.name for place in self._homes.locations if modules[place.home] in called}
+            if self._used <= seen:
+                break
+        return list(range(sample + 1))
+
+    def _rehearse(self, plan: Plan, task: Task, batch: Any, size: int, audit: Audit) -> tuple[set[str], Operations]:
+        with requiring(self._model, ()), Tape(plan, audit, size) as tape:
+            output = task.output(self._model, batch)
+            require_graph(output, self._model, task)
+            path = operations(output)
+            tape.backward(output)
+            return tape.called, path
+
+    def _plan(self, task: Task, twins: Sequence[Any]) -> Plan:
+        while True:
+            self._homes.settle(self._used, self._probe.places)
+            layers, rest, misplaced = self._layers()
+            shells: list[Shell] = []
+            if not misplaced:
+                shells, misplaced = self._shells(task, twins, rest)
+            if not misplaced:
+                break
+            for location in misplaced:
+                self._homes.lift(location, set(self._probe.places))
+        unused = tuple(slot.name for slot in self._layout if slot.name not in self._used)
+        return Plan(tuple(layers), tuple(shells), unused, frozenset(self._copies))
+
+    def _layers(self) -> tuple[list[Layer], dict[str, dict[str, str]], list[Location]]:
+        """Layers that go by rule, the parameters of other modules, and what must go elsewhere."""
+        layers: list[Layer] = []
+        rest: dict[str, dict[str, str]] = {}
+        misplaced: list[Location] = []
+        for home, names in self._homes.active(self._used, self._probe.places).items():
+            module = self._homes.modules[home]
+            layer, others = layer_of(home, module, names, self._probe.places[module])
+            if layer is not None and not can_do(layer):
+                misplaced += self._located(home, layer.names)
+            elif layer is not None:
+                layers.append(layer)
+            if others:
+                rest[home] = others
+        return layers, rest, misplaced
+
+    def _shells(
+        self, task: Task, twins: Sequence[Any], rest: dict[str, dict[str, str]]
+    ) -> tuple[list[Shell], list[Location]]:
+        if not rest:
+            return [], []
+        modules, places = self._homes.modules, self._probe.places
+        for home, names in rest.items():
+            if any_sharded(modules[home].parameters()):
+                raise UnsupportedModelError(
+                    f"parameters {', '.join(names.values())} are sharded over devices, and {home or 'the model'} "
+                    f"({type(modules[home]).__name__}) has no rule of its own and would have to be run again with whole ones. "
+                    "Leave them out: parameters=['!NAME']."
+                )
+        inside = {home: inner_modules(modules[home], names, places) for home, names in rest.items()}
+        watched = list({modules[home] for home in rest} | {module for inner in inside.values() for module in inner})
+        with requiring(self._model, {name for names in rest.values() for name in names.values()}):
+            for twin in twins:
+                for key, found in dependent(self._model, task, twin, watched).items():
+                    self._dependent.setdefault(key, set()).update(found)
+        shells: list[Shell] = []
+        misplaced: list[Location] = []
+        for home, names in rest.items():
+            module = modules[home]
+            outputs = self._of_dependent(module, "outputs")
+            if not all(map(_by_sample, outputs.values())):
+                misplaced += self._located(home, names)
+                continue
+            inner = []
+            for child in () if home in self._whole else inside[home]:
+                inputs = self._of_dependent(child, "inputs")
+                if all(map(_by_sample, inputs.values())):
+                    inner.append(Inner(child, inputs, places[child].outputs))
+            shells.append(Shell(home, module, names, places[module].inputs, outputs, tuple(inner)))
+        return shells, misplaced
+
+    def _of_dependent(self, module: nn.Module, side: Side) -> dict[int, Where]:
+        places: dict[int, Where] = getattr(self._probe.places[module], side)
+        return {position: places.get(position, "unknown") for position in self._dependent.get((module, side), set())}
+
+    def _located(self, home: str, names: Any) -> list[Location]:
+        return [place for name in names.values() for place in self._homes.at(name, home)]
+
+    def _lift(self, plan: Plan, names: set[str], reason: str) -> None:
+        """Have these parameters done by a module further up; or, where what is inside their module is left out though it
+        must not be, by the whole of it."""
+        cut = {shell.name for shell in plan.shells if shell.inner}
+        places = [place for name in names for place in self._homes.at(name)]
+        whole = {place.home for place in places} & cut
+        movable = [place for place in places if place.home and place.home not in cut]
+        if not whole and not movable:
+            raise UnsupportedModelError(
+                f"per-sample gradients of {len(names)} parameters of {type(self._model).__name__} cannot be had from hooks: "
+                f"{reason}. They are used outside the forward of the modules around them, or where samples are mixed. Use "
+                "extractor='functional' or 'iterative', or leave them out: parameters=['!NAME']."
+            )
+        self._whole |= whole
+        for place in movable:
+            self._homes.lift(place, set(self._probe.places))
+
+
+def _by_sample(where: Where) -> bool:
+    return where == "one" or isinstance(where, Placement)

@@ -1,0 +1,353 @@
+"""Recording one forward pass with hooks, and turning its backward pass into gradient blocks."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trak_lightning.data.trees import flatten, snapshot
+from trak_lightning.errors import UnsupportedModelError
+from trak_lightning.extractors.hooks.placement import Misplaced, Placement, Where, locate
+from trak_lightning.extractors.hooks.plan import Inner, Layer, Plan, Shell
+from trak_lightning.extractors.rules import LayerCall
+from trak_lightning.extractors.rules.fallback import InnerCall, Leaves, RecordedCall, rerun
+from trak_lightning.gradients import DenseBlock, GradientBlock, OuterProductBlock, RowSparseBlock, Sink
+from trak_lightning.model.autocast import autocast_state, under_autocast
+
+
+class CannotDo(UnsupportedModelError):
+    """The parameters in `names` cannot be done where the plan has them."""
+
+    def __init__(self, names: Iterable[str], reason: str) -> None:
+        self.names = set(names)
+        super().__init__(reason)
+
+
+class ChangedInPlace(UnsupportedModelError):
+    """What a module was given has been changed since. `module` can be done all the same, from a copy."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        super().__init__(
+            f"the input of module {module!r} is changed in place after the module has used it, which it was not in the "
+            "first batch. Make that operation out of place: x = x + y instead of x += y, ReLU(inplace=False)."
+        )
+
+
+class _Anchor(torch.autograd.Function):
+    """The identity, as the root of a graph: makes the first layer's output require a gradient, so that the backward pass
+    reaches it though no parameter does. A copy, because a leaf could not be changed in place afterwards."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, anchor: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, torch.zeros(())
+
+
+class _Together(torch.autograd.Function):
+    """The identity on several tensors, whose gradients arrive together."""
+
+    @staticmethod
+    def forward(ctx: Any, on_backward: Callable[..., None], *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.on_backward = on_backward
+        ctx.set_materialize_grads(False)
+        return tuple(value.clone() for value in values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.on_backward(grads)
+        return None, *grads
+
+
+class Tape:
+    """Hooks on every module that the plan names, for one forward and backward pass.
+
+    Parameters must not require a gradient while a tape is open, except those that the plan takes to be unused. A context
+    manager: hooks are removed on the way out.
+    """
+
+    def __init__(self, plan: Plan, sink: Sink, size: int) -> None:
+        self._plan = plan
+        self._sink = sink
+        self._size = size
+        self._anchor = torch.zeros((), requires_grad=True)
+        self._handles: list[Any] = []
+        self._open: dict[str, list[RecordedCall]] = {}
+        self._waiting: list[tuple[Shell, RecordedCall]] = []
+        self._replaying = False
+        self.called: set[str] = set()
+        """The names of the modules that were called."""
+
+    def __enter__(self) -> "Tape":
+        for layer in self._plan.layers:
+            self._handles.append(layer.module.register_forward_hook(self._on_layer(layer), with_kwargs=True))
+        for shell in self._plan.shells:
+            self._handles.append(shell.module.register_forward_pre_hook(self._before_shell(shell), with_kwargs=True))
+            self._handles.append(shell.module.register_forward_hook(self._after_shell(shell), with_kwargs=True))
+        for shell in self._plan.shells:
+            for inner in shell.inner:
+                before, after = self._around_inner(shell, inner)
+                self._handles.append(inner.module.register_forward_pre_hook(before, with_kwargs=True))
+                self._handles.append(inner.module.register_forward_hook(after, with_kwargs=True))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def backward(self, output: Tensor) -> None:
+        """Push the blocks of all layers."""
+        # Not autograd.grad, which reentrant checkpointing refuses; only the anchor is a leaf that requires a gradient.
+        output.backward(torch.ones_like(output))
+        while self._waiting:
+            self._rerun(*self._waiting.pop())
+
+    def _on_layer(self, layer: Layer) -> Callable[..., Any]:
+        def on_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            self.called.add(layer.name)
+            if self._idle():
+                return output
+            if layer.rule.whole_call:
+                return self._record_call(layer, args, kwargs, output)
+            input = args[0] if args else next(iter(kwargs.values()))
+            if layer.place == "one" and self._size > 1:
+                output, input = self._over_batch(output), self._over_batch(input)
+            output = self._on_graph(output)
+            place = layer.place if isinstance(layer.place, Placement) else Placement((0,))
+            kept, version = self._keep(layer.name, input)
+
+            def on_backward(output_grad: Tensor) -> None:
+                self._require_unchanged(layer.name, [(kept, version)])
+                with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
+                    with self._doing(layer.names.values()):
+                        pair = [place.rows(x, self._size, f"module {layer.name!r}") for x in (kept, output_grad)]
+                    self._push(layer, layer.rule.function(layer.module, layer.names, *_of_one_dtype(*pair)))
+
+            output.register_hook(on_backward)
+            return output
+
+        return on_forward
+
+    def _record_call(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        leaves, rebuild = flatten((args, kwargs))
+        kept = [self._keep(layer.name, leaf) if isinstance(leaf, Tensor) else (leaf, 0) for leaf in leaves]
+        autocast = autocast_state(leaves)
+
+        def on_backward(grads: list[Tensor | None]) -> None:
+            self._require_unchanged(layer.name, kept)
+            given_args, given_kwargs = rebuild([leaf for leaf, _ in kept])
+            call = LayerCall(given_args, given_kwargs, grads)
+            with torch.no_grad(), under_autocast(autocast):
+                self._push(layer, layer.rule.function(layer.module, layer.names, call))
+
+        return self._tap(output, on_backward)
+
+    def _push(self, layer: Layer, blocks: Iterator[GradientBlock]) -> None:
+        for block in blocks:
+            with self._doing(layer.names.values()):
+                whole = _by_sample(block, self._size, layer)
+            self._sink(whole)
+
+    @contextmanager
+    def _doing(self, names: Iterable[str]) -> Iterator[None]:
+        try:
+            yield
+        except Misplaced as error:
+            raise CannotDo(names, str(error)) from error
+
+    def _before_shell(self, shell: Shell) -> Callable[..., Any]:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._idle():
+                return
+            given = self._leaves(shell, (args, kwargs), shell.inputs)
+            call = RecordedCall(given, [], autocast_state(flatten((args, kwargs))[0]))
+            self._open.setdefault(shell.name, []).append(call)
+
+        return before
+
+    def _after_shell(self, shell: Shell) -> Callable[..., Any]:
+        def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            self.called.add(shell.name)
+            if self._idle() or not self._open.get(shell.name):
+                return output
+            call = self._open[shell.name].pop()
+            if shell.inner:
+                self._waiting.append((shell, call))
+
+            def on_backward(grads: list[Tensor | None]) -> None:
+                for position, grad in enumerate(grads):
+                    if grad is not None:
+                        call.output_grads[position] = self._split(shell, grad, shell.outputs[position])
+                if not shell.inner:
+                    self._rerun(shell, call)
+
+            return self._tap(output, on_backward, shell.outputs)
+
+        return after
+
+    def _around_inner(self, shell: Shell, inner: Inner) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self._idle() or not self._open.get(shell.name):
+                return None
+            call = InnerCall(inner.module)
+            frame = self._open[shell.name][-1]
+            frame.entered.append(call)
+            if len(frame.entered) > 1:
+                return None  # inside a module that is not run again itself
+            frame.inner.append(call)
+            leaves, rebuild = flatten((args, kwargs))
+            for position, where in inner.inputs.items():
+                if isinstance(leaves[position], Tensor):
+                    leaf = self._on_graph(self._over_batch(leaves[position]) if where == "one" else leaves[position])
+                    # A view of its own, lest the gradient be that of all uses.
+                    leaves[position] = leaf = leaf.view_as(leaf)
+                    leaf.register_hook(self._collect(shell, call, position, where))
+            return rebuild(leaves)
+
+        def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if self._idle() or not self._open.get(shell.name):
+                return
+            call = self._open[shell.name][-1].entered.pop()
+            call.returned = self._leaves(shell, output, inner.outputs)
+
+        return before, after
+
+    def _collect(self, shell: Shell, call: InnerCall, position: int, where: Where) -> Callable[[Tensor], None]:
+        def on_backward(grad: Tensor) -> None:
+            call.input_grads[position] = self._split(shell, grad, where)
+
+        return on_backward
+
+    def _split(self, shell: Shell, value: Tensor, where: Where) -> Tensor:
+        with self._doing(shell.names.values()):
+            place = locate(where, value, self._size)
+            if place is None:
+                raise Misplaced(
+                    f"module {shell.name!r} takes or gives a value of shape {tuple(value.shape)} for all samples"
+                )
+            return place.split(value, self._size, f"module {shell.name!r}")
+
+    def _leaves(self, shell: Shell, tree: Any, places: Mapping[int, Where]) -> Leaves:
+        """Copies of the leaves of `tree`, those that hold samples split by sample."""
+        leaves, rebuild = flatten(tree)
+        values, batched = [snapshot(leaf, clone=True) for leaf in leaves], []
+        for position, value in enumerate(values):
+            if isinstance(value, Tensor):
+                place = locate(places.get(position, "unknown"), value, self._size)
+                if place is not None:
+                    values[position] = self._split(shell, value, place)
+                    batched.append(position)
+        return Leaves(values, rebuild, batched)
+
+    def _tap(
+        self,
+        output: Any,
+        on_backward: Callable[[list[Tensor | None]], None],
+        places: Mapping[int, Where] | None = None,
+    ) -> Any:
+        """`output` with its floating-point tensors, or those in `places`, on the graph; `on_backward` is given the
+        gradients of all leaves at once."""
+        leaves, rebuild = flatten(output)
+        positions = [
+            position
+            for position, leaf in enumerate(leaves)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and (places is None or position in places)
+        ]
+
+        count = len(leaves)  # the leaves themselves, whose graph holds `spread`, would never be freed
+
+        def spread(grads: tuple[Tensor | None, ...]) -> None:
+            found: list[Tensor | None] = [None] * count
+            for position, grad in zip(positions, grads, strict=True):
+                found[position] = grad
+            on_backward(found)
+
+        values = [leaves[position] for position in positions]
+        if places is not None:
+            values = [
+                self._over_batch(value) if places[position] == "one" else value
+                for position, value in zip(positions, values, strict=True)
+            ]
+        if not values:
+            return output
+        if not any(value.requires_grad for value in values):
+            values[0] = self._on_graph(values[0])
+        for position, value in zip(positions, _Together.apply(spread, *values), strict=True):
+            leaves[position] = value
+        return rebuild(leaves)
+
+    def _rerun(self, shell: Shell, call: RecordedCall) -> None:
+        if not call.output_grads and not any(inner.input_grads for inner in call.inner):
+            return
+        self._replaying = True
+        try:
+            with torch.enable_grad(), self._doing(shell.names.values()):
+                blocks = list(rerun(shell.name, shell.module, shell.names, call, self._size))
+        finally:
+            self._replaying = False
+        for block in blocks:
+            self._sink(block)
+
+    def _idle(self) -> bool:
+        return self._replaying or not torch.is_grad_enabled()
+
+    def _on_graph(self, output: Tensor) -> Tensor:
+        if output.requires_grad:
+            return output
+        anchored: Tensor = _Anchor.apply(output, self._anchor)
+        return anchored
+
+    def _over_batch(self, value: Tensor) -> Tensor:
+        """Give a value that all samples share, (1, …), an entry for each, so that its gradient comes sample by sample."""
+        if self._size > 1 and value.ndim > 1 and value.shape[0] == 1:
+            return value.expand(self._size, *value.shape[1:]).clone()
+        return value
+
+    def _keep(self, name: str, value: Tensor) -> tuple[Tensor, int]:
+        kept = value.detach()
+        if name in self._plan.copies:
+            kept = kept.clone()
+        return kept, kept._version
+
+    def _require_unchanged(self, name: str, kept: list[tuple[Any, int]]) -> None:
+        if any(isinstance(value, Tensor) and value._version != version for value, version in kept):
+            raise ChangedInPlace(name)
+
+
+def _by_sample(block: GradientBlock, size: int, layer: Layer) -> GradientBlock:
+    """A block with several entries a sample, first dimension (B · entries), as one with B."""
+    tensors = {key: value for key, value in vars(block).items() if isinstance(value, Tensor)}
+    length = len(next(iter(tensors.values())))
+    if length == size:
+        return block
+    if length % size:
+        raise Misplaced(f"module {layer.name!r} has {length} entries in a batch of {size} samples")
+    entries = length // size
+    if layer.rule.whole_call and isinstance(layer.place, Placement) and not layer.place.sample_major:
+        order = torch.arange(length).view(entries, size).T.flatten()
+        tensors = {key: value[order.to(value.device)] for key, value in tensors.items()}
+        block = replace(block, **tensors)  # type: ignore[arg-type]
+    parts = {key: value.unflatten(0, (size, entries)) for key, value in tensors.items()}
+    if isinstance(block, (OuterProductBlock, RowSparseBlock)):
+        return replace(block, **{key: part.flatten(1, 2) for key, part in parts.items()})
+    # A sample at a time: the gradients of all its entries are what needs the memory.
+    samples = [
+        block.take(slice(start, start + entries)).dense().sum(0, keepdim=True) for start in range(0, length, entries)
+    ]
+    return DenseBlock(block.name, torch.cat(samples))
+
+
+def _of_one_dtype(input: Tensor, output_grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32, or float64 if one of them is: what autocast computed in 16 bits is summed in 32."""
+    dtype = torch.promote_types(output_grad.dtype, torch.float32)
+    if not input.is_floating_point():
+        return input, output_grad.to(dtype)
+    dtype = torch.promote_types(dtype, input.dtype)
+    return input.to(dtype), output_grad.to(dtype)

@@ -1,0 +1,98 @@
+"""What a projector or a task has learned from the training set, kept in the run directory: one file a checkpoint."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trak_lightning.data.dataset import AttributionData
+from trak_lightning.errors import CorruptFileError
+from trak_lightning.run.atomic import atomic_create
+from trak_lightning.run.directory import UNREADABLE
+from trak_lightning.run.fingerprint import require_same
+from trak_lightning.seeds import derive_seed
+from trak_lightning.tasks.base import Task
+
+_FINGERPRINT = "fingerprint.json"
+
+
+@dataclass(frozen=True)
+class FitFile:
+    """A ``.npz`` file of float32 arrays, tied to what determines them.
+
+    Every process reads the file that one of them wrote, and so does a run that goes on, so that all rows of a run are
+    made with the same bits.
+    """
+
+    path: Path
+    fingerprint: Mapping[str, Any]
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def save(self, fitted: Mapping[str, Tensor]) -> None:
+        arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in fitted.items()}
+        arrays[_FINGERPRINT] = np.array(json.dumps(self.fingerprint))
+        # The first one wins: jobs that know nothing of each other may fit at once.
+        with atomic_create(self.path) as part, part.open("wb") as file:
+            np.savez(file, **arrays)
+
+    def load(self) -> dict[str, Tensor]:
+        """What `save` was given.
+
+        Raises:
+            CorruptFileError: the file is not one of ours.
+            IncompatibleRunError: it was made with other settings.
+        """
+        try:
+            with self.path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                found = json.loads(str(file[_FINGERPRINT]))
+                fitted = {name: torch.from_numpy(file[name]) for name in file.files if name != _FINGERPRINT}
+        except UNREADABLE as error:
+            raise CorruptFileError(
+                f"{self.path} does not hold what was fitted ({error}). Delete it and the features made with it."
+            ) from error
+        require_same(found, json.loads(json.dumps(self.fingerprint)), self.path)
+        return fitted
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The training samples that a task is fitted to: drawn at random, as a function of their numbers alone."""
+
+    data: AttributionData
+    positions: tuple[int, ...]
+    fingerprint: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, task: Task, data: AttributionData, num_samples: int | None = None) -> "Reference | None":
+        """Drawn from the first `num_samples` of `data`, or from all; None for a task that needs none."""
+        if not task.fit_samples:
+            return None
+        num_samples = num_samples or len(data)
+        order = np.random.default_rng(derive_seed("reference", num_samples)).permutation(num_samples)
+        positions = tuple(sorted(int(position) for position in order[: task.fit_samples]))
+        return cls(data, positions, {"drawn_from": num_samples, "samples": data.digest(positions)})
+
+    def fit(
+        self, task: Task, model: nn.Module, load: Callable[[AttributionData, Sequence[int]], Any]
+    ) -> dict[str, Tensor]:
+        """What the task keeps of the samples under the model's present weights; `load` gives a batch as training did."""
+        size = self.data.batch_size
+        batches = (load(self.data, self.positions[at : at + size]) for at in range(0, len(self.positions), size))
+        with torch.no_grad():
+            return {name: tensor.detach() for name, tensor in task.fit(model, batches).items()}
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a projector and a task learn from, whichever split is featurised."""
+
+    data: AttributionData
+    reference: Reference | None
+    """The samples that the task is fitted to, if it has to be."""

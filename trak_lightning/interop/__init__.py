@@ -1,0 +1,1 @@
+"""Other attribution libraries, one file each."""

@@ -1,0 +1,127 @@
+"""TRAK as an explainer of quanda, a library of evaluations of data attribution (Bareeva et al. 2024).
+
+Not imported by anything else here: it needs quanda. Scores that are in a run directory need no explainer: quanda's metrics take
+them as tensors.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from trak_lightning.api import TRAK, Choice
+from trak_lightning.errors import DataError
+from trak_lightning.model.checkpoints import CheckpointSource
+
+try:
+    from quanda.explainers import Explainer
+except ImportError as error:
+    raise DataError(f"quanda cannot be imported ({error}): pip install 'trak-lightning[quanda]'") from error
+
+LARGEST = 1e9
+"""Of the self-influences. quanda adds a ten-thousandth of its position to each, to break ties."""
+
+
+class TRAKExplainer(Explainer):
+    """Scores of `trak_lightning`, averaged over all checkpoints given.
+
+    >>> explainer = TRAKExplainer(model, train_dataset, checkpoints=["a.ckpt", "b.ckpt"], cache_dir="runs/quanda")
+    >>> explainer.explain(images, labels)  # (m, n)
+
+    Args:
+        model: the model, on the device to be used; it is put in eval mode.
+        train_dataset: a map-style dataset of what `task` takes.
+        task: ``image_classification`` or ``text_classification``.
+        checkpoints: files, of any format in `trak_lightning.model.weight_files`; the model's present weights if None.
+        checkpoints_load_func: ``(model, file)``: loads a file that is of another format.
+        cache_dir: the run directory is ``cache_dir/model_id``: features are computed once.
+        model_id: another one for other models, data or settings.
+        batch_size: samples of one gradient batch.
+        parameters: as for `trak_lightning.TRAK`.
+        projector: as for `trak_lightning.TRAK`.
+        extractor: as for `trak_lightning.TRAK`.
+        scorer: as for `trak_lightning.TRAK.score`.
+        seed: of the projection.
+    """
+
+    accepted_tasks: ClassVar[list[str]] = ["image_classification", "text_classification"]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_dataset: Dataset,
+        task: str = "image_classification",
+        checkpoints: str | Sequence[str] | None = None,
+        checkpoints_load_func: Callable[[nn.Module, str], Any] | None = None,
+        *,
+        cache_dir: str | Path = "cache",
+        model_id: str = "trak",
+        batch_size: int = 64,
+        parameters: Sequence[str] | None = None,
+        projector: Choice = "sparse_jl",
+        extractor: Choice = "auto",
+        scorer: Choice = "trak",
+        seed: int = 0,
+    ) -> None:
+        files = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints or ())
+        super().__init__(model, train_dataset, task, files or None, checkpoints_load_func)
+        self._scorer = scorer
+        self._batch_size = batch_size
+        self._trak = TRAK(
+            model.eval(),
+            task=task,
+            run_dir=Path(cache_dir) / model_id,
+            parameters=parameters,
+            projector=projector,
+            extractor=extractor,
+            seed=seed,
+        )
+        sources: list[CheckpointSource] = list(files)
+        if checkpoints_load_func is not None:
+            sources = [_loaded(model, checkpoints_load_func, file) for file in files]
+        self._trak.featurize(train_dataset, sources or None, batch_size=batch_size)
+
+    def explain(self, test_data: Tensor | Mapping[str, Tensor], targets: Sequence[int] | Tensor) -> Tensor:
+        """Scores (m, n) of the training samples for the model's output of the class `targets` (m,) on `test_data`."""
+        labels = torch.as_tensor(targets).cpu()
+        data = _Samples(test_data, labels) if isinstance(test_data, Mapping) else TensorDataset(test_data.cpu(), labels)
+        leaves = [*test_data.values()] if isinstance(test_data, Mapping) else [test_data]
+        digest = hashlib.sha256()
+        for leaf in (*leaves, labels):
+            digest.update(leaf.detach().cpu().contiguous().numpy().tobytes())
+        scores = self._trak.score(
+            data, f"targets-{digest.hexdigest()[:16]}", scorer=self._scorer, batch_size=self._batch_size
+        )
+        return torch.from_numpy(np.array(scores.values)).to(self.device)
+
+    def self_influence(self, batch_size: int = 32) -> Tensor:
+        """Self-influence (n,) of every training sample, from `trak_lightning.TRAK.self_influence`, scaled so that the largest is
+        `LARGEST`."""
+        found = self._trak.self_influence().self_influence.astype(np.float64)
+        return torch.from_numpy(found * (LARGEST / max(float(found.max()), np.finfo(np.float64).tiny))).to(self.device)
+
+
+class _Samples(Dataset):
+    """A batch of named tensors and labels, as samples."""
+
+    def __init__(self, batch: Mapping[str, Tensor], labels: Tensor) -> None:
+        self._batch = {name: tensor.cpu() for name, tensor in batch.items()} | {"labels": labels}
+
+    def __len__(self) -> int:
+        return len(self._batch["labels"])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: tensor[index] for name, tensor in self._batch.items()}
+
+
+def _loaded(model: nn.Module, load: Callable[[nn.Module, str], Any], file: str) -> dict[str, Tensor]:
+    """The weights that `load` puts into a copy of the model."""
+    fresh = copy.deepcopy(model)
+    load(fresh, file)
+    return dict(fresh.state_dict())

@@ -1,0 +1,1 @@
+"""The user's model: its checkpoints, parameters, and the state it is left in."""

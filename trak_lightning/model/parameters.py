@@ -1,0 +1,91 @@
+"""Which parameters are attributed to: patterns of names, of module types, or the last layers."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from trak_lightning.errors import SettingsError
+from trak_lightning.model.compiled import original_name
+
+
+def select(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Parameter]:
+    """The parameters of `model` that require a gradient and that `patterns` select, in the model's order.
+
+    Patterns apply in order and later ones win; ``!`` in front takes away. Where the first one takes away, all others are
+    selected to begin with.
+
+    * ``layer4.*``, ``*.bias``, ``*lora_*``: parameter names, with the wildcards of file names
+    * ``type:LayerNorm``: all parameters of modules of a class, by its name or that of a base class
+    * ``last:1``: the last layer; ``last:3``: the last three modules that own a parameter
+
+    Raises:
+        SettingsError: a pattern matches nothing. Names the nearest.
+    """
+    named = {original_name(name): parameter for name, parameter in model.named_parameters()}
+    trainable = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    if patterns is None:
+        return trainable
+    if isinstance(patterns, str):
+        raise SettingsError(f"parameters must be a list of patterns, got the string {patterns!r}: write [{patterns!r}]")
+    if not patterns:
+        raise SettingsError("parameters is an empty list; leave it out to attribute to all that require a gradient")
+    chosen = set(trainable) if patterns[0].startswith("!") else set()
+    for pattern in patterns:
+        found = _matching(model, named, pattern.removeprefix("!"))
+        if pattern.startswith("!"):
+            chosen -= found
+        elif not found & set(trainable):
+            raise SettingsError(
+                f"parameters: {pattern!r} matches {len(found)} parameters of {type(model).__name__}, all of them frozen, such as "
+                f"{sorted(found)[0]}. Unfreeze those that were trained: requires_grad_(True)."
+            )
+        else:
+            chosen |= found & set(trainable)
+    if trainable and not chosen:
+        raise SettingsError(f"parameters: {list(patterns)} leave nothing of {type(model).__name__} to attribute to")
+    return {name: parameter for name, parameter in trainable.items() if name in chosen}
+
+
+def _matching(model: nn.Module, named: dict[str, nn.Parameter], pattern: str) -> set[str]:
+    kind, separator, value = pattern.partition(":")
+    if separator and kind not in _KINDS:
+        raise SettingsError(
+            f"parameters: {pattern!r} begins with {kind!r}; write a parameter name, type:CLASS or last:NUMBER"
+        )
+    if not separator:
+        found, known = {name for name in named if fnmatchcase(name, pattern)}, list(named)
+    else:
+        parameters, known = _KINDS[kind](model, value)
+        wanted = {id(parameter) for parameter in parameters}
+        found = {name for name, parameter in named.items() if id(parameter) in wanted}
+    if not found:
+        nearest = difflib.get_close_matches(value or pattern, known, n=3, cutoff=0.3) or known[:3]
+        raise SettingsError(
+            f"parameters: {pattern!r} matches nothing in {type(model).__name__}; the nearest are "
+            f"{', '.join(dict.fromkeys(nearest))}. Patterns are those of file names, such as 'layer4.*' or '*.bias'."
+        )
+    return found
+
+
+def _of_type(model: nn.Module, name: str) -> tuple[list[nn.Parameter], list[str]]:
+    parameters: list[nn.Parameter] = []
+    known: list[str] = []
+    for module in model.modules():
+        names = [cls.__name__ for cls in type(module).__mro__ if cls not in (nn.Module, object)]
+        known += names[:1] if next(module.parameters(), None) is not None else []
+        if name in names:
+            parameters += module.parameters()
+    return parameters, known
+
+
+def _last(model: nn.Module, number: str) -> tuple[list[nn.Parameter], list[str]]:
+    if not number.isdigit() or int(number) < 1:
+        raise SettingsError(f"parameters: 'last:{number}' must name a positive number of layers, as in 'last:1'")
+    own = [list(module.parameters(recurse=False)) for module in model.modules()]
+    layers = [parameters for parameters in own if any(parameter.requires_grad for parameter in parameters)]
+    return [parameter for parameters in layers[-int(number) :] for parameter in parameters], []
+
+
+_KINDS: dict[str, Callable[[nn.Module, str], tuple[list[nn.Parameter], list[str]]]] = {"type": _of_type, "last": _last}

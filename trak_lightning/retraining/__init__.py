@@ -1,0 +1,1 @@
+"""Training models on recorded subsets of the training set."""

@@ -1,0 +1,216 @@
+"""The run directory: what lies where, and the record that ties its parts together. Needs no torch."""
+
+import json
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, IncompleteRunError
+from trak_lightning.run.atomic import atomic_write, sweep
+
+SCHEMA_VERSION = 1
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    MemoryError,
+    OverflowError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+)
+"""What NumPy raises of a damaged ``.npy`` or ``.npz`` file."""
+LIBRARIES = ("trak-lightning", "torch", "lightning", "numpy", "h5py")
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """A checkpoint that was featurised: its content id, and where it was read from."""
+
+    id: str
+    source: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """``run.json``."""
+
+    schema_version: int = SCHEMA_VERSION
+    checkpoints: tuple[CheckpointRecord, ...] = ()
+    stages: dict[str, Any] = field(default_factory=dict)
+    """Stamps of finished commands; see `trak_lightning.cli.stamps`."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """The libraries that last wrote to the run directory, for whoever has to explain a difference later."""
+
+
+class RunDirectory:
+    """Paths and record of one run.
+
+    ::
+
+        config.yaml      the resolved configuration
+        run.json         schema version, checkpoints, finished stages, library versions
+        checkpoints/     made by `trak train`, each with the subset it was trained on
+        subsets/         the training subset of each featurised checkpoint, where it is known
+        projections/     what a projector has learned from the training set, if it is one that learns
+        references/      what a task keeps of the training set under each checkpoint, if it is one that does
+        features/        feature sets
+        scores/          score files
+        evaluation/      outputs of retrained models, and results
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().resolve()
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def features(self) -> Path:
+        return self.path / "features"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    def projection(self, checkpoint: str) -> Path:
+        """What a projector has learned under a checkpoint."""
+        return self.path / "projections" / f"{checkpoint}.npz"
+
+    def reference(self, checkpoint: str) -> Path:
+        """What a task keeps of the training set under a checkpoint."""
+        return self.path / "references" / f"{checkpoint}.npz"
+
+    def scores(self, name: str) -> Path:
+        return self.path / "scores" / f"{name}.h5"
+
+    def read(self) -> RunRecord:
+        """The record; an empty one if nothing was recorded yet.
+
+        Raises:
+            CorruptFileError: run.json is not what we wrote.
+            IncompatibleRunError: another schema version wrote it.
+        """
+        path = self.path / "run.json"
+        if not path.exists():
+            return RunRecord()
+        try:
+            found = json.loads(path.read_text())
+            schema = found["schema_version"]
+            checkpoints = tuple(CheckpointRecord(**entry) for entry in found["checkpoints"])
+            stages, versions = dict(found["stages"]), dict(found["versions"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptFileError(
+                f"{path} is not a run record ({type(error).__name__}: {error}). Move the run directory away and start anew."
+            ) from error
+        if schema != SCHEMA_VERSION:
+            raise IncompatibleRunError(
+                f"{path} has schema version {schema}; this trak_lightning reads version {SCHEMA_VERSION}"
+            )
+        return RunRecord(schema, checkpoints, stages, versions)
+
+    def write(self, record: RunRecord) -> None:
+        versions = {library: version(library) for library in LIBRARIES}
+        with atomic_write(self.path / "run.json") as part:
+            part.write_text(json.dumps(asdict(replace(record, versions=versions)), indent=1))
+
+    def register(self, checkpoints: Sequence[CheckpointRecord]) -> None:
+        """Record the checkpoints of this run, in order. Further ones may be added later; none may be left out.
+
+        Raises:
+            IncompatibleRunError, DataError: as `require_registrable`.
+        """
+        sweep(self.path)
+        sweep(self.path / "subsets")
+        record = self.require_registrable(checkpoints)
+        if tuple(checkpoints) != record.checkpoints:
+            self.write(replace(record, checkpoints=tuple(checkpoints)))
+
+    def require_registrable(self, checkpoints: Sequence[CheckpointRecord]) -> RunRecord:
+        """Whether `register` would take them; returns the present record.
+
+        Raises:
+            IncompatibleRunError: the run was made with a checkpoint that is not among these.
+            DataError: a checkpoint is given twice.
+        """
+        for position, checkpoint in enumerate(checkpoints):
+            twin = next((other for other in checkpoints[:position] if other.id == checkpoint.id), None)
+            if twin:
+                raise DataError(
+                    f"checkpoints {twin.source} and {checkpoint.source} hold the same weights; give one of them"
+                )
+        record = self.read()
+        given = {checkpoint.id for checkpoint in checkpoints}
+        for known in record.checkpoints:
+            if known.id not in given:
+                raise IncompatibleRunError(
+                    f"{self.path} was made with checkpoint {known.id} (from {known.source}), which is not among the "
+                    f"checkpoints given now: {', '.join(f'{c.id} (from {c.source})' for c in checkpoints)}. Use another "
+                    "run directory, or give the same checkpoints (more may be added)."
+                )
+        return record
+
+    def require_checkpoints(self) -> tuple[CheckpointRecord, ...]:
+        """The checkpoints featurised so far.
+
+        Raises:
+            IncompleteRunError: there are none.
+        """
+        checkpoints = self.read().checkpoints
+        if not checkpoints:
+            raise IncompleteRunError(f"nothing has been featurised in {self.path}. Run trak featurize first.")
+        return checkpoints
+
+    def write_subset(self, checkpoint: str, subset: npt.ArrayLike) -> None:
+        """Record the positions of the training samples that a checkpoint was trained on."""
+        with atomic_write(self.path / "subsets" / f"{checkpoint}.npy") as part, part.open("wb") as file:
+            np.save(file, np.asarray(subset, dtype=np.int64), allow_pickle=False)
+
+    def read_subset(self, checkpoint: str) -> npt.NDArray[np.int64] | None:
+        """What `write_subset` recorded, or None."""
+        path = self.path / "subsets" / f"{checkpoint}.npy"
+        return read_subset(path) if path.exists() else None
+
+
+def read_subset(path: Path) -> npt.NDArray[np.int64]:
+    """Positions (s,) of a subset of the training samples, from a ``.npy`` file.
+
+    Raises:
+        CorruptFileError: it holds anything else.
+    """
+    try:
+        subset = np.load(path, allow_pickle=False)
+    except UNREADABLE as error:
+        raise CorruptFileError(f"{path} is not a subset of training samples: {error}") from error
+    if subset.ndim != 1 or subset.dtype.kind not in "iu":
+        raise CorruptFileError(f"{path} must hold integers of shape (s,), found {subset.dtype} {subset.shape}")
+    return subset.astype(np.int64)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of ours holds.
+
+    Raises:
+        CorruptFileError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not valid JSON ({error}). Delete it and run the command again.") from error

@@ -1,0 +1,1 @@
+"""The process: Lightning's private API, ranks, signals and progress."""

@@ -1,0 +1,111 @@
+"""From the feature sets of a run directory to a score file."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.base import CheckpointFeatures, Scorer
+from trak_lightning.scoring.compute import LOCAL, Compute
+from trak_lightning.scoring.groups import Reduction, group_targets
+from trak_lightning.scoring.scores import Scores, write_scores
+from trak_lightning.seeds import fingerprint
+from trak_lightning.stores.base import FeatureStore
+from trak_lightning.stores.shards import unfinished
+
+
+def score_run(
+    run: RunDirectory,
+    store: FeatureStore,
+    scorer: Scorer,
+    *,
+    targets: str,
+    train: str = "train",
+    top: int | None = None,
+    groups: npt.ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    name: str | None = None,
+    compute: Compute = LOCAL,
+) -> tuple[Scores, bool]:
+    """Score the split `targets` against the split `train`, over all checkpoints of the run.
+
+    Args:
+        run: the run directory.
+        store: where its features live.
+        scorer: how they become scores.
+        targets: split of the targets.
+        train: split of the training samples.
+        top: keep only so many of the best and worst of each target, and no matrix.
+        groups: (m,) integers: score one target a group, its members' `reduction`.
+        reduction: ``mean`` or ``sum``.
+        name: of the score file; if None, that of the target split, for groups with the reduction: ``test-mean``.
+        compute: where products are made, and which processes share the work; all of them call this.
+
+    Returns:
+        The scores, and whether they were computed now; scores that were made from the same features with the same
+        settings are read.
+
+    Raises:
+        IncompleteRunError: nothing was featurised, or rows are missing.
+    """
+    if top is not None and top < 1:
+        raise DataError(f"top must be at least 1, got {top}")
+    checkpoints = load_features(run, store, targets=targets, train=train, compute=compute)
+    if groups is not None:
+        checkpoints = [group_targets(features, groups, reduction) for features in checkpoints]
+    request = {**made_from(scorer, checkpoints), "top": top}
+    path = run.scores(name or (targets if groups is None else f"{targets}-{reduction}"))
+    if compute.agreed(path.exists() and Scores(path).settings.get("request") == request):
+        return Scores(path), False
+    fitted = scorer.fit(checkpoints)
+    return write_scores(path, fitted, {"request": request}, top=top), True
+
+
+def load_features(
+    run: RunDirectory, store: FeatureStore, *, targets: str, train: str = "train", compute: Compute = LOCAL
+) -> list[CheckpointFeatures]:
+    """The feature sets of both splits under every checkpoint of the run, with the subset it was trained on if known.
+
+    Raises:
+        IncompleteRunError: nothing was featurised, or shards have not finished.
+    """
+    for split in (train, targets):
+        if missing := unfinished(run, store, split):
+            raise IncompleteRunError(
+                f"features of {split!r} are missing: {missing}. Run trak featurize --shard with these again; they go on where "
+                "they stopped."
+            )
+    return [
+        CheckpointFeatures(
+            train=store.open(train, checkpoint.id),
+            targets=store.open(targets, checkpoint.id),
+            subset=run.read_subset(checkpoint.id),
+            cache=run.path / "factors" / train / checkpoint.id,
+            compute=compute,
+        )
+        for checkpoint in run.require_checkpoints()
+    ]
+
+
+def made_from(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
+    """All that determines the scores: what agrees in it need not be computed again. JSON."""
+    return {
+        "scorer": scorer.state,
+        "rules": scorer.rules(checkpoints),
+        "features": features_fingerprint(checkpoints),
+    }
+
+
+def features_fingerprint(checkpoints: Sequence[CheckpointFeatures]) -> str:
+    """A hash of everything that determines the features and what is known of their checkpoints."""
+    described: list[Any] = [
+        [
+            features.train.spec.fingerprint,
+            features.targets.spec.fingerprint,
+            None if features.subset is None else features.subset.tolist(),
+        ]
+        for features in checkpoints
+    ]
+    return fingerprint(described)
