@@ -22,7 +22,7 @@ from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.model.autocast import cast_anew
 from trak_lightning.model.dtensor import any_sharded, shards
 from trak_lightning.projectors.base import Projection, Projector
-from trak_lightning.runtime.lightning import silence
+from trak_lightning.runtime.lightning import share_device_mesh, silence
 from trak_lightning.runtime.ranks import agreed
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.seeds import derive_seed
@@ -94,8 +94,7 @@ class Featurizer(L.LightningModule):
     def configure_model(self) -> None:
         if shards(self.trainer, self.model):
             assert isinstance(self.model, L.LightningModule)
-            # Lightning does both for the outermost module only.
-            self.model._device_mesh = self._device_mesh
+            share_device_mesh(self, self.model)  # Lightning does both for the outermost module only.
             self.model.configure_model()
 
     def predict_dataloader(self) -> DataLoader:
