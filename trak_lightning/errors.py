@@ -61,7 +61,7 @@ class UnsupportedModelError(TrakError):
     """An extractor cannot give exact per-sample gradients for some parameter of this model."""
 
 
-class OneSampleAtATime(UnsupportedModelError):  # noqa: N818 (it says what to do, and callers do it)
+class OneSampleAtATime(UnsupportedModelError):
     """A task cannot give one output per sample for this batch; it can for a batch that holds a single sample.
 
     Raised by `Task.output`, for example where a loss function returns one number for the whole batch. Callers that can
