@@ -10,7 +10,8 @@ import lightning as L
 import torch
 
 from trak_lightning.errors import IncompleteRunError
-from trak_lightning.featurize.module import BlockWriter, Featurizer
+from trak_lightning.featurize.block_writer import BlockWriter
+from trak_lightning.featurize.module import Featurizer
 from trak_lightning.model.checkpoints import Checkpoint
 from trak_lightning.runtime.lightning import interruptible, without_resuming
 from trak_lightning.runtime.ranks import agreed, lost_ranks, will_join_group

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from trak_lightning.data.dataset import AttributionData, IndexedBatch
+from trak_lightning.data.transfer import to_device
 from trak_lightning.errors import DataError
 from trak_lightning.featurize.fitting import Reference
-from trak_lightning.featurize.module import to_device
 from trak_lightning.model.checkpoints import subset_path
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.run.atomic import atomic_write
