@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from trak_lightning.data.dataset import AttributionData, IndexedBatch
+from trak_lightning.data.transfer import to_device
 from trak_lightning.featurize.fitting import Reference
-from trak_lightning.featurize.module import to_device
 from trak_lightning.retraining.outputs import Retraining
 from trak_lightning.retraining.train import Recipe, train_on_subset
 from trak_lightning.run.atomic import atomic_write

@@ -15,7 +15,7 @@ from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import subset_path
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.run.atomic import atomic_write
-from trak_lightning.runtime.lightning import from_the_weights_there_are, quiet_lightning
+from trak_lightning.runtime.lightning import quiet_lightning, without_resuming
 from trak_lightning.runtime.progress import progress
 
 Recipe: TypeAlias = Callable[[int], tuple[L.LightningModule, L.Trainer]]
@@ -31,7 +31,7 @@ def train_on_subset(
     """Train a fresh model on these samples only, and return it with its Trainer."""
     _let_go(datamodule)
     model, trainer = recipe(seed)
-    with quiet_lightning(), from_the_weights_there_are(trainer), _restricted(datamodule, subset):
+    with quiet_lightning(), without_resuming(trainer), _restricted(datamodule, subset):
         trainer.fit(model, datamodule=datamodule)
     return model, trainer
 
