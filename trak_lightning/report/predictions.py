@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.featurize.module import to_device
+from trak_lightning.data.transfer import to_device
 from trak_lightning.model.checkpoints import Checkpoint
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, IncompleteRunError
-from trak_lightning.run.directory import UNREADABLE
+from trak_lightning.run.numpy_files import read_npz
 from trak_lightning.seeds import derive_seed, fingerprint
 
 
@@ -109,13 +109,13 @@ def read_model(path: Path, num_samples: int, num_targets: int) -> tuple[npt.NDAr
         CorruptFileError: the file holds something else, or belongs to other data.
     """
     mask, outputs = np.zeros(num_samples, dtype=bool), np.empty(num_targets)
+    remedy = "Delete it and run trak evaluate again."
+    found = read_npz(path, "subset", "outputs", remedy=remedy)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            mask[found["subset"]] = True
-            outputs[:] = found["outputs"]
-    except UNREADABLE as error:
+        mask[found["subset"]] = True
+        outputs[:] = found["outputs"]
+    except (ValueError, TypeError, IndexError) as error:
         raise CorruptFileError(
-            f"{path} does not hold a subset of {num_samples} samples and {num_targets} outputs: {error}. Delete it and "
-            "run trak evaluate again."
+            f"{path} does not hold a subset of {num_samples} samples and {num_targets} outputs: {error}. {remedy}"
         ) from error
     return mask, outputs

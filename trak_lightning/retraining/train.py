@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from trak_lightning.data.dataset import AttributionData, IndexedBatch
+from trak_lightning.data.transfer import to_device
 from trak_lightning.errors import DataError
 from trak_lightning.featurize.fitting import Reference
-from trak_lightning.featurize.module import to_device
 from trak_lightning.model.checkpoints import subset_path
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.run.atomic import atomic_write
-from trak_lightning.runtime.lightning import from_the_weights_there_are, quiet_lightning
+from trak_lightning.runtime.lightning import quiet_lightning, without_resuming
 from trak_lightning.runtime.progress import progress
 from trak_lightning.tasks.base import Task
 
@@ -36,7 +36,7 @@ def train_on_subset(
     """A model trained on these samples only."""
     _let_go(datamodule)
     model, trainer = recipe(seed)
-    with quiet_lightning(), from_the_weights_there_are(trainer), _restricted(datamodule, subset):
+    with quiet_lightning(), without_resuming(trainer), _restricted(datamodule, subset):
         trainer.fit(model, datamodule=datamodule)
     return model, trainer
 
