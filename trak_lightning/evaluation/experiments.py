@@ -19,7 +19,7 @@ from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
 from trak_lightning.scoring.gradient_scorers import GradientCosine, GradientDot
 from trak_lightning.scoring.score_run import load_features, made_from, score_run
 from trak_lightning.scoring.self_influence import held_out_probabilities, self_influence
-from trak_lightning.scoring.some_targets import some_targets
+from trak_lightning.scoring.views import some_targets
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureStore
 
