@@ -1,12 +1,10 @@
 """The Python API: `TRAK`."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.fabric import Fabric
@@ -14,19 +12,18 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning import registry
-from trak_lightning.check.checks import Finding
-from trak_lightning.check.estimates import Workload
+from trak_lightning.check.checks import Finding, run_checks
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.featurize.fitting import Reference, TrainingSet
-from trak_lightning.featurize.job import Filler
+from trak_lightning.featurize.job import FeaturizeJob
+from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import ParameterLayout
-from trak_lightning.model.checkpoints import Checkpoint, CheckpointSource, expand, subset_path
-from trak_lightning.model.compiled import original, uncompiled
+from trak_lightning.model.checkpoints import CheckpointSource
+from trak_lightning.model.compiled import original
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.projectors.base import Projector
-from trak_lightning.run.directory import CheckpointRecord, RunDirectory, read_subset
+from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.scoring.compute import LOCAL
 from trak_lightning.scoring.fabric import FabricCompute
@@ -34,13 +31,12 @@ from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
-from trak_lightning.scoring.trak import Trak
 from trak_lightning.stores.base import FeatureStore
 from trak_lightning.stores.shards import Shard
 from trak_lightning.tasks.base import Task
 
 DataSource = Dataset | DataLoader | AttributionData
-Choice = str | dict[str, Any]
+PluginChoice = str | dict[str, Any]
 """A plug-in by name, or by name with options: ``{"name": "sparse_jl", "dim": 2048}``."""
 
 
@@ -79,13 +75,13 @@ class TRAK:
     def __init__(
         self,
         model: nn.Module,
-        task: Choice | Task,
+        task: PluginChoice | Task,
         run_dir: str | Path,
         *,
         parameters: Sequence[str] | None = None,
-        extractor: Choice | GradientExtractor = "auto",
-        projector: Choice | Projector = "sparse_jl",
-        store: Choice | FeatureStore = "hdf5",
+        extractor: PluginChoice | GradientExtractor = "auto",
+        projector: PluginChoice | Projector = "sparse_jl",
+        store: PluginChoice | FeatureStore = "hdf5",
         seed: int = 0,
         trainer: L.Trainer | None = None,
         weights_only: bool = True,
@@ -144,28 +140,9 @@ class TRAK:
         """
         parsed = Shard.parse(shard)
         data = AttributionData.of(train_dataset, batch_size)
-        job = self.job({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed)
+        job = self._begin({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed)
         self._job = job.with_checkpoints(checkpoints, subsets, weights_only=self._weights_only)
         return self._job.compute(split)
-
-    def features(self, split: str = "train", checkpoint: int = 0) -> StoredFeatures:
-        """Return the stored features of a split under one checkpoint, read only where they are indexed.
-
-        >>> features = trak.features("train")
-        >>> features[:10].shape, features.output[:10]  # (10, k), (10,)
-
-        Args:
-            split: ``train``, or the name given to `score`.
-            checkpoint: its number, in the order in which checkpoints were given to `featurize`.
-
-        Raises:
-            DataError: there is no checkpoint of that number.
-            IncompleteRunError: nothing was featurized.
-        """
-        records = self.run.require_checkpoints()
-        if not -len(records) <= checkpoint < len(records):
-            raise DataError(f"there is no checkpoint {checkpoint}: {self.run.path} has {len(records)}, 0 … {len(records) - 1}")
-        return StoredFeatures(self.store.open(split, records[checkpoint].id))
 
     def check(
         self,
@@ -188,14 +165,14 @@ class TRAK:
             TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as `featurize` would.
             StorageError: the run directory cannot be written to.
         """
-        return run_checks(self.job({split: AttributionData.of(data, batch_size)}, train=split), checkpoints)
+        return run_checks(self._begin({split: AttributionData.of(data, batch_size)}, train=split), checkpoints)
 
     def score(
         self,
         target_dataset: DataSource,
         name: str = "targets",
         *,
-        scorer: Choice | Scorer = "trak",
+        scorer: PluginChoice | Scorer = "trak",
         regularization: float | str | None = None,
         weights: str | None = None,
         batch_size: int | None = None,
@@ -252,7 +229,5 @@ class TRAK:
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
         return self_influence(checkpoints, regularization, weights)
 
-    def job(self, splits: Mapping[str, AttributionData], **options: Any) -> FeaturizeJob:
-        """The featurizing job of these splits, without checkpoints; for callers that take its steps one by one, such as the
-        command line. Options are those of `trak_lightning.featurize.job.FeaturizeJob`."""
+    def _begin(self, splits: Mapping[str, AttributionData], **options: Any) -> FeaturizeJob:
         return FeaturizeJob(self.model, self.spec, self.run, self.store, self.trainer, splits, **options)

@@ -109,6 +109,15 @@ class FeaturizeJob:
         for plan in self._plans(ids or [record.id for record in self.run.read().checkpoints]):
             self._existing(plan)
 
+    def prepare(self) -> None:
+        """Find or make the feature sets of all splits; refuse settings that contradict stored features, before anything is
+        changed. `compute` does it where it has not been done.
+
+        Raises:
+            IncompatibleRunError, DataError, SettingsError: as `feature_sets`.
+        """
+        _ = self.feature_sets
+
     @cached_property
     def feature_sets(self) -> dict[str, list[FeatureSet]]:
         """The feature sets of every split, one per checkpoint: existing ones, grown where needed, and new ones. Nothing is
@@ -272,9 +281,7 @@ class FeaturizeJob:
         before = self.store.open(plan.split, plan.checkpoint).spec.num_samples
         if before >= plan.num_samples:
             return plan
-        return replace(
-            plan, num_samples=before, fingerprint=self._fingerprint(plan.split, plan.checkpoint, before)
-        )
+        return replace(plan, num_samples=before, fingerprint=self._fingerprint(plan.split, plan.checkpoint, before))
 
     def _require_fits(self) -> None:
         """Refuse to fit a projector or a task again where rows exist that were made with an earlier fit."""
