@@ -181,7 +181,7 @@ class Featurizer(L.LightningModule):
                 self.model, self.task, indexed.batch, self.layout, lambda block: projection.add(block, features)
             )
         with torch.no_grad():
-            loss_weight, curvature = self.task.weights(self.model, indexed.batch, output)
+            loss_weight, curvature = self.task.loss_weight_and_curvature(self.model, indexed.batch, output)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         for name, column in columns.items():
             _require_finite(name, column, indexed.index, self.trainer.precision)
