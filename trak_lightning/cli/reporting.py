@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from trak_lightning.cli.output import summary
 from trak_lightning.errors import IncompleteRunError, SettingsError
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.formatting import format_bytes
 from trak_lightning.scoring.scores import open_scores
 
 
@@ -70,7 +71,7 @@ def report(argv: Sequence[str]) -> int:
         weights_only=job.weights_only,
         path=options.output,
     )
-    summary("report", f"{written} ({written.stat().st_size / 2**20:.1f} MB)", 1, "page", started)
+    summary("report", f"{written} ({format_bytes(written.stat().st_size)})", 1, "page", started)
     return 0
 
 

@@ -11,7 +11,7 @@ from trak_lightning.cli.names import load_config
 from trak_lightning.cli.output import summary
 from trak_lightning.errors import CorruptFileError, TrakError
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.ranges import ranges
+from trak_lightning.run.formatting import format_bytes, format_ranges
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureSet, FeatureStore
@@ -48,8 +48,8 @@ def info(argv: Sequence[str]) -> int:
             str(spec.num_samples),
             str(spec.dim),
             manifest.dtype if manifest else "",
-            ranges(missing) or "none",
-            _size(found.nbytes()),
+            format_ranges(missing) or "none",
+            format_bytes(found.nbytes()),
             fingerprint(spec.fingerprint),
         )
     console = Console()
@@ -100,7 +100,7 @@ def _verify_set(found: FeatureSet) -> tuple[int, list[str]]:
     spec, missing = found.spec, found.missing_blocks()
     faults = found.strays()
     if missing:
-        rows = ranges(map(spec.block_range, missing))
+        rows = format_ranges(map(spec.block_range, missing))
         faults.append(f"{spec.split}/{spec.checkpoint}: samples {rows} are missing. Run featurize again.")
     checked = 0
     for block in sorted(set(range(spec.num_blocks)) - set(missing)):
@@ -153,12 +153,3 @@ def _add_store(parser: ArgumentParser, option: str, help_: str) -> None:
 
 def _choice(text: str | None) -> Any:
     return load_config(text) if text and text.lstrip().startswith("{") else text
-
-
-def _size(nbytes: int) -> str:
-    size = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} TiB"
