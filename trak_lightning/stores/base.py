@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FeatureRows:
-    """Consecutive rows of a feature set; one row a sample, in the order of the dataset."""
+    """Rows of a feature set, one per sample, in the order of the dataset."""
 
     index: npt.NDArray[np.int64]
     """(b,) positions of the samples in their dataset."""
@@ -33,6 +33,12 @@ class FeatureRows:
     """(b,) q = −∂ℓ/∂f."""
     curvature: npt.NDArray[Any]
     """(b,) r = ∂²ℓ/∂f²."""
+    content: npt.NDArray[Any] = None  # type: ignore[assignment]
+    """(b,) xxh3_64 of the content of each sample, uint64; 0 where it is unknown, which is the default."""
+
+    def __post_init__(self) -> None:
+        if self.content is None:
+            object.__setattr__(self, "content", np.zeros(len(self.index), np.uint64))
 
     def __len__(self) -> int:
         return len(self.index)

@@ -18,6 +18,10 @@ import numpy.typing as npt
 
 Dtype: TypeAlias = Literal["float32", "float64", "float16", "bfloat16", "int8"]
 DTYPES = get_args(Dtype)
+Compression: TypeAlias = Literal["none", "lz4", "zstd"]
+COMPRESSIONS = get_args(Compression)
+LARGEST_COMPRESSED = 2**32
+"""Bytes: a compressed block that claims to be larger is refused, since a small file can unpack to any size."""
 STORED = {"bfloat16": "<u2"} | {name: np.dtype(name).newbyteorder("<").str for name in DTYPES if name != "bfloat16"}
 """The type in files, little-endian."""
 SCALED = ("float16", "int8")

@@ -15,7 +15,7 @@ from trak_lightning.run.atomic import atomic_hdf5
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import require_same
 from trak_lightning.run.formatting import format_ranges
-from trak_lightning.stores.arrays import COLUMNS, checksum, to_arrays
+from trak_lightning.stores.arrays import NUMBERS, SCHEMA_VERSION, checksum, to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.stores.configured import open_store
 from trak_lightning.stores.encoding import STORED
@@ -81,7 +81,7 @@ def dtype_of(part: FeatureSet) -> str:
 def _write_file(output: Path, runs: Sequence[RunDirectory], found: Parts) -> None:
     records = {record.id: record.source for run in runs for record in run.read().checkpoints}
     with atomic_hdf5(output) as file:
-        file.attrs["schema_version"] = 1
+        file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["checkpoints"] = json.dumps([{"id": id_, "source": source} for id_, source in records.items()])
         for id_ in records:
             subset = next((s for run in runs if (s := run.read_subset(id_)) is not None), None)
@@ -137,4 +137,7 @@ def _write_set(group: h5py.Group, parts: Sequence[FeatureSet]) -> None:
 
 
 def _same(one: FeatureRows, other: FeatureRows) -> bool:
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("features", *COLUMNS))
+    known = (one.content != 0) & (other.content != 0)
+    return np.array_equal(one.content[known], other.content[known]) and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("features", *NUMBERS)
+    )

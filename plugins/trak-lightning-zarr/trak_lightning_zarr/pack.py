@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trak_lightning.errors import DataError
-from trak_lightning.run.atomic import atomic_write
+from trak_lightning.stores.authoring import atomic_write
 from trak_lightning_zarr.place import Place
 
 

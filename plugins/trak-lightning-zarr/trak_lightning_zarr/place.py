@@ -15,7 +15,7 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
 from trak_lightning.errors import PluginError, StorageError, TrakError
-from trak_lightning.run.atomic import fsync, refused
+from trak_lightning.stores.authoring import fsync, refused
 
 
 class Place:
