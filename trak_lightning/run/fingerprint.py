@@ -1,4 +1,4 @@
-"""Comparing the settings that something was made with to those asked for."""
+"""Compare the settings that stored results were made with to those asked for."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ def first_difference(recorded: Any, asked: Any, name: str = "") -> tuple[str, An
 
 
 def require_same(recorded: Mapping[str, Any], asked: Mapping[str, Any], where: Path | str) -> None:
-    """Refuse to go on with `where` if it was made with other settings.
+    """Refuse to use `where` if it was made with other settings.
 
     Raises:
         IncompatibleRunError: names the first setting that differs, and both values.

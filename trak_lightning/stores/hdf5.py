@@ -1,4 +1,4 @@
-"""Features in HDF5: one file a block, under its final name only when it is whole."""
+"""Features in HDF5: one file per block, under its final name only when it is whole."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 
 
 class HDF5Store(FeatureStore):
-    """Block files and a manifest for each feature set; docs/storage.md describes them.
+    """Store each feature set as block files and a manifest; docs/storage.md describes the format.
 
     ::
 
@@ -38,10 +38,10 @@ class HDF5Store(FeatureStore):
         ROOT/<split>/<checkpoint>/block-00000.h5 …
 
     Args:
-        dtype: in which features are stored: ``float32``, ``float64``, ``float16``, ``bfloat16`` or ``int8``; see
-            `trak_lightning.stores.encoding`. What each costs in quality is in docs/storage.md.
-        compression: ``lz4`` or ``zstd`` after a bit shuffle (needs the package hdf5plugin); gradients hardly compress.
-        verify: whether blocks that are read whole are compared with their checksums.
+        dtype: the type in which features are stored: ``float32``, ``float64``, ``float16``, ``bfloat16`` or ``int8``; see
+            `trak_lightning.stores.encoding`; docs/storage.md says what each costs in quality.
+        compression: ``none``, or ``lz4`` or ``zstd`` after a bit shuffle (requires hdf5plugin); gradients hardly compress.
+        verify: whether to compare blocks with their checksums when they are read whole.
     """
 
     def __init__(self, dtype: Dtype = "float32", compression: Compression = "none", verify: bool = True) -> None:
@@ -177,7 +177,7 @@ class HDF5Set(SharedSet):
         found = []
         for path in sorted(self.folder.iterdir()):
             if path.name.endswith(".part"):
-                found.append(f"{path}: left by a process that died, or being written now")
+                found.append(f"{path}: left by a process that died, or still being written")
             elif path.name.startswith("block-") and path.name not in expected:
                 found.append(f"{path}: the set has only blocks 0 … {self.spec.num_blocks - 1}")
         return found

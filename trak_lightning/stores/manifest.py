@@ -1,4 +1,4 @@
-"""``manifest.json``: what a feature set on disk holds, with a checksum of its own."""
+"""``manifest.json``: what a stored feature set holds, with a checksum of its own."""
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,17 +16,17 @@ from trak_lightning.stores.validation import identity, require_name
 
 FILE = "manifest.json"
 MOST_BLOCKS = 2**24
-"""A manifest that speaks of more is not believed."""
+"""A manifest that claims more is refused."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A spec, and how its rows are stored."""
+    """The spec of a feature set, and how its rows are stored."""
 
     spec: FeatureSpec
     dtype: str
     set_id: str
-    """In every block, so that one of another set is noticed. Stays when the set grows."""
+    """Stored in every block, so that a block of another set is refused. It stays the same when the set grows."""
     grown_from: tuple[int, ...] = ()
     """Numbers of samples that the set had before it grew."""
     schema_version: int = SCHEMA_VERSION
@@ -37,7 +37,7 @@ class Manifest:
         return cls(spec, dtype, fingerprint([identity(spec), spec.split, spec.checkpoint, dtype]))
 
     def grown(self, spec: FeatureSpec) -> "Manifest":
-        """The manifest of the same set with the samples and the data of `spec`."""
+        """The manifest of this set once it has the samples and the data of `spec`."""
         longer = replace(self.spec, num_samples=spec.num_samples, fingerprint=spec.fingerprint)
         return replace(self, spec=longer, grown_from=(*self.grown_from, self.spec.num_samples))
 
@@ -50,17 +50,17 @@ class Manifest:
         require_same(identity(self.spec) | {"store.dtype": self.dtype}, identity(spec) | {"store.dtype": dtype}, where)
 
     def create(self, folder: Path) -> None:
-        """Write to `folder`, unless another process was first."""
+        """Write the manifest to `folder`, unless another process was faster."""
         with atomic_create(folder / FILE) as part:
             part.write_text(self.dump())
 
     def replace_in(self, folder: Path) -> None:
-        """Write to `folder` in the place of an older one."""
+        """Write the manifest to `folder`, replacing an older one."""
         with atomic_write(folder / FILE) as part:
             part.write_text(self.dump())
 
     def dump(self) -> str:
-        """As JSON text."""
+        """The manifest as JSON text."""
         content = {
             "schema_version": self.schema_version,
             "dtype": self.dtype,
@@ -72,16 +72,16 @@ class Manifest:
 
     @classmethod
     def load(cls, text: str, where: Path | str) -> "Manifest":
-        """From JSON text; `where` it was found is named in errors.
+        """Read a manifest from JSON text; errors name `where` it was found.
 
         Raises:
-            CorruptFileError: it is not what `dump` wrote.
+            CorruptFileError: the text is not what `dump` wrote.
         """
         try:
             content = json.loads(text)
             seen, expected = content.pop("checksum"), fingerprint(content)
             if seen != expected:
-                raise ValueError(f"its checksum is {seen}, and {expected} belongs to what it says")
+                raise ValueError(f"its checksum is {seen}, and its content has {expected}")
             version = content["schema_version"]
             if version not in range(1, SCHEMA_VERSION + 1):
                 raise ValueError(f"schema version {version}; this trak_lightning reads 1 to {SCHEMA_VERSION}")
@@ -99,10 +99,10 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """That of `folder`.
+        """Read the manifest of `folder`.
 
         Raises:
-            CorruptFileError: it is damaged, or of another split or checkpoint than the folder's name says.
+            CorruptFileError: it is damaged, or its split or checkpoint is not the name of the folder.
         """
         path = folder / FILE
         try:

@@ -1,4 +1,4 @@
-"""Features in memory: gone with the process. For tests and small problems."""
+"""Features in memory, lost when the process ends. For tests and small problems."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from trak_lightning.stores.validation import COLUMNS, identity, no_such_set, req
 
 
 class MemoryStore(FeatureStore):
-    """Keeps features as they are given, in any dtype. Memory: n·k numbers for each checkpoint and split."""
+    """Keep features as they are given, in any dtype. Memory: n·k numbers per checkpoint and split."""
 
     def __init__(self) -> None:
         self._sets: dict[tuple[str, str], MemorySet] = {}

@@ -1,4 +1,4 @@
-"""What every store demands of the rows it is given."""
+"""Checks that every store makes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -23,7 +23,7 @@ def require_name(name: str) -> None:
     """Refuse a split or checkpoint that cannot be the name of a folder.
 
     Raises:
-        StorageError: it is empty, hidden, or leads elsewhere.
+        StorageError: the name is empty, hidden, too long, or leads elsewhere.
     """
     if (
         not isinstance(name, str)
@@ -56,7 +56,7 @@ def no_such_set(split: str, checkpoint: str, where: Path | str, there: Iterable[
 
 
 def identity(spec: FeatureSpec) -> dict[str, Any]:
-    """What two specs must agree on to be of one set; batches and blocks are not part of it."""
+    """The settings that two specs must share to describe one set; batch and block sizes may differ."""
     return {"length of the dataset": spec.num_samples, "dim": spec.dim, **spec.fingerprint}
 
 
@@ -64,7 +64,7 @@ def require_rows(spec: FeatureSpec, block: int, rows: FeatureRows) -> None:
     """Refuse rows that are not this block of this set.
 
     Raises:
-        DataError: other samples than the block's, or other shapes.
+        DataError: the samples are not those of the block, or a column has another shape.
         NonFiniteGradientError: NaN or infinity; names the samples.
     """
     expected = spec.block_range(block)

@@ -1,4 +1,4 @@
-"""The arrays of a set: made, grown, and opened with every claim that they make checked first."""
+"""Create, grow and open the arrays of a set; every claim that they make is checked before they are read."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,11 +30,11 @@ def stored_layout(manifest: Manifest, rows: int) -> dict[str, tuple[tuple[int, .
 
 
 def create_arrays(store: Store, name: str, manifest: Manifest, compression: Compression) -> None:
-    """Make the arrays of a set, except those that are there already."""
+    """Create the arrays of a set, except those that exist already."""
     spec = manifest.spec
     codecs: list[Any] = [] if compression == "none" else [BloscCodec(cname=compression, shuffle="bitshuffle")]
     for array, (shape, dtype) in stored_layout(manifest, spec.num_samples).items():
-        # A block of features is one object, made of batches: of the last block only those batches that exist are stored.
+        # A block of features is one object, made of batches; the last block has only the batches that exist.
         inner, outer = ((size, *shape[1:]) for size in (spec.batch_size, spec.block_size))
         shards = {"chunks": inner, "shards": outer} if array == "features" else {"chunks": outer}
         _create(
@@ -57,7 +57,7 @@ def create_arrays(store: Store, name: str, manifest: Manifest, compression: Comp
         compressors=None,
         fill_value=0,
         attributes={"columns": columns},
-        # All in one folder, and nothing but a file can be taken for a record.
+        # All records are in one folder, where nothing but a file can be mistaken for one.
         chunk_key_encoding={"name": "default", "separator": "."},
     )
 
@@ -70,7 +70,7 @@ def _create(store: Store, name: str, **options: Any) -> None:
 
 
 def grow_arrays(store: Store, name: str, manifest: Manifest) -> None:
-    """Give the arrays of a set the lengths that `manifest` says."""
+    """Resize the arrays of a set to the lengths in `manifest`."""
     for array, shape in _shapes(manifest):
         found = zarr.open_array(store, path=f"{name}/{array}", mode="r+", zarr_format=3)
         if found.shape[0] < shape[0]:
@@ -78,10 +78,10 @@ def grow_arrays(store: Store, name: str, manifest: Manifest) -> None:
 
 
 def open_arrays(store: Store, name: str, manifest: Manifest, mode: Any) -> dict[str, zarr.Array]:
-    """The arrays of a set, found to be what `manifest` says.
+    """Open the arrays of a set.
 
     Raises:
-        ValueError: one of them is not.
+        ValueError: one of them is not what `manifest` says.
     """
     spec = manifest.spec
     types = {array: dtype for array, (_, dtype) in stored_layout(manifest, 1).items()} | {BLOCKS: "<u8"}
@@ -90,7 +90,7 @@ def open_arrays(store: Store, name: str, manifest: Manifest, mode: Any) -> dict[
         opened = zarr.open_array(store, path=f"{name}/{array}", mode=mode, zarr_format=3)
         outer = (1 if array == BLOCKS else spec.block_size, *shape[1:])
         inner = (spec.batch_size, spec.dim) if array == "features" else outer
-        # Longer, if a process was killed while it made the set grow.
+        # They are longer if a process was killed while it grew the set.
         if opened.shape[:1] < shape[:1] or opened.shape[1:] != shape[1:] or opened.dtype != np.dtype(types[array]):
             raise ValueError(f"its {array} is {opened.dtype} {opened.shape}, and {types[array]} {shape} was expected")
         if (opened.chunks, opened.shards or opened.chunks) != (inner, outer):

@@ -33,7 +33,7 @@ Array = npt.NDArray[Any]
 
 
 class ZarrSet(SharedSet):
-    """A group of arrays. A block is there if its record is, which is written last, in one piece."""
+    """A group of arrays. A block is stored if its record is, which is written last, in one piece."""
 
     def __init__(self, place: Place, name: str, manifest: Manifest, lock: Path) -> None:
         super().__init__(manifest, lock)
@@ -52,7 +52,7 @@ class ZarrSet(SharedSet):
             records = self._arrays[BLOCKS]
         with self._place.writing(self.name):
             if self._record(block) is not None:
-                records[block] = 0  # which deletes it: from here on the block is missing
+                records[block] = 0  # which deletes it: from now on the block is missing
                 self._place.flush(f"{self.name}/{BLOCKS}/zarr.json")
             for name, values in arrays.items():
                 self._arrays[name][samples.start : samples.stop] = values
@@ -110,7 +110,7 @@ class ZarrSet(SharedSet):
 
     def strays(self) -> list[str]:
         left = self._place.unfinished(self.name)
-        return [f"{path}: left by a process that died, or being written now" for path in left]
+        return [f"{path}: left by a process that died, or still being written" for path in left]
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class ZarrSet(SharedSet):
         record = self._record(block)
         if record is None or record["rows"] < len(self.spec.block_range(block)):
             raise IncompleteRunError(
-                f"block {block} of {self._place.url}/{self.name} is missing: not featurised yet, or deleted. Run featurize "
+                f"block {block} of {self._place.url}/{self.name} is missing: not featurized yet, or deleted. Run featurize "
                 "again."
             )
         return record
@@ -157,7 +157,7 @@ class ZarrSet(SharedSet):
         return from_arrays(arrays, self.spec.block_range(block).start, self.manifest.dtype)
 
     def _values(self, name: str, block: int, record: dict[str, int]) -> Array:
-        """One array of a block, compared with its checksum."""
+        """Read one array of a block and compare it with its checksum."""
         if name == "content" and name not in record:
             return np.zeros(record["rows"], np.uint64)  # schema version 1
         start, rows = self.spec.block_range(block).start, record["rows"]
@@ -182,7 +182,8 @@ class ZarrSet(SharedSet):
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """
+        """Turn whatever a damaged array or a failing server leads to into an error of ours.
+
         Raises:
             CorruptFileError: what is stored is not what was written.
             StorageError: the file system or the server refused.
@@ -192,7 +193,7 @@ class ZarrSet(SharedSet):
             yield
         except TrakError:
             raise
-        # A damaged array makes zarr and its codecs raise nearly anything; FileNotFoundError is one that is not there.
+        # A damaged array makes zarr and its codecs raise nearly anything; a deleted one, FileNotFoundError.
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError, MemoryError, FileNotFoundError) as error:
             raise CorruptFileError(
                 f"{where} is not the feature set that its manifest says: {error}. Delete it and run featurize again."
@@ -202,10 +203,10 @@ class ZarrSet(SharedSet):
 
 
 def require_plausible(stored: int, nbytes: int, compressed: bool) -> None:
-    """Refuse to make room for what an object cannot hold.
+    """Refuse to allocate memory for more than an object can hold.
 
     Raises:
-        ValueError: it is too small.
+        ValueError: the object is too small.
     """
     if nbytes > LARGEST_COMPRESSED if compressed else stored < nbytes:
         raise ValueError(f"an object of {stored} bytes cannot hold a block of {nbytes} bytes")

@@ -1,4 +1,4 @@
-"""A finished store as one zip file, for sharing."""
+"""Pack a finished store into one zip file, for sharing."""
 
 import zipfile
 from pathlib import Path
@@ -10,7 +10,7 @@ from trak_lightning_zarr.place import Place
 
 
 def pack(url: str, output: Path, storage_options: dict[str, Any] | None = None) -> int:
-    """Copy everything at an address to a zip file, which is there whole or not at all; returns the number of objects.
+    """Copy everything at an address to a zip file, written whole or not at all; returns the number of objects.
 
     Raises:
         DataError: the zip file exists, or there is nothing at the address.

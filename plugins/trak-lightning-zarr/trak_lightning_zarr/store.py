@@ -1,4 +1,4 @@
-"""The store: which sets there are at an address."""
+"""The store: the feature sets at an address."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ from trak_lightning_zarr.feature_set import ZarrSet
 from trak_lightning_zarr.place import Place, inside
 
 ATTRIBUTE = "trak_lightning"
-"""Of the group of a set: its manifest, written last. A group without it is not a set yet."""
+"""The attribute of a set's group that holds its manifest. It is written last: a group without it is not a set yet."""
 
 
 class ZarrStore(FeatureStore):
@@ -37,17 +37,17 @@ class ZarrStore(FeatureStore):
                                     content (n,)
                                     blocks (blocks, 9): which blocks are whole, and their checksums
 
-    Feature sets are found by split and checkpoint. Runs may share an address: a set that is there already is used if it was
-    made with the same settings, and refused with both values if not. Processes that share a run directory share its blocks;
-    those that share only the address do not know of each other, and may do the same block twice.
+    Feature sets are found by split and checkpoint. Runs may share an address: an existing set is used if it was made with the
+    same settings, and refused with both values if not. Processes that share a run directory share its blocks; processes
+    that share only the address do not see each other, and may compute the same block twice.
 
     Args:
         url: a path, a ``.zip`` file to read from, or an address such as ``s3://bucket/run``. A relative path lies in
             ``RUN_DIR/features``.
-        dtype: in which features are stored, as for ``hdf5``.
+        dtype: the type in which features are stored, as for ``hdf5``.
         compression: ``lz4`` or ``zstd`` after a bit shuffle; gradients hardly compress.
-        storage_options: for fsspec, such as ``endpoint_url``. They are written to the run's configuration: give credentials
-            in the environment or in the files where the file system looks for them.
+        storage_options: for fsspec, such as ``endpoint_url``. They are written to the run's configuration: keep
+            credentials in the environment, or in the files where the file system looks for them.
     """
 
     trak_api = (1, 0)
@@ -121,10 +121,10 @@ class ZarrStore(FeatureStore):
         return sorted(found)
 
     def _manifest(self, name: str) -> Manifest | None:
-        """That of a set, or None if there is no such set.
+        """Read the manifest of a set; None if there is no such set.
 
         Raises:
-            CorruptFileError: it is damaged, or of another split or checkpoint than its name says.
+            CorruptFileError: it is damaged, or its split or checkpoint is not its name.
         """
         where = f"{self._address}/{name}"
         try:
