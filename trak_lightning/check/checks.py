@@ -62,7 +62,7 @@ def outputs(subject: Subject) -> Iterator[Finding]:
 
 def independence(subject: Subject) -> Iterator[Finding]:
     """Samples alone against the same samples in their batch; that no module is in train mode was seen before."""
-    worst = subject.featurizer.check_independence(subject.batch.index, subject.rows)
+    worst = subject.featurizer.computer.check_independence(subject.batch.index, subject.rows)
     yield Finding(
         "samples", f"independent: alone or in a batch of {len(subject.rows)}, gradients differ by {worst:.1e} at most"
     )
@@ -90,7 +90,7 @@ class Checker(Featurizer):
 
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows:
         started = perf_counter()
-        self.rows = self._featurize(indexed)
+        self.rows = self.computer.rows(indexed)
         self.first_seconds = perf_counter() - started
         subject = Subject(self, indexed, self.rows)
         self.findings = [finding for check in CHECKS for finding in check(subject)]
