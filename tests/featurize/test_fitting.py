@@ -8,8 +8,8 @@ from trak_lightning import TRAK
 from trak_lightning.errors import CorruptFileError, IncompatibleRunError, IncompleteRunError, SettingsError
 from trak_lightning.gradients import DenseBlock, ParameterLayout
 from trak_lightning.projectors import Projection
-from trak_lightning.projectors.lowrank import LowRank
 from trak_lightning.projectors.principal import PrincipalDirections
+from trak_lightning.projectors.two_sided import LowRank
 
 PCA = {"name": "lowrank", "rank": 3, "init": "pca", "fit_samples": 20}
 

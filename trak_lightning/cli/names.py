@@ -9,8 +9,10 @@ alone, so that only the plug-ins that are used get imported::
 """
 
 import json
+import re
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import yaml
 from jsonargparse import get_loader
 
 from trak_lightning import registry
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, PluginError
 
 KINDS = {kind.removesuffix("s"): kind for kind in registry.BASES}
 """Configuration key → plug-in kind: ``projector`` → ``projectors``."""
@@ -84,9 +86,25 @@ def _class_path(reads: Collection[str], key: str, name: str) -> str:
 
 def _config(source: str, class_path: ClassPath) -> str:
     config = load_config(source)
+    for key in ("model", "data"):
+        _require_demos(key, config.get(key))
     expanded = {key: _expand(key, value, class_path) if key in KINDS else value for key, value in config.items()}
     # Unchanged files stay files, so that paths in them keep being relative to them.
     return source if expanded == config else json.dumps(expanded)
+
+
+_DEMO = re.compile(r"trak_lightning(?:_demos|\.demos)\.(?!Digits|digits\.|held_out\.).*\b(\w+)")
+"""The import path of a demo of the distribution trak-lightning-demos, as it is or as it was before there was one."""
+
+
+def _require_demos(key: str, value: Any) -> None:
+    """Name the missing distribution here, before jsonargparse calls the class path no subclass of anything."""
+    path = str(value.get("class_path") if isinstance(value, dict) else value)
+    if (found := _DEMO.fullmatch(path)) and find_spec("trak_lightning_demos") is None:
+        raise PluginError(
+            f"{key} is {path}, but the distribution trak-lightning-demos, which has {found[1]}, is not installed: install it "
+            "from plugins/trak-lightning-demos of the repository"
+        )
 
 
 def _option(key: str, value: str, class_path: ClassPath) -> str:
