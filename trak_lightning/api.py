@@ -1,6 +1,5 @@
 """The Python API: `TRAK`."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.fitting import Reference, TrainingSet
 from trak_lightning.featurize.job import Filler
 from trak_lightning.gradients import ParameterLayout
-from trak_lightning.model.checkpoints import Checkpoint, CheckpointSource, expand, subset_path
+from trak_lightning.model.checkpoints import Checkpoint, Checkpoints, CheckpointSource, distinct, expand, subset_path
 from trak_lightning.model.compiled import original, uncompiled
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.projectors.base import Projector
@@ -117,7 +116,7 @@ class TRAK:
     def featurize(
         self,
         train_dataset: DataSource,
-        checkpoints: Sequence[CheckpointSource] | None = None,
+        checkpoints: Checkpoints | None = None,
         *,
         batch_size: int | None = None,
         subsets: Sequence[npt.ArrayLike] | None = None,
@@ -130,8 +129,8 @@ class TRAK:
 
         Args:
             train_dataset: a map-style dataset, or a loader of one; read in the order of the dataset.
-            checkpoints: state dicts, or files and folders of any format in `trak_lightning.model.weight_files`, also with wildcards; the
-                model's present weights if None. ``x.ckpt`` is taken to have been trained on the samples in ``x.subset.npy``
+            checkpoints: one or several of: files and folders of any format in `trak_lightning.model.weight_files`, also with
+                wildcards; folders of checkpoint files; state dicts; modules. The model's present weights if None. ``x.ckpt`` is taken to have been trained on the samples in ``x.subset.npy``
                 if that lies beside it.
             batch_size: samples of one gradient batch; the loader's, or 64.
             subsets: the positions of the training samples that each checkpoint was trained on, where known.
@@ -157,7 +156,7 @@ class TRAK:
     def prepare(
         self,
         splits: Mapping[str, AttributionData],
-        checkpoints: Sequence[CheckpointSource] | None = None,
+        checkpoints: Checkpoints | None = None,
         *,
         subsets: Sequence[npt.ArrayLike] | None = None,
         train: str = "train",
@@ -177,7 +176,7 @@ class TRAK:
         """
         data = splits[train]
         with uncompiled(self.model):
-            sources = expand(checkpoints) if checkpoints is not None else [copy.deepcopy(self.model.state_dict())]
+            sources = expand(self.model if checkpoints is None else checkpoints)
             if not sources:
                 raise DataError(
                     "checkpoints is an empty list; give at least one, or None for the model's present weights"
@@ -185,7 +184,11 @@ class TRAK:
             if subsets is not None and len(subsets) != len(sources):
                 raise DataError(f"there are {len(sources)} checkpoints and {len(subsets)} subsets; give one for each")
             loaded = [Checkpoint.of(source, self.model, weights_only=self._weights_only) for source in sources]
-        known = list(subsets) if subsets is not None else [_subset_beside(source) for source in sources]
+        known: list[npt.ArrayLike | None] = (
+            list(subsets) if subsets is not None else [_subset_beside(source) for source in sources]
+        )
+        kept = distinct(loaded)
+        loaded, known = [loaded[position] for position in kept], [known[position] for position in kept]
         for subset in known:
             _check_subset(subset, len(data))
         records = [CheckpointRecord(checkpoint.id, str(checkpoint)) for checkpoint in loaded]

@@ -1,14 +1,12 @@
 """Filling feature sets: which there are to be, whose part of them this job does, and the model as it was afterwards."""
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TypeVar
 
 import lightning as L
-from torch import Tensor, nn
+from torch import nn
 
 from trak_lightning.check.checks import Checker, Finding, outlook
 from trak_lightning.check.estimates import Workload
@@ -22,8 +20,9 @@ from trak_lightning.featurize.work import Work, Worker, predict
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.model.checkpoints import Checkpoint
 from trak_lightning.model.compiled import uncompiled
-from trak_lightning.model.dtensor import is_sharded, shards
+from trak_lightning.model.dtensor import shards
 from trak_lightning.model.eval_mode import require_eval
+from trak_lightning.model.restore import restored
 from trak_lightning.projectors.base import Projector
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.runtime.lightning import quiet_lightning
@@ -100,7 +99,7 @@ class Filler:
             return self._module(Featurizer, data, part.feature_set, training, stop, part.blocks)
 
         bar = progress(f"featurize {split}", missing, enabled=trainer.is_global_zero)
-        with uncompiled(self.model), self._restored(), quiet_lightning(), stop.watching(trainer), bar as advance:
+        with uncompiled(self.model), quiet_lightning(), stop.watching(trainer), bar as advance:
             try:
                 return Worker(trainer, work, featurizer, advance, stop).run()
             except TerminatedError:
@@ -144,13 +143,12 @@ class Filler:
         training = TrainingSet(data, Reference.of(self.task, data))
         spec = self._spec(data, split, "check", data.batch_size, training)
         trainer = self.trainer or default_trainer()
-        with uncompiled(self.model), self._restored(), quiet_lightning():
+        with uncompiled(self.model), restored(self.model), quiet_lightning():
             checker = self._module(Checker, data, MemorySet(spec), training, StopRequest())
             predict(trainer, checker, [])
             rehearsed = self._module(Rehearsal, data, MemorySet(spec), training, StopRequest())
             started = perf_counter()
-            weights = copy.deepcopy(self.model.state_dict())
-            Checkpoint.of(weights, self.model).load_into(self.model)
+            Checkpoint.of(self.model, self.model).load_into(self.model)
             loaded = perf_counter()
             predict(trainer, rehearsed, [])
             took = rehearsed.took(loaded - started, perf_counter() - loaded, checker.first_seconds)
@@ -263,22 +261,6 @@ class Filler:
             fit_file=fit_file,
             reference_file=reference_file,
         )
-
-    @contextmanager
-    def _restored(self) -> Iterator[None]:
-        """The model's weights, and the dtype and device that a Trainer changes, as they were."""
-        before = {name: tensor.detach().clone() for name, tensor in _tensors(self.model)}
-        try:
-            yield
-        finally:
-            for name, tensor in _tensors(self.model):
-                if not is_sharded(tensor):  # a model that was sharded stays so
-                    tensor.data = before[name]
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def default_trainer() -> L.Trainer:

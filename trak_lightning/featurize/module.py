@@ -17,6 +17,7 @@ from trak_lightning.featurize.fitting import FitFile, TrainingSet
 from trak_lightning.featurize.rows import RowComputer
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.model.autocast import cast_anew
+from trak_lightning.model.caches import clear_caches
 from trak_lightning.model.dtensor import any_sharded, shards
 from trak_lightning.projectors.base import Projection, Projector
 from trak_lightning.runtime.lightning import share_device_mesh, silence
@@ -97,6 +98,7 @@ class Featurizer(L.LightningModule):
         self.stop.install(self.trainer)
         if self.task.fit_samples:
             self._bind_task(self._shared(self._reference_file, self._fit_task))
+        clear_caches(self.model, self._some_output)
         if self._projector.fit_samples:
             self._fitted = self._shared(self._fit_file, self._fit)
         # Rank 0's list of blocks, lest a block finished in between is missing for some ranks only.
@@ -128,6 +130,12 @@ class Featurizer(L.LightningModule):
         assert reference is not None
         with self.trainer.precision_plugin.predict_step_context(), cast_anew():
             return reference.fit(self.task, self.model, lambda data, positions: self._load(data, positions).batch)
+
+    def _some_output(self) -> Tensor:
+        """The output of the first training samples."""
+        batch = self._load(self._training.data, range(min(self.feature_set.spec.batch_size, len(self._training.data))))
+        with self.trainer.precision_plugin.predict_step_context(), cast_anew():
+            return self.task.output(self.model, batch.batch)
 
     def _bind_task(self, found: dict[str, Tensor]) -> None:
         self.task = self.task.fitted({name: tensor.to(self.device) for name, tensor in found.items()})
