@@ -14,7 +14,7 @@ COMMANDS = {
     "featurize": ("training", "compute and store projected per-sample gradients of training and target samples"),
     "check": ("checking", "say what would be attributed and how, from one batch, or why it cannot be"),
     "score": ("scoring", "attribute the targets to the training samples"),
-    "evaluate": ("scoring", "retrain models on random subsets and see whether the scores predict them"),
+    "evaluate": ("evaluate", "retrain models on random subsets and see whether the scores predict them"),
     "top": ("scoring", "print the most helpful and harmful training samples of a target"),
     "report": ("reporting", "make one page, RUN_DIR/report/index.html, that shows targets with their examples"),
     "info": ("storage", "print what a run directory holds, and what is missing"),

@@ -5,7 +5,8 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from trak_lightning import registry
-from trak_lightning.retraining.settings import EnsembleSettings, EvaluationSettings
+from trak_lightning.evaluation.settings import EvaluationSettings
+from trak_lightning.retraining.settings import EnsembleSettings
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.stores.base import FeatureStore

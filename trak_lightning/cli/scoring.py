@@ -1,4 +1,4 @@
-"""Commands that need no torch: score, evaluate (unless models have yet to be retrained), top."""
+"""Commands that need no torch: score, self-influence, top."""
 
 import time
 from collections.abc import Sequence
@@ -8,11 +8,10 @@ from typing import Literal
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from trak_lightning.cli.arguments import TRAINING_KEYS, light_parser, open_run
+from trak_lightning.cli.arguments import light_parser, open_run
 from trak_lightning.cli.names import rewrite
 from trak_lightning.cli.output import summary
-from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
-from trak_lightning.evaluation.lds_run import evaluate_run
+from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.compute import LOCAL, Compute
@@ -104,46 +103,6 @@ def self_influence(argv: Sequence[str]) -> int:
     largest = ", ".join(str(i) for i in np.argsort(-found.self_influence, kind="stable")[:10])
     summary("self", f"{path}; largest self-influence: {largest}", len(found.leverage), "samples", started)
     return 0
-
-
-def evaluate(argv: Sequence[str]) -> int:
-    """``trak evaluate``."""
-    if any(
-        token.lstrip("-").partition(".")[0].partition("=")[0] in TRAINING_KEYS for token in argv if token[:2] == "--"
-    ):
-        return _retrain_and_evaluate(argv)
-    started = time.perf_counter()
-    parser = light_parser(
-        "evaluate",
-        "Linear datamodeling score: do the scores predict models retrained on random subsets of the training set? Models "
-        "that are missing are retrained, with the model, data and trainer of the configuration.",
-    )
-    config = parser.parse_args(rewrite(argv, reads=("store", "scorer")))
-    instances = parser.instantiate(config)
-    if instances.evaluation.needs_data:
-        return _retrain_and_evaluate(argv)
-    run, store = open_run(config, instances)
-    try:
-        evaluation, fresh = evaluate_run(
-            run,
-            store,
-            instances.scorer,
-            instances.evaluation,
-            seed=config.seed,
-            train=config.train_split,
-            targets=config.target_split,
-        )
-    except IncompleteRunError:
-        return _retrain_and_evaluate(argv)
-    evaluation.print()
-    summary("evaluate", evaluation.headline(), int(fresh), "computed", started)
-    return 0
-
-
-def _retrain_and_evaluate(argv: Sequence[str]) -> int:
-    from trak_lightning.cli import training
-
-    return training.evaluate(argv)
 
 
 def top(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""What the models of a run say of some targets. Needs torch, unlike most of the report."""
+"""Predictions of the models of a run. Needs torch, unlike most of the report."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,10 +24,10 @@ def mean_probabilities(
     *,
     weights_only: bool = True,
 ) -> Array | None:
-    """Class probabilities of some samples, averaged over the checkpoints of the run: (s, C); None for a task without classes.
+    """Compute class probabilities of some samples, averaged over checkpoints: (s, C); None for a task without classes.
 
     Raises:
-        CheckpointError: a checkpoint is not where it was when features were made.
+        CheckpointError: a checkpoint file is no longer where it was when features were computed.
     """
     model.eval()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

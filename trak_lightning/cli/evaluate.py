@@ -1,0 +1,96 @@
+"""trak evaluate: are the scores right?"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from trak_lightning.cli.arguments import light_parser, open_run
+from trak_lightning.cli.names import rewrite
+from trak_lightning.cli.output import summary
+from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
+from trak_lightning.evaluation.result import Result
+from trak_lightning.evaluation.scored_run import ScoredRun
+from trak_lightning.retraining.outputs import Retraining, missing
+from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
+
+if TYPE_CHECKING:
+    from trak_lightning.cli.training import Job
+
+RECIPE_KEYS = ("model", "data", "trainer", "optimizer", "lr_scheduler")
+"""Settings that determine a retrained model."""
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """``trak evaluate``."""
+    parser = light_parser(
+        "evaluate",
+        "Linear datamodeling score: do the scores predict models retrained on random subsets of the training set? Missing "
+        "models are retrained, with the model, data and trainer of the configuration.",
+    )
+    config = parser.parse_args(rewrite(argv, reads=("store", "scorer")))
+    instances = parser.instantiate(config)
+    scored = ScoredRun(
+        *open_run(config, instances), instances.scorer, config.target_split, config.train_split, config.seed
+    )
+    training = LazyTraining(argv, config)
+    print_results(
+        evaluate_scores(scored, instances.evaluation, training.retrain, lambda: training.job.datamodule), training
+    )
+    return 0
+
+
+def print_results(results: Iterable[tuple[Result, bool]], job: "Job | LazyTraining") -> None:
+    """Print each result as soon as it is there, in the process that speaks for the job."""
+    started = time.perf_counter()
+    for result, computed in results:
+        if job.speaks:
+            result.print()
+            summary("evaluate", result.headline, int(computed), "computed", started)
+        started = time.perf_counter()
+
+
+class LazyTraining:
+    """The user's model, data and Trainer, which are built, and torch imported, only when a model must be retrained."""
+
+    def __init__(self, argv: Sequence[str], config: Namespace) -> None:
+        self._argv = argv
+        self._recipe = {key: config[key] for key in RECIPE_KEYS if config.get(key) is not None}
+
+    @cached_property
+    def job(self) -> "Job":
+        """The job, built when first asked for."""
+        from trak_lightning.cli.training import Job
+
+        return Job("evaluate", self._argv)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process prints results. Without a job there is only one."""
+        return "job" not in vars(self) or self.job.speaks
+
+    def retrain(self, plan: SubsetPlan, folder: Path, retrainings: Sequence[Retraining]) -> None:
+        """See `trak_lightning.retraining.outputs.Retrain`."""
+        recorded = recorded_plan(folder)
+        # The settings given leave out defaults, which only the job knows: it has the last word where they differ.
+        if missing(retrainings) or (recorded is not None and not agrees(self._recipe, recorded["recipe"])):
+            self.job.retrain(plan, folder, retrainings)
+
+
+def agrees(given: Any, recorded: Any) -> bool:
+    """Whether all settings in `given`, which may leave out defaults, are equal in `recorded`, which has all of them.
+
+    Arguments of a class may be under ``init_args`` or next to its ``class_path``.
+    """
+    if not isinstance(given, Mapping) or not isinstance(recorded, Mapping):
+        return bool(given == recorded)
+    if "class_path" not in recorded:
+        return all(name in recorded and agrees(value, recorded[name]) for name, value in given.items())
+    direct = {name: value for name, value in given.items() if name not in ("class_path", "init_args")}
+    arguments = {**(given.get("init_args") or {}), **direct}
+    return given.get("class_path", recorded["class_path"]) == recorded["class_path"] and agrees(
+        arguments, recorded.get("init_args") or {}
+    )
