@@ -93,6 +93,16 @@ def active_adapter(module: Any) -> str:
     return name if isinstance(name, str) and name in module.peft_config else next(iter(module.peft_config))
 
 
+def virtual_tokens(model: nn.Module) -> int:
+    """How many tokens prompt tuning puts in front of every sequence, for which `model` returns logits too."""
+    found = adapted(model)
+    if found is None:
+        return 0
+    config = found[1].peft_config[active_adapter(found[1])]
+    is_prompt = getattr(config, "is_prompt_learning", False) and config.peft_type.value != "PREFIX_TUNING"
+    return int(config.num_virtual_tokens) if is_prompt else 0
+
+
 def _prompt(encoder: nn.Module, prefix: str, saved: Tensor) -> Mapping[str, str]:
     own = named_tensors(encoder)
     if list(own) == ["embedding.weight"] and own["embedding.weight"].shape == saved.shape:

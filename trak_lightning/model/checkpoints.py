@@ -140,13 +140,16 @@ def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only:
     read, own = _read(source, weights_only), named_tensors(model)
     given = {name: value for name, value in read.items() if isinstance(value, Tensor)}
     extra = {name: value for name, value in read.items() if not isinstance(value, Tensor)}
-    in_adapter = _adapter_names(source, model)
+    folder = None if isinstance(source, Mapping) else weight_files.adapter_folder(Path(source))
+    if folder is not None:
+        adapters.require_same_settings(folder, model)
+    in_adapter = adapters.names_in_file(model)
     names = renamed(given, own)
     names |= {name: in_adapter[name] for name in given if names[name] not in own and name in in_adapter}
     named = {names[name]: tensor for name, tensor in given.items()}
     named |= {name: named[other] for name, other in tied(named, own).items()}
     _require_tied(named, own, _describe(source))
-    is_adapter = bool(in_adapter) and all(name in in_adapter for name in given)
+    is_adapter = folder is not None or (bool(in_adapter) and all(name in in_adapter for name in given))
     missing = [name for name in own if name not in named]
     unexpected = [name for name in named if name not in own and not belongs_to_a_loss(name, model)]
     stray = [name for name in named if name not in own and name != "n_averaged" and belongs_to_a_loss(name, model)]
@@ -223,13 +226,6 @@ def _is_one(mapping: Mapping[str, Any]) -> bool:
     """Whether a mapping is one checkpoint, not several by name."""
     inner = [value for value in mapping.values() if isinstance(value, (str, Path, nn.Module, Mapping))]
     return len(inner) < len(mapping) or any(key in mapping for key in weight_files.STATE_DICT_KEYS)
-
-
-def _adapter_names(source: str | Path | Mapping[str, Any], model: nn.Module) -> dict[str, str]:
-    folder = None if isinstance(source, Mapping) else weight_files.adapter_folder(Path(source))
-    if folder is not None:
-        adapters.require_same_settings(folder, model)
-    return adapters.names_in_file(model)
 
 
 def _require_tied(named: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
