@@ -20,13 +20,7 @@ def check(argv: Sequence[str]) -> int:
         Checkpoint.of(source, trak.model, weights_only=job.weights_only).load_into(trak.model)
         summary("weights", source)
     with narrated():
-        findings = trak.check(
-            job.train_data,
-            targets=job.target_data,
-            checkpoints=job.num_checkpoints,
-            block_size=job.settings.block_size,
-            scorer=job.parts.scorer,
-        )
+        findings = trak.check(job.train_data, checkpoints=job.num_checkpoints)
     for finding in findings:
         summary(finding.topic, finding.text)
     return 0
