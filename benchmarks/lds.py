@@ -136,8 +136,8 @@ def _ours(trained: Trained, folder: Path, k: int, M: int, further: bool, only: l
         trained.model, "image_classification", run, projector={"name": "sparse_jl", "dim": k} if k else "identity"
     )
     started = time.process_time()
+    trak.featurize(trained.targets, trained.checkpoints[:M], split="test")
     trak.featurize(trained.train, trained.checkpoints[:M])
-    trak.featurize_split(trained.targets, "test")
     featurized = time.process_time() - started
     methods = METHODS | {name: {"name": name} for name in FURTHER if further}
     for method, scorer in methods.items():
