@@ -66,7 +66,7 @@ def compare(configs: list[str] = CONFIGS, folder: Path = FOLDER) -> None:
 def happen(config: str, run: Path) -> None:
     """The stages themselves; prints seconds, peak resident bytes, and bytes on disk."""
     from trak_lightning.check.trial import resident_bytes
-    from trak_lightning.cli.training import Job
+    from trak_lightning.cli.job import Job
 
     job = Job("run", ["--config", config, "--run_dir", str(run)])
     started = time.perf_counter()
