@@ -19,10 +19,10 @@ from demo_models import checkpoints, recipe
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
+from trak_lightning_demos import EmojiCLIP, EmojiDataModule
 
 from trak_lightning import TRAK
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.demos import EmojiCLIP, EmojiDataModule
 from trak_lightning.evaluation.lds import bootstrap_mean
 from trak_lightning.featurize.fitting import Reference
 from trak_lightning.retraining.train import train_on_subset

@@ -1,4 +1,4 @@
-"""Models of trak_lightning.demos, trained as its configuration files say, for the benchmarks of each modality."""
+"""Models of trak_lightning_demos, trained as its configuration files say, for the benchmarks of each modality."""
 
 from collections.abc import Callable
 from pathlib import Path

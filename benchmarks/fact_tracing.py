@@ -21,11 +21,11 @@ from jsonargparse import auto_cli
 from rank_bm25 import BM25Okapi
 from rich.console import Console
 from rich.table import Table
+from trak_lightning_demos import QuestionDataModule, QuestionT5
+from trak_lightning_demos.questions import Subject
+from trak_lightning_demos.words import words
 
 from trak_lightning import TRAK
-from trak_lightning.demos import QuestionDataModule, QuestionT5
-from trak_lightning.demos.questions import Subject
-from trak_lightning.demos.words import words
 from trak_lightning.evaluation.lds import bootstrap_mean
 
 METHODS: dict[str, Any] = {

@@ -1,11 +1,10 @@
-"""Are mislabelled training samples found? A transformer fine-tuned on glosses, or a CNN trained on digits, of which some have got
-another label.
+"""Are mislabeled training samples found? A transformer fine-tuned on glosses, or a CNN trained on digits, with some wrong labels.
 
     python benchmarks/mislabels.py
     python benchmarks/mislabels.py --problem digits
 
-Model, data and training are those of configs/glosses.yaml and configs/digits.yaml. Prints, for several ways to rank training samples, how likely a
-mislabelled one is ranked above another (area under the ROC curve), and what part of the first ones are mislabelled.
+Model, data and training are those of configs/glosses.yaml and configs/digits.yaml. Prints, for several ways to rank training samples, the
+probability that a mislabeled one is ranked above another (area under the ROC curve), and the share of mislabeled ones among the first k.
 """
 
 from importlib import import_module
@@ -31,7 +30,7 @@ def main(
     Args:
         problem: glosses or digits.
         folder: where models and features are kept.
-        label_noise: share of the training samples that get another label.
+        label_noise: share of the training samples that get a wrong label.
     """
     config = yaml.safe_load((Path(__file__).parents[1] / "configs" / f"{problem}.yaml").read_text())
     data, run, ensemble = make(config["data"], label_noise=label_noise), folder / problem, config["ensemble"]
@@ -52,11 +51,11 @@ def main(
         "1 − p(label), models not trained on it": 1 - held_out_probabilities(features)[0],
         "random": np.random.default_rng(0).random(len(weight)),
     }
-    mislabeled(suspicion, np.asarray(data.mislabeled), {}).print()
+    mislabeled(suspicion, np.asarray(data.mislabeled)).print()
 
 
 def make(part: dict[str, Any], **more: Any) -> Any:
-    """An object of a configuration file."""
+    """Instantiate an object of a configuration file."""
     module, _, name = part["class_path"].rpartition(".")
     return getattr(import_module(module), name)(**part.get("init_args", {}) | more)
 

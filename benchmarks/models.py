@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from trak_lightning_demos.resnets import ResNet9, ResNet18
 
-from trak_lightning.demos.resnets import ResNet9, ResNet18
 from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.margin import margin
 

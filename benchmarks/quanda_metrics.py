@@ -1,10 +1,9 @@
-"""quanda's metrics beside ours, on the digits. Needs an environment with quanda: ``pip install '.[demos,quanda]'``.
+"""quanda's metrics next to ours, on the digits. Needs an environment with quanda: ``pip install '.[demos,quanda]'``.
 
 ``python benchmarks/quanda_metrics.py RUN NOISY`` reads two finished runs: ``trak run --config configs/digits.yaml --run_dir RUN``,
 and another with ``--data.init_args.label_noise 0.1 --evaluation.mislabeled data --run_dir NOISY``.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +15,22 @@ from rich.table import Table
 
 from trak_lightning.cli.job import Job
 from trak_lightning.evaluation.lds_run import models_folder
+from trak_lightning.evaluation.result import read_result
 from trak_lightning.interop.quanda import TRAKExplainer
 from trak_lightning.retraining.outputs import read_outputs
 from trak_lightning.scoring.scores import open_scores
 
 
 def main(run: Path, noisy: Path, targets: int = 400) -> None:
-    """Print ours beside theirs.
+    """Print ours next to theirs.
 
     Args:
-        run: of configs/digits.yaml.
-        noisy: the same with wrong labels.
-        targets: how many of the run's are explained anew.
+        run: run directory of configs/digits.yaml.
+        noisy: run directory of the same with wrong labels.
+        targets: number of targets to explain with quanda.
     """
     table = Table(
-        title=f"quanda {quanda.__version__ if hasattr(quanda, '__version__') else ''} beside trak evaluate".strip()
+        title=f"quanda {quanda.__version__ if hasattr(quanda, '__version__') else ''} next to trak evaluate".strip()
     )
     for column in ("what", "ours", "quanda"):
         table.add_column(column, justify="left" if column == "what" else "right")
@@ -44,8 +44,10 @@ def main(run: Path, noisy: Path, targets: int = 400) -> None:
         f"{np.abs(scores.numpy() - stored).max() / np.abs(stored).max():.1e}",
     )
 
-    evaluated = json.loads((job.run.evaluation / "lds-test.json").read_text())
-    table.add_row("LDS", f"{evaluated['rows'][0]['lds']:.4f}", f"{_lds(job, explainer, scores, labels, images):.4f}")
+    evaluated = read_result(job.run.evaluation / "lds-test.json").values["scores"]
+    table.add_row(
+        "LDS", f"{next(iter(evaluated.values()))['lds']:.4f}", f"{_lds(job, explainer, scores, labels, images):.4f}"
+    )
 
     cases = {"scores": scores, "random scores": torch.rand(scores.shape, generator=torch.Generator().manual_seed(0))}
     for name, values in cases.items():
@@ -67,14 +69,14 @@ def main(run: Path, noisy: Path, targets: int = 400) -> None:
 
     job, explainer = _explainer(noisy)
     known = np.asarray(job.datamodule.mislabeled)
-    found = json.loads((job.run.evaluation / "mislabeled-test.json").read_text())["values"]["self-influence"]["auc"]
+    found = read_result(job.run.evaluation / "mislabeled-test.json").values["self-influence"]["auc"]
     metric = quanda.metrics.downstream_eval.MislabelingDetectionMetric(
         explainer.model, job.train_data.dataset, known.tolist(), precomputed_self_influence=explainer.self_influence()
     )
     share = len(known) / len(job.train_data)
     area = found * (1 - share) + share / 2  # of the curve of those found, from the area under the ROC curve
     table.add_row(
-        "mislabelled samples, area under the curve of those found", f"{area:.4f}", f"{metric.compute()['score']:.4f}"
+        "mislabeled samples, area under the curve of those found", f"{area:.4f}", f"{metric.compute()['score']:.4f}"
     )
     Console(width=120).print(table)
 
@@ -90,7 +92,7 @@ def _samples(data, count: int | None = None) -> list:
 
 
 def _lds(job: Job, explainer: TRAKExplainer, scores, labels, images) -> float:
-    """Of the models that `trak evaluate` retrained, whose outputs are given to the metric."""
+    """LDS by quanda, from the outputs of the models that `trak evaluate` retrained."""
     settings = job.parts.evaluation
     subsets, outputs = read_outputs(
         models_folder(job.run, settings.fraction),

@@ -20,10 +20,10 @@ from jsonargparse import auto_cli
 from rank_bm25 import BM25Okapi
 from rich.console import Console
 from rich.table import Table
+from trak_lightning_demos import DictionaryDataModule, DictionaryGPT
+from trak_lightning_demos.words import words
 
 from trak_lightning import TRAK
-from trak_lightning.demos import DictionaryDataModule, DictionaryGPT
-from trak_lightning.demos.words import words
 from trak_lightning.evaluation.lds import bootstrap_mean
 
 METHODS: dict[str, Any] = {

@@ -56,13 +56,19 @@ def test_a_class_that_is_not_registered_is_found_by_its_path():
     )
 
 
+@pytest.mark.parametrize("old", registry.MOVED)
+def test_a_class_path_of_an_earlier_version_is_found_where_the_class_is_now(old):
+    kind = "projectors" if ".projectors." in old else "scorers"
+    assert f"{(found := registry.resolve(kind, old).load()).__module__}.{found.__qualname__}" == registry.MOVED[old]
+
+
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(PluginError, match="no projector named 'sparse_jll' is installed; did you mean 'sparse_jl'"):
         registry.create("projectors", "sparse_jll")
 
 
 def test_options_that_a_plugin_does_not_take_are_refused_by_name():
-    with pytest.raises(PluginError, match=r"sparse_jl.*cannot be made from \{'dimm': 7\}.*dimm"):
+    with pytest.raises(PluginError, match=r"sparse_jl.*cannot be created from \{'dimm': 7\}.*dimm"):
         registry.create("projectors", {"name": "sparse_jl", "dimm": 7})
 
 
@@ -96,26 +102,37 @@ class Acme(Identity):
 """
 
 
-@pytest.mark.parametrize("declared", ["(2, 0)", "(1, 99)", "(0, 9)"])
-def test_a_plugin_written_for_another_interface_is_refused_with_both_versions(install, declared):
+@pytest.mark.parametrize(
+    ("declared", "remedy"),
+    [
+        ("(3, 0)", "Install a newer trak-lightning, or an older acme-proj."),
+        ("(2, 99)", "Install a newer trak-lightning, or an older acme-proj."),
+        ("(1, 0)", "Install a newer acme-proj, .* docs/plugins.md lists what changed"),
+    ],
+)
+def test_a_plugin_written_for_another_interface_is_refused_with_both_versions_and_the_way_out(
+    install, declared, remedy
+):
     install(
         "acme-proj", "[trak_lightning.projectors]\nacme = acme_proj:Acme\n", "acme_proj", PROJECTOR.format(declared)
     )
     theirs = declared.strip("()").replace(", ", ".")
-    with pytest.raises(PluginError, match=rf"acme-proj 1.5 was written for version {theirs} .* has version 1\.0"):
+    with pytest.raises(
+        PluginError, match=rf"acme-proj 1.5 was written for version {theirs} .* has version 2\.0\. {remedy}"
+    ):
         registry.create("projectors", "acme")
 
 
 def test_a_plugin_written_for_this_interface_is_taken(install):
     install(
-        "acme-proj", "[trak_lightning.projectors]\nacme = acme_proj:Acme\n", "acme_proj", PROJECTOR.format("(1, 0)")
+        "acme-proj", "[trak_lightning.projectors]\nacme = acme_proj:Acme\n", "acme_proj", PROJECTOR.format("(2, 0)")
     )
     assert isinstance(registry.create("projectors", "acme"), Projector)
 
 
 def test_a_version_that_is_none_is_refused(install):
     install("acme-proj", "[trak_lightning.projectors]\nacme = acme_proj:Acme\n", "acme_proj", PROJECTOR.format("'1.0'"))
-    with pytest.raises(PluginError, match=r"must declare trak_api as two integers, such as \(1, 0\); found '1.0'"):
+    with pytest.raises(PluginError, match=r"must declare trak_api as two integers, such as \(2, 0\); found '1.0'"):
         registry.create("projectors", "acme")
 
 

@@ -61,5 +61,13 @@ class UnsupportedModelError(TrakError):
     """An extractor cannot give exact per-sample gradients for some parameter of this model."""
 
 
+class OneSampleAtATime(UnsupportedModelError):
+    """A task cannot give one output per sample for this batch; it can for a batch that holds a single sample.
+
+    Raised by `Task.output`, for example where a loss function returns one number for the whole batch. Callers that can
+    fetch samples one at a time do so; to anyone else it is an ordinary refusal.
+    """
+
+
 class DataError(TrakError):
     """A dataset, loader or batch is not what the task expects (labels out of range, unknown sampler, new length)."""

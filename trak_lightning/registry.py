@@ -1,7 +1,7 @@
 """Plug-ins: entry points → classes.
 
-Extractors, projectors, stores, tasks and scorers are found through entry points, the built-in ones too; there is no
-other door. Nothing is imported until it is asked for, and a plug-in that is broken breaks only itself.
+Extractors, projectors, stores, tasks and scorers are found through entry points, including the built-in ones; there is no
+other way in. A plug-in is imported only when it is used, and a broken plug-in breaks only itself.
 """
 
 import difflib
@@ -22,18 +22,34 @@ BASES = {
     "tasks": "trak_lightning.tasks.base:Task",
     "scorers": "trak_lightning.scoring.base:Scorer",
 }
-"""The plug-in points, each with the class that its plug-ins derive from."""
+"""The plug-in points, each with the base class of its plug-ins."""
 
 OWN_DISTRIBUTION = "trak-lightning"
 
-API_VERSION = (1, 0)
-"""Of the base classes in `BASES`. A plug-in declares the version that it was written for, ``trak_api = (1, 0)`` in its
-class; it can be used where the first number is the same and the second no larger. Without a declaration it is tried."""
+API_VERSION = (2, 0)
+"""Version of the base classes in `BASES`. A plug-in declares the version that it was written for, ``trak_api = (2, 0)`` in
+its class. It can be used if the first number is the same and the second one is not larger. A plug-in without a declaration
+is tried."""
+
+MOVED = {
+    f"trak_lightning.{old}": f"trak_lightning.{new}"
+    for old, new in {
+        "projectors.gaussian.Gaussian": "projectors.dense.Gaussian",
+        "projectors.rademacher.Rademacher": "projectors.dense.Rademacher",
+        "projectors.lowrank.LowRank": "projectors.two_sided.LowRank",
+        "projectors.two_stage.TwoStage": "projectors.two_sided.TwoStage",
+        "scoring.gradients.GradientCosine": "scoring.gradient_scorers.GradientCosine",
+        "scoring.gradients.GradientDot": "scoring.gradient_scorers.GradientDot",
+        "scoring.gradients.TracIn": "scoring.gradient_scorers.TracIn",
+    }.items()
+}
+"""Class paths of earlier versions → where the class is now. Earlier run directories, score files and configuration files
+hold the old paths."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """An entry point in one of our groups, and the distribution that declares it."""
+    """An entry point in one of the groups of trak_lightning, and the distribution that declares it."""
 
     kind: str
     name: str
@@ -49,7 +65,7 @@ class Plugin:
 
     @property
     def class_path(self) -> str:
-        """Dotted import path, as configuration files write it."""
+        """Dotted import path, as written in configuration files."""
         return self.target.replace(":", ".")
 
     def load(self) -> type:
@@ -57,12 +73,12 @@ class Plugin:
 
         Raises:
             PluginError: it cannot be imported, is not a class of the right kind, or was written for another version of
-                these. Names the distribution.
+                the plug-in interface. Names the distribution.
         """
         base = _import(BASES[self.kind])
         try:
             found = _import(self.target)
-        except Exception as error:  # whatever a stranger's module raises must not break anything but itself
+        except Exception as error:  # whatever another distribution raises must break nothing but itself
             raise PluginError(f"{self} could not be loaded: {type(error).__name__}: {error}") from error
         if not (isinstance(found, type) and issubclass(found, base)):
             raise PluginError(f"{self} is not a subclass of {base.__module__}.{base.__qualname__}")
@@ -76,10 +92,17 @@ class Plugin:
             )
         if declared[0] != API_VERSION[0] or declared[1] > API_VERSION[1]:
             raise PluginError(
-                f"{self} was written for version {_dotted(declared)} of the plug-in interface, and this trak_lightning has "
-                f"version {_dotted(API_VERSION)}. Install a version of {self.distribution} or of {OWN_DISTRIBUTION} that "
-                "fits the other."
+                f"{self} was written for version {_dotted(declared)} of the plug-in interface, and this {OWN_DISTRIBUTION} has "
+                f"version {_dotted(API_VERSION)}. {self._remedy(declared)}"
             )
+
+    def _remedy(self, declared: tuple[int, int]) -> str:
+        if declared > API_VERSION:
+            return f"Install a newer {OWN_DISTRIBUTION}, or an older {self.distribution}."
+        return (
+            f"Install a newer {self.distribution}, or an older {OWN_DISTRIBUTION}. If you maintain the plug-in: docs/plugins.md "
+            f"lists what changed; adapt the class and declare trak_api = {API_VERSION}."
+        )
 
 
 def _dotted(version: tuple[int, int]) -> str:
@@ -96,7 +119,7 @@ def _import(target: str) -> Any:
 
 @dataclass(frozen=True)
 class Broken:
-    """Entry points that could not even be read, and why. `kind` and `name` are empty if the whole file is malformed."""
+    """Entry points that could not be read, and why. `kind` and `name` are empty if the whole file is malformed."""
 
     distribution: str
     reason: str
@@ -106,13 +129,13 @@ class Broken:
 
 @cache
 def scan() -> tuple[tuple[Plugin, ...], tuple[Broken, ...]]:
-    """All plug-ins declared by installed distributions, in any state, and those whose declaration is unreadable."""
+    """Find all plug-ins that installed distributions declare, loadable or not, and the declarations that cannot be read."""
     plugins: list[Plugin] = []
     broken: list[Broken] = []
     seen = set()
     for distribution in distributions():
-        # The first of two copies on the path wins, as for importlib.metadata.entry_points; a distribution with a damaged
-        # folder has no name.
+        # Of two copies on the path the first one wins, as for importlib.metadata.entry_points. A distribution with a
+        # damaged folder has no name.
         name = distribution.metadata["Name"] if distribution.metadata else None
         if name is None or name.lower().replace("_", "-") in seen:
             continue
@@ -130,10 +153,10 @@ def scan() -> tuple[tuple[Plugin, ...], tuple[Broken, ...]]:
 
 
 def find(kind: str, name: str) -> Plugin:
-    """The plug-in of that kind and name, not yet imported.
+    """Return the plug-in of that kind and name, not yet imported.
 
     Raises:
-        PluginError: there is none (suggests the nearest), or two distributions declare it (names both).
+        PluginError: there is none (suggests the nearest name), or two distributions declare it (names both).
     """
     mine = [plugin for plugin in scan()[0] if plugin.kind == kind]
     found = [plugin for plugin in mine if plugin.name == name]
@@ -149,7 +172,7 @@ def find(kind: str, name: str) -> Plugin:
 
 
 def unknown(what: str, name: str, known: list[str]) -> str:
-    """What to say of a name that is not among the known ones."""
+    """Return the error message for a name that is not among the known ones."""
     nearest = difflib.get_close_matches(name, known, n=1)
     return (
         f"no {what} named {name!r} is installed"
@@ -159,20 +182,20 @@ def unknown(what: str, name: str, known: list[str]) -> str:
 
 
 def names(kind: str) -> list[str]:
-    """The names of all plug-ins of one kind, sorted."""
+    """Return the names of all plug-ins of one kind, sorted."""
     return sorted({plugin.name for plugin in scan()[0] if plugin.kind == kind})
 
 
 def create(kind: str, choice: Any) -> Any:
-    """An instance from a name, from ``{"name": …, **options}``, or from an object, which is returned as it is.
+    """Create an instance from a name or from ``{"name": …, **options}``; an instance is returned as it is.
 
-    A dotted path stands for a class that is not registered. `kind` is one of `BASES`.
+    A name with dots is the import path of a class, registered or not. `kind` is one of `BASES`.
 
     >>> create("projectors", {"name": "sparse_jl", "dim": 512}).dim
     512
 
     Raises:
-        PluginError: unknown name, unloadable plug-in, an object of another kind, or options it does not take.
+        PluginError: unknown name, a plug-in that cannot be loaded, an object of another kind, or unknown options.
     """
     base = _import(BASES[kind])
     singular = kind.removesuffix("s")
@@ -189,26 +212,33 @@ def create(kind: str, choice: Any) -> Any:
     try:
         return plugin.load()(**options)
     except (TypeError, ValueError) as error:
-        raise PluginError(f"{plugin} cannot be made from {options}: {error}") from error
+        raise PluginError(f"{plugin} cannot be created from {options}: {error}") from error
 
 
 def resolve(kind: str, name: str) -> Plugin:
-    """As `find`, for a registered name or the dotted path of any importable class."""
+    """Return the plug-in of a registered name, or of the import path of any class; old paths of moved classes are valid."""
     if "." not in name:
         return find(kind, name)
-    module, _, attribute = name.replace(":", ".").rpartition(".")
+    module, _, attribute = current_path(name.replace(":", ".")).rpartition(".")
     return Plugin(kind, name, f"{module}:{attribute}", "(given by class path)", "")
 
 
-def _own_module(module: str) -> Path:
-    return Path(__file__).parent.parent.joinpath(*module.split(".")).with_suffix(".py")
+def current_path(path: str) -> str:
+    """Return where the class is now that an earlier version had at this dotted path."""
+    return MOVED.get(path, path)
+
+
+def _is_installed(module: str) -> bool:
+    """Whether the files of trak_lightning hold this module or package."""
+    path = Path(__file__).parent.parent.joinpath(*module.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def diagnose(kind: str) -> Iterator[tuple[Plugin, PluginError | None]]:
-    """Every plug-in of one kind, with what is wrong with it.
+    """Yield every plug-in of one kind, with what is wrong with it.
 
-    Plug-ins of other distributions are imported to find out. Our own are only looked up, since importing them would
-    make everybody wait for torch.
+    Plug-ins of other distributions are imported to find out. The built-in ones are only looked up, because importing them
+    would import torch, which takes seconds.
     """
     for plugin in scan()[0]:
         if plugin.kind == kind:
@@ -216,8 +246,8 @@ def diagnose(kind: str) -> Iterator[tuple[Plugin, PluginError | None]]:
                 find(kind, plugin.name)
                 if plugin.distribution != OWN_DISTRIBUTION:
                     plugin.load()
-                elif not _own_module(plugin.target.partition(":")[0]).is_file():
-                    raise PluginError(f"{plugin} is missing from the installation; install trak-lightning anew")
+                elif not _is_installed(plugin.target.partition(":")[0]):
+                    raise PluginError(f"{plugin} is missing from the installation. Install trak-lightning again.")
                 yield plugin, None
             except PluginError as error:
                 yield plugin, error

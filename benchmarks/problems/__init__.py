@@ -16,7 +16,7 @@ from problems.mlp import DigitsMLP
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.demos import DigitsCNN, DigitsDataModule
 from trak_lightning.retraining.outputs import Retraining, missing, output_path
-from trak_lightning.retraining.retrainer import Trainer
+from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import train_ensemble
 from trak_lightning.runtime.lightning import quiet_lightning
@@ -86,7 +86,7 @@ def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100) -
     checkpoints, _ = train_ensemble(fresh, data, plan("ensemble"), ensemble, folder / "checkpoints")
     judges = plan("evaluation")
     judges.record(folder / "models")
-    Trainer(fresh, data, ImageClassification(), train, targets).retrain(
+    Retrainer(fresh, data, ImageClassification(), train, targets).retrain(
         missing(
             [
                 Retraining(output_path(folder / "models", model), judges.subset(model), judges.training_seed(model))

@@ -7,8 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from trak_lightning.demos.glosses import read_glosses
+from trak_lightning_demos.glosses import read_glosses
 
 LENGTH = 24
 """Words of a gloss that are read."""

@@ -62,7 +62,7 @@ def test_what_a_projector_learns_from_the_training_set_is_the_same_on_every_rank
 
 PAIRS = {
     "model": {"class_path": "towers.TwoTowers"},
-    "data": {"class_path": "trak_lightning.demos.EmojiDataModule", "init_args": {"num_targets": 20}},
+    "data": {"class_path": "trak_lightning_demos.EmojiDataModule", "init_args": {"num_targets": 20}},
     "trainer": {"accelerator": "cpu"},
     "task": {"name": "contrastive", "negatives": 40},
     "projector": {"name": "sparse_jl", "dim": 64},

@@ -3,8 +3,7 @@
 import lightning as L
 import torch
 from torch import nn
-
-from trak_lightning.demos.emoji import vocabulary
+from trak_lightning_demos.emoji import vocabulary
 
 
 class TwoTowers(L.LightningModule):

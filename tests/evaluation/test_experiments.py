@@ -1,6 +1,5 @@
-"""Evaluations beside the linear datamodeling score, on models whose answers are known."""
+"""Evaluations on models whose answers are known."""
 
-import json
 import os
 import subprocess
 import sys
@@ -17,8 +16,9 @@ from trak_lightning.evaluation.leave_one_out import leave_one_out
 from trak_lightning.evaluation.mislabeled import auc, mislabeled, read_positions
 from trak_lightning.evaluation.removal import brittleness, choose_correct, counterfactual, rankings
 from trak_lightning.evaluation.result import read_result
-from trak_lightning.retraining.outputs import Retrained
-from trak_lightning.retraining.settings import EvaluationSettings
+from trak_lightning.evaluation.settings import EvaluationSettings
+from trak_lightning.retraining.outputs import Retrained, missing
+from trak_lightning.retraining.subsets import SubsetPlan
 
 N, M = 60, 4
 
@@ -34,19 +34,19 @@ def effects():
 def retrained(effects, tmp_path):
     trained = []
 
-    def retrain(jobs):
-        for job in jobs:
+    def retrain(plan, folder, retrainings):
+        for job in missing(retrainings):
             trained.append(job.path)
             np.savez(job.path, subset=job.subset, outputs=effects[:, job.subset].sum(axis=1))
 
-    found = Retrained(tmp_path, N, M, seed=0, repeats=2, retrain=retrain)
+    found = Retrained(tmp_path, SubsetPlan("retrained", N, 1.0, seed=0), M, repeats=2, retrain=retrain)
     return found, trained
 
 
 def test_counterfactual_curves_are_the_sums_of_what_was_removed(effects, retrained):
     targets = np.array([0, 2])
     ordered = rankings(effects[targets], -effects[targets], seed=0)
-    result = counterfactual(ordered, targets, retrained[0], {}, seed=0)
+    result = counterfactual(ordered, targets, retrained[0], seed=0)
     sizes = result.values["sizes"]
     for column, k in enumerate(sizes):
         best, worst = (
@@ -54,22 +54,22 @@ def test_counterfactual_curves_are_the_sums_of_what_was_removed(effects, retrain
         )
         np.testing.assert_allclose(np.array(result.values["falls"]["scores"])[column], best, atol=1e-6)
         np.testing.assert_allclose(np.array(result.values["falls"]["gradient similarity"])[column], worst, atol=1e-6)
-    assert result.series[0].x == (0, *sizes)
+    assert result.figure.series[0].x == (0, *sizes)
 
 
 def test_no_model_is_trained_twice(effects, retrained):
     found, trained = retrained
     ordered = rankings(effects, effects, seed=0)
     for _ in range(2):
-        counterfactual(ordered, np.arange(M), found, {}, seed=0)
-        brittleness(ordered, np.arange(M), found, {})
+        counterfactual(ordered, np.arange(M), found, seed=0)
+        brittleness(ordered, np.arange(M), found)
     assert len(trained) == len(set(trained))
 
 
 def test_brittleness_is_the_fewest_removals_that_turn_the_sum_negative(effects, retrained):
     targets = np.arange(M)
     ordered = rankings(effects, -effects, seed=0)
-    result = brittleness(ordered, targets, retrained[0], {})
+    result = brittleness(ordered, targets, retrained[0])
     exact = [int(np.argmax(6 - np.cumsum(-np.sort(-row)) < 0)) + 1 for row in effects]
     found = np.array(result.values["fewest"]["scores"])
     assert (found >= exact).all()
@@ -86,9 +86,7 @@ def test_targets_that_the_models_get_wrong_are_not_asked_about():
 def test_leave_one_out_is_the_correlation_with_measured_effects(effects, retrained):
     samples = np.arange(0, N, 5)
     noisy = effects + np.random.default_rng(1).standard_normal(effects.shape)
-    result = leave_one_out(
-        {"exact": effects[:, samples], "noisy": noisy[:, samples]}, samples, retrained[0], {}, seed=0
-    )
+    result = leave_one_out({"exact": effects[:, samples], "noisy": noisy[:, samples]}, samples, retrained[0], seed=0)
     expected = np.mean([spearmanr(noisy[z, samples], effects[z, samples]).statistic for z in range(M)])
     assert result.values["correlation"]["exact"][0] == pytest.approx(1)
     assert result.values["correlation"]["noisy"][0] == pytest.approx(expected)
@@ -102,16 +100,16 @@ def test_auc_is_that_of_scikit_learn_ties_included():
 
 def test_precision_counts_known_samples_among_the_most_suspicious():
     suspicion = np.arange(100.0)
-    result = mislabeled({"rising": suspicion, "falling": -suspicion}, np.array([99, 98, 95, 0]), {})
+    result = mislabeled({"rising": suspicion, "falling": -suspicion}, np.array([99, 98, 95, 0]))
     assert result.values["rising"]["precision"] == {"4": 0.5, "10": 0.3, "50": 0.06}
     assert result.values["falling"]["precision"]["10"] == 0.1
-    assert result.series[0].y[-1] == 1
+    assert result.figure.series[0].y[-1] == 1
 
 
 @pytest.mark.parametrize(
     ("positions", "message"),
     [
-        (np.array([3, 100]), "mislabelled sample 100 is out of range"),
+        (np.array([3, 100]), "mislabeled sample 100 is out of range"),
         (np.array([0.5]), "got float64 of shape"),
         (np.array([], dtype=int), "must be some, not all"),
     ],
@@ -147,6 +145,8 @@ def test_the_noise_ceiling_is_what_the_noiseless_prediction_scores():
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(SettingsError, match="evaluation.ceiling is 9, more than the 5 models"):
         EvaluationSettings(models=5, ceiling=9)
+    with pytest.raises(SettingsError, match=r"evaluation.fraction must lie in \(0, 1\], got 2"):
+        EvaluationSettings(fraction=2)
     with pytest.raises(SettingsError, match="evaluation.workers must be at least 1, got 0"):
         EvaluationSettings(workers=0)
 
@@ -188,10 +188,12 @@ def test_everything_at_once_from_the_command_line(tmp_path):
     done = trak("run")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "run" / "evaluation"
-    lds = json.loads((folder / "lds-test.json").read_text())
-    assert 0 <= lds["ceiling"] <= 1
-    assert lds["rows"][0]["low_models"] <= lds["rows"][0]["lds"] <= lds["rows"][0]["high_models"]
+    lds = read_result(folder / "lds-test.json")
+    assert 0 <= lds.values["ceiling"] <= 1
+    ours = lds.values["scores"]["Trak()"]
+    assert ours["low_models"] <= ours["lds"] <= ours["high_models"]
     for kind, figure in (
+        ("lds", True),
         ("counterfactual", True),
         ("leave-one-out", False),
         ("mislabeled", True),

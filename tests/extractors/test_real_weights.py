@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from trak_lightning_demos.glosses import read_glosses
+from trak_lightning_demos.pretrained import locate
 from zoo import close
 
-from trak_lightning.demos.glosses import read_glosses
-from trak_lightning.demos.pretrained import locate
 from trak_lightning.extractors.auto import Auto
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.tasks.base import Task

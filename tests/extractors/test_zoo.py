@@ -10,7 +10,7 @@ from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.gradients import DenseBlock, ParameterLayout
 from trak_lightning.projectors.base import Projection
 from trak_lightning.projectors.sparse_jl import SparseJL
-from trak_lightning.projectors.two_stage import TwoStage
+from trak_lightning.projectors.two_sided import TwoStage
 from trak_lightning.testing.extractors import autograd_loop
 
 PROJECTORS = {"sparse_jl": SparseJL(dim=48), "two_stage": TwoStage(dim=48)}

@@ -10,9 +10,10 @@ import yaml
 
 from trak_lightning.cli import main
 from trak_lightning.errors import TrakError
+from trak_lightning.evaluation.result import Result, read_result
 from trak_lightning.model import weight_files as weights
 from trak_lightning.retraining.outputs import output_path, read_outputs
-from trak_lightning.run.directory import CheckpointRecord, RunDirectory, RunRecord, read_json, read_subset
+from trak_lightning.run.directory import CheckpointRecord, RunDirectory, RunRecord, read_subset
 from trak_lightning.scoring.score_run import score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.trak import Trak
@@ -34,7 +35,9 @@ def run(tmp_path_factory):
     torch.save({"state_dict": {"weight": torch.ones(3)}}, run.checkpoints / "00.ckpt")
     output_path(run.evaluation / "models", 0).parent.mkdir(parents=True)
     np.savez(output_path(run.evaluation / "models", 0), subset=np.arange(9), outputs=np.ones(23))
-    (run.evaluation / "lds-test.json").write_text('{"request": 1}')
+    Result("lds", "title", "text", "headline", ("scores",), (("ours",),), {"lds": 0.5}).write(
+        run.evaluation / "lds-test.json"
+    )
     score(run)
     return run
 
@@ -56,7 +59,7 @@ READERS = {
     "scores/test.h5": lambda run: [
         part.tobytes() for part in (Scores(run.scores("test")).values, *Scores(run.scores("test")).top(3)[:2])
     ],
-    "evaluation/lds-test.json": lambda run: read_json(run.evaluation / "lds-test.json"),
+    "evaluation/lds-test.json": lambda run: read_result(run.evaluation / "lds-test.json"),
     "evaluation/models/0000.npz": lambda run: read_outputs(
         run.evaluation / "models", 1, num_samples=23, num_targets=23
     )[1].tolist(),

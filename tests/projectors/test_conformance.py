@@ -9,12 +9,10 @@ from _pytest.outcomes import Skipped
 from trak_lightning import registry
 from trak_lightning.projectors import Projector
 from trak_lightning.projectors.chain import Chain
-from trak_lightning.projectors.gaussian import Gaussian
-from trak_lightning.projectors.lowrank import LowRank
-from trak_lightning.projectors.rademacher import Rademacher
+from trak_lightning.projectors.dense import Gaussian, Rademacher
 from trak_lightning.projectors.random_mask import RandomMask
 from trak_lightning.projectors.sparse_jl import SparseJL
-from trak_lightning.projectors.two_stage import TwoStage
+from trak_lightning.projectors.two_sided import LowRank, TwoStage
 from trak_lightning.testing import ProjectorConformance
 
 

@@ -5,8 +5,7 @@ import torch
 
 from trak_lightning.errors import SettingsError
 from trak_lightning.gradients import ParameterSlot
-from trak_lightning.projectors.gaussian import Gaussian
-from trak_lightning.projectors.rademacher import Rademacher
+from trak_lightning.projectors.dense import Gaussian, Rademacher
 from trak_lightning.projectors.sparse_jl import SparseJL
 
 SLOT, CPU = ParameterSlot("w", (100, 30), 0), torch.device("cpu")

@@ -68,6 +68,6 @@ def test_slices_and_other_dtypes_are_summed_too():
 def test_code_compiled_from_other_sources_is_not_called(monkeypatch):
     monkeypatch.setattr(signed_sums, "_ARGUMENTS", {"no_longer": []})
     signed_sums._library.cache_clear()
-    with pytest.warns(UserWarning, match="compiled from other sources"):
+    with pytest.warns(UserWarning, match="compiled from the sources of another version"):
         assert compiled(torch.zeros(1)) is None
     signed_sums._library.cache_clear()

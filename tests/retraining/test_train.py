@@ -4,8 +4,8 @@ import gc
 import weakref
 
 import lightning as L
+from trak_lightning_demos import TabularDataModule, TabularMLP
 
-from trak_lightning.demos import TabularDataModule, TabularMLP
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import train_ensemble
 

@@ -11,9 +11,10 @@ from torch.utils.data import TensorDataset
 from transformers import BatchEncoding
 
 from trak_lightning import TRAK, registry
-from trak_lightning.errors import DataError, SettingsError
+from trak_lightning.errors import DataError, OneSampleAtATime, SettingsError
 from trak_lightning.extractors.auto import Auto
 from trak_lightning.gradients import ParameterLayout
+from trak_lightning.tasks.base import batch_of, current_size
 from trak_lightning.testing import TaskConformance
 
 B = 4
@@ -80,6 +81,33 @@ def test_the_sum_of_all_gradients_is_minus_the_gradient_of_the_loss(kind):
         torch.testing.assert_close(-rows[slot.name].mean(0), grad, rtol=1e-9, atol=1e-12)
     assert (task.loss_weight(calls, batch, output) == 1).all()
     assert not task.curvature(calls, batch, output).any()
+
+
+@pytest.mark.parametrize("function", [one_number, every_sample])
+def test_one_number_for_a_batch_is_refused_where_the_number_of_samples_is_known(function):
+    task = registry.create("tasks", {"name": "loss", "function": function})
+    model, (inputs, labels) = nn.Linear(3, 3).double(), pair()
+    expected = -every_sample(model, (inputs, labels))
+    with batch_of(B):
+        if function is one_number:
+            with pytest.raises(OneSampleAtATime, match=f"one number for a batch of {B} samples.*reduction='none'"):
+                task.output(model, (inputs, labels))
+        else:
+            torch.testing.assert_close(task.output(model, (inputs, labels)), expected)
+        with batch_of(1):
+            torch.testing.assert_close(task.output(model, (inputs[2:3], labels[2:3])), expected[2:3])
+        assert current_size() == B
+    assert current_size() is None
+
+
+def test_a_loss_of_one_sample_needs_no_batch_first_tensors():
+    def of_sequence(model, batch):  # (T, B, 3)
+        return model(batch["sequence"]).square().mean()
+
+    model, batch = nn.Linear(3, 1).double(), {"sequence": torch.randn(7, 1, 3, dtype=torch.float64)}
+    with batch_of(1):
+        output = registry.create("tasks", {"name": "loss", "function": of_sequence}).output(model, batch)
+    torch.testing.assert_close(output, -of_sequence(model, batch).reshape(1))
 
 
 def of_the_net(model, batch):

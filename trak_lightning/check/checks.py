@@ -18,6 +18,7 @@ from trak_lightning.check import trial as rehearsal
 from trak_lightning.check.estimates import Featurizing, Workload
 from trak_lightning.data.dataset import IndexedBatch
 from trak_lightning.featurize.module import Featurizer
+from trak_lightning.run.formatting import format_bytes
 from trak_lightning.stores.base import FeatureRows, FeatureStore
 
 
@@ -61,7 +62,7 @@ def outputs(subject: Subject) -> Iterator[Finding]:
 
 def independence(subject: Subject) -> Iterator[Finding]:
     """Samples alone against the same samples in their batch; that no module is in train mode was seen before."""
-    worst = subject.featurizer.check_independence(subject.batch.index, subject.rows)
+    worst = subject.featurizer.computer.check_independence(subject.batch.index, subject.rows)
     yield Finding(
         "samples", f"independent: alone or in a batch of {len(subject.rows)}, gradients differ by {worst:.1e} at most"
     )
@@ -89,7 +90,7 @@ class Checker(Featurizer):
 
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows:
         started = perf_counter()
-        self.rows = self._featurize(indexed)
+        self.rows = self.computer.rows(indexed)
         self.first_seconds = perf_counter() - started
         subject = Subject(self, indexed, self.rows)
         self.findings = [finding for check in CHECKS for finding in check(subject)]
@@ -113,16 +114,19 @@ def outlook(
     scoring = f", scoring {duration(time.score)}" if work.targets else ""
     yield Finding("time", f"about {duration(sum(time))}: {what}{scoring}; training is not in it")
     memory = estimates.memory(work, storing, peak=peak, now=now)
-    what = f"featurizing {size(memory.featurize)}" + (f", scoring {size(memory.score)}" if work.targets else "")
+    what = f"featurizing {format_bytes(memory.featurize)}" + (
+        f", scoring {format_bytes(memory.score)}" if work.targets else ""
+    )
     if device.type == "cuda":
-        what += f"; of {device} {size(torch.cuda.max_memory_allocated(device))}"
-    yield Finding("memory", f"about {size(max(memory))} at its peak: {what}")
+        what += f"; of {device} {format_bytes(torch.cuda.max_memory_allocated(device))}"
+    yield Finding("memory", f"about {format_bytes(max(memory))} at its peak: {what}")
     disk, free = estimates.disk(work, storing), shutil.disk_usage(rehearsal.existing(run)).free
-    parts = ", ".join(f"{name} {size(nbytes)}" for name, nbytes in disk._asdict().items() if nbytes)
+    parts = ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in disk._asdict().items() if nbytes)
     elsewhere = f"; features in {store.elsewhere} are not counted" if store.elsewhere else ""
     short = " too little" if sum(disk) > free else ""
     yield Finding(
-        "disk", f"{size(sum(disk))}: {parts or 'nothing'}{elsewhere}; {size(free)} are free{short and ':'}{short}"
+        "disk",
+        f"{format_bytes(sum(disk))}: {parts or 'nothing'}{elsewhere}; {format_bytes(free)} are free{short and ':'}{short}",
     )
 
 
@@ -132,11 +136,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.2g} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.1f} h"
-
-
-def size(nbytes: float) -> str:
-    """For people: bytes in powers of 1000."""
-    value, units = float(nbytes), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 999.5 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}"

@@ -48,9 +48,9 @@ class Rehearsal(Featurizer):
         return self._data.loader(_Spread(spec.num_samples, spec.batch_size), pin_memory=self.device.type == "cuda")
 
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows:
-        rows = self._featurize(indexed)
+        rows = self.computer.rows(indexed)
         if batch_idx == 0:
-            self.check_independence(indexed.index, rows)
+            self.computer.check_independence(indexed.index, rows)
         self._ends.append(perf_counter())
         return rows
 

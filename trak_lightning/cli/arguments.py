@@ -8,10 +8,15 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from trak_lightning import registry
 from trak_lightning.cli.help import command_parser, tidy
 from trak_lightning.cli.names import KINDS
-from trak_lightning.retraining.settings import EnsembleSettings, EvaluationSettings
+from trak_lightning.evaluation.settings import EvaluationSettings
+from trak_lightning.retraining.settings import EnsembleSettings
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.stores.base import FeatureStore
+
+# Not Any: jsonargparse would import the class that an Any value names.
+Unread = dict[str, Any] | list[Any] | str | int | bool | None
+"""A setting whose value a command looks at without making anything of it."""
 
 Listed = list[str] | str | None
 """A list, or one string in place of a list of one."""

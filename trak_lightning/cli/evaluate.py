@@ -1,57 +1,106 @@
 """``trak evaluate``: do the scores predict retrained models?"""
 
 import time
-from collections.abc import Sequence
+from argparse import SUPPRESS
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from trak_lightning.cli.arguments import LIGHTNING, light_parser, open_run, unread
+from jsonargparse import Namespace
+
+from trak_lightning.cli.arguments import Unread, light_parser, open_run, unread
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.output import print_json, summary
-from trak_lightning.errors import IncompleteRunError
-from trak_lightning.evaluation.lds_run import evaluate_run
+from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
+from trak_lightning.evaluation.result import Result
+from trak_lightning.evaluation.scored_run import ScoredRun
+from trak_lightning.retraining.outputs import Retraining, missing
+from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
+
+if TYPE_CHECKING:
+    from trak_lightning.cli.job import Job
+
+RECIPE_KEYS = ("model", "data", "trainer", "optimizer", "lr_scheduler")
+"""Settings that determine a retrained model."""
 
 READS = ("run_dir", "seed", "train_split", "target_split", "evaluation", "store", "scorer")
 
 
 def main(argv: Sequence[str]) -> int:
     """Retrain the models that are missing, and print each result."""
-    started = time.perf_counter()
     parser = light_parser(
         "evaluate",
-        "Linear datamodeling score: do the scores predict models retrained on random subsets of the training set? Models "
-        "that are missing are retrained, with the model, data and trainer of the configuration.",
+        "Linear datamodeling score: do the scores predict models retrained on random subsets of the training set? Missing "
+        "models are retrained, with the model, data and trainer of the configuration.",
         reads=READS,
     )
+    for key in RECIPE_KEYS:
+        parser.add_argument(f"--{key}", type=Unread, default=None, help=SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     line = CommandLine.of(argv).with_saved_configuration()
-    if any(option.setting in LIGHTNING for option in line.options):
-        return _retrain_and_evaluate(argv)
-    config = line.parse(parser, reads=READS, drops=unread(READS))
+    config = line.parse(parser, reads=READS, drops=unread((*READS, *RECIPE_KEYS)))
     instances = parser.instantiate(config)
-    if instances.evaluation.needs_data:
-        return _retrain_and_evaluate(argv)
-    run, store = open_run(config, instances)
-    try:
-        evaluation, fresh = evaluate_run(
-            run,
-            store,
-            instances.scorer,
-            instances.evaluation,
-            seed=config.seed,
-            train=config.train_split,
-            targets=config.target_split,
-        )
-    except IncompleteRunError:
-        return _retrain_and_evaluate(argv)
-    if config.json:
-        print_json([evaluation])
-    else:
-        evaluation.print()
-        summary("evaluate", evaluation.headline(), int(fresh), "computed", started)
+    scored = ScoredRun(
+        *open_run(config, instances), instances.scorer, config.target_split, config.train_split, config.seed
+    )
+    training = LazyTraining(argv, config)
+    results = evaluate_scores(scored, instances.evaluation, training.retrain, lambda: training.job.datamodule)
+    print_results(results, training, as_json=config.json)
     return 0
 
 
-def _retrain_and_evaluate(argv: Sequence[str]) -> int:
-    from trak_lightning.cli.job import Job
+def print_results(results: Iterable[tuple[Result, bool]], job: "Job | LazyTraining", *, as_json: bool = False) -> None:
+    """Print each result as soon as it is there, or all as JSON, in the process that speaks for the job."""
+    started, found = time.perf_counter(), []
+    for result, computed in results:
+        found.append(result.to_json())
+        if job.speaks and not as_json:
+            result.print()
+            summary("evaluate", result.headline, int(computed), "computed", started)
+        started = time.perf_counter()
+    if as_json and job.speaks:
+        print_json(found)
 
-    Job("evaluate", argv).evaluate()
-    return 0
+
+class LazyTraining:
+    """The user's model, data and Trainer, which are built, and torch imported, only when a model must be retrained."""
+
+    def __init__(self, argv: Sequence[str], config: Namespace) -> None:
+        self._argv = argv
+        self._recipe = {key: config[key] for key in RECIPE_KEYS if config.get(key) is not None}
+
+    @cached_property
+    def job(self) -> "Job":
+        """The job, built when first asked for."""
+        from trak_lightning.cli.job import Job
+
+        return Job("evaluate", self._argv)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process prints results. Without a job there is only one."""
+        return "job" not in vars(self) or self.job.speaks
+
+    def retrain(self, plan: SubsetPlan, folder: Path, retrainings: Sequence[Retraining]) -> None:
+        """See `trak_lightning.retraining.outputs.Retrain`."""
+        recorded = recorded_plan(folder)
+        # The settings given leave out defaults, which only the job knows: it has the last word where they differ.
+        if missing(retrainings) or (recorded is not None and not agrees(self._recipe, recorded["recipe"])):
+            self.job.retrain(plan, folder, retrainings)
+
+
+def agrees(given: Any, recorded: Any) -> bool:
+    """Whether all settings in `given`, which may leave out defaults, are equal in `recorded`, which has all of them.
+
+    Arguments of a class may be under ``init_args`` or next to its ``class_path``.
+    """
+    if not isinstance(given, Mapping) or not isinstance(recorded, Mapping):
+        return bool(given == recorded)
+    if "class_path" not in recorded:
+        return all(name in recorded and agrees(value, recorded[name]) for name, value in given.items())
+    direct = {name: value for name, value in given.items() if name not in ("class_path", "init_args")}
+    arguments = {**(given.get("init_args") or {}), **direct}
+    return given.get("class_path", recorded["class_path"]) == recorded["class_path"] and agrees(
+        arguments, recorded.get("init_args") or {}
+    )

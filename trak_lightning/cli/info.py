@@ -8,7 +8,7 @@ from trak_lightning.cli.output import print_json, short
 from trak_lightning.cli.stored import opened, stored_parser
 from trak_lightning.errors import CorruptFileError
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.ranges import ranges
+from trak_lightning.run.formatting import format_bytes, format_ranges
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureSet, FeatureStore
 
@@ -52,7 +52,7 @@ def _describe(found: FeatureSet) -> dict[str, Any]:
         "num_samples": spec.num_samples,
         "dim": spec.dim,
         "dtype": getattr(getattr(found, "manifest", None), "dtype", None),
-        "missing": ranges(missing) or None,
+        "missing": format_ranges(missing) or None,
         "bytes": found.nbytes(),
         "fingerprint": fingerprint(spec.fingerprint),
     }
@@ -73,7 +73,7 @@ def _print(run: RunDirectory, found: dict[str, Any]) -> None:
             f"{each['rows']} of {each['num_samples']}",
             str(each["dim"]),
             each["dtype"] or "",
-            _size(each["bytes"]),
+            format_bytes(each["bytes"]),
             each["missing"] or "none",
         )
     console = Console(soft_wrap=True)
@@ -88,12 +88,3 @@ def _print(run: RunDirectory, found: dict[str, Any]) -> None:
         console.print(f"scores {name}", markup=False, highlight=False)
     for fault in found["damaged"]:
         console.print(f"damaged: {fault}", style="red", markup=False, highlight=False)
-
-
-def _size(nbytes: int) -> str:
-    size = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -1,8 +1,9 @@
 """The stages of a run over one parsed configuration: what the commands that need a model share."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,17 @@ from jsonargparse import Namespace
 
 from trak_lightning.api import TRAK
 from trak_lightning.cli.arguments import open_run
+from trak_lightning.cli.evaluate import RECIPE_KEYS, print_results
 from trak_lightning.cli.lightning_cli import TrakCLI
-from trak_lightning.cli.output import narrated, print_json, short, summary
+from trak_lightning.cli.output import narrated, short, summary
 from trak_lightning.cli.workers import retrain_in_processes
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError, IncompleteRunError
-from trak_lightning.evaluation.experiments import Further
-from trak_lightning.evaluation.lds_run import Evaluation, evaluate_run, models_folder
-from trak_lightning.evaluation.result import Result
+from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
+from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.model.checkpoints import Checkpoint, expand
-from trak_lightning.retraining.outputs import Retraining, missing, output_path
-from trak_lightning.retraining.retrainer import Trainer
+from trak_lightning.retraining.outputs import Retraining, missing
+from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
 from trak_lightning.run.atomic import atomic_create, atomic_write
@@ -53,7 +54,7 @@ class Job:
 
     def keep_configuration(self, write: Callable[[Path], AbstractContextManager[Path]] = atomic_write) -> None:
         """Leave the configuration in the run directory, once nothing there contradicts it."""
-        if self._speaks:
+        if self.speaks:
             config = self._config.clone()
             config.shard, config.grow = "1/1", False  # these are for one call
             with write(self.run.config) as part:
@@ -84,7 +85,7 @@ class Job:
         return self._datamodule
 
     @property
-    def _speaks(self) -> bool:
+    def speaks(self) -> bool:
         """Whether this is the rank that says what is done."""
         return bool(self._cli.trainer.is_global_zero)
 
@@ -92,17 +93,17 @@ class Job:
         """Make the checkpoints that are missing; returns the files of all."""
         if self._config.checkpoints is not None:
             named = self._named()
-            if self._speaks:
+            if self.speaks:
                 summary("train", f"nothing to train: {len(named)} checkpoints are named")
             return named
         started = time.perf_counter()
         ensemble = self._config.ensemble
-        plan = self._plan("ensemble", ensemble.fraction)
+        plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self._config.seed, self._recipe)
         plan.record(self.run.checkpoints)
         self.keep_configuration(atomic_create)  # until the features have been found to be made with the same
         with interruptible():
             paths, trained = train_ensemble(self._fresh, self._datamodule, plan, ensemble.size, self.run.checkpoints)
-        if self._speaks:
+        if self.speaks:
             summary("train", f"{len(paths)} checkpoints in {short(self.run.checkpoints)}", trained, "trained", started)
         return [str(path) for path in paths]
 
@@ -110,14 +111,14 @@ class Job:
         """Compute the features that are missing."""
         started = time.perf_counter()
         trak, splits, how = self.trak(), self._splits, self._how
-        with narrated() if self._speaks else nullcontext():
+        with narrated() if self.speaks else nullcontext():
             trak.prepare(splits, checkpoints, train=self._config.train_split, **how)
             self.keep_configuration()
             computed = sum(
                 trak.featurize_split(data, split, **how, shard=str(self.shard)) for split, data in splits.items()
             )
         rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
-        if self._speaks:
+        if self.speaks:
             what = f"{rows} rows in {self._store.elsewhere or short(self.run.features)}"
             if self.shard.count > 1:
                 unfinished = self._unfinished()
@@ -214,81 +215,32 @@ class Job:
         scores, fresh = score_run(
             self.run, self._store, self._cli.config_init.scorer, train=config.train_split, targets=config.target_split
         )
-        if self._speaks:
+        if self.speaks:
             summary("score", f"{scores.describe()} in {short(scores.path)}", int(fresh), "computed", started)
         return scores.path
 
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute what the configuration asks for."""
-        started = time.perf_counter()
-        config, evaluation = self._config, self.parts.evaluation
-        found: list[Evaluation | Result] = []
-        retrainings = self._lds_retrainings()
+        config, parts = self._config, self.parts
+        scored = ScoredRun(self.run, self._store, parts.scorer, config.target_split, config.train_split, config.seed)
+        print_results(evaluate_scores(scored, parts.evaluation, self.retrain, lambda: self._datamodule), self)
+
+    def retrain(self, plan: SubsetPlan, folder: Path, retrainings: Sequence[Retraining]) -> None:
+        """See `trak_lightning.retraining.outputs.Retrain`."""
+        replace(plan, num_samples=len(self.train_data), recipe=self._recipe).record(folder)
         self.keep_configuration()
-        retrained = self._retrain(retrainings)
-        result, _ = evaluate_run(
-            self.run,
-            self._store,
-            self.parts.scorer,
-            evaluation,
-            seed=config.seed,
-            train=config.train_split,
-            targets=config.target_split,
-        )
-        found.append(result)
-        if self._speaks and not self.json:
-            result.print()
-            summary("evaluate", result.headline(), retrained, "models retrained", started)
-        for further in self._further() if evaluation.needs_data else ():
-            found.append(further)
-            if self._speaks and not self.json:
-                further.print()
-                summary("evaluate", further.headline)
-        if self._speaks and self.json:
-            print_json(found)
-
-    def _further(self) -> Iterator[Result]:
-        self._plan("retrained", 1.0).record(self.run.evaluation / "retrained")
-        config = self._config
-        return Further(
-            self.run,
-            self._store,
-            self.parts.scorer,
-            self.parts.evaluation,
-            train=config.train_split,
-            targets=config.target_split,
-            seed=config.seed,
-            datamodule=self._datamodule,
-            retrain=self._retrain,
-        ).results()
-
-    def retrain(self, retrainings: Sequence[Retraining]) -> None:
-        """Retrain these models, in this process."""
-        trainer = Trainer(self._fresh, self._datamodule, self.parts.task, self.train_data, self.target_data)
-        with interruptible():
-            trainer.retrain(retrainings)
-
-    def _lds_retrainings(self) -> list[Retraining]:
-        evaluation = self.parts.evaluation
-        plan = self._plan("evaluation", evaluation.fraction)
-        folder = models_folder(self.run, evaluation.fraction)
-        plan.record(folder)
-        subsets = [plan.subset(member) for member in range(evaluation.models)]
-        once = [Retraining(output_path(folder, j), subset, plan.training_seed(j)) for j, subset in enumerate(subsets)]
-        again = [
-            Retraining(output_path(folder / "again", j), subset, plan.training_seed(evaluation.models + j))
-            for j, subset in enumerate(subsets[: evaluation.ceiling])
-        ]
-        return once + again
-
-    def _retrain(self, retrainings: Sequence[Retraining]) -> int:
         todo = missing(retrainings)
         workers = min(self.parts.evaluation.workers, len(todo))
         if workers > 1:
             retrain_in_processes(self._argv, todo, workers, self.run.evaluation)
-        else:
-            self.retrain(todo)
-        return len(todo)
+        elif todo:
+            self.retrain_here(todo)
+
+    def retrain_here(self, retrainings: Sequence[Retraining]) -> None:
+        """Retrain these models in this process."""
+        retrainer = Retrainer(self._fresh, self._datamodule, self.parts.task, self.train_data, self.target_data)
+        with interruptible():
+            retrainer.retrain(retrainings)
 
     def _data(self, split: str) -> AttributionData:
         loader = getattr(self._datamodule, f"{split}_dataloader", None)
@@ -298,10 +250,11 @@ class Job:
             )
         return AttributionData.of(loader(), self._config.batch_size, hooks=self._datamodule)
 
-    def _plan(self, purpose: str, fraction: float) -> SubsetPlan:
-        recipe = {key: self._config.get(key) for key in ("model", "data", "trainer", "optimizer", "lr_scheduler")}
-        recipe = {key: value.as_dict() if isinstance(value, Namespace) else value for key, value in recipe.items()}
-        return SubsetPlan(purpose, len(self.train_data), fraction, self._config.seed, recipe)
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        """All settings that determine a trained model, defaults included."""
+        recipe = {key: self._config.get(key) for key in RECIPE_KEYS}
+        return {key: value.as_dict() if isinstance(value, Namespace) else value for key, value in recipe.items()}
 
     def _fresh(self, seed: int) -> tuple[L.LightningModule, L.Trainer]:
         with quiet_lightning():

@@ -76,7 +76,7 @@ class TrakCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_settings(parser)
-        if self._command in ("check", "evaluate"):
+        if self._command in ("check", "evaluate", "worker"):
             parser.add_argument("--json", action="store_true", help="print the result as JSON")
         for key, base, default, about in (
             ("task", Task, "image_classification", "what is differentiated"),

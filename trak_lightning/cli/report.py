@@ -11,6 +11,7 @@ from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import short, summary
 from trak_lightning.errors import IncompleteRunError, SettingsError
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.formatting import format_bytes
 from trak_lightning.scoring.scores import open_scores
 
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         weights_only=job.weights_only,
         path=options.output,
     )
-    summary("report", f"{short(written)} ({written.stat().st_size / 1e6:.1f} MB)", 1, "page", started)
+    summary("report", f"{short(written)} ({format_bytes(written.stat().st_size)})", 1, "page", started)
     return 0
 
 

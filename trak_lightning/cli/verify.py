@@ -9,7 +9,7 @@ from trak_lightning.cli.output import print_json, short, summary
 from trak_lightning.cli.stored import opened, stored_parser
 from trak_lightning.errors import TrakError
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.ranges import ranges
+from trak_lightning.run.formatting import format_ranges
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.stores.base import FeatureSet, FeatureStore
 
@@ -54,7 +54,7 @@ def _verify_set(found: FeatureSet) -> tuple[int, list[str]]:
     spec, missing = found.spec, found.missing_blocks()
     faults = found.strays()
     if missing:
-        rows = ranges(map(spec.block_range, missing))
+        rows = format_ranges(map(spec.block_range, missing))
         faults.append(f"{spec.split}/{spec.checkpoint}: samples {rows} are missing. Run trak featurize again.")
     checked = 0
     for block in sorted(set(range(spec.num_blocks)) - set(missing)):

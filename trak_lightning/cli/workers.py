@@ -71,7 +71,7 @@ def main(share: str, argv: str) -> None:
     """One process: read the configuration, train the models of the share."""
     from trak_lightning.cli.job import Job
 
-    Job("worker", json.loads(argv)).retrain(read_share(Path(share)))
+    Job("worker", json.loads(argv)).retrain_here(read_share(Path(share)))
 
 
 if __name__ == "__main__":

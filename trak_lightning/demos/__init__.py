@@ -1,39 +1,66 @@
-"""Small real models and data, used by configs/ and by the tests; and those of the paper's experiments, for configs/paper/."""
+"""The handwritten digits of the quick start: data and a small CNN. All other demos are in the distribution trak-lightning-demos."""
 
-from trak_lightning.demos.cifar import CIFAR10DataModule
-from trak_lightning.demos.coco import CocoCaptions
-from trak_lightning.demos.dictionary import DictionaryDataModule, DictionaryGPT
+from importlib import import_module
+from typing import Any
+
 from trak_lightning.demos.digits import DigitsCNN, DigitsDataModule
-from trak_lightning.demos.emoji import EmojiCLIP, EmojiDataModule
-from trak_lightning.demos.finetuning import CLIP, PretrainedTransformer
-from trak_lightning.demos.ftrace import FTrace
-from trak_lightning.demos.imagenet import ImageNetDataModule
-from trak_lightning.demos.images import ImageClassifier
-from trak_lightning.demos.questions import QuestionDataModule, QuestionT5
-from trak_lightning.demos.supersenses import SupersenseDataModule, SupersenseTagger
-from trak_lightning.demos.tabular import TabularDataModule, TabularMLP
-from trak_lightning.demos.text import TextClassifier, TextDataModule
+from trak_lightning.errors import PluginError
 
-__all__ = [
-    "CLIP",
-    "CIFAR10DataModule",
-    "CocoCaptions",
-    "DictionaryDataModule",
-    "DictionaryGPT",
-    "DigitsCNN",
-    "DigitsDataModule",
-    "EmojiCLIP",
-    "EmojiDataModule",
-    "FTrace",
-    "ImageClassifier",
-    "ImageNetDataModule",
-    "PretrainedTransformer",
-    "QuestionDataModule",
-    "QuestionT5",
-    "SupersenseDataModule",
-    "SupersenseTagger",
-    "TabularDataModule",
-    "TabularMLP",
-    "TextClassifier",
-    "TextDataModule",
-]
+__all__ = ["DigitsCNN", "DigitsDataModule"]
+
+_MOVED = frozenset(
+    [
+        "CLIP",
+        "CIFAR10DataModule",
+        "CocoCaptions",
+        "DictionaryDataModule",
+        "DictionaryGPT",
+        "EmojiCLIP",
+        "EmojiDataModule",
+        "FTrace",
+        "ImageClassifier",
+        "ImageNetDataModule",
+        "PretrainedTransformer",
+        "QuestionDataModule",
+        "QuestionT5",
+        "SupersenseDataModule",
+        "SupersenseTagger",
+        "TabularDataModule",
+        "TabularMLP",
+        "TextClassifier",
+        "TextDataModule",
+        "cifar",
+        "coco",
+        "dictionary",
+        "emoji",
+        "finetuning",
+        "ftrace",
+        "glosses",
+        "imagenet",
+        "images",
+        "pretrained",
+        "questions",
+        "resnets",
+        "supersenses",
+        "tables",
+        "tabular",
+        "text",
+        "words",
+    ]
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Find the demos that moved, which configuration files of earlier versions name here."""
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        demos = import_module("trak_lightning_demos")
+    except ModuleNotFoundError as error:
+        if error.name != "trak_lightning_demos":
+            raise
+        raise PluginError(
+            f"{__name__}.{name} is now trak_lightning_demos.{name}, but the distribution trak-lightning-demos is not "
+            "installed: install it from plugins/trak-lightning-demos of the repository"
+        ) from error
+    return getattr(demos, name)

@@ -76,7 +76,9 @@ class DigitsDataModule(HeldOut):
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise DataError("the digits come with scikit-learn: pip install 'trak-lightning[demos]'") from error
+            raise DataError(
+                "the digits come with scikit-learn, which is not installed: pip install 'trak-lightning[demos]'"
+            ) from error
         digits = load_digits()
         images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)
         images = (images - images.mean()) / images.std()

@@ -1,1 +1,1 @@
-"""Are the scores right? Retraining on random subsets, and the linear datamodeling score."""
+"""Are the scores right? The linear datamodeling score, removal of samples, mislabeled samples, agreement of checkpoints."""

@@ -1,8 +1,7 @@
-"""Do checkpoints agree? Scores of each alone, compared with those of the others. No torch."""
+"""Do checkpoints agree? Compare the scores made from each of them alone. No torch."""
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -13,20 +12,33 @@ from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
 from trak_lightning.scoring.some_targets import some_targets
 
 TARGETS = 100
-"""Targets that are compared, spread evenly."""
+"""Number of targets to compare, spread evenly."""
 
 FIRST = 10
-"""How many of the most helpful are compared as a set."""
+"""Number of most helpful samples to compare as a set."""
 
 
-def agreement(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures], request: dict[str, Any]) -> Result:
-    """Rank correlation, and overlap of the ten most helpful, between scores of single checkpoints and between two halves.
+def require_several(checkpoints: Sequence[CheckpointFeatures]) -> None:
+    """Check that there is something to compare.
 
     Raises:
-        DataError: there is one checkpoint only.
+        DataError: there is only one checkpoint.
     """
     if len(checkpoints) < 2:
-        raise DataError("agreement between checkpoints needs at least two of them; this run has one")
+        raise DataError(
+            "evaluation.agreement compares checkpoints and needs at least two; this run has one. Add checkpoints, or leave "
+            "the setting out."
+        )
+
+
+def agreement(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> Result:
+    """Compute the rank correlation, and the overlap of the ten most helpful samples, between scores of single checkpoints
+    and between scores of two halves of the ensemble.
+
+    Raises:
+        DataError: there is only one checkpoint.
+    """
+    require_several(checkpoints)
     m = checkpoints[0].targets.spec.num_samples
     rows = np.unique(np.linspace(0, m - 1, min(m, TARGETS)).astype(int))
     checkpoints = [some_targets(features, rows) for features in checkpoints]
@@ -40,12 +52,11 @@ def agreement(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures], request
     return Result(
         "agreement",
         f"Agreement between checkpoints: {len(rows)} targets",
-        f"Scores made from different checkpoints, compared over all training examples (rank correlation) and by their {FIRST} most helpful "
-        "examples (share in common), averaged over targets and pairs. Where halves of the ensemble agree little, more checkpoints will "
-        "give better scores.",
+        "Scores made from different checkpoints were compared: by rank correlation over all training examples, and by the share of "
+        f"the {FIRST} most helpful examples that they have in common, averaged over targets and pairs. If halves of the ensemble "
+        "agree little, more checkpoints will give better scores.",
         f"rank correlation {last[0]:.3f}, {last[1]:.0%} of the {FIRST} most helpful in common",
-        request,
-        ("between", "rank correlation", f"of the first {FIRST} in common"),
+        ("between", "rank correlation", f"share of the first {FIRST} in common"),
         tuple((name, f"{rank:.3f}", f"{overlap:.0%}") for name, (rank, overlap) in means.items()),
         {name: {"correlation": float(rank), "overlap": float(overlap)} for name, (rank, overlap) in means.items()},
     )

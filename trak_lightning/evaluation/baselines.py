@@ -1,4 +1,4 @@
-"""Random scores: what a score that knows nothing gets."""
+"""Random scores: the baseline of a score that knows nothing."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +11,7 @@ class Random(Scorer):
     """Independent standard normal scores.
 
     Args:
-        seed: of every row, together with its position.
+        seed: together with its position, seeds each row.
     """
 
     def __init__(self, seed: int = 0) -> None:

@@ -1,147 +1,173 @@
-"""Evaluations beside the linear datamodeling score, each only where it is asked for. No torch."""
+"""All evaluations of a run, each on request only. No torch."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trak_lightning.evaluation.agreement import agreement
+from trak_lightning import registry
+from trak_lightning.errors import IncompatibleRunError
+from trak_lightning.evaluation.agreement import agreement, require_several
+from trak_lightning.evaluation.lds_run import lds_result, lds_retrainings, models_folder
 from trak_lightning.evaluation.leave_one_out import choose_samples, leave_one_out
-from trak_lightning.evaluation.mislabeled import mislabeled, read_positions
+from trak_lightning.evaluation.mislabeled import mislabeled, read_positions, suspicions
 from trak_lightning.evaluation.removal import brittleness, choose_correct, counterfactual, rankings
 from trak_lightning.evaluation.result import Result, read_result
-from trak_lightning.retraining.outputs import Retrained, Retraining
-from trak_lightning.retraining.settings import EvaluationSettings
-from trak_lightning.run.directory import RunDirectory
-from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
-from trak_lightning.scoring.gradient_scorers import GradientCosine, GradientDot
-from trak_lightning.scoring.score_run import load_features, made_from, score_run
-from trak_lightning.scoring.self_influence import held_out_probabilities, self_influence
-from trak_lightning.scoring.some_targets import some_targets
+from trak_lightning.evaluation.scored_run import ScoredRun
+from trak_lightning.evaluation.settings import EvaluationSettings
+from trak_lightning.retraining.outputs import Retrain, Retrained
+from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
+from trak_lightning.scoring.gradient_scorers import GradientDot
 from trak_lightning.seeds import fingerprint
-from trak_lightning.stores.base import FeatureStore
 
 
 @dataclass(frozen=True)
-class Further:
-    """What they need in common.
+class Models:
+    """Retrained models that an experiment uses: the folder of their outputs, and the plan that they are trained by."""
+
+    folder: Path
+    plan: SubsetPlan
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An evaluation that was asked for."""
+
+    kind: str
+    asked: dict[str, Any]
+    """What determines the result, in addition to the scores and the models. JSON."""
+    compute: Callable[[], Result]
+    models: Models | None = None
+
+
+def evaluate(
+    scored: ScoredRun,
+    settings: EvaluationSettings,
+    retrain: Retrain,
+    datamodule: Callable[[], Any] = lambda: None,
+) -> Iterator[tuple[Result, bool]]:
+    """Yield each result that `settings` ask for, and whether it was computed now or read from the run directory.
+
+    Everything that can be checked is checked before the first model is retrained.
 
     Args:
-        datamodule: may know which training samples are mislabelled.
-        retrain: trains models and stores their outputs.
+        scored: the scores to evaluate.
+        settings: which evaluations.
+        retrain: trains missing models and stores their outputs.
+        datamodule: returns the DataModule; called only if it is asked which training samples are mislabeled.
+
+    Raises:
+        IncompleteRunError: features are missing.
+        IncompatibleRunError: stored models were trained with other settings.
+        DataError: an evaluation is impossible for this run; names the setting.
+        PluginError: a scorer to compare with is unknown.
     """
-
-    run: RunDirectory
-    store: FeatureStore
-    scorer: Scorer
-    settings: EvaluationSettings
-    train: str
-    targets: str
-    seed: int
-    datamodule: Any
-    retrain: Callable[[Sequence[Retraining]], Any]
-
-    def results(self) -> Iterator[Result]:
-        """The results that the settings ask for; those of the same request are read."""
-        asked = {
-            "counterfactual": (self.settings.counterfactual, self._counterfactual),
-            "brittleness": (self.settings.brittleness, self._brittleness),
-            "leave-one-out": (self.settings.leave_one_out, self._leave_one_out),
-            "mislabeled": (self.settings.mislabeled, self._mislabeled),
-            "agreement": (self.settings.agreement, self._agreement),
-        }
-        for kind, (size, compute) in asked.items():
-            if size:
-                yield self._kept(kind, size, compute)
-
-    def _kept(self, kind: str, size: Any, compute: Callable[[dict[str, Any]], Result]) -> Result:
-        request = {
-            **made_from(self.scorer, self._checkpoints),
-            "size": size,
-            "repeats": self.settings.repeats,
-            "seed": self.seed,
-        }
-        if kind == "mislabeled":
-            request["positions"] = fingerprint(self._known.tolist())
-        path = self.run.evaluation / f"{kind}-{self.targets}.json"
-        if path.exists() and (found := read_result(path)).request == request:
-            return found
-        result = compute(request)
+    for experiment in experiments(scored, settings, retrain, datamodule):
+        if experiment.models is not None:
+            retrain(experiment.models.plan, experiment.models.folder, ())
+        path = scored.run.evaluation / f"{experiment.kind}-{scored.targets}.json"
+        stored = _stored(path)
+        if stored is not None and stored.request == _request(scored, experiment):
+            yield stored, False
+            continue
+        result = experiment.compute()
+        result = replace(result, request=_request(scored, experiment))
         result.write(path)
-        return result
-
-    def _counterfactual(self, request: dict[str, Any]) -> Result:
-        targets = choose_correct(self._outputs, self.settings.counterfactual)
-        return counterfactual(self._rankings(targets), targets, self._retrained, request, seed=self.seed)
-
-    def _brittleness(self, request: dict[str, Any]) -> Result:
-        targets = choose_correct(self._outputs, self.settings.brittleness)
-        return brittleness(self._rankings(targets), targets, self._retrained, request)
-
-    def _leave_one_out(self, request: dict[str, Any]) -> Result:
-        values = np.asarray(self._scores)
-        samples = choose_samples(values, self.settings.leave_one_out)
-        dots = np.concatenate([block[:, samples] for block in GradientDot().fit(self._checkpoints).blocks()])
-        noise = np.random.default_rng(self.seed).standard_normal(dots.shape)
-        compared = {"scores": values[:, samples], "gradient dot product": dots, "random": noise}
-        return leave_one_out(compared, samples, self._retrained, request, seed=self.seed)
-
-    def _mislabeled(self, request: dict[str, Any]) -> Result:
-        settings = self.scorer.state
-        found = self_influence(
-            self._checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto")
-        ).self_influence
-        probabilities, held_out = held_out_probabilities(self._checkpoints)
-        norms = np.mean([_gradient_norms(features) for features in self._checkpoints], axis=0)
-        name = "1 − p(label), models not trained on it" if held_out else "1 − p(label)"
-        random = np.random.default_rng(self.seed).random(len(found))
-        suspicion = {"self-influence": found, name: 1 - probabilities, "loss gradient norm": norms, "random": random}
-        return mislabeled(suspicion, self._known, request)
-
-    def _agreement(self, request: dict[str, Any]) -> Result:
-        return agreement(self.scorer, self._checkpoints, request)
-
-    @cached_property
-    def _checkpoints(self) -> list[CheckpointFeatures]:
-        return load_features(self.run, self.store, targets=self.targets, train=self.train)
-
-    @cached_property
-    def _scores(self) -> Array:
-        return score_run(self.run, self.store, self.scorer, targets=self.targets, train=self.train)[0].values
-
-    @cached_property
-    def _outputs(self) -> Array:
-        """f of every target, averaged over checkpoints: (m,)."""
-        outputs: Array = np.mean([features.targets.column("output") for features in self._checkpoints], axis=0)
-        return outputs
-
-    @cached_property
-    def _known(self) -> Array:
-        size = self._checkpoints[0].train.spec.num_samples
-        return read_positions(str(self.settings.mislabeled), self.datamodule, size)
-
-    @cached_property
-    def _retrained(self) -> Retrained:
-        first = self._checkpoints[0]
-        return Retrained(
-            self.run.evaluation / "retrained",
-            first.train.spec.num_samples,
-            first.targets.spec.num_samples,
-            self.seed,
-            self.settings.repeats,
-            self.retrain,
-        )
-
-    def _rankings(self, targets: Array) -> dict[str, Array]:
-        scoring = GradientCosine().fit([some_targets(features, targets) for features in self._checkpoints])
-        similarity = np.concatenate(list(scoring.blocks()))
-        return rankings(np.asarray(self._scores[targets]), similarity, self.seed)
+        yield result, True
 
 
-def _gradient_norms(features: CheckpointFeatures) -> Array:
-    """|q| ‖φ‖ of every training sample, (n,): the norm of the gradient of its loss."""
-    return np.concatenate(
-        [np.abs(rows.loss_weight) * np.linalg.norm(rows.features, axis=1) for rows in features.train.blocks()]
-    )
+def experiments(
+    scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain, datamodule: Callable[[], Any]
+) -> list[Experiment]:
+    """Prepare the evaluations that `settings` ask for; arguments and exceptions as for `evaluate`."""
+    n, m, seed = scored.num_train, scored.num_targets, scored.seed
+    single = Models(scored.run.evaluation / "retrained", SubsetPlan("retrained", n, 1.0, seed))
+    retrained = Retrained(single.folder, single.plan, m, settings.repeats, retrain)
+    found = [_lds(scored, settings, retrain)]
+    if settings.counterfactual:
+        found.append(_counterfactual(scored, settings.counterfactual, retrained, single))
+    if settings.brittleness:
+        found.append(_brittleness(scored, settings.brittleness, retrained, single))
+    if settings.leave_one_out:
+        found.append(_leave_one_out(scored, settings.leave_one_out, retrained, single))
+    if settings.mislabeled:
+        found.append(_mislabeled(scored, settings.mislabeled, datamodule))
+    if settings.agreement:
+        require_several(scored.checkpoints)
+        found.append(Experiment("agreement", {}, lambda: agreement(scored.scorer, scored.checkpoints)))
+    return found
+
+
+def _lds(scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain) -> Experiment:
+    plan = SubsetPlan("evaluation", scored.num_train, settings.fraction, scored.seed)
+    folder = models_folder(scored.run, settings.fraction)
+    compare = {name: registry.create("scorers", name) for name in settings.compare}
+
+    def compute() -> Result:
+        retrain(plan, folder, lds_retrainings(plan, folder, settings))
+        return lds_result(scored, folder, settings, compare)
+
+    asked = {name: getattr(settings, name) for name in ("models", "fraction", "compare", "ceiling")}
+    return Experiment("lds", asked, compute, Models(folder, plan))
+
+
+def _counterfactual(scored: ScoredRun, count: int, retrained: Retrained, models: Models) -> Experiment:
+    targets = choose_correct(scored.outputs, count)
+
+    def compute() -> Result:
+        ordered = rankings(np.asarray(scored.scores[targets]), scored.gradient_similarity(targets), scored.seed)
+        return counterfactual(ordered, targets, retrained, seed=scored.seed)
+
+    return Experiment("counterfactual", {"size": count, "repeats": retrained.repeats}, compute, models)
+
+
+def _brittleness(scored: ScoredRun, count: int, retrained: Retrained, models: Models) -> Experiment:
+    targets = choose_correct(scored.outputs, count)
+
+    def compute() -> Result:
+        ordered = rankings(np.asarray(scored.scores[targets]), scored.gradient_similarity(targets), scored.seed)
+        return brittleness(ordered, targets, retrained)
+
+    return Experiment("brittleness", {"size": count, "repeats": retrained.repeats}, compute, models)
+
+
+def _leave_one_out(scored: ScoredRun, count: int, retrained: Retrained, models: Models) -> Experiment:
+    def compute() -> Result:
+        scores = np.asarray(scored.scores)
+        samples = choose_samples(scores, count)
+        dots = np.concatenate([block[:, samples] for block in GradientDot().fit(scored.checkpoints).blocks()])
+        noise = np.random.default_rng(scored.seed).standard_normal(dots.shape)
+        compared = {"scores": scores[:, samples], "gradient dot product": dots, "random": noise}
+        return leave_one_out(compared, samples, retrained, seed=scored.seed)
+
+    return Experiment("leave-one-out", {"size": count, "repeats": retrained.repeats}, compute, models)
+
+
+def _mislabeled(scored: ScoredRun, source: str, datamodule: Callable[[], Any]) -> Experiment:
+    positions = read_positions(source, datamodule() if source == "data" else None, scored.num_train)
+
+    def compute() -> Result:
+        return mislabeled(suspicions(scored), positions)
+
+    return Experiment("mislabeled", {"positions": fingerprint(positions.tolist())}, compute)
+
+
+def _request(scored: ScoredRun, experiment: Experiment) -> dict[str, Any]:
+    request = {**scored.request, **experiment.asked, "seed": scored.seed}
+    if experiment.models is not None:
+        # The folder may have been deleted since, and other models trained: their results are others.
+        plan = recorded_plan(experiment.models.folder)
+        request["models"] = None if plan is None else fingerprint(plan)
+    return request
+
+
+def _stored(path: Path) -> Result | None:
+    """The result of an earlier call; None if there is none, or one of an earlier version."""
+    if not path.exists():
+        return None
+    try:
+        return read_result(path)
+    except IncompatibleRunError:
+        return None

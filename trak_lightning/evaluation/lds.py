@@ -13,12 +13,12 @@ Array = npt.NDArray[Any]
 
 
 def lds(score_blocks: Iterable[Array], subsets: Array, outputs: Array) -> Array:
-    """Spearman correlation, over models j, of ``Σ_{i∈S_j} τ(z)_i`` and f(z; θ(S_j)), for every target z.
+    """Compute the Spearman correlation, over models j, of ``Σ_{i∈S_j} τ(z)_i`` and f(z; θ(S_j)), for each target z.
 
     Args:
         score_blocks: consecutive rows of the (m, n) score matrix.
         subsets: (S, n), true where a model was trained on a sample.
-        outputs: (S, m), what the models say of the targets.
+        outputs: (S, m), outputs of the models on the targets.
 
     Returns:
         (m,); NaN for a target whose outputs or predictions are all equal.
@@ -27,13 +27,13 @@ def lds(score_blocks: Iterable[Array], subsets: Array, outputs: Array) -> Array:
 
 
 def predict(score_blocks: Iterable[Array], subsets: Array) -> Array:
-    """``Σ_{i∈S_j} τ(z)_i`` of every model j and target z: (S, m)."""
+    """Sum ``Σ_{i∈S_j} τ(z)_i`` for each model j and target z: (S, m)."""
     members = subsets.astype(np.float64).T
     return np.concatenate([block @ members for block in score_blocks]).T
 
 
 def spearman(predicted: Array, observed: Array) -> Array:
-    """Rank correlation down the columns of two (S, m) arrays: (m,). Ties get their average rank; constants give NaN."""
+    """Rank correlation of the columns of two (S, m) arrays: (m,). Ties get their average rank; constant columns give NaN."""
     from scipy.stats import rankdata
 
     ranks = [rankdata(values, axis=0) for values in (predicted, observed)]
@@ -44,7 +44,7 @@ def spearman(predicted: Array, observed: Array) -> Array:
 
 
 def mean_spearman(predicted: Array, observed: Array) -> float:
-    """The mean of `spearman` over the columns that have one; 0 if none has."""
+    """Mean of `spearman` over the columns where it is defined; 0 if there are none."""
     found = spearman(predicted, observed)
     return float(found[~np.isnan(found)].mean()) if not np.isnan(found).all() else 0.0
 
@@ -52,7 +52,7 @@ def mean_spearman(predicted: Array, observed: Array) -> float:
 def bootstrap_mean(
     values: Array, *, seed: int, resamples: int = 2000, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """Mean of (m,) values without NaN, and the ends of its percentile bootstrap interval."""
+    """Mean of those of (m,) values that are not NaN, and the ends of its percentile bootstrap interval."""
     values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan"), float("nan")
@@ -64,10 +64,10 @@ def bootstrap_mean(
 def bootstrap_both(
     predicted: Array, observed: Array, *, seed: int, resamples: int = 200, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """The ends of an interval for the mean of `spearman` over targets, when models and targets are both drawn anew.
+    """Interval for the mean of `spearman` over targets, with both models and targets resampled: its two ends.
 
-    Drawing models with replacement repeats some, and repeats are tied: correlations of a resample scatter around a value
-    slightly off the correlation itself. The interval is that of the differences to their own mean, around the score.
+    Resampling models with replacement repeats some of them, and repeats are tied, which biases the correlation of a resample
+    slightly. The interval is therefore that of the deviations from their own mean, centered on the score.
 
     Args:
         predicted: (S, m).
@@ -88,10 +88,10 @@ def bootstrap_both(
 
 
 def noise_ceiling(first: Array, second: Array) -> float:
-    """What a prediction of the expected outputs without any error would score, from two models on each subset.
+    """Estimate the LDS of an error-free prediction of the expected outputs, from two models on each subset.
 
-    Two noisy readings of the same quantity correlate by its reliability r, and its true value with one of them by √r
-    (Spearman 1904, correction for attenuation).
+    Two noisy measurements of a quantity have a correlation r, its reliability; its true value has correlation √r with either
+    of them (Spearman 1904, correction for attenuation).
 
     Args:
         first: (S, m) outputs.

@@ -1,6 +1,4 @@
-"""Leaving training samples out one at a time: the effect that a score estimates, measured. No torch."""
-
-from typing import Any
+"""Leave training samples out one at a time: measure the effect that a score estimates. No torch."""
 
 import numpy as np
 
@@ -11,8 +9,8 @@ from trak_lightning.scoring.base import Array
 
 
 def choose_samples(scores: Array, count: int) -> Array:
-    """Positions of `count` training samples to leave out: half of those with the largest mean absolute score, whose effects
-    stand out from the noise of training, and half spread evenly over the rest.
+    """Choose the positions of `count` training samples to leave out: half of them have the largest mean absolute score, so
+    that their effects stand out from the noise of training, and half are spread evenly over the rest.
 
     Args:
         scores: (m, n).
@@ -27,10 +25,8 @@ def choose_samples(scores: Array, count: int) -> Array:
     return np.concatenate([largest, picked])
 
 
-def leave_one_out(
-    scores: dict[str, Array], samples: Array, retrained: Retrained, request: dict[str, Any], *, seed: int
-) -> Result:
-    """Rank correlation, over left-out samples, of scores and of measured effects f(z; θ) − f(z; θ₋ᵢ), for every target.
+def leave_one_out(scores: dict[str, Array], samples: Array, retrained: Retrained, *, seed: int) -> Result:
+    """Correlate, by rank and over left-out samples, scores with measured effects f(z; θ) − f(z; θ₋ᵢ), for each target.
 
     Args:
         scores: name → (m, len(samples)).
@@ -43,11 +39,11 @@ def leave_one_out(
     return Result(
         "leave-one-out",
         f"Leave-one-out: scores against the measured effect of {len(samples)} training examples",
-        f"{len(samples)} training examples were left out, one at a time, and {retrained.repeats} models retrained without each: rank "
-        f"correlation of the change of the output and of the score, over examples, mean over {outputs.shape[1]} targets with its 95 % "
-        "interval. Effects of single examples are small beside the noise of training, so that even exact scores are far from 1.",
+        f"{len(samples)} training examples were left out, one at a time, and {retrained.repeats} models retrained without each. "
+        "Shown is the rank correlation between the change of the output and the score, over examples: its mean over "
+        f"{outputs.shape[1]} targets with a 95 % interval. Effects of single examples are small compared with the noise of "
+        "training, so that even exact scores are far from 1.",
         f"leave-one-out correlation {first[0]:.3f} [{first[1]:.3f}, {first[2]:.3f}]",
-        request,
         ("scores", "correlation", "95 % interval"),
         rows,
         {"samples": samples.tolist(), "correlation": {name: list(values) for name, values in found.items()}},

@@ -1,4 +1,4 @@
-"""How early does self-influence find samples that are known to be mislabelled? No torch."""
+"""How early does self-influence find samples that are known to be mislabeled? No torch."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,16 @@ from typing import Any
 import numpy as np
 
 from trak_lightning.errors import DataError
-from trak_lightning.evaluation.result import Result, Series
-from trak_lightning.scoring.base import Array
+from trak_lightning.evaluation.figures import Curves, Series
+from trak_lightning.evaluation.result import Result
+from trak_lightning.evaluation.scored_run import ScoredRun
+from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.self_influence import held_out_probabilities, self_influence
 
 
 def read_positions(source: str, datamodule: Any, num_samples: int) -> Array:
-    """Positions of mislabelled training samples, from a ``.npy`` file (integers, or a mask) or the DataModule's ``mislabeled``.
+    """Read the positions of mislabeled training samples from a ``.npy`` file (integers, or a mask), or from the DataModule's
+    attribute ``mislabeled`` if `source` is ``data``.
 
     Raises:
         DataError: there are none, or they belong to other data.
@@ -20,7 +24,7 @@ def read_positions(source: str, datamodule: Any, num_samples: int) -> Array:
         found = getattr(datamodule, "mislabeled", None)
         if found is None:
             raise DataError(
-                f"{type(datamodule).__name__} has no attribute 'mislabeled' with the positions of mislabelled training samples; give it "
+                f"{type(datamodule).__name__} has no attribute 'mislabeled' with the positions of mislabeled training samples; give it "
                 "one, or name a .npy file under evaluation.mislabeled"
             )
         positions = np.asarray(found)
@@ -35,25 +39,47 @@ def read_positions(source: str, datamodule: Any, num_samples: int) -> Array:
         positions = np.flatnonzero(positions)
     if positions.ndim != 1 or positions.dtype.kind not in "iu" or not 0 < len(positions) < num_samples:
         raise DataError(
-            f"mislabelled samples must be some, not all, of {num_samples} positions, got {positions.dtype} of shape {positions.shape}"
+            f"mislabeled samples must be some, not all, of {num_samples} positions, got {positions.dtype} of shape {positions.shape}"
         )
     if not 0 <= positions.min() <= positions.max() < num_samples:
         raise DataError(
-            f"mislabelled sample {int(positions.max())} is out of range: the training set has samples 0 … {num_samples - 1}"
+            f"mislabeled sample {int(positions.max())} is out of range: the training set has samples 0 … {num_samples - 1}"
         )
     return np.unique(positions)
 
 
 def auc(suspicion: Array, positives: Array) -> float:
-    """Probability that a sample of `positives` (mask) has the larger value than another; ties count half."""
+    """Area under the ROC curve: the probability that a sample of `positives` (mask) has a larger value than another sample;
+    ties count half."""
     from scipy.stats import rankdata
 
     ranks, count = rankdata(suspicion), int(positives.sum())
     return float((ranks[positives].sum() - count * (count + 1) / 2) / (count * (len(suspicion) - count)))
 
 
-def mislabeled(suspicion: dict[str, Array], positions: Array, request: dict[str, Any]) -> Result:
-    """AUC and precision among the first k, for every kind of suspicion: name → (n,), larger for more suspicious samples."""
+def suspicions(scored: ScoredRun) -> dict[str, Array]:
+    """Measures of how likely the label of each training sample is wrong: name → (n,), larger for more suspicious ones."""
+    checkpoints, settings = scored.checkpoints, scored.scorer.state
+    regularization, weights = settings.get("regularization", "auto"), settings.get("weights", "auto")
+    probabilities, held_out = held_out_probabilities(checkpoints)
+    norms: Array = np.mean([_gradient_norms(features) for features in checkpoints], axis=0)
+    return {
+        "self-influence": self_influence(checkpoints, regularization, weights).self_influence,
+        "1 − p(label), models not trained on it" if held_out else "1 − p(label)": 1 - probabilities,
+        "loss gradient norm": norms,
+        "random": np.random.default_rng(scored.seed).random(scored.num_train),
+    }
+
+
+def _gradient_norms(features: CheckpointFeatures) -> Array:
+    """|q| ‖φ‖ of each training sample, (n,): the norm of the gradient of its loss."""
+    return np.concatenate(
+        [np.abs(rows.loss_weight) * np.linalg.norm(rows.features, axis=1) for rows in features.train.blocks()]
+    )
+
+
+def mislabeled(suspicion: dict[str, Array], positions: Array) -> Result:
+    """Compute AUC and precision among the first k for each measure: name → (n,), larger for more suspicious samples."""
     n = len(next(iter(suspicion.values())))
     known = np.zeros(n, dtype=bool)
     known[positions] = True
@@ -75,16 +101,13 @@ def mislabeled(suspicion: dict[str, Array], positions: Array, request: dict[str,
         values[name] = {"auc": area, "precision": dict(zip(map(str, at), precision, strict=True))}
     return Result(
         "mislabeled",
-        f"Mislabelled samples: {len(positions)} of {n} are known",
-        "Training examples were inspected in the order of each measure, most suspicious first. AUC is the probability that a "
-        "mislabelled example comes before a correct one; precision at k is the share of mislabelled ones among the first k. The curve "
-        "shows the share that was found after inspecting part of the training set.",
+        f"Mislabeled samples: {len(positions)} of {n} are known",
+        "Training examples are inspected in the order of each measure, most suspicious first. AUC is the probability that a "
+        "mislabeled example comes before a correct one; precision at k is the share of mislabeled ones among the first k. The curve "
+        "shows the share of all mislabeled examples found after inspecting part of the training set.",
         f"AUC {rows[0][1]} by self-influence, precision {rows[0][-1]} at {len(positions)}",
-        request,
         ("by", "AUC", *(f"precision at {k}" for k in at)),
         tuple(rows),
         values,
-        tuple(series),
-        "share of the training set inspected",
-        "share of mislabelled examples found",
+        Curves(tuple(series), "share of the training set inspected", "share of mislabeled examples found"),
     )

@@ -1,48 +1,48 @@
-"""Removing what the scores call helpful, and retraining: how far does the output fall, and when does the prediction flip?
+"""Remove the most helpful samples and retrain: how far does the output fall, and when does the prediction flip?
 
 Counterfactual curves and brittleness (Park et al. 2023, section 4; Ilyas et al. 2022). No torch.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from trak_lightning.errors import DataError
+from trak_lightning.evaluation.figures import Curves, Series
 from trak_lightning.evaluation.lds import bootstrap_mean
-from trak_lightning.evaluation.result import Result, Series
+from trak_lightning.evaluation.result import Result
 from trak_lightning.retraining.outputs import Retrained
 from trak_lightning.scoring.base import Array
 from trak_lightning.seeds import derive_seed
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2)
-"""Of the training set that counterfactual curves remove."""
+"""Shares of the training set that counterfactual curves remove."""
 
 MOST = 0.5
-"""Of the training set that is removed at most to flip a prediction."""
+"""Largest share of the training set to remove to flip a prediction."""
 
 Rankings = Mapping[str, Array]
-"""Name → (t, n): for each target the training samples in the order in which they are to be removed."""
+"""Name → (t, n): for each target the training samples in the order of removal."""
 
 
 def choose_correct(outputs: Array, count: int) -> Array:
-    """Positions of targets that the models get right (mean output f > 0), spread evenly over those: at most `count`.
+    """Choose at most `count` targets that the models get right (mean output f > 0), spread evenly; returns their positions.
 
     Raises:
-        DataError: they get none right.
+        DataError: the models get no target right.
     """
     right = np.flatnonzero(outputs > 0)
     if not len(right):
         raise DataError(
-            f"the models hold the label of none of {len(outputs)} targets for likely (mean output f > 0), so there is no prediction to "
-            "undo by removing samples. Train longer, or give other targets."
+            f"the models get the label of none of {len(outputs)} targets right (mean output f > 0), so there is no prediction to "
+            "undo by removing samples. Train longer, or choose other targets."
         )
     chosen: Array = right[np.unique(np.linspace(0, len(right) - 1, min(count, len(right))).astype(int))]
     return chosen
 
 
 def rankings(scores: Array, similarity: Array, seed: int) -> dict[str, Array]:
-    """What is removed first: the most helpful by the scores, by gradient similarity, and at random.
+    """Order training samples for removal: by the scores, by gradient similarity (both largest first), and at random.
 
     Args:
         scores: (t, n).
@@ -56,10 +56,8 @@ def rankings(scores: Array, similarity: Array, seed: int) -> dict[str, Array]:
     }
 
 
-def counterfactual(
-    ordered: Rankings, targets: Array, retrained: Retrained, request: dict[str, Any], *, seed: int
-) -> Result:
-    """Mean fall of f when the k first samples of each ranking are removed, for several k."""
+def counterfactual(ordered: Rankings, targets: Array, retrained: Retrained, *, seed: int) -> Result:
+    """Measure the mean fall of f after removing the first k samples of each ranking, for several k."""
     n = retrained.num_samples
     sizes = sorted({max(1, round(fraction * n)) for fraction in FRACTIONS})
     whole = retrained.without([[]])[0, targets]
@@ -77,11 +75,10 @@ def counterfactual(
     return Result(
         "counterfactual",
         f"Counterfactuals: fall of the output f of {len(targets)} targets without their first k samples",
-        f"For each of {len(targets)} targets, the k training examples that come first in each ranking were removed and "
-        f"{retrained.repeats} models retrained without them. The faster the output falls, the more the examples mattered; bands "
+        f"For each of {len(targets)} targets, the first k training examples of each ranking were removed, and "
+        f"{retrained.repeats} models retrained without them. The faster the output falls, the more these examples mattered. Bands "
         "are 95 % intervals over targets.",
         f"f falls by {best:.2f} without the first {sizes[-1]}, by {chance:.2f} without as many random ones",
-        request,
         ("removed by", *(f"k = {k}" for k in sizes)),
         tuple(rows),
         {
@@ -89,14 +86,12 @@ def counterfactual(
             "targets": targets.tolist(),
             "falls": {name: fall.tolist() for name, fall in zip(ordered, falls, strict=True)},
         },
-        tuple(series),
-        "training examples removed",
-        "fall of the output f",
+        Curves(tuple(series), "training examples removed", "fall of the output f"),
     )
 
 
-def brittleness(ordered: Rankings, targets: Array, retrained: Retrained, request: dict[str, Any]) -> Result:
-    """The fewest removals that make a target's label less likely than not (mean f < 0), by doubling and bisection."""
+def brittleness(ordered: Rankings, targets: Array, retrained: Retrained) -> Result:
+    """Find the fewest removals that make a target's label less likely than not (mean f < 0), by doubling and bisection."""
     most = max(1, int(MOST * retrained.num_samples))
     fewest = {name: _fewest(order, targets, retrained, most) for name, order in ordered.items()}
     grid = np.unique(np.geomspace(1, most, 40).astype(int))
@@ -111,11 +106,10 @@ def brittleness(ordered: Rankings, targets: Array, retrained: Retrained, request
     return Result(
         "brittleness",
         f"Brittleness: fewest removals that flip one of {len(targets)} predictions",
-        f"Of targets whose label the models hold for likely, how many training examples must be removed, in the order of each ranking, "
-        f"until the mean output of {retrained.repeats} retrained models falls below 0? Found by doubling and bisection up to {most}; "
-        "the curve is the share of targets flipped by then.",
+        "For targets that the models get right: how many training examples must be removed, in the order of each ranking, until "
+        f"the mean output of {retrained.repeats} retrained models falls below 0? Found by doubling and bisection, up to {most} "
+        "removals. The curve shows the share of targets flipped by then.",
         f"median of {rows[0][2]} removals by scores, {rows[-1][2]} at random",
-        request,
         ("removed by", "flipped", "median removals"),
         tuple(rows),
         {
@@ -123,15 +117,12 @@ def brittleness(ordered: Rankings, targets: Array, retrained: Retrained, request
             "most": most,
             "fewest": {name: [int(k) if k <= most else None for k in found] for name, found in fewest.items()},
         },
-        tuple(series),
-        "training examples removed",
-        "share of targets flipped",
-        x_log=True,
+        Curves(tuple(series), "training examples removed", "share of targets flipped", x_log=True),
     )
 
 
 def _fewest(order: Array, targets: Array, retrained: Retrained, most: int) -> Array:
-    """(t,) smallest k, up to one part in eight, whose removal flips the target; ``most + 1`` if none was found."""
+    """Smallest k, up to one part in eight, whose removal flips each target, (t,); ``most + 1`` where none was found."""
     low, high = np.zeros(len(targets), dtype=int), np.full(len(targets), most + 1)
     size = np.minimum(8, most) * np.ones(len(targets), dtype=int)
     active = np.arange(len(targets))

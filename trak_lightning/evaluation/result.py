@@ -1,49 +1,41 @@
-"""What an evaluation found: a table, perhaps a figure, and the request that it answers. JSON. No torch."""
+"""Result of an evaluation: a table, perhaps a figure, and the request that it answers. JSON. No torch."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trak_lightning.errors import CorruptFileError
+from trak_lightning.errors import CorruptFileError, IncompatibleRunError
+from trak_lightning.evaluation import drawing
+from trak_lightning.evaluation.figures import Figure, from_json, to_json
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import read_json
 
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a figure, with the ends of its intervals where they are known."""
-
-    name: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
+FORMAT = 2
+"""Version of the JSON. Files without one are from before all evaluations had this form."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """``evaluation/<kind>-<targets>.json``."""
+    """``evaluation/<kind>-<targets>.json``: the one class of every evaluation."""
 
     kind: str
     title: str
     text: str
     """What was done, and how to read it."""
     headline: str
-    request: dict[str, Any]
-    """All that determines the result."""
+    """The result in one line."""
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    """As they are printed."""
+    """The table as printed."""
     values: dict[str, Any]
-    """The numbers behind them, at full precision."""
-    series: tuple[Series, ...] = ()
-    x_label: str = ""
-    y_label: str = ""
-    x_log: bool = False
+    """The numbers of the table at full precision."""
+    figure: Figure | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+    """Everything that determines the result."""
 
     def print(self) -> None:
-        """A table on standard output."""
+        """Print the table on standard output."""
         from rich.console import Console
         from rich.table import Table
 
@@ -54,32 +46,50 @@ class Result:
             table.add_row(*row)
         Console().print(table)
 
-    def write(self, path: Path) -> None:
-        """As JSON, and the figure beside it as SVG and PNG if there is one and matplotlib to draw it."""
-        from trak_lightning.evaluation import figures
+    def svg(self, name: str) -> str:
+        """The figure as an ``<svg>`` element for a page, its ids prefixed with `name`; empty if there is none.
 
+        Raises:
+            DataError: matplotlib is not installed.
+        """
+        if self.figure is None:
+            return ""
+        with self.figure.drawn(name) as drawn:
+            return drawing.inline_svg(name, drawn, self.title)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON, which `read_result` reads."""
+        return {"format": FORMAT, **asdict(self), "figure": to_json(self.figure)}
+
+    def write(self, path: Path) -> None:
+        """Write JSON, and the figure as SVG and PNG next to it if there is one and matplotlib to draw it."""
         with atomic_write(path) as part:
-            part.write_text(json.dumps(asdict(self), indent=1))
-        if self.series and figures.available():
-            with figures.lines(path.stem, self) as figure:
-                figures.save(figure, path)
+            part.write_text(json.dumps(self.to_json(), indent=1))
+        if self.figure is not None and drawing.available():
+            with self.figure.drawn(path.stem) as drawn:
+                drawing.save(drawn, path)
 
 
 def read_result(path: Path) -> Result:
-    """What `Result.write` wrote.
+    """Read what `Result.write` wrote.
 
     Raises:
+        IncompatibleRunError: an earlier version of trak_lightning wrote it.
         CorruptFileError: it is something else.
     """
     found = read_json(path)
-    try:
-        series = tuple(
-            Series(each["name"], *(tuple(float(value) for value in each[name]) for name in ("x", "y", "low", "high")))
-            for each in found["series"]
+    if isinstance(found, dict) and "request" in found and found.get("format") != FORMAT:
+        raise IncompatibleRunError(
+            f"{path} was written by another version of trak_lightning. Run trak evaluate again to renew it; models that "
+            "are stored are not retrained."
         )
-        rows = tuple(tuple(row) for row in found["rows"])
-        return Result(**{**found, "series": series, "rows": rows, "columns": tuple(found["columns"])})
-    except (KeyError, TypeError) as error:
+    try:
+        fields = {name: value for name, value in found.items() if name != "format"}
+        rows = tuple(tuple(row) for row in fields["rows"])
+        figure = from_json(fields["figure"])
+        return Result(**{**fields, "columns": tuple(fields["columns"]), "rows": rows, "figure": figure})
+    except (AttributeError, KeyError, TypeError) as error:
         raise CorruptFileError(
-            f"{path} is not the result of an evaluation ({error}). Delete it and evaluate again."
+            f"{path} is not the result of an evaluation ({type(error).__name__}: {error}). Delete it and run trak "
+            "evaluate again."
         ) from error

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import CorruptFileError
 from trak_lightning.run.atomic import atomic_create
-from trak_lightning.run.directory import UNREADABLE
 from trak_lightning.run.fingerprint import require_same
+from trak_lightning.run.numpy_files import read_npz
 from trak_lightning.seeds import derive_seed
 from trak_lightning.tasks.base import Task
 
@@ -49,14 +49,13 @@ class FitFile:
             CorruptFileError: the file is not one of ours.
             IncompatibleRunError: it was made with other settings.
         """
+        remedy = "Delete it and the features made with it."
+        arrays = read_npz(self.path, _FINGERPRINT, remedy=remedy)
         try:
-            with self.path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                found = json.loads(str(file[_FINGERPRINT]))
-                fitted = {name: torch.from_numpy(file[name]) for name in file.files if name != _FINGERPRINT}
-        except UNREADABLE as error:
-            raise CorruptFileError(
-                f"{self.path} does not hold what was fitted ({error}). Delete it and the features made with it."
-            ) from error
+            found = json.loads(str(arrays.pop(_FINGERPRINT)))
+            fitted = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        except (ValueError, TypeError) as error:
+            raise CorruptFileError(f"{self.path} does not hold what was fitted ({error}). {remedy}") from error
         require_same(found, json.loads(json.dumps(self.fingerprint)), self.path)
         return fitted
 

@@ -1,33 +1,29 @@
-"""The LightningModule that joins task, extractor and projector, and the callback that writes its rows, block by block."""
+"""The LightningModule that joins task, extractor and projector."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from multiprocessing import parent_process
-from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.core.hooks import DataHooks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trak_lightning.data.dataset import AttributionData, IndexedBatch
-from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, TrakError
+from trak_lightning.data.transfer import to_device
 from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.featurize.batches import ClaimedBlocks, LockstepBatches
 from trak_lightning.featurize.fitting import FitFile, TrainingSet
-from trak_lightning.featurize.verification import difference, refuse
+from trak_lightning.featurize.rows import RowComputer
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.model.autocast import cast_anew
 from trak_lightning.model.dtensor import any_sharded, shards
 from trak_lightning.projectors.base import Projection, Projector
-from trak_lightning.runtime.lightning import silence
+from trak_lightning.runtime.lightning import share_device_mesh, silence
 from trak_lightning.runtime.ranks import agreed
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.seeds import derive_seed
-from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
-from trak_lightning.stores.claims import ClaimedBlocks, LockstepBatches
+from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.tasks.base import Task
 
 
@@ -81,9 +77,7 @@ class Featurizer(L.LightningModule):
         self._fit_file = fit_file
         self._reference_file = reference_file
         self._fitted: dict[str, Tensor] = {}
-        self._projection: Projection | None = None
         self.plan: ClaimedBlocks | LockstepBatches | None = None
-        self._seen_outputs = False
 
     def setup(self, stage: str) -> None:
         # Gradients cannot be had under inference mode, and in on_predict_start it is too late to leave it.
@@ -94,8 +88,7 @@ class Featurizer(L.LightningModule):
     def configure_model(self) -> None:
         if shards(self.trainer, self.model):
             assert isinstance(self.model, L.LightningModule)
-            # Lightning does both for the outermost module only.
-            self.model._device_mesh = self._device_mesh
+            share_device_mesh(self, self.model)  # Lightning does both for the outermost module only.
             self.model.configure_model()
 
     def predict_dataloader(self) -> DataLoader:
@@ -165,231 +158,30 @@ class Featurizer(L.LightningModule):
 
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows | None:
         with cast_anew():
-            rows = self._featurize(indexed)
+            rows = self.computer.rows(indexed)
             if batch_idx == 0:
-                self.check_independence(indexed.index, rows)
+                self.computer.check_independence(indexed.index, rows)
         dropped = isinstance(self.plan, LockstepBatches) and batch_idx not in self.plan.kept
         return None if dropped else rows
 
-    def _featurize(self, indexed: IndexedBatch) -> FeatureRows:
-        if not self._seen_outputs:
-            self._require_outputs(indexed)
-        projection = self._bound_projection()
-        features = projection.zeros(len(indexed.index), _accumulator_dtype(self.model))
-        with _memory_explained(self.device, len(indexed.index)), torch.enable_grad():
-            output = self.extractor.extract(
-                self.model, self.task, indexed.batch, self.layout, lambda block: projection.add(block, features)
-            )
-        with torch.no_grad():
-            loss_weight, curvature = self.task.weights(self.model, indexed.batch, output)
-        columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
-        for name, column in columns.items():
-            _require_finite(name, column, indexed.index, self.trainer.precision)
-        return FeatureRows(
-            index=indexed.index.numpy(),
-            features=_numpy(features),
-            output=_numpy(output),
-            loss_weight=_numpy(loss_weight),
-            curvature=_numpy(curvature),
+    @cached_property
+    def computer(self) -> RowComputer:
+        """Computes the rows of a batch, once the model is on its device and task and projector are fitted."""
+        projection = Projection(
+            self._projector,
+            self.layout,
+            seed=self._seed,
+            checkpoint=self.feature_set.spec.checkpoint,
+            device=self.device,
+            fitted=self._fitted,
         )
-
-    def _require_outputs(self, indexed: IndexedBatch) -> None:
-        """Look at the task's outputs on the first batch, before anything is taken apart.
-
-        Raises:
-            DataError: they are not one number a sample.
-        """
-        with _memory_explained(self.device, len(indexed.index)), torch.no_grad():
-            output = self.task.output(self.model, indexed.batch)
-        expected = (len(indexed.index),)
-        if not isinstance(output, Tensor) or output.shape != expected:
-            found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise DataError(
-                f"the output of {type(self.task).__name__} must have shape {expected}, one number a sample; got {found}. Do not average "
-                "over the batch: reduction='none', or no .mean()."
-            )
-        self._seen_outputs = True
-
-    def _bound_projection(self) -> Projection:
-        if self._projection is None:
-            self._projection = Projection(
-                self._projector,
-                self.layout,
-                seed=self._seed,
-                checkpoint=self.feature_set.spec.checkpoint,
-                device=self.device,
-                fitted=self._fitted,
-            )
-        return self._projection
-
-    def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
-        """Compare the first and last sample of a batch with the same samples alone: gradients, and outputs, since some
-        extractors take batches apart. Returns the largest difference of gradients.
-
-        Raises:
-            SampleDependenceError: they differ. Names the module at fault, where there is one.
-        """
-        tolerance = 1e-2 if self.trainer.precision in ("32-true", "64-true") else 0.3
-        within = self._alone(index)
-        with torch.no_grad():
-            outputs = self.task.output(self.model, within.batch)
-        worst = 0.0
-        for position in sorted({0, len(index) - 1}):
-            alone = self._alone(index[position : position + 1])
-            row = self._featurize(alone)
-            error = difference(row.features[0], rows.features[position])
-            shift = abs(float(outputs[position]) - float(row.output[0])) / max(1.0, abs(float(row.output[0])))
-            if not max(error, shift) <= tolerance:
-                samples = int(index[position]), position, len(index)
-                refuse(self.model, self.task, samples, max(error, shift), alone.batch, within.batch)
-            worst = max(worst, error)
-        return worst
-
-    def _alone(self, index: Tensor) -> IndexedBatch:
-        """A batch of these samples and no others, as a loader would give it."""
-        return self._load(self._data, index.tolist())
-
-
-class BlockWriter(BasePredictionWriter):
-    """Collects rows until a block is whole, and stores it while the next one is being computed.
-
-    What is not whole when the process dies is done again. Memory: three blocks.
-    """
-
-    def __init__(self, advance: Callable[[int], None], world_size: int) -> None:
-        super().__init__("batch")
-        self._advance = advance
-        self._pending: list[FeatureRows] = []
-        self._writing: Future[None] | None = None
-        self._computed = torch.zeros(world_size, dtype=torch.int64).share_memory_()
-
-    @property
-    def computed(self) -> int:
-        """Rows computed so far by this rank, and by those that it has spawned."""
-        return int(self._computed.sum())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_advance": _ignore}  # a progress bar does not travel to ranks that are spawned
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._pool = ThreadPoolExecutor(1, "trak-write")
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._finish()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        with suppress(TrakError):  # a whole block is worth waiting for; the first error is the one to tell
-            self._finish()
-
-    def write_on_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        prediction: FeatureRows | None,
-        batch_indices: Sequence[int] | None,
-        batch: IndexedBatch,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        assert isinstance(pl_module, Featurizer)
-        if prediction is None:
-            return
-        feature_set = pl_module.feature_set
-        block = int(prediction.index[0]) // feature_set.spec.block_size
-        samples = feature_set.spec.block_range(block)
-        if not self._pending and prediction.index[0] > samples.start:
-            known = feature_set.known_rows(block)
-            assert known is not None
-            self._pending.append(known)
-        self._pending.append(prediction)
-        if sum(map(len, self._pending)) == len(samples):
-            self._finish()
-            self._writing = self._pool.submit(_store, feature_set, block, concatenate(self._pending))
-            self._pending = []
-        self._computed[trainer.global_rank] += len(prediction)
-        self._advance(len(prediction) * trainer.world_size)
-        if not self._pending:
-            pl_module.stop.check()
-
-    def _finish(self) -> None:
-        """Wait until the last whole block is stored.
-
-        Raises:
-            StorageError: it could not be.
-        """
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
-
-
-def _ignore(count: int) -> None:
-    pass
-
-
-def _store(feature_set: FeatureSet, block: int, rows: FeatureRows) -> None:
-    feature_set.write_block(block, rows)
-    feature_set.release(block)
-
-
-def to_device(batch: IndexedBatch, datamodule: Any, model: nn.Module, device: torch.device) -> IndexedBatch:
-    """Move a batch as training did: with the hooks of the user's DataModule, else of their LightningModule."""
-
-    def hook(name: str) -> Callable[..., Any]:
-        for owner in (datamodule, model):
-            if isinstance(owner, DataHooks) and getattr(type(owner), name) is not getattr(DataHooks, name):
-                return getattr(owner, name)
-        return getattr(DataHooks(), name)
-
-    moved = hook("on_before_batch_transfer")(batch.batch, 0)
-    moved = hook("transfer_batch_to_device")(moved, device, 0)
-    return IndexedBatch(batch.index, hook("on_after_batch_transfer")(moved, 0))
-
-
-@contextmanager
-def _memory_explained(device: torch.device, samples: int) -> Iterator[None]:
-    """Say what to do when the device's memory is full.
-
-    Raises:
-        DeviceMemoryError: instead of torch's own error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        # On a CPU torch has no class of its own for it.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise DeviceMemoryError(
-            f"{device} has no memory left for the gradients of a batch of {samples} samples ({str(error).splitlines()[0]}). Use "
-            f"smaller batches (batch_size, --batch_size {max(1, samples // 2)}), or fewer parameters (parameters, --parameters). Features "
-            "that are stored already keep their batch size: use a new run directory, or delete them."
-        ) from error
-
-
-def _require_finite(name: str, values: Tensor, index: Tensor, precision: str | None) -> None:
-    finite = values.isfinite().reshape(len(index), -1).all(dim=1).cpu()
-    if not finite.all():
-        samples = index[~finite].tolist()
-        raise NonFiniteGradientError(
-            f"NaN or infinity in the {name} of {len(samples)} of {len(index)} samples: {samples[:10]}"
-            + ("…" if len(samples) > 10 else "")
-            + " (positions in the dataset). "
-            + _REMEDIES.get(str(precision).partition("-")[0], "Look at these samples for invalid values.")
+        return RowComputer(
+            self.model,
+            self.task,
+            self.extractor,
+            projection,
+            self.layout,
+            partial(self._load, self._data),
+            device=self.device,
+            precision=str(self.trainer.precision),
         )
-
-
-_REMEDIES = {
-    "16": "In 16-bit precision every number beyond ±65504 overflows: use --trainer.precision bf16-mixed or 32-true. If it "
-    "happens there too, look at these samples for invalid values.",
-    "bf16": "If it does not happen with --trainer.precision 32-true, the model needs more than the 8 bits of bfloat16; "
-    "else look at these samples for invalid values.",
-}
-
-
-def _accumulator_dtype(model: nn.Module) -> torch.dtype:
-    double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
-    return torch.float64 if double else torch.float32
-
-
-def _numpy(tensor: Tensor) -> Any:
-    tensor = tensor.detach().cpu()
-    return (tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()).numpy()

@@ -10,10 +10,11 @@ import lightning as L
 import torch
 
 from trak_lightning.errors import IncompleteRunError
-from trak_lightning.featurize.module import BlockWriter, Featurizer
+from trak_lightning.featurize.block_writer import BlockWriter
+from trak_lightning.featurize.module import Featurizer
 from trak_lightning.model.checkpoints import Checkpoint
-from trak_lightning.runtime.lightning import from_the_weights_there_are, interruptible
-from trak_lightning.runtime.ranks import agreed, lost_ranks, yet_to_meet
+from trak_lightning.runtime.lightning import interruptible, without_resuming
+from trak_lightning.runtime.ranks import agreed, lost_ranks, will_join_group
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.stores.base import FeatureSet
 
@@ -51,7 +52,7 @@ class Worker:
             TerminatedError: the process was asked to end.
         """
         # Ranks meet in their first prediction. Before that, each sees for itself what is missing; afterwards, rank 0.
-        computed = self._compute(self.work[0]) if yet_to_meet(self.trainer) else 0
+        computed = self._compute(self.work[0]) if will_join_group(self.trainer) else 0
         missing, idle = agreed(self.trainer, self._missing), 0
         while missing:
             for number in missing:
@@ -107,7 +108,7 @@ def predict(trainer: L.Trainer, featurizer: Featurizer, callbacks: list[L.Callba
     own_callbacks = trainer.callbacks  # type: ignore[attr-defined]
     trainer.callbacks = [*own_callbacks, *callbacks]  # type: ignore[attr-defined]
     try:
-        with interruptible(), from_the_weights_there_are(trainer):
+        with interruptible(), without_resuming(trainer):
             trainer.predict(featurizer, return_predictions=False)
     finally:
         trainer.callbacks = own_callbacks  # type: ignore[attr-defined]

@@ -1,5 +1,5 @@
-"""How gradients get small: random linear maps from p to k dimensions."""
+"""Projectors: random linear maps that reduce gradients from p to k dimensions."""
 
-from trak_lightning.projectors.base import BlockMap, Projection, Projector
+from trak_lightning.projectors.base import BlockMap, BlockMaps, Projection, ProjectionSpec, Projector
 
-__all__ = ["BlockMap", "Projection", "Projector"]
+__all__ = ["BlockMap", "BlockMaps", "Projection", "ProjectionSpec", "Projector"]

@@ -2,6 +2,7 @@
 
 from abc import ABC
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -23,44 +24,63 @@ from trak_lightning.seeds import derive_seed
 class BlockMap(Protocol):
     """The columns of P that belong to one parameter, as a function: adds ``grad @ P_blockᵀ`` to `out` in place.
 
-    ``grad`` is (B, numel), contiguous; ``out`` is (B, k), a view of the features that this parameter adds to, and its
-    dtype is the one to accumulate in. `grad` must not be changed. Any function with this signature will do. It is called
-    with some samples at a time, unless it has an attribute ``whole_batches`` that is true, and never under autocast. An
-    object may also have the methods ``outer(block, out)``, ``convolution(block, out)`` and
-    ``row_sparse(block, out)``, which are given an `OuterProductBlock`, `ConvolutionBlock` or `RowSparseBlock`
-    as it is, with all samples, and need not form the dense gradient.
+    ``grad`` is (B, numel), contiguous, and must not be changed. ``out`` is (B, k), a view of the features that this
+    parameter adds to; accumulate in its dtype. Any function with this signature will do. It is called with some samples
+    at a time, unless it has a true attribute ``whole_batches``, and never under autocast. An object may also have the
+    methods ``outer(block, out)``, ``convolution(block, out)`` and ``row_sparse(block, out)``: they receive an
+    `OuterProductBlock`, `ConvolutionBlock` or `RowSparseBlock` with all samples, and need not form the dense gradient.
     """
 
     def __call__(self, grad: Tensor, out: Tensor) -> None: ...
 
 
 BlockMaps: TypeAlias = Callable[[ParameterSlot], BlockMap]
-"""The blocks of one P, made when they are first asked for."""
+"""The blocks of one P. Each is made when it is first needed."""
+
+
+@dataclass(frozen=True)
+class ProjectionSpec:
+    """What determines P for one model and checkpoint, apart from the projector's own settings, and where P is applied."""
+
+    layout: ParameterLayout
+    """The parameters, in order."""
+    seed: int
+    """The seed of the run."""
+    checkpoint: str
+    """The checkpoint's name: every checkpoint has its own P."""
+    device: torch.device
+    """Where gradients and features are."""
+    fitted: Mapping[str, Tensor] = field(default_factory=dict)
+    """What `Projector.fit` returned for this checkpoint; empty for projectors that are not fitted."""
+
+    def seed_of(self, slot: ParameterSlot) -> int:
+        """Return the seed of one parameter's block, from the run's seed, the checkpoint and the parameter's name."""
+        return derive_seed(self.seed, self.checkpoint, slot.name)
 
 
 class Projector(ABC):  # noqa: B024  `block` or `bind` is overridden, either will do
     """A seeded random linear map P ∈ R^{k×p}, given parameter by parameter.
 
-    A projector of your own needs one method, `block`. Public attributes are its settings: they are written to the run
-    directory, and a run is never continued with other ones.
+    A projector of your own needs one method, `block`. Its public attributes are its settings: they are written to the run
+    directory, and a run is never resumed with other settings.
 
     Laws (checked by `trak_lightning.testing.ProjectorConformance`):
 
     * linear in the gradient;
-    * a function of (settings, seed, checkpoint, parameter name and shape) only: not of batch size, block order, device,
-      thread count or global random state;
-    * unbiased: E‖Pg‖² = ‖g‖² over seeds (so that inner products are kept on average);
+    * a function of (settings, seed, checkpoint, parameter name and shape) only: not of batch size, order of blocks,
+      device, thread count or global random state;
+    * unbiased: E‖Pg‖² = ‖g‖² over seeds (so that inner products are preserved on average);
     * sums are accumulated in the dtype of `out`, float32 or wider, whatever the dtype of the gradient;
-    * no more memory is held than `memory_bytes` says.
+    * it holds no more memory than `memory_bytes` says.
 
     Args:
         dim: k, the number of projected dimensions.
-        per: what has k dimensions: the ``model``, or each ``layer`` of its own (all parameters of one module; the
-            features of all layers are joined, k times as many as there are layers).
+        per: what has k dimensions: the ``model``, or each ``layer`` (all parameters of one module). With ``layer``, the
+            features of all layers are concatenated: k times the number of layers.
     """
 
     fit_samples: int = 0
-    """How many training samples `fit` is to see; 0 for a projector that needs none."""
+    """Number of training samples that `fit` needs; 0 for a projector that is not fitted."""
 
     def __init__(self, dim: int = 2048, per: Literal["model", "layer"] = "model") -> None:
         if dim < 1:
@@ -71,16 +91,16 @@ class Projector(ABC):  # noqa: B024  `block` or `bind` is overridden, either wil
         self.per = per
 
     def block(self, slot: ParameterSlot, *, seed: int, device: torch.device) -> BlockMap:
-        """The part of P that belongs to one parameter.
+        """Return the part of P that belongs to one parameter.
 
-        `seed` is already derived from the run's seed, the checkpoint and the parameter's name: use it, and nothing
-        else, as the source of randomness. The result is kept as long as the checkpoint is featurised, so what it
-        holds (sign tables) is held for all parameters at once; state the memory in the class's docstring.
+        `seed` is already derived from the run's seed, the checkpoint and the parameter's name: use it as the only source
+        of randomness. The blocks of all parameters are kept while a checkpoint is featurized, so what they hold (sign
+        tables) is in memory at once; state it in the class's docstring.
         """
         raise NotImplementedError(f"{type(self).__qualname__} must override block (or bind)")
 
     def columns(self, layout: ParameterLayout) -> dict[str, slice]:
-        """The features that each parameter adds to. Two parameters have the same ones, or none in common."""
+        """Return the features that each parameter adds to. Two parameters share all of their features or none."""
         if self.per == "model":
             return dict.fromkeys(layout.by_name, slice(0, self.dim))
         position = {layer: index for index, layer in enumerate(layers(layout))}
@@ -88,44 +108,36 @@ class Projector(ABC):  # noqa: B024  `block` or `bind` is overridden, either wil
         return {name: slice(start, start + self.dim) for name, start in starts.items()}
 
     def output_dim(self, layout: ParameterLayout) -> int:
-        """k for this layout, all features of the model together."""
+        """Return k for this layout: the number of features of the whole model."""
         return max(columns.stop for columns in self.columns(layout).values())
 
     def memory_bytes(self, layout: ParameterLayout) -> int | None:
-        """What the blocks of all parameters hold between batches, at most; None if that is not known."""
+        """Return the most bytes that the blocks of all parameters hold between batches; None if unknown."""
         return None
 
-    def bind(
-        self,
-        layout: ParameterLayout,
-        *,
-        seed: int,
-        checkpoint: str,
-        device: torch.device,
-        fitted: Mapping[str, Tensor],
-    ) -> BlockMaps:
-        """The blocks of P for one model and checkpoint.
+    def bind(self, spec: ProjectionSpec) -> BlockMaps:
+        """Return the blocks of P for one model and checkpoint.
 
-        Override this instead of `block` where the block of one parameter depends on which others there are, or on what
-        `fit` has returned.
+        Override this instead of `block` where the block of one parameter depends on the other parameters, or on what
+        `fit` returned.
         """
-        return lambda slot: self.block(slot, seed=derive_seed(seed, checkpoint, slot.name), device=device)
+        return lambda slot: self.block(slot, seed=spec.seed_of(slot), device=spec.device)
 
     def fit(self, layout: ParameterLayout, gradients: Callable[[Sink], None], *, seed: int) -> dict[str, Tensor]:
-        """What is to be known of the gradients before any can be projected, for projectors with `fit_samples`.
+        """Learn from sample gradients before projecting; for projectors with `fit_samples`.
 
-        Called once a checkpoint; the result is kept in the run directory, for every process and for a resumed run.
+        Called once per checkpoint. The result is kept in the run directory, for every process and for resumed runs.
 
         Args:
-            layout: of the parameters.
-            gradients: pushes the gradient blocks of `fit_samples` training samples to a sink, as often as it is called.
+            layout: the parameters.
+            gradients: pushes the gradient blocks of `fit_samples` training samples to a sink, each time it is called.
             seed: derived from the run's seed and the checkpoint.
         """
         return {}
 
     @property
     def state(self) -> dict[str, Any]:
-        """Settings for the run directory: the class and its public attributes, which JSON must be able to hold."""
+        """Settings for the run directory: the class and its public attributes, which must be JSON values."""
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}"} | {
             name: value for name, value in vars(self).items() if not name.startswith("_")
         }
@@ -153,11 +165,11 @@ class Projection:
         self.dim = projector.output_dim(layout)
         self.device = torch.device(device)
         self._columns = projector.columns(layout)
-        self._bound = projector.bind(layout, seed=seed, checkpoint=checkpoint, device=self.device, fitted=fitted or {})
+        self._bound = projector.bind(ProjectionSpec(layout, seed, checkpoint, self.device, fitted or {}))
         self._maps: dict[str, BlockMap] = {}
 
     def zeros(self, batch_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """An empty accumulator (B, k); `dtype` is float64 for float64 models and float32 for all others."""
+        """Return an empty accumulator (B, k); use float64 for float64 models and float32 for all others."""
         return torch.zeros(batch_size, self.dim, dtype=dtype, device=self.device)
 
     def add(self, block: GradientBlock, out: Tensor) -> None:
@@ -177,14 +189,14 @@ class Projection:
                 block_map(_flatten(part.dense()), out[samples])
 
     def map(self, name: str) -> BlockMap:
-        """The block of one parameter."""
+        """Return the block of one parameter."""
         if name not in self._maps:
             self._maps[name] = self._bound(self.layout.by_name[name])
         return self._maps[name]
 
 
 def layers(layout: ParameterLayout) -> dict[str, list[ParameterSlot]]:
-    """The parameters of each module that has any, by the module's name, in order."""
+    """Return the parameters of each module that has any, by the module's name, in order."""
     found: dict[str, list[ParameterSlot]] = {}
     for slot in layout:
         found.setdefault(slot.layer, []).append(slot)
@@ -196,7 +208,7 @@ FACTORS: dict[type[GradientBlock], str] = {
     ConvolutionBlock: "convolution",
     RowSparseBlock: "row_sparse",
 }
-"""The method of a `BlockMap` that takes each kind of block whole."""
+"""The method of a `BlockMap` that receives each kind of factored block."""
 
 
 def _flatten(grad: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dense random matrices, generated from a counter-based stream: kept if they are small, made again if they are not."""
+"""Dense random matrices, generated from a counter-based stream: kept in memory if they fit, else generated for every batch."""
 
 from abc import abstractmethod
 from typing import Any, Literal
@@ -9,10 +9,11 @@ from torch import Tensor
 from trak_lightning.errors import SettingsError
 from trak_lightning.gradients import ParameterLayout, ParameterSlot
 from trak_lightning.projectors.base import BlockMap, Projector
+from trak_lightning.projectors.philox import random_normals, random_signs
 
 _TILE = {"cpu": 2**18, "cuda": 2**24}
-"""Entries of P made at a time: 1 MiB of float32 on a CPU, 64 MiB on a GPU, and about fifteen times that while they are
-made."""
+"""Entries of P generated at a time: 1 MiB of float32 on a CPU, 64 MiB on a GPU. Generating them takes about fifteen times
+as much working memory."""
 
 
 class DenseProjector(Projector):
@@ -24,8 +25,8 @@ class DenseProjector(Projector):
     Args:
         dim: k, the number of projected dimensions.
         per: what has k dimensions, the ``model`` or each ``layer``.
-        memory_budget: bytes up to which the matrices of all parameters together are kept between batches. Beyond it,
-            they are generated again for every batch, a few MiB at a time, which is exact and slow.
+        memory_budget: bytes up to which the matrices of all parameters together are kept between batches. The rest is
+            generated again for every batch, a few MiB at a time, which gives the same result slowly.
     """
 
     def __init__(
@@ -33,12 +34,12 @@ class DenseProjector(Projector):
     ) -> None:
         super().__init__(dim, per)
         if memory_budget < 0:
-            raise SettingsError(f"memory_budget must be a number of bytes, got {memory_budget}")
+            raise SettingsError(f"memory_budget must be a number of bytes, at least 0, got {memory_budget}")
         self.memory_budget = memory_budget
 
     @property
     def state(self) -> dict[str, Any]:
-        # The budget does not change the matrix, so a run may go on with another one.
+        # The budget does not change the matrix, so a run may be resumed with another one.
         return {key: value for key, value in super().state.items() if key != "memory_budget"}
 
     def memory_bytes(self, layout: ParameterLayout) -> int:
@@ -46,7 +47,7 @@ class DenseProjector(Projector):
 
     @abstractmethod
     def entries(self, seed: int, start: int, count: int, device: torch.device) -> Tensor:
-        """Entries ``start … start + count`` of the stream of `seed`, of mean 0 and variance 1, float32 (count,)."""
+        """Return entries ``start … start + count`` of the stream of `seed`, of mean 0 and variance 1, float32 (count,)."""
 
     def block(self, slot: ParameterSlot, *, seed: int, device: torch.device) -> BlockMap:
         k = self.dim
@@ -54,7 +55,7 @@ class DenseProjector(Projector):
         def columns(first: int, last: int) -> Tensor:
             return self.entries(seed, first * k, (last - first) * k, device).reshape(last - first, k)
 
-        # Slots are numbered from the start of the gradient, so the first ones are kept until the budget is used up.
+        # Parameters are numbered from the start of the gradient: the first ones are kept until the budget is used up.
         keep = 4 * k * (slot.offset + slot.numel) <= self.memory_budget
         width = max(1, _TILE.get(device.type, 2**24) // k)
         tiles = [(first, min(first + width, slot.numel)) for first in range(0, slot.numel, width)]
@@ -70,3 +71,31 @@ class DenseProjector(Projector):
 
         project.whole_batches = kept is None  # type: ignore[attr-defined]
         return project
+
+
+class Gaussian(DenseProjector):
+    """Independent entries N(0, 1/k). Memory: at most ``memory_budget``, and one tile.
+
+    Args:
+        dim: k, the number of projected dimensions.
+        per: what has k dimensions, the ``model`` or each ``layer``.
+        memory_budget: bytes up to which the matrices of all parameters together are kept between batches. The rest is
+            generated again for every batch, a few MiB at a time, which gives the same result slowly.
+    """
+
+    def entries(self, seed: int, start: int, count: int, device: torch.device) -> Tensor:
+        return random_normals(seed, start, count, device)
+
+
+class Rademacher(DenseProjector):
+    """Independent entries ±1/√k, as in the paper's experiments. Memory: at most ``memory_budget``, and one tile.
+
+    Args:
+        dim: k, the number of projected dimensions.
+        per: what has k dimensions, the ``model`` or each ``layer``.
+        memory_budget: bytes up to which the matrices of all parameters together are kept between batches. The rest is
+            generated again for every batch, a few MiB at a time, which gives the same result slowly.
+    """
+
+    def entries(self, seed: int, start: int, count: int, device: torch.device) -> Tensor:
+        return random_signs(seed, start, count, device).float()

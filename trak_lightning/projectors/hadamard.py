@@ -1,4 +1,4 @@
-"""Subsampled randomised Hadamard transform."""
+"""Subsampled randomized Hadamard transform."""
 
 import torch
 from torch import Tensor
@@ -9,20 +9,21 @@ from trak_lightning.projectors.philox import random_signs, random_subset
 from trak_lightning.seeds import derive_seed
 
 _SEGMENT = 2**14
-"""The least length of a segment of a large parameter: longer ones cost more, shorter ones sample more often."""
+"""The smallest segment length of a large parameter: longer segments cost more, and shorter ones are sampled more often."""
 
 
 class Hadamard(Projector):
     """``P_s = √(L/k) · S H D`` for every segment s of L entries: random signs D, a Walsh-Hadamard transform H, k rows S.
 
-    Each flattened parameter is cut into segments of L entries, L a power of two and at least k, the last one filled up
-    with zeros; segments have signs and rows of their own, and their projections add up. Every feature is a ±1 sum over
-    whole segments, as of a dense ±1 matrix, for L·log L operations instead of L·k. Ailon and Chazelle 2009, "The fast
-    Johnson-Lindenstrauss transform"; Tropp 2011, "Improved analysis of the subsampled randomized Hadamard transform".
+    Each flattened parameter is cut into segments of L entries, where L is a power of two and at least k; the last one is
+    padded with zeros. Each segment has its own signs and rows, and the projections of all segments are added. Every
+    feature is a ±1 sum over whole segments, as for a dense ±1 matrix, at L·log L operations instead of L·k. Ailon and
+    Chazelle 2009, "The fast Johnson-Lindenstrauss transform"; Tropp 2011, "Improved analysis of the subsampled randomized
+    Hadamard transform".
 
-    Memory: one byte a parameter for the signs, and 8·k bytes a segment for the rows, at most 9 bytes a parameter or 17·k
-    bytes for one smaller than k. While it works, two more copies of the gradients it is given: of a few samples where they
-    come as factors, of the whole batch where they are dense.
+    Memory: one byte per gradient entry for the signs and 8·k bytes per segment for the rows; together at most 9 bytes per
+    entry, or 17·k bytes for a parameter smaller than k. While projecting, two more copies of the gradients: of a few
+    samples where they are given as factors, of the whole batch where they are dense.
 
     Args:
         dim: k, the number of projected dimensions.
@@ -44,7 +45,7 @@ class Hadamard(Projector):
             padded = torch.zeros(len(grad), segments * length, dtype=out.dtype, device=out.device)
             padded[:, : slot.numel] = grad
             rotated = walsh_hadamard(padded.view(-1, segments, length).mul_(signs))
-            # The rows are in order, so that entries are gathered from left to right.
+            # The rows are sorted, so that entries are gathered from left to right.
             for segment in range(segments):
                 out.add_(rotated[:, segment].index_select(1, rows[segment]), alpha=k**-0.5)
 
@@ -52,10 +53,10 @@ class Hadamard(Projector):
 
 
 def walsh_hadamard(values: Tensor) -> Tensor:
-    """H applied to the last dimension, whose size is a power of two; H has entries ±1, in natural order.
+    """Apply H to the last dimension, whose size is a power of two; H has entries ±1, in natural order.
 
-    H is the Kronecker product of small Hadamard matrices, each of which is a matrix product over one factor of the
-    dimension: fewer passes over memory than butterflies of two.
+    H is the Kronecker product of small Hadamard matrices; each is applied as a matrix product over one factor of the
+    dimension. This takes fewer passes over memory than butterflies of two.
     """
     shape, size = values.shape, values.shape[-1]
     before = 1

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of (seed, position): the same on every device, in any order, in tiles of any size.
+"""Random numbers that are a function of (seed, position): the same on every device, in any order, and in tiles of any size.
 
 Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), in torch integer
 arithmetic. Nothing here reads or changes torch's global generators.
@@ -14,15 +14,15 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _LOW = 0xFFFFFFFF
 _TILE = 2**20
-"""Signs made at a time."""
+"""Signs generated at a time."""
 
 
 def philox(seed: int, counters: Tensor) -> Tensor:
-    """128 random bits for every counter, as four 32-bit words.
+    """Return 128 random bits for every counter, as four 32-bit words.
 
     Args:
         seed: the key, 64 bits.
-        counters: (N,) int64, not negative.
+        counters: (N,) int64, at least 0.
 
     Returns:
         (N, 4) int64, each in 0 … 2³²−1.
@@ -33,7 +33,7 @@ def philox(seed: int, counters: Tensor) -> Tensor:
 
 
 def philox_rounds(key: tuple[int, int], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """The ten rounds on a 128-bit counter and a 64-bit key, given and returned as 32-bit words."""
+    """Apply the ten rounds to a 128-bit counter with a 64-bit key, both given as 32-bit words; return four words."""
     (k0, k1), (c0, c1, c2, c3) = key, counter
     for _ in range(_ROUNDS):
         high0, low0 = _multiply(_MULTIPLIERS[0], c0)
@@ -44,7 +44,7 @@ def philox_rounds(key: tuple[int, int], counter: tuple[Tensor, Tensor, Tensor, T
 
 
 def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
-    # The 64-bit product of two 32-bit words, whose sign bit int64 arithmetic shifts in again: mask it off.
+    # The 64-bit product of two 32-bit words. The shift of a negative int64 copies the sign bit: mask it off.
     product = word * _signed(constant)
     if constant >= 2**31:
         product = product + (word << 32)  # _signed took away 2³²
@@ -56,11 +56,13 @@ def _signed(constant: int) -> int:
 
 
 def random_signs(seed: int, start: int, count: int, device: torch.device) -> Tensor:
-    """Entries ``start … start + count`` of an endless sequence of ±1, as int8 (count,). One bit each: entry i is bit
-    ``i mod 32`` of word ``i // 32 mod 4`` of counter ``i // 128``."""
+    """Return entries ``start … start + count`` of an endless sequence of ±1, as int8 (count,).
+
+    Each takes one bit: entry i is bit ``i mod 32`` of word ``i // 32 mod 4`` of counter ``i // 128``.
+    """
     signs = torch.empty(count, dtype=torch.int8, device=device)
     shifts = torch.arange(8, dtype=torch.uint8, device=device)
-    # In tiles, so that the 64-bit words never take more than a few MiB beside the signs.
+    # In tiles, so that the 64-bit words take only a few MiB in addition to the signs.
     for tile in range(start - start % 128, start + count, _TILE):
         stop = min(tile + _TILE, start + count)
         words = philox(seed, torch.arange(tile // 128, -(-stop // 128), device=device))
@@ -72,9 +74,9 @@ def random_signs(seed: int, start: int, count: int, device: torch.device) -> Ten
 
 
 def random_normals(seed: int, start: int, count: int, device: torch.device) -> Tensor:
-    """Entries ``start … start + count`` of an endless sequence of standard normal numbers, float32 (count,).
+    """Return entries ``start … start + count`` of an endless sequence of standard normal numbers, float32 (count,).
 
-    Box and Muller's transform, in float64, so that devices agree to the rounding of the result.
+    Computed by the Box-Muller transform in float64, so that devices agree to the rounding of the result.
     """
     first, last = start // 4, -(-(start + count) // 4)
     uniform = (philox(seed, torch.arange(first, last, device=device)).double() + 0.5) / 2**32
@@ -85,13 +87,13 @@ def random_normals(seed: int, start: int, count: int, device: torch.device) -> T
 
 
 def random_integers(seed: int, count: int, bound: int | Tensor, device: torch.device) -> Tensor:
-    """`count` integers in ``0 … bound − 1``, int64 (count,). Bias is below bound / 2³². `bound` may be (count,)."""
+    """Return `count` integers in ``0 … bound − 1``, int64 (count,). The bias is below bound / 2³². `bound` may be (count,)."""
     words = philox(seed, torch.arange(-(-count // 4), device=device)).flatten()[:count]
     return words * bound >> 32
 
 
 def random_subset(seed: int, count: int, total: int, device: torch.device) -> Tensor:
-    """`count` different integers in ``0 … total − 1`` in order, int64 (count,), every subset equally likely."""
+    """Return `count` different integers in ``0 … total − 1``, sorted, int64 (count,); every subset is equally likely."""
     words = philox(seed, torch.arange(-(-total // 2), device=device)).view(-1, 2)[:total]
     keys = words[:, 0] << 31 ^ words[:, 1]  # 63 bits: two are equal with probability total² / 2⁶⁴
     return keys.argsort(stable=True)[:count].sort().values

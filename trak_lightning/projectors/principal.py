@@ -1,4 +1,4 @@
-"""The leading eigenvectors of a sum of squares, in one pass and without forming it."""
+"""The leading eigenvectors of a sum Σ M Mᵀ, in one pass and without forming the sum."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ class PrincipalDirections:
     """The leading eigenvectors of ``C = Σ_b M_b M_bᵀ`` (d, d), from ``C Ω`` alone.
 
     Ω (d, q) is Gaussian, q = 2·rank + 10. The Nyström approximation ``C ≈ (CΩ)(ΩᵀCΩ)⁺(CΩ)ᵀ`` of Tropp, Yurtsever, Udell
-    and Cevher 2017, "Fixed-rank approximation of a positive-semidefinite matrix from streaming data"; exact where the
+    and Cevher 2017, "Fixed-rank approximation of a positive-semidefinite matrix from streaming data". It is exact if the
     rank of C is at most q. Memory: 8·d·q bytes.
     """
 
@@ -21,15 +21,15 @@ class PrincipalDirections:
         self._sketch = torch.zeros_like(self._omega)
 
     def add(self, matrices: Tensor) -> None:
-        """Add ``M_b M_bᵀ`` of every matrix of ``matrices`` (B, d, e)."""
+        """Add ``M_b M_bᵀ`` for every matrix of ``matrices`` (B, d, e)."""
         self._omega, self._sketch = self._omega.to(matrices.device), self._sketch.to(matrices.device)
         self._sketch += (matrices @ (matrices.transpose(1, 2) @ self._omega)).sum(0)
 
     def leading(self) -> Tensor:
-        """Orthonormal columns (d, rank), float32 on the CPU. Directions without gradient are filled up at random."""
+        """Return orthonormal columns (d, rank), float32 on the CPU. If C has a smaller rank, the rest are random directions."""
         omega, sketch = self._omega.cpu().double(), self._sketch.cpu().double()
         values, vectors = torch.linalg.eigh((omega.T @ sketch + sketch.T @ omega) / 2)
-        # Below this, an eigenvalue is the rounding error of the float32 sums.
+        # Eigenvalues below this are rounding errors of the float32 sums.
         kept = values > values[-1] * self._probes * torch.finfo(torch.float32).eps
         kept &= values > 0
         factor = sketch @ (vectors[:, kept] * values[kept].rsqrt())

@@ -1,46 +1,36 @@
 """Coordinate subsampling."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from trak_lightning.gradients import ParameterLayout, ParameterSlot
-from trak_lightning.projectors.base import BlockMap, BlockMaps, Projector, layers
+from trak_lightning.projectors.base import BlockMap, BlockMaps, ProjectionSpec, Projector, layers
 from trak_lightning.projectors.philox import random_integers, random_signs
 from trak_lightning.seeds import derive_seed
 
 
 class RandomMask(Projector):
-    """Keeps k of the p gradient entries, each as ``±√s · g_j``, where s is the number of entries it stands for.
+    """Keeps k of the p gradient entries, each as ``±√s · g_j``, where s is the number of entries it represents.
 
-    The flattened gradient is cut into k strata of p/k entries, and one entry is drawn from each: E⟨Pg, Ph⟩ = ⟨g, h⟩. A
-    stratum in which two parameters meet has an entry of either, added with their signs. The cheapest of all projectors,
-    and good where no few entries dominate; where some do, the variance is that of sampling, up to p/k times a dense
-    matrix's. As the first of a chain it is the mask of Hu et al. 2025, "GraSS: scalable data attribution with gradient
-    sparsification and sparse projection".
+    The flattened gradient is cut into k strata of p/k entries, and one entry is drawn from each: E⟨Pg, Ph⟩ = ⟨g, h⟩. Where
+    a stratum spans two parameters, one entry is drawn from each of them, and the two are added with their signs. This is
+    the cheapest projector. It works well unless a few entries dominate; then its variance is that of sampling, up to p/k
+    times a dense matrix's. As the first projector of a chain it is the mask of Hu et al. 2025, "GraSS: scalable data
+    attribution with gradient sparsification and sparse projection".
 
-    Memory: 12·k bytes, and 24 more a parameter.
+    Memory: 12·k bytes, and 24 bytes per parameter tensor.
 
     Args:
-        dim: k, the number of projected dimensions; if p is not larger, all entries are kept.
+        dim: k, the number of projected dimensions; all entries are kept if p is at most k.
         per: what has k dimensions, the ``model`` or each ``layer``.
     """
 
     def memory_bytes(self, layout: ParameterLayout) -> int:
         return sum(12 * len(strata) for strata in self._strata(layout).values())
 
-    def bind(
-        self,
-        layout: ParameterLayout,
-        *,
-        seed: int,
-        checkpoint: str,
-        device: torch.device,
-        fitted: Mapping[str, Tensor],
-    ) -> BlockMaps:
-        strata = self._strata(layout)
-        return lambda slot: strata[slot.name].draw(derive_seed(seed, checkpoint, slot.name), device)
+    def bind(self, spec: ProjectionSpec) -> BlockMaps:
+        strata = self._strata(spec.layout)
+        return lambda slot: strata[slot.name].draw(spec.seed_of(slot), spec.device)
 
     def _strata(self, layout: ParameterLayout) -> dict[str, "_Strata"]:
         groups = layers(layout).values() if self.per == "layer" else [list(layout)]
@@ -53,7 +43,7 @@ class RandomMask(Projector):
 
 
 class _Strata:
-    """The strata that a parameter has entries in, of the `count` that `total` entries are cut into."""
+    """The strata that one parameter has entries in; `total` entries are cut into `count` strata."""
 
     def __init__(self, slot: ParameterSlot, offset: int, total: int, count: int) -> None:
         self._numel, self._offset, self._total, self._count = slot.numel, offset, total, count

@@ -1,6 +1,6 @@
-"""The inner loop of `sparse_jl`: sums of runs of signed entries, by compiled code where there is some, by torch elsewhere.
+"""The inner loop of `sparse_jl`: sums of runs of signed entries, in compiled code where it is available, else in torch.
 
-Both give the same bits: a sum has its terms in the order of the entries, and no product with a sign is ever rounded.
+Both give the same bits: every sum adds its terms in the order of the entries, and a product with a sign is exact.
 """
 
 import ctypes
@@ -22,22 +22,22 @@ _ARGUMENTS = {
 
 
 def entries_at_a_time(out: Tensor) -> int:
-    """Of the gradients of all samples together: what a CPU's caches hold, what fills a GPU."""
+    """Return how many gradient entries, of all samples together, to process at a time: what fits a CPU's caches or fills a GPU."""
     return _TILE.get(out.device.type, 2**26)
 
 
 def compiled(*tensors: Tensor) -> ctypes.CDLL | None:
-    """The compiled code, if there is some and it does these: float32 on the CPU, every row in one piece."""
+    """Return the compiled code if it is available and handles these tensors: float32 on the CPU, with contiguous rows."""
     fit = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.stride(-1) == 1 for t in tensors)
     return _library() if fit else None
 
 
 def project(grad: Tensor, signs: Tensor, offsets: Tensor, length: int, width: int, out: Tensor) -> None:
-    """Add gradients (B, p) to features (B, k): runs that lie a multiple of `width` apart are summed, then each group of
-    `length` is rolled by its offset."""
+    """Add gradients (B, p) to features (B, k): sum the runs that lie a multiple of `width` apart, then roll each group of
+    `length` sums by its offset."""
     if library := compiled(grad, out):
         threads = torch.get_num_threads()
-        # Threads divide pairs of samples; of those that do not come out even, they divide the sums.
+        # Threads share out pairs of samples; for the samples that are left over, they share out the sums.
         rest = len(grad) % (2 * threads) if threads > 1 and grad.shape[1] > 4 * width else 0
         samples = len(grad) - rest
         library.signed_sums_project(
@@ -59,8 +59,8 @@ def project(grad: Tensor, signs: Tensor, offsets: Tensor, length: int, width: in
 
 
 def accumulate(grad: Tensor, start: int, signs: Tensor, sums: Tensor) -> None:
-    """Add entries ``start …`` of gradients (B, some of p) to the sums (B, width) of runs that lie a multiple of the width
-    apart."""
+    """Add gradients (B, c), entries ``start … start + c`` of p, to the sums (B, width) of runs that lie a multiple of the
+    width apart."""
     width = sums.shape[1]
     if library := compiled(grad, sums):
         _accumulate(library, grad, start, signs, sums, begin=False)
@@ -70,13 +70,13 @@ def accumulate(grad: Tensor, start: int, signs: Tensor, sums: Tensor) -> None:
         place = (start + done) % width
         count = min(width - place, grad.shape[1] - done)
         factors = signs[start + done : start + done + count].to(sums.dtype)
-        # No product is kept, however small: fresh memory costs more than the arithmetic.
+        # Products are not stored: fresh memory costs more than the arithmetic.
         sums[:, place : place + count].addcmul_(grad[:, done : done + count].to(sums.dtype), factors)
         done += count
 
 
 def fold(sums: Tensor, offsets: Tensor, length: int, out: Tensor) -> None:
-    """Roll the sums of every group of `length` by its offset, and add them to the features."""
+    """Roll the sums of every group of `length` entries by its offset, and add them to the features."""
     dim = out.shape[1]
     if library := compiled(sums, out):
         library.signed_sums_fold(
@@ -101,8 +101,10 @@ def _accumulate(library: ctypes.CDLL, grad: Tensor, start: int, signs: Tensor, s
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """What installing compiled `_signed_sums.c` to, if there was a compiler. It finds the threads that torch has, since
-    torch has loaded their library first."""
+    """Load what the installation compiled from `_signed_sums.c`; None if there was no compiler.
+
+    It uses the same OpenMP threads as torch, because torch has loaded their library first.
+    """
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_signed_sums{suffix}")
         if path.exists():
@@ -113,8 +115,8 @@ def _library() -> ctypes.CDLL | None:
                     function.argtypes, function.restype = arguments, None
             except AttributeError as error:
                 warnings.warn(
-                    f"{path} was compiled from other sources ({error}): torch sums runs instead, which takes longer. "
-                    "Install trak_lightning again to compile these.",
+                    f"{path} was compiled from the sources of another version ({error}), so the slower torch code is used instead. "
+                    "Install trak_lightning again to compile it.",
                     stacklevel=2,
                 )
                 return None

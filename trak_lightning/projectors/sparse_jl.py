@@ -18,26 +18,27 @@ from trak_lightning.seeds import derive_seed
 
 
 class SparseJL(Projector):
-    """Every gradient entry is added, with a random sign, to one of k features: p operations a sample instead of p·k.
+    """Every gradient entry is added, with a random sign, to one of k features: p operations per sample instead of p·k.
 
     Each flattened parameter is cut into runs of L entries, L the largest prime up to k. Entries are multiplied by signs;
-    runs r, r + G, r + 2G … are summed; the G sums are rolled by a random offset each and added to the features:
+    runs r, r + G, r + 2G … are summed; each of the G sums is rolled by its own random offset and added to the features:
     ``features[(j + o_{r mod G}) mod k] += s_{r,j} · g_{r,j}``. Reading is sequential, and no index is stored.
 
-    ``E⟨Pg, Ph⟩ = ⟨g, h⟩`` over signs. Two entries share a feature with probability 1/k if they are in different groups;
-    in the same group only if they lie a multiple of G·L apart, which no row length of a matrix divides, L being prime.
-    So the variance is that of a dense ±1 matrix when no few entries dominate (Charikar, Chen and Farach-Colton 2002;
-    Kane and Nelson 2014).
+    ``E⟨Pg, Ph⟩ = ⟨g, h⟩`` over signs. Two entries in different groups share a feature with probability 1/k. Two entries in
+    the same group share one only if they lie a multiple of G·L apart; because L is prime, no row length of a matrix
+    divides that. So the variance is that of a dense ±1 matrix unless a few entries dominate (Charikar, Chen and
+    Farach-Colton 2002; Kane and Nelson 2014).
 
-    With ``nnz`` of s, features are split into s parts, and every entry is added to one feature of each, with a sign of its
-    own over √s: Kane and Nelson's block construction. The variance stays; tails get thinner where few entries dominate.
+    With ``nnz`` = s, the features are split into s parts, and every entry is added to one feature of each part, with its
+    own sign over √s: Kane and Nelson's block construction. The variance is the same; the tails are thinner where a few
+    entries dominate.
 
-    Memory: ``nnz`` bytes a parameter for the signs.
+    Memory: ``nnz`` bytes per gradient entry for the signs.
 
     Args:
         dim: k, the number of projected dimensions. The cost does not depend on it.
         per: what has k dimensions, the ``model`` or each ``layer``.
-        nnz: s, the number of non-zeros a column. The cost is proportional to it.
+        nnz: s, the number of non-zeros per column. The cost is proportional to it.
     """
 
     def __init__(self, dim: int = 2048, per: Literal["model", "layer"] = "model", *, nnz: int = 1) -> None:
@@ -61,7 +62,7 @@ class SparseJL(Projector):
         return _Parts(parts)
 
     def part(self, numel: int, dim: int, seed: int, device: torch.device) -> BlockMap:
-        """One non-zero a column: `numel` entries to `dim` features."""
+        """Return the block with one non-zero per column: `numel` entries to `dim` features."""
         return SparseJLBlock(numel, dim, seed, device)
 
     def _parts(self) -> list[tuple[int, int]]:
@@ -69,7 +70,7 @@ class SparseJL(Projector):
 
 
 class _Parts:
-    """Several maps side by side, each to its own columns, over the square root of their number."""
+    """Several maps, each to its own columns, divided by the square root of their number."""
 
     def __init__(self, parts: list[tuple[slice, BlockMap]]) -> None:
         self._parts = parts
@@ -89,7 +90,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class Runs:
-    """How the entries of one parameter fall to features: the seed of the offsets, and lengths."""
+    """Which feature each entry of one parameter is added to: the length and number of runs, and the seed of their offsets."""
 
     dim: int
     length: int
@@ -99,8 +100,8 @@ class Runs:
     @classmethod
     def of(cls, numel: int, dim: int, seed: int) -> "Runs":
         length = _largest_prime(dim)
-        # As many groups as runs in a group: the fewest operations. Entries of one group may share a feature for certain,
-        # which adds 1/G to the variance of a dense matrix.
+        # As many groups as there are runs in a group costs the fewest operations. Entries of one group that lie G·L apart
+        # always share a feature, which adds 1/G to the variance of a dense matrix.
         groups = math.ceil(math.sqrt(-(-numel // length)))
         return cls(dim, length, groups, derive_seed(seed, "offsets"))
 
@@ -109,7 +110,7 @@ class Runs:
         return random_integers(self.offset_seed, self.groups, self.dim, device)
 
     def add_rows(self, block: RowSparseBlock, out: Tensor, offsets: Tensor, signs: Callable[[Tensor], Tensor]) -> None:
-        """Add the rows of an embedding table that occur; `signs` looks up those of entries (int64)."""
+        """Add the rows of an embedding table that occur in the batch; `signs` looks up the signs of entries (int64)."""
         B, T, d = block.row_grad.shape
         entries = (block.rows.unsqueeze(-1) * d + torch.arange(d, device=out.device)).reshape(B, T * d)
         group, place = entries // self.length % self.groups, entries % self.length
@@ -128,19 +129,19 @@ class SparseJLBlock:
 
     @staticmethod
     def memory_bytes(numel: int, dim: int) -> int:
-        """Signs, and an offset a group of runs."""
+        """Return the bytes of the signs, and of one offset per group of runs."""
         return numel + 8 * Runs.of(numel, dim, 0).groups
 
     def __call__(self, grad: Tensor, out: Tensor) -> None:
         project(grad, self._signs, self._offsets, self._runs.length, self._width, out)
 
     def convolution(self, block: ConvolutionBlock, out: Tensor) -> None:
-        """The same, forming the gradients of a few samples at a time."""
+        """Add a convolution, forming the gradients of a few samples at a time."""
         for samples, part in block.chunks(self._numel):
             self(part.dense().flatten(1), out[samples])
 
     def outer(self, block: OuterProductBlock, out: Tensor) -> None:
-        """The same; of a large matrix, forming the gradients of some rows at a time, for all samples."""
+        """Add a linear layer; for a large matrix, form the gradients of some rows at a time, for all samples."""
         tile = entries_at_a_time(out)
         if self._numel <= 2 * tile:
             for samples, part in block.chunks(self._numel):
@@ -155,7 +156,7 @@ class SparseJLBlock:
         fold(sums, self._offsets, self._runs.length, out)
 
     def row_sparse(self, block: RowSparseBlock, out: Tensor) -> None:
-        """The same for an embedding table, touching only the rows that occur."""
+        """Add an embedding table, touching only the rows that occur."""
         self._runs.add_rows(block, out, self._offsets, self._signs.__getitem__)
 
 

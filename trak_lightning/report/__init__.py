@@ -1,4 +1,4 @@
-"""One page that shows a run to people who would rather look than read."""
+"""One page that shows the results of a run."""
 
 from trak_lightning.report.samples import Samples, Shown
 from trak_lightning.report.write import write_report

@@ -1,4 +1,4 @@
-"""What the page shows, as plain values."""
+"""Contents of the page, as plain values."""
 
 from dataclasses import dataclass, field
 
@@ -8,25 +8,25 @@ from trak_lightning.report.samples import Shown
 
 @dataclass(frozen=True)
 class Example:
-    """A training sample beside a target."""
+    """A training sample next to a target."""
 
     index: int
     shown: Shown
     score: float
     spread: float | None
-    """Standard error over checkpoints, where it is known."""
+    """Standard error over checkpoints, if known."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A target, what the model said of it, and why."""
+    """A target, the prediction of the model, and the examples behind it."""
 
     index: int
     shown: Shown
     output: float
     """f, averaged over checkpoints."""
     probability: float | None
-    """Of the label, averaged over checkpoints."""
+    """Probability of the label, averaged over checkpoints."""
     prediction: str | None
     correct: bool | None
     helpful: tuple[Example, ...]
@@ -42,12 +42,12 @@ class Suspect:
     self_influence: float
     leverage: float
     probability: float | None
-    """Of its label, by the checkpoints that were not trained on it, or by all if that is not known or there are none."""
+    """Probability of its label under the checkpoints that were not trained on it, or under all if there are none or this is unknown."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One number of the run at a glance."""
+    """One fact about the run."""
 
     name: str
     value: str
@@ -55,8 +55,8 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure with what it means. `svg` is made by us and is not escaped."""
+class Panel:
+    """A figure, a table, and what they mean. `svg` is made by us and is not escaped."""
 
     title: str
     text: str
@@ -75,17 +75,17 @@ class Report:
     num_targets: int
     suspects: tuple[Suspect, ...]
     held_out: bool
-    """Whether `Suspect.probability` is of checkpoints that did not see the sample."""
-    evaluations: tuple[Figure, ...]
+    """Whether `Suspect.probability` is from checkpoints that were not trained on the sample."""
+    evaluations: tuple[Panel, ...]
     settings: tuple[Fact, ...]
     groups: tuple[Group, ...] | None = None
     pairs: tuple[Pair, ...] | None = None
     twins: dict[str, Shown] = field(default_factory=dict)
-    """How the samples of groups and pairs look, under ``train-3`` and ``target-3``."""
+    """The samples of groups and pairs as shown, by ``train-3`` or ``target-3``."""
     notes: tuple[str, ...] = ()
     """What could not be shown, and why."""
 
     @property
     def leverage(self) -> bool:
-        """Whether leverage says anything that self-influence does not."""
+        """Whether leverage differs from self-influence."""
         return any(abs(each.leverage - each.self_influence) > 1e-6 * abs(each.leverage) for each in self.suspects)

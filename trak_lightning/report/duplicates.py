@@ -1,4 +1,4 @@
-"""Samples that are in a dataset twice: bit for bit, or nearly so in the eyes of the model."""
+"""Samples that are in a dataset twice: bit for bit, or nearly so as the model sees them."""
 
 import hashlib
 from collections import defaultdict
@@ -14,13 +14,13 @@ from trak_lightning.scoring.rows import as_computed
 from trak_lightning.stores.base import FeatureSet
 
 MOST_SAMPLES = 50_000
-"""Datasets up to this length are read whole."""
+"""Largest number of samples that are read to find exact copies."""
 
 MOST_ROWS = 20_000
-"""Training sets up to this size have all pairs of features compared."""
+"""Largest training set of which all pairs of features are compared."""
 
 SIMILAR = 0.98
-"""Cosine of two projected gradients from which on their samples are shown as near duplicates."""
+"""Cosine of two projected gradients above which their samples are shown as near duplicates."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Pair:
 
 
 def exact(train: Samples, targets: Samples) -> list[Group] | None:
-    """Groups of at least two samples with the same content whatever their label, at least one of them in the training set.
+    """Find groups of at least two samples with equal content, whatever their labels, one of them in the training set.
 
-    None if there are more than `MOST_SAMPLES` to read.
+    Returns None if there are more than `MOST_SAMPLES` to read.
     """
     if len(train) + len(targets) > MOST_SAMPLES:
         return None
@@ -67,7 +67,7 @@ def exact(train: Samples, targets: Samples) -> list[Group] | None:
 
 
 def similar(features: FeatureSet, most: int = 20) -> list[Pair] | None:
-    """The pairs of training samples with the largest cosine of features, above `SIMILAR`; None if there are too many rows."""
+    """Find the pairs of training samples with the largest cosine of features, above `SIMILAR`; None if there are too many rows."""
     n = features.spec.num_samples
     if n > MOST_ROWS:
         return None

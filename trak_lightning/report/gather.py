@@ -1,24 +1,21 @@
-"""From a run directory to what its page shows."""
+"""Gather from a run directory what its page shows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
 from trak_lightning.errors import DataError
-from trak_lightning.evaluation import figures
-from trak_lightning.evaluation.result import read_result
 from trak_lightning.report import duplicates
-from trak_lightning.report.contents import Example, Fact, Figure, Report, Suspect, Target
+from trak_lightning.report.contents import Example, Fact, Report, Suspect, Target
 from trak_lightning.report.samples import Samples, Shown
-from trak_lightning.run.directory import RunDirectory, read_json
+from trak_lightning.report.trust import evaluated, numerics, read_results
+from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import held_out_probabilities, self_influence
-from trak_lightning.scoring.system import System
 
 EXAMPLES = 10
 SUSPECTS = 40
@@ -27,7 +24,7 @@ TARGETS = 24
 
 @dataclass(frozen=True)
 class Sources:
-    """All that a page is made from."""
+    """Everything that a page is made from."""
 
     run: RunDirectory
     scores: Scores
@@ -37,8 +34,8 @@ class Sources:
 
 
 def choose_targets(outputs: Array, count: int = TARGETS) -> list[int]:
-    """Positions of the targets to show if none are named: two thirds are those with the smallest mean output, the model's
-    mistakes and doubts; the others are spread evenly over the rest.
+    """Choose which targets to show if none are named: two thirds have the smallest mean output, the model's mistakes and
+    doubts; the others are spread evenly over the rest.
 
     Args:
         outputs: (m,).
@@ -55,16 +52,16 @@ def choose_targets(outputs: Array, count: int = TARGETS) -> list[int]:
 
 
 def mean_outputs(checkpoints: Sequence[CheckpointFeatures]) -> Array:
-    """f of every target, averaged over checkpoints: (m,)."""
+    """Output f of each target, averaged over checkpoints: (m,)."""
     outputs: Array = np.mean([features.targets.column("output") for features in checkpoints], axis=0)
     return outputs
 
 
 def require_fitting(sources: Sources, positions: Sequence[int]) -> None:
-    """Refuse data that was not scored, and targets that are not there.
+    """Check that the data is what was scored, and that the targets exist.
 
     Raises:
-        DataError: names the length or the position.
+        DataError: names the length or position that is wrong.
     """
     m, n = sources.scores.shape
     for position in positions:
@@ -74,7 +71,7 @@ def require_fitting(sources: Sources, positions: Sequence[int]) -> None:
         if len(samples) != expected:
             raise DataError(
                 f"the {which} data has {len(samples)} samples and the scores in {sources.scores.path} are of {expected}: it is "
-                "not the data that was attributed"
+                "not the data that was attributed. Use the data that the run was made with."
             )
 
 
@@ -88,12 +85,16 @@ def gather(
     logistic: bool,
     notes: Sequence[str],
 ) -> Report:
-    """The page's contents.
+    """Gather the contents of the page.
 
     Args:
-        positions: of the targets to show.
-        probabilities: (len(positions), C) of the classes, if the task has any.
+        sources: what the page is made from.
+        positions: positions of the targets to show.
+        title: title of the page.
+        facts: facts about the model, shown first.
+        probabilities: class probabilities of these targets, (len(positions), C), if the task has classes.
         logistic: whether sigmoid(f) is the probability of the label.
+        notes: what could not be shown, and why.
     """
     m, _ = sources.scores.shape
     suspects, held_out = _suspects(sources, logistic)
@@ -101,6 +102,9 @@ def gather(
     pairs = duplicates.similar(sources.checkpoints[0].train)
     known = {(i, j) for group in groups or () for i in group.train for j in group.train}
     pairs = None if pairs is None else [pair for pair in pairs if (pair.first, pair.second) not in known]
+    results, outdated = read_results(sources.run)
+    panels = [evaluated(name, result) for name, result in results]
+    panels += numerics(sources.scores.settings.get("scoring", {}), sources.checkpoints)
     return Report(
         title=title,
         facts=(*facts, *_facts(sources)),
@@ -108,12 +112,12 @@ def gather(
         num_targets=m,
         suspects=suspects,
         held_out=held_out,
-        evaluations=tuple(_evaluations(sources)),
+        evaluations=tuple(panels),
         settings=tuple(_settings(sources)),
         groups=None if groups is None else tuple(groups),
         pairs=None if pairs is None else tuple(pairs),
         twins=_twins(sources, groups or [], pairs or []),
-        notes=tuple(notes),
+        notes=(*notes, *outdated),
     )
 
 
@@ -208,61 +212,6 @@ def _brief(state: Any) -> str:
     name = str(state.get("class", "")).rpartition(".")[2]
     options = ", ".join(f"{key} = {value}" for key, value in state.items() if key != "class")
     return f"{name}: {options}" if name and options else name or options
-
-
-def _evaluations(sources: Sources) -> list[Figure]:
-    scoring = sources.scores.settings.get("scoring", {})
-    found = []
-    for path in sorted(sources.run.evaluation.glob("lds-*.json")):
-        result = read_json(path)
-        rows = [(row["name"], row["lds"], row["low"], row["high"]) for row in result["rows"]]
-        title = f"Do the scores predict retrained models? ({path.stem.removeprefix('lds-')})"
-        with figures.intervals(path.stem, rows, "linear datamodeling score") as figure:
-            svg = figures.inline_svg(path.stem, figure, title)
-        text = (
-            f"{result['num_models']} models were retrained on random subsets of the training set. For each of "
-            f"{result['num_targets']} targets, what they say is compared with the sum of the scores of the examples that each was "
-            "trained on: the linear datamodeling score is the mean rank correlation, 1 if the scores predict the order of the "
-            "models exactly and 0 if they say nothing. Bars are 95 % intervals."
-        )
-        table = tuple((name, f"{value:.3f}", f"{low:.3f} … {high:.3f}") for name, value, low, high in rows)
-        found.append(Figure(title, text, svg, ("scores", "LDS", "95 % interval"), table))
-    for path in sorted(sources.run.evaluation.glob("*.json")):
-        if not path.name.startswith("lds-"):
-            found.append(_evaluated(path))
-    if curve := scoring.get("curve"):
-        values, traces = scoring.get("regularization", []), scoring.get("trace", [])
-        chosen = values[0] / traces[0] if values and traces and traces[0] and values[0] else None
-        text = (
-            "Scores made from the other checkpoints predict what each checkpoint says of training examples, since the subset "
-            "that it was trained on is known. This is how well they do it for each strength of the regularisation λ."
-        )
-        svg = figures.calibration_curve(curve["relative"], curve["lds"], chosen)
-        found.append(Figure("How was λ chosen?", text, svg))
-    if scoring.get("weights") and scoring.get("regularization"):
-        found.append(_spectrum(sources, scoring["weights"], float(scoring["regularization"][0])))
-    return found
-
-
-def _evaluated(path: Path) -> Figure:
-    result = read_result(path)
-    svg = ""
-    if result.series:
-        with figures.lines(path.stem, result) as figure:
-            svg = figures.inline_svg(path.stem, figure, result.title)
-    return Figure(result.title, result.text, svg, result.columns, result.rows)
-
-
-def _spectrum(sources: Sources, weights: str, regularization: float) -> Figure:
-    values = System(sources.checkpoints[0], weights).spectrum()
-    positive = values[values > 0]
-    dimension = float((positive / (positive + regularization)).sum())
-    text = (
-        f"The eigenvalues of the Gram matrix ΦᵀWΦ of the first checkpoint. Directions above the dashed line are used, those below "
-        f"are damped as noise. Effective dimension Σ s/(s + λ): {dimension:.0f} of {len(values):,}. If it comes near k or "
-        "the number of training examples, a larger k or λ may give better scores."
-    )
-    return Figure("How many directions matter?", text, figures.spectrum(values, regularization))
 
 
 def _twins(sources: Sources, groups: Sequence[duplicates.Group], pairs: Sequence[duplicates.Pair]) -> dict[str, Shown]:

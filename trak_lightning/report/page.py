@@ -1,4 +1,4 @@
-"""The page: one file that opens from disk and loads nothing."""
+"""Render the page: one file that opens from disk and loads nothing."""
 
 import base64
 import hashlib
@@ -10,7 +10,11 @@ from trak_lightning.report.contents import Report
 
 
 def page(report: Report) -> str:
-    """HTML. Everything that comes from data is escaped, and a content security policy lets no script but ours run."""
+    """Render HTML. Everything from data is escaped, and a content security policy lets only our own script run.
+
+    Raises:
+        DataError: jinja2 is not installed.
+    """
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Images as data URIs, small enough that some hundreds of them make a page."""
+"""Images as data URIs, small enough for a page to hold hundreds of them."""
 
 import base64
 import io
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 LARGEST = 160
-"""Pixels of the longer side; larger images are scaled down."""
+"""Largest number of pixels of the longer side; larger images are scaled down."""
 
 LOSSLESS = 48
-"""Images up to this size keep every pixel (PNG) and are shown with sharp ones; larger ones are compressed (WebP)."""
+"""Images up to this size keep every pixel (PNG) and are shown without smoothing; larger ones are compressed (WebP)."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Picture:
 
     @property
     def sharp(self) -> bool:
-        """Whether single pixels are to be seen."""
+        """Whether to show single pixels, without smoothing."""
         return max(self.width, self.height) <= LOSSLESS
 
 
@@ -41,10 +41,10 @@ def is_image(value: Any) -> bool:
 
 
 def picture(value: Any) -> Picture:
-    """`value` as an image in a page.
+    """Encode `value` as an image in a page.
 
-    Bytes are shown as they are, and so are numbers that lie in 0 … 1; any others (standardised images) are spread over the
-    range from black to white, image by image.
+    Bytes, and numbers in 0 … 1, are shown unchanged; other numbers (standardized images) are stretched to the range from
+    black to white, image by image.
     """
     from PIL import Image
 
@@ -61,7 +61,7 @@ def picture(value: Any) -> Picture:
 
 def _bytes(array: Any) -> Any:
     """(H, W) or (H, W, C) in 0 … 255."""
-    # Channels are the shorter of the two ends they can be at.
+    # The channels are either first or last, and the shorter of the two.
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[0] <= array.shape[2]:
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:

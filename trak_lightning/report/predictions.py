@@ -1,4 +1,4 @@
-"""What the models of a run say of some targets. Needs torch, unlike most of the report."""
+"""Predictions of the models of a run. Needs torch, unlike most of the report."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.featurize.module import to_device
+from trak_lightning.data.transfer import to_device
 from trak_lightning.model.checkpoints import Checkpoint
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array
@@ -24,10 +24,10 @@ def mean_probabilities(
     *,
     weights_only: bool = True,
 ) -> Array | None:
-    """Class probabilities of some samples, averaged over the checkpoints of the run: (s, C); None for a task without classes.
+    """Compute class probabilities of some samples, averaged over checkpoints: (s, C); None for a task without classes.
 
     Raises:
-        CheckpointError: a checkpoint is not where it was when features were made.
+        CheckpointError: a checkpoint file is no longer where it was when features were computed.
     """
     model.eval()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

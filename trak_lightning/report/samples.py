@@ -1,4 +1,4 @@
-"""How a sample is shown: as pictures, text and tables, whatever a dataset returns."""
+"""Show any sample of a dataset as pictures, text and tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ HIDDEN_KEYS = ("attention_mask", "token_type_ids", "position_ids")
 
 @dataclass(frozen=True)
 class Text:
-    """Words, as they are."""
+    """Plain text."""
 
     text: str
 
@@ -35,14 +35,14 @@ Part: TypeAlias = Picture | Text | Table
 
 @dataclass(frozen=True)
 class Shown:
-    """A sample as a page shows it: its parts in order, and its label."""
+    """A sample as shown on a page: its parts in order, and its label."""
 
     parts: tuple[Part, ...]
     label: str | None = None
 
     @property
     def words(self) -> str:
-        """All text in it, for searching and for screen readers."""
+        """All its text, for search and screen readers."""
         found = [] if self.label is None else [self.label]
         for part in self.parts:
             if isinstance(part, Text):
@@ -53,18 +53,18 @@ class Shown:
 
 
 class Samples:
-    """The samples of one dataset, each shown once however often it is asked for.
+    """The samples of one dataset; each is converted once, however often it is shown.
 
     Args:
-        dataset: map-style.
-        render: makes of one sample what is to be shown of it; the sample itself if None. Both may be text, an image (tensor
-            or array (H, W), (C, H, W) or (H, W, C), or a PIL image), numbers, a mapping of names to any of these, a
-            sequence of them, or a `Shown`. The second of a pair, and what a mapping has under ``label``, is the label if it is
-            an integer or text.
-        decode: token ids → text, for one-dimensional integer tensors; a tokenizer's ``decode``.
-        class_names: of labels 0, 1, …
-        feature_names: of the entries of one-dimensional float tensors.
-        label_keys: where else a mapping may have its label.
+        dataset: a map-style dataset.
+        render: converts a sample to what is shown of it; None shows the sample itself. Both may be text, an image (tensor or
+            array (H, W), (C, H, W) or (H, W, C), or a PIL image), numbers, a mapping of names to any of these, a sequence of
+            them, or a `Shown`. The label is the second element of a pair, if it is an integer, or the entry ``label`` of a
+            mapping, if it is an integer or text.
+        decode: converts token ids to text, for one-dimensional integer tensors; a tokenizer's ``decode``.
+        class_names: names of labels 0, 1, …
+        feature_names: names of the entries of one-dimensional float tensors.
+        label_keys: other keys under which a mapping may have its label.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Samples:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Any:
-        """The sample itself."""
+        """The sample as the dataset returns it."""
         return self._dataset[index]
 
     def class_name(self, label: Any) -> str:
@@ -107,19 +107,19 @@ class Samples:
             return self.shown(self._render(sample))
         except Exception as error:
             raise DataError(
-                f"render failed on sample {index} of {type(self._dataset).__name__}: {type(error).__name__}: {error}. It gets "
-                "one sample as the dataset returns it, and returns text, an image, or a mapping of names to these."
+                f"render failed on sample {index} of {type(self._dataset).__name__}: {type(error).__name__}: {error}. It receives "
+                "one sample as the dataset returns it, and must return text, an image, or a mapping of names to these."
             ) from error
 
     def shown(self, value: Any) -> Shown:
-        """What a page shows of `value`."""
+        """Convert `value` to what a page shows."""
         if isinstance(value, Shown):
             return value
         content, label = self.split(value)
         return Shown(tuple(self._parts("", content)), None if label is None else self.class_name(label))
 
     def split(self, sample: Any) -> tuple[Any, int | str | None]:
-        """A sample without its label, and the label if it has one."""
+        """Split a sample into its content and its label, None if it has none."""
         if isinstance(sample, Mapping):
             key = next((key for key in self._label_keys if key in sample and _is_label(sample[key])), None)
             if key is None:
@@ -161,7 +161,7 @@ class Samples:
         return [Table(tuple(fields))]
 
     def _fields(self, values: Mapping[Any, Any]) -> list[Part]:
-        """Scalars of a mapping side by side in one table; everything else under it."""
+        """Everything in a mapping but its scalars; these follow in one table."""
         fields: list[tuple[str, str]] = []
         others: list[Part] = []
         for name, value in values.items():

@@ -1,4 +1,4 @@
-"""RUN_DIR/report/index.html."""
+"""Write ``RUN_DIR/report/index.html``."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,24 +41,26 @@ def write_report(
     weights_only: bool = True,
     path: str | Path | None = None,
 ) -> Path:
-    """Make one self-contained page of a run that was scored, and return where it is: ``RUN_DIR/report/index.html``.
+    """Write one self-contained page about a scored run; returns its path, ``RUN_DIR/report/index.html``.
 
     Args:
         run_dir: the run directory.
-        train_data: the training data that was featurised: dataset or loader.
-        target_data: the targets that were scored.
-        model: to say what was predicted; with `task`. None leaves predictions out.
-        task: as the run was made with.
-        render: makes of one sample what is shown of it, see `trak_lightning.report.Samples`; the DataModule's ``render`` if None.
-        datamodule: where ``render``, ``tokenizer``, ``class_names`` and ``feature_names`` are looked for.
-        targets: positions of the targets to show; if None, `num_targets` are chosen, most of them mistakes.
-        name: of the score file; the only one if None.
-        train_split: under which the training features are stored.
-        target_split: under which the features of the targets are stored; `name` if None.
-        store: where features live; what the run's configuration says if None.
-        title: of the page.
+        train_data: the training data that was featurized: dataset or loader.
+        target_data: the targets that were scored: dataset or loader.
+        model: the model, to show predictions; needs `task`. None leaves predictions out.
+        task: the task that the run was made with.
+        render: converts a sample to what is shown of it, see `trak_lightning.report.Samples`; None uses the DataModule's
+            method ``render``, if any.
+        datamodule: object whose ``render``, ``tokenizer``, ``class_names`` and ``feature_names`` are used, where it has them.
+        targets: positions of the targets to show; None chooses `num_targets`, most of them mistakes.
+        num_targets: number of targets to choose.
+        name: name of the score file; None if there is only one.
+        train_split: split name of the training features.
+        target_split: split name of the features of the targets; None if it is the name of the score file.
+        store: where features are; None uses what the run's configuration says.
+        title: title of the page; None uses the name of the run directory.
         weights_only: False unpickles checkpoint files, which executes code in them.
-        path: where to write instead.
+        path: file to write instead.
 
     Raises:
         IncompleteRunError: there are no scores yet.

@@ -1,32 +1,47 @@
-"""Which models are to be retrained, and what those that were said of the targets. No torch."""
+"""Which models to retrain, and the outputs on the targets that are kept of them. No torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, IncompleteRunError
-from trak_lightning.run.directory import UNREADABLE
+from trak_lightning.retraining.subsets import SubsetPlan
+from trak_lightning.run.numpy_files import read_npz
 from trak_lightning.seeds import derive_seed, fingerprint
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """A model to be retrained."""
+    """A model to retrain."""
 
     path: Path
-    """Of the file that its subset (s,) and its outputs (m,) are kept in."""
+    """File for its subset (s,) and its outputs (m,)."""
     subset: npt.NDArray[np.int64]
-    """Positions (s,) of the training samples it is trained on."""
+    """Positions (s,) of the training samples to train on."""
     seed: int
-    """Of its initialisation and batch order."""
+    """Seed of initialization and batch order."""
 
 
-Retrain: TypeAlias = Callable[[Sequence[Retraining]], None]
-"""Trains models and stores what they say; in one process or several."""
+class Retrain(Protocol):
+    """Train models, in one process or several."""
+
+    def __call__(self, plan: SubsetPlan, folder: Path, retrainings: Sequence[Retraining]) -> None:
+        """Train and store those models whose files do not exist yet.
+
+        Also called with no models, to compare settings before outputs are reused.
+
+        Args:
+            plan: which subsets the models of `folder` have; its recipe is left to the callee.
+            folder: where the plan is recorded; the files lie in it or below.
+            retrainings: the models that are needed.
+
+        Raises:
+            IncompatibleRunError: the models of `folder` were trained with other settings.
+        """
 
 
 def missing(retrainings: Sequence[Retraining]) -> list[Retraining]:
@@ -36,40 +51,43 @@ def missing(retrainings: Sequence[Retraining]) -> list[Retraining]:
 
 @dataclass(frozen=True)
 class Retrained:
-    """Models on any subsets that an evaluation asks for, each trained once, `repeats` times with different seeds.
+    """Models trained on any subsets that an evaluation asks for, each `repeats` times with different seeds, never twice.
 
     Args:
-        folder: where outputs are kept, one file for every (subset, seed).
-        num_samples: n of the training set.
+        folder: where outputs are kept, one file for each (subset, seed).
+        plan: size of the training set, and the seed.
         num_targets: m.
-        seed: of the run.
-        repeats: models whose outputs are averaged.
+        repeats: number of models whose outputs are averaged.
         retrain: trains those that are missing.
     """
 
     folder: Path
-    num_samples: int
+    plan: SubsetPlan
     num_targets: int
-    seed: int
     repeats: int
     retrain: Retrain
 
+    @property
+    def num_samples(self) -> int:
+        """n, the size of the training set."""
+        return self.plan.num_samples
+
     def outputs(self, subsets: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.float64]:
-        """f of every target by models trained on these subsets, averaged over repeats: (len(subsets), m)."""
-        # The same seeds for every subset: two models then differ by little else than their data.
-        seeds = [derive_seed(self.seed, "retrained", repeat) % 2**32 for repeat in range(self.repeats)]
+        """Outputs f of all targets, averaged over repeats, of models trained on these subsets: (len(subsets), m)."""
+        # The same seeds for every subset, so that two models differ by little but their data.
+        seeds = [derive_seed(self.plan.seed, "retrained", repeat) % 2**32 for repeat in range(self.repeats)]
         jobs = [
             [Retraining(self.folder / f"{fingerprint([subset.tolist(), seed])}.npz", subset, seed) for seed in seeds]
             for subset in subsets
         ]
-        self.retrain(missing([job for repeats in jobs for job in repeats]))
+        self.retrain(self.plan, self.folder, [job for repeats in jobs for job in repeats])
         found = np.empty((len(subsets), self.num_targets))
         for row, repeats in zip(found, jobs, strict=True):
             row[:] = np.mean([self._read(job.path) for job in repeats], axis=0)
         return found
 
     def without(self, removed: Sequence[npt.ArrayLike]) -> npt.NDArray[np.float64]:
-        """As `outputs`, of models trained on all samples but these: (len(removed), m)."""
+        """As `outputs`, for models trained on all samples except these: (len(removed), m)."""
         everything = np.arange(self.num_samples)
         return self.outputs([np.setdiff1d(everything, np.asarray(each, dtype=np.int64)) for each in removed])
 
@@ -78,23 +96,25 @@ class Retrained:
 
 
 def output_path(folder: Path, model: int) -> Path:
-    """The file of one retrained model: its ``subset`` (s,) and its ``outputs`` (m,) on the targets."""
+    """File of one retrained model: its ``subset`` (s,) and its ``outputs`` (m,) on the targets."""
     return folder / f"{model:04d}.npz"
 
 
 def read_outputs(
     folder: Path, models: int, *, num_samples: int, num_targets: int
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """Subsets (S, n) as masks and outputs (S, m) of the first `models` retrained models.
+    """Read the subsets (S, n), as masks, and the outputs (S, m) of the first `models` retrained models.
 
     Raises:
-        IncompleteRunError: some have not been retrained yet.
-        CorruptFileError: a file holds something else, or belongs to other data.
+        IncompleteRunError: some have not been retrained.
+        CorruptFileError: a file is damaged, or belongs to other data.
     """
     paths = [output_path(folder, model) for model in range(models)]
     absent = sum(not path.exists() for path in paths)
     if absent:
-        raise IncompleteRunError(f"{absent} of {models} models have yet to be retrained in {folder}")
+        raise IncompleteRunError(
+            f"{absent} of {models} models have not been retrained yet in {folder}. Run trak evaluate."
+        )
     subsets = np.zeros((models, num_samples), dtype=bool)
     outputs = np.empty((models, num_targets))
     for model, path in enumerate(paths):
@@ -103,19 +123,19 @@ def read_outputs(
 
 
 def read_model(path: Path, num_samples: int, num_targets: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """The subset (n,) of one retrained model as a mask, and its outputs (m,).
+    """Read the subset (n,) of one retrained model, as a mask, and its outputs (m,).
 
     Raises:
-        CorruptFileError: the file holds something else, or belongs to other data.
+        CorruptFileError: the file is damaged, or belongs to other data.
     """
     mask, outputs = np.zeros(num_samples, dtype=bool), np.empty(num_targets)
+    remedy = "Delete it and run trak evaluate again."
+    found = read_npz(path, "subset", "outputs", remedy=remedy)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            mask[found["subset"]] = True
-            outputs[:] = found["outputs"]
-    except UNREADABLE as error:
+        mask[found["subset"]] = True
+        outputs[:] = found["outputs"]
+    except (ValueError, TypeError, IndexError) as error:
         raise CorruptFileError(
-            f"{path} does not hold a subset of {num_samples} samples and {num_targets} outputs: {error}. Delete it and "
-            "run trak evaluate again."
+            f"{path} does not hold a subset of {num_samples} samples and {num_targets} outputs: {error}. {remedy}"
         ) from error
     return mask, outputs

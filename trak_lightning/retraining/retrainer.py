@@ -1,27 +1,31 @@
-"""Models retrained on parts of the training set, of which only the outputs on the targets are kept."""
+"""Retrain models on parts of the training set, and keep their outputs on the targets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from trak_lightning.data.dataset import AttributionData
+from trak_lightning.data.dataset import AttributionData, IndexedBatch
+from trak_lightning.data.transfer import to_device
 from trak_lightning.featurize.fitting import Reference
 from trak_lightning.retraining.outputs import Retraining
-from trak_lightning.retraining.train import Recipe, model_outputs, train_on_subset
+from trak_lightning.retraining.train import Recipe, train_on_subset
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.runtime.progress import progress
 from trak_lightning.tasks.base import Task
 
 
 @dataclass(frozen=True)
-class Trainer:
-    """Retrains with the user's own model, data and Trainer settings.
+class Retrainer:
+    """Retrain with the user's own model, data and Trainer settings.
 
-    A task that has to be fitted is fitted to the same samples of `train` under every model.
+    A task that is fitted is fitted to the same samples of `train` under every model.
     """
 
     recipe: Recipe
@@ -31,7 +35,7 @@ class Trainer:
     targets: AttributionData
 
     def retrain(self, retrainings: Sequence[Retraining]) -> None:
-        """Train each, and store its subset (s,) and its outputs f(z; θ(S)) of every target z, (m,)."""
+        """Train each model, and store its subset (s,) and its outputs f(z; θ(S)) on all targets z, (m,)."""
         reference = Reference.of(self.task, self.train, len(self.train))
         with progress("retrain", len(retrainings)) as advance:
             for each in retrainings:
@@ -39,6 +43,27 @@ class Trainer:
                 _store(each.path, each.subset, model_outputs(model, self.task, self.targets, reference))
                 del model
                 advance(1)
+
+
+def model_outputs(
+    model: L.LightningModule, task: Task, data: AttributionData, reference: Reference | None = None
+) -> npt.NDArray[np.float32]:
+    """Compute f(z; θ) of every sample, (n,), without gradients; `reference` is for tasks that are fitted."""
+    model.eval()
+
+    def load(data: AttributionData, positions: Sequence[int]) -> Any:
+        batch = IndexedBatch(torch.tensor(positions), data.batch(positions))
+        return to_device(batch, data.hooks, model, model.device).batch
+
+    if reference is not None:
+        task = task.fitted(reference.fit(task, model, load))
+    outputs: list[Tensor] = []
+    batches = [range(i, min(i + data.batch_size, len(data))) for i in range(0, len(data), data.batch_size)]
+    with torch.no_grad():
+        for indexed in data.loader(batches):
+            outputs.append(task.output(model, to_device(indexed, data.hooks, model, model.device).batch).float().cpu())
+    values: npt.NDArray[np.float32] = torch.cat(outputs).numpy()
+    return values
 
 
 def _store(path: Path, subset: npt.NDArray[np.int64], outputs: npt.NDArray[np.float32]) -> None:

@@ -1,4 +1,4 @@
-"""Random subsets of the training set, one for each model of an ensemble, and the folder that records them. No torch."""
+"""Random subsets of the training set, one for each retrained model, and the folder that records them. No torch."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -17,14 +17,17 @@ from trak_lightning.seeds import derive_seed
 
 @dataclass(frozen=True)
 class SubsetPlan:
-    """Which random subset, and which seed, each model of an ensemble is trained with.
+    """The random subset and the seed that each model of an ensemble is trained with.
 
     Args:
-        purpose: tells ensembles of one run apart, so that their subsets are independent.
+        purpose: distinguishes the ensembles of a run, so that their subsets are independent.
         num_samples: n, the size of the training set.
-        fraction: of the training set in each subset.
-        seed: of the run.
+        fraction: share of the training set in each subset.
+        seed: seed of the run.
         recipe: what else determines the models: class, data and Trainer settings. JSON.
+
+    Raises:
+        DataError: `fraction` is not in (0, 1], or leaves no sample.
     """
 
     purpose: str
@@ -47,19 +50,31 @@ class SubsetPlan:
         return np.sort(order[: round(self.fraction * self.num_samples)]).astype(np.int64)
 
     def training_seed(self, member: int) -> int:
-        """For initialisation and batch order: 32 bits, as ``lightning.seed_everything`` takes them."""
+        """Seed for initialization and batch order: 32 bits, as ``lightning.seed_everything`` accepts."""
         return derive_seed(self.seed, self.purpose, "training", member) % 2**32
 
     def record(self, folder: Path) -> None:
         """Tie `folder` to this plan.
 
         Raises:
-            IncompatibleRunError: models that were trained with another plan are in it; names the setting and both
-                values.
+            IncompatibleRunError: the folder holds models trained with another plan; names the setting and both values.
         """
-        path = folder / "plan.json"
+        path = folder / PLAN
         plan = json.dumps(asdict(self), indent=1, default=str)  # settings may be paths, dtypes, enumerations
         if not path.exists():
             with atomic_create(path) as part:
                 part.write_text(plan)
-        require_same(read_json(path), json.loads(plan), folder)  # which may be that of a process that was faster
+        require_same(read_json(path), json.loads(plan), folder)  # another process may have written it first
+
+
+PLAN = "plan.json"
+
+
+def recorded_plan(folder: Path) -> dict[str, Any] | None:
+    """The plan that `SubsetPlan.record` wrote to `folder`, or None.
+
+    Raises:
+        CorruptFileError: the file is not JSON.
+    """
+    path = folder / PLAN
+    return read_json(path) if path.exists() else None

@@ -1,49 +1,44 @@
-"""Training models on subsets of the training set, with the user's own model, data and Trainer settings."""
+"""Train models on subsets of the training set, with the user's own model, data and Trainer settings."""
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import lightning as L
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
-from trak_lightning.data.dataset import AttributionData, IndexedBatch
 from trak_lightning.errors import DataError
-from trak_lightning.featurize.fitting import Reference
-from trak_lightning.featurize.module import to_device
 from trak_lightning.model.checkpoints import subset_path
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.run.atomic import atomic_write
-from trak_lightning.runtime.lightning import from_the_weights_there_are, quiet_lightning
+from trak_lightning.runtime.lightning import quiet_lightning, without_resuming
 from trak_lightning.runtime.progress import progress
-from trak_lightning.tasks.base import Task
 
 Recipe: TypeAlias = Callable[[int], tuple[L.LightningModule, L.Trainer]]
-"""Seeds everything and makes a fresh model and Trainer."""
+"""Seeds everything and returns a fresh model and Trainer."""
+
 LARGE = 2**20
-"""Bytes of parameters from which on a model is not left to Python's collector of garbage, whenever that may come."""
+"""Bytes of parameters from which a model is freed explicitly instead of whenever the garbage collector runs."""
 
 
 def train_on_subset(
     recipe: Recipe, datamodule: L.LightningDataModule, subset: npt.NDArray[np.int64], seed: int
 ) -> tuple[L.LightningModule, L.Trainer]:
-    """A model trained on these samples only."""
+    """Train a fresh model on these samples only, and return it with its Trainer."""
     _let_go(datamodule)
     model, trainer = recipe(seed)
-    with quiet_lightning(), from_the_weights_there_are(trainer), _restricted(datamodule, subset):
+    with quiet_lightning(), without_resuming(trainer), _restricted(datamodule, subset):
         trainer.fit(model, datamodule=datamodule)
     return model, trainer
 
 
 def _let_go(datamodule: L.LightningDataModule) -> None:
-    """Free the model that was trained last, if it is large: looking for it takes longer than training some."""
-    # The data refers to the Trainer, and that and its model to each other.
+    """Free the model that was trained last, if it is large; collecting takes longer than training a small one."""
+    # The DataModule refers to its Trainer, which forms a reference cycle with its model.
     trainer, datamodule.trainer = datamodule.trainer, None
     if trainer is not None and sum(each.nbytes for each in trainer.lightning_module.parameters()) >= LARGE:
         del trainer
@@ -53,10 +48,10 @@ def _let_go(datamodule: L.LightningDataModule) -> None:
 def train_ensemble(
     recipe: Recipe, datamodule: L.LightningDataModule, plan: SubsetPlan, size: int, folder: Path
 ) -> tuple[list[Path], int]:
-    """Train the members that are not in `folder` yet: ``00.ckpt`` with ``00.subset.npy`` beside it, and so on.
+    """Train the members that `folder` lacks: ``00.ckpt`` with ``00.subset.npy`` next to it, and so on.
 
     Returns:
-        The checkpoint files of all members, and how many were trained now.
+        Checkpoint files of all members, and how many were trained now.
     """
     plan.record(folder)
     paths = checkpoint_paths(folder, size)
@@ -77,29 +72,8 @@ def train_ensemble(
 
 
 def checkpoint_paths(folder: Path, size: int) -> list[Path]:
-    """Where `train_ensemble` keeps its members."""
+    """Return the files in which `train_ensemble` keeps its members."""
     return [folder / f"{member:02d}.ckpt" for member in range(size)]
-
-
-def model_outputs(
-    model: L.LightningModule, task: Task, data: AttributionData, reference: Reference | None = None
-) -> npt.NDArray[np.float32]:
-    """f(z; θ) of every sample, (n,), without gradients; `reference` is for a task that has to be fitted."""
-    model.eval()
-
-    def load(data: AttributionData, positions: Sequence[int]) -> Any:
-        batch = IndexedBatch(torch.tensor(positions), data.batch(positions))
-        return to_device(batch, data.hooks, model, model.device).batch
-
-    if reference is not None:
-        task = task.fitted(reference.fit(task, model, load))
-    outputs: list[Tensor] = []
-    batches = [range(i, min(i + data.batch_size, len(data))) for i in range(0, len(data), data.batch_size)]
-    with torch.no_grad():
-        for indexed in data.loader(batches):
-            outputs.append(task.output(model, to_device(indexed, data.hooks, model, model.device).batch).float().cpu())
-    values: npt.NDArray[np.float32] = torch.cat(outputs).numpy()
-    return values
 
 
 @contextmanager
@@ -116,7 +90,7 @@ def _restricted(datamodule: L.LightningDataModule, subset: npt.NDArray[np.int64]
 def _subset_loader(loader: DataLoader, subset: npt.NDArray[np.int64]) -> DataLoader:
     if type(loader.sampler) not in (RandomSampler, SequentialSampler):
         raise DataError(
-            f"training on random subsets needs a loader that shuffles or goes in order; this one draws through "
+            f"training on random subsets needs a loader that shuffles or keeps the order; this one draws samples with "
             f"{type(loader.sampler).__name__}. Train the checkpoints yourself and name them under checkpoints."
         )
     return DataLoader(

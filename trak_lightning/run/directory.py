@@ -1,9 +1,6 @@
 """The run directory: what lies where, and the record that ties its parts together. Needs no torch."""
 
 import json
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -15,23 +12,9 @@ import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, IncompleteRunError
 from trak_lightning.run.atomic import atomic_write, sweep
+from trak_lightning.run.numpy_files import read_npy
 
 SCHEMA_VERSION = 1
-UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    MemoryError,
-    OverflowError,
-    SyntaxError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-)
-"""What NumPy raises of a damaged ``.npy`` or ``.npz`` file."""
 LIBRARIES = ("trak-lightning", "torch", "lightning", "numpy", "h5py")
 
 
@@ -195,10 +178,7 @@ def read_subset(path: Path) -> npt.NDArray[np.int64]:
     Raises:
         CorruptFileError: it holds anything else.
     """
-    try:
-        subset = np.load(path, allow_pickle=False)
-    except UNREADABLE as error:
-        raise CorruptFileError(f"{path} is not a subset of training samples: {error}") from error
+    subset = read_npy(path, remedy="It should hold the positions of the training samples of a checkpoint.")
     if subset.ndim != 1 or subset.dtype.kind not in "iu":
         raise CorruptFileError(f"{path} must hold integers of shape (s,), found {subset.dtype} {subset.shape}")
     return subset.astype(np.int64)

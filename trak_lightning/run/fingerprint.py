@@ -1,14 +1,24 @@
-"""Comparing the settings that something was made with to those asked for."""
+"""Compare the settings that stored data was made with to the settings that are requested now."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trak_lightning.errors import IncompatibleRunError
+from trak_lightning.registry import current_path
+
+
+def current(recorded: Any) -> Any:
+    """Return JSON values as this version would write them: class paths of earlier versions are replaced by today's."""
+    if isinstance(recorded, Mapping):
+        return {key: current(value) for key, value in recorded.items()}
+    if isinstance(recorded, list | tuple):
+        return [current(value) for value in recorded]
+    return current_path(recorded) if isinstance(recorded, str) else recorded
 
 
 def first_difference(recorded: Any, asked: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The dotted name of the first setting that differs, with both values; None if all agree."""
+    """Return the dotted name of the first setting that differs, with both values; None if all agree."""
     if isinstance(recorded, Mapping) and isinstance(asked, Mapping):
         for key in [*recorded, *(key for key in asked if key not in recorded)]:
             child = f"{name}.{key}" if name else str(key)
@@ -19,12 +29,12 @@ def first_difference(recorded: Any, asked: Any, name: str = "") -> tuple[str, An
 
 
 def require_same(recorded: Mapping[str, Any], asked: Mapping[str, Any], where: Path | str) -> None:
-    """Refuse to go on with `where` if it was made with other settings.
+    """Refuse to resume `where` if it was made with other settings; classes that were only moved count as the same.
 
     Raises:
         IncompatibleRunError: names the first setting that differs, and both values.
     """
-    difference = first_difference(recorded, asked)
+    difference = first_difference(current(recorded), current(asked))
     if difference is not None:
         name, old, new = difference
         raise IncompatibleRunError(

@@ -1,4 +1,8 @@
-"""What Lightning says and does on every Trainer that a featurizer must undo."""
+"""Everything that depends on Lightning's private API, and what Lightning prints and does that a featurizer must undo.
+
+No other module imports or reads a name of Lightning's that begins with an underscore, so that an update of Lightning can
+break this file only.
+"""
 
 import logging
 import signal
@@ -9,15 +13,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 IRRELEVANT = (
-    # A loader of our own making; the user's num_workers is taken over.
+    # We make the loader ourselves and keep the user's num_workers.
     ".*does not have many workers.*",
-    # Lightning 2.6 with torch 2.13; nothing a user can do about.
+    # Lightning 2.6 with torch 2.13; users can do nothing about it.
     ".*isinstance\\(treespec, LeafSpec\\).*",
-    # A batch plan is no BatchSampler on purpose; see trak_lightning.data.dataset.BatchPlan.
+    # A batch plan is deliberately not a BatchSampler; see trak_lightning.data.dataset.BatchPlan.
     ".*custom batch sampler `BatchPlan`.*",
-    # Ranks meet where there may be nothing left to do.
+    # Ranks join the group even where nothing is left to compute.
     ".*Total length of `DataLoader` across ranks is zero.*",
     ".*`num_training_batches`.*lower than the logging interval.*",
 )
@@ -44,9 +50,9 @@ def quiet_lightning() -> Iterator[None]:
 
 
 @contextmanager
-def from_the_weights_there_are(trainer: L.Trainer) -> Iterator[None]:
-    """Keep Lightning from loading other weights. Under SLURM every run begins with the newest ``hpc_ckpt_*.ckpt`` in
-    ``default_root_dir``, which a training of something else may have left when its time was up."""
+def without_resuming(trainer: L.Trainer) -> Iterator[None]:
+    """Keep Lightning from loading other weights. Under SLURM every run starts from the newest ``hpc_ckpt_*.ckpt`` in
+    ``default_root_dir``, which an unrelated training may have left there when its time was up."""
     connector = trainer._checkpoint_connector
     connector._select_ckpt_path = _no_checkpoint  # type: ignore[method-assign]
     try:
@@ -71,3 +77,18 @@ def interruptible() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from error
+
+
+def spawns_ranks(trainer: L.Trainer) -> bool:
+    """Whether the Trainer starts its ranks anew for every run, so that this process is never one of them."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+def cluster_environment(trainer: L.Trainer) -> ClusterEnvironment | None:
+    """The cluster that the Trainer found, such as SLURM. Strategies for one device do not show it."""
+    return trainer._accelerator_connector.cluster_environment
+
+
+def share_device_mesh(outer: L.LightningModule, inner: L.LightningModule) -> None:
+    """Give `inner` the device mesh, which Lightning sets for the outermost module only."""
+    inner._device_mesh = outer._device_mesh

@@ -1,4 +1,4 @@
-"""One progress bar a stage, on standard error, and only where a person can see it."""
+"""One progress bar per stage, on standard error, and only on a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress(description: str, total: int, *, enabled: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show a bar that the yielded function advances by a number of items."""
+    """Show a bar; the yielded function advances it by a number of items."""
     console = Console(stderr=True)
     if not (enabled and console.is_terminal):
-        yield lambda count: None  # a disabled bar of rich still prints empty lines
+        yield lambda count: None  # a disabled rich bar still prints empty lines
         return
     columns = [
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""Ending when asked to: SIGTERM, and the signal by which SLURM announces that the time of a job is up."""
+"""End on request: SIGTERM, and the signal with which SLURM announces that a job's time is up."""
 
 import os
 import signal
@@ -14,26 +14,27 @@ import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from trak_lightning.errors import TerminatedError
+from trak_lightning.runtime.lightning import cluster_environment
 
 
 @dataclass
 class StopRequest:
-    """Whether this process was asked to end. It does so when the block at hand is stored."""
+    """Whether this process was asked to end. It ends after it has stored the current block."""
 
     reason: str | None = None
 
     def check(self) -> None:
-        """Where nothing is left half done.
+        """End here if asked to; call it where nothing is half done.
 
         Raises:
             TerminatedError: the process was asked to end.
         """
         if self.reason is not None:
-            raise TerminatedError(f"{self.reason}; what is stored is kept, run the same command to go on")
+            raise TerminatedError(f"{self.reason}; what is stored is kept; run the same command again to resume")
 
     @contextmanager
     def watching(self, trainer: L.Trainer) -> Iterator[None]:
-        """Take note of signals; the handlers of before are put back afterwards."""
+        """Note signals, and restore the previous handlers afterwards."""
         before = {number: signal.getsignal(number) for number in self._handlers(trainer)}
         self.install(trainer)
         try:
@@ -44,18 +45,18 @@ class StopRequest:
                     signal.signal(number, handler)
 
     def install(self, trainer: L.Trainer) -> None:
-        """Put our handlers in the place of Lightning's.
+        """Replace Lightning's handlers by ours.
 
-        Lightning's handler of SIGTERM makes ranks meet, inside the handler, wherever they are; that of SLURM's signal saves
-        the module as a training checkpoint, which the next run would load.
+        Lightning's handler of SIGTERM synchronizes the ranks, inside the handler, whatever they are doing; its handler of
+        SLURM's signal saves the module as a training checkpoint, which the next run would load.
         """
-        if threading.current_thread() is threading.main_thread():  # no other may
+        if threading.current_thread() is threading.main_thread():  # no other thread may
             for number, handler in self._handlers(trainer).items():
                 signal.signal(number, handler)
 
     def _handlers(self, trainer: L.Trainer) -> dict[int, Callable[[int, Any], None]]:
         handlers: dict[int, Callable[[int, Any], None]] = {int(signal.SIGTERM): partial(self._on_sigterm, trainer)}
-        environment = trainer._accelerator_connector.cluster_environment  # strategies of one device have none
+        environment = cluster_environment(trainer)
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue and environment.requeue_signal:
             handlers[int(environment.requeue_signal)] = partial(self._on_requeue, trainer)
         return handlers
@@ -68,13 +69,13 @@ class StopRequest:
     def _on_requeue(self, trainer: L.Trainer, number: int, frame: Any) -> None:
         if self.reason is None:
             self.reason = f"{signal.Signals(number).name} received"
-            # At once: if the block at hand takes longer than the job has left, SLURM ends the job and nobody asks again.
+            # Now, not after the block: SLURM may end the job before the block is done.
             if trainer.is_global_zero:
                 self.reason += f", {_requeue()}"
 
 
 def _requeue() -> str:
-    """Ask SLURM to start this job again; returns what came of it."""
+    """Ask SLURM to requeue this job; returns the result in words."""
     array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID", "")
     if array:
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"

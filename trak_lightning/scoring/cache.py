@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from trak_lightning.errors import CorruptFileError
 from trak_lightning.run.atomic import atomic_write
-from trak_lightning.run.directory import UNREADABLE
+from trak_lightning.run.numpy_files import read_npy
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.validation import identity
@@ -55,11 +56,11 @@ def _read(path: Path) -> Array | None:
     if not path.exists():
         return None
     try:
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = read_npy(path, mapped=True)
         with path.open("rb") as file:
             file.seek(-8, os.SEEK_END)
             if file.read() != xxhash.xxh3_64_digest(np.ascontiguousarray(array).data):
                 return None
-    except UNREADABLE:
+    except (CorruptFileError, OSError):
         return None  # damaged: it is computed anew
     return array

@@ -14,7 +14,7 @@ from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRun
 from trak_lightning.run.atomic import atomic_hdf5
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import require_same
-from trak_lightning.run.ranges import ranges
+from trak_lightning.run.formatting import format_ranges
 from trak_lightning.stores.arrays import COLUMNS, checksum, to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.stores.configured import open_store
@@ -102,7 +102,7 @@ def _require_whole(name: str, parts: Sequence[FeatureSet]) -> None:
         )
     missing = sorted(set(range(spec.num_blocks)).difference(*holders))
     if missing:
-        rows = ranges(map(spec.block_range, missing))
+        rows = format_ranges(map(spec.block_range, missing))
         raise IncompleteRunError(
             f"{len(missing)} of {spec.num_blocks} blocks of {name} are in none of the run directories (samples {rows}). "
             "Run featurize to its end first."

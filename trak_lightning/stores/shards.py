@@ -9,7 +9,7 @@ from itertools import accumulate
 from trak_lightning.errors import CorruptFileError, SettingsError
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory, read_json
-from trak_lightning.run.ranges import ranges
+from trak_lightning.run.formatting import format_ranges
 from trak_lightning.stores.base import FeatureSet, FeatureStore
 
 
@@ -79,7 +79,7 @@ def unfinished(run: RunDirectory, store: FeatureStore, split: str) -> str:
         if any(lacks.intersection(own) for lacks, own in zip(missing, Shard(index, count).blocks(sets), strict=True))
     ]
     return (
-        f"shard{'s' if len(found) > 1 else ''} {ranges(range(shard, shard + 1) for shard in found)} of {count}"
+        f"shard{'s' if len(found) > 1 else ''} {format_ranges(range(shard, shard + 1) for shard in found)} of {count}"
         if found
         else ""
     )

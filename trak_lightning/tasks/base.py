@@ -1,12 +1,35 @@
 """The interface of a task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
+
+_SIZE: ContextVar[int | None] = ContextVar("batch_size", default=None)
+
+
+@contextmanager
+def batch_of(size: int) -> Iterator[None]:
+    """Tell the tasks called within how many samples their batch holds.
+
+    The shapes of a batch do not always say: a graph has as many rows as nodes, a sequence-first batch (T, B) begins with
+    its length. Whoever collated the samples knows.
+    """
+    token = _SIZE.set(size)
+    try:
+        yield
+    finally:
+        _SIZE.reset(token)
+
+
+def current_size() -> int | None:
+    """The number of samples of the batch at hand, as told by `batch_of`; None if nobody told."""
+    return _SIZE.get()
 
 
 class Task(ABC):

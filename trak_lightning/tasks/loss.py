@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.data.samples import batch_size, take_sample
-from trak_lightning.errors import DataError, SettingsError, UnsupportedModelError
-from trak_lightning.tasks.base import Task
+from trak_lightning.errors import DataError, OneSampleAtATime, SettingsError, UnsupportedModelError
+from trak_lightning.tasks.base import Task, current_size
 from trak_lightning.tasks.fields import Inputs, as_named, describe, select, tensors
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -46,7 +46,8 @@ class Loss(Task):
             self._function = self._own if function is None else _resolve(function)
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
-        loss, size = _loss(self._function(model, batch)), batch_size(batch)
+        loss, told = _loss(self._function(model, batch)), current_size()
+        size = batch_size(batch) if told is None else told
         if loss.shape == (size,):
             return -loss
         if loss.numel() != 1:
@@ -55,6 +56,11 @@ class Loss(Task):
             )
         if size == 1:
             return -loss.reshape(1)
+        if told is not None:
+            raise OneSampleAtATime(
+                f"the loss function returned one number for a batch of {size} samples, and attribution needs the loss of each. "
+                "Give it one sample at a time, or return a loss per sample, (B,): reduction='none'."
+            )
         alone = (_loss(self._function(model, take_sample(batch, sample, size))) for sample in range(size))
         return -torch.stack([loss.reshape(()) for loss in alone])
 

@@ -9,7 +9,9 @@ from trak_lightning.projectors import BlockMap
 
 
 class CountSketch(Projector):
-    """Adds every gradient entry, with a random sign, to a random one of k features. Memory: 12 bytes a parameter."""
+    """Adds every gradient entry, with a random sign, to a random one of k features. Memory: 12 bytes per gradient entry."""
+
+    trak_api = (2, 0)
 
     def block(self, slot: ParameterSlot, *, seed: int, device: torch.device) -> BlockMap:
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers for every device

@@ -16,8 +16,8 @@ from trak_lightning_triton import RademacherTriton, SparseJLTriton  # noqa: E402
 from trak_lightning_triton.stream import gather_signs, runs_on  # noqa: E402
 
 from trak_lightning.gradients import DenseBlock, ParameterSlot, RowSparseBlock  # noqa: E402
+from trak_lightning.projectors.dense import Rademacher  # noqa: E402
 from trak_lightning.projectors.philox import philox  # noqa: E402
-from trak_lightning.projectors.rademacher import Rademacher  # noqa: E402
 from trak_lightning.projectors.sparse_jl import SparseJL  # noqa: E402
 from trak_lightning.testing import ProjectorConformance  # noqa: E402
 

@@ -7,26 +7,26 @@ from torch import Tensor
 
 from trak_lightning.gradients import ParameterSlot
 from trak_lightning.projectors import BlockMap
-from trak_lightning.projectors.rademacher import Rademacher
+from trak_lightning.projectors.dense import Rademacher
 from trak_lightning_triton.stream import INTERPRETED, aligned_signs, runs_on, signs_at
 
 
 class RademacherTriton(Rademacher):
-    """The matrix of `rademacher`, drawn and multiplied tile by tile inside a Triton kernel; a run may be begun with the one
-    and continued with the other. On a CPU, and for float64, it is `rademacher` itself.
+    """The matrix of `rademacher`, drawn and multiplied tile by tile inside a Triton kernel. A run may be started with one and
+    resumed with the other. On a CPU, and for float64, this is `rademacher` itself.
 
-    Products are summed in float32 and never in TF32: entries are ±1, so a product of a 16-bit gradient is exact, and a
-    float32 gradient is multiplied as it is. Where 128 divides k, one run of Philox gives 128 entries; choose k so.
+    Products are summed in float32 and never in TF32: entries are ±1, so a product with a 16-bit gradient is exact, and a
+    float32 gradient is multiplied without rounding. Choose a k that 128 divides: then one run of Philox gives 128 entries.
 
-    Memory: on a GPU nothing is held; 4·32·B·k bytes at most for partial sums of a batch of B samples.
+    Memory: nothing is held on a GPU; the partial sums of a batch of B samples take at most 4·32·B·k bytes.
 
     Args:
         dim: k, the number of projected dimensions.
         per: what has k dimensions, the ``model`` or each ``layer``.
-        memory_budget: of `rademacher`, on a CPU.
+        memory_budget: as for `rademacher`; used on a CPU only.
     """
 
-    trak_api = (1, 0)
+    trak_api = (2, 0)
 
     @property
     def state(self) -> dict[str, object]:
@@ -52,7 +52,7 @@ def multiply(grad: Tensor, seed: int, dim: int) -> Tensor:
     """``grad`` (B, numel) times the signs (numel, k) of `seed`, float32 (B, k)."""
     B, numel = grad.shape
     block_e, block_k = 32, 128
-    # Of shapes alone, so that a row's bits depend neither on the batch nor on the device.
+    # A function of shapes only, so that a row's bits depend neither on the batch nor on the device.
     splits = max(1, min(32, numel // 4096))
     entries_a_split = triton.cdiv(triton.cdiv(numel, splits), block_e) * block_e
     block_b = min(64, max(16, triton.next_power_of_2(B)))

@@ -12,20 +12,20 @@ from trak_lightning_triton.stream import gather_signs, integer_at, runs_on, sign
 
 
 class SparseJLTriton(SparseJL):
-    """The matrix of `sparse_jl`, applied by a Triton kernel: a run may be begun with the one and continued with the other.
+    """The matrix of `sparse_jl`, applied by a Triton kernel. A run may be started with one and resumed with the other.
 
-    Signs and offsets are drawn by Philox inside the kernel, once for the samples that a program handles; partial sums are
-    added in a fixed order, so that the same batch gives the same bits. On a CPU it is `sparse_jl` itself.
+    Philox draws signs and offsets inside the kernel, once for all samples that a program handles. Partial sums are added in
+    a fixed order, so that the same batch gives the same bits. On a CPU this is `sparse_jl` itself.
 
-    Memory: on a GPU nothing is held; 4·64·B·k bytes at most for partial sums of a batch of B samples.
+    Memory: nothing is held on a GPU; the partial sums of a batch of B samples take at most 4·64·B·k bytes.
 
     Args:
         dim: k, the number of projected dimensions.
         per: what has k dimensions, the ``model`` or each ``layer``.
-        nnz: the number of non-zeros a column.
+        nnz: the number of non-zeros per column.
     """
 
-    trak_api = (1, 0)
+    trak_api = (2, 0)
 
     @property
     def state(self) -> dict[str, object]:
@@ -38,7 +38,7 @@ class SparseJLTriton(SparseJL):
 
 
 class SparseJLTritonBlock:
-    """The columns of one parameter, for one of the non-zeros of a column."""
+    """The columns of one parameter, with one of the non-zeros of each column."""
 
     def __init__(self, numel: int, dim: int, seed: int) -> None:
         self._numel, self._dim, self._seed = numel, dim, seed
@@ -46,7 +46,7 @@ class SparseJLTritonBlock:
 
     def __call__(self, grad: Tensor, out: Tensor) -> None:
         B, runs = len(grad), triton.cdiv(self._numel, self._runs.length)
-        # Of shapes alone, so that a row's bits depend neither on the batch nor on the device.
+        # A function of shapes only, so that a row's bits depend neither on the batch nor on the device.
         splits = max(1, min(64, runs // 8))
         block_b, block_k = min(16, triton.next_power_of_2(B)), min(512, triton.next_power_of_2(self._dim))
         partial = torch.empty(splits, B, self._dim, dtype=out.dtype, device=out.device)
@@ -59,7 +59,7 @@ class SparseJLTritonBlock:
         out += partial.sum(0)
 
     def row_sparse(self, block: RowSparseBlock, out: Tensor) -> None:
-        """As of `sparse_jl`: only the rows that occur are touched."""
+        """Add an embedding table, touching only the rows that occur, as `sparse_jl` does."""
         offsets = self._runs.offsets(out.device)
         self._runs.add_rows(block, out, offsets, lambda entries: gather_signs(self._seed, entries))
 

@@ -42,7 +42,7 @@ class ZarrStore(FeatureStore):
             in the environment or in the files where the file system looks for them.
     """
 
-    trak_api = (1, 0)
+    trak_api = (2, 0)
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ the data."""
 from pathlib import Path
 from typing import NamedTuple
 
-from trak_lightning.demos.tables import read_table
+from trak_lightning_demos.tables import read_table
 
 GLOSSES = Path(__file__).parent / "data" / "wordnet_glosses.tsv.gz"
 

@@ -7,8 +7,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.demos.pretrained import locate, transformers
 from trak_lightning.errors import DataError
+from trak_lightning_demos.pretrained import locate, transformers
 
 
 class OneCycle(L.LightningModule):

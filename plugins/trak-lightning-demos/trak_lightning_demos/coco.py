@@ -9,8 +9,8 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from trak_lightning.demos.pretrained import locate, transformers
 from trak_lightning.errors import DataError
+from trak_lightning_demos.pretrained import locate, transformers
 
 
 class CocoCaptions(L.LightningDataModule):

@@ -5,11 +5,11 @@ from functools import cache
 
 from torch.utils.data import Dataset
 
-from trak_lightning.demos.finetuning import TransformerModule
-from trak_lightning.demos.glosses import read_glosses
 from trak_lightning.demos.held_out import HeldOut
-from trak_lightning.demos.pretrained import transformers
-from trak_lightning.demos.words import PAD, Vocabulary, labelled, words
+from trak_lightning_demos.finetuning import TransformerModule
+from trak_lightning_demos.glosses import read_glosses
+from trak_lightning_demos.pretrained import transformers
+from trak_lightning_demos.words import PAD, Vocabulary, labelled, words
 
 LENGTH = 32
 """Words of a gloss that are read."""

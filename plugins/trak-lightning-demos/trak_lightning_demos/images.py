@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.demos.resnets import ResNet9, ResNet18
+from trak_lightning_demos.resnets import ResNet9, ResNet18
 
 ARCHITECTURES = {"resnet9": ResNet9, "resnet18": ResNet18}
 

@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trak_lightning.demos.finetuning import TransformerModule
-from trak_lightning.demos.glosses import read_glosses
 from trak_lightning.demos.held_out import HeldOut
-from trak_lightning.demos.pretrained import transformers
-from trak_lightning.demos.words import BEGIN, END, PAD, Vocabulary, padded
+from trak_lightning_demos.finetuning import TransformerModule
+from trak_lightning_demos.glosses import read_glosses
+from trak_lightning_demos.pretrained import transformers
+from trak_lightning_demos.words import BEGIN, END, PAD, Vocabulary, padded
 
 LENGTH = 32
 """Words of an entry, with begin and end; what is longer is cut off."""

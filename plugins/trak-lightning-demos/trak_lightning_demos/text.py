@@ -9,12 +9,12 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from trak_lightning.demos.finetuning import TransformerModule
-from trak_lightning.demos.glosses import GLOSSES
-from trak_lightning.demos.pretrained import locate, transformers
-from trak_lightning.demos.tables import columns, read_table
 from trak_lightning.errors import DataError
 from trak_lightning.model.parameters import select
+from trak_lightning_demos.finetuning import TransformerModule
+from trak_lightning_demos.glosses import GLOSSES
+from trak_lightning_demos.pretrained import locate, transformers
+from trak_lightning_demos.tables import columns, read_table
 
 
 class TextClassifier(TransformerModule):

@@ -8,12 +8,12 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from torch.utils.data import Dataset
 
-from trak_lightning.demos.finetuning import TransformerModule
-from trak_lightning.demos.glosses import read_glosses
 from trak_lightning.demos.held_out import HeldOut
-from trak_lightning.demos.pretrained import transformers
-from trak_lightning.demos.tables import read_table
-from trak_lightning.demos.words import END, PAD, Vocabulary, labelled, words
+from trak_lightning_demos.finetuning import TransformerModule
+from trak_lightning_demos.glosses import read_glosses
+from trak_lightning_demos.pretrained import transformers
+from trak_lightning_demos.tables import read_table
+from trak_lightning_demos.words import END, PAD, Vocabulary, labelled, words
 
 Subject: TypeAlias = Literal["countries", "words"]
 

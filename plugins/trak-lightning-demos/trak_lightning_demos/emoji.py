@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trak_lightning.demos.finetuning import TransformerModule
 from trak_lightning.demos.held_out import HeldOut
-from trak_lightning.demos.pretrained import transformers
-from trak_lightning.demos.tables import read_table
-from trak_lightning.demos.words import BEGIN, END, PAD, Vocabulary, words
 from trak_lightning.errors import DataError
+from trak_lightning_demos.finetuning import TransformerModule
+from trak_lightning_demos.pretrained import transformers
+from trak_lightning_demos.tables import read_table
+from trak_lightning_demos.words import BEGIN, END, PAD, Vocabulary, words
 
 DATA = Path(__file__).parent / "data"
 PIXELS = 24

@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trak_lightning_demos import EmojiDataModule, QuestionDataModule, SupersenseDataModule, TabularDataModule
+from trak_lightning_demos.coco import read_captions
+from trak_lightning_demos.ftrace import read_rows
+from trak_lightning_demos.glosses import read_glosses
+from trak_lightning_demos.questions import facts
+from trak_lightning_demos.supersenses import categories, tags
+from trak_lightning_demos.words import Vocabulary, words
 
 from trak_lightning.cli import main
-from trak_lightning.demos import EmojiDataModule, QuestionDataModule, SupersenseDataModule, TabularDataModule
-from trak_lightning.demos.coco import read_captions
-from trak_lightning.demos.ftrace import read_rows
-from trak_lightning.demos.glosses import read_glosses
-from trak_lightning.demos.questions import facts
-from trak_lightning.demos.supersenses import categories, tags
-from trak_lightning.demos.words import Vocabulary, words
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.scores import Scores
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 SMALL = {
     "trainer.accelerator": "cpu",
     "trainer.max_epochs": 1,
@@ -239,7 +239,7 @@ def test_mt5_on_ftrace(ftrace, run):
 
 
 def test_which_abstracts_state_the_fact_of_a_query_is_known(ftrace):
-    from trak_lightning.demos import FTrace
+    from trak_lightning_demos import FTrace
 
     data = FTrace(str(ftrace / "mt5"), [str(ftrace / "abstracts.jsonl")], [str(ftrace / "queries.jsonl")])
     data.setup()

@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trak_lightning.demos.pretrained import locate, transformers
 from trak_lightning.errors import DataError
+from trak_lightning_demos.pretrained import locate, transformers
 
 INPUT, TARGET = "inputs_pretokenized", "targets_pretokenized"
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from trak_lightning.demos.finetuning import OneCycle
 from trak_lightning.demos.held_out import HeldOut
 from trak_lightning.errors import DataError
+from trak_lightning_demos.finetuning import OneCycle
 
 Dataset: TypeAlias = Literal["diabetes", "breast_cancer", "digit_properties"]
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trak_lightning_demos.cifar import CIFAR10DataModule
+from trak_lightning_demos.images import shift_and_mirror
+from trak_lightning_demos.resnets import ResNet9, ResNet18
 
 from trak_lightning.cli import main
-from trak_lightning.demos.cifar import CIFAR10DataModule
-from trak_lightning.demos.images import shift_and_mirror
-from trak_lightning.demos.resnets import ResNet9, ResNet18
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.scores import Scores
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
+CONFIGS = Path(__file__).parents[3] / "configs" / "paper"
 SMALL = {
     "trainer.max_epochs": 1,
     "trainer.accelerator": "cpu",

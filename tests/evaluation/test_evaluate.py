@@ -1,0 +1,135 @@
+"""All evaluations of a run go through one function: it retrains what is missing, after everything else was checked."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from trak_lightning.cli.evaluate import agrees
+from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, PluginError
+from trak_lightning.evaluation.experiments import evaluate
+from trak_lightning.evaluation.result import read_result
+from trak_lightning.evaluation.scored_run import ScoredRun
+from trak_lightning.evaluation.settings import EvaluationSettings
+from trak_lightning.retraining.outputs import missing
+from trak_lightning.run.directory import CheckpointRecord, RunDirectory, RunRecord
+from trak_lightning.scoring.trak import Trak
+from trak_lightning.stores.hdf5 import HDF5Store
+from trak_lightning.testing.stores import SPEC, filled_store
+
+LDS_ONLY = EvaluationSettings(models=5)
+
+
+class Training:
+    """Models whose outputs are the sums of the scores of their subsets."""
+
+    def __init__(self, scored, recipe=None):
+        self.scored, self.recipe, self.trained = scored, recipe or {"epochs": 1}, 0
+
+    def retrain(self, plan, folder, retrainings):
+        replace(plan, recipe=self.recipe).record(folder)
+        for each in missing(retrainings):
+            each.path.parent.mkdir(exist_ok=True)
+            outputs = np.asarray(self.scored.scores)[:, each.subset].sum(axis=1)
+            np.savez(each.path, subset=each.subset, outputs=outputs)
+            self.trained += 1
+
+
+@pytest.fixture
+def scored(tmp_path):
+    run, store = RunDirectory(tmp_path), HDF5Store()
+    for split in ("train", "test"):
+        filled_store(store, run.features, replace(SPEC, split=split))
+    run.write(RunRecord(checkpoints=(CheckpointRecord("a1", "a.ckpt"),)))
+    return ScoredRun(run, store, Trak(regularization=0.1), "test")
+
+
+def test_a_result_is_computed_once_and_read_as_it_was(scored):
+    training = Training(scored)
+    [(first, computed)] = evaluate(scored, LDS_ONLY, training.retrain)
+    assert (computed, training.trained) == (True, 5)
+    assert first.values["scores"]["Trak(regularization=0.1)"]["lds"] == pytest.approx(1)
+    [(again, computed)] = evaluate(scored, LDS_ONLY, training.retrain)
+    assert (computed, training.trained) == (False, 5)
+    assert again == first
+
+
+def test_more_models_are_a_new_result_for_which_only_the_new_ones_are_trained(scored):
+    training = Training(scored)
+    list(evaluate(scored, LDS_ONLY, training.retrain))
+    [(result, computed)] = evaluate(scored, replace(LDS_ONLY, models=7, ceiling=2), training.retrain)
+    assert (computed, training.trained, result.values["num_models"]) == (True, 9, 7)
+
+
+def test_models_trained_with_other_settings_are_refused_even_if_the_result_is_stored(scored):
+    list(evaluate(scored, LDS_ONLY, Training(scored).retrain))
+    with pytest.raises(IncompatibleRunError, match="epochs = 1, and 2 is asked for"):
+        list(evaluate(scored, LDS_ONLY, Training(scored, {"epochs": 2}).retrain))
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        {"request": {}, "num_models": 3, "num_targets": 2, "rows": [{"name": "Trak()", "lds": 0.1}], "ceiling": None},
+        {"request": {}, "kind": "mislabeled", "rows": [["a"]], "columns": ["b"], "series": [], "x_log": False},
+    ],
+    ids=["lds", "others"],
+)
+def test_results_of_earlier_versions_are_computed_anew(old, scored):
+    path = scored.run.evaluation / "lds-test.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(old))
+    with pytest.raises(IncompatibleRunError, match="Run trak evaluate again to renew it"):
+        read_result(path)
+    [(result, computed)] = evaluate(scored, LDS_ONLY, Training(scored).retrain)
+    assert computed
+    assert read_result(path) == result
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"format": 2, "request": {}}', "{"])
+def test_files_that_are_no_result_are_refused(content, scored, tmp_path):
+    path = tmp_path / "lds-test.json"
+    path.write_text(content)
+    with pytest.raises(CorruptFileError, match="lds-test.json is not"):
+        read_result(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"mislabeled": "data"}, DataError, "object has no attribute 'mislabeled'"),
+        ({"mislabeled": "nowhere.npy"}, DataError, "must be a .npy file of positions or 'data'; nowhere.npy"),
+        ({"agreement": True}, DataError, "needs at least two; this run has one"),
+        ({"compare": ["tracinn"]}, PluginError, "did you mean 'tracin'"),
+    ],
+)
+def test_what_is_impossible_is_refused_before_a_model_is_retrained(settings, error, message, scored):
+    training = Training(scored)
+    with pytest.raises(error, match=message):
+        list(evaluate(scored, replace(LDS_ONLY, **settings), training.retrain, object))
+    assert training.trained == 0
+
+
+RECORDED = {
+    "model": {"class_path": "demos.CNN", "init_args": {"width": 4, "depth": 2}},
+    "trainer": {"max_epochs": 3, "logger": False},
+    "optimizer": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({}, True),
+        ({"model": {"class_path": "demos.CNN"}, "trainer": {"max_epochs": 3}}, True),
+        ({"model": {"class_path": "demos.CNN", "init_args": {"width": 4}, "depth": 2}}, True),
+        ({"model": {"class_path": "demos.MLP"}}, False),
+        ({"model": {"class_path": "demos.CNN", "init_args": {"width": 4}, "width": 5}}, False),
+        ({"trainer": {"max_epochs": 4}}, False),
+        ({"trainer": {"precision": "bf16-mixed"}}, False),
+        ({"optimizer": {"class_path": "Adam"}}, False),
+    ],
+)
+def test_settings_agree_with_recorded_ones_if_none_of_them_differs(given, same):
+    assert agrees(given, RECORDED) is same

@@ -1,0 +1,19 @@
+"""Numbers as people write them."""
+
+import pytest
+
+from trak_lightning.run.formatting import format_bytes, format_ranges
+
+
+def test_adjacent_ranges_are_joined_and_long_lists_are_cut():
+    assert format_ranges([range(2), range(2, 3), range(7, 8), range(9, 11)]) == "0–2, 7, 9–10"
+    assert format_ranges([range(i, i + 1) for i in range(0, 12, 2)], most=2) == "0, 2 and 4 more ranges"
+    assert format_ranges([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_600, "1 MB"), (1_234_567, "1.23 MB"), (5 * 10**13, "50 TB")],
+)
+def test_bytes_are_written_in_powers_of_1000(nbytes, text):
+    assert format_bytes(nbytes) == text

@@ -1,0 +1,24 @@
+"""Move a batch to a device the way training did."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch.core.hooks import DataHooks
+from torch import nn
+
+from trak_lightning.data.dataset import IndexedBatch
+
+
+def to_device(batch: IndexedBatch, datamodule: Any, model: nn.Module, device: torch.device) -> IndexedBatch:
+    """Move a batch with the transfer hooks of the user's DataModule, or else of their LightningModule."""
+
+    def hook(name: str) -> Callable[..., Any]:
+        for owner in (datamodule, model):
+            if isinstance(owner, DataHooks) and getattr(type(owner), name) is not getattr(DataHooks, name):
+                return getattr(owner, name)
+        return getattr(DataHooks(), name)
+
+    moved = hook("on_before_batch_transfer")(batch.batch, 0)
+    moved = hook("transfer_batch_to_device")(moved, device, 0)
+    return IndexedBatch(batch.index, hook("on_after_batch_transfer")(moved, 0))

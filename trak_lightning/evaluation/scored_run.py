@@ -1,0 +1,74 @@
+"""The scores to evaluate: a scorer on the features of a run. No torch."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
+from trak_lightning.scoring.gradient_scorers import GradientCosine
+from trak_lightning.scoring.score_run import load_features, made_from, score_run
+from trak_lightning.scoring.some_targets import some_targets
+from trak_lightning.stores.base import FeatureStore
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A scorer on the features of a run; features are loaded, and scores computed or read, when first used.
+
+    Args:
+        run: the run directory.
+        store: where its features are.
+        scorer: turns them into scores.
+        targets: split of the targets.
+        train: split of the training samples.
+        seed: of subsets, random baselines and bootstrap intervals.
+
+    Raises:
+        IncompleteRunError: nothing was featurized, or rows are missing.
+    """
+
+    run: RunDirectory
+    store: FeatureStore
+    scorer: Scorer
+    targets: str
+    train: str = "train"
+    seed: int = 0
+
+    @cached_property
+    def checkpoints(self) -> list[CheckpointFeatures]:
+        """Feature sets of both splits, per checkpoint."""
+        return load_features(self.run, self.store, targets=self.targets, train=self.train)
+
+    @property
+    def num_train(self) -> int:
+        """n."""
+        return self.checkpoints[0].train.spec.num_samples
+
+    @property
+    def num_targets(self) -> int:
+        """m."""
+        return self.checkpoints[0].targets.spec.num_samples
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        """Everything that determines the scores. JSON."""
+        return made_from(self.scorer, self.checkpoints)
+
+    @cached_property
+    def scores(self) -> Array:
+        """(m, n)."""
+        return score_run(self.run, self.store, self.scorer, targets=self.targets, train=self.train)[0].values
+
+    @cached_property
+    def outputs(self) -> Array:
+        """Output f of each target, averaged over checkpoints: (m,)."""
+        outputs: Array = np.mean([features.targets.column("output") for features in self.checkpoints], axis=0)
+        return outputs
+
+    def gradient_similarity(self, targets: Array) -> Array:
+        """Cosine of the projected gradients of these targets and of all training samples: (len(targets), n)."""
+        scoring = GradientCosine().fit([some_targets(features, targets) for features in self.checkpoints])
+        return np.concatenate(list(scoring.blocks()))

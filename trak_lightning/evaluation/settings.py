@@ -1,0 +1,53 @@
+"""Settings of `trak evaluate`; the names are those of configuration files. No torch."""
+
+from dataclasses import dataclass, field
+
+from trak_lightning.errors import SettingsError
+
+
+@dataclass
+class EvaluationSettings:
+    """What `trak evaluate` measures: the linear datamodeling score (LDS), and more on request.
+
+    Args:
+        models: number of models to retrain on random subsets that the ensemble did not use, for the LDS.
+        fraction: share of the training set in each of these subsets.
+        compare: names of further scorers to compare the chosen one with, such as tracin or influence.
+        ceiling: number of these models to retrain with a second seed, to estimate the LDS of a perfect prediction.
+        counterfactual: number of targets to retrain models for without their most helpful samples.
+        brittleness: number of targets to search for the smallest prediction-flipping removal.
+        leave_one_out: number of training samples to leave out, one at a time.
+        mislabeled: a .npy file with the positions of training samples known to be mislabeled, or ``data`` to read them
+            from the DataModule's attribute ``mislabeled``: how early does self-influence find them?
+        agreement: whether to compare the scores of single checkpoints with each other.
+        repeats: number of models to train with different seeds, and to average, wherever single subsets matter.
+        workers: number of processes that retrain at the same time.
+    """
+
+    models: int = 100
+    fraction: float = 0.5
+    compare: list[str] = field(default_factory=list)
+    ceiling: int = 0
+    counterfactual: int = 0
+    brittleness: int = 0
+    leave_one_out: int = 0
+    mislabeled: str | None = None
+    agreement: bool = False
+    repeats: int = 3
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("ceiling", "counterfactual", "brittleness", "leave_one_out"):
+            if getattr(self, name) < 0:
+                raise SettingsError(
+                    f"evaluation.{name} must be a number of models or samples ≥ 0, got {getattr(self, name)}"
+                )
+        for name in ("models", "repeats", "workers"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.fraction <= 1:
+            raise SettingsError(f"evaluation.fraction must lie in (0, 1], got {self.fraction}")
+        if self.ceiling > self.models:
+            raise SettingsError(
+                f"evaluation.ceiling is {self.ceiling}, more than the {self.models} models there are to repeat"
+            )

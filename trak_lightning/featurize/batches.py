@@ -1,0 +1,70 @@
+"""Which batches a rank computes: those of the missing blocks, claimed one by one or dealt out beforehand."""
+
+from collections.abc import Iterator, Sequence
+
+from trak_lightning.stores.base import FeatureSet
+
+
+class ClaimedBlocks:
+    """The batches of those missing blocks that can be claimed, each block claimed when its turn comes.
+
+    Its length is that of all batches: how many others will have done is not known before.
+    """
+
+    def __init__(self, feature_set: FeatureSet, blocks: Sequence[int]) -> None:
+        self._feature_set = feature_set
+        self._blocks = blocks
+        self._claimed: list[int] = []
+
+    def __len__(self) -> int:
+        return sum(-(-len(self._feature_set.spec.block_range(block)) // self._size) for block in self._blocks)
+
+    def __iter__(self) -> Iterator[range]:
+        for block in self._blocks:
+            if self._feature_set.claim(block):
+                self._claimed.append(block)
+                yield from _batches(self._feature_set, block)
+
+    def release(self) -> None:
+        """Let others have what was claimed and not stored."""
+        for block in self._claimed:
+            self._feature_set.release(block)
+        self._claimed = []
+
+    @property
+    def _size(self) -> int:
+        return self._feature_set.spec.batch_size
+
+
+class LockstepBatches:
+    """The batches of one rank where no rank can make a step alone: as many for each as for the one that has most.
+
+    Blocks are dealt out beforehand. The first batch is the same for all; it and those that fill up are computed and dropped.
+    """
+
+    def __init__(self, feature_set: FeatureSet, blocks: Sequence[int], rank: int, world_size: int) -> None:
+        dealt = [
+            [batch for block in blocks[each::world_size] for batch in _batches(feature_set, block)]
+            for each in range(world_size)
+        ]
+        first, most = dealt[0][:1], max(map(len, dealt))
+        self._batches = first + dealt[rank] + first * (most - len(dealt[rank]))
+        self.kept = range(1, len(dealt[rank]) + 1)
+        """The numbers of the batches that are not dropped."""
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[range]:
+        return iter(self._batches)
+
+    def release(self) -> None:
+        """Nothing is claimed: another job may do the same blocks, with the same result."""
+
+
+def _batches(feature_set: FeatureSet, block: int) -> Iterator[range]:
+    """Those of a block, but for rows that are known."""
+    samples, size = feature_set.spec.block_range(block), feature_set.spec.batch_size
+    known = feature_set.known_rows(block)
+    for start in range(len(known) if known else 0, len(samples), size):
+        yield samples[start : start + size]

@@ -1,0 +1,96 @@
+"""Collect the rows of batches and store them block by block."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from trak_lightning.data.dataset import IndexedBatch
+from trak_lightning.errors import TrakError
+from trak_lightning.featurize.module import Featurizer
+from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
+
+
+class BlockWriter(BasePredictionWriter):
+    """Collects rows until a block is whole, and stores it while the next one is being computed.
+
+    What is not whole when the process dies is done again. Memory: three blocks.
+    """
+
+    def __init__(self, advance: Callable[[int], None], world_size: int) -> None:
+        super().__init__("batch")
+        self._advance = advance
+        self._pending: list[FeatureRows] = []
+        self._writing: Future[None] | None = None
+        self._computed = torch.zeros(world_size, dtype=torch.int64).share_memory_()
+
+    @property
+    def computed(self) -> int:
+        """Rows computed so far by this rank, and by those that it has spawned."""
+        return int(self._computed.sum())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_advance": _ignore}  # a progress bar does not travel to ranks that are spawned
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._pool = ThreadPoolExecutor(1, "trak-write")
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._finish()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        with suppress(TrakError):  # a whole block is worth waiting for; the first error is the one to tell
+            self._finish()
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: FeatureRows | None,
+        batch_indices: Sequence[int] | None,
+        batch: IndexedBatch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        assert isinstance(pl_module, Featurizer)
+        if prediction is None:
+            return
+        feature_set = pl_module.feature_set
+        block = int(prediction.index[0]) // feature_set.spec.block_size
+        samples = feature_set.spec.block_range(block)
+        if not self._pending and prediction.index[0] > samples.start:
+            known = feature_set.known_rows(block)
+            assert known is not None
+            self._pending.append(known)
+        self._pending.append(prediction)
+        if sum(map(len, self._pending)) == len(samples):
+            self._finish()
+            self._writing = self._pool.submit(_store, feature_set, block, concatenate(self._pending))
+            self._pending = []
+        self._computed[trainer.global_rank] += len(prediction)
+        self._advance(len(prediction) * trainer.world_size)
+        if not self._pending:
+            pl_module.stop.check()
+
+    def _finish(self) -> None:
+        """Wait until the last whole block is stored.
+
+        Raises:
+            StorageError: it could not be.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+
+def _ignore(count: int) -> None:
+    pass
+
+
+def _store(feature_set: FeatureSet, block: int, rows: FeatureRows) -> None:
+    feature_set.write_block(block, rows)
+    feature_set.release(block)

@@ -1,0 +1,92 @@
+"""How far to trust the scores: evaluations, the choice of λ, and the spectrum of the Gram matrix."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trak_lightning.errors import IncompatibleRunError
+from trak_lightning.evaluation.drawing import SERIES, axes, inline_svg
+from trak_lightning.evaluation.result import Result, read_result
+from trak_lightning.report.contents import Panel
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.system import System
+
+
+def read_results(run: RunDirectory) -> tuple[list[tuple[str, Result]], list[str]]:
+    """Read every stored result of `trak evaluate` by its name, the linear datamodeling score first, and say what is outdated.
+
+    Raises:
+        CorruptFileError: a file is damaged.
+    """
+    results, notes = [], []
+    for path in sorted(run.evaluation.glob("*.json"), key=lambda path: (not path.name.startswith("lds-"), path.name)):
+        try:
+            results.append((path.stem, read_result(path)))
+        except IncompatibleRunError as error:
+            notes.append(f"An evaluation is not shown: {error}")
+    return results, notes
+
+
+def evaluated(name: str, result: Result) -> Panel:
+    """Show the result of an evaluation."""
+    return Panel(result.title, result.text, result.svg(name), result.columns, result.rows)
+
+
+def numerics(scoring: Mapping[str, Any], checkpoints: Sequence[CheckpointFeatures]) -> Iterator[Panel]:
+    """Show how λ was chosen, if by calibration, and the spectrum that it cuts.
+
+    Args:
+        scoring: what the scorer recorded in the score file.
+        checkpoints: the features that were scored.
+    """
+    values, traces = scoring.get("regularization", []), scoring.get("trace", [])
+    if curve := scoring.get("curve"):
+        chosen = values[0] / traces[0] if values and traces and traces[0] and values[0] else None
+        yield Panel(
+            "How was λ chosen?",
+            "Scores made from the other checkpoints predict the output of each checkpoint on training examples, since the "
+            "subset that it was trained on is known. The curve shows how well they do for each strength of the regularization λ.",
+            _calibration_curve(curve["relative"], curve["lds"], chosen),
+        )
+    if scoring.get("weights") and values:
+        yield _spectrum(System(checkpoints[0], scoring["weights"]).spectrum(), float(values[0]))
+
+
+def _calibration_curve(relative: Sequence[float], curves: Mapping[str, Sequence[float]], chosen: float | None) -> str:
+    """Linear datamodeling score at each λ/trace that was tried."""
+    with axes("calibration") as (figure, axis):
+        for name, values in curves.items():
+            axis.plot(relative, values, "o-", label=f"weights: {name}")
+        if chosen is not None:
+            axis.axvline(chosen, color=SERIES[1], linestyle="--", label=f"chosen: trace/{1 / chosen:.0f}")
+        axis.set_xscale("log")
+        axis.set_xlabel("λ / trace(ΦᵀWΦ)")
+        axis.set_ylabel("correlation")
+        axis.legend()
+        return inline_svg("calibration", figure, "Correlation of predicted and observed outputs, by λ")
+
+
+def _spectrum(values: Array, regularization: float) -> Panel:
+    positive = np.sort(values[values > 0])[::-1]
+    dimension = float((positive / (positive + regularization)).sum())
+    # A few hundred points of the line look the same as thousands.
+    places = np.unique(np.geomspace(1, len(positive), 400).astype(int)) - 1
+    with axes("spectrum") as (figure, axis):
+        axis.plot(places + 1, positive[places], label="eigenvalues of ΦᵀWΦ")
+        if regularization > 0:
+            axis.axhline(regularization, color=SERIES[1], linestyle="--", label=f"λ = {regularization:.3g}")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=max(positive[0] * 1e-10, positive[-1]) / 2)
+        axis.set_xlabel("rank")
+        axis.legend()
+        svg = inline_svg("spectrum", figure, "Eigenvalues of the Gram matrix in descending order")
+    return Panel(
+        "How many directions matter?",
+        "Eigenvalues of the Gram matrix ΦᵀWΦ of the first checkpoint. Directions above the dashed line are used, those below "
+        f"are damped as noise. The effective dimension Σ s/(s + λ) is {dimension:.0f} of {len(values):,}. If it is close to k or to "
+        "the number of training examples, a larger k or λ may give better scores.",
+        svg,
+    )

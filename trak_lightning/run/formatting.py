@@ -1,0 +1,31 @@
+"""Numbers as people write them."""
+
+from collections.abc import Iterable
+
+
+def format_ranges(parts: Iterable[range], most: int = 8) -> str:
+    """Write ascending ranges of integers; adjacent ranges are joined, and at most `most` are written out.
+
+    >>> format_ranges([range(0, 2), range(2, 3), range(7, 8), range(9, 11)])
+    '0–2, 7, 9–10'
+    """
+    joined: list[range] = []
+    for part in parts:
+        if joined and part.start == joined[-1].stop:
+            joined[-1] = range(joined[-1].start, part.stop)
+        else:
+            joined.append(part)
+    texts = [str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in joined[:most]]
+    return ", ".join(texts) + (f" and {len(joined) - most} more ranges" if len(joined) > most else "")
+
+
+def format_bytes(nbytes: float) -> str:
+    """Write a number of bytes with three significant digits, in powers of 1000.
+
+    >>> format_bytes(512), format_bytes(1_234_567), format_bytes(23_400_000_000)
+    ('512 B', '1.23 MB', '23.4 GB')
+    """
+    value, units = float(nbytes), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"
