@@ -185,7 +185,7 @@ def test_help_shows_the_options_of_a_plugin_with_their_docstrings(arguments):
     shown = trak(*arguments)
     assert shown.returncode == 0, shown.stderr
     assert "--projector.nnz" in shown.stdout
-    assert "the number of non-zeros a column" in " ".join(shown.stdout.split())
+    assert "the number of non-zeros per column" in " ".join(shown.stdout.split())
 
 
 @pytest.mark.parametrize("name", ["functional", "hdf5", "image_classification", "trak"])
