@@ -20,6 +20,7 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
 from trak_lightning.evaluation.scored_run import ScoredRun
+from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.model.checkpoints import Checkpoint, expand
 from trak_lightning.retraining.outputs import Retraining, missing
 from trak_lightning.retraining.retrainer import Retrainer
@@ -110,13 +111,11 @@ class Job:
     def featurize(self, checkpoints: list[str]) -> None:
         """Compute the features that are missing."""
         started = time.perf_counter()
-        trak, splits, how = self.trak(), self._splits, self._how
+        job = self._featurize_job().with_checkpoints(checkpoints, weights_only=self.weights_only)
         with narrated() if self.speaks else nullcontext():
-            trak.prepare(splits, checkpoints, train=self._config.train_split, **how)
+            job.prepare()
             self.keep_configuration()
-            computed = sum(
-                trak.featurize_split(data, split, **how, shard=str(self.shard)) for split, data in splits.items()
-            )
+            computed = sum(map(job.compute, job.splits))
         rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
         if self.speaks:
             what = f"{rows} rows in {self._store.elsewhere or short(self.run.features)}"
@@ -129,15 +128,23 @@ class Job:
 
     def require_compatible(self) -> None:
         """Refuse to begin, let alone to train, if the features that are there were made with other settings."""
-        self.trak().require_compatible(self._splits, train=self._config.train_split, **self._how)
+        self._featurize_job().require_compatible()
 
-    @property
-    def _splits(self) -> dict[str, AttributionData]:
-        return {self._config.train_split: self.train_data, self._config.target_split: self.target_data}
-
-    @property
-    def _how(self) -> dict[str, Any]:
-        return {"block_size": self._config.block_size, "grow": bool(self._config.grow)}
+    def _featurize_job(self) -> FeaturizeJob:
+        """The featurizing job of training and target samples, without checkpoints."""
+        trak, settings = self.trak(), self._config
+        return FeaturizeJob(
+            trak.model,
+            trak.spec,
+            trak.run,
+            trak.store,
+            trak.trainer,
+            {settings.train_split: self.train_data, settings.target_split: self.target_data},
+            train=settings.train_split,
+            block_size=settings.block_size,
+            grow=bool(settings.grow),
+            shard=self.shard,
+        )
 
     def _unfinished(self) -> str:
         """The shards that have rows missing, in words."""
@@ -158,13 +165,7 @@ class Job:
             Checkpoint.of(source, trak.model, weights_only=self.weights_only).load_into(trak.model)
             found = [("weights", source)]
         with nullcontext() if self.json else narrated():
-            findings = trak.check(
-                self.train_data,
-                targets=self.target_data,
-                checkpoints=self.num_checkpoints,
-                block_size=self._config.block_size,
-                scorer=self.parts.scorer,
-            )
+            findings = trak.check(self.train_data, checkpoints=self.num_checkpoints)
         return found + [(finding.topic, finding.text) for finding in findings]
 
     def trak(self) -> TRAK:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trak_lightning.data.dataset import IndexedBatch
 from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError
-from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.featurize.verification import difference, refuse
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.projectors.base import Projection
@@ -52,6 +52,10 @@ class RowComputer:
         self._device = device
         self._precision = precision
         self._seen_outputs = False
+
+    def account(self, indexed: IndexedBatch) -> list[RuleUse]:
+        """Which rule computes which parameters, on a batch like those to come."""
+        return self._extractor.account(self._model, self._task, indexed.batch, self._layout)
 
     def rows(self, indexed: IndexedBatch) -> FeatureRows:
         """Compute the row of every sample.

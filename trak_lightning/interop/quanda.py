@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from trak_lightning.api import TRAK, Choice
+from trak_lightning.api import TRAK, PluginChoice
 from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import CheckpointSource
 
@@ -64,9 +64,9 @@ class TRAKExplainer(Explainer):
         model_id: str = "trak",
         batch_size: int = 64,
         parameters: Sequence[str] | None = None,
-        projector: Choice = "sparse_jl",
-        extractor: Choice = "auto",
-        scorer: Choice = "trak",
+        projector: PluginChoice = "sparse_jl",
+        extractor: PluginChoice = "auto",
+        scorer: PluginChoice = "trak",
         seed: int = 0,
     ) -> None:
         files = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints or ())

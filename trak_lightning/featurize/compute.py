@@ -1,4 +1,4 @@
-"""Computing what is missing of several feature sets under a Trainer, with any number of ranks and of other jobs."""
+"""Compute the missing blocks of several feature sets under a Trainer, with any number of ranks and of other jobs."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,45 +19,53 @@ from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.stores.base import FeatureSet
 
 POLL_SECONDS = 0.2
-"""How often a job whose work is done looks whether other jobs have finished theirs."""
+"""How often a job whose own blocks are stored looks whether other jobs have stored theirs."""
 
 
-class Work(NamedTuple):
-    """The blocks of one feature set that are a job's."""
+class Assignment(NamedTuple):
+    """The blocks of one feature set that this job has to see stored."""
 
     checkpoint: Checkpoint
     feature_set: FeatureSet
     blocks: range
 
     def missing(self) -> list[int]:
+        """The blocks not yet stored, in order."""
         return self.feature_set.missing_in(self.blocks)
 
 
 @dataclass(frozen=True)
-class Worker:
-    """One rank at a job."""
+class BlockComputer:
+    """One rank of a job.
+
+    Args:
+        trainer: runs the passes.
+        assignments: one for each checkpoint.
+        featurizer: makes the module that computes the rows of an assignment.
+        advance: is told how many rows have been computed.
+        stop: whether the process was asked to end.
+    """
 
     trainer: L.Trainer
-    work: Sequence[Work]
-    featurizer: Callable[[Work], Featurizer]
+    assignments: Sequence[Assignment]
+    featurizer: Callable[[Assignment], Featurizer]
     advance: Callable[[int], None]
-    """Told how many rows have been computed."""
     stop: StopRequest
 
     def run(self) -> int:
-        """Compute until nothing is missing; returns the rows computed by all ranks of this job.
+        """Compute until no block is missing; return the number of rows computed by all ranks of this job.
 
         Raises:
-            IncompleteRunError: something is missing all the same, or another rank has ended.
+            IncompleteRunError: blocks are missing all the same, or another rank has ended.
             TerminatedError: the process was asked to end.
         """
         # Ranks meet in their first prediction. Before that, each sees for itself what is missing; afterwards, rank 0.
-        computed = self._compute(self.work[0]) if will_join_group(self.trainer) else 0
+        computed = self._compute(self.assignments[0]) if will_join_group(self.trainer) else 0
         missing, idle = agreed(self.trainer, self._missing), 0
         while missing:
             for number in missing:
                 self.stop.check()
-                computed += self._compute(self.work[number])
+                computed += self._compute(self.assignments[number])
             before = missing
             while (missing := agreed(self.trainer, partial(self._missing, free=True))) is None:
                 self.stop.check()
@@ -65,16 +73,16 @@ class Worker:
             idle = 0 if missing != before else idle + 1
             if missing and idle > 1:
                 raise IncompleteRunError(
-                    f"{sum(missing.values())} blocks of {self.work[0].feature_set.spec.split} are missing after featurizing: "
-                    "it was interrupted, a process died, or the Trainer limits the batches. What is stored is kept; run the "
-                    "same command again."
+                    f"{sum(missing.values())} blocks of {self.assignments[0].feature_set.spec.split} are missing after "
+                    "featurizing: it was interrupted, a process died, or the Trainer limits the batches. What is stored is "
+                    "kept; run the same command again."
                 )
         return computed
 
-    def _compute(self, part: Work) -> int:
-        """Compute the missing blocks that no other process works on; returns the rows that all ranks computed."""
-        featurizer, writer = self.featurizer(part), BlockWriter(self.advance, self.trainer.world_size)
-        part.checkpoint.load_into(featurizer.model)
+    def _compute(self, assignment: Assignment) -> int:
+        """Compute the missing blocks that no other process works on; return the rows that all ranks computed."""
+        featurizer, writer = self.featurizer(assignment), BlockWriter(self.advance, self.trainer.world_size)
+        assignment.checkpoint.load_into(featurizer.model)
         try:
             with lost_ranks():
                 predict(self.trainer, featurizer, [writer])
@@ -85,17 +93,17 @@ class Worker:
             self.stop.check()  # signals also end the worker processes of a loader, and other ranks
             raise
         finally:
-            if featurizer.plan is not None:
-                featurizer.plan.release()
+            if featurizer.batches is not None:
+                featurizer.batches.release()
 
     def _missing(self, *, free: bool = False) -> dict[int, int] | None:
-        """Which parts of the work have how many blocks missing. With `free`: None while others compute all of these."""
-        blocks = {number: part.missing() for number, part in enumerate(self.work)}
+        """How many blocks are missing, by assignment. With `free`: None while other processes compute all of these."""
+        blocks = {number: assignment.missing() for number, assignment in enumerate(self.assignments)}
         missing = {number: len(found) for number, found in blocks.items() if found}
         if not missing or not free:
             return missing
         for number in missing:
-            feature_set = self.work[number].feature_set
+            feature_set = self.assignments[number].feature_set
             for block in blocks[number]:
                 if feature_set.claim(block):
                     feature_set.release(block)
@@ -104,7 +112,7 @@ class Worker:
 
 
 def predict(trainer: L.Trainer, featurizer: Featurizer, callbacks: list[L.Callback]) -> None:
-    """Run the Trainer once, with these callbacks beside its own, and leave it as it was."""
+    """Run the Trainer once with these callbacks in addition to its own, and restore it."""
     own_callbacks = trainer.callbacks  # type: ignore[attr-defined]
     trainer.callbacks = [*own_callbacks, *callbacks]  # type: ignore[attr-defined]
     try:
