@@ -27,10 +27,10 @@ from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.scoring.compute import LOCAL
 from trak_lightning.scoring.fabric import FabricCompute
-from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
+from trak_lightning.scoring.views import Reduction
 from trak_lightning.stores.base import FeatureStore
 from trak_lightning.stores.shards import Shard
 from trak_lightning.tasks.base import Task

@@ -13,8 +13,8 @@ from trak_lightning.cli.output import print_json, short, summary
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.compute import LOCAL, Compute
-from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.score_run import score_run
+from trak_lightning.scoring.views import Reduction
 from trak_lightning.stores.base import FeatureStore
 
 READS = ("run_dir", "train_split", "target_split", "store", "scorer")

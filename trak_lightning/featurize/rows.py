@@ -72,7 +72,7 @@ class RowComputer:
                 self._model, self._task, indexed.batch, self._layout, lambda block: projection.add(block, features)
             )
         with torch.no_grad():
-            loss_weight, curvature = self._task.weights(self._model, indexed.batch, output)
+            loss_weight, curvature = self._task.loss_weight_and_curvature(self._model, indexed.batch, output)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         for name, column in columns.items():
             _require_finite(name, column, indexed.index, self._precision)

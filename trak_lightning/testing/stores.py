@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, NonFiniteGradientError
@@ -50,10 +51,12 @@ class StoreConformance:
         assert found.spec == SPEC
         for block, read in enumerate(found.blocks()):
             expected = rows(SPEC, block)
-            for name in ("index", "features", "output", "loss_weight", "curvature"):
+            for name in ("index", "features", "output", "loss_weight", "curvature", "content"):
                 np.testing.assert_array_equal(getattr(read, name), getattr(expected, name))
                 assert getattr(read, name).dtype == getattr(expected, name).dtype
-        assert len(found.column("output")) == 23
+        for name in ("output", "loss_weight", "curvature", "content"):
+            whole = np.concatenate([getattr(rows(SPEC, block), name) for block in range(3)])
+            np.testing.assert_array_equal(found.column(name), whole)
 
     def test_blocks_are_missing_until_they_are_written(self, bound: FeatureStore, tmp_path: Path) -> None:
         created = bound.create(SPEC)
@@ -175,8 +178,9 @@ def rows(spec: FeatureSpec, block: int) -> FeatureRows:
     """Random rows for a block."""
     samples = spec.block_range(block)
     generator = np.random.default_rng(block)
-    columns = [generator.standard_normal(len(samples), np.float32) for _ in range(3)]
+    columns: list[npt.NDArray[Any]] = [generator.standard_normal(len(samples), np.float32) for _ in range(3)]
     features = generator.standard_normal((len(samples), spec.dim), np.float32)
+    columns.append(generator.integers(0, 2**64, len(samples), np.uint64))
     return FeatureRows(np.arange(samples.start, samples.stop), features, *columns)
 
 
