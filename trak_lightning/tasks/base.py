@@ -1,5 +1,6 @@
 """The interface of a task."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
+
+from trak_lightning.errors import SettingsError
+from trak_lightning.tasks.state import to_json
 
 _SIZE: ContextVar[int | None] = ContextVar("batch_size", default=None)
 
@@ -77,10 +81,21 @@ class Task(ABC):
         """What the model predicts, for people to read: class probabilities (B, C), or None if the task has no classes."""
         return None
 
-    def weights(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
-        """q and r of every sample: what is asked for, once a batch, after its gradients. Override it where both come from
-        one more forward pass."""
+    def loss_weight_and_curvature(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
+        """q and r of every sample, (B,) each. Called once per batch, after its gradients. Override it where one more forward
+        pass gives both."""
         return self.loss_weight(model, batch, output), self.curvature(model, batch, output)
+
+    def require_agreement(self, whole: Any, outputs: Tensor) -> None:  # noqa: B027 (most tasks have nothing to compare)
+        """Compare what `output` found for a batch as a whole with the outputs of its samples, given one at a time.
+
+        Args:
+            whole: `OneSampleAtATime.whole`, as raised for the batch.
+            outputs: of every sample of that batch, (B,).
+
+        Raises:
+            DataError: the batch as a whole says something else, so the samples alone are not what the model was trained on.
+        """
 
     def fit(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
         """What is to be known of the training set before there can be an output, for tasks with `fit_samples`.
@@ -97,7 +112,20 @@ class Task(ABC):
 
     @property
     def state(self) -> dict[str, Any]:
-        """Settings that determine the output, for the run directory: public attributes that JSON can hold."""
-        return {"class": f"{type(self).__module__}.{type(self).__qualname__}"} | {
-            name: value for name, value in vars(self).items() if not name.startswith("_")
-        }
+        """Settings that determine the output, as JSON, for the run directory: all public attributes.
+
+        Raises:
+            SettingsError: an attribute cannot be recorded, or hides a method of the task.
+        """
+        own = f"{type(self).__module__}.{type(self).__qualname__}"
+        if callable(getattr(type(self), "weights", None)):
+            raise SettingsError(
+                f"{own} has a method `weights`, which is now called `loss_weight_and_curvature`. Rename it."
+            )
+        found = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        for name in found:
+            if inspect.isfunction(getattr(Task, name, None)) and not callable(found[name]):
+                raise SettingsError(
+                    f"{own} has an attribute {name!r}, which hides its method of that name. Choose another name for it."
+                )
+        return {"class": own} | {name: to_json(value, f"{own}.{name}") for name, value in found.items()}

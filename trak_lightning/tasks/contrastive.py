@@ -10,8 +10,11 @@ from typing_extensions import Self
 
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.tasks.base import Task
-from trak_lightning.tasks.fields import Arguments, Inputs, Key, as_named, describe, field, select
-from trak_lightning.tasks.memo import Recall
+from trak_lightning.tasks.calling import Arguments
+from trak_lightning.tasks.fields import Inputs, Key, describe, entry, named_entries, select_entries
+from trak_lightning.tasks.memo import Memo
+from trak_lightning.tasks.state import to_json
+from trak_lightning.tasks.validation import number
 
 EMBEDDINGS = ("image_embeds", "text_embeds")
 """What ``CLIPModel`` calls φ and ψ."""
@@ -54,6 +57,8 @@ class Contrastive(Task):
         inputs: Inputs = None,
         outputs: list[Key] | None = None,
     ) -> None:
+        negatives, scale = int(negatives), scale if isinstance(scale, str) else number(scale, "scale")
+        logit_scale = None if logit_scale is None else number(logit_scale, "logit_scale")
         if negatives < 1:
             raise SettingsError(f"negatives must be a positive number of pairs, got {negatives}")
         if scale != "model" and not (isinstance(scale, (int, float)) and scale > 0):
@@ -65,10 +70,10 @@ class Contrastive(Task):
         self.logit_scale = logit_scale
         if outputs is not None and len(outputs) != 2:
             raise SettingsError(f"outputs must name two entries, of images and of texts, got {outputs!r}")
-        self.inputs = inputs
-        self.outputs = outputs
+        self.inputs = to_json(inputs, "inputs")
+        self.outputs = to_json(outputs, "outputs")
         self._bank: Mapping[str, Tensor] = {}
-        self._recall = Recall[Tensor]()
+        self._memo = Memo[Tensor]()
 
     @property
     def fit_samples(self) -> int:  # type: ignore[override]
@@ -84,12 +89,12 @@ class Contrastive(Task):
 
     def fitted(self, found: Mapping[str, Tensor]) -> Self:
         bound = copy.copy(self)
-        bound._bank, bound._recall = dict(found), Recall[Tensor]()
+        bound._bank, bound._memo = dict(found), Memo[Tensor]()
         return bound
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
         output, gaps = self._output(model, batch)
-        self._recall.keep(batch, output, gaps.detach())
+        self._memo.keep(batch, output, gaps.detach())
         return output
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ class Contrastive(Task):
 
     def _probabilities(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         """Of the true text for the image and of the true image for the text: (B, 2)."""
-        gaps = self._recall.of(batch, output, lambda: self._output(model, batch)[1])
+        gaps = self._memo.of(batch, output, lambda: self._output(model, batch)[1])
         return torch.sigmoid(-(self._bank["logit_scale"] * gaps).logsumexp(-1))
 
     def _output(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -128,7 +133,7 @@ class Contrastive(Task):
     def _embeddings(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """φ and ψ, (B, d) each, of unit length, in float32 or wider."""
         found = self._arguments(batch).call(model)
-        pair = [field(found, key, "outputs", "the model's output") for key in self.outputs or _default_outputs(found)]
+        pair = [entry(found, key, "outputs", "the model's output") for key in self.outputs or _default_outputs(found)]
         for name, embedding in zip(("image", "text"), pair, strict=True):
             if not isinstance(embedding, Tensor) or embedding.ndim != 2 or embedding.shape != pair[0].shape:
                 shape = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
@@ -138,8 +143,8 @@ class Contrastive(Task):
 
     def _arguments(self, batch: Any) -> Arguments:
         if self.inputs is not None:
-            return select(batch, self.inputs)
-        if (named := as_named(batch)) is not None:
+            return select_entries(batch, self.inputs)
+        if (named := named_entries(batch)) is not None:
             return Arguments(kwargs={name: value for name, value in named.items() if isinstance(value, Tensor)})
         if isinstance(batch, (tuple, list)):
             return Arguments(tuple(batch))
@@ -159,7 +164,7 @@ class Contrastive(Task):
 
 
 def _default_outputs(found: Any) -> Sequence[Key]:
-    named = as_named(found)
+    named = named_entries(found)
     return (0, 1) if named is None or EMBEDDINGS[0] not in named else EMBEDDINGS
 
 

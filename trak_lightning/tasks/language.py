@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
-from trak_lightning.tasks.fields import LABEL_NAMES, Arguments, as_named, split
+from trak_lightning.model.adapters import virtual_tokens
+from trak_lightning.tasks.calling import Arguments, exact
+from trak_lightning.tasks.fields import LABEL_NAMES, named_entries, split_batch
 from trak_lightning.tasks.margin import is_wrapped
 from trak_lightning.tasks.supervised import prediction
 from trak_lightning.tasks.tokens import TokenMargins
@@ -46,8 +48,9 @@ class CausalLM(TokenMargins):
         batch, mask = _without_mask(batch)
         if self.labels is None and _has_no_labels(batch):
             own = self._own_labels(batch)
-            batch = {**(as_named(batch) or {}), LABEL_NAMES[0]: own}
-        arguments, labels = split(batch, self.inputs, self.labels)
+            batch = {**(named_entries(batch) or {}), LABEL_NAMES[0]: own}
+        call, labels = split_batch(batch, self.inputs, self.labels)
+        arguments = exact(call)
         kwargs = arguments.kwargs or {}
         if "position_ids" in kwargs and kwargs.get("attention_mask") is None:
             arguments = replace(arguments, kwargs={**kwargs, "use_cache": False})
@@ -55,10 +58,13 @@ class CausalLM(TokenMargins):
         next_labels = torch.cat([labels[:, 1:], next_labels[:, :1]], dim=1)
         if mask is not None:
             mask = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-        return prediction(arguments.call(model), self.outputs), _counted(next_labels, mask, self.ignore_index)
+        logits = prediction(arguments.call(model), self.outputs)
+        if logits.ndim == 3 and logits.shape[1] != labels.shape[1]:
+            logits = logits[:, virtual_tokens(model) :]
+        return logits, _counted(next_labels, mask, self.ignore_index)
 
     def _own_labels(self, batch: Any) -> Tensor:
-        named = as_named(batch)
+        named = named_entries(batch)
         if named is None or "input_ids" not in named:
             raise DataError(
                 f"causal_lm expects batches with input_ids, as tokenizers make them; this one is a {type(batch).__name__}"
@@ -93,21 +99,22 @@ class Seq2SeqLM(TokenMargins):
 
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         batch, mask = _without_mask(batch)
-        arguments, labels = split(batch, self.inputs, self.labels)
+        call, labels = split_batch(batch, self.inputs, self.labels)
+        arguments = exact(call)
         if "decoder_input_ids" not in (arguments.kwargs or {}):
             arguments = Arguments(arguments.args, {**(arguments.kwargs or {}), "labels": labels})
         return prediction(arguments.call(model), self.outputs), _counted(labels, mask, self.ignore_index)
 
 
 def _without_mask(batch: Any) -> tuple[Any, Tensor | None]:
-    named = as_named(batch)
+    named = named_entries(batch)
     if named is None or TARGET_MASK not in named:
         return batch, None
     return {name: value for name, value in named.items() if name != TARGET_MASK}, named[TARGET_MASK]
 
 
 def _has_no_labels(batch: Any) -> bool:
-    named = as_named(batch)
+    named = named_entries(batch)
     return not any(name in named for name in LABEL_NAMES) if named is not None else not isinstance(batch, (tuple, list))
 
 

@@ -123,7 +123,9 @@ class TaskConformance:
         assert task.loss_function in ("logistic", "squared", "linear")
         output = task.output(model, batch).detach()
         weight, curvature = (value(model, batch, output) for value in (task.loss_weight, task.curvature))
-        torch.testing.assert_close(task.weights(model, batch, output), (weight, curvature), rtol=0, atol=0)
+        torch.testing.assert_close(
+            task.loss_weight_and_curvature(model, batch, output), (weight, curvature), rtol=0, atol=0
+        )
         for value in (weight, curvature):
             assert value.shape == (SIZE,)
             assert value.isfinite().all()
