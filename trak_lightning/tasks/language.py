@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
+from trak_lightning.model.adapters import virtual_tokens
 from trak_lightning.tasks.calling import Arguments, exact
 from trak_lightning.tasks.fields import LABEL_NAMES, named_entries, split_batch
 from trak_lightning.tasks.margin import is_wrapped
@@ -58,7 +59,10 @@ class CausalLM(TokenMargins):
         next_labels = torch.cat([labels[:, 1:], next_labels[:, :1]], dim=1)
         if mask is not None:
             mask = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-        return prediction(arguments.call(model), self.outputs), _counted(next_labels, mask, self.ignore_index)
+        logits = prediction(arguments.call(model), self.outputs)
+        if logits.ndim == 3 and logits.shape[1] != labels.shape[1]:
+            logits = logits[:, virtual_tokens(model) :]
+        return logits, _counted(next_labels, mask, self.ignore_index)
 
     def _own_labels(self, batch: Any) -> Tensor:
         named = named_entries(batch)
