@@ -5,12 +5,12 @@ import pytest
 
 from trak_lightning import registry
 from trak_lightning.errors import DataError
-from trak_lightning.scoring.groups import group_targets
 from trak_lightning.scoring.inner_products import InnerProducts, Part
 from trak_lightning.scoring.scores import write_scores
 from trak_lightning.scoring.self_influence import self_influence
 from trak_lightning.scoring.thresholding import soft_threshold
 from trak_lightning.scoring.trak import Trak
+from trak_lightning.scoring.views import group_targets, some_targets
 
 N, K, M, TARGETS, RIDGE = 25, 6, 3, 4, 0.4
 
@@ -94,9 +94,9 @@ def test_soft_thresholding(sets):
 
 
 def test_some_targets_in_any_order_score_as_among_all(sets):
-    scoring, positions = InnerProducts(sets, [Part()] * len(sets)), np.array([3, 0, 2, 3])
-    found = scoring.of_targets(positions).rows(0, len(positions))
-    np.testing.assert_allclose(found, scoring.rows(0, TARGETS)[positions], rtol=1e-12)
+    positions, parts = np.array([3, 0, 2, 3]), [Part()] * len(sets)
+    found = InnerProducts([some_targets(features, positions) for features in sets], parts).rows(0, len(positions))
+    np.testing.assert_allclose(found, InnerProducts(sets, parts).rows(0, TARGETS)[positions], rtol=1e-12)
 
 
 def test_a_group_scores_the_mean_or_sum_of_its_targets(sets):
@@ -110,7 +110,7 @@ def test_a_group_scores_the_mean_or_sum_of_its_targets(sets):
 
 @pytest.mark.parametrize("wrong", [[0, 1], [0.5] * TARGETS])
 def test_groups_that_do_not_fit_the_targets_are_refused(wrong, sets):
-    with pytest.raises(DataError, match=f"groups must be {TARGETS} integers, one a target"):
+    with pytest.raises(DataError, match=f"groups must be {TARGETS} integers, one per target"):
         group_targets(sets[0], wrong)
 
 
@@ -137,7 +137,7 @@ def test_only_the_best_are_kept_if_asked(sets, tmp_path):
     for which in ("top", "bottom"):
         for found, expected in zip(getattr(best, which)(3), getattr(whole, which)(3), strict=True):
             np.testing.assert_array_equal(found, expected)
-    with pytest.raises(DataError, match="holds the 3 best and worst of each target and no matrix"):
+    with pytest.raises(DataError, match="holds the 3 best and worst of each target, and no matrix"):
         best.top(4)
     with pytest.raises(DataError, match="Score again without top"):
         best.effects(0)

@@ -15,10 +15,10 @@ from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.compute import LOCAL, Compute
-from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.ranking import Ranking, rank
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import open_scores
+from trak_lightning.scoring.views import Reduction
 from trak_lightning.stores.base import FeatureStore
 
 

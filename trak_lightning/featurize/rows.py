@@ -12,6 +12,7 @@ from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradien
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.featurize.verification import difference, refuse
 from trak_lightning.gradients import ParameterLayout
+from trak_lightning.model.caches import clear_caches
 from trak_lightning.projectors.base import Projection
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task
@@ -72,7 +73,7 @@ class RowComputer:
                 self._model, self._task, indexed.batch, self._layout, lambda block: projection.add(block, features)
             )
         with torch.no_grad():
-            loss_weight, curvature = self._task.weights(self._model, indexed.batch, output)
+            loss_weight, curvature = self._task.loss_weight_and_curvature(self._model, indexed.batch, output)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         for name, column in columns.items():
             _require_finite(name, column, indexed.index, self._precision)
@@ -100,6 +101,7 @@ class RowComputer:
                 f"the output of {type(self._task).__name__} must have shape {expected}, one number a sample; got {found}. Do not average "
                 "over the batch: reduction='none', or no .mean()."
             )
+        clear_caches(self._model, lambda: self._task.output(self._model, indexed.batch))
         self._seen_outputs = True
 
     def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
