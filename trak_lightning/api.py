@@ -19,7 +19,7 @@ from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import ParameterLayout
-from trak_lightning.model.checkpoints import CheckpointSource
+from trak_lightning.model.checkpoints import Checkpoints
 from trak_lightning.model.compiled import original
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.projectors.base import Projector
@@ -106,7 +106,7 @@ class TRAK:
     def featurize(
         self,
         train_dataset: DataSource,
-        checkpoints: Sequence[CheckpointSource] | None = None,
+        checkpoints: Checkpoints | None = None,
         *,
         batch_size: int | None = None,
         subsets: Sequence[npt.ArrayLike] | None = None,
@@ -119,8 +119,8 @@ class TRAK:
 
         Args:
             train_dataset: a map-style dataset, or a loader of one; read in the order of the dataset.
-            checkpoints: state dicts, or files and folders of any format in `trak_lightning.model.weight_files`, also with wildcards; the
-                model's present weights if None. ``x.ckpt`` is taken to have been trained on the samples in ``x.subset.npy``
+            checkpoints: one or several of: files and folders of any format in `trak_lightning.model.weight_files`, also with
+                wildcards; folders of checkpoint files; state dicts; modules. The model's current weights if None. ``x.ckpt`` is taken to have been trained on the samples in ``x.subset.npy``
                 if that lies beside it.
             batch_size: samples of one gradient batch; the loader's, or 64.
             subsets: the positions of the training samples that each checkpoint was trained on, where known.

@@ -13,6 +13,7 @@ from trak_lightning.errors import IncompleteRunError
 from trak_lightning.featurize.block_writer import BlockWriter
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.model.checkpoints import Checkpoint
+from trak_lightning.model.restore import restored
 from trak_lightning.runtime.lightning import interruptible, without_resuming
 from trak_lightning.runtime.ranks import agreed, lost_ranks, will_join_group
 from trak_lightning.runtime.signals import StopRequest
@@ -82,9 +83,9 @@ class BlockComputer:
     def _compute(self, assignment: Assignment) -> int:
         """Compute the missing blocks that no other process works on; return the rows that all ranks computed."""
         featurizer, writer = self.featurizer(assignment), BlockWriter(self.advance, self.trainer.world_size)
-        assignment.checkpoint.load_into(featurizer.model)
         try:
-            with lost_ranks():
+            with restored(featurizer.model), lost_ranks():
+                assignment.checkpoint.load_into(featurizer.model)
                 predict(self.trainer, featurizer, [writer])
                 # A rank that died early is not noticed by predict, and has to be met.
                 computed = torch.tensor(writer.computed, device=self.trainer.strategy.root_device)

@@ -1,8 +1,6 @@
 """A featurizing job: which feature sets there should be, which of their blocks this job computes, and the model as it was."""
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
+from torch import nn
 
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError, TerminatedError
@@ -19,9 +17,9 @@ from trak_lightning.featurize.compute import Assignment, BlockComputer
 from trak_lightning.featurize.fitting import Fitting, Reference, TrainingSet
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.featurize.spec import FeaturizeSpec
-from trak_lightning.model.checkpoints import Checkpoint, CheckpointSource, expand, subset_path
+from trak_lightning.model.checkpoints import Checkpoint, Checkpoints, CheckpointSource, distinct, expand, subset_path
 from trak_lightning.model.compiled import uncompiled
-from trak_lightning.model.dtensor import is_sharded, shards
+from trak_lightning.model.dtensor import shards
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory, read_subset
 from trak_lightning.runtime.lightning import quiet_lightning
@@ -68,7 +66,7 @@ class FeaturizeJob:
 
     def with_checkpoints(
         self,
-        sources: Sequence[CheckpointSource] | None,
+        sources: Checkpoints | None,
         subsets: Sequence[npt.ArrayLike] | None = None,
         *,
         weights_only: bool = True,
@@ -76,7 +74,7 @@ class FeaturizeJob:
         """The same job with these checkpoints, which are read and compared with the model.
 
         Args:
-            sources: state dicts, or paths of files and folders; the model's current weights if None.
+            sources: as for `trak_lightning.TRAK.featurize`.
             subsets: those that are known; else a subset file next to a checkpoint is read.
             weights_only: False unpickles files.
 
@@ -85,7 +83,7 @@ class FeaturizeJob:
             DataError: there is none, or a subset does not fit the training set.
         """
         with uncompiled(self.model):
-            found = expand(sources) if sources is not None else [copy.deepcopy(self.model.state_dict())]
+            found = expand(self.model if sources is None else sources)
             if not found:
                 raise DataError(
                     "checkpoints is an empty list; give at least one, or None for the model's current weights"
@@ -93,7 +91,11 @@ class FeaturizeJob:
             if subsets is not None and len(subsets) != len(found):
                 raise DataError(f"there are {len(found)} checkpoints and {len(subsets)} subsets; give one for each")
             loaded = [Checkpoint.of(source, self.model, weights_only=weights_only) for source in found]
-        known = list(subsets) if subsets is not None else [_subset_next_to(source) for source in found]
+        known: list[npt.ArrayLike | None] = (
+            list(subsets) if subsets is not None else [_subset_next_to(source) for source in found]
+        )
+        kept = distinct(loaded)
+        loaded, known = [loaded[position] for position in kept], [known[position] for position in kept]
         for subset in known:
             _check_subset(subset, len(self.splits[self.train]))
         return replace(self, checkpoints=loaded, subsets=known)
@@ -166,7 +168,7 @@ class FeaturizeJob:
             return self.module(Featurizer, split, part.feature_set, part.blocks, stop)
 
         bar = progress(f"featurize {split}", missing, enabled=trainer.is_global_zero)
-        with uncompiled(self.model), self.model_restored(), quiet_lightning(), stop.watching(trainer), bar as advance:
+        with uncompiled(self.model), quiet_lightning(), stop.watching(trainer), bar as advance:
             try:
                 return BlockComputer(trainer, assignments, featurizer, advance, stop).run()
             except TerminatedError:
@@ -183,17 +185,6 @@ class FeaturizeJob:
     def plan(self, split: str, checkpoint: str) -> FeatureSpec:
         """The feature set of a split under the checkpoint of this id."""
         return replace(self._plan_of(split), checkpoint=checkpoint, fingerprint=self._fingerprint(split, checkpoint))
-
-    @contextmanager
-    def model_restored(self) -> Iterator[None]:
-        """Restore the model's weights, and the dtype and device that a Trainer changes."""
-        before = {name: tensor.detach().clone() for name, tensor in _tensors(self.model)}
-        try:
-            yield
-        finally:
-            for name, tensor in _tensors(self.model):
-                if not is_sharded(tensor):  # a model that was sharded stays so
-                    tensor.data = before[name]
 
     def for_targets(self, name: str, data: AttributionData) -> "FeaturizeJob":
         """The job of a target split under the same checkpoints, with the same fits."""
@@ -313,11 +304,6 @@ def _check_subset(subset: npt.ArrayLike | None, n: int) -> None:
         raise DataError(
             f"a subset holds position {int(positions.max())}, but the training set has {n} samples: it belongs to other data"
         )
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def default_trainer() -> L.Trainer:

@@ -17,6 +17,7 @@ from trak_lightning.featurize.rows import RowComputer
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import Sink
 from trak_lightning.model.autocast import cast_anew
+from trak_lightning.model.caches import clear_caches
 from trak_lightning.model.dtensor import any_sharded, shards
 from trak_lightning.projectors.base import Projection
 from trak_lightning.runtime.lightning import share_device_mesh, silence
@@ -91,6 +92,7 @@ class Featurizer(L.LightningModule):
         if self.spec.task.fit_samples:
             found = self._stored(self.fitting.reference, self._fit_task)
             self._fitted_task = self.spec.task.fitted({name: tensor.to(self.device) for name, tensor in found.items()})
+        clear_caches(self.model, self._some_output)
         if self.spec.projector.fit_samples:
             self._fitted_projector = self._stored(self.fitting.projection, self._fit_projector)
 
@@ -150,6 +152,13 @@ class Featurizer(L.LightningModule):
                 file.save(fitted)
         agreed(self.trainer, file.exists)
         return file.load()
+
+    def _some_output(self) -> Tensor:
+        """The output of the first training samples."""
+        data = self.fitting.training.data
+        batch = self._load(data, range(min(data.batch_size, len(data)))).batch
+        with self.trainer.precision_plugin.predict_step_context(), cast_anew():
+            return self._fitted_task.output(self.model, batch)
 
     def _fit_task(self) -> dict[str, Tensor]:
         reference = self.fitting.training.reference

@@ -12,6 +12,7 @@ from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradien
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.featurize.verification import difference, refuse
 from trak_lightning.gradients import ParameterLayout
+from trak_lightning.model.caches import clear_caches
 from trak_lightning.projectors.base import Projection
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task
@@ -99,6 +100,7 @@ class RowComputer:
                 f"the output of {type(self._task).__name__} must have shape {expected}, one number a sample; got {found}. Do not average "
                 "over the batch: reduction='none', or no .mean()."
             )
+        clear_caches(self._model, lambda: self._task.output(self._model, indexed.batch))
         self._seen_outputs = True
 
     def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
