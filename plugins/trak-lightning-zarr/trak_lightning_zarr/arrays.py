@@ -12,9 +12,9 @@ from zarr.errors import ContainsArrayError
 from trak_lightning.stores.authoring import Compression, FeatureSpec, Manifest, layout
 
 BLOCKS = "blocks"
-FILL = {"<u2": 0x7FC0, "|i1": -128, "<u8": 0}
+FILL = {"<u2": 0x7FC0, "|i1": -128, "<u8": 2**64 - 1}
 """What is read where nothing is stored. It is never stored itself: NaN for bfloat16, a number outside the range that int8
-rows use. For content hashes it is 0, which means unknown."""
+rows use. Zarr stores no object for a chunk that has nothing else."""
 CODECS = {"bytes", "sharding_indexed", "blosc", "crc32c"}
 
 
