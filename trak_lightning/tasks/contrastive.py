@@ -1,4 +1,4 @@
-"""Contrastive learning of two towers, as in CLIP: the margins of both retrieval problems, added."""
+"""Contrastive learning of two towers, as in CLIP: the sum of the margins of both retrieval problems."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +17,11 @@ from trak_lightning.tasks.state import to_json
 from trak_lightning.tasks.validation import number
 
 EMBEDDINGS = ("image_embeds", "text_embeds")
-"""What ``CLIPModel`` calls φ and ψ."""
+"""Names of φ and ψ in the output of ``CLIPModel``."""
 
 _SAME = 1e-4
-"""Cosine distance under which two embeddings are those of one input: 0.8 degrees, far above what rounding does, in
-bfloat16 too, and far below what tells two inputs apart."""
+"""Cosine distance below which two embeddings belong to one input: 0.8 degrees, far above rounding errors, also in bfloat16, and
+far below the distance of two different inputs."""
 
 
 class Contrastive(Task):
@@ -33,18 +33,18 @@ class Contrastive(Task):
     probabilities of the true pair among itself and B, at the model's temperature; the curvature is the mean of both
     p(1 − p). Park et al. 2023, section 5 and appendix, on CLIP.
 
-    B is not the rest of the batch, so that a pair's output depends on itself only: it is `negatives` pairs of the training
-    set, drawn once, whose embeddings are computed once under each checkpoint and held fixed; no gradient flows
-    into them. A pair of B both of whose embeddings coincide with the sample's own is the sample itself, and is left out.
+    B is not the rest of the batch, so that the output of a pair depends on that pair only. B consists of `negatives` pairs of
+    the training set, drawn once. Their embeddings are computed once under each checkpoint and held fixed; no gradient
+    flows into them. A pair of B whose two embeddings both coincide with the sample's own is the sample itself, and is left out.
 
-    The model maps a batch of images and texts to their embeddings, (B, d) each, of any length.
+    The model maps a batch of images and texts to their embeddings, (B, d) each, of any norm.
 
     Args:
         negatives: size of B; 300 in the paper.
         scale: s, the inverse temperature inside f: 1 as in the paper, any other number, or ``model`` for the model's own, with
             which the two summands are the log-odds of the two softmax probabilities.
         logit_scale: the inverse temperature of the training loss; None for exp of the model's parameter `logit_scale`.
-        inputs: which entries of a batch the model is called with: all by default, by their names or in order.
+        inputs: the entries of a batch that the model is called with: all by default, by their names or in order.
         outputs: the entries of the model's output that hold φ and ψ; by default `image_embeds` and `text_embeds`, as
             ``CLIPModel`` has them, or the first two of a tuple.
     """
@@ -80,11 +80,11 @@ class Contrastive(Task):
         return self.negatives
 
     def fit(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
-        """The embeddings of B, (negatives, d) each, and the model's inverse temperature."""
+        """Compute the embeddings of B, (negatives, d) each, and the model's inverse temperature."""
         images, texts = zip(*(self._embeddings(model, batch) for batch in batches), strict=True)
         bank = {"images": torch.cat(images), "texts": torch.cat(texts)}
         if len(bank["images"]) < 2:
-            raise DataError("contrastive needs two training pairs at least, to tell one from the other")
+            raise DataError("contrastive needs at least two training pairs to compare")
         return {**bank, "logit_scale": self._logit_scale(model).to(bank["images"].device)}
 
     def fitted(self, found: Mapping[str, Tensor]) -> Self:
@@ -105,12 +105,12 @@ class Contrastive(Task):
         return (p * (1 - p)).mean(-1)
 
     def _probabilities(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        """Of the true text for the image and of the true image for the text: (B, 2)."""
+        """Softmax probabilities of the true text for the image and of the true image for the text, (B, 2)."""
         gaps = self._memo.of(batch, output, lambda: self._output(model, batch)[1])
         return torch.sigmoid(-(self._bank["logit_scale"] * gaps).logsumexp(-1))
 
     def _output(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """f (B,), and how much more similar each of B is than the true one: (B, 2, negatives)."""
+        """Compute f, (B,), and how much more similar each pair of B is than the true one, (B, 2, negatives)."""
         if not self._bank:
             raise DataError(
                 "contrastive has no other pairs to compare with yet: TRAK draws them from the training set. To call the task "
@@ -131,7 +131,7 @@ class Contrastive(Task):
         return gaps.masked_fill(same.unsqueeze(-2), -torch.inf)
 
     def _embeddings(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """φ and ψ, (B, d) each, of unit length, in float32 or wider."""
+        """Compute φ and ψ, (B, d) each, of unit length, in float32 or wider."""
         found = self._arguments(batch).call(model)
         pair = [entry(found, key, "outputs", "the model's output") for key in self.outputs or _default_outputs(found)]
         for name, embedding in zip(("image", "text"), pair, strict=True):

@@ -44,9 +44,9 @@ def class_logits(outputs: Tensor, outputs_are: OutputsAre) -> Tensor:
     if outputs_are == "probabilities":
         wide = _wide(outputs)
         return wide.clamp(min=torch.finfo(wide.dtype).tiny).log()
-    if outputs_are is None and not is_wrapped(outputs):
+    if outputs_are is None:
         last = _last_activation(outputs)
-        if last in ("a sigmoid", "a softmax") or _sum_to_one(outputs):
+        if last in ("a sigmoid", "a softmax") or (not is_wrapped(outputs) and _sum_to_one(outputs)):
             raise _refusal(last, "the last Softmax or Sigmoid", "NLLLoss of their logarithm", "CrossEntropyLoss")
     return outputs
 
@@ -60,9 +60,9 @@ def binary_logits(outputs: Tensor, labels: Tensor, outputs_are: OutputsAre) -> T
     if outputs_are == "probabilities":
         wide = _wide(outputs)
         return torch.logit(wide, torch.finfo(wide.dtype).eps)
-    if outputs_are is None and not is_wrapped(outputs) and not is_wrapped(labels):
-        last = _last_activation(outputs)
-        if last is not None or _explain_labels_better(outputs, labels):
+    if outputs_are is None:
+        last, hidden = _last_activation(outputs), is_wrapped(outputs) or is_wrapped(labels)
+        if last is not None or (not hidden and _explain_labels_better(outputs, labels)):
             raise _refusal(last, "the last Sigmoid", "BCELoss", "BCEWithLogitsLoss")
     return outputs
 
