@@ -33,7 +33,7 @@ class RunRecord:
     schema_version: int = SCHEMA_VERSION
     checkpoints: tuple[CheckpointRecord, ...] = ()
     stages: dict[str, Any] = field(default_factory=dict)
-    """Stamps of finished commands; see `trak_lightning.cli.stamps`."""
+    """Left by earlier versions; not read."""
     versions: dict[str, str] = field(default_factory=dict)
     """The libraries that last wrote to the run directory, to explain later differences."""
 

@@ -1,45 +1,47 @@
-"""trak report: a run as a page."""
+"""``trak report``: a run as a page."""
 
-import sys
 import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
-from trak_lightning.cli.output import summary
+from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.help import command_parser
+from trak_lightning.cli.output import short, summary
 from trak_lightning.errors import IncompleteRunError, SettingsError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_bytes
 from trak_lightning.scoring.scores import open_scores
 
 
-def report(argv: Sequence[str]) -> int:
-    """``trak report``."""
-    parser = ArgumentParser(
-        prog="trak report",
-        description="One self-contained page of a run that was scored: targets with the training examples that helped and "
-        "harmed them, likely label errors, duplicates, and how far to trust the scores. It opens from disk.",
+def main(argv: Sequence[str]) -> int:
+    """Write the page."""
+    parser = command_parser(
+        "report",
+        "RUN_DIR [options]",
+        "One self-contained page of a scored run: targets with the training examples that helped and harmed "
+        "them, likely label errors, duplicates, and how far to trust the scores. It opens from disk.",
     )
-    parser.add_argument("run_dir", type=str, help="a run directory with scores")
+    parser.add_argument("--run_dir", type=str, required=True, help="a run directory with scores; also by position")
     parser.add_argument("--name", type=str | None, default=None, help="score file; default: the only one")
     parser.add_argument(
         "--targets", type=list[int] | None, default=None, help="positions of the targets to show: [3, 17]"
     )
     parser.add_argument(
-        "--num_targets", type=int, default=24, help="how many to show if none are named, mistakes first"
+        "--num_targets", type=int, default=24, help="number of targets to show if none are named, mistakes first"
     )
     parser.add_argument(
         "--render",
         type=str | None,
         default=None,
-        help="module:function that makes of a sample what is shown of it; default: the DataModule's method render",
+        help="module:function that converts a sample to what the page shows; default: the DataModule's method render",
     )
-    parser.add_argument("--title", type=str | None, default=None, help="of the page; default: the run directory's name")
+    parser.add_argument(
+        "--title", type=str | None, default=None, help="title of the page; default: the run directory's name"
+    )
     parser.add_argument("--output", type=str | None, default=None, help="default: RUN_DIR/report/index.html")
-    options = parser.parse_args(list(argv))
+    options = CommandLine.of(argv).parse(parser)
     started = time.perf_counter()
     run = RunDirectory(options.run_dir)
     open_scores(run, options.name)  # what is missing is said before torch is imported
@@ -50,10 +52,10 @@ def report(argv: Sequence[str]) -> int:
         )
     render = _function(options.render)
 
-    from trak_lightning.cli.training import Job
+    from trak_lightning.cli.job import Job
     from trak_lightning.report.write import write_report
 
-    job = Job("report", ["--config", str(run.config), "--run_dir", str(run.path)])
+    job = Job("report", [str(run.path)])
     written = write_report(
         run.path,
         job.train_data,
@@ -71,7 +73,7 @@ def report(argv: Sequence[str]) -> int:
         weights_only=job.weights_only,
         path=options.output,
     )
-    summary("report", f"{written} ({format_bytes(written.stat().st_size)})", 1, "page", started)
+    summary("report", f"{short(written)} ({format_bytes(written.stat().st_size)})", 1, "page", started)
     return 0
 
 
@@ -79,8 +81,6 @@ def _function(name: str | None) -> Any:
     if name is None:
         return None
     module, _, function = name.partition(":")
-    if str(Path.cwd()) not in sys.path:  # as for `python -m`: the file may lie here
-        sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Commands that run a Trainer: train, featurize, run, and the job that evaluate retrains with. LightningCLI runs."""
+"""The stages of a run over one parsed configuration: what the commands that need a model share."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,89 +9,27 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from trak_lightning import registry
 from trak_lightning.api import TRAK
-from trak_lightning.cli import stamps
-from trak_lightning.cli.arguments import add_run_arguments, open_run
+from trak_lightning.cli.arguments import open_run
 from trak_lightning.cli.evaluate import RECIPE_KEYS, print_results
-from trak_lightning.cli.names import rewrite
-from trak_lightning.cli.output import narrated, summary
+from trak_lightning.cli.lightning_cli import TrakCLI
+from trak_lightning.cli.output import narrated, short, summary
 from trak_lightning.cli.workers import retrain_in_processes
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.errors import DataError, IncompleteRunError, SettingsError
+from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
 from trak_lightning.evaluation.scored_run import ScoredRun
-from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
-from trak_lightning.model.checkpoints import expand, has_wildcard
-from trak_lightning.projectors.base import Projector
+from trak_lightning.model.checkpoints import Checkpoint, expand
 from trak_lightning.retraining.outputs import Retraining, missing
 from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
 from trak_lightning.run.atomic import atomic_create, atomic_write
-from trak_lightning.runtime.lightning import quiet_lightning
+from trak_lightning.runtime.lightning import interruptible, quiet_lightning
 from trak_lightning.scoring.score_run import score_run
 from trak_lightning.stores.shards import Shard, unfinished
-from trak_lightning.tasks.base import Task
-
-# What a Trainer does by default that a run directory makes superfluous.
-TRAINER_DEFAULTS = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
-
-class TrakCLI(LightningCLI):
-    """Parses a whole run: ``--model``, ``--data``, ``--trainer.*`` and our own settings.
-
-    Raises:
-        PluginError: an unknown plug-in name.
-    """
-
-    def __init__(self, command: str, argv: Sequence[str]) -> None:
-        with quiet_lightning():
-            super().__init__(
-                args=rewrite(argv),
-                run=False,
-                save_config_callback=None,
-                seed_everything_default=False,
-                trainer_defaults=TRAINER_DEFAULTS,
-                parser_kwargs={"prog": f"trak {command}"},
-            )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        add_run_arguments(parser)
-        parser.add_argument(
-            "--block_size", type=int, default=1024, help="samples stored at a time, whole or not at all"
-        )
-        parser.add_argument(
-            "--grow",
-            type=bool,
-            default=False,
-            help="true: the data may have more samples than those featurized, after these; only the new ones are computed",
-        )
-        parser.add_argument(
-            "--shard",
-            type=str,
-            default="1/1",
-            help="3/16: featurize the third of sixteen parts; the parts need not know of each other",
-        )
-        for key, base, default in (
-            ("task", Task, "image_classification"),
-            ("extractor", GradientExtractor, "auto"),
-            ("projector", Projector, "sparse_jl"),
-        ):
-            parser.add_subclass_arguments(base, key)
-            parser.set_defaults({key: {"class_path": registry.find(f"{key}s", default).class_path}})
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        # LightningCLI's own method warns that sys.argv is there too, which is so for every console script.
-        self.config = parser.parse_args(args)
 
 
 class Job:
@@ -100,7 +38,10 @@ class Job:
     def __init__(self, command: str, argv: Sequence[str]) -> None:
         self._argv = list(argv)
         self._cli = TrakCLI(command, argv)
-        self._config: Namespace = self._cli.config
+        self._config = self._cli.config
+        self.json = bool(self._config.pop("json", False))
+        self._config.parameters = _listed(self._config.parameters)
+        self._config.checkpoints = _listed(self._config.checkpoints)
         self.shard = Shard.parse(self._config.shard)
         self.run, self._store = open_run(self._config, self._cli.config_init)
         if self._cli.datamodule is None:
@@ -115,16 +56,10 @@ class Job:
     def keep_configuration(self, write: Callable[[Path], AbstractContextManager[Path]] = atomic_write) -> None:
         """Leave the configuration in the run directory, once nothing there contradicts it."""
         if self.speaks:
+            config = self._config.clone()
+            config.shard, config.grow = "1/1", False  # these are for one call
             with write(self.run.config) as part:
-                self._cli.parser.save(self._config, part, overwrite=True)
-
-    @property
-    def sources(self) -> list[Any]:
-        """The classes whose source code this run depends on."""
-        parts = self._cli.config_init
-        return [
-            type(part) for part in (self._cli.model, self._datamodule, parts.task, parts.extractor, parts.projector)
-        ]
+                self._cli.parser.save(config, part, overwrite=True)
 
     @property
     def weights_only(self) -> bool:
@@ -151,16 +86,6 @@ class Job:
         return self._datamodule
 
     @property
-    def growing(self) -> bool:
-        """Whether there may be more samples, or more checkpoints, when the same command is given again."""
-        return bool(self._config.grow) or any(map(has_wildcard, self._config.checkpoints or ()))
-
-    @property
-    def lasting(self) -> bool:
-        """Whether the same command, given again, has nothing to do as long as the run directory looks the same."""
-        return not self.growing and self._store.elsewhere is None
-
-    @property
     def speaks(self) -> bool:
         """Whether this is the rank that says what is done."""
         return bool(self._cli.trainer.is_global_zero)
@@ -177,9 +102,10 @@ class Job:
         plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self._config.seed, self._recipe)
         plan.record(self.run.checkpoints)
         self.keep_configuration(atomic_create)  # until the features have been found to be made with the same
-        paths, trained = train_ensemble(self._fresh, self._datamodule, plan, ensemble.size, self.run.checkpoints)
+        with interruptible():
+            paths, trained = train_ensemble(self._fresh, self._datamodule, plan, ensemble.size, self.run.checkpoints)
         if self.speaks:
-            summary("train", f"{len(paths)} checkpoints in {self.run.checkpoints}", trained, "trained", started)
+            summary("train", f"{len(paths)} checkpoints in {short(self.run.checkpoints)}", trained, "trained", started)
         return [str(path) for path in paths]
 
     def featurize(self, checkpoints: list[str]) -> None:
@@ -192,7 +118,7 @@ class Job:
             computed = sum(map(job.compute, job.splits))
         rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
         if self.speaks:
-            what = f"{rows} rows in {self._store.elsewhere or self.run.features}"
+            what = f"{rows} rows in {self._store.elsewhere or short(self.run.features)}"
             if self.shard.count > 1:
                 unfinished = self._unfinished()
                 what = f"shard {self.shard} of {what}; " + (
@@ -227,6 +153,20 @@ class Job:
             for split in (self._config.train_split, self._config.target_split)
             if (words := unfinished(self.run, self._store, split))
         )
+
+    def check(self) -> list[tuple[str, str]]:
+        """What one batch tells of the whole run: (topic, text) of each finding."""
+        trak = self.trak()
+        try:
+            source = self.checkpoints()[0]
+        except IncompleteRunError:
+            found = [("weights", "as the model was made: there is no checkpoint yet")]
+        else:
+            Checkpoint.of(source, trak.model, weights_only=self.weights_only).load_into(trak.model)
+            found = [("weights", source)]
+        with nullcontext() if self.json else narrated():
+            findings = trak.check(self.train_data, checkpoints=self.num_checkpoints)
+        return found + [(finding.topic, finding.text) for finding in findings]
 
     def trak(self) -> TRAK:
         """The attribution that the configuration describes."""
@@ -277,7 +217,7 @@ class Job:
             self.run, self._store, self._cli.config_init.scorer, train=config.train_split, targets=config.target_split
         )
         if self.speaks:
-            summary("score", f"{scores.describe()} in {scores.path}", int(fresh), "computed", started)
+            summary("score", f"{scores.describe()} in {short(scores.path)}", int(fresh), "computed", started)
         return scores.path
 
     def evaluate(self) -> None:
@@ -299,9 +239,9 @@ class Job:
 
     def retrain_here(self, retrainings: Sequence[Retraining]) -> None:
         """Retrain these models in this process."""
-        Retrainer(self._fresh, self._datamodule, self.parts.task, self.train_data, self.target_data).retrain(
-            retrainings
-        )
+        retrainer = Retrainer(self._fresh, self._datamodule, self.parts.task, self.train_data, self.target_data)
+        with interruptible():
+            retrainer.retrain(retrainings)
 
     def _data(self, split: str) -> AttributionData:
         loader = getattr(self._datamodule, f"{split}_dataloader", None)
@@ -328,36 +268,5 @@ def _setup_stage(split: str) -> str:
     return {"val": "validate", "train": "fit", "predict": "predict"}.get(split, "test")
 
 
-def train(argv: Sequence[str]) -> int:
-    """``trak train``."""
-    job = Job("train", argv)
-    job.train()
-    job.keep_configuration()
-    stamps.record(job.run, "train", argv, job.sources, [job.run.checkpoints])
-    return 0
-
-
-def featurize(argv: Sequence[str]) -> int:
-    """``trak featurize``."""
-    job = Job("featurize", argv)
-    checkpoints = job.checkpoints()
-    job.featurize(checkpoints)
-    if job.lasting and job.shard.count == 1:
-        stamps.record(job.run, "featurize", argv, job.sources, [*map(Path, checkpoints), job.run.features])
-    return 0
-
-
-def run(argv: Sequence[str]) -> int:
-    """``trak run``."""
-    job = Job("run", argv)
-    if job.shard.count > 1:
-        raise SettingsError(f"trak run does all of a run; give --shard {job.shard} to trak featurize")
-    job.require_compatible()
-    checkpoints = job.train()
-    job.featurize(checkpoints)
-    scores = job.score()
-    job.evaluate()
-    outputs = [*map(Path, checkpoints), job.run.features, scores, job.run.evaluation]
-    if job.lasting:
-        stamps.record(job.run, "run", argv, job.sources, outputs)
-    return 0
+def _listed(value: list[str] | str | None) -> list[str] | None:
+    return [value] if isinstance(value, str) else value
