@@ -1,5 +1,7 @@
 """Every scorer against its formula, over several checkpoints."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from trak_lightning.scoring.scores import write_scores
 from trak_lightning.scoring.self_influence import self_influence
 from trak_lightning.scoring.thresholding import soft_threshold
 from trak_lightning.scoring.trak import Trak
-from trak_lightning.scoring.views import group_targets, some_targets
+from trak_lightning.scoring.views import group_targets, some_targets, unit_norm
 
 N, K, M, TARGETS, RIDGE = 25, 6, 3, 4, 0.4
 
@@ -106,6 +108,20 @@ def test_a_group_scores_the_mean_or_sum_of_its_targets(sets):
         grouped = [group_targets(features, labels, reduction) for features in sets]
         found = Trak(RIDGE).fit(grouped).rows(0, 2)
         np.testing.assert_allclose(found, [reduce(plain[labels == label], axis=0) for label in (3, 7)], rtol=1e-9)
+
+
+def test_views_keep_the_content_of_the_samples_that_they_show(sets):
+    source = sets[0].targets
+    hashes = np.arange(1, TARGETS + 1, dtype=np.uint64) * np.uint64(2**62)  # their sums exceed 64 bits
+    for block in range(source.spec.num_blocks):
+        rows = source.read_block(block)
+        source.write_block(block, replace(rows, content=hashes[rows.index]))
+    assert (unit_norm(sets[0]).targets.column("content") == hashes).all()
+    assert (some_targets(sets[0], np.array([2, 0])).targets.column("content") == hashes[[2, 0]]).all()
+    labels = np.arange(TARGETS) % 2
+    grouped = group_targets(sets[0], labels).targets.column("content")
+    assert grouped.dtype == np.uint64
+    assert (grouped == [hashes[labels == label].sum() for label in (0, 1)]).all()
 
 
 @pytest.mark.parametrize("wrong", [[0, 1], [0.5] * TARGETS])

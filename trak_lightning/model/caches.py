@@ -55,6 +55,7 @@ class CacheState:
 
     def restore(self) -> None:
         """Put the values of before back, and remove those that came since."""
+        _clear_function_caches(self._model)
         known = {(id(attributes), name) for attributes, name, _, _ in self._before}
         for place in filled(self._model):
             if (id(place.attributes), place.name) not in known:
