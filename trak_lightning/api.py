@@ -17,6 +17,7 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
+from trak_lightning.featurize.reuse import VerifyData, require_verify_data
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.model.checkpoints import Checkpoints
@@ -32,6 +33,7 @@ from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 from trak_lightning.scoring.views import Reduction
 from trak_lightning.stores.base import FeatureStore
+from trak_lightning.stores.feature_array import FeatureArray
 from trak_lightning.stores.shards import Shard
 from trak_lightning.tasks.base import Task
 
@@ -64,6 +66,8 @@ class TRAK:
         seed: of the projection.
         trainer: a Trainer whose accelerator, devices, strategy and precision are used; one device if None.
         weights_only: False unpickles checkpoint files, which executes code in them.
+        verify_data: which samples are read again before their stored rows are reused: ``full`` reads all, ``sampled`` as many
+            as can be read in a second, evenly spread, ``off`` none.
 
     Raises:
         PluginError: an unknown name; suggests the nearest.
@@ -85,6 +89,7 @@ class TRAK:
         seed: int = 0,
         trainer: L.Trainer | None = None,
         weights_only: bool = True,
+        verify_data: VerifyData = "sampled",
     ) -> None:
         self.model = original(model)
         self.run = RunDirectory(run_dir)
@@ -100,7 +105,9 @@ class TRAK:
         )
         require_eval(model)
         self.store.bind(self.run.features)
+        require_verify_data(verify_data)
         self._weights_only = weights_only
+        self._verify_data = verify_data
         self._job: FeaturizeJob | None = None
 
     def featurize(
@@ -114,6 +121,7 @@ class TRAK:
         split: str = "train",
         grow: bool = False,
         shard: str = "1/1",
+        repair: bool = False,
     ) -> int:
         """Compute the features of the training set under every checkpoint; what is already stored is not done again.
 
@@ -128,6 +136,8 @@ class TRAK:
             split: the name under which the features are stored.
             grow: the dataset may have more samples than those that are stored, after these: only the new ones are
                 computed, and the last, incomplete batch of the old ones.
+            repair: compute rows again that are no longer those of their samples, their model or their code, rather than refuse
+                them; scores made from them are deleted.
             shard: ``3/16`` computes the third of sixteen parts, for machines that cannot talk to each other.
 
         Returns:
@@ -140,9 +150,30 @@ class TRAK:
         """
         parsed = Shard.parse(shard)
         data = AttributionData.of(train_dataset, batch_size)
-        job = self._begin({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed)
+        job = self._begin({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed, repair=repair)
         self._job = job.with_checkpoints(checkpoints, subsets, weights_only=self._weights_only)
         return self._job.compute(split)
+
+    def features(self, split: str = "train", checkpoint: int = 0) -> FeatureArray:
+        """Return the stored features of a split under one checkpoint, read only where they are indexed.
+
+        >>> features = trak.features("train")
+        >>> features[:10].shape, features.output[:10]  # (10, k), (10,)
+
+        Args:
+            split: ``train``, or the name given to `score`.
+            checkpoint: its number, in the order in which checkpoints were given to `featurize`.
+
+        Raises:
+            DataError: there is no checkpoint of that number.
+            IncompleteRunError: nothing was featurized.
+        """
+        records = self.run.require_checkpoints()
+        if not -len(records) <= checkpoint < len(records):
+            raise DataError(
+                f"there is no checkpoint {checkpoint}: {self.run.path} has {len(records)}, 0 … {len(records) - 1}"
+            )
+        return FeatureArray(self.store.open(split, records[checkpoint].id))
 
     def check(
         self,
@@ -180,6 +211,7 @@ class TRAK:
         groups: npt.ArrayLike | None = None,
         reduction: Reduction = "mean",
         fabric: Fabric | None = None,
+        repair: bool = False,
     ) -> Scores:
         """Attribute the model's outputs on `target_dataset` to the training examples.
 
@@ -196,6 +228,7 @@ class TRAK:
             reduction: a group's output is the ``mean`` or the ``sum`` of its targets'.
             fabric: a launched Fabric, all of whose processes call this and share the work; the first GPU if there is one,
                 else this process, if None.
+            repair: as for `featurize`, for the features of the targets.
 
         Returns:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
@@ -203,7 +236,7 @@ class TRAK:
         """
         if self._job is None:
             raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
-        self._job.for_targets(name, AttributionData.of(target_dataset, batch_size)).compute(name)
+        self._job.for_targets(name, AttributionData.of(target_dataset, batch_size), repair=repair).compute(name)
         options = {"regularization": regularization, "weights": weights}
         given = {key: value for key, value in options.items() if value is not None}
         if given and isinstance(scorer, Scorer):
@@ -230,4 +263,6 @@ class TRAK:
         return self_influence(checkpoints, regularization, weights)
 
     def _begin(self, splits: Mapping[str, AttributionData], **options: Any) -> FeaturizeJob:
-        return FeaturizeJob(self.model, self.spec, self.run, self.store, self.trainer, splits, **options)
+        return FeaturizeJob(
+            self.model, self.spec, self.run, self.store, self.trainer, splits, verify_data=self._verify_data, **options
+        )

@@ -23,6 +23,10 @@ class IncompatibleRunError(TrakError):
     """A run directory was made with other settings (projector, seed, checkpoint, data) than those asked for."""
 
 
+class StaleRowsError(IncompatibleRunError):
+    """Stored rows are not those of the samples, the model, the task or the code of now."""
+
+
 class IncompleteRunError(TrakError):
     """A stage needs the results of an earlier stage, and these are missing or unfinished."""
 

@@ -199,7 +199,7 @@ def test_scorers_that_need_the_curvature_of_the_loss_say_that_there_is_none(tmp_
     data = TensorDataset(torch.randn(8, 3), torch.arange(8) % 3)
     trak = TRAK(nn.Linear(3, 3).eval(), {"name": "loss", "function": every_sample}, tmp_path, projector="identity")
     trak.featurize(data)
-    with pytest.raises(DataError, match=r"is 0 with weights 'gauss_newton'.*use weights 'residual'"):
+    with pytest.raises(DataError, match=r"is 0 with weights='gauss_newton'.*use weights='residual'"):
         trak.score(data, scorer="influence")
 
 

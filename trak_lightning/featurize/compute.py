@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -34,6 +34,10 @@ class Assignment(NamedTuple):
         """The blocks not yet stored, in order."""
         return self.feature_set.missing_in(self.blocks)
 
+    def stored(self) -> bool:
+        """Whether some rows of the set are stored, of whatever job."""
+        return len(self.feature_set.missing_blocks()) < self.feature_set.spec.num_blocks
+
 
 @dataclass(frozen=True)
 class BlockComputer:
@@ -42,16 +46,18 @@ class BlockComputer:
     Args:
         trainer: runs the passes.
         assignments: one for each checkpoint.
-        featurizer: makes the module that computes the rows of an assignment.
+        featurizer: makes the module that computes the rows of an assignment; told whether to verify stored rows first.
         advance: is told how many rows have been computed.
         stop: whether the process was asked to end.
     """
 
     trainer: L.Trainer
     assignments: Sequence[Assignment]
-    featurizer: Callable[[Assignment], Featurizer]
+    featurizer: Callable[[Assignment, bool], Featurizer]
     advance: Callable[[int], None]
     stop: StopRequest
+    verified: set[int] = field(default_factory=set)
+    """The assignments that were visited: rows stored before this job are verified once."""
 
     def run(self) -> int:
         """Compute until no block is missing; return the number of rows computed by all ranks of this job.
@@ -61,12 +67,15 @@ class BlockComputer:
             TerminatedError: the process was asked to end.
         """
         # Ranks meet in their first prediction. Before that, each sees for itself what is missing; afterwards, rank 0.
-        computed = self._compute(self.assignments[0]) if will_join_group(self.trainer) else 0
+        computed = self._compute(0) if will_join_group(self.trainer) else 0
+        for number in agreed(self.trainer, self._complete):
+            self.stop.check()
+            computed += self._compute(number)
         missing, idle = agreed(self.trainer, self._missing), 0
         while missing:
             for number in missing:
                 self.stop.check()
-                computed += self._compute(self.assignments[number])
+                computed += self._compute(number)
             before = missing
             while (missing := agreed(self.trainer, partial(self._missing, free=True))) is None:
                 self.stop.check()
@@ -80,9 +89,21 @@ class BlockComputer:
                 )
         return computed
 
-    def _compute(self, assignment: Assignment) -> int:
-        """Compute the missing blocks that no other process works on; return the rows that all ranks computed."""
-        featurizer, writer = self.featurizer(assignment), BlockWriter(self.advance, self.trainer.world_size)
+    def _complete(self) -> list[int]:
+        """The assignments of which nothing is missing, and whose rows have yet to be verified."""
+        return [
+            number
+            for number, assignment in enumerate(self.assignments)
+            if number not in self.verified and not assignment.missing()
+        ]
+
+    def _compute(self, number: int) -> int:
+        """Verify what is stored, at the first visit, and compute the missing blocks that no other process works on; return
+        the rows that all ranks computed."""
+        assignment = self.assignments[number]
+        featurizer = self.featurizer(assignment, number not in self.verified)
+        self.verified.add(number)
+        writer = BlockWriter(self.advance, self.trainer.world_size)
         try:
             with restored(featurizer.model), lost_ranks():
                 assignment.checkpoint.load_into(featurizer.model)

@@ -107,6 +107,7 @@ class Fitting:
     """The fits under one checkpoint: what they are made from, and the files that keep them."""
 
     training: TrainingSet
+    run: RunDirectory
     projection: FitFile
     reference: FitFile
 
@@ -118,6 +119,7 @@ class Fitting:
         reference = {key: fingerprint.get(key) for key in ("checkpoint", "task", "precision", "reference")}
         return cls(
             training,
+            run,
             FitFile(run.projection(checkpoint), projection),
             FitFile(run.reference(checkpoint), reference),
         )

@@ -16,6 +16,7 @@ from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRun
 from trak_lightning.featurize.compute import Assignment, BlockComputer
 from trak_lightning.featurize.fitting import Fitting, Reference, TrainingSet
 from trak_lightning.featurize.module import Featurizer
+from trak_lightning.featurize.reuse import ContentSample, VerifyData, knows_content, require_unchanged
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.model.checkpoints import Checkpoint, Checkpoints, CheckpointSource, distinct, expand, subset_path
 from trak_lightning.model.compiled import uncompiled
@@ -48,6 +49,8 @@ class FeaturizeJob:
         block_size: samples stored at a time; rounded up to whole batches.
         grow: the data may have more samples than are stored, after those.
         shard: the part of the blocks that this job computes.
+        verify_data: which samples are read again before their stored rows are reused.
+        repair: whether rows that are no longer those of their samples are computed again, rather than refused.
     """
 
     model: nn.Module
@@ -63,6 +66,8 @@ class FeaturizeJob:
     block_size: int = 1024
     grow: bool = False
     shard: Shard = Shard()  # noqa: RUF009  frozen
+    verify_data: VerifyData = "sampled"
+    repair: bool = False
 
     def with_checkpoints(
         self,
@@ -127,6 +132,7 @@ class FeaturizeJob:
 
         Raises:
             IncompatibleRunError: features were made with other settings, checkpoints or data.
+            StaleRowsError: the content of samples is not that of their stored rows.
             DataError: a checkpoint is given twice.
             SettingsError: `block_size` is not positive.
         """
@@ -134,7 +140,9 @@ class FeaturizeJob:
         self.run.require_registrable(records)
         plans = self._plans([record.id for record in records])
         existing = [self._existing(plan) for plan in plans]
-        sets = [found or self._create(plan) for plan, found in zip(plans, existing, strict=True)]
+        for found in filter(None, existing):
+            self._verify_samples(found)
+        sets = [self._completed(plan, found) for plan, found in zip(plans, existing, strict=True)]
         self.run.register(records)
         for checkpoint, subset in zip(self.checkpoints, self.subsets, strict=False):  # targets come without subsets
             if subset is not None:
@@ -158,14 +166,15 @@ class FeaturizeJob:
         missing = sum(len(part.feature_set.spec.block_range(block)) for part in assignments for block in part.missing())
         trainer, stop = self.trainer or default_trainer(), StopRequest()
         shards(trainer, self.model)
-        if not takes_part(trainer, split, bool(missing)):
+        stored = any(assignment.stored() for assignment in assignments)
+        if not takes_part(trainer, split, bool(missing) or stored):
             return 0
         self._require_fits()
         if trainer.world_size > 1:
             follow_rank_zero(stop)
 
-        def featurizer(part: Assignment) -> Featurizer:
-            return self.module(Featurizer, split, part.feature_set, part.blocks, stop)
+        def featurizer(part: Assignment, verify: bool) -> Featurizer:
+            return self.module(Featurizer, split, part.feature_set, part.blocks, stop, verify=verify)
 
         bar = progress(f"featurize {split}", missing, enabled=trainer.is_global_zero)
         with uncompiled(self.model), quiet_lightning(), stop.watching(trainer), bar as advance:
@@ -176,19 +185,38 @@ class FeaturizeJob:
                 raise
 
     def module(
-        self, cls: type[Featurizer], split: str, feature_set: FeatureSet, blocks: range, stop: StopRequest
+        self,
+        cls: type[Featurizer],
+        split: str,
+        feature_set: FeatureSet,
+        blocks: range,
+        stop: StopRequest,
+        *,
+        verify: bool = False,
     ) -> Featurizer:
         """A featurizer, or another class made like it, of some blocks of a feature set."""
         fitting = Fitting.of(self._training, self.run, feature_set.spec.fingerprint)
-        return cls(self.model, self.spec, self.splits[split], feature_set, fitting=fitting, blocks=blocks, stop=stop)
+        return cls(
+            self.model,
+            self.spec,
+            self.splits[split],
+            feature_set,
+            fitting=fitting,
+            blocks=blocks,
+            stop=stop,
+            verify=verify,
+            repair=self.repair,
+        )
 
     def plan(self, split: str, checkpoint: str) -> FeatureSpec:
         """The feature set of a split under the checkpoint of this id."""
         return replace(self._plan_of(split), checkpoint=checkpoint, fingerprint=self._fingerprint(split, checkpoint))
 
-    def for_targets(self, name: str, data: AttributionData) -> "FeaturizeJob":
+    def for_targets(self, name: str, data: AttributionData, *, repair: bool = False) -> "FeaturizeJob":
         """The job of a target split under the same checkpoints, with the same fits."""
-        return replace(self, splits={name: data}, subsets=(), training=self._training, grow=False, shard=Shard())
+        return replace(
+            self, splits={name: data}, subsets=(), training=self._training, grow=False, shard=Shard(), repair=repair
+        )
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -242,7 +270,7 @@ class FeaturizeJob:
         return set(self.store.list())
 
     def _existing(self, plan: FeatureSpec) -> FeatureSet | None:
-        """The compatible feature set that exists; None if there is none yet, or one to be grown.
+        """The compatible feature set that exists, before it is grown; None if there is none yet.
 
         Raises:
             IncompatibleRunError: it was made with other settings.
@@ -250,22 +278,51 @@ class FeaturizeJob:
         if (plan.split, plan.checkpoint) not in self._stored:
             return None
         if self.grow and (before := self._before(plan)) != plan:
-            self.store.create(before)  # which changes nothing, since it exists
-            return None
+            return self.store.create(self._of_known_content(before))  # which changes nothing, since it exists
         try:
             return self.store.create(plan)
         except IncompatibleRunError as error:
             if (before := self._before(plan)) == plan:
-                raise
+                return self.store.create(self._of_known_content(plan))
             raise IncompatibleRunError(
                 f"{error} If the {before.num_samples} samples stored before come first and are unchanged, featurize with "
                 "grow=True (--grow true): only the new ones are computed then."
             ) from error
 
-    def _create(self, plan: FeatureSpec) -> FeatureSet:
-        if (plan.split, plan.checkpoint) not in self._stored:
+    def _of_known_content(self, plan: FeatureSpec) -> FeatureSpec:
+        """The plan, whatever its first, middle and last samples are, if the content of every sample is stored."""
+        found = self.store.open(plan.split, plan.checkpoint)
+        data = found.spec.fingerprint.get("data")
+        return replace(plan, fingerprint={**plan.fingerprint, "data": data}) if knows_content(found) else plan
+
+    def _verify_samples(self, found: FeatureSet) -> None:
+        """Compare the content of samples with that of their stored rows.
+
+        Raises:
+            StaleRowsError: some differ, and they are not to be repaired.
+        """
+        split = found.spec.split
+        if split not in self._content:
+            self._content[split] = ContentSample.read(self.splits[split], self.verify_data)
+        changed = self._content[split].changed(found)
+        if not self.repair:
+            require_unchanged(split, changed, len(self._content[split].positions) == len(self.splits[split]))
+        if len(changed):
+            self.run.discard_results()
+        for block in sorted({int(position) // found.spec.block_size for position in changed}):
+            found.discard(block)
+
+    @cached_property
+    def _content(self) -> dict[str, ContentSample]:
+        return {}
+
+    def _completed(self, plan: FeatureSpec, existing: FeatureSet | None) -> FeatureSet:
+        """The feature set of a plan: a new one, the existing one, or that one grown."""
+        if existing is None:
             return self.store.create(plan)
-        return self.store.grow(self._before(plan), plan)
+        if existing.spec.num_samples == plan.num_samples:
+            return existing
+        return self.store.grow(existing.spec, plan)
 
     def _before(self, plan: FeatureSpec) -> FeatureSpec:
         """The plan, with as many samples as are in the existing set."""
@@ -307,12 +364,13 @@ def _check_subset(subset: npt.ArrayLike | None, n: int) -> None:
 
 
 def default_trainer() -> L.Trainer:
-    """A Trainer of one device that logs and writes nothing."""
-    return L.Trainer(
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    """A Trainer of one device that prints, logs and writes nothing."""
+    with quiet_lightning():
+        return L.Trainer(
+            accelerator="auto",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )

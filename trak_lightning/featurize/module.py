@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader
 
 from trak_lightning.data.dataset import AttributionData, IndexedBatch
 from trak_lightning.data.transfer import to_device
+from trak_lightning.errors import StaleRowsError
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
 from trak_lightning.featurize.fitting import FitFile, Fitting
+from trak_lightning.featurize.reuse import require_same_rows, stored_batch
 from trak_lightning.featurize.rows import RowComputer
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import Sink
@@ -42,6 +44,8 @@ class Featurizer(L.LightningModule):
         fitting: the fits of projector and task.
         blocks: those of the set that this job has to compute.
         stop: whether the process was asked to end.
+        verify: whether to compute a stored batch again first, and to compare it.
+        repair: whether the rows of a set whose stored batch differs are computed again, rather than refused.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class Featurizer(L.LightningModule):
         fitting: Fitting,
         blocks: range,
         stop: StopRequest,
+        verify: bool = False,
+        repair: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -64,6 +70,8 @@ class Featurizer(L.LightningModule):
         self.stop = stop
         self.batches: ClaimedBatches | LockstepBatches | None = None
         self._blocks = blocks
+        self._verify = verify
+        self._repair = repair
         self._fitted_task: Task = spec.task
         self._fitted_projector: dict[str, Tensor] = {}
 
@@ -84,6 +92,8 @@ class Featurizer(L.LightningModule):
         # handlers.
         self.stop.install(self.trainer)
         self.fit()
+        if self._verify:
+            self.verify_stored_rows()
         self.batches = self._plan_batches()
         return self.data.loader(self.batches, pin_memory=self.device.type == "cuda")
 
@@ -95,6 +105,29 @@ class Featurizer(L.LightningModule):
         clear_caches(self.model, self._some_output)
         if self.spec.projector.fit_samples:
             self._fitted_projector = self._stored(self.fitting.projection, self._fit_projector)
+
+    def verify_stored_rows(self) -> None:
+        """Compute a stored batch again.
+
+        Raises:
+            StaleRowsError: the model, the task, the data or the code that they run was changed.
+        """
+        positions = stored_batch(self.feature_set)
+        if positions is not None:
+            with self.trainer.precision_plugin.predict_step_context(), cast_anew():
+                found = self.computer.rows(self._load(self.data, positions))
+            try:
+                require_same_rows(self.feature_set, found, self.spec.precision)
+            except StaleRowsError:
+                if not self._repair:
+                    raise
+                self.trainer.strategy.barrier()  # every rank has read the stored batch
+                agreed(self.trainer, self._discard)
+
+    def _discard(self) -> None:
+        self.fitting.run.discard_results()
+        for block in set(range(self.feature_set.spec.num_blocks)) - set(self.feature_set.missing_blocks()):
+            self.feature_set.discard(block)
 
     @cached_property
     def computer(self) -> RowComputer:

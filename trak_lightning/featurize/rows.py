@@ -83,6 +83,7 @@ class RowComputer:
             output=_numpy(output),
             loss_weight=_numpy(loss_weight),
             curvature=_numpy(curvature),
+            content=indexed.content,
         )
 
     def _require_outputs(self, indexed: IndexedBatch) -> None:

@@ -161,6 +161,16 @@ class RunDirectory:
             raise IncompleteRunError(f"nothing has been featurized in {self.path}. Run trak featurize first.")
         return checkpoints
 
+    def discard_results(self) -> None:
+        """Delete scores, evaluations and cached factors, which were computed from rows that are about to be replaced. Outputs
+        of retrained models stay."""
+        for path in (
+            *self.path.glob("scores/*"),
+            *self.path.glob("factors/*/*/*.npy"),
+            *self.path.glob("evaluation/*.json"),
+        ):
+            path.unlink(missing_ok=True)
+
     def write_subset(self, checkpoint: str, subset: npt.ArrayLike) -> None:
         """Record the positions of the training samples that a checkpoint was trained on."""
         with atomic_write(self.path / "subsets" / f"{checkpoint}.npy") as part, part.open("wb") as file:

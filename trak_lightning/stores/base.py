@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, StorageError
 from trak_lightning.stores.prefetch import prefetched
 
 if TYPE_CHECKING:
@@ -90,6 +90,11 @@ class FeatureSet(ABC):
 
     spec: FeatureSpec
 
+    @property
+    def dtype(self) -> str:
+        """The number format in which features are stored."""
+        return "float32"
+
     @abstractmethod
     def write_block(self, block: int, rows: FeatureRows) -> None:
         """Store a whole block. Once this returns, the block survives the death of the process.
@@ -114,6 +119,16 @@ class FeatureSet(ABC):
     def missing_in(self, blocks: range) -> list[int]:
         """Those of `blocks` that are not stored yet, in order."""
         return [block for block in self.missing_blocks() if block in blocks]
+
+    def discard(self, block: int) -> None:
+        """Delete a stored block, so that it is missing and will be computed again.
+
+        Raises:
+            StorageError: the store cannot delete blocks.
+        """
+        raise StorageError(
+            f"{type(self).__name__} cannot delete a block: delete the features of {self.spec.split!r}, or use another run directory"
+        )
 
     @property
     def complete(self) -> bool:
@@ -168,9 +183,11 @@ class FeatureSet(ABC):
             features = self.take(np.asarray(samples, dtype=np.int64))
         return torch.from_numpy(features)
 
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """Read one value per sample, (n,): ``output``, ``loss_weight``, ``curvature`` or ``content``."""
-        return np.concatenate([getattr(rows, name) for rows in self.blocks()])
+    def column(self, name: str, blocks: Sequence[int] | None = None) -> npt.NDArray[Any]:
+        """Read one value per sample, (n,), or of the samples of some blocks: ``output``, ``loss_weight``, ``curvature`` or
+        ``content``."""
+        chosen = range(self.spec.num_blocks) if blocks is None else blocks
+        return np.concatenate([getattr(self.read_block(block), name) for block in chosen])
 
     def verify_block(self, block: int) -> None:
         """Read a block and compare it with its stored checksums, if the store keeps any.

@@ -1,5 +1,6 @@
 """Features in HDF5: one file per block, under its final name only when it is whole."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,9 @@ class HDF5Set(SharedSet):
         arrays = to_arrays(rows, self.manifest.dtype, f"block {block}")
         write_block_file(self._path(block), self._key(block), arrays, self._compression)
 
+    def discard(self, block: int) -> None:
+        self._path(block).unlink(missing_ok=True)
+
     def stored_blocks(self) -> set[int]:
         there = {path.name for path in self.folder.glob("block-*.h5")}
         return {block for block in range(self.spec.num_blocks) if self._path(block).name in there}
@@ -147,12 +151,12 @@ class HDF5Set(SharedSet):
                     scale[members] = file.take("scale", rows, verify=self._verify)
         return decode(stored, scale, dtype)
 
-    def column(self, name: str) -> Array:
+    def column(self, name: str, blocks: Sequence[int] | None = None) -> Array:
         def read(block: int) -> Array:
             with self._open(block) as file:
                 return file.read(name, verify=self._verify)
 
-        return np.concatenate(list(prefetched(read, range(self.spec.num_blocks), 2)))
+        return np.concatenate(list(prefetched(read, range(self.spec.num_blocks) if blocks is None else blocks, 2)))
 
     def memmap(self, block: int) -> Array:
         """The features of a block as they are stored, mapped into memory (b, k), read-only.

@@ -60,6 +60,9 @@ class MemorySet(FeatureSet):
             )
         return self._blocks[block]
 
+    def discard(self, block: int) -> None:
+        self._blocks.pop(block, None)
+
     def missing_blocks(self) -> list[int]:
         lengths = {block: len(rows) for block, rows in self._blocks.items()}
         return [

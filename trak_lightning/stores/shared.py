@@ -24,6 +24,10 @@ class SharedSet(FeatureSet):
         self.spec = manifest.spec
         self._claims = Claims(lock)
 
+    @property
+    def dtype(self) -> str:
+        return self.manifest.dtype
+
     @abstractmethod
     def stored_blocks(self) -> set[int]:
         """The blocks of which at least some rows are stored, found without opening any."""

@@ -77,6 +77,17 @@ class StoreConformance:
         created.write_block(0, replace(rows(SPEC, 0), output=np.full(8, 3, np.float32)))
         assert created.read_block(0).output.tolist() == [3.0] * 8
 
+    def test_a_discarded_block_is_missing_and_may_be_written_again(self, bound: FeatureStore, tmp_path: Path) -> None:
+        created = bound.create(SPEC)
+        for block in range(3):
+            created.write_block(block, rows(SPEC, block))
+        created.discard(1)
+        found = self.reopen(bound, tmp_path).open("train", "a1")
+        assert found.missing_blocks() == [1]
+        assert found.column("output", [2, 0]).tolist() == [*rows(SPEC, 2).output, *rows(SPEC, 0).output]
+        found.write_block(1, rows(SPEC, 1))
+        assert found.complete
+
     def test_content_is_zero_where_it_is_unknown(self, bound: FeatureStore, tmp_path: Path) -> None:
         known = rows(SPEC, 0)
         unknown = FeatureRows(known.index, known.features, known.output, known.loss_weight, known.curvature)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -51,9 +51,7 @@ class ZarrSet(SharedSet):
         with self._reading():
             records = self._arrays[BLOCKS]
         with self._place.writing(self.name):
-            if self._record(block) is not None:
-                records[block] = 0  # which deletes it: from now on the block is missing
-                self._place.flush(f"{self.name}/{BLOCKS}/zarr.json")
+            self._discard(block)
             for name, values in arrays.items():
                 self._arrays[name][samples.start : samples.stop] = values
             self._place.flush(*(f"{self.name}/{name}/c/{block}{'/0' * (name == 'features')}" for name in arrays))
@@ -62,6 +60,17 @@ class ZarrSet(SharedSet):
             for left in self._place.unfinished(self.name):
                 if re.search(rf"/c[./]{block}[./]", left.as_posix()):
                     left.unlink(missing_ok=True)
+
+    def discard(self, block: int) -> None:
+        self._place.require_writable()
+        with self._place.writing(self.name):
+            self._discard(block)
+
+    def _discard(self, block: int) -> None:
+        if self._record(block) is not None:
+            with self._reading():
+                self._arrays[BLOCKS][block] = 0  # which deletes the record: from now on the block is missing
+            self._place.flush(f"{self.name}/{BLOCKS}/zarr.json")
 
     def stored_blocks(self) -> set[int]:
         with self._reading():
@@ -98,11 +107,11 @@ class ZarrSet(SharedSet):
                 raise ValueError("some of its blocks were deleted")
             return features
 
-    def column(self, name: str) -> Array:
+    def column(self, name: str, blocks: Sequence[int] | None = None) -> Array:
         def read(block: int) -> Array:
             return self._values(name, block, self._whole(block))
 
-        return np.concatenate(list(prefetched(read, range(self.spec.num_blocks), 2)))
+        return np.concatenate(list(prefetched(read, range(self.spec.num_blocks) if blocks is None else blocks, 2)))
 
     def nbytes(self) -> int:
         with self._reading():
