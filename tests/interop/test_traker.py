@@ -84,7 +84,7 @@ def test_what_cannot_be_read_is_named(saved, tmp_path):
     with (folder / "1" / "grads.mmap").open("wb") as file:
         np.save(file, np.zeros((3, K)))
     with pytest.raises(
-        CorruptFileError, match=r"grads.mmap must have shape \(50, 8\), as the metadata sayss; it has \(3, 8\)"
+        CorruptFileError, match=r"grads.mmap must have shape \(50, 8\), as the metadata says; it has \(3, 8\)"
     ):
         brought(folder, tmp_path)
     (folder / "1" / "grads.mmap").unlink()
