@@ -75,16 +75,17 @@ def interruptible() -> Iterator[Callable[[], None]]:
     that was the fate of one; call it where nothing is half done.
     """
     handler, received = signal.getsignal(signal.SIGINT), []
-    listens = callable(handler) and threading.current_thread() is threading.main_thread()
 
     def note(number: int, frame: Any) -> None:
         received.append(number)
-        handler(number, frame)  # type: ignore[operator]
+        if callable(handler):
+            handler(number, frame)
 
     def check() -> None:
         if received:
             raise KeyboardInterrupt
 
+    listens = callable(handler) and threading.current_thread() is threading.main_thread()
     if listens:
         signal.signal(signal.SIGINT, note)
     try:
