@@ -156,7 +156,7 @@ def test_every_checkpoint_has_the_bank_of_its_own_weights(trak, states, data, tm
     first.featurize(data, states, batch_size=16)
     banks = [first.run.reference(record.id) for record in first.run.require_checkpoints()]
     assert [path.exists() for path in banks] == [True, True]
-    reference = FitSamples.of(first.task, AttributionData.of(data, 16))
+    reference = FitSamples.of(first.spec.task, AttributionData.of(data, 16))
     for path, state in zip(banks, states, strict=True):
         model = TwoTowers()
         model.load_state_dict(state)
