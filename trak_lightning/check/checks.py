@@ -44,7 +44,8 @@ def parameters(subject: Subject) -> Iterator[Finding]:
     """One line a rule, and the total."""
     featurizer = subject.featurizer
     with torch.enable_grad():
-        uses = featurizer.extractor.account(featurizer.model, featurizer.task, subject.batch.batch, featurizer.layout)
+        batch = featurizer.computer.samples(subject.batch)
+        uses = featurizer.extractor.account(featurizer.model, featurizer.task, batch, featurizer.layout)
     for use in uses:
         layers = f"{use.layers} layer{'s' if use.layers > 1 else ''}"
         yield Finding("parameters", f"{use.rule:<32} {layers:>12} {use.parameters:>16,} parameters")

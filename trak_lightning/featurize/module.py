@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from multiprocessing import parent_process
+from typing import Any
 
 import lightning as L
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trak_lightning.data.dataset import AttributionData, IndexedBatch
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.batches import ClaimedBlocks, LockstepBatches
@@ -143,7 +145,10 @@ class Featurizer(L.LightningModule):
             for start in range(0, count, size):
                 batch = self._load(data, positions[start : start + size])
                 with torch.enable_grad(), self.trainer.precision_plugin.predict_step_context(), cast_anew():
-                    self.extractor.extract(self.model, self.task, batch.batch, self.layout, sink)
+                    samples = SampleBatch(
+                        batch.batch, len(batch.index), partial(self._among, data, batch.index.tolist())
+                    )
+                    self.extractor.extract(self.model, self.task, samples, self.layout, sink)
 
         seed = derive_seed(self._seed, self.feature_set.spec.checkpoint, "fit")
         return self._projector.fit(self.layout, gradients, seed=seed)
@@ -153,14 +158,15 @@ class Featurizer(L.LightningModule):
         batch = IndexedBatch(torch.tensor(positions), data.batch(positions))
         return to_device(self.trainer.precision_plugin.convert_input(batch), data.hooks, self.model, self.device)
 
+    def _among(self, data: AttributionData, index: Sequence[int], positions: Sequence[int]) -> Any:
+        return self._load(data, [index[position] for position in positions]).batch
+
     def transfer_batch_to_device(self, batch: IndexedBatch, device: torch.device, dataloader_idx: int) -> IndexedBatch:
         return to_device(batch, self._data.hooks, self.model, device)
 
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows | None:
         with cast_anew():
             rows = self.computer.rows(indexed)
-            if batch_idx == 0:
-                self.computer.check_independence(indexed.index, rows)
         dropped = isinstance(self.plan, LockstepBatches) and batch_idx not in self.plan.kept
         return None if dropped else rows
 
@@ -184,4 +190,5 @@ class Featurizer(L.LightningModule):
             partial(self._load, self._data),
             device=self.device,
             precision=str(self.trainer.precision),
+            seed=derive_seed(self._seed, self.feature_set.spec.checkpoint),
         )

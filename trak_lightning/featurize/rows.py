@@ -1,24 +1,34 @@
 """From one batch to its rows: features, outputs, loss weights and curvatures of every sample, or a refusal by name."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trak_lightning.data.dataset import IndexedBatch
-from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError
+from trak_lightning.data.samples import SampleBatch
+from trak_lightning.errors import DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError
+from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.featurize.verification import difference, refuse
-from trak_lightning.gradients import ParameterLayout
+from trak_lightning.extractors.state import without_fast_path
+from trak_lightning.featurize.verification import Verifier, difference, sample_weights_of
+from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.projectors.base import Projection
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task
 
+log = logging.getLogger(__name__)
+
 
 class RowComputer:
     """Compute the rows of batches under one checkpoint.
+
+    A batch is a transaction: its rows are returned once all of them are complete, and what a refused attempt has added up is
+    discarded. Batches of a kind not seen before are verified before they are returned, and so is a share of all others.
 
     Args:
         model: on `device`, with the checkpoint's weights, in eval mode.
@@ -29,6 +39,7 @@ class RowComputer:
         load: collate these positions of the dataset, alone, by the user's own code, and move them to `device`.
         device: where the model is.
         precision: the Trainer's.
+        seed: decides which batches are verified, together with their positions.
     """
 
     def __init__(
@@ -42,6 +53,7 @@ class RowComputer:
         *,
         device: torch.device,
         precision: str,
+        seed: int = 0,
     ) -> None:
         self._model = model
         self._task = task
@@ -51,78 +63,105 @@ class RowComputer:
         self._load = load
         self._device = device
         self._precision = precision
-        self._seen_outputs = False
+        self._verifier = Verifier(model, task, layout, seed)
+        self._warned = False
 
     def rows(self, indexed: IndexedBatch) -> FeatureRows:
         """Compute the row of every sample.
 
         Raises:
-            DataError, DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError: as named.
+            DataError, DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError, SampleDependenceError: as named.
         """
-        if not self._seen_outputs:
-            self._require_outputs(indexed)
-        projection = self._projection
-        features = projection.zeros(len(indexed.index), _accumulator_dtype(self._model))
-        with _memory_explained(self._device, len(indexed.index)), torch.enable_grad():
-            output = self._extractor.extract(
-                self._model, self._task, indexed.batch, self._layout, lambda block: projection.add(block, features)
-            )
+        batch = self.samples(indexed)
+        with memory_explained(self._device, batch.size), torch.enable_grad(), without_fast_path():
+            try:
+                return self._verified(batch, indexed.index, self._extractor)
+            except UnsupportedModelError as refusal:
+                other = self._extractor.fall_back(self._model, refusal)
+                if other is None:
+                    raise
+                return self._verified(batch, indexed.index, other)
+
+    def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
+        """Compare the first and last sample of a batch with the same samples alone. Returns the largest difference of
+        features, relative to their norm.
+
+        Raises:
+            SampleDependenceError: they differ. Names the module at fault, where there is one.
+        """
+        batch = self.samples(self._load(index.tolist()))
+        worst = 0.0
+        with torch.enable_grad(), without_fast_path():
+            for position in sorted({0, len(index) - 1}):
+                self._verifier.verify(batch, index, position, self._extractor, rows)
+                alone = self._compute(batch.fetch([position]), index[position : position + 1], self._extractor)
+                worst = max(worst, difference(alone.features[0], rows.features[position]))
+        return worst
+
+    def samples(self, indexed: IndexedBatch) -> SampleBatch:
+        """The batch with the way to fetch its samples anew."""
+        index = indexed.index.tolist()
+
+        @cache  # while the batch lives
+        def one(position: int) -> Any:
+            return self._load([index[position]]).batch
+
+        def load(positions: Sequence[int]) -> Any:
+            if len(positions) == 1:
+                return one(positions[0])
+            return self._load([index[position] for position in positions]).batch
+
+        return SampleBatch(indexed.batch, len(index), load)
+
+    def _verified(self, batch: SampleBatch, index: Tensor, extractor: GradientExtractor) -> FeatureRows:
+        kinds = extractor.kinds
+        rows = self._compute(batch, index, extractor)
+        position = self._verifier.due(batch, index, rehearsed=extractor.kinds > kinds)
+        if position is not None:
+            self._verifier.verify(batch, index, position, extractor, rows, chosen=extractor is self._extractor)
+        return rows
+
+    def _compute(self, batch: SampleBatch, index: Tensor, extractor: GradientExtractor) -> FeatureRows:
+        projection, reached = self._projection, set[str]()
+        features = projection.zeros(batch.size, _accumulator_dtype(self._model))
+
+        def sink(block: GradientBlock) -> None:
+            reached.add(block.name)
+            projection.add(block, features)
+
+        output = extractor.extract(self._model, self._task, batch, self._layout, sink)
+        output = as_outputs(output, batch.size, self._task)
+        self._warn_of_zeros(reached)
         with torch.no_grad():
-            loss_weight, curvature = self._task.weights(self._model, indexed.batch, output)
+            loss_weight, curvature = sample_weights_of(self._model, self._task, batch, output, extractor.one_by_one)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         for name, column in columns.items():
-            _require_finite(name, column, indexed.index, self._precision)
+            _require_finite(name, column, index, self._precision)
         return FeatureRows(
-            index=indexed.index.numpy(),
+            index=index.numpy(),
             features=_numpy(features),
             output=_numpy(output),
             loss_weight=_numpy(loss_weight),
             curvature=_numpy(curvature),
         )
 
-    def _require_outputs(self, indexed: IndexedBatch) -> None:
-        """Look at the task's outputs on the first batch, before anything is taken apart.
-
-        Raises:
-            DataError: they are not one number a sample.
-        """
-        with _memory_explained(self._device, len(indexed.index)), torch.no_grad():
-            output = self._task.output(self._model, indexed.batch)
-        expected = (len(indexed.index),)
-        if not isinstance(output, Tensor) or output.shape != expected:
-            found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise DataError(
-                f"the output of {type(self._task).__name__} must have shape {expected}, one number a sample; got {found}. Do not average "
-                "over the batch: reduction='none', or no .mean()."
-            )
-        self._seen_outputs = True
-
-    def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
-        """Compare the first and last sample of a batch with the same samples alone: gradients, and outputs, since some
-        extractors take batches apart. Returns the largest difference of gradients.
-
-        Raises:
-            SampleDependenceError: they differ. Names the module at fault, where there is one.
-        """
-        tolerance = 1e-2 if self._precision in ("32-true", "64-true") else 0.3
-        within = self._load(index.tolist())
-        with torch.no_grad():
-            outputs = self._task.output(self._model, within.batch)
-        worst = 0.0
-        for position in sorted({0, len(index) - 1}):
-            alone = self._load([int(index[position])])
-            row = self.rows(alone)
-            error = difference(row.features[0], rows.features[position])
-            shift = abs(float(outputs[position]) - float(row.output[0])) / max(1.0, abs(float(row.output[0])))
-            if not max(error, shift) <= tolerance:
-                samples = int(index[position]), position, len(index)
-                refuse(self._model, self._task, samples, max(error, shift), alone.batch, within.batch)
-            worst = max(worst, error)
-        return worst
+    def _warn_of_zeros(self, reached: set[str]) -> None:
+        missing = [slot for slot in self._layout if slot.name not in reached]
+        if self._warned or not missing:
+            self._warned = True
+            return
+        self._warned = True
+        names = ", ".join(slot.name for slot in missing[:5]) + (" …" if len(missing) > 5 else "")
+        log.warning(
+            "gradients  no output of the first batch depends on %d of %d parameters, with %d of %d numbers: %s. Where that is "
+            "so for every sample, their part of the features is zero. Is a part of the model run under no_grad in eval mode? "
+            "Leave these out: parameters=['!NAME'].",
+            len(missing), len(self._layout), sum(slot.numel for slot in missing), self._layout.numel, names,
+        )  # fmt: skip
 
 
 @contextmanager
-def _memory_explained(device: torch.device, samples: int) -> Iterator[None]:
+def memory_explained(device: torch.device, samples: int) -> Iterator[None]:
     """Say what to do when the device's memory is full.
 
     Raises:

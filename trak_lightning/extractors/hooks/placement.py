@@ -86,8 +86,20 @@ def infer(two: Size, three: Size) -> Where:
 
 def common(places: Iterable[Where]) -> Where:
     """The one placement of several calls, or unknown."""
-    found = set(places)
-    return found.pop() if len(found) == 1 else "unknown"
+    found = list(places)
+    merged = found[0]
+    for where in found[1:]:
+        merged = _both(merged, where)
+    return merged
+
+
+def _both(one: Where, other: Where) -> Where:
+    if one == other:
+        return one
+    if isinstance(one, Placement) and isinstance(other, Placement) and one.dims == other.dims:
+        if one.flattened != other.flattened:  # a sample with a single entry looks as if nothing had been flattened
+            return one if one.flattened else other
+    return "unknown"
 
 
 def locate(where: Where, tensor: Tensor, size: int) -> Placement | None:

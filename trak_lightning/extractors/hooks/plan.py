@@ -131,7 +131,7 @@ class Homes:
                 return
         raise UnsupportedModelError(
             f"parameter {location.name} of {type(self._model).__name__} is used outside the forward of the module that owns it "
-            "and of all modules around it, so hooks cannot see where. Use extractor='functional' or 'iterative', or leave "
+            "and of all modules around it, so hooks cannot see where. Use extractor='auto' or 'iterative', or leave "
             f"it out: parameters=['!{location.name}']."
         )
 
