@@ -96,10 +96,11 @@ def common(places: Iterable[Where]) -> Where:
 def _both(one: Where, other: Where) -> Where:
     if one == other:
         return one
-    if isinstance(one, Placement) and isinstance(other, Placement) and one.dims == other.dims:
-        if one.flattened != other.flattened:  # a sample with a single entry looks as if nothing had been flattened
-            return one if one.flattened else other
-    return "unknown"
+    alike = isinstance(one, Placement) and isinstance(other, Placement) and one.dims == other.dims
+    if not alike or one.flattened == other.flattened:  # type: ignore[union-attr]
+        return "unknown"
+    # A sample with a single entry looks as if nothing had been flattened.
+    return one if one.flattened else other  # type: ignore[union-attr]
 
 
 def locate(where: Where, tensor: Tensor, size: int) -> Placement | None:

@@ -110,7 +110,7 @@ def _packed(two: SampleBatch, three: SampleBatch, batch: SampleBatch) -> tuple[l
             continue
         if len({leaf.ndim for leaf in group}) > 1 or any(leaf.layout != torch.strided for leaf in group):
             return [frozenset(each) for each in found], True
-        for dim, sizes in enumerate(zip(*(leaf.shape for leaf in group), strict=True)):
+        for sizes in zip(*(leaf.shape for leaf in group), strict=True):
             if sizes[0] != sizes[1] and sizes != (2, 3, batch.size):
                 for each, size in zip(found, sizes, strict=True):
                     each.add(size)
