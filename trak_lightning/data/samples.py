@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import vmap
 from typing_extensions import Self
 
-from trak_lightning.data.trees import flatten, map_leaves
+from trak_lightning.data.trees import deep_leaves, flatten, map_leaves
 from trak_lightning.errors import DataError
 
 
@@ -59,7 +59,7 @@ class SampleBatch:
             (leaf.dtype, tuple(length == self.size for length in leaf.shape))
             if isinstance(leaf, Tensor)
             else type(leaf)
-            for leaf in flatten(self.data)[0]
+            for leaf in deep_leaves(self.data)
         )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError, UnsupportedModelError
-from trak_lightning.extractors.state import kept_grads, requiring
+from trak_lightning.extractors.state import kept_grads, parameters_of, requiring
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.autocast import without_autocast
 from trak_lightning.model.dtensor import whole
@@ -77,7 +77,7 @@ def _gradients(
         output = as_outputs(output, batch.size, task)
         require_graph(output, model, task)
         total = (output * weights.to(output)).sum()
-        parameters = [model.get_parameter(name) for name in names]
+        parameters = list(parameters_of(model, names).values())
         # Not autograd.grad, which reentrant checkpointing refuses.
         with kept_grads(parameters):
             try:

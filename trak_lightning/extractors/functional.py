@@ -11,6 +11,7 @@ from trak_lightning.data.samples import SampleBatch, over_samples
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import OneSampleAtATime, SettingsError, TrakError, UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.extractors.state import parameters_of
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import require_whole
 from trak_lightning.tasks.base import Task, batch_of
@@ -38,7 +39,7 @@ class Functional(GradientExtractor):
         leaves, rebuild = flatten(batch.fetch([0]).data)
         batched = [position for position, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         stacked = _stacked(each, batched)
-        attributed = {slot.name: model.get_parameter(slot.name).detach() for slot in layout}
+        attributed = {name: parameter.detach() for name, parameter in parameters_of(model, layout.by_name).items()}
         others = {
             name: tensor.detach()
             for name, tensor in (*model.named_parameters(), *model.named_buffers())

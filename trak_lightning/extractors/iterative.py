@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.extractors.state import requiring
+from trak_lightning.extractors.state import parameters_of, requiring
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import require_whole
 from trak_lightning.tasks.base import Task, batch_of
@@ -51,7 +51,7 @@ def sample_gradient(
                 f"the output of {type(task).__name__} for one sample must be one number; got {found}. If the collate function "
                 "leaves out broken samples, remove them from the dataset: torch.utils.data.Subset(dataset, kept)."
             )
-        parameters = [model.get_parameter(slot.name) for slot in layout]
+        parameters = list(parameters_of(model, layout.by_name).values())
         if not output.requires_grad:
             return output.detach().reshape(1), (None,) * len(parameters)
         grads = torch.autograd.grad(output.sum(), parameters, allow_unused=True)

@@ -1,10 +1,16 @@
 """A model as an extractor needs it, put back afterwards."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+
+def parameters_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """These parameters of `model`, which may be a TorchScript module, by name."""
+    known = dict(model.named_parameters(remove_duplicate=False))
+    return {name: known[name] for name in names}
 
 
 @contextmanager
@@ -14,7 +20,7 @@ def requiring(model: nn.Module, names: Collection[str]) -> Iterator[None]:
     The fast path of transformer layers is off: it computes without calling the modules inside.
     """
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    wanted = {id(model.get_parameter(name)) for name in names}
+    wanted = {id(parameter) for parameter in parameters_of(model, names).values()}
     try:
         for parameter, state in before:
             if state != (id(parameter) in wanted):

@@ -233,12 +233,19 @@ def refuse(
         culprit = first_difference(model, task, alone, batch, place, size)
     except Exception:
         culprit = None
+    culprit = culprit or "No module is at fault, so look at the task and at code between modules"
+    if size == 1:
+        raise SampleDependenceError(
+            f"the output or gradient of sample {sample} alone differs by {error:.1%} when it is computed again, so attributions "
+            f"would depend on chance. {culprit}. Likely cause: random layers that ignore model.eval() (F.dropout without "
+            "training=self.training)."
+        )
     raise SampleDependenceError(
         f"the output or gradient of sample {sample} alone differs by {error:.1%} from that in a batch of {size}, so attributions "
-        f"would depend on the batch. {culprit or 'No module is at fault, so look at the task and at code between modules'}. "
-        "Likely causes: random layers that ignore model.eval() (F.dropout without training=self.training), batch statistics, "
-        "a model output that mixes samples, or padding that is not masked. If every sample is to be attributed as the model sees it "
-        "alone, use extractor='iterative'."
+        f"would depend on the batch. {culprit}. Likely causes: random layers that ignore model.eval() (F.dropout without "
+        "training=self.training), batch statistics, a model output that mixes samples, padding that is not masked, or a collate "
+        "function that returns samples in another order. If every sample is to be attributed as the model sees it alone, use "
+        "extractor='iterative'."
     )
 
 

@@ -25,10 +25,12 @@ class ContentSizes(TorchDispatchMode):
     """Follow a forward pass under ``no_grad``.
 
     `leaves` are those of the batch; `packed` are sizes of theirs that depend on content, such as all nodes of all graphs.
+    With `unknown`, so may any new size: the batch has other numbers than those of tensors. `size` is B.
     """
 
-    def __init__(self, leaves: Iterable[Any], packed: Iterable[int], *, unknown: bool = False) -> None:
+    def __init__(self, leaves: Iterable[Any], packed: Iterable[int], size: int, *, unknown: bool = False) -> None:
         super().__init__()
+        self._size = size
         self._read = unknown
         """Whether Python has read numbers that depend on content: new sizes may come from these."""
         self._data: set[int] = set()
@@ -88,10 +90,15 @@ class ContentSizes(TorchDispatchMode):
             self._read = True
 
     def _note(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor]) -> None:
+        if self._atomic:  # only what lies in memory that was something else before
+            for tensor in made:
+                if _key(tensor) not in {_key(each) for each in given}:
+                    self._mark(tensor, frozenset(), data=False)
+            return
         name = func.overloadpacket.__name__
         data = name not in _CONSTANT and any(_key(tensor) in self._data for tensor in given)
         before = frozenset().union(*(self._sizes.get(_key(tensor), frozenset()) for tensor in given))
-        known = {size for tensor in given for size in tensor.shape}
+        known = {size for tensor in given for size in tensor.shape} or {self._size}
         own = {_key(tensor) for tensor in given}
         extra = self._chosen(name, func, args, kwargs, made) if data else frozenset()
         for tensor in made:
@@ -100,8 +107,6 @@ class ContentSizes(TorchDispatchMode):
                 for size in tensor.shape
                 if size > 1 and (size in before or size in extra or (size not in known and (before or self._read)))
             )
-            if name == "_pad_packed_sequence":
-                sizes = frozenset()
             key = _key(tensor)
             aliased = key in own
             self._mark(
@@ -155,14 +160,20 @@ class ContentSizes(TorchDispatchMode):
 
 
 class _Reading(TorchFunctionMode):
-    """Notes what Python reads without an operation."""
+    """Notes what Python reads without an operation, and what is padded to (T, B, …) or (B, T, …) by many operations."""
 
     def __init__(self, sizes: ContentSizes) -> None:
         super().__init__()
         self._of = sizes
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _READ:
+        name = getattr(func, "__name__", "")
+        if name == "_pad_packed_sequence":
+            self._of.enter_atomic()
+            padded, lengths = func(*args, **(kwargs or {}))
+            self._of.exit_atomic((), (padded, lengths))
+            return padded, lengths
+        if name in _READ:
             self._of._note_read(_tensors(args))
         return func(*args, **(kwargs or {}))
 

@@ -50,6 +50,11 @@ class Hooks(GradientExtractor):
         return self._kinds
 
     def extract(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, sink: Sink) -> Tensor:
+        if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has TorchScript modules, which call no hooks. Use extractor='auto' or 'iterative', or the "
+                "module that was scripted."
+            )
         known, rehearsed = self._of(model, task, batch, layout)
         while True:
             with Tape(known.plan, sink, batch.size, model, layout) as tape, batch_of(batch.size):

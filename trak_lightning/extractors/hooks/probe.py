@@ -12,7 +12,7 @@ from torch import Size, Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.data.trees import flatten
+from trak_lightning.data.trees import deep_leaves, flatten
 from trak_lightning.extractors.hooks.content import ContentSizes
 from trak_lightning.extractors.hooks.placement import Placement, Where, common, infer
 from trak_lightning.extractors.rules import find_rule
@@ -20,6 +20,9 @@ from trak_lightning.model.autocast import without_autocast
 from trak_lightning.tasks.base import Task, batch_of
 
 Side = Literal["inputs", "outputs"]
+
+_WORDS = (bool, str, bytes, type(None))
+"""No sizes come from these."""
 
 
 @dataclass
@@ -95,26 +98,27 @@ class Probe:
     def _pass(
         self, task: Task, batch: SampleBatch, packed: frozenset[int] = frozenset(), unknown: bool = False
     ) -> "_Shapes":
-        content = ContentSizes(flatten(batch.data)[0], packed, unknown=unknown) if batch.size > 1 else None
+        content = ContentSizes(deep_leaves(batch.data), packed, batch.size, unknown=unknown) if batch.size > 1 else None
         return _Shapes(self._model, content=content).see(task, batch)
 
 
 def _packed(two: SampleBatch, three: SampleBatch, batch: SampleBatch) -> tuple[list[frozenset[int]], bool]:
     """Sizes of tensors of these batches in dimensions that hold a number of entries for each sample that may depend on the
-    sample; and whether the batches differ in more than sizes, as lists of samples do."""
-    leaves = [flatten(each.data)[0] for each in (two, three, batch)]
+    sample; and whether the batches differ in more than sizes and values of tensors, as lists of samples do."""
+    leaves = [[leaf for leaf in deep_leaves(each.data) if not isinstance(leaf, _WORDS)] for each in (two, three, batch)]
     found: list[set[int]] = [set(), set(), set()]
-    alike = all([type(leaf) for leaf in each] == [type(leaf) for leaf in leaves[0]] for each in leaves)
-    for group in zip(*leaves, strict=False) if alike else ():
+    unknown = any([type(leaf) for leaf in each] != [type(leaf) for leaf in leaves[0]] for each in leaves)
+    for group in () if unknown else zip(*leaves, strict=True):
         if not isinstance(group[0], Tensor):
-            continue
-        if len({leaf.ndim for leaf in group}) > 1 or any(leaf.layout != torch.strided for leaf in group):
-            return [frozenset(each) for each in found], True
-        for sizes in zip(*(leaf.shape for leaf in group), strict=True):
-            if sizes[0] != sizes[1] and sizes != (2, 3, batch.size):
-                for each, size in zip(found, sizes, strict=True):
-                    each.add(size)
-    return [frozenset(each) for each in found], not alike
+            unknown |= not isinstance(group[0], (int, float)) or any(leaf != group[0] for leaf in group)
+        elif len({leaf.ndim for leaf in group}) > 1 or any(leaf.layout != torch.strided for leaf in group):
+            unknown = True
+        else:
+            for sizes in zip(*(leaf.shape for leaf in group), strict=True):
+                if sizes[0] != sizes[1] and sizes != (2, 3, batch.size):
+                    for each, size in zip(found, sizes, strict=True):
+                        each.add(size)
+    return [frozenset(each) for each in found], unknown
 
 
 def _all(places: Places) -> list[Where]:
@@ -128,7 +132,8 @@ def _is_flattened(where: Where) -> bool:
 def _sample_major(dim: int, same: Tensor | None, mixed: Tensor | None) -> bool:
     if same is None or mixed is None or same.shape != mixed.shape:
         return True
-    unchanged = (same == mixed).movedim(dim, 0).flatten(1).all(1)
+    unchanged = (same == mixed).movedim(dim, 0)
+    unchanged = unchanged.reshape(len(unchanged), -1).all(1)
     half = len(unchanged) // 2
     return bool(unchanged[:half].all()) or not bool(unchanged[::2].all())
 

@@ -15,7 +15,7 @@ from trak_lightning.extractors.hooks.placement import Misplaced, Placement, Wher
 from trak_lightning.extractors.hooks.plan import Inner, Layer, Plan, Shell
 from trak_lightning.extractors.rules import LayerCall
 from trak_lightning.extractors.rules.fallback import InnerCall, Leaves, RecordedCall, rerun
-from trak_lightning.extractors.state import kept_grads, requiring
+from trak_lightning.extractors.state import kept_grads, parameters_of, requiring
 from trak_lightning.gradients import DenseBlock, GradientBlock, OuterProductBlock, ParameterLayout, RowSparseBlock, Sink
 from trak_lightning.model.autocast import autocast_state, under_autocast
 from trak_lightning.model.dtensor import any_sharded
@@ -100,7 +100,7 @@ class Tape:
         # Sharded parameters are replaced by whole ones in the meantime, so that only what is unused can be watched.
         self._sharded = any_sharded(model.parameters())
         watched = plan.unused if self._sharded else tuple(layout.by_name)
-        self._watched = {name: model.get_parameter(name) for name in watched}
+        self._watched = parameters_of(model, watched)
         self._inside: dict[str, int] = {}
         self._anchor = torch.zeros((), requires_grad=True)
         self._handles: list[Any] = []
@@ -194,7 +194,9 @@ class Tape:
             place = layer.place if isinstance(layer.place, Placement) else Placement((0,))
             kept, version = self._keep(layer.name, input)
 
-            def on_backward(output_grad: Tensor) -> None:
+            def on_backward(output_grad: Tensor | None) -> None:
+                if output_grad is None:  # an output that the task does not use
+                    return
                 self._require_unchanged(layer.name, [(kept, version)])
                 with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
                     with self._doing(layer.names.values()):
@@ -301,8 +303,9 @@ class Tape:
         return before, after
 
     def _collect(self, shell: Shell, call: InnerCall, position: int, where: Where) -> Callable[[Tensor], None]:
-        def on_backward(grad: Tensor) -> None:
-            call.input_grads[position] = self._split(shell, grad, where)
+        def on_backward(grad: Tensor | None) -> None:
+            if grad is not None:
+                call.input_grads[position] = self._split(shell, grad, where)
 
         return on_backward
 
