@@ -72,15 +72,7 @@ class RowComputer:
         Raises:
             DataError, DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError, SampleDependenceError: as named.
         """
-        batch = self.samples(indexed)
-        with memory_explained(self._device, batch.size), torch.enable_grad(), without_fast_path():
-            try:
-                return self._verified(batch, indexed.index, self._extractor)
-            except UnsupportedModelError as refusal:
-                other = self._extractor.fall_back(self._model, refusal)
-                if other is None:
-                    raise
-                return self._verified(batch, indexed.index, other)
+        return self._verified(self.samples(indexed), indexed.index)
 
     def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
         """Compare the first and last sample of a batch with the same samples alone. Returns the largest difference of
@@ -91,11 +83,10 @@ class RowComputer:
         """
         batch = self.samples(self._load(index.tolist()))
         worst = 0.0
-        with torch.enable_grad(), without_fast_path():
-            for position in sorted({0, len(index) - 1}):
-                self._verifier.verify(batch, index, position, self._extractor, rows)
-                alone = self._compute(batch.fetch([position]), index[position : position + 1], self._extractor)
-                worst = max(worst, difference(alone.features[0], rows.features[position]))
+        for position in sorted({0, len(index) - 1}):
+            self._verified(batch, index, position)
+            alone = self._verified(batch.fetch([position]), index[position : position + 1])
+            worst = max(worst, difference(alone.features[0], rows.features[position]))
         return worst
 
     def samples(self, indexed: IndexedBatch) -> SampleBatch:
@@ -113,12 +104,26 @@ class RowComputer:
 
         return SampleBatch(indexed.batch, len(index), load)
 
-    def _verified(self, batch: SampleBatch, index: Tensor, extractor: GradientExtractor) -> FeatureRows:
+    def _verified(self, batch: SampleBatch, index: Tensor, position: int | None = None) -> FeatureRows:
+        """The rows of a batch, which is verified if it is due, or with the sample at `position` if one is given."""
+        with memory_explained(self._device, batch.size), torch.enable_grad(), without_fast_path():
+            try:
+                return self._by(self._extractor, batch, index, position)
+            except UnsupportedModelError as refusal:
+                other = self._extractor.fall_back(self._model, refusal)
+                if other is None:
+                    raise
+                return self._by(other, batch, index, position)
+
+    def _by(self, extractor: GradientExtractor, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
         kinds = extractor.kinds
         rows = self._compute(batch, index, extractor)
-        position = self._verifier.due(batch, index, rehearsed=extractor.kinds > kinds)
+        due = self._verifier.due(batch, index, rehearsed=extractor.kinds > kinds)
+        position = due if position is None else position
         if position is not None:
-            self._verifier.verify(batch, index, position, extractor, rows, chosen=extractor is self._extractor)
+            # One by one because the user wants that, or because nothing else was right?
+            chosen = type(self._extractor).fall_back is GradientExtractor.fall_back
+            self._verifier.verify(batch, index, position, extractor, rows, chosen=chosen)
         return rows
 
     def _compute(self, batch: SampleBatch, index: Tensor, extractor: GradientExtractor) -> FeatureRows:

@@ -203,7 +203,8 @@ def _distance(alone: dict[str, Tensor | None], within: dict[str, Tensor | None])
         other = within[name]
         if grad is None and other is None:
             continue
-        error = float((grad if other is None else other if grad is None else other - grad).norm())
+        zero = torch.zeros(())
+        error = float(((zero if other is None else other) - (zero if grad is None else grad)).norm())
         scale = max(norms[name], 1e-3 * whole, torch.finfo(torch.float32).tiny)
         worst = max(worst, error / scale)
     return worst

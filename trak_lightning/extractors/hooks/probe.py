@@ -46,7 +46,7 @@ class Probe:
             self._merge(_places_of_one(self._pass(task, batch)))
             return
         batches = [batch.fetch([sample] * count) for count in (2, 3)]
-        packed, unknown = _packed(*batches, batch)
+        packed, unknown = _packed(batches[0], batches[1], batch)
         two, three = (self._pass(task, *each, unknown) for each in zip(batches, packed, strict=False))
         fresh = _all_places(two, three)
         if any(_is_flattened(where) for places in fresh.values() for where in _all(places)):
@@ -57,7 +57,7 @@ class Probe:
         """Show the model the batch itself, whose samples may differ in what decides over sizes and orders."""
         if batch.size == 1:
             return
-        packed, unknown = _packed(*(batch.fetch([0] * count) for count in (2, 3)), batch)
+        packed, unknown = _packed(batch.fetch([0, 0]), batch.fetch([0, 0, 0]), batch)
         seen = self._pass(task, batch, packed[2], unknown)
         for module, calls in seen.calls.items():
             if module not in self.places:
@@ -225,7 +225,7 @@ class _Shapes:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module in self._wanted and (module, "inputs") not in self._values:
             self._values[module, "inputs"] = _copies(flatten((args, kwargs))[0])
-        self._given.append((module, self._sizes((args, kwargs))))
+        self._given.append((module, self._sizes(module, (args, kwargs))))
         if self._content is not None and _is_atomic(module):
             self._content.enter_atomic()
 
@@ -236,13 +236,14 @@ class _Shapes:
                     self._content.trust(leaf)
             self._content.exit_atomic(flatten((args, kwargs))[0], flatten(output)[0])
         given = next(sizes for entered, sizes in reversed(self._given) if entered is module)
-        self.calls.setdefault(module, []).append(_Call(given, self._sizes(output)))
+        self.calls.setdefault(module, []).append(_Call(given, self._sizes(module, output)))
         if module in self._wanted and (module, "outputs") not in self._values:
             self._values[module, "outputs"] = _copies(flatten(output)[0])
 
-    def _sizes(self, tree: Any) -> dict[int, _Sizes]:
+    def _sizes(self, module: nn.Module, tree: Any) -> dict[int, _Sizes]:
+        known = _is_atomic(module)  # its rule finds the samples by itself, in packed sequences too
         return {
-            place: _Sizes(leaf.shape, self._dependent(leaf))
+            place: _Sizes(leaf.shape, frozenset() if known else self._dependent(leaf))
             for place, leaf in enumerate(flatten(tree)[0])
             if isinstance(leaf, Tensor)
         }

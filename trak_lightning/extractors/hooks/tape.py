@@ -113,8 +113,11 @@ class Tape:
     def __enter__(self) -> "Tape":
         self._stack.enter_context(requiring(self._model, self._watched))
         self._stack.enter_context(kept_grads(list(self._watched.values())))
-        for home in () if self._sharded else (*self._plan.layers, *self._plan.shells):
-            self._around_home(home)
+        if not self._sharded:
+            for layer in self._plan.layers:
+                self._around_home(layer.module, layer.names.values())
+            for shell in self._plan.shells:
+                self._around_home(shell.module, shell.names.values())
         for layer in self._plan.layers:
             self._handles.append(layer.module.register_forward_hook(self._on_layer(layer), with_kwargs=True))
         for shell in self._plan.shells:
@@ -160,9 +163,9 @@ class Tape:
             while self._waiting:
                 self._rerun(*self._waiting.pop())
 
-    def _around_home(self, home: Layer | Shell) -> None:
+    def _around_home(self, module: nn.Module, planned: Iterable[str]) -> None:
         """Parameters require no gradient inside the module that computes theirs."""
-        names = [name for name in home.names.values() if name in self._watched]
+        names = [name for name in planned if name in self._watched]
 
         def before(_: nn.Module, args: Any) -> None:
             if self._replaying:  # under vmap, which does not allow it
@@ -177,8 +180,8 @@ class Tape:
                 if not self._inside[name]:
                     self._watched[name].requires_grad_(True)
 
-        self._handles.append(home.module.register_forward_pre_hook(before))
-        self._handles.append(home.module.register_forward_hook(after))
+        self._handles.append(module.register_forward_pre_hook(before))
+        self._handles.append(module.register_forward_hook(after))
 
     def _on_layer(self, layer: Layer) -> Callable[..., Any]:
         def on_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
