@@ -1,12 +1,12 @@
-"""Does CLIP unlearn a pair when the training pairs that taught it are gone? Emoji and their names.
+"""Does CLIP unlearn a pair when the training pairs that taught it are removed? Emoji and their names.
 
     python benchmarks/clip_counterfactuals.py
 
-For every target pair, held out, the k most helpful training pairs are found by TRAK and by CLIP similarity (the sum of image-image
-and text-text cosine similarity under the same checkpoints); models are retrained without them, and without as many at random.
-Targets are dealt with in groups, whose training pairs are removed together. Prints how far the cosine similarity of the
-target's image and text, and the model output of the task, fall below those of models trained on everything, with 95 % bootstrap
-intervals over targets. Models and results are kept in `folder`; what is there is not done again.
+For each held-out target pair, the k most helpful training pairs are found by TRAK and by CLIP similarity (the sum of image–image
+and text–text cosine similarity under the same checkpoints). Models are retrained without them, and without as many random pairs.
+Targets form groups, whose training pairs are removed together. Prints how far the cosine similarity of the image and text of a target,
+and the model output of the task, fall below those of models trained on everything, with 95 % bootstrap intervals over targets. Models
+and results are kept in `folder`, so that an interrupted run resumes.
 """
 
 import json
@@ -41,13 +41,13 @@ def main(
     """Print the table.
 
     Args:
-        folder: where models and results are kept.
-        targets: how many.
-        group: targets whose training pairs are removed together.
-        k: training pairs removed for each target.
-        seeds: models retrained for each removal.
-        members: checkpoints to attribute with, each trained on a random half.
-        epochs: of training.
+        folder: folder for models and results.
+        targets: number of targets.
+        group: number of targets whose training pairs are removed together.
+        k: number of training pairs to remove per target.
+        seeds: number of models to retrain per removal.
+        members: number of checkpoints to attribute with, each trained on a random half.
+        epochs: epochs of training.
     """
     data = EmojiDataModule(num_targets=200)
     data.setup()
@@ -102,7 +102,7 @@ def main(
 
 
 def _similarities(data: EmojiDataModule, paths: list[Path]) -> Any:
-    """(m, n), averaged over the checkpoints."""
+    """CLIP similarity (m, n), averaged over the checkpoints."""
     total = 0
     model = EmojiCLIP().eval()
     for path in paths:
@@ -119,7 +119,7 @@ def _embed(model: Any, dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _alignment(model: Any, data: EmojiDataModule, reference: Any, targets: int) -> list[list[float]]:
-    """Cosine similarity and model output of every target."""
+    """Cosine similarity and model output of each target."""
     with torch.no_grad():
         images, texts = _embed(model, data.test_set)
         task = Contrastive()

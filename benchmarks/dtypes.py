@@ -1,10 +1,10 @@
-"""What storing features in fewer bits costs: LDS, and how scores differ from those of float32.
+"""Measure the effect of storing features in fewer bits: on the LDS, and on scores compared with those of float32.
 
     trak run --config configs/digits.yaml
     python benchmarks/dtypes.py runs/digits
 
-The features of a finished run are copied to stores of other types, in a temporary folder, and scored with the run's own
-settings; all are judged by the models that the run has retrained.
+The features of a finished run are copied to stores of other types in a temporary folder and scored with the run's own settings.
+All are evaluated with the models that the run has retrained.
 """
 
 import shutil
@@ -38,10 +38,10 @@ def main(
 
     Args:
         run_dir: a finished run with retrained models.
-        dtypes: of the stores; the first is what the others are compared with.
-        models: how many retrained models there are.
-        fraction: of the training set that they were trained on.
-        folder: where features are copied to for the time being; the system's temporary folder if None.
+        dtypes: types of the stores; the others are compared with the first one.
+        models: number of retrained models.
+        fraction: the fraction of the training set that they were trained on.
+        folder: where features are copied to temporarily; the system's temporary folder if None.
     """
     run = RunDirectory(run_dir)
     settings = yaml.safe_load(run.config.read_text())["scorer"]["init_args"]

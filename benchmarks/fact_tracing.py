@@ -4,10 +4,10 @@
     python benchmarks/fact_tracing.py
     python benchmarks/fact_tracing.py --subject words
 
-Two training examples state each target's fact, in other words. Prints how high each method ranks them: the mean reciprocal rank
-of the first, and the share of them among the first ten, with 95 % bootstrap intervals over targets. All methods see the same
-targets; gradient methods the same checkpoints, all trained on the whole training set. BM25 sees question and answer, or the question
-alone.
+Two training examples state the fact of each target in other words. Prints how high each method ranks them: the mean reciprocal rank
+of the first, and the share of the two among the first ten, with 95 % bootstrap intervals over targets. All methods have the same
+targets, and gradient methods the same checkpoints, which were trained on the whole training set. BM25 compares question and answer, or
+the question alone.
 """
 
 from functools import partial
@@ -48,12 +48,12 @@ def main(
     """Print the table.
 
     Args:
-        subject: what is asked about.
-        folder: where models and features are kept.
-        targets: how many facts are asked for.
-        members: checkpoints.
-        epochs: of training.
-        dim: k of the projection.
+        subject: subject of the questions.
+        folder: folder for models and features.
+        targets: number of facts to trace.
+        members: number of checkpoints.
+        epochs: epochs of training.
+        dim: dimension k of the projection.
     """
     data = QuestionDataModule(subject, num_targets=targets)
     data.setup()
@@ -95,13 +95,13 @@ def main(
 
 
 def _bm25(data: QuestionDataModule, parts: int = 2) -> Any:
-    """Of the first `parts` of question and answer."""
+    """BM25 scores (m, n) of question and answer, or of the question alone if `parts` is 1."""
     index = BM25Okapi([words(" ".join(text[:parts])) for text in data.train_set.texts])
     return np.stack([index.get_scores(words(" ".join(text[:parts]))) for text in data.test_set.texts])
 
 
 def _accuracy(model: QuestionT5, data: QuestionDataModule, paths: list[Path]) -> float:
-    """The share of targets whose every word is the most probable one, given those before it; averaged over checkpoints."""
+    """Share of targets of which every word is the most probable one given those before it, averaged over checkpoints."""
     right = []
     for path in paths:
         model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])

@@ -4,12 +4,12 @@
     python benchmarks/lds.py --problems [digits] --checkpoints [1,3] --dims [512,2048]
     python benchmarks/lds.py --peers '{traker: peers/traker/bin/python, kronfluence: peers/kronfluence/bin/python}'
 
-Trains what is missing in `folder` (ten checkpoints on random halves, a hundred models on others, a few minutes a problem),
-scores with every method, and prints the linear datamodeling score with its 95 % bootstrap interval over targets, by how much
-ours is ahead of the best peer (paired: on the same targets and models, of which the interval of a difference is much narrower), and the
-seconds that features and scores took together: of processor time, so that a shared machine does not count against anybody;
-set OMP_NUM_THREADS=1. A peer runs in an environment of its own, on the same checkpoints, by a script in benchmarks/peers that
-says how to make it; what it found is kept in `folder` and read if it is there.
+Trains what is missing in `folder` (ten checkpoints on random halves, a hundred models on other halves, a few minutes per problem),
+scores with every method, and prints the linear datamodeling score with its 95 % bootstrap interval over targets; the lead of our scores
+over the best peer (paired, on the same targets and models, which makes the interval of the difference much narrower); and the seconds of
+processor time that features and scores took together, which other processes on the machine do not change. Set OMP_NUM_THREADS=1. A
+peer runs in its own environment on the same checkpoints; its script in benchmarks/peers says how to create that environment. Its scores
+are kept in `folder` and read from there if present.
 """
 
 import json
@@ -45,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
 FURTHER = ["leave_one_out", "influence", "gradient_cosine", "tracin"]
 
 UNPROJECTED = {"kronfluence"}
-"""Peers that do not project: they run once, whatever k."""
+"""Peers that do not project: they run once, for all k."""
 
 
 def main(
@@ -64,15 +64,15 @@ def main(
 
     Args:
         problems: names of problems.
-        folder: where models, features and scores are kept.
-        dims: k of the projection; 0 for no projection, where memory and disk allow it.
-        checkpoints: how many to attribute with.
-        models: how many retrained models to judge by.
+        folder: folder for models, features and scores.
+        dims: dimensions k of the projection; 0 does not project, and needs memory and disk for all parameters.
+        checkpoints: numbers of checkpoints to attribute with.
+        models: number of retrained models to judge scores by.
         fashion: folder with the four files of Fashion-MNIST.
-        further: all scorers, not only those of the head to head.
-        methods: only these of ours, as the table names them.
-        peers: other libraries: name → python of an environment that has it.
-        output: a JSON file for the rows.
+        further: whether to run all our scorers, not only those compared with peers.
+        methods: names of our methods, as in the table; None runs all.
+        peers: other libraries: name → Python executable of an environment that has it.
+        output: JSON file to write the rows to.
     """
     find_fashion(fashion)
     rows = []
@@ -90,7 +90,7 @@ def main(
                 if peer not in UNPROJECTED or k == dims[0]
             ]
         best: dict[int, np.ndarray] = {}
-        # Those of the others first: ours are compared with the best of them, target by target.
+        # Peers first: ours are compared with the best of them, target by target.
         for peer, found_by in ((True, theirs), (False, ours)):
             for method, k, M, scores, seconds in chain.from_iterable(found_by):
                 each = lds([scores], subsets, outputs)
@@ -131,13 +131,13 @@ def _interval(found: tuple[float, float, float]) -> str:
 
 def _ours(trained: Trained, folder: Path, k: int, M: int, further: bool, only: list[str] | None) -> Iterator[Found]:
     run = folder / f"ours-{k}-{M}"
-    shutil.rmtree(run, ignore_errors=True)  # everything is timed
+    shutil.rmtree(run, ignore_errors=True)  # so that everything is timed
     trak = TRAK(
         trained.model, "image_classification", run, projector={"name": "sparse_jl", "dim": k} if k else "identity"
     )
     started = time.process_time()
+    trak.featurize(trained.targets, trained.checkpoints[:M], split="test")
     trak.featurize(trained.train, trained.checkpoints[:M])
-    trak.featurize_split(trained.targets, "test")
     featurized = time.process_time() - started
     methods = METHODS | {name: {"name": name} for name in FURTHER if further}
     for method, scorer in methods.items():

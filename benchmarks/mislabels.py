@@ -28,8 +28,8 @@ def main(
     """Print the table.
 
     Args:
-        problem: glosses or digits.
-        folder: where models and features are kept.
+        problem: which data and model.
+        folder: folder for models and features.
         label_noise: share of the training samples that get a wrong label.
     """
     config = yaml.safe_load((Path(__file__).parents[1] / "configs" / f"{problem}.yaml").read_text())

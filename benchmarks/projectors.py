@@ -1,12 +1,12 @@
-"""How long a projection takes, as a multiple of reading the gradient once, and how well it keeps inner products.
+"""Measure how long a projection takes, as a multiple of reading the gradient once, and how well it preserves inner products.
 
     python benchmarks/projectors.py speed
     python benchmarks/projectors.py speed --sizes 1e8 --dims 2048 --projectors sparse_jl
     python benchmarks/projectors.py error
 
-Speed: the gradient of B samples lies in memory as matrices of at most 1024 × 1024 entries. The read pass is the sum of all its
-entries. Projections and read passes take turns; figures are medians. There are as many batches as are not all in a cache when
-their turn comes; with `--memory 0` there is one. A projector that would need more than `limit` operations is left out.
+Speed: the gradient of B samples is in memory as matrices of at most 1024 × 1024 entries. The read pass sums all of its entries.
+Projections and read passes take turns; figures are medians. There are enough batches that none is in a cache when its turn comes;
+with `--memory 0` there is one batch. A projector that would need more than `limit` operations is left out.
 
 Error: of ⟨Pg, Ph⟩ for all pairs of gradients of the digits network, as a fraction of ‖g‖‖h‖, over several seeds: root mean
 square and 99th percentile, and both as multiples of a dense ±1 matrix's.

@@ -13,7 +13,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from trak_lightning.cli.training import Job
+from trak_lightning.cli.job import Job
 from trak_lightning.evaluation.lds_run import models_folder
 from trak_lightning.evaluation.result import read_result
 from trak_lightning.interop.quanda import TRAKExplainer

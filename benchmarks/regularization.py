@@ -1,12 +1,12 @@
-"""At which λ do scores predict best, and what does ``auto`` reach? The curves behind docs/regularization.md.
+"""Find the λ at which scores predict best, and what ``auto`` reaches: the curves of docs/regularization.md.
 
     python benchmarks/regularization.py --fashion /usr/share/datasets/fashion-mnist
     python benchmarks/regularization.py --problems [noisy] --dims [512,2048]
     python benchmarks/regularization.py --problems [fashion-60k] --models 60 --ensemble 6 --checkpoints [1,3]  # an hour
 
-The linear datamodeling score for λ/trace from 1/31 to 1/100,000, by the same models as `benchmarks/lds.py`, trained where they
-are missing. M checkpoints are the first M, the next M and so on; curves are means over three such groups at most. Prints a row for
-each problem, k and M, and at the end what the rule reaches on each problem with its constant chosen on the others.
+Computes the linear datamodeling score for λ/trace from 1/31 to 1/100,000 with the models of `benchmarks/lds.py`, which are trained
+if they are missing. Groups of M checkpoints are the first M, the next M and so on; curves are means over at most three groups. Prints
+a row for each problem, k and M, and at the end what the rule reaches on each problem with its constant chosen on the others.
 """
 
 import json
@@ -47,8 +47,8 @@ def main(
         folder: where models and curves are kept.
         dims: k of the projection; 0 for no projection.
         checkpoints: M.
-        models: how many retrained models to judge by.
-        ensemble: how many checkpoints there are to choose from.
+        models: number of retrained models to evaluate with.
+        ensemble: number of checkpoints to choose from.
         fashion: folder with the four files of Fashion-MNIST.
     """
     find_fashion(fashion)
@@ -100,7 +100,7 @@ def _curves(
         projector = {"name": "sparse_jl", "dim": k} if k else "identity"
         trak = TRAK(trained.model, "image_classification", run, projector=projector)
         trak.featurize(trained.train, trained.checkpoints[: ensemble if max(checkpoints) > 1 else 3])
-        trak.featurize_split(trained.targets, "test")
+        trak.score(trained.targets, "test", scorer="gradient_dot", top=1)  # which featurizes the targets
         features = load_features(trak.run, trak.store, targets="test")
         groups = {M: [range(first, first + M) for first in range(0, len(features) - M + 1, M)][:3] for M in checkpoints}
         weights = np.stack([each.train.column("loss_weight") for each in features]).astype(np.float64)

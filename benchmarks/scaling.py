@@ -1,4 +1,4 @@
-"""How featurizing scales over processes: measured on this machine, and what the same arithmetic says of many GPUs.
+"""Measure how featurizing scales over processes on this machine, and compute what that predicts for many GPUs.
 
 ``python benchmarks/scaling.py measure`` times one process of one thread against several of them, which share one run
 directory as ranks of one job. ``python benchmarks/scaling.py project`` prints the cost model for 8, 64 and 512 GPUs.
@@ -26,14 +26,14 @@ def measure(
     ranks: list[int] = [1, 2],  # noqa: B006
     rounds: int = 3,
 ) -> None:
-    """Print seconds, samples a second and speed-up.
+    """Print seconds, samples per second and speed-up.
 
     Args:
         model: a name in benchmarks/models.py.
-        samples: of the set that is timed, after the first batch of every rank, in which the extractor is rehearsed.
-        block: samples of a block, and of a batch.
+        samples: number of samples that are timed, after the first batch of every rank, in which the extractor is rehearsed.
+        block: samples per block and per batch.
         dim: k, the number of projected dimensions.
-        ranks: numbers of processes.
+        ranks: the numbers of processes to measure.
         rounds: repetitions of everything, in turn.
     """
     found: dict[int, list[dict[str, float]]] = {world: [] for world in ranks}
@@ -74,21 +74,21 @@ def project(
     gram_flops: float = 10e12,
     gpus: list[int] = [8, 64, 512],  # noqa: B006
 ) -> None:
-    """Print what the cost model says. Every default is an assumption.
+    """Print the predictions of the cost model. Every default is an assumption.
 
     Args:
         n: training samples.
         checkpoints: M.
         dim: k, stored in float32.
-        samples_per_second: featurised by one GPU.
-        sample_bytes: read for one sample, once a checkpoint.
-        start_seconds: of imports, of loading a checkpoint for the first time, and of the process group.
-        first_batch_seconds: what the rehearsal of the first batch of a checkpoint takes.
-        block_size: samples of a block.
-        write_bandwidth: bytes a second that the file system takes from all GPUs together.
-        read_bandwidth: bytes a second that it gives to all together.
-        link_bandwidth: bytes a second between two devices, for adding up Gram matrices.
-        gram_flops: operations a second of one GPU in float32 products of features.
+        samples_per_second: samples that one GPU featurizes per second.
+        sample_bytes: bytes read per sample and checkpoint.
+        start_seconds: seconds for imports, for loading a checkpoint for the first time, and for the process group.
+        first_batch_seconds: seconds for the rehearsal of the first batch of a checkpoint.
+        block_size: samples per block.
+        write_bandwidth: bytes per second that the file system writes for all GPUs together.
+        read_bandwidth: bytes per second that it reads for all GPUs together.
+        link_bandwidth: bytes per second between two devices, for adding Gram matrices.
+        gram_flops: operations per second of one GPU in float32 products of features.
         gpus: numbers of GPUs.
     """
     table = Table(title=f"n = {n:,}, M = {checkpoints}, k = {dim}, {samples_per_second:g} samples/s a GPU")
@@ -109,14 +109,14 @@ def project(
     for world in gpus:
         blocks = checkpoints * -(-n // block_size)
         compute = compute_one / world
-        # Blocks are dealt out whole: the job ends with the rank that has one more.
+        # Blocks are not split: the job ends with the rank that has one more.
         rest = -(-blocks // world) * block_size / samples_per_second - compute
         overhead = start_seconds + first_batch_seconds * checkpoints
         read = checkpoints * n * sample_bytes / read_bandwidth
         write = checkpoints * n * (dim + 3) * 4 / write_bandwidth
         gram = checkpoints * n * dim**2 / gram_flops / world
         reduce = checkpoints * 2 * (world - 1) / world * 8 * dim**2 / link_bandwidth
-        # Loading and writing go on while the next batch is computed: whichever is slowest decides.
+        # Loading and writing overlap with computing: the slowest of the three determines the time.
         total = overhead + max(compute + rest, read, write) + gram + reduce
         alone = overhead + max(compute_one, read, write) + gram * world
         cells = (compute, max(rest, 0.0), read, write, gram, reduce, total)
@@ -125,7 +125,7 @@ def project(
 
 
 def _job(model: str, samples: int, block: int, dim: int, world: int) -> dict[str, float]:
-    """One job of `world` ranks; what rank 0 says of it."""
+    """Run one job of `world` ranks; return what rank 0 reports."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -156,7 +156,6 @@ def _rank(folder: str, name: str, samples: int, block: int, dim: int, world: int
     from torch.utils.data import TensorDataset
 
     from trak_lightning import TRAK
-    from trak_lightning.data.dataset import AttributionData
 
     class Task(Margin):
         def output(self, model, batch):  # type: ignore[no-untyped-def]
@@ -184,7 +183,7 @@ def _rank(folder: str, name: str, samples: int, block: int, dim: int, world: int
     trak.featurize(warm, batch_size=block, block_size=block, split="warm")
     trainer.strategy.barrier()
     began = time.time()
-    trak.featurize_split(AttributionData.of(data, block), "timed", block_size=block)
+    trak.featurize(data, batch_size=block, block_size=block, split="timed")
     trainer.strategy.barrier()
     print(json.dumps({"seconds": time.time() - began, "began": began}))
 

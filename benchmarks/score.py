@@ -1,13 +1,13 @@
-"""Throughput and memory of the Gram matrix and of scoring, beside plain matrix products of the same shapes.
+"""Measure throughput and memory of the Gram matrix and of scoring, compared with plain matrix products of the same shapes.
 
     python benchmarks/score.py                                  # n = 10,000 and 100,000
     python benchmarks/score.py --sizes [1000000] --folder /big --rounds 1 --dtype float16  # 4 GB of features
     python benchmarks/score.py --traker peers/traker/bin/python  # see benchmarks/peers/with_traker.py
 
-Features are random numbers, written to disk as a run would; reading them is part of the time. The plain products are
-``torch.matmul`` on one block that stays in memory, repeated: what the processor can do at best. They take turns with ours;
-figures are medians. Ours read every row and rank every score; "all scores, written" also writes the m × n matrix and flushes it
-to the disk.
+Features are random numbers, written to disk as in a run; reading them is part of the time. The plain products are repeated
+``torch.matmul`` calls on one block that stays in memory: the best that the processor can do. They take turns with ours; figures
+are medians. Ours read every row and rank every score; "all scores, written" also writes the m × n matrix and flushes it to the
+disk.
 """
 
 import json
@@ -42,7 +42,7 @@ PLAIN = {
     "top 100 of all scores": "matmul: scores",
     "all scores, written": "matmul: scores",
 }
-"""The plain product beside which each is set: it reads nothing and keeps nothing."""
+"""The plain product with which each is compared: it reads nothing and keeps nothing."""
 
 
 def main(
@@ -64,9 +64,9 @@ def main(
         targets: m, the number of targets.
         folder: where features are written and deleted again; a temporary folder if None.
         rounds: repetitions of everything, in turn.
-        dtype: in which features are stored.
-        traker: the Python of an environment that has traker, to be timed on the same features.
-        what: only these, as the table names them.
+        dtype: the type in which features are stored.
+        traker: the Python of an environment with traker, which is then timed on the same features.
+        what: only these rows, by their names in the table.
         reuse: a folder in which an earlier run wrote the features, one size; nothing in it is deleted.
     """
     title = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, k = {dim}, m = {targets}"

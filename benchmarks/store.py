@@ -1,14 +1,13 @@
-"""What the HDF5 store costs, beside NumPy's own reading and writing of the same bytes.
+"""What the HDF5 store costs, compared with NumPy's own reading and writing of the same bytes.
 
     python benchmarks/store.py
     python benchmarks/store.py --folder /another/disk --dtype float16
 
-Blocks are those of a run: a file for each, 1024 rows by default. Plain files and ours take turns, block by block or pass by
-pass; figures are medians of the ratios of neighbours. "To the disk" means that both are flushed (fsync) before the clock stops,
-the file and the folder; "to the page cache" that neither is. Reading is from a warm page cache, or from one that the files
-were dropped from before; both sides read whole files to memory that they have used before, one file after the other. Ours does
-so as `FeatureSet.blocks` does, in two threads that read ahead, and compares checksums; for comparison, also without, and in one
-thread.
+Blocks are those of a run: one file each, 1024 rows by default. Plain files and ours take turns, block by block or pass by
+pass; figures are medians of the ratios of neighbors. "To the disk" means that file and folder are flushed (fsync) before the clock
+stops; "to the page cache" means that neither is. Files are read from a warm page cache, or after they were dropped from it; both
+sides read whole files, one after the other. Ours reads as `FeatureSet.blocks` does, in two threads that read ahead, and compares
+checksums; for comparison, also without checksums, and in one thread.
 """
 
 import os
@@ -48,13 +47,13 @@ def main(
     """Print the table.
 
     Args:
-        dim: k, the number of features of a row.
-        block_size: rows of a block.
-        blocks: how many of them.
-        rounds: how often everything is done.
-        dtype: of the store; plain files hold the same bytes.
-        threads: of torch.
-        folder: where files are written for the time being; the system's temporary folder if None.
+        dim: k, the number of features per row.
+        block_size: rows per block.
+        blocks: the number of blocks.
+        rounds: how often everything is repeated.
+        dtype: the type in the store; plain files hold the same bytes.
+        threads: threads of torch.
+        folder: where the temporary files are written; the system's temporary folder if None.
     """
     torch.set_num_threads(threads)
     place = Path(tempfile.mkdtemp(prefix="trak-store-", dir=folder))
@@ -79,7 +78,7 @@ def main(
 
 
 class Bench:
-    """A feature set in `place`, and plain files of the same bytes beside it."""
+    """A feature set in `place`, and plain files of the same bytes next to it."""
 
     def __init__(self, place: Path, spec: FeatureSpec, dtype: Dtype) -> None:
         self.spec, self.dtype, self.plain = spec, dtype, place / "plain"
@@ -118,7 +117,7 @@ class Bench:
             for block in range(self.spec.num_blocks):
                 rows = self.block(block)
                 for path in (self.plain / f"{block:05d}", self.set.folder / f"block-{block:05d}.h5"):
-                    path.unlink(missing_ok=True)  # every file of a run is a new one
+                    path.unlink(missing_ok=True)  # every file of a run is new
                 with patch("trak_lightning.run.atomic.fsync", fsync if flush else lambda path: None):
                     ours.append(_seconds(lambda block=block, rows=rows: self.set.write_block(block, rows)))
                 plain.append(_seconds(lambda block=block: self.write_plain(block, flush)))
@@ -137,7 +136,7 @@ class Bench:
                 values = np.fromfile(path, STORED[self.dtype])
                 assert len(values)
 
-        os.sync()  # what was written before is not to be flushed meanwhile
+        os.sync()  # so that nothing written before is flushed meanwhile
         ours, plain = [], []
         for number in range(rounds * (4 if warm else 2) + 1):
             for passes, files, run in (
@@ -153,7 +152,7 @@ class Bench:
         _add(table, what, ours, plain, "≤ 1.3" if verify and ahead else "")
 
     def share(self, table: Table, rounds: int) -> None:
-        """Storing a block, to the disk, ÷ computing and storing it; in a run, it is stored while the next one is computed."""
+        """Time to store a block on the disk ÷ time to compute and store it; a run stores it while it computes the next one."""
         workload = WORKLOADS["resnet9"]
         torch.manual_seed(0)
         model = workload.model().eval()
@@ -172,7 +171,7 @@ class Bench:
             )
         share = median(s / (s + c) for s, c in zip(storing, computing, strict=True))
         table.add_row(
-            "storing ÷ featurising and storing, ResNet-9",
+            "storing ÷ featurizing and storing, ResNet-9",
             f"{1e3 * median(storing):.1f} ms",
             f"{1e3 * median(computing):.0f} ms",
             f"{100 * share:.2f} %",
@@ -182,7 +181,7 @@ class Bench:
     def size(self, table: Table) -> None:
         row = sum(path.stat().st_size for path in self.set.folder.iterdir()) / self.spec.num_samples
         features = self.spec.dim * np.dtype(STORED[self.dtype]).itemsize
-        table.add_row("bytes of a row − its features", f"{row:.1f}", f"{features}", f"{row - features:.1f}", "≤ 32")
+        table.add_row("bytes per row beyond its features", f"{row:.1f}", f"{features}", f"{row - features:.1f}", "≤ 32")
 
 
 def _add(table: Table, what: str, ours: list[float], plain: list[float], target: str) -> None:
@@ -197,7 +196,7 @@ def _seconds(run: Callable[[], None]) -> float:
 
 
 def _drop(path: Path) -> None:
-    """From the page cache."""
+    """Drop a file from the page cache."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -3,10 +3,10 @@
     pip install rank-bm25
     python benchmarks/tail_patch.py
 
-A trained model takes one gradient step on the k examples that a method ranks highest for a target entry, which is held out (the
-tail-patch score of Chang et al. 2024, "Scalable Influence and Fact Tracing for Large Language Model Pretraining"). The same
-step for all methods: plain gradient descent, the mean loss of the k examples. Prints by how much the log-probability of the
-target's words, per word, rises on average, with 95 % bootstrap intervals over targets; for each seed another model.
+A trained model makes one gradient step on the k examples that a method ranks highest for a held-out target entry (the tail-patch
+score of Chang et al. 2024, "Scalable Influence and Fact Tracing for Large Language Model Pretraining"). The step is the same for
+all methods: plain gradient descent on the mean loss of the k examples. Prints the average rise of the log-probability per word of the
+target, with 95 % bootstrap intervals over targets; each seed is another model.
 """
 
 import copy
@@ -47,14 +47,14 @@ def main(
     """Print the table.
 
     Args:
-        folder: where models and features are kept.
-        targets: how many entries.
-        k: training examples of the step.
-        seeds: models, each attributed with its own checkpoint alone and stepped from it.
-        epochs: of training.
-        num_train: training examples.
-        dim: of the projection.
-        lr: of the step.
+        folder: folder for models and features.
+        targets: number of target entries.
+        k: number of training examples in the step.
+        seeds: number of models; each is attributed with its own checkpoint alone, from which the step starts.
+        epochs: epochs of training.
+        num_train: number of training examples.
+        dim: dimension of the projection.
+        lr: learning rate of the step.
     """
     data = DictionaryDataModule(num_targets=targets, num_train=num_train)
     data.setup()

@@ -1,12 +1,10 @@
 """The Python API: `TRAK`."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.fabric import Fabric
@@ -14,33 +12,33 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning import registry
-from trak_lightning.check.checks import Finding
-from trak_lightning.check.estimates import Workload
+from trak_lightning.check.checks import Finding, run_checks
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.featurize.fitting import Reference, TrainingSet
-from trak_lightning.featurize.job import Filler
+from trak_lightning.featurize.job import FeaturizeJob
+from trak_lightning.featurize.reuse import VerifyData, require_verify_data
+from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import ParameterLayout
-from trak_lightning.model.checkpoints import Checkpoint, CheckpointSource, expand, subset_path
-from trak_lightning.model.compiled import original, uncompiled
+from trak_lightning.model.checkpoints import Checkpoints
+from trak_lightning.model.compiled import original
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.projectors.base import Projector
-from trak_lightning.run.directory import CheckpointRecord, RunDirectory, read_subset
+from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.scoring.compute import LOCAL
 from trak_lightning.scoring.fabric import FabricCompute
-from trak_lightning.scoring.groups import Reduction
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
-from trak_lightning.scoring.trak import Trak
+from trak_lightning.scoring.views import Reduction
 from trak_lightning.stores.base import FeatureStore
+from trak_lightning.stores.feature_array import FeatureArray
 from trak_lightning.stores.shards import Shard
 from trak_lightning.tasks.base import Task
 
 DataSource = Dataset | DataLoader | AttributionData
-Choice = str | dict[str, Any]
+PluginChoice = str | dict[str, Any]
 """A plug-in by name, or by name with options: ``{"name": "sparse_jl", "dim": 2048}``."""
 
 
@@ -48,7 +46,7 @@ class TRAK:
     """Which training examples made the model predict this?
 
     Features of the training set are computed once; any number of target sets is scored against them. Everything is kept
-    in `run_dir`: a second call with the same settings reads what is there, and an interrupted one goes on.
+    in `run_dir`: a second call with the same settings reads what is there, and an interrupted one is resumed.
 
     >>> trak = TRAK(model.eval(), task="image_classification", run_dir="runs/x")
     >>> trak.featurize(train_dataset, checkpoints=["a.ckpt", "b.ckpt"])
@@ -68,6 +66,8 @@ class TRAK:
         seed: of the projection.
         trainer: a Trainer whose accelerator, devices, strategy and precision are used; one device if None.
         weights_only: False unpickles checkpoint files, which executes code in them.
+        verify_data: which samples are read again before their stored rows are reused: ``full`` reads all, ``sampled`` as many
+            as can be read in a second, evenly spread, ``off`` none.
 
     Raises:
         PluginError: an unknown name; suggests the nearest.
@@ -79,45 +79,41 @@ class TRAK:
     def __init__(
         self,
         model: nn.Module,
-        task: Choice | Task,
+        task: PluginChoice | Task,
         run_dir: str | Path,
         *,
         parameters: Sequence[str] | None = None,
-        extractor: Choice | GradientExtractor = "auto",
-        projector: Choice | Projector = "sparse_jl",
-        store: Choice | FeatureStore = "hdf5",
+        extractor: PluginChoice | GradientExtractor = "auto",
+        projector: PluginChoice | Projector = "sparse_jl",
+        store: PluginChoice | FeatureStore = "hdf5",
         seed: int = 0,
         trainer: L.Trainer | None = None,
         weights_only: bool = True,
+        verify_data: VerifyData = "sampled",
     ) -> None:
         self.model = original(model)
-        self.task: Task = registry.create("tasks", task)
-        self.extractor: GradientExtractor = registry.create("extractors", extractor)
-        self.projector: Projector = registry.create("projectors", projector)
-        self.store: FeatureStore = registry.create("stores", store)
         self.run = RunDirectory(run_dir)
-        self.seed = seed
+        self.store: FeatureStore = registry.create("stores", store)
+        self.trainer = trainer
+        self.spec = FeaturizeSpec(
+            task=registry.create("tasks", task),
+            extractor=registry.create("extractors", extractor),
+            projector=registry.create("projectors", projector),
+            layout=ParameterLayout.of(model, parameters),
+            seed=seed,
+            precision=str(trainer.precision) if trainer else "32-true",
+        )
         require_eval(model)
         self.store.bind(self.run.features)
-        self._filler = Filler(
-            self.model,
-            self.task,
-            self.extractor,
-            self.projector,
-            ParameterLayout.of(model, parameters),
-            seed,
-            self.store,
-            self.run,
-            trainer,
-        )
+        require_verify_data(verify_data)
         self._weights_only = weights_only
-        self._checkpoints: list[Checkpoint] = []
-        self._training: TrainingSet | None = None
+        self._verify_data = verify_data
+        self._job: FeaturizeJob | None = None
 
     def featurize(
         self,
         train_dataset: DataSource,
-        checkpoints: Sequence[CheckpointSource] | None = None,
+        checkpoints: Checkpoints | None = None,
         *,
         batch_size: int | None = None,
         subsets: Sequence[npt.ArrayLike] | None = None,
@@ -125,13 +121,14 @@ class TRAK:
         split: str = "train",
         grow: bool = False,
         shard: str = "1/1",
+        repair: bool = False,
     ) -> int:
         """Compute the features of the training set under every checkpoint; what is already stored is not done again.
 
         Args:
             train_dataset: a map-style dataset, or a loader of one; read in the order of the dataset.
-            checkpoints: state dicts, or files and folders of any format in `trak_lightning.model.weight_files`, also with wildcards; the
-                model's present weights if None. ``x.ckpt`` is taken to have been trained on the samples in ``x.subset.npy``
+            checkpoints: one or several of: files and folders of any format in `trak_lightning.model.weight_files`, also with
+                wildcards; folders of checkpoint files; state dicts; modules. The model's current weights if None. ``x.ckpt`` is taken to have been trained on the samples in ``x.subset.npy``
                 if that lies beside it.
             batch_size: samples of one gradient batch; the loader's, or 64.
             subsets: the positions of the training samples that each checkpoint was trained on, where known.
@@ -139,6 +136,8 @@ class TRAK:
             split: the name under which the features are stored.
             grow: the dataset may have more samples than those that are stored, after these: only the new ones are
                 computed, and the last, incomplete batch of the old ones.
+            repair: compute rows again that are no longer those of their samples, their model or their code, rather than refuse
+                them; scores made from them are deleted.
             shard: ``3/16`` computes the third of sixteen parts, for machines that cannot talk to each other.
 
         Returns:
@@ -149,82 +148,32 @@ class TRAK:
             IncompatibleRunError: the run directory was made with other settings, checkpoints or data.
             DataError, NonFiniteGradientError, SampleDependenceError, StorageError: as named.
         """
-        Shard.parse(shard)  # refused before anything is changed
+        parsed = Shard.parse(shard)
         data = AttributionData.of(train_dataset, batch_size)
-        self.prepare({split: data}, checkpoints, subsets=subsets, train=split, block_size=block_size, grow=grow)
-        return self.featurize_split(data, split, block_size=block_size, grow=grow, shard=shard)
+        job = self._begin({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed, repair=repair)
+        self._job = job.with_checkpoints(checkpoints, subsets, weights_only=self._weights_only)
+        return self._job.compute(split)
 
-    def prepare(
-        self,
-        splits: Mapping[str, AttributionData],
-        checkpoints: Sequence[CheckpointSource] | None = None,
-        *,
-        subsets: Sequence[npt.ArrayLike] | None = None,
-        train: str = "train",
-        block_size: int = 1024,
-        grow: bool = False,
-    ) -> None:
-        """What `featurize` does before it computes anything, for several splits at once: read the checkpoints, and find or
-        make the feature sets. If one of these was made with other settings, nothing in the run directory is changed.
+    def features(self, split: str = "train", checkpoint: int = 0) -> FeatureArray:
+        """Return the stored features of a split under one checkpoint, read only where they are indexed.
+
+        >>> features = trak.features("train")
+        >>> features[:10].shape, features.output[:10]  # (10, k), (10,)
 
         Args:
-            splits: name → data; `featurize_split` computes the features of each.
-            checkpoints, subsets, block_size, grow: as for `featurize`.
-            train: which of the splits is the training set.
+            split: ``train``, or the name given to `score`.
+            checkpoint: its number, in the order in which checkpoints were given to `featurize`.
 
         Raises:
-            CheckpointError, IncompatibleRunError, DataError: as `featurize`.
+            DataError: there is no checkpoint of that number.
+            IncompleteRunError: nothing was featurized.
         """
-        data = splits[train]
-        with uncompiled(self.model):
-            sources = expand(checkpoints) if checkpoints is not None else [copy.deepcopy(self.model.state_dict())]
-            if not sources:
-                raise DataError(
-                    "checkpoints is an empty list; give at least one, or None for the model's present weights"
-                )
-            if subsets is not None and len(subsets) != len(sources):
-                raise DataError(f"there are {len(sources)} checkpoints and {len(subsets)} subsets; give one for each")
-            loaded = [Checkpoint.of(source, self.model, weights_only=self._weights_only) for source in sources]
-        known = list(subsets) if subsets is not None else [_subset_beside(source) for source in sources]
-        for subset in known:
-            _check_subset(subset, len(data))
-        records = [CheckpointRecord(checkpoint.id, str(checkpoint)) for checkpoint in loaded]
-        self.run.require_registrable(records)
-        ids = [record.id for record in records]
-        training = self._training_set(data, ids[0], train, grow)
-        self._filler.make(self._filler.plan(splits, ids, training, block_size=block_size, grow=grow))
-        self.run.register(records)
-        for checkpoint, subset in zip(loaded, known, strict=True):
-            if subset is not None:
-                self.run.write_subset(checkpoint.id, subset)
-        self._checkpoints, self._training = loaded, training
-
-    def require_compatible(
-        self,
-        splits: Mapping[str, AttributionData],
-        *,
-        train: str = "train",
-        block_size: int = 1024,
-        grow: bool = False,
-    ) -> None:
-        """Refuse what `prepare` would refuse for the sake of features that are there; changes nothing.
-
-        Raises:
-            IncompatibleRunError: they were made with other settings.
-        """
-        ids = [record.id for record in self.run.read().checkpoints]
-        if ids:
-            training = self._training_set(splits[train], ids[0], train, grow)
-            self._filler.plan(splits, ids, training, block_size=block_size, grow=grow)
-
-    def featurize_split(
-        self, data: AttributionData, split: str, *, block_size: int = 1024, grow: bool = False, shard: str = "1/1"
-    ) -> int:
-        """Compute the features of `data` under the checkpoints of the last `featurize`, and store them as `split`."""
-        if self._training is None:
-            raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
-        how: dict[str, Any] = {"block_size": block_size, "grow": grow, "shard": Shard.parse(shard)}
-        return self._filler.fill(data, split, self._checkpoints, self._training, **how)
+        records = self.run.require_checkpoints()
+        if not -len(records) <= checkpoint < len(records):
+            raise DataError(
+                f"there is no checkpoint {checkpoint}: {self.run.path} has {len(records)}, 0 … {len(records) - 1}"
+            )
+        return FeatureArray(self.store.open(split, records[checkpoint].id))
 
     def check(
         self,
@@ -232,46 +181,29 @@ class TRAK:
         *,
         batch_size: int | None = None,
         split: str = "train",
-        targets: DataSource | None = None,
         checkpoints: int = 1,
-        block_size: int = 1024,
-        scorer: Choice | Scorer = "trak",
     ) -> list[Finding]:
-        """Say from the first batch of `data` what would be attributed to and how, with the model's present weights, and from a
-        few more what featurizing `data` and scoring `targets` will take: time, peak memory and disk. Nothing is stored.
-        See `trak_lightning.check.checks`.
+        """Report from a few batches, with the model's current weights, what would be attributed and how, the seconds per batch,
+        the peak memory and the disk space. Nothing is stored. See `trak_lightning.check.checks`.
 
         Args:
             data: the training samples.
             batch_size: as for `featurize`.
             split: as for `featurize`.
-            targets: those that will be scored; if None, scoring is not estimated.
             checkpoints: how many there will be.
-            block_size: as for `featurize`.
-            scorer: as for `score`.
 
         Raises:
             TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as `featurize` would.
-            StorageError: nothing can be written to the run directory.
+            StorageError: the run directory cannot be written to.
         """
-        train = AttributionData.of(data, batch_size)
-        chosen = registry.create("scorers", scorer)
-        work = Workload(
-            train=len(train),
-            targets=0 if targets is None else len(AttributionData.of(targets, batch_size)),
-            checkpoints=checkpoints,
-            dim=self.projector.output_dim(self._filler.layout),
-            block_size=-(-block_size // train.batch_size) * train.batch_size,
-            solves=isinstance(chosen, Trak),
-        )
-        return self._filler.check(train, split, work)
+        return run_checks(self._begin({split: AttributionData.of(data, batch_size)}, train=split), checkpoints)
 
     def score(
         self,
         target_dataset: DataSource,
         name: str = "targets",
         *,
-        scorer: Choice | Scorer = "trak",
+        scorer: PluginChoice | Scorer = "trak",
         regularization: float | str | None = None,
         weights: str | None = None,
         batch_size: int | None = None,
@@ -279,6 +211,7 @@ class TRAK:
         groups: npt.ArrayLike | None = None,
         reduction: Reduction = "mean",
         fabric: Fabric | None = None,
+        repair: bool = False,
     ) -> Scores:
         """Attribute the model's outputs on `target_dataset` to the training examples.
 
@@ -295,12 +228,15 @@ class TRAK:
             reduction: a group's output is the ``mean`` or the ``sum`` of its targets'.
             fabric: a launched Fabric, all of whose processes call this and share the work; the first GPU if there is one,
                 else this process, if None.
+            repair: as for `featurize`, for the features of the targets.
 
         Returns:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
             model output.
         """
-        self.featurize_split(AttributionData.of(target_dataset, batch_size), name)
+        if self._job is None:
+            raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
+        self._job.for_targets(name, AttributionData.of(target_dataset, batch_size), repair=repair).compute(name)
         options = {"regularization": regularization, "weights": weights}
         given = {key: value for key, value in options.items() if value is not None}
         if given and isinstance(scorer, Scorer):
@@ -326,32 +262,7 @@ class TRAK:
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
         return self_influence(checkpoints, regularization, weights)
 
-    def _training_set(self, data: AttributionData, checkpoint: str, split: str, grow: bool) -> TrainingSet:
-        return TrainingSet(data, Reference.of(self.task, data, self._drawn_from(checkpoint, split) if grow else None))
-
-    def _drawn_from(self, checkpoint: str, split: str) -> int | None:
-        """How many training samples there were when the task was first fitted: what was drawn then is kept."""
-        try:
-            found = self.store.open(split, checkpoint).spec.fingerprint
-        except IncompleteRunError:
-            return None
-        drawn_from: int | None = found.get("reference", {}).get("drawn_from")
-        return drawn_from
-
-
-def _subset_beside(source: CheckpointSource) -> npt.NDArray[np.int64] | None:
-    if isinstance(source, (str, Path)) and (path := subset_path(source)).exists():
-        return read_subset(path)
-    return None
-
-
-def _check_subset(subset: npt.ArrayLike | None, n: int) -> None:
-    if subset is None:
-        return
-    positions = np.asarray(subset)
-    if positions.ndim != 1 or positions.dtype.kind not in "iu" or len(np.unique(positions)) != len(positions):
-        raise DataError(f"a subset must hold distinct integers, got {positions.dtype} of shape {positions.shape}")
-    if len(positions) and not 0 <= positions.min() <= positions.max() < n:
-        raise DataError(
-            f"a subset holds position {int(positions.max())}, but the training set has {n} samples: it belongs to other data"
+    def _begin(self, splits: Mapping[str, AttributionData], **options: Any) -> FeaturizeJob:
+        return FeaturizeJob(
+            self.model, self.spec, self.run, self.store, self.trainer, splits, verify_data=self._verify_data, **options
         )

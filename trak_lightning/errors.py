@@ -4,6 +4,8 @@ All derive from `TrakError`, so that one ``except`` clause catches them and the 
 without a traceback. A message names the thing at fault, the value seen, the value expected, and what to do next.
 """
 
+from typing import Any
+
 
 class TrakError(Exception):
     """Base class of all errors raised on purpose by trak_lightning."""
@@ -19,6 +21,10 @@ class SettingsError(TrakError):
 
 class IncompatibleRunError(TrakError):
     """A run directory was made with other settings (projector, seed, checkpoint, data) than those asked for."""
+
+
+class StaleRowsError(IncompatibleRunError):
+    """Stored rows are not those of the samples, the model, the task or the code of now."""
 
 
 class IncompleteRunError(TrakError):
@@ -66,7 +72,15 @@ class OneSampleAtATime(UnsupportedModelError):
 
     Raised by `Task.output`, for example where a loss function returns one number for the whole batch. Callers that can
     fetch samples one at a time do so; to anyone else it is an ordinary refusal.
+
+    Args:
+        message: what is wrong, and what to do.
+        whole: the one number that the task did find for the batch, for `Task.require_agreement`.
     """
+
+    def __init__(self, message: str, whole: Any = None) -> None:
+        super().__init__(message)
+        self.whole = whole
 
 
 class DataError(TrakError):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from trak_lightning.errors import UnsupportedModelError
-from trak_lightning.model.parameters import select
+from trak_lightning.model.parameters import how_to_unfreeze, select
 from trak_lightning.seeds import fingerprint
 
 
@@ -70,7 +70,7 @@ class ParameterLayout(Sequence[ParameterSlot]):
         if not slots:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has no parameter with requires_grad=True, so there is no gradient to attribute "
-                "to. Unfreeze the parameters that were trained: model.requires_grad_(True)."
+                f"to. {how_to_unfreeze(model)}"
             )
         return cls(tuple(slots))
 

@@ -90,8 +90,8 @@ def test_the_command_prints_the_account_and_fails_when_featurizing_would(tmp_pat
     done = trak_check()
     assert (done.returncode, done.stderr) == (0, "")
     assert "gradients  hooks: Conv2d ×2" in done.stdout
-    assert "featurizing 10 × (1,397 + 400) samples" in done.stdout
-    assert "\ndisk       385 MB: features 148 MB, factors 234 MB, scores 3.5" in done.stdout
+    assert "22 batches × 10 checkpoints" in done.stdout
+    assert "for 13,970 rows; " in done.stdout
     settings["parameters"] = ["conv.*"]
     refused = trak_check()
     assert refused.returncode == 1

@@ -16,10 +16,12 @@ def environment(tmp_path):
     site = tmp_path / "site"
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, module in (("pip", "pip"), ("trak", "trak_lightning"), ("python", "")):
+    python = shlex.quote(sys.executable)
+    # The script that pip installed, not ``python -m trak_lightning``, which finds modules that the script may not.
+    trak = shlex.quote(str(Path(sys.executable).with_name("trak")))
+    for name, call in (("pip", f"{python} -m pip"), ("trak", trak), ("python", python)):
         script = programs / name
-        call = f"-m {module} " if module else ""
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {call}"$@"\n')
+        script.write_text(f'#!/bin/sh\nexec {call} "$@"\n')
         script.chmod(0o755)
     return {
         **os.environ,

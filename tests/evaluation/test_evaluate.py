@@ -9,6 +9,7 @@ import pytest
 from trak_lightning.cli.evaluate import agrees
 from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, PluginError
 from trak_lightning.evaluation.experiments import evaluate
+from trak_lightning.evaluation.mislabeled import suspicions
 from trak_lightning.evaluation.result import read_result
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.evaluation.settings import EvaluationSettings
@@ -36,13 +37,18 @@ class Training:
             self.trained += 1
 
 
-@pytest.fixture
-def scored(tmp_path):
-    run, store = RunDirectory(tmp_path), HDF5Store()
+def scored_run(folder, **fingerprint):
+    run, store = RunDirectory(folder), HDF5Store()
     for split in ("train", "test"):
-        filled_store(store, run.features, replace(SPEC, split=split))
+        spec = replace(SPEC, split=split, fingerprint={**SPEC.fingerprint, **fingerprint})
+        filled_store(store, run.features, spec)
     run.write(RunRecord(checkpoints=(CheckpointRecord("a1", "a.ckpt"),)))
     return ScoredRun(run, store, Trak(regularization=0.1), "test")
+
+
+@pytest.fixture
+def scored(tmp_path):
+    return scored_run(tmp_path)
 
 
 def test_a_result_is_computed_once_and_read_as_it_was(scored):
@@ -109,6 +115,16 @@ def test_what_is_impossible_is_refused_before_a_model_is_retrained(settings, err
     with pytest.raises(error, match=message):
         list(evaluate(scored, replace(LDS_ONLY, **settings), training.retrain, object))
     assert training.trained == 0
+
+
+@pytest.mark.parametrize("loss", ["logistic", "squared", "linear"])
+def test_outputs_are_taken_for_probabilities_of_labels_only_where_they_are_log_odds(loss, tmp_path):
+    scored = scored_run(tmp_path, loss_function=loss)
+    found = suspicions(scored)
+    outputs = scored.checkpoints[0].train.column("output")
+    assert ("1 − p(label)" in found) is (loss == "logistic")
+    if loss == "logistic":
+        np.testing.assert_allclose(found["1 − p(label)"], 1 / (1 + np.exp(outputs)), rtol=1e-6)
 
 
 RECORDED = {

@@ -80,7 +80,7 @@ def forks():
     """Makes processes that need no seconds to import torch."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the server, which is started by the first process
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["faults", "trak_lightning.api", "trak_lightning.cli.training"])
+    context.set_forkserver_preload(["faults", "trak_lightning.api", "trak_lightning.cli.job"])
     return context
 
 

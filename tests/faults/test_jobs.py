@@ -8,8 +8,7 @@ import time
 import yaml
 from faults import acknowledged, rows
 
-from trak_lightning.cli import main, stamps
-from trak_lightning.run.directory import RunDirectory
+from trak_lightning.cli import main
 
 
 def test_two_runs_with_different_settings_race_for_one_directory_and_one_is_refused(job, whole, tmp_path):
@@ -70,6 +69,5 @@ def test_what_a_killed_job_leaves_undone_the_others_do(job, whole, tmp_path):
     # A job that died while it wrote leaves a file that nobody needs; the next run deletes it, also where the others had
     # finished meanwhile.
     next(run_dir.glob("features/train/*")).joinpath("block-00001.h5.0.part").touch()
-    stamps.record(RunDirectory(run_dir), "featurize", job.arguments(run_dir)[1:], [], [run_dir / "features"])
     assert job.finish(run_dir)[0] == 0
     assert main(["verify", str(run_dir)]) == 0

@@ -21,8 +21,10 @@ def features(model, data, precision, run_dir, extractor="hooks"):
 
 
 @pytest.mark.parametrize("extractor", ["hooks", "functional"])
+# Products of c terms err by about √c·2⁻²⁴ in each of a few layers: below 1e-5 in float32, whichever library multiplies. TF32
+# or 16 bits would be above it by a factor of 50 or more.
 @pytest.mark.parametrize(
-    ("precision", "bound"), [("32-true", 1e-6), ("bf16-mixed", 5e-3), ("bf16-true", 5e-3), ("16-true", 1e-3)]
+    ("precision", "bound"), [("32-true", 1e-5), ("bf16-mixed", 5e-3), ("bf16-true", 5e-3), ("16-true", 1e-3)]
 )
 def test_features_of_lower_precision_are_close_to_float64(precision, bound, extractor, model, train_set, tmp_path):
     """By the median over samples: where rounding switches a ReLU on or off, one sample is far away."""

@@ -84,14 +84,14 @@ def test_what_cannot_be_read_is_named(saved, tmp_path):
     with (folder / "1" / "grads.mmap").open("wb") as file:
         np.save(file, np.zeros((3, K)))
     with pytest.raises(
-        CorruptFileError, match=r"grads.mmap must have shape \(50, 8\), as the metadata say, and has \(3, 8\)"
+        CorruptFileError, match=r"grads.mmap must have shape \(50, 8\), as the metadata says; it has \(3, 8\)"
     ):
         brought(folder, tmp_path)
     (folder / "1" / "grads.mmap").unlink()
     with pytest.raises(IncompleteRunError, match=r"deleted by finalize_features\(del_grads=True\)"):
         brought(folder, tmp_path)
     (folder / "id_1.json").write_text(json.dumps({1: {"is_featurized": 0}}))
-    with pytest.raises(IncompleteRunError, match="model 1 in .* is not fully featurised"):
+    with pytest.raises(IncompleteRunError, match="model 1 in .* is not fully featurized"):
         brought(folder, tmp_path)
 
 

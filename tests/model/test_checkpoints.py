@@ -165,7 +165,7 @@ def write(path, content):
         (
             {"out/model.safetensors.index.json": b'{"weight_map": {"a": "../../secret.safetensors"}}'},
             "out",
-            "no index of weights: ValueError: a file in it lies elsewhere",
+            "not an index of weights: ValueError: it names a file outside its folder",
         ),
     ],
 )

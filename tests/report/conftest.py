@@ -23,7 +23,7 @@ def form(request):
 
 @pytest.fixture
 def make(tmp_path):
-    """Featurise, score and write the page of some kind of samples; returns the run directory."""
+    """Featurize, score and write the page of one kind of samples; returns its path."""
 
     def run(form, *, data=Rows, **options):
         torch.manual_seed(0)

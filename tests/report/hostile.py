@@ -1,4 +1,4 @@
-"""Samples of every kind, some of which mean harm."""
+"""Samples of every kind, some of them malicious."""
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class Margin(Task):
 
 
 class Names:
-    """What a DataModule may say of its classes."""
+    """What a DataModule may tell about its classes."""
 
     class_names = ("cat", HOSTILE, "dog")
 

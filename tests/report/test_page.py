@@ -1,6 +1,7 @@
-"""The page stands alone, shows what the run says, and lets nothing from data be anything but text."""
+"""The page stands alone, shows what is in the run, and treats everything from data as text."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch import nn
 
 from trak_lightning import TRAK
 from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.evaluation.figures import Bar, Curves, Intervals, Series
+from trak_lightning.evaluation.result import Result
 from trak_lightning.report import write_report
 from trak_lightning.scoring.scores import Scores
 
@@ -105,3 +108,33 @@ def test_a_checkpoint_that_is_gone_is_told_on_the_page(make, tmp_path):
     (tmp_path / "0.pt").unlink()
     write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2), model=nn.Linear(6, 3), task=Margin())
     assert "Predictions are not shown: there is no checkpoint file" in Page(path).text
+
+
+FIGURES = {
+    "lds": Intervals((Bar("ours", 0.4, 0.3, 0.5), Bar("random", 0.0, -0.1, 0.1)), "score"),
+    "removal": Curves((Series("ours", (1.0, 2.0), (0.1, 0.2), (0.0, 0.1), (0.2, 0.3)),), "removed", "fall", x_log=True),
+    "agreement": None,
+}
+
+
+def test_every_evaluation_is_shown_alike_with_its_table_and_figure(make):
+    path = make("image")
+    for kind, figure in FIGURES.items():
+        result = Result(kind, f"The {kind}", "How to read it.", "0.4", ("scores", "LDS"), (("ours", f"0.4{kind}"),), {})
+        replace(result, figure=figure).write(path.parents[1] / "evaluation" / f"{kind}-test.json")
+    write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2))
+    page = Page(path)
+    for kind, figure in FIGURES.items():
+        assert f"The {kind} (test)" in page.text
+        assert f"0.4{kind}" in page.text
+        drawn = [svg for svg in page.all("svg") if svg["aria-label"] == f"The {kind}"]
+        assert len(drawn) == (figure is not None)
+
+
+def test_an_evaluation_of_an_earlier_version_is_left_out_with_a_note(make):
+    path = make("image")
+    folder = path.parents[1] / "evaluation"
+    folder.mkdir()
+    (folder / "lds-test.json").write_text('{"request": {}, "num_models": 3, "rows": [], "ceiling": null}')
+    write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2))
+    assert "lds-test.json was written by another version of trak_lightning. Run trak evaluate again" in Page(path).text

@@ -37,7 +37,7 @@ def test_an_image_keeps_its_pixels_in_every_layout(image):
     np.testing.assert_array_equal(pixels(part), np.arange(48).reshape(3, 4, 4).transpose(1, 2, 0))
 
 
-def test_a_standardised_image_is_spread_from_black_to_white_and_a_large_one_is_made_smaller():
+def test_a_standardized_image_is_stretched_from_black_to_white_and_a_large_one_is_scaled_down():
     (part,) = shown((torch.randn(1, 8, 8), torch.tensor(3))).parts
     assert (pixels(part).min(), pixels(part).max()) == (0, 255)
     (part,) = shown((torch.rand(3, 400, 300), 3)).parts

@@ -1,17 +1,18 @@
 """Hard cases of the linear algebra: against dense float64 solutions."""
 
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from trak_lightning.errors import SettingsError
 from trak_lightning.scoring.base import CheckpointFeatures
-from trak_lightning.scoring.gram import WEIGHTS, gram
+from trak_lightning.scoring.gram import WEIGHTINGS, gram
 from trak_lightning.scoring.inverse import IllConditionedWarning
 from trak_lightning.scoring.ranking import RunningRanking, rank
 from trak_lightning.scoring.system import System
-from trak_lightning.scoring.trak import Trak
+from trak_lightning.scoring.trak import LeaveOneOut, Trak
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
 from trak_lightning.stores.hdf5 import HDF5Store
 
@@ -25,7 +26,7 @@ def problem(rng, n, k, m=3):
     return rng.standard_normal((n, k)), rng.standard_normal((m, k)), q, q * (1 - q)
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("weights", WEIGHTINGS)
 @pytest.mark.parametrize(("n", "k"), [(20, 6), (6, 20), (10, 1), (1, 10), (10, 10)])
 def test_every_weighting_in_primal_and_dual_form_is_the_dense_solution(weights, n, k, features, rng):
     X, Z, q, r = problem(rng, n, k)
@@ -57,15 +58,28 @@ def test_constant_and_duplicated_rows_share_what_one_of_them_would_get(k, featur
     )
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float16, 1e-5)])
+def single_precision(matrix, k, n):
+    """The relative error of scores whose products are in single precision, where (matrix + λI) is `matrix`.
+
+    Each entry of the Gram matrix is a product of at most max(k, n) terms. Rounding each term to 24 bits gives relative
+    errors of 2⁻²⁴; as these are as good as random, their sum is about √max(k, n)·2⁻²⁴, and twice that is exceeded by few
+    entries of any matrix. The solve multiplies relative errors by the condition number at most. In the n × n form, the
+    products with the features add errors of the same size on either side of the solve: three in all. The bound does not
+    depend on the order in which a matrix library adds. Products in half precision would exceed it: 2⁻¹¹ is 8192 · 2⁻²⁴.
+    """
+    return 3 * 2 * np.sqrt(max(k, n)) * 2**-24 * np.linalg.cond(matrix)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("k", [8, 60])
-def test_features_of_low_precision_are_computed_in_single_precision(dtype, tolerance, k, features, rng):
+def test_features_of_low_precision_are_computed_in_single_precision(dtype, k, features, rng):
     X, Z, q, r = problem(rng, 40, k)
     X, Z = X.astype(dtype), Z.astype(dtype)
     exact = [A.astype(np.float64) for A in (X, Z)]
-    expected = exact[1] @ np.linalg.solve((exact[0] * q[:, None]).T @ exact[0] + np.eye(k), exact[0].T) * q
+    matrix = (exact[0] * q[:, None]).T @ exact[0] + np.eye(k)
+    expected = exact[1] @ np.linalg.solve(matrix, exact[0].T) * q
     found = Trak(1.0).fit([features(X, Z, q, r)]).rows(0, 3)
-    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=single_precision(matrix, k, 40) * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -83,8 +97,9 @@ def test_features_stored_in_half_precision_are_scored_as_what_is_read_back(dtype
     rounded = sets[0].rows(0, 60).features.astype(np.float64)
     assert 0 < np.abs(rounded - X).max() < 0.02
     q = q.astype(np.float32)
-    expected = rounded[:4] @ np.linalg.solve((rounded * q[:, None]).T @ rounded + np.eye(8), rounded.T) * q
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    matrix = (rounded * q[:, None]).T @ rounded + np.eye(8)
+    expected = rounded[:4] @ np.linalg.solve(matrix, rounded.T) * q
+    np.testing.assert_allclose(found, expected, rtol=0, atol=single_precision(matrix, 8, 60) * np.abs(expected).max())
 
 
 def test_half_precision_features_do_not_overflow_in_the_gram_matrix(features):
@@ -118,6 +133,33 @@ def test_a_matrix_that_cannot_be_factorised_is_solved_by_the_pseudo_inverse(feat
     np.testing.assert_allclose(found, X[:2] @ X.T / (X**2).sum(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("scorer", [Trak, LeaveOneOut])
+@pytest.mark.parametrize("weights", ["none", "residual"])
+@pytest.mark.parametrize(("n", "k"), [(20, 1), (20, 5), (1500, 5), (20, 40), (20, 500)])
+def test_equal_samples_in_single_precision_get_the_closed_form_without_regularization(
+    scorer, weights, n, k, features, rng
+):
+    X = np.repeat(rng.standard_normal((1, k)), n, axis=0).astype(np.float32)
+    Z, q = rng.standard_normal((3, k)).astype(np.float32), np.full(n, 0.3)
+    w = {"none": 1.0, "residual": 0.3}[weights]
+    # ΦᵀWΦ = n·w·φφᵀ has one eigenvalue, n·w·‖φ‖²; each sample has leverage 1/n.
+    exact = [A.astype(np.float64) for A in (X, Z)]
+    expected = exact[1] @ exact[0].T / (n * w * (exact[0][0] @ exact[0][0])) * 0.3
+    expected /= 1 - 1 / n if scorer is LeaveOneOut else 1
+    unknown = pytest.warns(IllConditionedWarning, match=f"only 1 of the {min(n, k)} eigenvalues")
+    with unknown if min(n, k) > 1 else nullcontext():
+        found = scorer(0.0, weights).fit([features(X, Z, q)]).rows(0, 3)
+    # The part of the matrix that is not zero has condition number 1.
+    bound = single_precision(np.ones((1, 1)), k, n) * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
+def test_a_lambda_below_the_rounding_of_single_precision_is_warned_of(features, rng):
+    X = np.repeat(rng.standard_normal((1, 5)), 20, axis=0).astype(np.float32)
+    with pytest.warns(IllConditionedWarning, match="condition number"):
+        Trak(1e-9, "none").fit([features(X, X[:1], np.ones(20))])
+
+
 def test_columns_that_arrive_in_pieces_are_ranked_as_at_once(rng):
     scores = rng.integers(-20, 20, (5, 300)).astype(np.float32)
     for which in ("top", "bottom"):
@@ -148,6 +190,11 @@ def test_factors_are_kept_and_made_anew_when_features_change(features, rng, tmp_
     damaged = next(tmp_path.glob("factor-*"))
     damaged.write_bytes(b"nothing")
     np.testing.assert_allclose(scores(2 * X, 2), other)
+
+
+def test_a_calibrated_threshold_is_refused_with_what_to_use_instead():
+    with pytest.raises(SettingsError, match="threshold 'calibrate' was removed: give a number t ≥ 0.*top=K"):
+        Trak(threshold="calibrate")
 
 
 @pytest.mark.parametrize("wrong", [{"average": "mean"}, {"normalize": "l2"}, {"threshold": -1}])

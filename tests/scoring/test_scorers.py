@@ -1,16 +1,18 @@
 """Every scorer against its formula, over several checkpoints."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from trak_lightning import registry
 from trak_lightning.errors import DataError
-from trak_lightning.scoring.groups import group_targets
 from trak_lightning.scoring.inner_products import InnerProducts, Part
 from trak_lightning.scoring.scores import write_scores
 from trak_lightning.scoring.self_influence import self_influence
 from trak_lightning.scoring.thresholding import soft_threshold
 from trak_lightning.scoring.trak import Trak
+from trak_lightning.scoring.views import group_targets, some_targets, unit_norm
 
 N, K, M, TARGETS, RIDGE = 25, 6, 3, 4, 0.4
 
@@ -94,9 +96,9 @@ def test_soft_thresholding(sets):
 
 
 def test_some_targets_in_any_order_score_as_among_all(sets):
-    scoring, positions = InnerProducts(sets, [Part()] * len(sets)), np.array([3, 0, 2, 3])
-    found = scoring.of_targets(positions).rows(0, len(positions))
-    np.testing.assert_allclose(found, scoring.rows(0, TARGETS)[positions], rtol=1e-12)
+    positions, parts = np.array([3, 0, 2, 3]), [Part()] * len(sets)
+    found = InnerProducts([some_targets(features, positions) for features in sets], parts).rows(0, len(positions))
+    np.testing.assert_allclose(found, InnerProducts(sets, parts).rows(0, TARGETS)[positions], rtol=1e-12)
 
 
 def test_a_group_scores_the_mean_or_sum_of_its_targets(sets):
@@ -108,9 +110,23 @@ def test_a_group_scores_the_mean_or_sum_of_its_targets(sets):
         np.testing.assert_allclose(found, [reduce(plain[labels == label], axis=0) for label in (3, 7)], rtol=1e-9)
 
 
+def test_views_keep_the_content_of_the_samples_that_they_show(sets):
+    source = sets[0].targets
+    hashes = np.arange(1, TARGETS + 1, dtype=np.uint64) * np.uint64(2**62)  # their sums exceed 64 bits
+    for block in range(source.spec.num_blocks):
+        rows = source.read_block(block)
+        source.write_block(block, replace(rows, content=hashes[rows.index]))
+    assert (unit_norm(sets[0]).targets.column("content") == hashes).all()
+    assert (some_targets(sets[0], np.array([2, 0])).targets.column("content") == hashes[[2, 0]]).all()
+    labels = np.arange(TARGETS) % 2
+    grouped = group_targets(sets[0], labels).targets.column("content")
+    assert grouped.dtype == np.uint64
+    assert (grouped == [hashes[labels == label].sum() for label in (0, 1)]).all()
+
+
 @pytest.mark.parametrize("wrong", [[0, 1], [0.5] * TARGETS])
 def test_groups_that_do_not_fit_the_targets_are_refused(wrong, sets):
-    with pytest.raises(DataError, match=f"groups must be {TARGETS} integers, one a target"):
+    with pytest.raises(DataError, match=f"groups must be {TARGETS} integers, one per target"):
         group_targets(sets[0], wrong)
 
 
@@ -137,7 +153,7 @@ def test_only_the_best_are_kept_if_asked(sets, tmp_path):
     for which in ("top", "bottom"):
         for found, expected in zip(getattr(best, which)(3), getattr(whole, which)(3), strict=True):
             np.testing.assert_array_equal(found, expected)
-    with pytest.raises(DataError, match="holds the 3 best and worst of each target and no matrix"):
+    with pytest.raises(DataError, match="holds the 3 best and worst of each target, and no matrix"):
         best.top(4)
     with pytest.raises(DataError, match="Score again without top"):
         best.effects(0)

@@ -98,13 +98,14 @@ def stored(tmp_path):
 
 def test_a_stranger_reads_the_files_with_h5py_and_json_alone(stored, tmp_path):
     manifest = json.loads((tmp_path / "train/a1/manifest.json").read_text())
-    assert (manifest["schema_version"], manifest["num_samples"], manifest["dim"]) == (1, 23, 5)
+    assert (manifest["schema_version"], manifest["num_samples"], manifest["dim"]) == (2, 23, 5)
     with h5py.File(tmp_path / "train/a1/block-00002.h5") as file:
         assert {name: file[name].shape for name in file} == {
             "features": (7, 5),
             "output": (7,),
             "loss_weight": (7,),
             "curvature": (7,),
+            "content": (7,),
         }
         assert json.loads(file.attrs["block"])["start"] == 16
         np.testing.assert_array_equal(file["features"], rows(SPEC, 2).features)

@@ -167,7 +167,7 @@ class KeepsState(SquaredError):
     ("wrong", "law"),
     [
         (CentresTheBatch, "test_an_output_depends_on_its_own_sample_only"),
-        (Column, "test_there_is_one_finite_output_a_sample"),
+        (Column, "test_there_is_one_finite_output_per_sample"),
         (DropsOut, "test_an_output_does_not_depend_on_chance"),
         (WrongSign, "test_loss_weight_and_curvature_are_the_slope_and_curvature_of_the_loss"),
         (ForgetsTheCurvature, "test_loss_weight_and_curvature_are_the_slope_and_curvature_of_the_loss"),

@@ -1,5 +1,6 @@
 """Inputs and labels are found in whatever a collate function returns, or it is said what was seen and what to name."""
 
+import inspect
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ def test_a_batch_may_be(kind):
     [
         (IDS, LABELS),
         [IDS, LABELS],
-        {"image": IDS, "label": LABELS, "index": MASK},
+        {"image": IDS, "label": LABELS},
         {"pixel_values": IDS, "labels": LABELS},
         {"anything": IDS, "label": LABELS},
     ],
@@ -93,6 +94,89 @@ def test_images_are_found_under_their_usual_names(images):
     assert torch.equal(
         registry.create("tasks", "image_classification").output(model, images), margin(model(IDS), LABELS)
     )
+
+
+def one(x):
+    return x
+
+
+def two(x, meta):
+    return x + meta
+
+
+def by_name(image, meta):
+    return image + 2 * meta
+
+
+def any_order(meta, image):
+    return image + 2 * meta
+
+
+def with_a_flag(x, return_features=False):
+    assert not return_features
+    return x
+
+
+def of_a_tuple(views):
+    return views[0] - views[1]
+
+
+def optional(x, meta=None):
+    return x if meta is None else x + meta
+
+
+class Of(nn.Module):
+    """A model with the arguments of `function`, which puts them together."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+        forward = lambda *args, **kwargs: self.head(function(*args, **kwargs))  # noqa: E731
+        forward.__signature__ = inspect.signature(function)
+        self.forward = forward
+
+
+IMAGE, META = torch.randn(2, 4), torch.randn(2, 4)
+CALLS = [
+    (one, {"image": IMAGE, "index": MASK}, IMAGE),
+    (two, {"image": IMAGE, "meta": META}, IMAGE + META),
+    (two, {"meta": META, "image": IMAGE, "index": MASK}, IMAGE + META),
+    (by_name, {"image": IMAGE, "meta": META}, IMAGE + 2 * META),
+    (any_order, {"image": IMAGE, "meta": META, "index": MASK}, IMAGE + 2 * META),
+    (with_a_flag, {"image": IMAGE, "index": MASK}, IMAGE),
+    (optional, {"image": IMAGE, "meta": META}, IMAGE + META),
+    (two, (IMAGE, META), IMAGE + META),
+    (two, [IMAGE, META], IMAGE + META),
+    (optional, (IMAGE, META), IMAGE + META),
+    (of_a_tuple, (IMAGE, META), IMAGE - META),
+    (one, (IMAGE,), IMAGE),
+]
+
+
+@pytest.mark.parametrize(("function", "inputs", "expected"), CALLS)
+@pytest.mark.parametrize("layout", ["flat", "pair"])
+@pytest.mark.parametrize("stands_in", [False, True])
+def test_no_input_is_lost_between_the_batch_and_the_model(function, inputs, expected, layout, stands_in):
+    model = Of(function)
+    if isinstance(inputs, dict) and layout == "flat":
+        batch = {**inputs, "label": LABELS}
+    else:
+        batch = (inputs[0] if function is one and isinstance(inputs, tuple) else inputs, LABELS)
+    called = (lambda *args, **kwargs: model(*args, **kwargs)) if stands_in else model
+    found = registry.create("tasks", "image_classification").output(called, batch)
+    assert torch.equal(found, margin(model.head(expected), LABELS))
+
+
+def test_an_input_that_may_be_any_argument_must_be_named():
+    batch = {"image": IMAGE, "metadata": META, "label": LABELS}
+    with pytest.raises(
+        DataError, match=r"takes x, meta, and the batch holds image, metadata: .*inputs: {x: …, meta: …}"
+    ):
+        registry.create("tasks", "image_classification").output(Of(optional), batch)
+    settings = {"name": "image_classification", "inputs": {"x": "image", "meta": "metadata"}}
+    model = Of(optional)
+    found = registry.create("tasks", settings).output(model, batch)
+    assert torch.equal(found, margin(model.head(IMAGE + META), LABELS))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +204,7 @@ def test_predictions_are_found_in_what_a_model_returns(settings, wrap):
         ({"inputs": ["ids"]}, {"input_ids": IDS, "label": LABELS}, "no entry 'ids' .inputs.; .*input_ids, label"),
         ({}, (IDS, LABELS, MASK), "a tuple of length 3, where a pair .*inputs: 0, labels: 1"),
         ({}, IDS, "the batch is a Tensor, where a pair"),
-        ({}, {"label": LABELS}, "no tensor besides the labels"),
+        ({}, {"label": LABELS}, "no tensor in addition to the labels"),
         ({}, {"input_ids": IDS, "idx": MASK, "label": LABELS}, r"does not take 'idx'.*inputs: \[input_ids\]"),
         ({"outputs": "scores"}, (IDS, LABELS), "the model's output has no entry 'scores' .outputs.; it is a Tensor"),
         ({}, (IDS, torch.tensor([2, 3])), "label 3 is out of range: the model returns 3 logits.*position 1"),

@@ -111,6 +111,73 @@ def test_a_loss_of_one_sample_needs_no_batch_first_tensors():
     torch.testing.assert_close(output, -of_sequence(model, batch).reshape(1))
 
 
+WEIGHT = torch.tensor([1.0, 5.0, 10.0], dtype=torch.float64)
+
+
+def class_weighted(model, batch):
+    return cross_entropy(model(batch[0]), batch[1], weight=WEIGHT)
+
+
+def leaves_one_out(model, batch):
+    return cross_entropy(model(batch[0]), batch[1], ignore_index=1)
+
+
+def compares_samples(model, batch):
+    hidden = model(batch[0])
+    return -(hidden @ hidden.T).log_softmax(-1).diagonal().mean()
+
+
+def added_up(model, batch):
+    return cross_entropy(model(batch[0]), batch[1], reduction="sum")
+
+
+def with_weight_decay(model, batch):
+    return one_number(model, batch) + 0.1 * sum(parameter.square().sum() for parameter in model.parameters())
+
+
+def single_outputs(task, model, batch):
+    """As the featurizer calls a task that refuses a batch."""
+    with batch_of(B), pytest.raises(OneSampleAtATime) as refused:
+        task.output(model, batch)
+    with batch_of(1):
+        outputs = torch.cat([task.output(model, tuple(leaf[i : i + 1] for leaf in batch)) for i in range(B)])
+    return refused.value.whole, outputs
+
+
+@pytest.mark.parametrize("function", [class_weighted, leaves_one_out, compares_samples])
+@pytest.mark.parametrize("size_is_known", [True, False])
+def test_a_loss_that_is_no_mean_over_samples_is_refused(function, size_is_known):
+    task, model, batch = (
+        registry.create("tasks", {"name": "loss", "function": function}),
+        nn.Linear(3, 3).double(),
+        pair(),
+    )
+    check, args = task.output, (model, batch)
+    if size_is_known:
+        check, args = task.require_agreement, single_outputs(task, model, batch)
+    with pytest.raises(
+        DataError, match=r"neither the mean .* nor the sum .*class_weight of image_.*reduction='none'.*trusted"
+    ):
+        check(*args)
+
+
+@pytest.mark.parametrize("function", [one_number, added_up, with_weight_decay])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_mean_or_a_sum_over_samples_is_accepted_in_every_precision(function, dtype):
+    torch.manual_seed(1)
+    task, model = registry.create("tasks", {"name": "loss", "function": function}), nn.Linear(3, 3).to(dtype)
+    inputs, labels = pair()
+    task.require_agreement(*single_outputs(task, model, (inputs.to(dtype), labels)))
+
+
+def test_losses_of_single_samples_are_attributed_if_the_user_says_so():
+    settings = {"name": "loss", "function": class_weighted, "single_losses": "trusted"}
+    task, model, batch = registry.create("tasks", settings), nn.Linear(3, 3).double(), pair()
+    whole, outputs = single_outputs(task, model, batch)
+    task.require_agreement(whole, outputs)
+    torch.testing.assert_close(outputs, -cross_entropy(model(batch[0]), batch[1], reduction="none"))
+
+
 def of_the_net(model, batch):
     return cross_entropy(model.net(batch[0]), batch[1], reduction="none", label_smoothing=0.1)
 
@@ -133,7 +200,7 @@ def test_scorers_that_need_the_curvature_of_the_loss_say_that_there_is_none(tmp_
     data = TensorDataset(torch.randn(8, 3), torch.arange(8) % 3)
     trak = TRAK(nn.Linear(3, 3).eval(), {"name": "loss", "function": every_sample}, tmp_path, projector="identity")
     trak.featurize(data)
-    with pytest.raises(DataError, match=r"is 0 with weights 'gauss_newton'.*use weights 'residual'"):
+    with pytest.raises(DataError, match=r"is 0 with weights='gauss_newton'.*use weights='residual'"):
         trak.score(data, scorer="influence")
 
 
@@ -155,8 +222,12 @@ class TestLoss(TaskConformance):
         ({"function": "loss"}, SettingsError, "package.module.function, or training_step"),
         ({"function": "math.pi"}, SettingsError, "math.pi is a float and no function"),
         ({}, DataError, "a tuple of length 2, and nothing in it has a name.*function: …"),
-        ({"function": lambda model, batch: torch.ones(3)}, DataError, r"one a sample, \(4,\); got .* \(3,\)"),
-        ({"function": lambda model, batch: {"logits": 1}}, DataError, "something with a loss.*a dict with logits"),
+        ({"function": lambda model, batch: torch.ones(3)}, DataError, r"one per sample, \(4,\); got .* \(3,\)"),
+        (
+            {"function": lambda model, batch: {"logits": 1}},
+            DataError,
+            "something with a 'loss'; it returned a dict with logits",
+        ),
     ],
 )
 def test_what_gives_no_loss_is_refused(settings, error, message):

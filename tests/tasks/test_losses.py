@@ -237,7 +237,7 @@ def test_a_sequence_without_labels_says_nothing():
     logits = normal(2, T, C).requires_grad_()
     batch = torch.zeros(2), torch.stack([TOKENS[1], torch.full((T,), -100)])
     output = task.output(lambda inputs: logits, batch)
-    weight, curvature = task.weights(lambda inputs: logits, batch, output)
+    weight, curvature = task.loss_weight_and_curvature(lambda inputs: logits, batch, output)
     assert output[1] == weight[1] == curvature[1] == 0
     (grad,) = torch.autograd.grad(output.sum(), logits)
     assert not grad[1].any()

@@ -1,30 +1,38 @@
-"""What would be attributed, how, and at what cost, from a few batches: every check that can be made before hours are spent.
+"""What would be attributed and how, and what a batch costs, from a few batches: all that can be known before hours are spent.
 
-A check is a function in `CHECKS`: it looks at a `Subject` and yields findings, or raises the error that featurizing would
-end in. What is estimated of the whole run is a finding as well.
+A check is a function in `CHECKS`: it looks at a `Subject` and yields findings, or raises the error that featurizing would raise.
+Nothing is modeled: seconds are those of the tried batches times the number of batches, memory is the peak of this process.
+The time of training, of scoring and of retraining is not estimated.
 """
 
+import copy
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
+from statistics import median
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from trak_lightning.check import estimates
-from trak_lightning.check import trial as rehearsal
-from trak_lightning.check.estimates import Featurizing, Workload
-from trak_lightning.data.dataset import IndexedBatch
-from trak_lightning.featurize.module import Featurizer
+from trak_lightning.check.trial import Trial, peak_bytes
+from trak_lightning.errors import StorageError
+from trak_lightning.featurize.compute import predict
+from trak_lightning.featurize.job import FeaturizeJob, default_trainer
+from trak_lightning.model.compiled import uncompiled
+from trak_lightning.model.eval_mode import require_eval
+from trak_lightning.model.restore import restored
 from trak_lightning.run.formatting import format_bytes
-from trak_lightning.stores.base import FeatureRows, FeatureStore
+from trak_lightning.runtime.lightning import quiet_lightning
+from trak_lightning.runtime.signals import StopRequest
+from trak_lightning.stores.base import FeatureRows, FeatureSpec, FeatureStore
+from trak_lightning.stores.memory import MemorySet
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what it is about, and what was found."""
+    """One line of the report: its topic, and what was found."""
 
     topic: str
     text: str
@@ -32,107 +40,141 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """What checks look at: the featurizer, on the device and in the precision of the run, a batch, and its rows, which were
-    found to be finite."""
+    """What checks look at.
 
-    featurizer: Featurizer
-    batch: IndexedBatch
-    rows: FeatureRows
+    Args:
+        job: what would be featurized.
+        trial: batches that were featurized, on the device and in the precision of the run.
+        checkpoints: how many there will be.
+        processes: how many share the work.
+    """
+
+    job: FeaturizeJob
+    trial: Trial
+    checkpoints: int
+    processes: int
 
 
 def parameters(subject: Subject) -> Iterator[Finding]:
-    """One line a rule, and the total."""
-    featurizer = subject.featurizer
+    """One line per rule, and the total."""
+    trial, spec = subject.trial, subject.job.spec
     with torch.enable_grad():
-        batch = featurizer.computer.samples(subject.batch)
-        uses = featurizer.extractor.account(featurizer.model, featurizer.task, batch, featurizer.layout)
+        uses = trial.computer.account(trial.first)
     for use in uses:
         layers = f"{use.layers} layer{'s' if use.layers > 1 else ''}"
         yield Finding("parameters", f"{use.rule:<32} {layers:>12} {use.parameters:>16,} parameters")
-    trained = sum(parameter.numel() for parameter in featurizer.model.parameters())
-    yield Finding(
-        "parameters", f"p = {featurizer.layout.numel:,} of the model's {trained:,}, in {len(featurizer.layout)} tensors"
-    )
+    trained = sum(parameter.numel() for parameter in subject.job.model.parameters())
+    yield Finding("parameters", f"p = {spec.layout.numel:,} of the model's {trained:,}, in {len(spec.layout)} tensors")
 
 
 def outputs(subject: Subject) -> Iterator[Finding]:
-    """The range of f; that all of it is finite was seen when the rows were made."""
-    found = subject.rows.output
+    """The range of the model output f; that all are finite was checked when the rows were computed."""
+    found = subject.trial.rows.output
     yield Finding("outputs", f"{len(found)} samples, all finite, f from {found.min():.4g} to {found.max():.4g}")
 
 
 def independence(subject: Subject) -> Iterator[Finding]:
-    """Samples alone against the same samples in their batch; that no module is in train mode was seen before."""
-    worst = subject.featurizer.computer.check_independence(subject.batch.index, subject.rows)
+    """Samples alone against the same samples in their batch."""
+    trial = subject.trial
     yield Finding(
-        "samples", f"independent: alone or in a batch of {len(subject.rows)}, gradients differ by {worst:.1e} at most"
+        "samples",
+        f"independent: alone or in a batch of {len(trial.rows)}, gradients differ by at most {trial.difference:.1e}",
     )
     yield Finding("train mode", "no module draws random numbers or uses batch statistics")
 
 
-CHECKS: list[Callable[[Subject], Iterator[Finding]]] = [parameters, outputs, independence]
+def time(subject: Subject) -> Iterator[Finding]:
+    """Seconds per batch times the number of batches."""
+    trial = subject.trial
+    seconds = median(trial.batch_seconds) if trial.batch_seconds else trial.first_seconds
+    spec = trial.feature_set.spec
+    batches = -(-spec.num_samples // spec.batch_size)
+    first = max(0.0, trial.first_seconds - seconds) + trial.fit_seconds
+    total = subject.checkpoints * (batches * seconds / subject.processes + trial.fit_seconds) + first
+    yield Finding(
+        "time",
+        f"{_duration(seconds)} per batch of {spec.batch_size} × {batches:,} batches × {subject.checkpoints} checkpoints"
+        + (f" ÷ {subject.processes} processes" if subject.processes > 1 else "")
+        + f" = {_duration(total)} for {spec.split!r}; training, scoring and retraining are not estimated",
+    )
 
 
-class Checker(Featurizer):
-    """A featurizer that looks at the first batch only, and stores nothing."""
-
-    findings: list[Finding]
-    rows: FeatureRows
-    first_seconds: float
-    """Of the first batch."""
-
-    def predict_dataloader(self) -> DataLoader:
-        if self.task.fit_samples:
-            self._bind_task(self._fit_task())
-        if self._projector.fit_samples:
-            self._fitted = self._fit()
-        size = self.feature_set.spec.batch_size
-        return self._data.loader([range(size)], pin_memory=self.device.type == "cuda")
-
-    def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows:
-        started = perf_counter()
-        self.rows = self.computer.rows(indexed)
-        self.first_seconds = perf_counter() - started
-        subject = Subject(self, indexed, self.rows)
-        self.findings = [finding for check in CHECKS for finding in check(subject)]
-        return self.rows
+def memory(subject: Subject) -> Iterator[Finding]:
+    """The peak of the batches that were tried."""
+    device = subject.trial.device
+    what = f"{format_bytes(peak_bytes())} at the peak of the batches that were tried"
+    if device.type == "cuda":
+        what += f"; {format_bytes(torch.cuda.max_memory_allocated(device))} of {device}"
+    yield Finding("memory", what)
 
 
-def outlook(
-    work: Workload, featurizing: Featurizing, checker: Checker, store: FeatureStore, run: Path, device: torch.device
-) -> Iterator[Finding]:
-    """Time, memory and disk of the whole run; to be asked in the process in which `checker` has featurized its batch.
+def disk(subject: Subject) -> Iterator[Finding]:
+    """The space of all feature sets, from rows that are stored and deleted again.
 
     Raises:
-        StorageError: nothing can be written where the run is to be.
+        StorageError: the run directory cannot be written to.
     """
-    now, peak = rehearsal.resident_bytes()
-    storing = rehearsal.storing(store, checker.feature_set.spec, checker.rows, run)
-    arithmetic = rehearsal.arithmetic()
-    time = estimates.seconds(work, featurizing, storing, arithmetic)
-    samples = " + ".join(f"{samples:,}" for samples in work.splits)
-    what = f"featurizing {work.checkpoints} × ({samples}) samples {duration(time.featurize)}"
-    scoring = f", scoring {duration(time.score)}" if work.targets else ""
-    yield Finding("time", f"about {duration(sum(time))}: {what}{scoring}; training is not in it")
-    memory = estimates.memory(work, storing, peak=peak, now=now)
-    what = f"featurizing {format_bytes(memory.featurize)}" + (
-        f", scoring {format_bytes(memory.score)}" if work.targets else ""
-    )
-    if device.type == "cuda":
-        what += f"; of {device} {format_bytes(torch.cuda.max_memory_allocated(device))}"
-    yield Finding("memory", f"about {format_bytes(max(memory))} at its peak: {what}")
-    disk, free = estimates.disk(work, storing), shutil.disk_usage(rehearsal.existing(run)).free
-    parts = ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in disk._asdict().items() if nbytes)
-    elsewhere = f"; features in {store.elsewhere} are not counted" if store.elsewhere else ""
-    short = " too little" if sum(disk) > free else ""
-    yield Finding(
-        "disk",
-        f"{format_bytes(sum(disk))}: {parts or 'nothing'}{elsewhere}; {format_bytes(free)} are free{short and ':'}{short}",
-    )
+    job, spec = subject.job, subject.trial.feature_set.spec
+    if job.store.elsewhere is not None:
+        yield Finding("disk", f"features are stored in {job.store.elsewhere}; their size is not estimated")
+        return
+    rows = spec.num_samples * subject.checkpoints
+    needed = round(rows * _row_bytes(job.store, spec, subject.trial.rows, job.run.path))
+    free = shutil.disk_usage(_existing(job.run.path)).free
+    short = ": too little" if needed > free else ""
+    yield Finding("disk", f"{format_bytes(needed)} for {rows:,} rows; {format_bytes(free)} are free{short}")
 
 
-def duration(seconds: float) -> str:
-    """For people."""
+CHECKS: list[Callable[[Subject], Iterator[Finding]]] = [parameters, outputs, independence, time, memory, disk]
+
+
+def run_checks(job: FeaturizeJob, checkpoints: int = 1) -> list[Finding]:
+    """Try a few batches of the only split of `job` with the model's current weights; nothing is stored.
+
+    Args:
+        job: without checkpoints.
+        checkpoints: how many there will be.
+
+    Raises:
+        TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as featurizing would.
+        StorageError: the run directory cannot be written to.
+    """
+    require_eval(job.model)
+    (split,) = job.splits
+    feature_set = MemorySet(job.plan(split, "check"))
+    trainer = job.trainer or default_trainer()
+    with uncompiled(job.model), restored(job.model), quiet_lightning():
+        trial = job.module(Trial, split, feature_set, range(feature_set.spec.num_blocks), StopRequest())
+        assert isinstance(trial, Trial)
+        predict(trainer, trial, [])
+        subject = Subject(job, trial, checkpoints, trainer.world_size)
+        with trainer.precision_plugin.predict_step_context():
+            return [finding for check in CHECKS for finding in check(subject)]
+
+
+def _row_bytes(store: FeatureStore, spec: FeatureSpec, rows: FeatureRows, near: Path) -> float:
+    """The bytes of one stored row, by storing a block of rows in a folder that is deleted again."""
+    size = len(rows)
+    spec = replace(spec, num_samples=2 * size, batch_size=size, block_size=size)
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".trak-check-", dir=_existing(near))
+    except OSError as error:
+        raise StorageError(f"nothing can be written where {near} is to be: {error}") from error
+    with folder as name:
+        tried = copy.deepcopy(store)
+        tried.bind(Path(name))
+        found = tried.create(spec)
+        empty = found.nbytes()
+        found.write_block(0, replace(rows, index=np.arange(size)))
+        return (found.nbytes() - empty) / size
+
+
+def _existing(path: Path) -> Path:
+    """The first folder around `path` that exists."""
+    return next(folder for folder in path.absolute().parents if folder.is_dir())
+
+
+def _duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.2g} s"
     minutes = seconds / 60

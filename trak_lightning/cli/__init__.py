@@ -1,33 +1,37 @@
-"""The command line: ``trak COMMAND …``.
+"""The command line: ``trak COMMAND …``, one module per command.
 
-Commands that run a Trainer are LightningCLI runs; the others answer without importing torch. Each command's module is
-imported only when it is called.
+A command's module is imported only when the command is called. Commands that need a model are LightningCLI runs (`job`);
+the others answer without importing torch.
 """
 
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 COMMANDS = {
-    "run": ("training", "train, featurize, score and evaluate: the whole job, from one configuration file"),
-    "train": ("training", "train an ensemble of checkpoints, each on its own random part of the training set"),
-    "featurize": ("training", "compute and store projected per-sample gradients of training and target samples"),
-    "check": ("checking", "say what would be attributed and how, from one batch, or why it cannot be"),
-    "score": ("scoring", "attribute the targets to the training samples"),
-    "evaluate": ("evaluate", "retrain models on random subsets and see whether the scores predict them"),
-    "top": ("scoring", "print the most helpful and harmful training samples of a target"),
-    "report": ("reporting", "make one page, RUN_DIR/report/index.html, that shows targets with their examples"),
-    "info": ("storage", "print what a run directory holds, and what is missing"),
-    "verify": ("storage", "check that every stored row and score is there and is what was written"),
-    "merge": ("storage", "write the features of one or several run directories to one file, or to another store"),
-    "import-traker": ("importing", "read the features that traker, the paper's own library, has saved"),
-    "self-influence": ("scoring", "compute what every training sample does to itself, and its leverage"),
-    "plugins": ("plugins", "list every extractor, projector, store, task and scorer that is installed"),
+    "run": "train, featurize, score and evaluate: the whole job, from one configuration file",
+    "check": "say from one batch what would be attributed and how, or why it cannot be",
+    "train": "train an ensemble of checkpoints, each on its own random part of the training set",
+    "featurize": "compute and store projected per-sample gradients of training and target samples",
+    "score": "attribute the targets to the training samples",
+    "evaluate": "retrain models on random subsets and test whether the scores predict them",
+    "top": "print the most helpful and most harmful training samples of a target",
+    "self-influence": "compute the self-influence and leverage of each training sample",
+    "report": "write one page, RUN_DIR/report/index.html, that shows targets with their examples",
+    "info": "print what a run directory holds, and what is missing",
+    "verify": "check that every stored row and score is present and intact",
+    "merge": "copy the features of one or more run directories into one file or another store",
+    "import-traker": "read the features that traker, the library of the TRAK paper, has saved",
+    "plugins": "list the installed extractors, projectors, stores, tasks and scorers",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status, 0 only if everything asked for is done."""
+    """Run one command; return the exit status, 0 only if everything asked for is done."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -38,24 +42,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"trak_lightning {__version__}")
         return 0
     command, *rest = argv
+    command = command.replace("_", "-")
     if command not in COMMANDS:
-        print(f"trak: unknown command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"trak: unknown command {command!r}{_nearest(command)} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    with _at_home(command):
+        return _call(command, rest)
+
+
+def _call(command: str, argv: list[str]) -> int:
     from trak_lightning.errors import TerminatedError, TrakError
 
-    if command in ("run", "train", "featurize"):
-        from trak_lightning.cli import stamps
-
-        if stamps.finished(command, rest):
-            print(f"{command:<10} already finished with these settings, nothing to do")
-            return 0
     try:
-        return int(
-            getattr(import_module(f"trak_lightning.cli.{COMMANDS[command][0]}"), command.replace("-", "_"))(rest) or 0
-        )
+        status = import_module(f"trak_lightning.cli.{command.replace('-', '_')}").main(argv)
+        sys.stdout.flush()
+        return int(status)
     except KeyboardInterrupt:
-        print(f"trak {command}: interrupted; what is stored is kept, run the same command to go on", file=sys.stderr)
+        print(
+            f"trak {command}: interrupted; every checkpoint, block and retrained model that was finished is kept. Run the "
+            "same command to resume.",
+            file=sys.stderr,
+        )
         return 130
+    except BrokenPipeError:  # the reader has seen enough: trak plugins | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         # jsonargparse wraps what a class says of its settings in an error of its own.
         reason: BaseException | None = error
@@ -68,9 +79,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 143 if isinstance(reason, TerminatedError) else 1
 
 
+@contextmanager
+def _at_home(command: str) -> Iterator[None]:
+    """Let classes be imported from the working directory, as ``python -m`` does, and show a warning as one line."""
+    here, path, shown = str(Path.cwd()), list(sys.path), warnings.formatwarning
+    if here not in path and "" not in path:
+        sys.path.insert(0, here)
+    warnings.formatwarning = lambda message, category, *_, **__: f"trak {command}: {category.__name__}: {message}\n"
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        warnings.formatwarning = shown
+
+
+def _nearest(command: str) -> str:
+    import difflib
+
+    nearest = difflib.get_close_matches(command, COMMANDS, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else "."
+
+
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<14} {description}" for name, (_, description) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<15}{description}" for name, description in COMMANDS.items())
     return (
-        "usage: trak COMMAND [options]\n\nWhich training examples made the model predict this?\n\n"
-        f"commands:\n{commands}\n\ntrak COMMAND --help shows a command's options."
+        "usage: trak COMMAND [RUN_DIR] [options]\n\nWhich training examples made the model predict this?\n\n"
+        f"commands:\n{commands}\n\n"
+        "A run directory holds everything that a run makes, its configuration included: after\n"
+        "`trak run --config mine.yaml`, `trak score RUN_DIR` and the others need nothing else.\n"
+        "trak COMMAND --help shows the options of a command."
     )

@@ -1,10 +1,13 @@
-"""The settings of a run as command-line arguments: those that need no torch, shared by all commands."""
+"""The settings of a run as command-line arguments. No torch."""
 
+from collections.abc import Collection
 from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from trak_lightning import registry
+from trak_lightning.cli.help import command_parser, tidy
+from trak_lightning.cli.names import KINDS
 from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.retraining.settings import EnsembleSettings
 from trak_lightning.run.directory import RunDirectory
@@ -13,8 +16,52 @@ from trak_lightning.stores.base import FeatureStore
 
 # Not Any: jsonargparse would import the class that an Any value names.
 Unread = dict[str, Any] | list[Any] | str | int | bool | None
+"""A setting whose value a command looks at without making anything of it."""
 
-TRAINING_KEYS = (
+Listed = list[str] | str | None
+"""A list, or one string in place of a list of one."""
+
+PLAIN: dict[str, dict[str, Any]] = {
+    "run_dir": {"type": str, "required": True, "help": "folder that holds everything this run makes; also by position"},
+    "parameters": {
+        "type": Listed,
+        "default": None,
+        "help": "parameters to attribute to: patterns of names (layer4.*, '!*.bias'), types (type:Linear), or last:1",
+    },
+    "seed": {"type": int, "default": 0, "help": "seed of subsets, training and projections"},
+    "checkpoints": {
+        "type": Listed,
+        "default": None,
+        "help": "checkpoint files or folders to attribute with, also patterns ('seed*.ckpt'); if given, nothing is trained",
+    },
+    "weights_only": {
+        "type": bool,
+        "default": True,
+        "help": "false unpickles checkpoint files, which runs code in them: only for files that you trust",
+    },
+    "train_split": {"type": str, "default": "train", "help": "training data: the DataModule's NAME_dataloader"},
+    "target_split": {"type": str, "default": "test", "help": "targets: the DataModule's NAME_dataloader"},
+    "batch_size": {"type": int | None, "default": None, "help": "samples per gradient batch; default: the loader's"},
+    "block_size": {"type": int, "default": 1024, "help": "samples stored at a time, whole or not at all"},
+    "grow": {
+        "type": bool,
+        "default": False,
+        "help": "true: the data may have more samples than those featurized, after these; only the new ones are computed",
+    },
+    "shard": {
+        "type": str,
+        "default": "1/1",
+        "help": "3/16: featurize the third of sixteen parts; the parts need not know of each other",
+    },
+}
+"""Settings with one value, as arguments of ``add_argument``."""
+
+GROUPS = {"ensemble": EnsembleSettings, "evaluation": EvaluationSettings}
+PLUGINS = {
+    "store": (FeatureStore, "hdf5", "where features live"),
+    "scorer": (Scorer, "trak", "how features become scores"),
+}
+LIGHTNING = (
     "seed_everything",
     "model",
     "data",
@@ -24,62 +71,46 @@ TRAINING_KEYS = (
     "task",
     "extractor",
     "projector",
-    "block_size",
-    "grow",
-    "shard",
 )
-"""Settings that only commands with a Trainer look at. They are accepted, unread, by the others: one file serves all."""
+"""Settings that only commands with a model read: those of LightningCLI, and plug-ins that need torch."""
+
+SETTINGS = (*PLAIN, *GROUPS, *PLUGINS)
+"""All others."""
 
 
-def add_run_arguments(parser: ArgumentParser) -> None:
-    """Add what every stage of a run may need to know."""
-    parser.add_argument("--run_dir", type=str, required=True, help="folder that holds everything this run makes")
-    parser.add_argument(
-        "--parameters",
-        type=list[str] | None,
-        default=None,
-        help="which parameters to attribute to: patterns of names (layer4.*, '!*.bias'), types (type:Linear), last:1",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of subsets, training and projections")
-    parser.add_argument(
-        "--checkpoints",
-        type=list[str] | None,
-        default=None,
-        help="checkpoint files or folders to attribute with, also with wildcards; if given, nothing is trained",
-    )
-    parser.add_argument(
-        "--weights_only",
-        type=bool,
-        default=True,
-        help="false unpickles checkpoint files, which runs code in them: only for files you trust",
-    )
-    parser.add_argument(
-        "--train_split", type=str, default="train", help="training data: the DataModule's NAME_dataloader"
-    )
-    parser.add_argument("--target_split", type=str, default="test", help="targets: the DataModule's NAME_dataloader")
-    parser.add_argument(
-        "--batch_size", type=int | None, default=None, help="of gradient batches; default: the loader's"
-    )
-    parser.add_class_arguments(EnsembleSettings, "ensemble")
-    parser.add_class_arguments(EvaluationSettings, "evaluation")
-    parser.add_subclass_arguments(FeatureStore, "store", help="where features live")
-    parser.add_subclass_arguments(Scorer, "scorer", help="how features become scores")
-    parser.set_defaults(
-        {
-            "store": {"class_path": registry.find("stores", "hdf5").class_path},
-            "scorer": {"class_path": registry.find("scorers", "trak").class_path},
-        }
-    )
+def add_settings(parser: ArgumentParser, names: Collection[str] = SETTINGS) -> None:
+    """Add some of `SETTINGS` to a parser."""
+    for name in names:
+        if name in PLAIN:
+            parser.add_argument(f"--{name}", **PLAIN[name])
+        elif name in GROUPS:
+            parser.add_class_arguments(GROUPS[name], name)
+        else:
+            base, default, about = PLUGINS[name]
+            parser.add_subclass_arguments(base, name, help=about)
+            parser.set_defaults({name: {"class_path": registry.find(KINDS[name], default).class_path}})
 
 
-def light_parser(command: str, description: str) -> ArgumentParser:
-    """A parser that accepts every configuration file of a run and imports no torch."""
-    parser = ArgumentParser(prog=f"trak {command}", description=description)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; several are merged, later ones win")
-    add_run_arguments(parser)
-    for key in TRAINING_KEYS:
-        parser.add_argument(f"--{key}", type=Unread, default=None, help="not used here")
+def light_parser(command: str, description: str, *, reads: Collection[str]) -> ArgumentParser:
+    """A parser of a command that imports no torch and reads these settings of a run."""
+    parser = command_parser(
+        command,
+        "RUN_DIR [options]",
+        description,
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        action=ActionConfigFile,
+    )
+    add_settings(parser, reads)
+    tidy(parser)
     return parser
+
+
+def unread(reads: Collection[str]) -> set[str]:
+    """The settings of a run that a command which reads these does not read."""
+    return {*SETTINGS, *LIGHTNING} - set(reads)
 
 
 def open_run(config: Namespace, instances: Namespace) -> tuple[RunDirectory, FeatureStore]:

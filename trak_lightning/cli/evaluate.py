@@ -1,6 +1,7 @@
-"""trak evaluate: are the scores right?"""
+"""``trak evaluate``: do the scores predict retrained models?"""
 
 import time
+from argparse import SUPPRESS
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from trak_lightning.cli.arguments import light_parser, open_run
-from trak_lightning.cli.names import rewrite
-from trak_lightning.cli.output import summary
+from trak_lightning.cli.arguments import Unread, light_parser, open_run, unread
+from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.output import print_json, summary
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
 from trak_lightning.evaluation.result import Result
 from trak_lightning.evaluation.scored_run import ScoredRun
@@ -18,39 +19,48 @@ from trak_lightning.retraining.outputs import Retraining, missing
 from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
 
 if TYPE_CHECKING:
-    from trak_lightning.cli.training import Job
+    from trak_lightning.cli.job import Job
 
 RECIPE_KEYS = ("model", "data", "trainer", "optimizer", "lr_scheduler")
 """Settings that determine a retrained model."""
 
+READS = ("run_dir", "seed", "train_split", "target_split", "evaluation", "store", "scorer")
 
-def evaluate(argv: Sequence[str]) -> int:
-    """``trak evaluate``."""
+
+def main(argv: Sequence[str]) -> int:
+    """Retrain the models that are missing, and print each result."""
     parser = light_parser(
         "evaluate",
         "Linear datamodeling score: do the scores predict models retrained on random subsets of the training set? Missing "
         "models are retrained, with the model, data and trainer of the configuration.",
+        reads=READS,
     )
-    config = parser.parse_args(rewrite(argv, reads=("store", "scorer")))
+    for key in RECIPE_KEYS:
+        parser.add_argument(f"--{key}", type=Unread, default=None, help=SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    line = CommandLine.of(argv).with_saved_configuration()
+    config = line.parse(parser, reads=READS, drops=unread((*READS, *RECIPE_KEYS)))
     instances = parser.instantiate(config)
     scored = ScoredRun(
         *open_run(config, instances), instances.scorer, config.target_split, config.train_split, config.seed
     )
     training = LazyTraining(argv, config)
-    print_results(
-        evaluate_scores(scored, instances.evaluation, training.retrain, lambda: training.job.datamodule), training
-    )
+    results = evaluate_scores(scored, instances.evaluation, training.retrain, lambda: training.job.datamodule)
+    print_results(results, training, as_json=config.json)
     return 0
 
 
-def print_results(results: Iterable[tuple[Result, bool]], job: "Job | LazyTraining") -> None:
-    """Print each result as soon as it is there, in the process that speaks for the job."""
-    started = time.perf_counter()
+def print_results(results: Iterable[tuple[Result, bool]], job: "Job | LazyTraining", *, as_json: bool = False) -> None:
+    """Print each result as soon as it is there, or all as JSON, in the process that speaks for the job."""
+    started, found = time.perf_counter(), []
     for result, computed in results:
-        if job.speaks:
+        found.append(result.to_json())
+        if job.speaks and not as_json:
             result.print()
             summary("evaluate", result.headline, int(computed), "computed", started)
         started = time.perf_counter()
+    if as_json and job.speaks:
+        print_json(found)
 
 
 class LazyTraining:
@@ -63,7 +73,7 @@ class LazyTraining:
     @cached_property
     def job(self) -> "Job":
         """The job, built when first asked for."""
-        from trak_lightning.cli.training import Job
+        from trak_lightning.cli.job import Job
 
         return Job("evaluate", self._argv)
 

@@ -1,30 +1,49 @@
-"""What commands say on standard output: one line a stage."""
+"""What commands print on standard output: one line per stage, tables, and JSON where it is asked for."""
 
+import json
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
 
 
 def summary(stage: str, what: str, new: int | None = None, verb: str = "", started: float | None = None) -> None:
-    """One line: the stage, its result, and what was done now. ``new=0`` says that there was nothing to do."""
+    """Print one line: the stage, its result, and what was done now. ``new=0`` says that nothing was left to do."""
     if new is None:
         done = ""
     elif new:
-        done = (
-            f" ({new} {verb} in {time.perf_counter() - started:.1f} s)" if started is not None else f" ({new} {verb})"
-        )
+        seconds = f" in {time.perf_counter() - started:.1f} s" if started is not None else ""
+        done = f" ({new} {verb}{seconds})"
     else:
         done = " (already finished, nothing to do)"
     print(f"{stage:<10} {what}{done}", flush=True)
 
 
+def short(path: Path) -> Path:
+    """A path as a person in the working directory writes it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) and path != here else path
+
+
+def print_json(found: Any) -> None:
+    """Print the numbers behind a table, as one JSON document."""
+    print(json.dumps(found, indent=1, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
 @contextmanager
 def narrated() -> Iterator[None]:
-    """What our own modules log is printed, a line each."""
+    """Print what our own modules log, one line each."""
     logger = logging.getLogger("trak_lightning")
-    handler, level = logging.StreamHandler(sys.stdout), logger.level
+    handler, level = _Printer(), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -32,3 +51,10 @@ def narrated() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+class _Printer(logging.Handler):
+    """Prints to what is standard output at that moment: a progress bar puts a stream there that moves the bar aside."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)

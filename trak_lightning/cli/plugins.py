@@ -1,44 +1,58 @@
-"""trak plugins."""
+"""``trak plugins``: what is installed, and the options of each."""
 
 import inspect
 from argparse import SUPPRESS
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from jsonargparse import ArgumentParser
 
 from trak_lightning import registry
+from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.help import command_parser
+from trak_lightning.cli.output import print_json
 from trak_lightning.errors import PluginError
+from trak_lightning.registry import Plugin
 
 
-def plugins(argv: Sequence[str]) -> int:
-    """``trak plugins [NAME]``: exit status 1 if some plug-in is broken."""
-    parser = ArgumentParser(
-        prog="trak plugins",
-        description="List every plug-in that is installed, and what is broken; or show one and its options.",
+def main(argv: Sequence[str]) -> int:
+    """Print a table of all plug-ins, or one with its options; exit status 1 if one is broken."""
+    parser = command_parser(
+        "plugins",
+        "[NAME] [options]",
+        "List every plug-in that is installed, and what is broken; or show one and its options.",
     )
-    parser.add_argument("name", nargs="?", type=str | None, default=None, help="a plug-in to show")
-    name = parser.parse_args(list(argv)).name
-    return _list() if name is None else _show(name)
+    parser.add_argument("--name", type=str | None, default=None, help="a plug-in to show (NAME)")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    config = CommandLine.of(argv, positionals=("name",)).parse(parser)
+    return _list(config.json) if config.name is None else _show(config.name)
 
 
-def _list() -> int:
+def _list(as_json: bool) -> int:
+    unreadable = [f"{each.distribution}: {each.reason}" for each in registry.scan()[1]]
+    found = [(plugin, error) for kind in registry.BASES for plugin, error in registry.diagnose(kind)]
+    if as_json:
+        listed = [{**asdict(plugin), "broken": error and str(error)} for plugin, error in found]
+        print_json({"plugins": listed, "unreadable": unreadable})
+    else:
+        _print(found, unreadable)
+    return 1 if unreadable or any(error for _, error in found) else 0
+
+
+def _print(found: list[tuple[Plugin, PluginError | None]], unreadable: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None)
     for heading in ("kind", "name", "distribution", "state"):
         table.add_column(heading, overflow="fold")
-    faults = [f"{unreadable.distribution}: {unreadable.reason}" for unreadable in registry.scan()[1]]
-    for kind in registry.BASES:
-        for plugin, error in registry.diagnose(kind):
-            state = "broken" if error else "ok"
-            table.add_row(kind.removesuffix("s"), plugin.name, f"{plugin.distribution} {plugin.version}", state)
-            faults += [str(error)] if error else []
+    for plugin, error in found:
+        state = "broken" if error else "ok"
+        table.add_row(plugin.kind.removesuffix("s"), plugin.name, f"{plugin.distribution} {plugin.version}", state)
     console = Console()
     console.print(table)
-    for fault in faults:
+    for fault in (*unreadable, *(str(error) for _, error in found if error)):
         console.print(f"broken: {fault}", style="red", markup=False, highlight=False)
-    return 1 if faults else 0
 
 
 def _show(name: str) -> int:

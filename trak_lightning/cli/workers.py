@@ -69,7 +69,7 @@ def read_share(path: Path) -> list[Retraining]:
 
 def main(share: str, argv: str) -> None:
     """One process: read the configuration, train the models of the share."""
-    from trak_lightning.cli.training import Job
+    from trak_lightning.cli.job import Job
 
     Job("worker", json.loads(argv)).retrain_here(read_share(Path(share)))
 

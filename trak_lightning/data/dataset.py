@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -24,6 +26,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from trak_lightning.data.content import content_hash
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import DataError
 
@@ -40,10 +43,11 @@ class Batches(Protocol):
 
 
 class IndexedBatch(NamedTuple):
-    """A collated batch and the dataset positions of its samples, (B,)."""
+    """A collated batch, the dataset positions of its samples (B,), and their content hashes (B,), where they were read."""
 
     index: Tensor  # type: ignore[assignment]  # a field, though tuples have a method of that name
     batch: Any
+    content: npt.NDArray[np.uint64] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,10 @@ class AttributionData:
     def batch(self, indices: Sequence[int]) -> Any:
         """The collated batch of these samples."""
         return self.collate_fn([self.dataset[i] for i in indices])
+
+    def content(self, position: int) -> int:
+        """The content hash of a sample; see `trak_lightning.data.content`."""
+        return content_hash(self.dataset[position])
 
     def fingerprint(self, length: int | None = None) -> str:
         """A hash of the first, middle and last sample, which are read twice; of the first `length` samples if given.
@@ -190,7 +198,10 @@ class _IndexedCollate:
 
     def __call__(self, samples: list[tuple[int, Any]]) -> IndexedBatch:
         indices, values = zip(*samples, strict=True)
-        return IndexedBatch(torch.tensor(indices), self._collate_fn(list(values)))
+        content = np.array(
+            [content_hash(value) for value in values], np.uint64
+        )  # before collating, which may change them
+        return IndexedBatch(torch.tensor(indices), self._collate_fn(list(values)), content)
 
 
 def _digest(batch: Any) -> str:

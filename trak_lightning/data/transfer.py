@@ -21,4 +21,4 @@ def to_device(batch: IndexedBatch, datamodule: Any, model: nn.Module, device: to
 
     moved = hook("on_before_batch_transfer")(batch.batch, 0)
     moved = hook("transfer_batch_to_device")(moved, device, 0)
-    return IndexedBatch(batch.index, hook("on_after_batch_transfer")(moved, 0))
+    return batch._replace(batch=hook("on_after_batch_transfer")(moved, 0))

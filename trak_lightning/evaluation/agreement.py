@@ -9,7 +9,7 @@ from trak_lightning.errors import DataError
 from trak_lightning.evaluation.lds import spearman
 from trak_lightning.evaluation.result import Result
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
-from trak_lightning.scoring.some_targets import some_targets
+from trak_lightning.scoring.views import some_targets
 
 TARGETS = 100
 """Number of targets to compare, spread evenly."""

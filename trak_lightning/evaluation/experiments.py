@@ -1,5 +1,6 @@
 """All evaluations of a run, each on request only. No torch."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,7 +160,8 @@ def _request(scored: ScoredRun, experiment: Experiment) -> dict[str, Any]:
     if experiment.models is not None:
         # The folder may have been deleted since, and other models trained: their results are others.
         plan = recorded_plan(experiment.models.folder)
-        request["models"] = None if plan is None else fingerprint(plan)
+        # As text, since settings may be infinite.
+        request["models"] = None if plan is None else fingerprint(json.dumps(plan, sort_keys=True))
     return request
 
 

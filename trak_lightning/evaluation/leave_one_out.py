@@ -39,7 +39,8 @@ def leave_one_out(scores: dict[str, Array], samples: Array, retrained: Retrained
     return Result(
         "leave-one-out",
         f"Leave-one-out: scores against the measured effect of {len(samples)} training examples",
-        f"{len(samples)} training examples were left out, one at a time, and {retrained.repeats} models retrained without each. "
+        f"{len(samples)} training examples were left out, one at a time, and the model was retrained without each "
+        f"({retrained.repeats} × with different seeds). "
         "Shown is the rank correlation between the change of the output and the score, over examples: its mean over "
         f"{outputs.shape[1]} targets with a 95 % interval. Effects of single examples are small compared with the noise of "
         "training, so that even exact scores are far from 1.",

@@ -61,14 +61,14 @@ def suspicions(scored: ScoredRun) -> dict[str, Array]:
     """Measures of how likely the label of each training sample is wrong: name → (n,), larger for more suspicious ones."""
     checkpoints, settings = scored.checkpoints, scored.scorer.state
     regularization, weights = settings.get("regularization", "auto"), settings.get("weights", "auto")
-    probabilities, held_out = held_out_probabilities(checkpoints)
-    norms: Array = np.mean([_gradient_norms(features) for features in checkpoints], axis=0)
-    return {
-        "self-influence": self_influence(checkpoints, regularization, weights).self_influence,
-        "1 − p(label), models not trained on it" if held_out else "1 − p(label)": 1 - probabilities,
-        "loss gradient norm": norms,
-        "random": np.random.default_rng(scored.seed).random(scored.num_train),
-    }
+    found = {"self-influence": self_influence(checkpoints, regularization, weights).self_influence}
+    # For other losses, the sigmoid of the output is not a probability.
+    if checkpoints[0].train.spec.fingerprint.get("loss_function") == "logistic":
+        probabilities, held_out = held_out_probabilities(checkpoints)
+        found["1 − p(label), models not trained on it" if held_out else "1 − p(label)"] = 1 - probabilities
+    found["loss gradient norm"] = np.mean([_gradient_norms(features) for features in checkpoints], axis=0)
+    found["random"] = np.random.default_rng(scored.seed).random(scored.num_train)
+    return found
 
 
 def _gradient_norms(features: CheckpointFeatures) -> Array:

@@ -75,8 +75,8 @@ def counterfactual(ordered: Rankings, targets: Array, retrained: Retrained, *, s
     return Result(
         "counterfactual",
         f"Counterfactuals: fall of the output f of {len(targets)} targets without their first k samples",
-        f"For each of {len(targets)} targets, the first k training examples of each ranking were removed, and "
-        f"{retrained.repeats} models retrained without them. The faster the output falls, the more these examples mattered. Bands "
+        f"For each of {len(targets)} targets, the first k training examples of each ranking were removed and the model retrained "
+        f"without them ({retrained.repeats} × with different seeds). The faster the output falls, the more these examples mattered. Bands "
         "are 95 % intervals over targets.",
         f"f falls by {best:.2f} without the first {sizes[-1]}, by {chance:.2f} without as many random ones",
         ("removed by", *(f"k = {k}" for k in sizes)),
@@ -107,7 +107,7 @@ def brittleness(ordered: Rankings, targets: Array, retrained: Retrained) -> Resu
         "brittleness",
         f"Brittleness: fewest removals that flip one of {len(targets)} predictions",
         "For targets that the models get right: how many training examples must be removed, in the order of each ranking, until "
-        f"the mean output of {retrained.repeats} retrained models falls below 0? Found by doubling and bisection, up to {most} "
+        f"the output of the retrained model (mean of {retrained.repeats}) falls below 0? Found by doubling and bisection, up to {most} "
         "removals. The curve shows the share of targets flipped by then.",
         f"median of {rows[0][2]} removals by scores, {rows[-1][2]} at random",
         ("removed by", "flipped", "median removals"),

@@ -10,7 +10,7 @@ from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
 from trak_lightning.scoring.gradient_scorers import GradientCosine
 from trak_lightning.scoring.score_run import load_features, made_from, score_run
-from trak_lightning.scoring.some_targets import some_targets
+from trak_lightning.scoring.views import some_targets
 from trak_lightning.stores.base import FeatureStore
 
 

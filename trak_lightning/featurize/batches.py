@@ -1,14 +1,14 @@
-"""Which batches a rank computes: those of the missing blocks, claimed one by one or dealt out beforehand."""
+"""The batches that a rank computes: those of missing blocks, claimed one by one or dealt out beforehand."""
 
 from collections.abc import Iterator, Sequence
 
 from trak_lightning.stores.base import FeatureSet
 
 
-class ClaimedBlocks:
+class ClaimedBatches:
     """The batches of those missing blocks that can be claimed, each block claimed when its turn comes.
 
-    Its length is that of all batches: how many others will have done is not known before.
+    Its length is that of all batches: how many other processes will have computed is not known before.
     """
 
     def __init__(self, feature_set: FeatureSet, blocks: Sequence[int]) -> None:
@@ -17,7 +17,8 @@ class ClaimedBlocks:
         self._claimed: list[int] = []
 
     def __len__(self) -> int:
-        return sum(-(-len(self._feature_set.spec.block_range(block)) // self._size) for block in self._blocks)
+        size = self._feature_set.spec.batch_size
+        return sum(-(-len(self._feature_set.spec.block_range(block)) // size) for block in self._blocks)
 
     def __iter__(self) -> Iterator[range]:
         for block in self._blocks:
@@ -26,20 +27,17 @@ class ClaimedBlocks:
                 yield from _batches(self._feature_set, block)
 
     def release(self) -> None:
-        """Let others have what was claimed and not stored."""
+        """Give up the blocks that were claimed and not stored."""
         for block in self._claimed:
             self._feature_set.release(block)
         self._claimed = []
 
-    @property
-    def _size(self) -> int:
-        return self._feature_set.spec.batch_size
-
 
 class LockstepBatches:
-    """The batches of one rank where no rank can make a step alone: as many for each as for the one that has most.
+    """The batches of one rank where no rank can take a step alone: as many for each rank as for the one that has most.
 
-    Blocks are dealt out beforehand. The first batch is the same for all; it and those that fill up are computed and dropped.
+    Blocks are dealt out beforehand. The first batch is the same for all ranks; it and the batches that fill up are computed
+    and dropped.
     """
 
     def __init__(self, feature_set: FeatureSet, blocks: Sequence[int], rank: int, world_size: int) -> None:
@@ -59,11 +57,11 @@ class LockstepBatches:
         return iter(self._batches)
 
     def release(self) -> None:
-        """Nothing is claimed: another job may do the same blocks, with the same result."""
+        """Do nothing: no block is claimed, and another job may compute the same blocks with the same result."""
 
 
 def _batches(feature_set: FeatureSet, block: int) -> Iterator[range]:
-    """Those of a block, but for rows that are known."""
+    """The batches of a block, without those whose rows are known."""
     samples, size = feature_set.spec.block_range(block), feature_set.spec.batch_size
     known = feature_set.known_rows(block)
     for start in range(len(known) if known else 0, len(samples), size):

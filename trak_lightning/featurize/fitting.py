@@ -1,4 +1,4 @@
-"""What a projector or a task has learned from the training set, kept in the run directory: one file a checkpoint."""
+"""Fits of projectors and tasks to the training set, kept in the run directory: one file per checkpoint."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import CorruptFileError
 from trak_lightning.run.atomic import atomic_create
+from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import require_same
 from trak_lightning.run.numpy_files import read_npz
 from trak_lightning.seeds import derive_seed
@@ -25,8 +26,8 @@ _FINGERPRINT = "fingerprint.json"
 class FitFile:
     """A ``.npz`` file of float32 arrays, tied to what determines them.
 
-    Every process reads the file that one of them wrote, and so does a run that goes on, so that all rows of a run are
-    made with the same bits.
+    Every process reads the file that one of them wrote, and so does a resumed run, so that all rows of a run are made
+    with the same bits.
     """
 
     path: Path
@@ -43,7 +44,7 @@ class FitFile:
             np.savez(file, **arrays)
 
     def load(self) -> dict[str, Tensor]:
-        """What `save` was given.
+        """Read what `save` was given.
 
         Raises:
             CorruptFileError: the file is not one of ours.
@@ -62,7 +63,7 @@ class FitFile:
 
 @dataclass(frozen=True)
 class Reference:
-    """The training samples that a task is fitted to: drawn at random, as a function of their numbers alone."""
+    """The training samples that a task is fitted to: drawn at random, as a function of their number alone."""
 
     data: AttributionData
     positions: tuple[int, ...]
@@ -70,7 +71,7 @@ class Reference:
 
     @classmethod
     def of(cls, task: Task, data: AttributionData, num_samples: int | None = None) -> "Reference | None":
-        """Drawn from the first `num_samples` of `data`, or from all; None for a task that needs none."""
+        """Draw from the first `num_samples` of `data`, or from all; None for a task that needs no fit."""
         if not task.fit_samples:
             return None
         num_samples = num_samples or len(data)
@@ -81,7 +82,7 @@ class Reference:
     def fit(
         self, task: Task, model: nn.Module, load: Callable[[AttributionData, Sequence[int]], Any]
     ) -> dict[str, Tensor]:
-        """What the task keeps of the samples under the model's present weights; `load` gives a batch as training did."""
+        """Fit the task to the samples under the model's current weights; `load` returns a batch as training did."""
         size = self.data.batch_size
         batches = (load(self.data, self.positions[at : at + size]) for at in range(0, len(self.positions), size))
         with torch.no_grad():
@@ -90,8 +91,35 @@ class Reference:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a projector and a task learn from, whichever split is featurised."""
+    """The samples that a projector and a task are fitted to, whichever split is featurized.
+
+    Args:
+        data: the training set.
+        reference: those that the task is fitted to; None for a task that needs no fit.
+    """
 
     data: AttributionData
     reference: Reference | None
-    """The samples that the task is fitted to, if it has to be."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The fits under one checkpoint: what they are made from, and the files that keep them."""
+
+    training: TrainingSet
+    run: RunDirectory
+    projection: FitFile
+    reference: FitFile
+
+    @classmethod
+    def of(cls, training: TrainingSet, run: RunDirectory, fingerprint: Mapping[str, Any]) -> "Fitting":
+        """The fits for feature sets of this fingerprint. They do not depend on the split."""
+        checkpoint = fingerprint["checkpoint"]
+        projection = {key: value for key, value in fingerprint.items() if key != "data"}
+        reference = {key: fingerprint.get(key) for key in ("checkpoint", "task", "precision", "reference")}
+        return cls(
+            training,
+            run,
+            FitFile(run.projection(checkpoint), projection),
+            FitFile(run.reference(checkpoint), reference),
+        )

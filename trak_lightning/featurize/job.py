@@ -1,225 +1,340 @@
-"""Filling feature sets: which there are to be, whose part of them this job does, and the model as it was afterwards."""
+"""A featurizing job: which feature sets there should be, which of their blocks this job computes, and the model as it was."""
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from time import perf_counter
-from typing import TypeVar
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import lightning as L
-from torch import Tensor, nn
+import numpy as np
+import numpy.typing as npt
+from torch import nn
 
-from trak_lightning.check.checks import Checker, Finding, outlook
-from trak_lightning.check.estimates import Workload
-from trak_lightning.check.trial import Rehearsal
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.errors import IncompatibleRunError, IncompleteRunError, SettingsError, TerminatedError
-from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.featurize.fitting import FitFile, Reference, TrainingSet
+from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError, TerminatedError
+from trak_lightning.featurize.compute import Assignment, BlockComputer
+from trak_lightning.featurize.fitting import Fitting, Reference, TrainingSet
 from trak_lightning.featurize.module import Featurizer
-from trak_lightning.featurize.work import Work, Worker, predict
-from trak_lightning.gradients import ParameterLayout
-from trak_lightning.model.checkpoints import Checkpoint
+from trak_lightning.featurize.reuse import ContentSample, VerifyData, knows_content, require_unchanged
+from trak_lightning.featurize.spec import FeaturizeSpec
+from trak_lightning.model.checkpoints import Checkpoint, Checkpoints, CheckpointSource, distinct, expand, subset_path
 from trak_lightning.model.compiled import uncompiled
-from trak_lightning.model.dtensor import is_sharded, shards
+from trak_lightning.model.dtensor import shards
 from trak_lightning.model.eval_mode import require_eval
-from trak_lightning.projectors.base import Projector
-from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.directory import CheckpointRecord, RunDirectory, read_subset
 from trak_lightning.runtime.lightning import quiet_lightning
 from trak_lightning.runtime.progress import progress
 from trak_lightning.runtime.ranks import follow_rank_zero, outlast_rank_zero, takes_part
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore
-from trak_lightning.stores.memory import MemorySet
 from trak_lightning.stores.shards import Shard
-from trak_lightning.tasks.base import Task
-
-FeaturizerType = TypeVar("FeaturizerType", bound=Featurizer)
 
 
 @dataclass(frozen=True)
-class PlannedSet:
-    """A feature set that is to be there."""
+class FeaturizeJob:
+    """Some splits of the data under some checkpoints.
 
-    spec: FeatureSpec
-    data: AttributionData
-    grow: bool
-    """Whether the set that is there may have fewer samples."""
-
-
-@dataclass(frozen=True)
-class Filler:
-    """Everything that determines the features of a split, but the split."""
+    Args:
+        model: the user's module.
+        spec: the settings.
+        run: the run directory.
+        store: where features are stored.
+        trainer: the user's, whose devices, strategy and precision are used; one device if None.
+        splits: the data by name.
+        checkpoints: in the order of the run; empty before any is known.
+        subsets: the positions of the training samples that each checkpoint was trained on, None where unknown.
+        training: what a projector or a task that must be fitted learns from; None to take it from `train`.
+        train: the split that is the training set.
+        block_size: samples stored at a time; rounded up to whole batches.
+        grow: the data may have more samples than are stored, after those.
+        shard: the part of the blocks that this job computes.
+        verify_data: which samples are read again before their stored rows are reused.
+        repair: whether rows that are no longer those of their samples are computed again, rather than refused.
+    """
 
     model: nn.Module
-    task: Task
-    extractor: GradientExtractor
-    projector: Projector
-    layout: ParameterLayout
-    seed: int
-    store: FeatureStore
+    spec: FeaturizeSpec
     run: RunDirectory
+    store: FeatureStore
     trainer: L.Trainer | None
-    """One of the user's; `default_trainer` if None."""
+    splits: Mapping[str, AttributionData]
+    checkpoints: Sequence[Checkpoint] = ()
+    subsets: Sequence[npt.ArrayLike | None] = ()
+    training: TrainingSet | None = None
+    train: str = "train"
+    block_size: int = 1024
+    grow: bool = False
+    shard: Shard = Shard()  # noqa: RUF009  frozen
+    verify_data: VerifyData = "sampled"
+    repair: bool = False
 
-    def fill(
+    def with_checkpoints(
         self,
-        data: AttributionData,
-        split: str,
-        checkpoints: Sequence[Checkpoint],
-        training: TrainingSet,
+        sources: Checkpoints | None,
+        subsets: Sequence[npt.ArrayLike] | None = None,
         *,
-        block_size: int,
-        grow: bool,
-        shard: Shard,
-    ) -> int:
-        """Compute what is missing of a shard of the features of `data` under every checkpoint; returns the rows computed by
-        all processes of this job. `training` is what a projector or a task that has to be fitted learns from.
+        weights_only: bool = True,
+    ) -> "FeaturizeJob":
+        """The same job with these checkpoints, which are read and compared with the model.
+
+        Args:
+            sources: as for `trak_lightning.TRAK.featurize`.
+            subsets: those that are known; else a subset file next to a checkpoint is read.
+            weights_only: False unpickles files.
 
         Raises:
-            IncompatibleRunError: the features there were made with other settings, or of other data.
-            IncompleteRunError: not every row of the shard is there afterwards.
+            CheckpointError: a checkpoint cannot be read or does not fit the model.
+            DataError: there is none, or a subset does not fit the training set.
+        """
+        with uncompiled(self.model):
+            found = expand(self.model if sources is None else sources)
+            if not found:
+                raise DataError(
+                    "checkpoints is an empty list; give at least one, or None for the model's current weights"
+                )
+            if subsets is not None and len(subsets) != len(found):
+                raise DataError(f"there are {len(found)} checkpoints and {len(subsets)} subsets; give one for each")
+            loaded = [Checkpoint.of(source, self.model, weights_only=weights_only) for source in found]
+        known: list[npt.ArrayLike | None] = (
+            list(subsets) if subsets is not None else [_subset_next_to(source) for source in found]
+        )
+        kept = distinct(loaded)
+        loaded, known = [loaded[position] for position in kept], [known[position] for position in kept]
+        for subset in known:
+            _check_subset(subset, len(self.splits[self.train]))
+        return replace(self, checkpoints=loaded, subsets=known)
+
+    def require_compatible(self) -> None:
+        """Refuse settings that contradict stored features; change nothing. Checkpoints that are not known yet are those of
+        the run directory.
+
+        Raises:
+            IncompatibleRunError: features were made with other settings, or from other data.
+        """
+        ids = [checkpoint.id for checkpoint in self.checkpoints]
+        for plan in self._plans(ids or [record.id for record in self.run.read().checkpoints]):
+            self._existing(plan)
+
+    def prepare(self) -> None:
+        """Find or make the feature sets of all splits; refuse settings that contradict stored features, before anything is
+        changed. `compute` does it where it has not been done.
+
+        Raises:
+            IncompatibleRunError, DataError, SettingsError: as `feature_sets`.
+        """
+        _ = self.feature_sets
+
+    @cached_property
+    def feature_sets(self) -> dict[str, list[FeatureSet]]:
+        """The feature sets of every split, one per checkpoint: existing ones, grown where needed, and new ones. Nothing is
+        changed unless all of them are compatible.
+
+        Raises:
+            IncompatibleRunError: features were made with other settings, checkpoints or data.
+            StaleRowsError: the content of samples is not that of their stored rows.
+            DataError: a checkpoint is given twice.
+            SettingsError: `block_size` is not positive.
+        """
+        records = [CheckpointRecord(checkpoint.id, str(checkpoint)) for checkpoint in self.checkpoints]
+        self.run.require_registrable(records)
+        plans = self._plans([record.id for record in records])
+        existing = [self._existing(plan) for plan in plans]
+        for found in filter(None, existing):
+            self._verify_samples(found)
+        sets = [self._completed(plan, found) for plan, found in zip(plans, existing, strict=True)]
+        self.run.register(records)
+        for checkpoint, subset in zip(self.checkpoints, self.subsets, strict=False):  # targets come without subsets
+            if subset is not None:
+                self.run.write_subset(checkpoint.id, subset)
+        by_split: dict[str, list[FeatureSet]] = {split: [] for split in self.splits}
+        for plan, found in zip(plans, sets, strict=True):
+            by_split[plan.split].append(found)
+        return by_split
+
+    def compute(self, split: str) -> int:
+        """Compute the missing blocks of this job's shard of a split; return the rows computed by all its processes.
+
+        Raises:
+            IncompleteRunError: not every row of the shard is stored afterwards.
             TerminatedError: the process was asked to end.
         """
         require_eval(self.model)
-        ids = [checkpoint.id for checkpoint in checkpoints]
-        sets = self.make(self.plan({split: data}, ids, training, block_size=block_size, grow=grow))
-        shard.record(self.run)
-        work = list(map(Work, checkpoints, sets, shard.blocks(sets)))
-        missing = sum(len(part.feature_set.spec.block_range(block)) for part in work for block in part.missing())
+        sets = self.feature_sets[split]
+        self.shard.record(self.run)
+        assignments = list(map(Assignment, self.checkpoints, sets, self.shard.blocks(sets)))
+        missing = sum(len(part.feature_set.spec.block_range(block)) for part in assignments for block in part.missing())
         trainer, stop = self.trainer or default_trainer(), StopRequest()
         shards(trainer, self.model)
-        if not takes_part(trainer, split, bool(missing)):
+        stored = any(assignment.stored() for assignment in assignments)
+        if not takes_part(trainer, split, bool(missing) or stored):
             return 0
         self._require_fits()
         if trainer.world_size > 1:
             follow_rank_zero(stop)
 
-        def featurizer(part: Work) -> Featurizer:
-            return self._module(Featurizer, data, part.feature_set, training, stop, part.blocks)
+        def featurizer(part: Assignment, verify: bool) -> Featurizer:
+            return self.module(Featurizer, split, part.feature_set, part.blocks, stop, verify=verify)
 
         bar = progress(f"featurize {split}", missing, enabled=trainer.is_global_zero)
-        with uncompiled(self.model), self._restored(), quiet_lightning(), stop.watching(trainer), bar as advance:
+        with uncompiled(self.model), quiet_lightning(), stop.watching(trainer), bar as advance:
             try:
-                return Worker(trainer, work, featurizer, advance, stop).run()
+                return BlockComputer(trainer, assignments, featurizer, advance, stop).run()
             except TerminatedError:
                 outlast_rank_zero()
                 raise
 
-    def plan(
+    def module(
         self,
-        splits: Mapping[str, AttributionData],
-        checkpoints: Sequence[str],
-        training: TrainingSet,
+        cls: type[Featurizer],
+        split: str,
+        feature_set: FeatureSet,
+        blocks: range,
+        stop: StopRequest,
         *,
-        block_size: int,
-        grow: bool,
-    ) -> list[PlannedSet]:
-        """The feature set of every split under every checkpoint, of these ids, for `make`; changes nothing.
-
-        Raises:
-            IncompatibleRunError: one is there that was made with other settings, or of other data.
-            SettingsError: `block_size` is not positive.
-        """
-        if block_size < 1:
-            raise SettingsError(f"block_size must be a positive number of samples, got {block_size}")
-        plans = []
-        for split, data in splits.items():
-            any_spec = self._spec(data, split, "", block_size, training)  # which reads some of the data
-            for checkpoint in checkpoints:
-                fingerprint = {**any_spec.fingerprint, "checkpoint": checkpoint}
-                plans.append(PlannedSet(replace(any_spec, checkpoint=checkpoint, fingerprint=fingerprint), data, grow))
-        for plan in plans:
-            self._require_compatible(plan)
-        return plans
-
-    def make(self, plans: Sequence[PlannedSet]) -> list[FeatureSet]:
-        """The sets of a plan: those that are there, grown if need be, and new ones."""
-        return [self._make(plan) for plan in plans]
-
-    def check(self, data: AttributionData, split: str, work: Workload) -> list[Finding]:
-        """What `trak_lightning.check.checks` finds in the first batch of `data`, and what `work` will take; nothing is stored."""
-        require_eval(self.model)
-        training = TrainingSet(data, Reference.of(self.task, data))
-        spec = self._spec(data, split, "check", data.batch_size, training)
-        trainer = self.trainer or default_trainer()
-        with uncompiled(self.model), self._restored(), quiet_lightning():
-            checker = self._module(Checker, data, MemorySet(spec), training, StopRequest())
-            predict(trainer, checker, [])
-            rehearsed = self._module(Rehearsal, data, MemorySet(spec), training, StopRequest())
-            started = perf_counter()
-            weights = copy.deepcopy(self.model.state_dict())
-            Checkpoint.of(weights, self.model).load_into(self.model)
-            loaded = perf_counter()
-            predict(trainer, rehearsed, [])
-            took = rehearsed.took(loaded - started, perf_counter() - loaded, checker.first_seconds)
-            work = replace(work, processes=trainer.world_size)
-            device = trainer.strategy.root_device
-            return checker.findings + list(outlook(work, took, checker, self.store, self.run.path, device))
-
-    def _spec(
-        self, data: AttributionData, split: str, checkpoint: str, block_size: int, training: TrainingSet
-    ) -> FeatureSpec:
-        batch_size = min(data.batch_size, len(data))
-        fingerprint = {
-            "checkpoint": checkpoint,
-            "parameters": self.layout.fingerprint,
-            "task": self.task.state,
-            "loss_function": self.task.loss_function,
-            "projector": self.projector.state,
-            "seed": self.seed,
-            "precision": self.trainer.precision if self.trainer else "32-true",
-            "data": data.fingerprint(),
-        }
-        if training.reference is not None:
-            fingerprint["reference"] = training.reference.fingerprint
-        return FeatureSpec(
-            split=split,
-            checkpoint=checkpoint,
-            num_samples=len(data),
-            dim=self.projector.output_dim(self.layout),
-            batch_size=batch_size,
-            block_size=-(-block_size // batch_size) * batch_size,
-            fingerprint=fingerprint,
+        verify: bool = False,
+    ) -> Featurizer:
+        """A featurizer, or another class made like it, of some blocks of a feature set."""
+        fitting = Fitting.of(self._training, self.run, feature_set.spec.fingerprint)
+        return cls(
+            self.model,
+            self.spec,
+            self.splits[split],
+            feature_set,
+            fitting=fitting,
+            blocks=blocks,
+            stop=stop,
+            verify=verify,
+            repair=self.repair,
         )
 
-    def _before(self, plan: PlannedSet) -> FeatureSpec | None:
-        """What is planned, with as many samples as there are in the set that is there; None if there is none."""
-        spec = plan.spec
+    def plan(self, split: str, checkpoint: str) -> FeatureSpec:
+        """The feature set of a split under the checkpoint of this id."""
+        return replace(self._plan_of(split), checkpoint=checkpoint, fingerprint=self._fingerprint(split, checkpoint))
+
+    def for_targets(self, name: str, data: AttributionData, *, repair: bool = False) -> "FeaturizeJob":
+        """The job of a target split under the same checkpoints, with the same fits."""
+        return replace(
+            self, splits={name: data}, subsets=(), training=self._training, grow=False, shard=Shard(), repair=repair
+        )
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _training(self) -> TrainingSet:
+        if self.training is not None:
+            return self.training
+        data = self.splits[self.train]
+        ids = [checkpoint.id for checkpoint in self.checkpoints] or [each.id for each in self.run.read().checkpoints]
+        drawn_from = self._drawn_from(ids[0]) if self.grow and ids else None
+        return TrainingSet(data, Reference.of(self.spec.task, data, drawn_from))
+
+    def _drawn_from(self, checkpoint: str) -> int | None:
+        """How many training samples there were when the task was first fitted: what was drawn then is kept."""
         try:
-            before = self.store.open(spec.split, spec.checkpoint).spec.num_samples
+            found = self.store.open(self.train, checkpoint).spec.fingerprint
         except IncompleteRunError:
             return None
-        if before >= spec.num_samples:
-            return spec
-        data = plan.data.fingerprint(before)
-        return replace(spec, num_samples=before, fingerprint={**spec.fingerprint, "data": data})
+        drawn_from: int | None = found.get("reference", {}).get("drawn_from")
+        return drawn_from
 
-    def _make(self, plan: PlannedSet) -> FeatureSet:
-        before = self._before(plan) if plan.grow else None
-        if before is None or before == plan.spec:
-            return self.store.create(plan.spec)
-        return self.store.grow(before, plan.spec)
+    def _plans(self, checkpoints: Sequence[str]) -> list[FeatureSpec]:
+        if self.block_size < 1:
+            raise SettingsError(f"block_size must be a positive number of samples, got {self.block_size}")
+        return [self.plan(split, checkpoint) for split in self.splits for checkpoint in checkpoints]
 
-    def _require_compatible(self, plan: PlannedSet) -> None:
-        before = self._before(plan)
-        if before is None:
-            return
+    def _plan_of(self, split: str) -> FeatureSpec:
+        data = self.splits[split]
+        batch_size = min(data.batch_size, len(data))
+        block_size = -(-self.block_size // batch_size) * batch_size
+        return FeatureSpec(split, "", len(data), self.spec.dim, batch_size, block_size)
+
+    def _fingerprint(self, split: str, checkpoint: str, num_samples: int | None = None) -> dict[str, Any]:
+        found = {"checkpoint": checkpoint, **self.spec.fingerprint, "data": self._data_fingerprint(split, num_samples)}
+        if self._training.reference is not None:
+            found["reference"] = self._training.reference.fingerprint
+        return found
+
+    def _data_fingerprint(self, split: str, num_samples: int | None) -> str:
+        key = split, num_samples or len(self.splits[split])
+        if key not in self._data_fingerprints:
+            self._data_fingerprints[key] = self.splits[split].fingerprint(num_samples)
+        return self._data_fingerprints[key]
+
+    @cached_property
+    def _data_fingerprints(self) -> dict[tuple[str, int], str]:
+        return {}
+
+    @cached_property
+    def _stored(self) -> set[tuple[str, str]]:
+        return set(self.store.list())
+
+    def _existing(self, plan: FeatureSpec) -> FeatureSet | None:
+        """The compatible feature set that exists, before it is grown; None if there is none yet.
+
+        Raises:
+            IncompatibleRunError: it was made with other settings.
+        """
+        if (plan.split, plan.checkpoint) not in self._stored:
+            return None
+        if self.grow and (before := self._before(plan)) != plan:
+            return self.store.create(self._of_known_content(before))  # which changes nothing, since it exists
         try:
-            self.store.create(before if plan.grow else plan.spec)  # which changes nothing, since it is there
+            return self.store.create(plan)
         except IncompatibleRunError as error:
-            if plan.grow or before == plan.spec:
-                raise
+            if (before := self._before(plan)) == plan:
+                return self.store.create(self._of_known_content(plan))
             raise IncompatibleRunError(
-                f"{error} If the {before.num_samples} samples of before come first and are unchanged, featurize with grow=True "
-                "(--grow true): only the new ones are computed then."
+                f"{error} If the {before.num_samples} samples stored before come first and are unchanged, featurize with "
+                "grow=True (--grow true): only the new ones are computed then."
             ) from error
 
+    def _of_known_content(self, plan: FeatureSpec) -> FeatureSpec:
+        """The plan, whatever its first, middle and last samples are, if the content of every sample is stored."""
+        found = self.store.open(plan.split, plan.checkpoint)
+        data = found.spec.fingerprint.get("data")
+        return replace(plan, fingerprint={**plan.fingerprint, "data": data}) if knows_content(found) else plan
+
+    def _verify_samples(self, found: FeatureSet) -> None:
+        """Compare the content of samples with that of their stored rows.
+
+        Raises:
+            StaleRowsError: some differ, and they are not to be repaired.
+        """
+        split = found.spec.split
+        if split not in self._content:
+            self._content[split] = ContentSample.read(self.splits[split], self.verify_data)
+        changed = self._content[split].changed(found)
+        if not self.repair:
+            require_unchanged(split, changed, len(self._content[split].positions) == len(self.splits[split]))
+        if len(changed):
+            self.run.discard_results()
+        for block in sorted({int(position) // found.spec.block_size for position in changed}):
+            found.discard(block)
+
+    @cached_property
+    def _content(self) -> dict[str, ContentSample]:
+        return {}
+
+    def _completed(self, plan: FeatureSpec, existing: FeatureSet | None) -> FeatureSet:
+        """The feature set of a plan: a new one, the existing one, or that one grown."""
+        if existing is None:
+            return self.store.create(plan)
+        if existing.spec.num_samples == plan.num_samples:
+            return existing
+        return self.store.grow(existing.spec, plan)
+
+    def _before(self, plan: FeatureSpec) -> FeatureSpec:
+        """The plan, with as many samples as are in the existing set."""
+        before = self.store.open(plan.split, plan.checkpoint).spec.num_samples
+        if before >= plan.num_samples:
+            return plan
+        return replace(plan, num_samples=before, fingerprint=self._fingerprint(plan.split, plan.checkpoint, before))
+
     def _require_fits(self) -> None:
-        """Refuse to fit a projector or a task anew where there are rows already that were made with an earlier fit."""
-        needed = [self.run.projection] if self.projector.fit_samples else []
-        needed += [self.run.reference] if self.task.fit_samples else []
+        """Refuse to fit a projector or a task again where rows exist that were made with an earlier fit."""
+        needed = [self.run.projection] if self.spec.projector.fit_samples else []
+        needed += [self.run.reference] if self.spec.task.fit_samples else []
         for split, checkpoint in self.store.list() if needed else ():
             spec = (found := self.store.open(split, checkpoint)).spec
             path = next((path for path in (file(checkpoint) for file in needed) if not path.exists()), None)
@@ -229,65 +344,33 @@ class Filler:
                     f"file, or delete all features of checkpoint {checkpoint}."
                 )
 
-    def _module(
-        self,
-        cls: type[FeaturizerType],
-        data: AttributionData,
-        feature_set: FeatureSet,
-        training: TrainingSet,
-        stop: StopRequest,
-        blocks: range | None = None,
-    ) -> FeaturizerType:
-        spec = feature_set.spec
-        # What a projector learns does not depend on the split that is projected.
-        fit_file = FitFile(
-            self.run.projection(spec.checkpoint),
-            {key: value for key, value in spec.fingerprint.items() if key != "data"},
-        )
-        reference_file = FitFile(
-            self.run.reference(spec.checkpoint),
-            {key: spec.fingerprint.get(key) for key in ("checkpoint", "task", "precision", "reference")},
-        )
-        return cls(
-            self.model,
-            self.task,
-            self.extractor,
-            self.projector,
-            self.layout,
-            data,
-            feature_set,
-            seed=self.seed,
-            blocks=range(spec.num_blocks) if blocks is None else blocks,
-            stop=stop,
-            training=training,
-            fit_file=fit_file,
-            reference_file=reference_file,
-        )
 
-    @contextmanager
-    def _restored(self) -> Iterator[None]:
-        """The model's weights, and the dtype and device that a Trainer changes, as they were."""
-        before = {name: tensor.detach().clone() for name, tensor in _tensors(self.model)}
-        try:
-            yield
-        finally:
-            for name, tensor in _tensors(self.model):
-                if not is_sharded(tensor):  # a model that was sharded stays so
-                    tensor.data = before[name]
+def _subset_next_to(source: CheckpointSource) -> npt.NDArray[np.int64] | None:
+    if isinstance(source, (str, Path)) and (path := subset_path(source)).exists():
+        return read_subset(path)
+    return None
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+def _check_subset(subset: npt.ArrayLike | None, n: int) -> None:
+    if subset is None:
+        return
+    positions = np.asarray(subset)
+    if positions.ndim != 1 or positions.dtype.kind not in "iu" or len(np.unique(positions)) != len(positions):
+        raise DataError(f"a subset must hold distinct integers, got {positions.dtype} of shape {positions.shape}")
+    if len(positions) and not 0 <= positions.min() <= positions.max() < n:
+        raise DataError(
+            f"a subset holds position {int(positions.max())}, but the training set has {n} samples: it belongs to other data"
+        )
 
 
 def default_trainer() -> L.Trainer:
-    """One device, no logging, no files: what featurizing needs."""
-    return L.Trainer(
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    """A Trainer of one device that prints, logs and writes nothing."""
+    with quiet_lightning():
+        return L.Trainer(
+            accelerator="auto",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,13 +14,14 @@ from trak_lightning.data.dataset import IndexedBatch
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError
 from trak_lightning.extractors.audit import as_outputs
-from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.featurize.verification import Verifier, difference, sample_weights_of
 from trak_lightning.gradients import GradientBlock, ParameterLayout
+from trak_lightning.model.caches import clear_caches
 from trak_lightning.projectors.base import Projection
 from trak_lightning.stores.base import FeatureRows
-from trak_lightning.tasks.base import Task
+from trak_lightning.tasks.base import Task, batch_of
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,11 @@ class RowComputer:
         self._device = device
         self._precision = precision
         self._verifier = Verifier(model, task, layout, seed)
-        self._warned = False
+        self._warned = self._cleared = False
+
+    def account(self, indexed: IndexedBatch) -> list[RuleUse]:
+        """Which rule computes which parameters, on a batch like those to come."""
+        return self._extractor.account(self._model, self._task, self.samples(indexed), self._layout)
 
     def rows(self, indexed: IndexedBatch) -> FeatureRows:
         """Compute the row of every sample.
@@ -72,7 +78,19 @@ class RowComputer:
         Raises:
             DataError, DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError, SampleDependenceError: as named.
         """
-        return self._verified(self.samples(indexed), indexed.index)
+        batch = self.samples(indexed)
+        if not self._cleared:
+            self._clear_caches(batch)
+        return replace(self._verified(batch, indexed.index), content=indexed.content)
+
+    def _clear_caches(self, batch: SampleBatch) -> None:
+        def output() -> Tensor:
+            one = batch.fetch([0])
+            with without_fast_path(), batch_of(1):
+                return self._task.output(self._model, one.data)
+
+        clear_caches(self._model, output)
+        self._cleared = True
 
     def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
         """Compare the first and last sample of a batch with the same samples alone. Returns the largest difference of

@@ -155,7 +155,7 @@ class Verifier:
         most, position = 0.1 if _cast_or_short(self._model) else 1e-2, sample[1]
         with torch.no_grad(), batch_of(one.size):
             output = as_outputs(self._task.output(self._model, one.data), one.size, self._task)
-            weights = self._task.weights(self._model, one.data, output)
+            weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
             if (error := _shift(torch.tensor(column[position]), own[0])) > most:
                 refuse(self._model, self._task, sample, error, one.data, batch.data)
@@ -177,7 +177,7 @@ def sample_weights_of(
         loss_weight, curvature = (torch.cat(parts) for parts in zip(*each, strict=True))
         return loss_weight, curvature
     with batch_of(batch.size):
-        loss_weight, curvature = task.weights(model, batch.data, output)
+        loss_weight, curvature = task.loss_weight_and_curvature(model, batch.data, output)
     return as_outputs(loss_weight, batch.size, task), as_outputs(curvature, batch.size, task)
 
 

@@ -1,6 +1,6 @@
-"""TRAK as an explainer of quanda, a library of evaluations of data attribution (Bareeva et al. 2024).
+"""TRAK as an explainer for quanda, a library that evaluates data attribution (Bareeva et al. 2024).
 
-Not imported by anything else here: it needs quanda. Scores that are in a run directory need no explainer: quanda's metrics take
+Nothing else imports this module, since it needs quanda. Scores in a run directory need no explainer: quanda's metrics accept
 them as tensors.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from trak_lightning.api import TRAK, Choice
+from trak_lightning.api import TRAK, PluginChoice
 from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import CheckpointSource
 
@@ -25,29 +25,29 @@ except ImportError as error:
     raise DataError(f"quanda cannot be imported ({error}): pip install 'trak-lightning[quanda]'") from error
 
 LARGEST = 1e9
-"""Of the self-influences. quanda adds a ten-thousandth of its position to each, to break ties."""
+"""Largest self-influence after scaling. quanda adds a ten-thousandth of its position to each, to break ties."""
 
 
 class TRAKExplainer(Explainer):
-    """Scores of `trak_lightning`, averaged over all checkpoints given.
+    """Explain with scores of `trak_lightning`, averaged over all checkpoints.
 
     >>> explainer = TRAKExplainer(model, train_dataset, checkpoints=["a.ckpt", "b.ckpt"], cache_dir="runs/quanda")
     >>> explainer.explain(images, labels)  # (m, n)
 
     Args:
-        model: the model, on the device to be used; it is put in eval mode.
-        train_dataset: a map-style dataset of what `task` takes.
+        model: the model, on the device to use; put in eval mode.
+        train_dataset: a map-style dataset of samples for `task`.
         task: ``image_classification`` or ``text_classification``.
-        checkpoints: files, of any format in `trak_lightning.model.weight_files`; the model's present weights if None.
-        checkpoints_load_func: ``(model, file)``: loads a file that is of another format.
-        cache_dir: the run directory is ``cache_dir/model_id``: features are computed once.
-        model_id: another one for other models, data or settings.
-        batch_size: samples of one gradient batch.
+        checkpoints: files in any format of `trak_lightning.model.weight_files`; None uses the current weights of the model.
+        checkpoints_load_func: ``(model, file)`` loads a file in another format.
+        cache_dir: features are kept in the run directory ``cache_dir/model_id``.
+        model_id: name of this model, data and settings.
+        batch_size: number of samples per gradient batch.
         parameters: as for `trak_lightning.TRAK`.
         projector: as for `trak_lightning.TRAK`.
         extractor: as for `trak_lightning.TRAK`.
         scorer: as for `trak_lightning.TRAK.score`.
-        seed: of the projection.
+        seed: seed of the projection.
     """
 
     accepted_tasks: ClassVar[list[str]] = ["image_classification", "text_classification"]
@@ -64,9 +64,9 @@ class TRAKExplainer(Explainer):
         model_id: str = "trak",
         batch_size: int = 64,
         parameters: Sequence[str] | None = None,
-        projector: Choice = "sparse_jl",
-        extractor: Choice = "auto",
-        scorer: Choice = "trak",
+        projector: PluginChoice = "sparse_jl",
+        extractor: PluginChoice = "auto",
+        scorer: PluginChoice = "trak",
         seed: int = 0,
     ) -> None:
         files = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints or ())
@@ -88,7 +88,7 @@ class TRAKExplainer(Explainer):
         self._trak.featurize(train_dataset, sources or None, batch_size=batch_size)
 
     def explain(self, test_data: Tensor | Mapping[str, Tensor], targets: Sequence[int] | Tensor) -> Tensor:
-        """Scores (m, n) of the training samples for the model's output of the class `targets` (m,) on `test_data`."""
+        """Score the training samples for the model's output of the classes `targets` (m,) on `test_data`: (m, n)."""
         labels = torch.as_tensor(targets).cpu()
         data = _Samples(test_data, labels) if isinstance(test_data, Mapping) else TensorDataset(test_data.cpu(), labels)
         leaves = [*test_data.values()] if isinstance(test_data, Mapping) else [test_data]
@@ -101,8 +101,7 @@ class TRAKExplainer(Explainer):
         return torch.from_numpy(np.array(scores.values)).to(self.device)
 
     def self_influence(self, batch_size: int = 32) -> Tensor:
-        """Self-influence (n,) of every training sample, from `trak_lightning.TRAK.self_influence`, scaled so that the largest is
-        `LARGEST`."""
+        """Compute the self-influence of each training sample, (n,), scaled so that the largest is `LARGEST`."""
         found = self._trak.self_influence().self_influence.astype(np.float64)
         return torch.from_numpy(found * (LARGEST / max(float(found.max()), np.finfo(np.float64).tiny))).to(self.device)
 
@@ -121,7 +120,7 @@ class _Samples(Dataset):
 
 
 def _loaded(model: nn.Module, load: Callable[[nn.Module, str], Any], file: str) -> dict[str, Tensor]:
-    """The weights that `load` puts into a copy of the model."""
+    """Return the weights that `load` puts into a copy of the model."""
     fresh = copy.deepcopy(model)
     load(fresh, file)
     return dict(fresh.state_dict())

@@ -1,4 +1,4 @@
-"""Features that traker, the paper's own library, has saved, as a run directory of ours. No torch."""
+"""Import features saved by traker, the paper's own library, into a run directory. Needs no torch."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ BLOCK = 1024
 
 @dataclass(frozen=True)
 class Imported:
-    """What was read: model ids of the save directory, and the target sets with features under every one of them."""
+    """What was read: the model ids in the save directory, and the target sets that have features under all of them."""
 
     models: tuple[int, ...]
     targets: tuple[str, ...]
@@ -31,13 +31,13 @@ class Imported:
 def import_traker(save_dir: str | Path, run: RunDirectory, store: FeatureStore) -> Imported:
     """Read the projected gradients in a `TRAKer`'s ``save_dir`` into a run directory: training set and all target sets.
 
-    traker stores the gradients Φ and the loss weights q = 1 − p of training samples, and the gradients of targets. From q
-    follow the output f = log((1 − q)/q) and the curvature q(1 − q) of training samples, as for every loss that is a logistic one
-    of f (its image and text classification, and CLIP). Outputs and loss weights of targets are not stored by traker; they are 0
-    here, and no score looks at them. Its ``features.mmap`` holds Φ(ΦᵀΦ)⁻¹, which is not read.
+    traker stores the gradients Φ and the loss weights q = 1 − p of training samples, and the gradients of targets. The
+    output f = log((1 − q)/q) and the curvature q(1 − q) of training samples follow from q, since all of traker's losses are
+    logistic in f (image and text classification, CLIP). traker does not store outputs and loss weights of targets; they are
+    0 here, and no score reads them. Its ``features.mmap`` holds Φ(ΦᵀΦ)⁻¹ and is not read.
 
     Raises:
-        IncompleteRunError: no metadata, a model that was not featurised, or gradients that were deleted.
+        IncompleteRunError: no metadata, a model that was not featurized, or gradients that were deleted.
         CorruptFileError: a file is not what traker writes.
     """
     folder = Path(save_dir)
@@ -78,11 +78,11 @@ def _models(folder: Path) -> list[int]:
     for path in folder.glob("id_*.json"):
         found |= {int(model): state for model, state in _json(path).items()}
     if not found:
-        raise IncompleteRunError(f"{folder} has no models: traker writes id_0.json and so on when it featurises")
+        raise IncompleteRunError(f"{folder} has no models: traker writes id_0.json and so on when it featurizes")
     unfinished = [model for model, state in sorted(found.items()) if not state.get("is_featurized")]
     if unfinished:
         raise IncompleteRunError(
-            f"model {unfinished[0]} in {folder} is not fully featurised. Finish it with traker, or delete id_{unfinished[0]}.json to "
+            f"model {unfinished[0]} in {folder} is not fully featurized. Finish it with traker, or delete id_{unfinished[0]}.json to "
             "leave it out."
         )
     return sorted(found)
@@ -112,7 +112,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _array(path: Path, shape: tuple[int, int]) -> Array:
     if not path.exists():
         raise IncompleteRunError(
-            f"{path} is missing: gradients are deleted by finalize_features(del_grads=True). Featurise again, with traker or with "
+            f"{path} is missing: gradients are deleted by finalize_features(del_grads=True). Featurize again, with traker or with "
             "trak featurize."
         )
     try:
@@ -120,7 +120,7 @@ def _array(path: Path, shape: tuple[int, int]) -> Array:
     except (OSError, ValueError) as error:
         raise CorruptFileError(f"{path} is not an array that traker wrote: {error}") from error
     if array.shape != shape:
-        raise CorruptFileError(f"{path} must have shape {shape}, as the metadata say, and has {array.shape}")
+        raise CorruptFileError(f"{path} must have shape {shape}, as the metadata says; it has {array.shape}")
     return array
 
 
@@ -136,7 +136,7 @@ def _write(store: FeatureStore, split: str, settings: dict[str, Any], grads: Arr
 def _rows(positions: range, grads: Array, weights: Array | None) -> FeatureRows:
     part = slice(positions.start, positions.stop)
     q = np.zeros(len(positions), np.float32) if weights is None else weights[part]
-    # p and 1 − p of half-precision numbers may be 0: the nearest that is not.
+    # In half precision p or 1 − p may round to 0, whose logarithm is infinite.
     inside = np.clip(q.astype(np.float64), 1e-7, 1 - 1e-7)
     output = np.zeros(len(q)) if weights is None else np.log1p(-inside) - np.log(inside)
     return FeatureRows(
@@ -149,7 +149,7 @@ def _rows(positions: range, grads: Array, weights: Array | None) -> FeatureRows:
 
 
 def describe(imported: Imported, run: RunDirectory) -> Iterator[str]:
-    """What was read, and what to do next."""
+    """Describe what was read and what to do next."""
     yield (
         f"{len(imported.models)} models × {imported.num_samples} training samples, k = {imported.dim}; targets: "
         f"{', '.join(imported.targets) or 'none'} in {run.features}"

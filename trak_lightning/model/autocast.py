@@ -1,4 +1,4 @@
-"""Mixed precision, for passes that are made besides the one that Lightning makes."""
+"""Mixed precision for passes in addition to the one that Lightning makes."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -12,20 +12,20 @@ AutocastState: TypeAlias = tuple[str, torch.dtype] | None
 
 
 def autocast_state(leaves: list[Any]) -> AutocastState:
-    """Autocast as it is now, where a module is called with `leaves`; the backward pass does not know it."""
+    """Record the current autocast state where a module is called with `leaves`; the backward pass does not know it."""
     device = next((leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)), "cpu")
     return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
 
 
 def under_autocast(state: AutocastState) -> AbstractContextManager[Any]:
-    """Autocast as it was, or as it is."""
+    """Return a context with this autocast state; None changes nothing."""
     return nullcontext() if state is None else torch.autocast(*state, cache_enabled=False)
 
 
 @contextmanager
 def cast_anew() -> Iterator[None]:
-    """Weights are cast at each use. Older torch hands what it cast under no_grad to passes with gradients, which end there;
-    Lightning before 2.6 lets it."""
+    """Cast weights at each use. Older torch keeps what it cast under no_grad and returns it to passes with gradients, which
+    stop there; Lightning before 2.6 leaves that cache on."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -1,26 +1,35 @@
-"""Naming checkpoints by what they contain, and loading them into the user's model."""
+"""Checkpoints: read them as people write them, name them by what they contain, and load them into the user's model."""
 
+import copy
 import glob
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trak_lightning.errors import CheckpointError
-from trak_lightning.model import weight_files as weights
-from trak_lightning.model.compiled import original_name, uncompiled
-from trak_lightning.model.dtensor import load
+from trak_lightning.model import adapters, weight_files
+from trak_lightning.model.compiled import uncompiled
+from trak_lightning.model.dtensor import load, whole
+from trak_lightning.model.names import belongs_to_a_loss, named_tensors, renamed, tied
+from trak_lightning.model.restore import restored
 
-CheckpointSource: TypeAlias = str | Path | Mapping[str, Tensor]
-"""A state dict, or the path of a file or folder that holds one: see `trak_lightning.model.weight_files`."""
+CheckpointSource: TypeAlias = str | Path | nn.Module | Mapping[str, Any]
+"""A file or folder (see `trak_lightning.model.weight_files`), a state dict, or a module with the weights."""
 
-_PARALLEL = "module."
-"""What ``DataParallel`` and ``DistributedDataParallel`` put in front of the names of the model that they wrap."""
+Checkpoints: TypeAlias = CheckpointSource | Sequence[CheckpointSource] | Mapping[str, CheckpointSource]
+"""One checkpoint, or several."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint fits, but not in every detail."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Checkpoint:
     """
 
     id: str
-    source: CheckpointSource
+    source: str | Path | Mapping[str, Any]
     weights_only: bool = True
 
     @classmethod
@@ -43,29 +52,62 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is missing, unreadable, holds no state dict, or does not fit the model.
         """
-        state_dict = read_state_dict(source, model, weights_only=weights_only)
-        _check_fit(state_dict, model, _describe(source))
-        return cls(_content_id(state_dict), source, weights_only)
+        source = source if isinstance(source, (str, Path)) else _in_memory(source, model)
+        fitted = _fit(source, model, weights_only)
+        for message in fitted.warnings:
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+        return cls(_content_id(fitted.weights), source, weights_only)
 
     def __str__(self) -> str:
         return _describe(self.source)
 
     def load_into(self, model: nn.Module) -> None:
-        """Copy the weights into `model`."""
-        state_dict = read_state_dict(self.source, model, weights_only=self.weights_only)
-        if _content_id(state_dict) != self.id:
-            raise CheckpointError(f"{self} was changed while this run was using it; start again with a file that stays")
+        """Copy the weights into `model`. Weights that the checkpoint leaves out stay as they are.
+
+        Raises:
+            CheckpointError: the weights are no longer those that the checkpoint had.
+        """
+        weights = _fit(self.source, model, self.weights_only).weights
+        if _content_id(weights) != self.id:
+            raise CheckpointError(
+                f"{self} has changed since this run first read it, or weights of the model that it leaves out have. Start "
+                "again, with a file or a copy that does not change."
+            )
         with uncompiled(model) as bare:
-            load(bare, state_dict)
+            load(bare, weights)
 
 
-def expand(sources: Sequence[CheckpointSource]) -> list[CheckpointSource]:
-    """`sources` with the files and folders that paths with wildcards match, numbers in their names in order.
+def expand(checkpoints: Checkpoints) -> list[CheckpointSource]:
+    """List checkpoints: one alone or several; the files that a path with wildcards matches, or the checkpoint files in a
+    folder, with numbers in their names in order.
 
     Raises:
         CheckpointError: nothing matches.
     """
-    return [found for source in sources for found in _matches(source)]
+    if isinstance(checkpoints, Mapping):
+        several = not _is_one(checkpoints)
+        checkpoints = list(checkpoints.values()) if several else [checkpoints]
+    elif isinstance(checkpoints, (str, Path, nn.Module)):
+        checkpoints = [checkpoints]
+    return [found for source in checkpoints for found in _matches(source)]
+
+
+def distinct(checkpoints: Sequence[Checkpoint]) -> list[int]:
+    """The positions of `checkpoints`, less those of files that repeat an earlier one, as ``last.ckpt`` may repeat the
+    best one. Warns of these."""
+    first: dict[str, Checkpoint] = {}
+    kept = []
+    for position, checkpoint in enumerate(checkpoints):
+        twin = first.setdefault(checkpoint.id, checkpoint)
+        if twin is checkpoint or isinstance(checkpoint.source, Mapping):  # in memory it is a mistake, which others name
+            kept.append(position)
+        else:
+            warnings.warn(
+                f"checkpoint {checkpoint} holds the same weights as {twin} and is left out",
+                CheckpointWarning,
+                stacklevel=3,
+            )
+    return kept
 
 
 def has_wildcard(source: CheckpointSource) -> bool:
@@ -74,112 +116,215 @@ def has_wildcard(source: CheckpointSource) -> bool:
 
 
 def subset_path(source: str | Path) -> Path:
-    """Where the positions of the samples that a checkpoint was trained on lie, beside it."""
+    """The file next to a checkpoint with the positions of the samples that it was trained on."""
     path = Path(source)
     return path.with_name(f"{path.name}.subset.npy") if path.is_dir() else path.with_suffix(".subset.npy")
 
 
-def read_state_dict(source: CheckpointSource, model: nn.Module, *, weights_only: bool = True) -> Mapping[str, Tensor]:
-    """The names and tensors of a checkpoint, with the names that `model` has.
+@dataclass(frozen=True)
+class _Fitted:
+    """The weights of a checkpoint under the model's names, all of them, and what to warn of."""
+
+    weights: Mapping[str, Any]
+    """Tensors, and the extra state of modules."""
+    warnings: Sequence[str]
+
+
+def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only: bool) -> _Fitted:
+    """Read a checkpoint and give every tensor the name that `model` has for it.
 
     What ``torch.compile`` and ``DistributedDataParallel`` put into names is taken out. Weights that a file holds once
-    and the model has under several names are there under all of them. The weights beside those of an adapter are the model's own.
+    and the model has under several names are there under all of them. What an adapter, or a checkpoint for a
+    LightningModule with ``strict_loading=False``, leaves out is taken from the model.
+    """
+    read, own = _read(source, weights_only), named_tensors(model)
+    given = {name: value for name, value in read.items() if isinstance(value, Tensor)}
+    extra = {name: value for name, value in read.items() if not isinstance(value, Tensor)}
+    folder = None if isinstance(source, Mapping) else weight_files.adapter_folder(Path(source))
+    if folder is not None:
+        adapters.require_same_settings(folder, model)
+    in_adapter = adapters.names_in_file(model)
+    names = renamed(given, own)
+    names |= {name: in_adapter[name] for name in given if names[name] not in own and name in in_adapter}
+    named = {names[name]: tensor for name, tensor in given.items()}
+    named |= {name: named[other] for name, other in tied(named, own).items()}
+    _require_tied(named, own, _describe(source))
+    is_adapter = folder is not None or (bool(in_adapter) and all(name in in_adapter for name in given))
+    missing = [name for name in own if name not in named]
+    unexpected = [name for name in named if name not in own and not belongs_to_a_loss(name, model)]
+    stray = [name for name in named if name not in own and name != "n_averaged" and belongs_to_a_loss(name, model)]
+    required = [name for name in missing if not is_adapter or name in in_adapter.values()]
+    partial = getattr(model, "strict_loading", True) is False and len(missing) < len(own)
+    faults = [] if partial else _name_faults(required, unexpected)
+    faults += [
+        f"{name} is {tuple(named[name].shape)} in the checkpoint and {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in named and named[name].shape != own[name].shape
+    ][:1]
+    if faults:
+        by_torch = _fit_by_torch(read, model)
+        if by_torch is not None:
+            return _Fitted(by_torch, ())
+        kind = "adapter" if is_adapter else "checkpoint"
+        raise CheckpointError(
+            f"{kind} {_describe(source)} does not fit {type(model).__name__}: {'; '.join(faults)}."
+            + _remedy(required, unexpected, own)
+        )
+    weights = {name: named[name] if name in named else whole(tensor.detach()) for name, tensor in own.items()}
+    ignored = [*stray, *(unexpected if partial else ())]
+    return _Fitted({**weights, **extra}, list(_notes(_describe(source), missing, ignored, own)))
+
+
+def _read(source: str | Path | Mapping[str, Any], weights_only: bool) -> Mapping[str, Any]:
+    return source if isinstance(source, Mapping) else weight_files.read(Path(source), weights_only=weights_only)
+
+
+def _in_memory(source: nn.Module | Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The state dict in `source`; tensors that it shares with `model`, which will hold other weights, are copied.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, or holds no state dict.
+        CheckpointError: it holds none.
     """
-    state_dict = source if isinstance(source, Mapping) else weights.read(Path(source), weights_only=weights_only)
-    named = {original_name(name): tensor for name, tensor in state_dict.items()}
-    own = {original_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
-    if not isinstance(source, Mapping) and weights.is_adapter(Path(source)):
-        return _around_adapter(named, own, model, _describe(source))
-    if all(name.startswith(_PARALLEL) for name in named) and not any(name.startswith(_PARALLEL) for name in own):
-        named = {name.removeprefix(_PARALLEL): tensor for name, tensor in named.items()}
-    return named | _tied(named, own)
-
-
-def _tied(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that only other names of the same parameter are given for."""
-    given = {id(own[name]): tensor for name, tensor in named.items() if name in own}
-    return {name: given[id(tensor)] for name, tensor in own.items() if name not in named and id(tensor) in given}
-
-
-def _around_adapter(
-    adapter: Mapping[str, Tensor], own: Mapping[str, Tensor], model: nn.Module, source: str
-) -> Mapping[str, Tensor]:
-    """The model's own weights, with those of its PEFT adapter from a file, where names leave out the adapter's name."""
-    found = [(name, module) for name, module in model.named_modules() if hasattr(module, "peft_config")]
-    if not found:
+    if isinstance(source, nn.Module):
+        state_dict: Mapping[str, Any] = {name: tensor.detach() for name, tensor in named_tensors(source).items()}
+    elif isinstance(source, Mapping):
+        state_dict = weight_files.state_dict_in(source)
+    else:
         raise CheckpointError(
-            f"{source} holds an adapter, and {type(model).__name__} has none. Give the model with its adapter: "
-            "PeftModel.from_pretrained(base, folder, is_trainable=True)."
+            f"a checkpoint must be a path, a state dict or a module, got {type(source).__name__}; several of these in a list"
         )
-    prefix, peft_model = found[0]
-    prefix = f"{original_name(prefix)}." if prefix else ""
-    names = "|".join(re.escape(name) for name in peft_model.peft_config)
-    saved = {re.sub(rf"(\.modules_to_save)?\.({names})(?=\.|$)", "", name.removeprefix(prefix)): name for name in own}
-    unknown = [name for name in adapter if name not in saved]
-    if unknown:
+    shared = {_address(tensor) for tensor in named_tensors(model).values()}
+    kept: dict[str, Any] = {}
+    for name, value in state_dict.items():
+        if weight_files.is_extra_state(str(name)):
+            kept[name] = copy.deepcopy(value)
+        else:
+            tensor = _tensor(name, value)
+            kept[name] = tensor.clone() if _address(tensor) in shared else tensor
+    return kept
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach()
+    try:
+        return torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"adapter {source} does not fit {type(model).__name__}: {len(unknown)} of its {len(adapter)} tensors are not in the "
-            f"model, such as {unknown[0]!r}. Give the model the adapter that was trained."
+            f"{name} in a state dict must be a tensor or an array, got {type(value).__name__}"
+        ) from error
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (NotImplementedError, RuntimeError):  # a tensor without storage
+        return id(tensor)
+
+
+def _is_one(mapping: Mapping[str, Any]) -> bool:
+    """Whether a mapping is one checkpoint, not several by name."""
+    inner = [value for value in mapping.values() if isinstance(value, (str, Path, nn.Module, Mapping))]
+    return len(inner) < len(mapping) or any(key in mapping for key in weight_files.STATE_DICT_KEYS)
+
+
+def _require_tied(named: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
+    """Refuse a checkpoint with different weights for names of one and the same parameter.
+
+    Raises:
+        CheckpointError: it is such a one.
+    """
+    first: dict[int, str] = {}
+    for name, tensor in own.items():
+        other = first.setdefault(id(tensor), name) if name in named else name
+        if other != name and not (named[other] is named[name] or torch.equal(named[other], named[name])):
+            raise CheckpointError(
+                f"checkpoint {source} has different weights for {other} and {name}, which are one parameter of the model. It "
+                "was trained without tying them (tie_word_embeddings=False): give the model with that setting."
+            )
+
+
+def _fit_by_torch(given: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor] | None:
+    """All weights after ``model.load_state_dict(given)``, whose hooks may translate names of older versions; None if it
+    refuses. The model stays as it was."""
+    with restored(model), uncompiled(model) as bare:
+        try:
+            left = bare.load_state_dict(dict(given), strict=False)
+        except Exception:
+            return None
+        if left.missing_keys or left.unexpected_keys:
+            return None
+        return {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
+
+
+def _name_faults(missing: Sequence[str], unexpected: Sequence[str]) -> list[str]:
+    faults = [f"{len(missing)} missing, such as {missing[0]!r}"] if missing else []
+    return faults + ([f"{len(unexpected)} unexpected, such as {unexpected[0]!r}"] if unexpected else [])
+
+
+def _remedy(missing: Sequence[str], unexpected: Sequence[str], own: Mapping[str, Tensor]) -> str:
+    if missing and unexpected:
+        hint = _prefix_hint(missing, unexpected)
+    elif missing and not any(own[name].requires_grad for name in missing):
+        hint = (
+            " What is missing is frozen. If the checkpoint leaves it out on purpose, set strict_loading = False on the "
+            "LightningModule, or give {**model.state_dict(), **state_dict}."
         )
-    return {name: tensor.detach() for name, tensor in own.items()} | {
-        saved[name]: tensor for name, tensor in adapter.items()
-    }
+    else:
+        hint = ""
+    return hint or " Give the model class and settings that the checkpoint was trained with."
+
+
+def _prefix_hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    for longer, shorter, where in ((unexpected, missing, "checkpoint"), (missing, unexpected, "model")):
+        prefix = next((name.removesuffix(shorter[0]) for name in longer if name.endswith(f".{shorter[0]}")), "")
+        if prefix and {prefix + name for name in shorter} <= set(longer):
+            return f" The names differ only by the prefix {prefix!r} in the {where}: strip or add it."
+    return ""
+
+
+def _notes(source: str, missing: Sequence[str], ignored: Sequence[str], own: Mapping[str, Tensor]) -> Iterator[str]:
+    untouched = [name for name in missing if own[name].requires_grad]
+    if untouched:
+        yield (
+            f"checkpoint {source} leaves {len(untouched)} trainable parameters as they are in the model, such as "
+            f"{untouched[0]!r}. If they were trained, save them too (PEFT: modules_to_save); else freeze them or leave them "
+            "out with the argument parameters."
+        )
+    if ignored:
+        yield f"checkpoint {source} holds {len(ignored)} tensors that the model does not have, such as {ignored[0]!r}; they are ignored"
 
 
 def _matches(source: CheckpointSource) -> Iterator[CheckpointSource]:
-    if not has_wildcard(source):
+    if isinstance(source, (str, Path)) and weight_files.checkpoints_in(Path(source)):
+        found = [str(path) for path in weight_files.checkpoints_in(Path(source))]
+    elif has_wildcard(source):
+        found = glob.glob(str(source))  # noqa: PTH207  a pattern may begin anywhere
+    else:
         yield source
         return
-    found = glob.glob(str(source))  # noqa: PTH207  a pattern may begin anywhere
     if not found:
         raise CheckpointError(f"no checkpoint matches {source} (looked from {Path.cwd()})")
     yield from sorted((path for path in found if not path.endswith(".subset.npy")), key=_natural)
 
 
 def _natural(path: str) -> list[tuple[int, str]]:
-    """Sorts ``checkpoint-500`` before ``checkpoint-1000``."""
+    """Sort ``checkpoint-500`` before ``checkpoint-1000``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
 
 
 def _describe(source: CheckpointSource) -> str:
-    return "<state dict>" if isinstance(source, Mapping) else str(source)
+    return str(source) if isinstance(source, (str, Path)) else "<state dict>"
 
 
-def _check_fit(state_dict: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
-    own = {original_name(name): tensor for name, tensor in model.state_dict().items()}
-    missing = [name for name in own if name not in state_dict]
-    unexpected = [name for name in state_dict if name not in own]
-    shapes = [
-        f"{name} is {tuple(state_dict[name].shape)} in the checkpoint and {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in state_dict and state_dict[name].shape != own[name].shape
-    ]
-    faults = [f"{len(missing)} missing, such as {missing[0]!r}"] if missing else []
-    faults += [f"{len(unexpected)} unexpected, such as {unexpected[0]!r}"] if unexpected else []
-    faults += shapes[:1]
-    if faults:
-        raise CheckpointError(
-            f"checkpoint {source} does not fit {type(model).__name__}: {'; '.join(faults)}."
-            + (_prefix_hint(missing, unexpected) if missing and unexpected else "")
-            + " Give the model class and settings that the checkpoint was trained with."
-        )
-
-
-def _content_id(state_dict: Mapping[str, Tensor]) -> str:
+def _content_id(state_dict: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state_dict):
-        tensor = state_dict[name].detach().cpu().contiguous()
+        value = state_dict[name]
+        if not isinstance(value, Tensor):
+            digest.update(f"{name} {value!r}\n".encode())
+            continue
+        tensor = value.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
-
-
-def _prefix_hint(missing: list[str], unexpected: list[str]) -> str:
-    for longer, shorter, where in ((unexpected, missing, "checkpoint"), (missing, unexpected, "model")):
-        prefix = longer[0].removesuffix(shorter[0])
-        if prefix != longer[0] and {name.removeprefix(prefix) for name in longer} == set(shorter):
-            return f" The names differ only by the prefix {prefix!r} in the {where}: strip or add it."
-    return ""

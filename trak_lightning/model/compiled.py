@@ -1,5 +1,4 @@
-"""Models under `torch.compile`: hooks and per-sample transforms need the modules that were compiled, not what became of
-them."""
+"""Undo `torch.compile`: hooks and per-sample transforms need the original modules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,20 +9,20 @@ _WRAPPED = "_orig_mod"
 
 
 def original(module: nn.Module) -> nn.Module:
-    """The module that ``torch.compile(module)`` was given; any other module as it is."""
+    """Return the module that ``torch.compile`` was given; any other module unchanged."""
     wrapped = getattr(module, _WRAPPED, None)
-    # By name: importing torch._dynamo takes a second, and who has compiled nothing need not wait.
+    # By name: importing torch._dynamo takes a second.
     return wrapped if isinstance(wrapped, nn.Module) and type(module).__name__ == "OptimizedModule" else module
 
 
 def original_name(name: str) -> str:
-    """The name of a parameter as if nothing had been compiled."""
+    """Return the name of a parameter without what ``torch.compile`` inserted."""
     return name.replace(f"{_WRAPPED}.", "")
 
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[nn.Module]:
-    """The model without compiled modules, in it or around it; put back afterwards."""
+    """Replace compiled modules by the original ones, inside the model and around it, and restore them afterwards."""
     model = original(model)
     replaced: list[tuple[nn.Module, str, nn.Module]] = []
     compiled: list[tuple[nn.Module, object]] = []

@@ -1,18 +1,37 @@
-"""Refuse modules that behave differently in training and were left in train mode."""
+"""Refuse models that are not in the mode in which they can be attributed to: dropout active, or adapters merged."""
 
+import copy
+
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trak_lightning.errors import SampleDependenceError, TrainModeError
+from trak_lightning.errors import SampleDependenceError, TrainModeError, UnsupportedModelError
 
 
 def require_eval(model: nn.Module) -> None:
-    """Check that no module of `model` would draw random numbers or use batch statistics.
+    """Check that no module of `model` would draw random numbers, use batch statistics, or hide weights in others.
 
     Raises:
-        SampleDependenceError: names each batch normalisation that has no running statistics to use.
-        TrainModeError: names each dropout and batch normalisation that is active.
+        SampleDependenceError: names each batch normalization that has no running statistics to use.
+        TrainModeError: names each dropout and batch normalization that is active.
+        UnsupportedModelError: names an adapter that is merged into the weights it adapts.
     """
+    _require_statistics(model)
+    active = [
+        f"{name or type(model).__name__} ({type(module).__name__}{reason})"
+        for name, module in model.named_modules()
+        if module.training and (reason := _reason(module))
+    ]
+    if active:
+        raise TrainModeError(
+            "these modules are in train mode, where a sample's gradient depends on chance or on its batch: "
+            f"{', '.join(active[:5])}{' …' if len(active) > 5 else ''}. Call model.eval() first."
+        )
+    _require_unmerged(model)
+
+
+def _require_statistics(model: nn.Module) -> None:
     mixing = [
         f"{name or type(model).__name__} ({type(module).__name__})"
         for name, module in model.named_modules()
@@ -24,16 +43,38 @@ def require_eval(model: nn.Module) -> None:
             f"{' …' if len(mixing) > 5 else ''}. A sample's gradient would depend on its batch. Train with "
             "track_running_stats=True, or with GroupNorm or LayerNorm."
         )
-    active = [
-        f"{name or type(model).__name__} ({type(module).__name__}{reason})"
-        for name, module in model.named_modules()
-        if module.training and (reason := _reason(module))
-    ]
-    if active:
-        raise TrainModeError(
-            "these modules are in train mode, where a sample's gradient depends on chance or on its batch: "
-            f"{', '.join(active[:5])}{' …' if len(active) > 5 else ''}. Call model.eval() first."
-        )
+
+
+def _require_unmerged(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        what = f"{name or 'the model'} ({type(module).__name__})"
+        if getattr(module, "merged", False) is True and hasattr(module, "unmerge"):
+            raise UnsupportedModelError(
+                f"the adapter of {what} is merged into the weights that it adapts, so that it has no gradient. Call "
+                "unmerge_adapter() of the PEFT model first."
+            )
+        changed = _changed_by_eval(module)
+        if changed:
+            raise UnsupportedModelError(
+                f"eval() of {what} computes {changed} from other weights, so that gradients and checkpoints would not be those "
+                "of the weights that were trained. Turn merging off (loralib: merge_weights=False)."
+            )
+
+
+def _changed_by_eval(module: nn.Module) -> str | None:
+    """The name of a tensor that train() of a module of one's own changes, which means that eval() had changed it."""
+    overridden = type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
+    if module.training or not overridden or not any(True for _ in module.parameters()):
+        return None
+    try:
+        trained = copy.deepcopy(module).train()
+    except Exception:  # cannot be copied, or not be trained: nothing to compare with
+        return None
+    after = dict(trained.state_dict())
+    for name, tensor in module.state_dict().items():
+        if name not in after or after[name].shape != tensor.shape or not torch.equal(after[name], tensor):
+            return name
+    return None
 
 
 def _reason(module: nn.Module) -> str:

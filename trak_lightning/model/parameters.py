@@ -1,34 +1,43 @@
-"""Which parameters are attributed to: patterns of names, of module types, or the last layers."""
+"""Select the parameters to attribute to: patterns of names, of module types, or the last layers."""
 
 import difflib
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from trak_lightning.errors import SettingsError
+from trak_lightning.errors import SettingsError, UnsupportedModelError
+from trak_lightning.model.adapters import IS_TRAINABLE, frozen_by_peft
 from trak_lightning.model.compiled import original_name
 
 
 def select(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Parameter]:
     """The parameters of `model` that require a gradient and that `patterns` select, in the model's order.
 
-    Patterns apply in order and later ones win; ``!`` in front takes away. Where the first one takes away, all others are
-    selected to begin with.
+    Patterns apply in order and later ones win; a leading ``!`` removes what the pattern matches. If the first pattern
+    removes, the selection starts with all parameters.
 
     * ``layer4.*``, ``*.bias``, ``*lora_*``: parameter names, with the wildcards of file names
     * ``type:LayerNorm``: all parameters of modules of a class, by its name or that of a base class
     * ``last:1``: the last layer; ``last:3``: the last three modules that own a parameter
 
     Raises:
-        SettingsError: a pattern matches nothing. Names the nearest.
+        SettingsError: a pattern matches nothing (suggests the nearest names), or selects frozen parameters only.
+        UnsupportedModelError: a parameter has no shape yet.
     """
     named = {original_name(name): parameter for name, parameter in model.named_parameters()}
+    lazy = [name for name, parameter in named.items() if is_lazy(parameter)]
+    if lazy:
+        raise UnsupportedModelError(
+            f"{len(lazy)} parameters of {type(model).__name__} have no shape before the first batch, such as {lazy[0]}. Run one "
+            "batch through the model first: model(batch)."
+        )
     trainable = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     if patterns is None:
         return trainable
     if isinstance(patterns, str):
-        raise SettingsError(f"parameters must be a list of patterns, got the string {patterns!r}: write [{patterns!r}]")
+        raise SettingsError(f"parameters must be a list of patterns, got the string {patterns!r}; write [{patterns!r}]")
     if not patterns:
         raise SettingsError("parameters is an empty list; leave it out to attribute to all that require a gradient")
     chosen = set(trainable) if patterns[0].startswith("!") else set()
@@ -39,13 +48,20 @@ def select(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Par
         elif not found & set(trainable):
             raise SettingsError(
                 f"parameters: {pattern!r} matches {len(found)} parameters of {type(model).__name__}, all of them frozen, such as "
-                f"{sorted(found)[0]}. Unfreeze those that were trained: requires_grad_(True)."
+                f"{sorted(found)[0]}. {how_to_unfreeze(model)}"
             )
         else:
             chosen |= found & set(trainable)
     if trainable and not chosen:
         raise SettingsError(f"parameters: {list(patterns)} leave nothing of {type(model).__name__} to attribute to")
     return {name: parameter for name, parameter in trainable.items() if name in chosen}
+
+
+def how_to_unfreeze(model: nn.Module) -> str:
+    """Advice for a model whose trained parameters do not require a gradient."""
+    if frozen_by_peft(model):
+        return f"PEFT loads adapters for inference, without gradients, unless told otherwise: {IS_TRAINABLE}."
+    return "Unfreeze those that were trained: requires_grad_(True)."
 
 
 def _matching(model: nn.Module, named: dict[str, nn.Parameter], pattern: str) -> set[str]:

@@ -1,7 +1,7 @@
-"""The names and tensors in the files that people keep weights in. Nothing in a file is executed unless it is asked for.
+"""Read the names and tensors in weight files of every common format. Nothing in a file is executed unless asked for.
 
 ==========================================  ==========================================================================
-a Lightning ``.ckpt``                       what lies under ``state_dict``
+a Lightning ``.ckpt``                       its ``state_dict``
 ``torch.save`` of a state dict              also under ``model_state_dict`` or ``model``
 ``.safetensors``                            one file, or the index of several
 a folder that ``save_pretrained`` made      ``model.safetensors`` or ``pytorch_model.bin``, in one file or several; adapters of
@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trak_lightning.errors import CheckpointError
+from trak_lightning.model.names import named_tensors
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
-"""Where a checkpoint that holds more than weights has its state dict."""
+"""Where a checkpoint that holds more than weights keeps its state dict."""
 
-ADAPTER = "adapter_config.json"
+_EXTRA_STATE = "_extra_state"
+"""Last part of the names under which modules save what is not a tensor (``torch.nn.Module.get_extra_state``)."""
+
+_CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth")
 
 _IN_FOLDERS = (
     "adapter_model.safetensors",
@@ -49,9 +53,28 @@ def read(path: Path, *, weights_only: bool = True) -> Mapping[str, Tensor]:
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, weights_only)
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a folder holds the adapter of a model, and not the model."""
-    return (path / ADAPTER).is_file()
+def adapter_folder(path: Path) -> Path | None:
+    """The folder of an adapter of PEFT, if `path` is one or its file of weights."""
+    folder = path if path.is_dir() else path.parent if path.name.startswith("adapter_model.") else None
+    return folder if folder is not None and (folder / "adapter_config.json").is_file() else None
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoint files in a folder that is not itself one model's."""
+    if not folder.is_dir() or any((folder / name).is_file() for name in _IN_FOLDERS):
+        return []
+    return [path for path in folder.iterdir() if path.suffix in _CHECKPOINT_SUFFIXES and path.is_file()]
+
+
+def state_dict_in(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict in a checkpoint that also holds other things, or `found` itself."""
+    inner = (found.get(key) for key in STATE_DICT_KEYS)
+    return next((value for value in inner if isinstance(value, Mapping) and value), found)
+
+
+def is_extra_state(name: str) -> bool:
+    """Whether a state dict may hold something other than a tensor under this name."""
+    return name.rpartition(".")[2] == _EXTRA_STATE
 
 
 def _in_folder(folder: Path) -> Path:
@@ -63,10 +86,14 @@ def _in_folder(folder: Path) -> Path:
         raise CheckpointError(
             f"{folder} holds no weights itself but {len(steps)} checkpoints, such as {steps[0]}. Name these: {folder}/checkpoint-*"
         )
+    if (folder / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"{folder} holds no weights itself. Name its folder of checkpoints: {folder / 'checkpoints'}"
+        )
     if (folder / ".metadata").is_file() or (folder / "checkpoint").is_dir():
         raise CheckpointError(
-            f"{folder} is a sharded checkpoint of FSDP or DeepSpeed. Make one file of it, for example with "
-            "python -m lightning.pytorch.utilities.consolidate_checkpoint, and name that."
+            f"{folder} is a sharded checkpoint of FSDP or DeepSpeed. Convert it to one file, for example with "
+            "python -m lightning.pytorch.utilities.consolidate_checkpoint, and name that file."
         )
     found = sorted(path.name for path in folder.iterdir())[:8]
     raise CheckpointError(
@@ -86,14 +113,14 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _read_parts(index: Path, weights_only: bool) -> Mapping[str, Tensor]:
-    """The weights in several files, of which `index` says which holds what."""
+    """The weights in several files; `index` says which file holds which."""
     try:
         places: dict[str, str] = json.loads(index.read_text())["weight_map"]
         files = sorted(set(places.values()))
         if any(Path(file).name != file for file in files):
-            raise ValueError("a file in it lies elsewhere")
+            raise ValueError("it names a file outside its folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of weights: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{index} is not an index of weights: {type(error).__name__}: {error}") from error
     found: dict[str, Tensor] = {}
     for file in files:
         found |= read(index.parent / file, weights_only=weights_only)
@@ -109,19 +136,23 @@ def _read_torch(path: Path, weights_only: bool) -> Mapping[str, Tensor]:
     except Exception as error:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: {type(error).__name__}: {next(iter(str(error).splitlines()), 'it is cut short')} "
-            "A file that you trust and that holds pickled objects can be read with weights_only=False."
+            "If you trust the file and it holds pickled objects, read it with weights_only=False."
         ) from error
-    for state_dict in (found.get(key) for key in STATE_DICT_KEYS) if isinstance(found, Mapping) else ():
-        if state_dict is not None and _is_state_dict(state_dict):
-            return state_dict
-    if not _is_state_dict(found):
+    if isinstance(found, nn.Module):  # with weights_only=False
+        return {name: tensor.detach() for name, tensor in named_tensors(found).items()}
+    state_dict = state_dict_in(found) if isinstance(found, Mapping) else found
+    if not _is_state_dict(state_dict):
         raise CheckpointError(
             f"{path} holds no state dict: expected names → tensors, or these under {', '.join(STATE_DICT_KEYS)}; found "
             f"{type(found).__name__}"
             + (f" with keys {sorted(map(str, found))[:8]}" if isinstance(found, Mapping) else "")
         )
-    return found
+    return state_dict
 
 
 def _is_state_dict(found: Any) -> bool:
-    return isinstance(found, Mapping) and bool(found) and all(isinstance(value, Tensor) for value in found.values())
+    return (
+        isinstance(found, Mapping)
+        and any(isinstance(value, Tensor) for value in found.values())
+        and all(isinstance(value, Tensor) or is_extra_state(str(name)) for name, value in found.items())
+    )

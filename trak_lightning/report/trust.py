@@ -30,8 +30,9 @@ def read_results(run: RunDirectory) -> tuple[list[tuple[str, Result]], list[str]
 
 
 def evaluated(name: str, result: Result) -> Panel:
-    """Show the result of an evaluation."""
-    return Panel(result.title, result.text, result.svg(name), result.columns, result.rows)
+    """Show the result of an evaluation, with the name of its targets."""
+    title = f"{result.title} ({name.removeprefix(f'{result.kind}-')})"
+    return Panel(title, result.text, result.svg(name), result.columns, result.rows)
 
 
 def numerics(scoring: Mapping[str, Any], checkpoints: Sequence[CheckpointFeatures]) -> Iterator[Panel]:

@@ -1,1 +1,1 @@
-"""The run directory, and files in it that are written whole or not at all."""
+"""The run directory, and how files in it are written, read and named in messages."""

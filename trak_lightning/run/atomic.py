@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all. Needs no torch."""
+"""Write files that exist whole or not at all. Needs no torch."""
 
 import errno
 import os
@@ -31,10 +31,10 @@ _REMEDIES = {
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Write to the yielded temporary path; it becomes `path` when the block ends without an error.
+    """Yield a temporary path to write to; it is renamed to `path` when the block ends without an error.
 
-    The data is on the disk before the name is, so that a file under its final name is whole even after a loss of power.
-    Folders are made as needed. Processes may write the same path at once: the last one wins.
+    The data reaches the disk before the name does, so that a file under its final name is whole even after a loss of power.
+    Folders are created as needed. Several processes may write the same path at once; the last one wins.
 
     Raises:
         StorageError: the operating system refused; `path` is as it was before.
@@ -48,7 +48,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_create(path: Path) -> Iterator[Path]:
-    """As `atomic_write`, but if `path` is there already when the block ends, it stays as it is: the first one wins."""
+    """As `atomic_write`, but a `path` that exists when the block ends stays as it is: the first process wins."""
     with _part_of(path) as part:
         yield part
         fsync(part)
@@ -64,22 +64,22 @@ def atomic_create(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_hdf5(path: Path) -> Iterator["h5py.File"]:
-    """As `atomic_write`, for an HDF5 file, which is open for writing inside the block."""
+    """As `atomic_write`, but yield an HDF5 file that is open for writing."""
     with atomic_write(path) as part, new_hdf5(part) as file:
         yield file
 
 
 @contextmanager
 def new_hdf5(path: Path) -> Iterator["h5py.File"]:
-    """An HDF5 file in place of `path`, open for writing.
+    """Open a new HDF5 file at `path` for writing.
 
-    Data of 2048 bytes or more begins at a multiple of 64 bytes, so that it can be mapped into memory as it is. Any HDF5
-    library since 1.8 reads it.
+    Data of 2048 bytes or more begins at a multiple of 64 bytes, so that it can be mapped into memory as it is. HDF5 1.8
+    and later read it.
     """
-    import h5py  # here, because commands that find nothing to do need not wait for it
+    import h5py  # here, so that commands that find nothing to do do not wait for it
 
-    # Through a Python file object: when HDF5 itself cannot write while closing a file, on a full disk, h5py prints that
-    # and goes on as if the file were whole.
+    # Through a Python file object: if HDF5 itself cannot write while it closes a file, as on a full disk, h5py prints the
+    # error and continues as if the file were whole.
     with (
         path.open("wb+") as raw,
         h5py.File(raw, "w", libver="earliest", alignment_threshold=2048, alignment_interval=64) as file,
@@ -88,13 +88,13 @@ def new_hdf5(path: Path) -> Iterator["h5py.File"]:
 
 
 def refused(path: Path | str, error: OSError) -> StorageError:
-    """What the operating system said when `path` was to be written, and what to do."""
+    """The error for a `path` that the operating system refused to write, with its reason and the remedy."""
     reason = _REMEDIES.get(error.errno or 0, "what is stored so far is kept")
     return StorageError(f"cannot write {path}: {error.strerror or error}: {reason}")
 
 
 def sweep(folder: Path) -> None:
-    """Delete the temporary files that processes which died left in `folder`; those of living processes stay."""
+    """Delete temporary files that dead processes left in `folder`; those of living processes stay."""
     for part in folder.glob("*.part"):
         with suppress(OSError), part.open("rb+") as file:
             if fcntl is not None:
@@ -119,23 +119,23 @@ def _part_of(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _held(part: Path) -> Iterator[None]:
-    """Make the file, locked against `sweep` for as long as this process lives."""
+    """Create the file, locked against `sweep` for as long as this process lives."""
     if fcntl is None:
         yield
         return
     while True:
         with part.open("wb") as file:
-            with suppress(OSError):  # a file system without locks: then nobody can sweep there either
+            with suppress(OSError):  # a file system without locks, where `sweep` cannot delete anything either
                 fcntl.flock(file, fcntl.LOCK_SH)
             if os.fstat(file.fileno()).st_nlink == 0:
-                continue  # swept between being made and being locked
+                continue  # swept before it was locked
             yield
             return
 
 
 def fsync(path: Path) -> None:
-    """Make a file, or the names in a folder, outlast a loss of power."""
-    if path.is_dir():  # makes a rename durable; some network file systems do not allow it, and need no such thing
+    """Flush a file, or the names in a folder, to the disk, so that they survive a loss of power."""
+    if path.is_dir():  # makes a rename durable; some network file systems neither allow nor need it
         descriptor = os.open(path, os.O_RDONLY)
         try:
             with suppress(OSError):

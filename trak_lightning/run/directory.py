@@ -1,4 +1,4 @@
-"""The run directory: what lies where, and the record that ties its parts together. Needs no torch."""
+"""The run directory: its paths, and the record of the checkpoints in it. Needs no torch."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ LIBRARIES = ("trak-lightning", "torch", "lightning", "numpy", "h5py")
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """A checkpoint that was featurised: its content id, and where it was read from."""
+    """A checkpoint that was featurized: its content id, and where it was read from."""
 
     id: str
     source: str
@@ -33,9 +33,9 @@ class RunRecord:
     schema_version: int = SCHEMA_VERSION
     checkpoints: tuple[CheckpointRecord, ...] = ()
     stages: dict[str, Any] = field(default_factory=dict)
-    """Stamps of finished commands; see `trak_lightning.cli.stamps`."""
+    """Left by earlier versions; not read."""
     versions: dict[str, str] = field(default_factory=dict)
-    """The libraries that last wrote to the run directory, for whoever has to explain a difference later."""
+    """The libraries that last wrote to the run directory, to explain later differences."""
 
 
 class RunDirectory:
@@ -45,10 +45,10 @@ class RunDirectory:
 
         config.yaml      the resolved configuration
         run.json         schema version, checkpoints, finished stages, library versions
-        checkpoints/     made by `trak train`, each with the subset it was trained on
-        subsets/         the training subset of each featurised checkpoint, where it is known
-        projections/     what a projector has learned from the training set, if it is one that learns
-        references/      what a task keeps of the training set under each checkpoint, if it is one that does
+        checkpoints/     from `trak train`, each with the subset that it was trained on
+        subsets/         the training subset of each featurized checkpoint, where it is known
+        projections/     what a projector learned from the training set, if it learns
+        references/      what a task keeps of the training set under each checkpoint, if anything
         features/        feature sets
         scores/          score files
         evaluation/      outputs of retrained models, and results
@@ -85,10 +85,10 @@ class RunDirectory:
         return self.path / "scores" / f"{name}.h5"
 
     def read(self) -> RunRecord:
-        """The record; an empty one if nothing was recorded yet.
+        """Read the record; it is empty if nothing was recorded yet.
 
         Raises:
-            CorruptFileError: run.json is not what we wrote.
+            CorruptFileError: run.json is not what `write` wrote.
             IncompatibleRunError: another schema version wrote it.
         """
         path = self.path / "run.json"
@@ -101,7 +101,7 @@ class RunDirectory:
             stages, versions = dict(found["stages"]), dict(found["versions"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(
-                f"{path} is not a run record ({type(error).__name__}: {error}). Move the run directory away and start anew."
+                f"{path} is not a run record ({type(error).__name__}: {error}). Move the run directory away and start again."
             ) from error
         if schema != SCHEMA_VERSION:
             raise IncompatibleRunError(
@@ -115,7 +115,7 @@ class RunDirectory:
             part.write_text(json.dumps(asdict(replace(record, versions=versions)), indent=1))
 
     def register(self, checkpoints: Sequence[CheckpointRecord]) -> None:
-        """Record the checkpoints of this run, in order. Further ones may be added later; none may be left out.
+        """Record the checkpoints of this run, in order. More may be added later; none may be left out.
 
         Raises:
             IncompatibleRunError, DataError: as `require_registrable`.
@@ -127,10 +127,10 @@ class RunDirectory:
             self.write(replace(record, checkpoints=tuple(checkpoints)))
 
     def require_registrable(self, checkpoints: Sequence[CheckpointRecord]) -> RunRecord:
-        """Whether `register` would take them; returns the present record.
+        """Check that `register` would accept the checkpoints; returns the present record.
 
         Raises:
-            IncompatibleRunError: the run was made with a checkpoint that is not among these.
+            IncompatibleRunError: the run has a checkpoint that is not among these.
             DataError: a checkpoint is given twice.
         """
         for position, checkpoint in enumerate(checkpoints):
@@ -151,15 +151,25 @@ class RunDirectory:
         return record
 
     def require_checkpoints(self) -> tuple[CheckpointRecord, ...]:
-        """The checkpoints featurised so far.
+        """The checkpoints featurized so far.
 
         Raises:
             IncompleteRunError: there are none.
         """
         checkpoints = self.read().checkpoints
         if not checkpoints:
-            raise IncompleteRunError(f"nothing has been featurised in {self.path}. Run trak featurize first.")
+            raise IncompleteRunError(f"nothing has been featurized in {self.path}. Run trak featurize first.")
         return checkpoints
+
+    def discard_results(self) -> None:
+        """Delete scores, evaluations and cached factors, which were computed from rows that are about to be replaced. Outputs
+        of retrained models stay."""
+        for path in (
+            *self.path.glob("scores/*"),
+            *self.path.glob("factors/*/*/*.npy"),
+            *self.path.glob("evaluation/*.json"),
+        ):
+            path.unlink(missing_ok=True)
 
     def write_subset(self, checkpoint: str, subset: npt.ArrayLike) -> None:
         """Record the positions of the training samples that a checkpoint was trained on."""
@@ -167,16 +177,16 @@ class RunDirectory:
             np.save(file, np.asarray(subset, dtype=np.int64), allow_pickle=False)
 
     def read_subset(self, checkpoint: str) -> npt.NDArray[np.int64] | None:
-        """What `write_subset` recorded, or None."""
+        """Read what `write_subset` recorded; None if it recorded nothing."""
         path = self.path / "subsets" / f"{checkpoint}.npy"
         return read_subset(path) if path.exists() else None
 
 
 def read_subset(path: Path) -> npt.NDArray[np.int64]:
-    """Positions (s,) of a subset of the training samples, from a ``.npy`` file.
+    """Read the positions (s,) of a subset of the training samples from a ``.npy`` file.
 
     Raises:
-        CorruptFileError: it holds anything else.
+        CorruptFileError: the file holds anything else.
     """
     subset = read_npy(path, remedy="It should hold the positions of the training samples of a checkpoint.")
     if subset.ndim != 1 or subset.dtype.kind not in "iu":
@@ -185,10 +195,10 @@ def read_subset(path: Path) -> npt.NDArray[np.int64]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of ours holds.
+    """Read a JSON file of a run directory.
 
     Raises:
-        CorruptFileError: it is not JSON.
+        CorruptFileError: the file is not JSON.
     """
     try:
         return json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""From features to scores. numpy only: these commands do not wait for torch.
+"""From features to scores. Uses numpy only, so that scoring does not need to import torch.
 
 Shapes: n training and m target samples, k projected dimensions, M checkpoints.
 """

@@ -10,27 +10,28 @@ import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
+from trak_lightning.run.fingerprint import current
 from trak_lightning.scoring.compute import LOCAL, Compute
 from trak_lightning.stores.base import FeatureSet
 
 Array = npt.NDArray[Any]
 
 BLOCK_BYTES = 2**28
-"""How much is worked on at a time: rows of scores, rows of features."""
+"""Bytes of scores or features that are processed at a time."""
 
 
 @dataclass(frozen=True)
 class CheckpointFeatures:
-    """What is known of one checkpoint."""
+    """The feature sets of one checkpoint, and what is known of the checkpoint."""
 
     train: FeatureSet
     targets: FeatureSet
     subset: npt.NDArray[np.int64] | None = None
-    """Positions of the training samples it was trained on; None if that is not known."""
+    """Positions of the training samples that it was trained on; None if unknown."""
     cache: Path | None = None
-    """Folder for what is computed once (Gram matrix, factors, leverages); None computes it anew each time."""
+    """Folder for what is computed once (Gram matrix, factors, leverages); with None, it is computed every time."""
     compute: Compute = LOCAL
-    """Where products are made."""
+    """Where matrix products are computed."""
 
 
 class Tile(NamedTuple):
@@ -39,14 +40,14 @@ class Tile(NamedTuple):
     scores: Array
     """(b, c)"""
     spread: Callable[[Array, Array], Array] | None = None
-    """Standard errors over checkpoints at entries (rows, columns), where the scorer knows them."""
+    """Returns the standard errors over checkpoints at entries (rows, columns); None if the scorer does not know them."""
 
 
 class Scoring(ABC):
-    """A fitted scorer: makes the score matrix, tile by tile, so that memory is bounded for any n and m."""
+    """A fitted scorer. It computes the score matrix tile by tile, so that memory is bounded for any n and m."""
 
     settings: dict[str, Any]
-    """What was chosen from the data (λ of every checkpoint, calibration curve). JSON."""
+    """What was chosen from the data (λ of every checkpoint, calibration curve). JSON values."""
 
     compute: Compute = LOCAL
 
@@ -58,16 +59,16 @@ class Scoring(ABC):
 
     @abstractmethod
     def tiles(self, start: int, stop: int) -> Iterator[Array]:
-        """Scores of the targets ``start … stop``: consecutive columns (stop − start, c), which together make all n.
+        """Yield the scores of the targets ``start … stop``: consecutive columns (stop − start, c), n of them in total.
 
-        Positive: having that training example raises the target's model output.
+        A positive score means that having that training sample raises the target's model output.
         """
 
     def columns(self, start: int, stop: int, columns: range) -> Iterator[Tile]:
-        """Scores of the targets ``start … stop`` for some training samples, in consecutive tiles.
+        """Yield the scores of the targets ``start … stop`` for some training samples, in consecutive tiles.
 
-        A tile is valid until the next one is asked for. Processes that share the work ask for different columns: override
-        this if scores of some can be had for less than those of all.
+        A tile is valid until the next one is requested. Processes that share the work request different columns: override
+        this if computing some of the scores costs less than computing all of them.
         """
         first = 0
         for scores in self.tiles(start, stop):
@@ -82,26 +83,26 @@ class Scoring(ABC):
         return self.compute.share(self.num_train)
 
     def rows(self, start: int, stop: int) -> Array:
-        """Scores of the targets ``start … stop`` for all training samples, (stop − start, n)."""
+        """Return the scores of the targets ``start … stop`` for all training samples, (stop − start, n)."""
         return np.concatenate(list(self.tiles(start, stop)), axis=1)
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
-        """All rows in order, in blocks of bounded size."""
+        """Yield all rows in order, in blocks of bounded size."""
         step = max(1, block_bytes // (8 * self.num_train))
         for start in range(0, self.num_targets, step):
             yield self.rows(start, min(start + step, self.num_targets))
 
 
 class Scorer(ABC):
-    """A rule that turns features into scores. Public attributes are its settings.
+    """A rule that turns features into scores. Its public attributes are its settings.
 
-    A scorer of your own needs one method, `fit`. Most are sums of inner products over checkpoints, a few lines each:
-    see `trak_lightning.scoring.inner_products`.
+    A scorer of your own needs one method, `fit`. Most scorers are sums of inner products over checkpoints and take a few
+    lines: see `trak_lightning.scoring.inner_products`.
     """
 
     @abstractmethod
     def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:
-        """Do what is done once for all targets.
+        """Do the work that is shared by all targets.
 
         Raises:
             IncompleteRunError: rows are missing.
@@ -109,52 +110,53 @@ class Scorer(ABC):
         """
 
     def rules(self, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
-        """What the settings leave to rules, such as ``auto``, and what those make of these checkpoints. JSON.
+        """Return the values that rules such as ``auto`` give for these checkpoints. JSON values.
 
-        Beside `state` in the score file: scores that an earlier version made by other rules are computed anew.
+        They are stored next to `state` in the score file, so that scores that an earlier version made by another rule are
+        computed again.
         """
         return {}
 
     @property
     def state(self) -> dict[str, Any]:
-        """Settings for the score file: the class and its public attributes, which JSON must be able to hold."""
+        """Settings for the score file: the class and its public attributes, which must be JSON values."""
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}"} | {
             name: value for name, value in vars(self).items() if not name.startswith("_")
         }
 
 
 def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
-    """Check that every set is complete, that all have the same samples, and that a checkpoint's two sets were made alike.
+    """Check that every set is complete, that all have the same samples, and that both sets of a checkpoint match.
 
     Raises:
         IncompleteRunError: no checkpoints, or missing rows.
-        IncompatibleRunError: names what differs.
-        DataError: more processes than blocks.
+        IncompatibleRunError: the sets do not match; names what differs.
+        DataError: there are more processes than blocks.
     """
     if not checkpoints:
-        raise IncompleteRunError("there are no features to score: no checkpoint was featurised")
+        raise IncompleteRunError("there are no features to score: no checkpoint was featurized")
     first = checkpoints[0]
     for features in checkpoints:
         for found, expected in ((features.train, first.train), (features.targets, first.targets)):
             name = f"{found.spec.split}/{found.spec.checkpoint}"
             if missing := found.missing_blocks():
                 raise IncompleteRunError(
-                    f"{len(missing)} of {found.spec.num_blocks} blocks of {name} are missing. Run featurize again: it goes on "
+                    f"{len(missing)} of {found.spec.num_blocks} blocks of {name} are missing. Run featurize again: it resumes "
                     "where it stopped."
                 )
             if found.spec.num_samples != expected.spec.num_samples:
                 raise IncompatibleRunError(
                     f"{name} has {found.spec.num_samples} samples, and {expected.spec.split}/{expected.spec.checkpoint} has "
-                    f"{expected.spec.num_samples}: they are of different data"
+                    f"{expected.spec.num_samples}: they belong to different data"
                 )
         train, targets = features.train.spec, features.targets.spec
         if features.compute.world_size > train.num_blocks:
             raise DataError(
                 f"{features.compute.world_size} processes cannot share the {train.num_blocks} blocks of {train.split}/"
-                f"{train.checkpoint}: ask for at most {train.num_blocks} devices, or featurize in smaller blocks"
+                f"{train.checkpoint}: use at most {train.num_blocks} devices, or featurize in smaller blocks"
             )
         for key in ("parameters", "projector", "seed", "precision"):
-            if train.fingerprint.get(key) != targets.fingerprint.get(key) or train.dim != targets.dim:
+            if current(train.fingerprint.get(key)) != current(targets.fingerprint.get(key)) or train.dim != targets.dim:
                 raise IncompatibleRunError(
                     f"{train.split} and {targets.split} of checkpoint {train.checkpoint} differ in {key}: "
                     f"{train.fingerprint.get(key)} (k = {train.dim}) and {targets.fingerprint.get(key)} (k = {targets.dim})"
@@ -162,7 +164,7 @@ def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
 
 
 def chunks(num_samples: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[range]:
-    """0 … num_samples in consecutive ranges of at most `block_bytes` (and at least one row) each."""
+    """Cut 0 … num_samples into consecutive ranges of at most `block_bytes`, and at least one row, each."""
     step = max(1, block_bytes // max(1, row_bytes))
     for start in range(0, num_samples, step):
         yield range(start, min(start + step, num_samples))

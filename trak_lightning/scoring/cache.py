@@ -16,15 +16,16 @@ from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.validation import identity
 
 VERSION = 3
-"""Of what is kept: raised whenever the same key would mean other numbers."""
+"""Version of the kept arrays: raised whenever the same key would give other numbers."""
 
 
 def cached(features: CheckpointFeatures, name: str, key: Any, calculate: Callable[[], Array]) -> Array:
-    """What `calculate` returns, from the file of an earlier call if there is one.
+    """Return what `calculate` returns, from the file of an earlier call if there is one.
 
-    It is mapped, not read: the arrays of many checkpoints may be larger than memory. The file's name holds a hash of all that determines the array: what the features were made from, and `key` (JSON).
-    Files of that name for other features are out of date and deleted. Processes that share the work calculate unless all
-    of them find it; the first one writes.
+    The file is memory-mapped, because the arrays of many checkpoints may be larger than memory. Its name holds a hash of
+    everything that determines the array: what the features were made from, and `key` (JSON values). Files of the same name
+    with another hash are out of date and are deleted. Processes that share the work all calculate unless all of them find
+    the file; the first one writes.
     """
     folder, compute = features.cache, features.compute
     if folder is None:
@@ -38,7 +39,7 @@ def cached(features: CheckpointFeatures, name: str, key: Any, calculate: Callabl
         _write(path, array)
     compute.barrier()
     kept = _read(path)
-    return array if kept is None else kept  # on another file system than that of the first process
+    return array if kept is None else kept  # None if this process sees another file system than the first one
 
 
 def _write(path: Path, array: Array) -> None:
@@ -46,7 +47,7 @@ def _write(path: Path, array: Array) -> None:
     stale = [other for other in path.parent.glob(f"{name}-*.npy") if other != path]
     with atomic_write(path) as part, part.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-        # Behind the array, where readers do not look.
+        # After the array, where numpy does not read.
         file.write(xxhash.xxh3_64_digest(np.ascontiguousarray(array).data))
     for other in stale:
         other.unlink(missing_ok=True)
@@ -62,5 +63,5 @@ def _read(path: Path) -> Array | None:
             if file.read() != xxhash.xxh3_64_digest(np.ascontiguousarray(array).data):
                 return None
     except (CorruptFileError, OSError):
-        return None  # damaged: it is computed anew
+        return None  # damaged: computed again
     return array

@@ -1,4 +1,4 @@
-"""Which λ, and which weighting, predict best what the checkpoints themselves say? Nothing is retrained for it."""
+"""Choose the λ, and the Gram weighting, that best predict the checkpoints themselves. Nothing is retrained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from trak_lightning.scoring.system import System
 from trak_lightning.stores.validation import identity
 
 GRID = np.logspace(-1.5, -5.5, 9)
-"""Candidates for λ, in units of trace(ΦᵀWΦ), of each checkpoint its own; between them the curve is a parabola."""
+"""Candidates for λ, in units of each checkpoint's own trace(ΦᵀWΦ); between them the curve is taken as a parabola."""
 
 FEWEST = 4
-"""Checkpoints that a rank correlation over checkpoints needs at the least."""
+"""The fewest checkpoints over which a correlation can be computed."""
 
 JUDGES = 2000
-"""How many training samples, evenly spaced, scores are judged on."""
+"""Number of training samples, evenly spaced, that scores are judged on."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The best pair, and the curves it was chosen from."""
+    """The best pair of λ and Gram weighting, and the curves that it was chosen from."""
 
-    weights: str
+    weighting: str
     relative: float
     """λ/trace."""
     settings: dict[str, Any]
@@ -38,7 +38,7 @@ def require_calibration(checkpoints: Sequence[CheckpointFeatures]) -> None:
     """Refuse checkpoints whose subsets are not known.
 
     Raises:
-        DataError: fewer than four checkpoints, or subsets that are unknown or hold every sample.
+        DataError: there are fewer than four checkpoints, or subsets are unknown or hold every sample.
     """
     if len(checkpoints) >= FEWEST and all(
         features.subset is not None and len(features.subset) < features.train.spec.num_samples
@@ -53,54 +53,54 @@ def require_calibration(checkpoints: Sequence[CheckpointFeatures]) -> None:
     )
 
 
-def calibration(checkpoints: Sequence[CheckpointFeatures], weights: Sequence[str]) -> Calibration:
-    """Cross-validated linear datamodeling score over the checkpoints.
+def calibration(checkpoints: Sequence[CheckpointFeatures], weightings: Sequence[str]) -> Calibration:
+    """Maximize a cross-validated linear datamodeling score over the checkpoints.
 
     Checkpoint j was trained on a recorded subset S_j, and its outputs on training samples z are stored: scores of z made
-    from the *other* checkpoints are summed over S_j and compared with f(z; θ_j), by correlation over j, averaged over z.
-    Training samples serve as targets because there are many, and because λ then depends on no target.
+    from the *other* checkpoints are summed over S_j and correlated with f(z; θ_j) over j; the correlation is averaged over
+    z. Training samples serve as targets because there are many, and because λ then does not depend on the targets.
     """
     everything = [[identity(features.train.spec), np.asarray(features.subset).tolist()] for features in checkpoints]
-    key = [everything, list(weights), GRID.tolist(), JUDGES]
-    name = f"calibration-{'-'.join(weights)}"
-    curves = cached(checkpoints[0], name, key, lambda: _curves(checkpoints, weights))
+    key = [everything, list(weightings), GRID.tolist(), JUDGES]
+    name = f"calibration-{'-'.join(weightings)}"
+    curves = cached(checkpoints[0], name, key, lambda: _curves(checkpoints, weightings))
     peaks = [peak(curve) for curve in curves]
     best = int(np.argmax([height for _, height in peaks]))
-    curve = {name: [float(value) for value in row] for name, row in zip(weights, curves, strict=True)}
-    return Calibration(weights[best], peaks[best][0], {"curve": {"relative": GRID.tolist(), "lds": curve}})
+    curve = {name: [float(value) for value in row] for name, row in zip(weightings, curves, strict=True)}
+    return Calibration(weightings[best], peaks[best][0], {"curve": {"relative": GRID.tolist(), "lds": curve}})
 
 
-def _curves(checkpoints: Sequence[CheckpointFeatures], weights: Sequence[str]) -> Array:
-    """Mean correlation for every weighting and λ: (weightings, λ)."""
+def _curves(checkpoints: Sequence[CheckpointFeatures], weightings: Sequence[str]) -> Array:
+    """Return the mean correlation for every weighting and λ: (weightings, λ)."""
     M, n = len(checkpoints), checkpoints[0].train.spec.num_samples
     judges = np.unique(np.linspace(0, n - 1, min(n, JUDGES)).astype(np.int64))
     outputs = np.stack([features.train.column("output")[judges] for features in checkpoints]).astype(np.float64)
-    predicted = np.zeros((len(weights), len(GRID), M, len(judges)))
+    predicted = np.zeros((len(weightings), len(GRID), M, len(judges)))
     masks = _masks(checkpoints)
     for m, features in enumerate(checkpoints):
         sums, rows = _sums(features, masks), features.train.take(judges)
         others = [j for j in range(M) if j != m]
-        for w, name in enumerate(weights):
+        for w, name in enumerate(weightings):
             predicted[w][:, others] += System(features, name).products(sums, rows, GRID)[:, others]
     members = _members(checkpoints, judges)
     return np.array([[_agreement(prediction, outputs, members) for prediction in row] for row in predicted])
 
 
 def _agreement(predicted: Array, observed: Array, members: Array) -> float:
-    """Correlation of predicted and observed outputs (M, s) over checkpoints, averaged over samples.
+    """Return the correlation of predicted and observed outputs (M, s) over checkpoints, averaged over samples.
 
-    Checkpoints that were trained on the sample itself are compared among themselves, and so are the others: that a sample
-    raises its own output is true at any λ, and would favour the λ at which samples are told apart best.
+    Checkpoints that were trained on the sample itself are compared among themselves, and so are the others. A sample
+    raises its own output at any λ; comparing the two kinds would favor the λ that best tells samples apart.
     """
-    centred = []
+    centered = []
     for values in (predicted, observed):
         residual = values.copy()
         for group in (members, ~members):
             size = np.maximum(group.sum(0), 1)
             residual -= group * ((values * group).sum(0) / size)
-        centred.append(residual)
-    norm = np.sqrt((centred[0] ** 2).sum(0) * (centred[1] ** 2).sum(0))
-    covariance = (centred[0] * centred[1]).sum(0)
+        centered.append(residual)
+    norm = np.sqrt((centered[0] ** 2).sum(0) * (centered[1] ** 2).sum(0))
+    covariance = (centered[0] * centered[1]).sum(0)
     found = covariance[norm > 0] / norm[norm > 0]
     return float(found.mean()) if len(found) else 0.0
 
@@ -108,25 +108,28 @@ def _agreement(predicted: Array, observed: Array, members: Array) -> float:
 def _masks(checkpoints: Sequence[CheckpointFeatures]) -> Array:
     r"""(1_{S_j} − \|S_j|/n) ∘ (q averaged over the checkpoints other than j), one column for each j: (n, M).
 
-    Without the mean, sums for different j would differ by what their checkpoints differ in, whatever the subset.
+    Without subtracting the mean, sums for different j would differ because their scores come from different checkpoints,
+    whatever the subset.
     """
-    weights = np.stack([features.train.column("loss_weight") for features in checkpoints], axis=1).astype(np.float64)
-    n, M = weights.shape
-    masks = np.empty_like(weights)
+    loss_weights = np.stack([features.train.column("loss_weight") for features in checkpoints], axis=1).astype(
+        np.float64
+    )
+    n, M = loss_weights.shape
+    masks = np.empty_like(loss_weights)
     for j, features in enumerate(checkpoints):
         member = np.zeros(n)
         member[features.subset] = 1
-        masks[:, j] = (member - member.mean()) * (weights.sum(1) - weights[:, j]) / (M - 1)
+        masks[:, j] = (member - member.mean()) * (loss_weights.sum(1) - loss_weights[:, j]) / (M - 1)
     return masks
 
 
 def _members(checkpoints: Sequence[CheckpointFeatures], samples: Array) -> Array:
-    """Whether checkpoint j was trained on a sample: (M, s)."""
+    """Return whether checkpoint j was trained on each sample: (M, s)."""
     return np.stack([np.isin(samples, np.asarray(features.subset)) for features in checkpoints])
 
 
 def _sums(features: CheckpointFeatures, masks: Array) -> Array:
-    """Maskᵀ Φ: (M, k)."""
+    """Return maskᵀ Φ: (M, k)."""
     total = np.zeros((masks.shape[1], features.train.spec.dim))
     for rows in shared_blocks(features):
         stored = as_computed(rows.features)
@@ -135,7 +138,7 @@ def _sums(features: CheckpointFeatures, masks: Array) -> Array:
 
 
 def peak(curve: Array) -> tuple[float, float]:
-    """λ/trace at the top of the parabola through the best point and its neighbours, and the height there."""
+    """Return λ/trace at the top of the parabola through the best point and its neighbors, and the height there."""
     i = int(np.argmax(curve))
     if not 0 < i < len(curve) - 1:
         return float(GRID[i]), float(curve[i])

@@ -1,4 +1,4 @@
-"""Where products are made, and how processes share the work: numpy in this process here, devices in `fabric`."""
+"""Where matrix products are computed, and how processes share the work: here numpy in one process; devices in `fabric`."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
@@ -10,61 +10,61 @@ Array = npt.NDArray[Any]
 Value = TypeVar("Value")
 
 PANEL = 1024
-"""Columns of a Gram matrix that are added to at a time."""
+"""Columns of a Gram matrix that are updated at a time, and samples of one product."""
 
 
 class Left(Protocol):
-    """Rows that many others are multiplied with."""
+    """Rows that are multiplied by many others."""
 
     def __call__(self, rows: Array, out: Array) -> None:
-        """``out = left @ rowsᵀ`` for rows (c, k), in the precision of the rows."""
+        """Compute ``out = left @ rowsᵀ`` for rows (c, k), in the precision of the rows."""
 
 
 class Squares(Protocol):
     """A sum of AᵀA over pieces A (c, k), in float64."""
 
     def add(self, piece: Array) -> None:
-        """Add one; its product is in its own precision."""
+        """Add AᵀA of one piece, computed in the precision of the piece."""
 
     def result(self) -> Array:
-        """The lower triangle (k, k); the upper one is zero. Nothing is added after that."""
+        """Return the lower triangle (k, k) with zeros above it. Call it once, after the last `add`."""
 
 
 class Compute:
     """One process, on the CPU.
 
-    Every process of a job calls the same methods in the same order: those that exchange anything wait for the others.
+    All processes of a job call the same methods in the same order: methods that exchange data wait for the others.
     """
 
     rank: int = 0
     world_size: int = 1
 
     def left(self, rows: Array) -> Left:
-        """Rows (b, k) to multiply with."""
+        """Return rows (b, k) to multiply by others."""
         return _NumpyLeft(rows)
 
     def squares(self, k: int) -> Squares:
-        """A sum of squares to add to, over the pieces of this process."""
+        """Return an empty sum of squares for the pieces of this process."""
         return _NumpySquares(k)
 
     def share(self, count: int) -> range:
-        """Which of `count` things in a row are this process's."""
+        """Return which of `count` items this process works on: consecutive ones."""
         return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
     def total(self, values: Array) -> Array:
-        """The sum of `values` over all processes, the same bits in each; `values` may be overwritten."""
+        """Return the sum of `values` over all processes, with the same bits in each; `values` may be overwritten."""
         return values
 
     def gather(self, values: Array) -> list[Array]:
-        """The `values` of all processes, by rank; their shapes must agree."""
+        """Return the `values` of all processes, by rank; their shapes must agree."""
         return [values]
 
     def agreed(self, value: Value) -> Value:
-        """What process 0 has."""
+        """Return the value of process 0."""
         return value
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have reached this call."""
 
 
 LOCAL = Compute()
@@ -75,7 +75,7 @@ class _NumpyLeft:
         self._rows = rows
 
     def __call__(self, rows: Array, out: Array) -> None:
-        self._rows = self._rows.astype(rows.dtype, copy=False)  # once: after that it has that precision
+        self._rows = self._rows.astype(rows.dtype, copy=False)  # converts once: afterwards it has that precision
         np.matmul(self._rows, rows.T, out=out)
 
 
@@ -85,7 +85,7 @@ class _NumpySquares:
 
     def add(self, piece: Array) -> None:
         for first, last in self._panels():
-            # The matrix is symmetric: what lies above the diagonal blocks is not computed.
+            # The matrix is symmetric: entries above the diagonal blocks are not computed.
             self._total[first:last, :last] += piece[:, first:last].T @ piece[:, :last]
 
     def result(self) -> Array:

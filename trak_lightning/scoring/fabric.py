@@ -1,6 +1,6 @@
-"""Scoring on the devices of a Lightning Fabric: rows split between processes, Gram matrices all-reduced.
+"""Scoring on the devices of a Lightning Fabric: rows are split among processes, Gram matrices are all-reduced.
 
-The only part of scoring that imports torch.
+This is the only part of scoring that imports torch.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from trak_lightning.scoring.compute import Array, Compute, Left, Squares, Value
 class FabricCompute(Compute):
     """The device of this process, and the other processes of the Fabric.
 
-    On a GPU, products are made there, in full single precision whatever is set for TF32, and summed there in float64; on a
-    CPU, numpy makes them. What is factorised and solved is small, and stays on the CPU of each process.
+    On a GPU, products are computed there in full single precision, whatever is set for TF32, and summed in float64; on a
+    CPU, numpy computes them. Factorizing and solving is little work, and is done on the CPU of each process.
 
     Args:
-        fabric: launched, one device a process.
+        fabric: a launched Fabric with one device per process.
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -67,7 +67,7 @@ class _TorchLeft:
 
     def __call__(self, rows: Array, out: Array) -> None:
         others = torch.from_numpy(rows).to(self._rows.device)
-        self._rows = self._rows.to(others.dtype)  # once: after that it has that precision
+        self._rows = self._rows.to(others.dtype)  # converts once: afterwards it has that precision
         with full_precision():
             out[:] = (self._rows @ others.T).cpu().numpy()
 
@@ -88,7 +88,7 @@ class _TorchSquares:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Products of float32 in float32, not in TF32 or bfloat16, whatever the program has set."""
+    """Compute products of float32 in float32, not in TF32 or bfloat16, whatever the program has set."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -17,9 +17,9 @@ class GradientDot(Scorer):
 
 
 class TracIn(Scorer):
-    """``τ(z)_i = (1/M) Σ_m q_m,i φ_m(z)·φ_m(z_i)``: how steps on z_i's loss along the way moved the target's output.
+    """``τ(z)_i = (1/M) Σ_m q_m,i φ_m(z)·φ_m(z_i)``: how training steps on the loss of z_i moved the target's output.
 
-    TracInCP (Pruthi et al. 2020, section 3.2) at constant learning rate, for checkpoints of one training or of several.
+    TracInCP (Pruthi et al. 2020, section 3.2) at a constant learning rate, for checkpoints of one or several trainings.
     """
 
     def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:
@@ -27,20 +27,20 @@ class TracIn(Scorer):
 
 
 class GradientCosine(Scorer):
-    """``τ(z)_i = (1/M) Σ_m cos(φ_m(z), q_m,i φ_m(z_i))``: `TracIn` of gradients of unit length."""
+    """``τ(z)_i = (1/M) Σ_m cos(φ_m(z), q_m,i φ_m(z_i))``: `TracIn` with gradients of unit length."""
 
     def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:
         return InnerProducts(checkpoints, [Part(unit_rows, _inverse_norm)] * len(checkpoints), average="scores")
 
 
 def norms(features: Array) -> Array:
-    """Euclidean norms (b,) in float64; 1 where a row is zero, so that dividing by it leaves the zero."""
+    """Return Euclidean norms (b,) in float64; 1 for rows of zeros, so that dividing by the norm leaves them zero."""
     found: Array = np.sqrt(np.einsum("bk,bk->b", features, features, dtype=np.float64))
     return np.where(found > 0, found, 1)
 
 
 def unit_rows(features: Array) -> Array:
-    """Rows (b, k) at unit length."""
+    """Return rows (b, k) scaled to unit length."""
     return features / norms(features)[:, None]
 
 

@@ -1,4 +1,4 @@
-"""The weighted Gram matrix ΦᵀWΦ, or its n × n counterpart where there are fewer samples than dimensions."""
+"""The weighted Gram matrix ΦᵀWΦ, or its n × n counterpart if there are fewer samples than dimensions."""
 
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias, get_args
@@ -10,82 +10,95 @@ from trak_lightning.scoring.compute import PANEL
 from trak_lightning.scoring.rows import as_computed, share, shared_blocks
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 
-Weights: TypeAlias = Literal["none", "residual", "gauss_newton", "fisher"]
-WEIGHTS = get_args(Weights)
+Weighting: TypeAlias = Literal["none", "residual", "gauss_newton", "fisher"]
+"""The name of a Gram weighting W; users write it as ``weights``."""
+WEIGHTINGS = get_args(Weighting)
 
 
-def weighting(rows: FeatureRows, weights: str) -> Array:
-    """W of the Gram matrix ΦᵀWΦ, one weight a row, float64 (b,)."""
-    if weights == "none":
+def diagonal(rows: FeatureRows, weighting: str) -> Array:
+    """Return the diagonal of the Gram weighting W for some rows, float64 (b,)."""
+    if weighting == "none":
         return np.ones(len(rows))
-    if weights == "residual":
+    if weighting == "residual":
         return np.abs(rows.loss_weight.astype(np.float64))
-    if weights == "fisher":
+    if weighting == "fisher":
         return rows.loss_weight.astype(np.float64) ** 2
     return rows.curvature.astype(np.float64)
 
 
 def is_dual(features: FeatureSet) -> bool:
-    """Whether the n × n matrix is the smaller one."""
+    """Return whether the n × n matrix is the smaller one."""
     return features.spec.num_samples < features.spec.dim
 
 
-def gram(features: CheckpointFeatures, weights: str) -> Array:
-    """ΦᵀWΦ (k, k), or W^½ΦΦᵀW^½ (n, n) where n < k: its lower triangle; the upper one is zero.
+def gram(features: CheckpointFeatures, weighting: str) -> Array:
+    """Compute ΦᵀWΦ (k, k), or W^½ΦΦᵀW^½ (n, n) if n < k: the lower triangle, with zeros above it.
 
-    Products of one piece are in the precision of the features (at least float32), their sums in float64: the error is that
-    of single-precision products of `PANEL` terms, relative ``2⁻²⁴·√PANEL``, however many samples there are. In the n × n form
-    nothing is summed: an entry is one product, in its own precision. Each process does its share of the rows.
+    The product of one piece is in the precision of the features (at least float32), and the sum over pieces in float64:
+    `rounding` bounds the error. In the n × n form nothing is summed: an entry is one product, in the precision of the
+    features. Each process computes its share of the rows.
     """
-    return _dual(features, weights) if is_dual(features.train) else _primal(features, weights)
+    return _dual(features, weighting) if is_dual(features.train) else _primal(features, weighting)
+
+
+def rounding(features: FeatureSet, precision: np.dtype) -> float:
+    """Return a bound on the rounding error of `gram` in the spectral norm, relative to trace(ΦᵀWΦ).
+
+    A product of c terms in a precision of unit roundoff u has a relative error of about √c·u, since roundings are as good
+    as random; it never exceeds c·u. The bound is 4·√c·u: c is at most `PANEL` in the k × k form, and k in the n × n form.
+    Where all terms are equal, roundings may add up, but not to more than this in products computed in blocks of a few
+    hundred terms, as all BLAS libraries do.
+    """
+    terms = features.spec.dim if is_dual(features) else min(features.spec.num_samples, PANEL)
+    return 4 * float(np.sqrt(terms)) * float(np.finfo(precision).eps) / 2
 
 
 class Piece(NamedTuple):
-    """Consecutive training samples, c of them, `PANEL` at the most."""
+    """Consecutive training samples, c of them, at most `PANEL`."""
 
     samples: slice
     features: Array
-    """(c, k), in the precision of products."""
+    """(c, k), in the precision in which products are computed."""
     root: Array
-    """w^½, (c,). What is multiplied by W^½Φ is smaller than Φ: scaling that instead costs less."""
+    """w^½, (c,). Kept apart from the features because scaling the products, which are smaller, costs less."""
 
 
-def pieces(features: FeatureSet, weights: str) -> Iterator[Piece]:
-    """All training samples in order."""
-    return _pieces(features.blocks(), weights)
+def pieces(features: FeatureSet, weighting: str) -> Iterator[Piece]:
+    """Yield all training samples in order."""
+    return _pieces(features.blocks(), weighting)
 
 
-def _pieces(blocks: Iterable[FeatureRows], weights: str) -> Iterator[Piece]:
+def _pieces(blocks: Iterable[FeatureRows], weighting: str) -> Iterator[Piece]:
     for block in blocks:
         for piece in chunks(len(block), 1, PANEL):
             rows = block[piece.start : piece.stop]
             stored = as_computed(rows.features)
-            root = np.sqrt(weighting(rows, weights)).astype(stored.dtype)
+            root = np.sqrt(diagonal(rows, weighting)).astype(stored.dtype)
             yield Piece(slice(int(rows.index[0]), int(rows.index[-1]) + 1), stored, root)
 
 
-def _primal(features: CheckpointFeatures, weights: str) -> Array:
+def _primal(features: CheckpointFeatures, weighting: str) -> Array:
     squares = features.compute.squares(features.train.spec.dim)
-    for piece in _pieces(shared_blocks(features), weights):
+    for piece in _pieces(shared_blocks(features), weighting):
         squares.add(piece.features * piece.root[:, None])
     return features.compute.total(squares.result())
 
 
-def _dual(features: CheckpointFeatures, weights: str) -> Array:
+def _dual(features: CheckpointFeatures, weighting: str) -> Array:
     n, mine = features.train.spec.num_samples, share(features)
     total = np.empty((0, 0))
-    # As many rows as fit are held while the others stream past once; memory is n² numbers and these.
+    # As many rows as fit are held while all others stream past once. Memory: n² numbers and the held rows.
     for held in chunks(len(mine), 4 * features.train.spec.dim):
         first, last = mine.start + held.start, mine.start + held.stop
         panels = [
             (panel, features.compute.left(panel.features))
-            for panel in _pieces([features.train.rows(first, last)], weights)
+            for panel in _pieces([features.train.rows(first, last)], weighting)
         ]
         if not total.size:
             total = np.zeros((n, n), panels[0][0].features.dtype)
-        for samples, stored, root in _pieces(_upto(features.train, last), weights):
+        for samples, stored, root in _pieces(_upto(features.train, last), weighting):
             for panel, left in panels:
-                # The matrix is symmetric: what lies right of the diagonal blocks is not computed.
+                # The matrix is symmetric: entries to the right of the diagonal blocks are not computed.
                 stop = min(samples.stop, panel.samples.stop)
                 if stop <= samples.start:
                     continue

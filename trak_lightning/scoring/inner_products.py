@@ -1,4 +1,4 @@
-"""Scores that are sums of inner products over checkpoints: what all built-in scorers are."""
+"""Scores that are sums of inner products over checkpoints, as those of all built-in scorers are."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,44 +8,79 @@ import numpy as np
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, Tile, require_compatible
 from trak_lightning.scoring.compute import PANEL
-from trak_lightning.scoring.moments import Moments
 from trak_lightning.scoring.rows import RowReader, as_computed, reads_ahead, share
-from trak_lightning.scoring.some_targets import some_targets
 from trak_lightning.stores.base import FeatureRows
 
 Average: TypeAlias = Literal["factors", "scores"]
 
 TILE_BYTES = 2**23
-"""Size of a tile: large enough for matrix products to run at full speed, small enough to stay near the processor."""
+"""Size of a tile: large enough for matrix products to run at full speed, small enough for the processor's caches."""
 
 
 def unchanged(rows: Array) -> Array:
+    """Return the rows themselves."""
     return rows
 
 
 def loss_weight(rows: FeatureRows) -> Array:
-    """q of every row: (b,)."""
+    """Return the loss weight q of every row: (b,)."""
     return rows.loss_weight
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one checkpoint contributes: ``coefficient(z_i) · left(φ(z)) · φ(z_i)``."""
+    """The contribution of one checkpoint: ``coefficient(z_i) · left(φ(z)) · φ(z_i)``."""
 
     left: Callable[[Array], Array] = unchanged
     """Maps features of targets, (b, k) → (b, k)."""
     coefficient: Callable[[FeatureRows], Array] = loss_weight
-    """One number for each training row, (b,)."""
+    """Returns one number for each training row, (b,)."""
+
+
+class Moments:
+    """Mean and spread of a tile over checkpoints, in memory that does not grow with their number.
+
+    Sums of values and of squares are relative to the first values, so that rounding does not depend on the mean.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, values: Array) -> None:
+        """Add the values (b, c) of one checkpoint. They are overwritten, and the first ones are kept."""
+        self._count += 1
+        if self._count == 1:
+            self._first = values
+            return
+        values -= self._first
+        if self._count == 2:
+            self._sum, self._squares = np.zeros_like(values), np.zeros_like(values)
+        self._sum += values
+        np.square(values, out=values)
+        self._squares += values
+
+    def mean(self) -> Array:
+        """Return the mean (b, c); with one checkpoint, its values themselves."""
+        return self._first if self._count == 1 else self._first + self._sum / self._count
+
+    def standard_error(self, rows: Array, columns: Array) -> Array:
+        """Return the standard error of the mean at some entries; NaN with one checkpoint."""
+        M = self._count
+        if M == 1:
+            return np.full(len(rows), np.nan, self._first.dtype)
+        total, squares = self._sum[rows, columns], self._squares[rows, columns]
+        error: Array = np.sqrt(np.maximum(squares - total**2 / M, 0) / (M - 1) / M)
+        return error
 
 
 class InnerProducts(Scoring):
-    """``τ(z)_i`` from one `Part` a checkpoint.
+    """``τ(z)_i`` from one `Part` per checkpoint.
 
     ``average="factors"`` averages inner products and coefficients over checkpoints, then multiplies:
     ``( (1/M) Σ_m left_m(z)·φ_m(z_i) ) · ( (1/M) Σ_m c_m,i )`` (Park et al. 2023, section 3.3). ``average="scores"``
     multiplies first: ``(1/M) Σ_m c_m,i · left_m(z)·φ_m(z_i)``.
 
-    Everything is in the precision of the stored features, at least float32; coefficients in float64.
+    Products are in the precision of the stored features, at least float32; coefficients are in float64.
     """
 
     def __init__(
@@ -56,17 +91,6 @@ class InnerProducts(Scoring):
         self.parts = tuple(parts)
         self._checkpoints = tuple(checkpoints)
         self._average = average
-
-    def without(self, checkpoint: int) -> "InnerProducts":
-        """The same scores from all checkpoints but one, by position."""
-        kept = [m for m in range(len(self.parts)) if m != checkpoint]
-        return InnerProducts([self._checkpoints[m] for m in kept], [self.parts[m] for m in kept], self._average)
-
-    def of_targets(self, positions: Array) -> "InnerProducts":
-        """The same scores of the targets at `positions` (t,) only."""
-        return InnerProducts(
-            [some_targets(features, positions) for features in self._checkpoints], self.parts, self._average
-        )
 
     @property
     def share(self) -> range:
@@ -84,7 +108,10 @@ class InnerProducts(Scoring):
         M, b = len(left), stop - start
         readers = [RowReader(features.train, columns, reads_ahead(M, features.train)) for features in self._checkpoints]
         width = _width(b, self._checkpoints[0].train.spec.block_size)
-        buffers = [np.empty(0), np.empty(0)]  # the first checkpoint's products are kept, the others take turns
+        buffers = [
+            np.empty(0),
+            np.empty(0),
+        ]  # one for the first checkpoint's products, which are kept, and one that the others share
         for first in range(columns.start, columns.stop, width):
             c = min(width, columns.stop - first)
             moments, coefficients = Moments(), np.empty((M, c))
@@ -114,14 +141,14 @@ class InnerProducts(Scoring):
 
 
 def _width(targets: int, block_size: int) -> int:
-    """Columns of a tile: whole blocks, near `PANEL` of them, where that is not too large. Products of one block lie together
-    in memory then, and are made in place."""
+    """Return the columns of a tile: whole blocks of about `PANEL` columns, unless that is too large. The products of one
+    block are then contiguous in memory, and are computed in place."""
     largest = max(1, TILE_BYTES // (4 * targets))
     return min(largest, block_size * max(1, PANEL // block_size))
 
 
 def _buffer(old: Array, shape: tuple[int, int], dtype: np.dtype) -> Array:
-    """Memory that is used again: to have it anew from the operating system for each tile costs a quarter of the product."""
+    """Return memory that is reused: getting it from the operating system for each tile costs a quarter of the product."""
     size = shape[0] * shape[1]
     kept = old if old.dtype == dtype and old.size >= size else np.empty(size, dtype)
     return kept.reshape(-1)[:size].reshape(shape)

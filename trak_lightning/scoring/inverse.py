@@ -7,23 +7,30 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, eigh, lapack, solveh_banded
 
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.gram import is_dual, pieces
+from trak_lightning.scoring.gram import is_dual, pieces, rounding
 from trak_lightning.scoring.rows import as_computed
 from trak_lightning.stores.base import FeatureSet
 
-ILL_CONDITIONED = 1e12
-
 
 class IllConditionedWarning(UserWarning):
-    """ΦᵀWΦ is numerically singular and λ does not make up for it."""
+    """ΦᵀWΦ is singular up to rounding, and λ is too small to make up for it."""
+
+
+def largest_condition(precision: np.dtype) -> float:
+    """Return the condition number of ΦᵀWΦ + λI above which rounding dominates scores, for a matrix computed in `precision`.
+
+    In float32, 1/ε = 8.4·10⁶: its smallest eigenvalues are then below the error of a single rounding of the largest ones.
+    In float64, 10¹².
+    """
+    return 1e12 if precision == np.float64 else 1 / float(np.finfo(np.float32).eps)
 
 
 class Inverse(ABC):
-    """(ΦᵀWΦ + λI)⁻¹, or the pseudo-inverse where λ = 0."""
+    """(ΦᵀWΦ + λI)⁻¹, or the pseudo-inverse if λ = 0."""
 
     @abstractmethod
     def solve(self, features: Array) -> Array:
-        """Φ (ΦᵀWΦ + λI)⁻¹ of rows (b, k), in float64."""
+        """Return x (ΦᵀWΦ + λI)⁻¹ for rows x (b, k), in float64."""
 
 
 class PrimalCholesky(Inverse):
@@ -39,31 +46,31 @@ class PrimalCholesky(Inverse):
 class DualCholesky(Inverse):
     """From the Cholesky factor C (n, n), lower: CCᵀ = W^½ΦΦᵀW^½ + λI.
 
-    By Woodbury's identity ``x (ΦᵀWΦ + λI)⁻¹ = ( x − x ΦᵀW^½ (W^½ΦΦᵀW^½ + λI)⁻¹ W^½Φ ) / λ``. The features are read twice
-    for each call. Products with them are in their precision, as in the Gram matrix: the error is of its order, trace/λ·2⁻²⁴.
+    By Woodbury's identity ``x (ΦᵀWΦ + λI)⁻¹ = ( x − x ΦᵀW^½ (W^½ΦΦᵀW^½ + λI)⁻¹ W^½Φ ) / λ``. Each call reads the
+    features twice. Products with them are in their precision, as in the Gram matrix, and so is the error: trace/λ·2⁻²⁴.
     """
 
-    def __init__(self, factor: Array, features: FeatureSet, weights: str, regularization: float) -> None:
+    def __init__(self, factor: Array, features: FeatureSet, weighting: str, regularization: float) -> None:
         self._factor = factor
         self._features = features
-        self._weights = weights
+        self._weighting = weighting
         self._regularization = regularization
 
     def solve(self, features: Array) -> Array:
         rows = as_computed(features)
         products = np.empty((len(rows), len(self._factor)))
-        for piece in pieces(self._features, self._weights):
+        for piece in pieces(self._features, self._weighting):
             products[:, piece.samples] = (rows @ piece.features.T) * piece.root
         inner = _solve(self._factor, products).astype(rows.dtype, copy=False)
         solved = rows.astype(np.float64)
-        for piece in pieces(self._features, self._weights):
+        for piece in pieces(self._features, self._weighting):
             solved -= (inner[:, piece.samples] * piece.root) @ piece.features
         solved /= self._regularization
         return solved
 
 
 class PseudoInverse(Inverse):
-    """V diag(1/s) Vᵀ for orthonormal V (k, r) and eigenvalues s (r,) of ΦᵀWΦ other than zero."""
+    """V diag(1/s) Vᵀ for orthonormal V (k, r) and the nonzero eigenvalues s (r,) of ΦᵀWΦ."""
 
     def __init__(self, values: Array, vectors: Array) -> None:
         self._values = values
@@ -74,10 +81,10 @@ class PseudoInverse(Inverse):
 
 
 class Tridiagonal:
-    """A symmetric matrix as QTQᵀ with T tridiagonal, for many shifts at the cost of some four Cholesky factors.
+    """A symmetric matrix as QTQᵀ with T tridiagonal: solves with many shifts at the cost of about four Cholesky factors.
 
     Args:
-        matrix: its lower triangle (k, k).
+        matrix: the lower triangle (k, k).
     """
 
     def __init__(self, matrix: Array) -> None:
@@ -88,12 +95,12 @@ class Tridiagonal:
         assert info == 0
 
     def solve(self, shifts: Array, rows: Array) -> Array:
-        """``x (matrix + s·I)⁻¹`` of rows x (a, k) for each shift s > 0: (shifts, a, k)."""
+        """Return ``x (matrix + s·I)⁻¹`` for rows x (a, k) and each shift s > 0: (shifts, a, k)."""
         rotated = self._rotate(rows.astype(np.float64).T, "T")
         solved = np.empty((len(shifts), *rotated.shape))
         for shift, out in zip(shifts, solved, strict=True):
             diagonal = self._diagonal + shift
-            if len(diagonal) == 1:  # which SciPy takes for no matrix
+            if len(diagonal) == 1:  # SciPy rejects a 1 × 1 band matrix
                 out[:] = rotated / diagonal
             else:
                 out[:] = solveh_banded([diagonal, np.append(self._beside, 0)], rotated, lower=True, check_finite=False)
@@ -102,7 +109,7 @@ class Tridiagonal:
         return found.T.reshape(len(shifts), a, -1)
 
     def _rotate(self, columns: Array, trans: str) -> Array:
-        """Qᵀ or Q times columns (k, c): reflections of all but the first row."""
+        """Multiply columns (k, c) by Qᵀ or Q: reflections of all rows but the first."""
         if len(columns) < 2:
             return columns
         reflectors, rest = np.asfortranarray(self._reflectors[1:, :-1]), np.asfortranarray(columns[1:])
@@ -112,11 +119,11 @@ class Tridiagonal:
 
 
 def cholesky_factor(matrix: Array, regularization: float) -> Array | None:
-    """C (lower) with CCᵀ = matrix + λI, from the lower triangle of `matrix`; None if that is not positive definite."""
+    """Return C (lower) with CCᵀ = matrix + λI, from the lower triangle of `matrix`; None if not positive definite."""
     shifted = np.array(matrix, np.float64)
     shifted[np.diag_indices_from(shifted)] += regularization
     try:
-        # Transposed, it lies in memory as LAPACK wants it, and is not copied.
+        # The transpose has the memory order that LAPACK expects, so it is not copied.
         upper: Array = cholesky(shifted.T, lower=False, overwrite_a=True, check_finite=False)
     except np.linalg.LinAlgError:
         return None
@@ -124,31 +131,39 @@ def cholesky_factor(matrix: Array, regularization: float) -> Array | None:
 
 
 def _solve(factor: Array, rows: Array) -> Array:
-    """``rows (CCᵀ)⁻¹`` of rows (b, k) in float64, which are overwritten."""
+    """Return ``rows (CCᵀ)⁻¹`` for rows (b, k) in float64, which are overwritten."""
     solved: Array = cho_solve((factor.T, False), rows.T, overwrite_b=True, check_finite=False).T
     return solved
 
 
-def eigenvectors(matrix: Array, features: FeatureSet, weights: str) -> tuple[Array, Array]:
-    """Eigenvalues s (r,) of ΦᵀWΦ that are not zero, ascending, with eigenvectors V (k, r), from what `gram` returned.
+def eigenvectors(matrix: Array, features: FeatureSet, weighting: str, precision: np.dtype) -> tuple[Array, Array]:
+    """Return the eigenvalues s (r,) of ΦᵀWΦ that are not zero, ascending, with eigenvectors V (k, r).
 
-    Eigenvalues below ``max(n, k)·ε·s_max`` count as zero, for the ε of the precision in which products were made.
+    An eigenvalue counts as zero if it is no larger than what rounding makes of a zero: `rounding` times the trace for the
+    products in `precision`, and ``max(n, k)·ε·s_max`` for the decomposition in float64.
+
+    Args:
+        matrix: what `gram` returned.
+        features: the training samples.
+        weighting: of the Gram matrix.
+        precision: in which the products of the matrix were computed.
     """
+    trace = float(np.trace(matrix, dtype=np.float64))
     values, vectors = eigh(matrix.astype(np.float64), lower=True, overwrite_a=True, check_finite=False)
     n, k = features.spec.num_samples, features.spec.dim
-    smallest = float(max(n, k) * np.finfo(np.float64).eps * max(values[-1], np.finfo(np.float64).tiny))
-    keep = values > smallest
+    decomposition = max(n, k) * np.finfo(np.float64).eps * max(values[-1], np.finfo(np.float64).tiny)
+    keep = values > max(rounding(features, precision) * trace, float(decomposition))
     values, vectors = values[keep], vectors[:, keep]
     if not is_dual(features):
         return values, vectors
     lifted = np.zeros((k, len(values)))
-    for piece in pieces(features, weights):
+    for piece in pieces(features, weighting):
         lifted += piece.features.astype(np.float64).T @ (vectors[piece.samples] * piece.root[:, None])
     return values, lifted / np.sqrt(values)
 
 
 def condition_number(matrix: Array, factor: Array) -> float:
-    """An estimate of the condition number of CCᵀ in the 1-norm (LAPACK pocon): O(k²)."""
+    """Estimate the condition number of CCᵀ in the 1-norm (LAPACK pocon), in O(k²)."""
     symmetric_norm = float((np.abs(matrix).sum(0) + np.abs(np.tril(matrix, -1)).sum(1)).max())
     reciprocal, info = lapack.dpocon(factor, symmetric_norm, uplo="L")
     return 1 / max(float(reciprocal), np.finfo(np.float64).tiny) if info == 0 else float("inf")
@@ -156,8 +171,18 @@ def condition_number(matrix: Array, factor: Array) -> float:
 
 def warn_ill_conditioned(condition: float, regularization: float, done: str) -> None:
     warnings.warn(
-        f"ΦᵀWΦ + λI has condition number {condition:.1e} with λ = {regularization:.3g}, so scores are dominated by rounding; "
+        f"ΦᵀWΦ + λI has condition number {condition:.1e} with λ = {regularization:.3g}, so that rounding dominates the scores; "
         f"{done}. Use regularization='auto'.",
+        IllConditionedWarning,
+        stacklevel=2,
+    )
+
+
+def warn_of_rounded_rank(rank: int, size: int, precision: np.dtype) -> None:
+    """Warn that λ = 0 was solved with fewer directions than the matrix has, since the others are lost in rounding."""
+    warnings.warn(
+        f"with λ = 0, only {rank} of the {size} eigenvalues of ΦᵀWΦ are larger than the rounding error of its {precision.name} "
+        f"products; the others count as zero, and the pseudo-inverse of rank {rank} is used. Use regularization='auto'.",
         IllConditionedWarning,
         stacklevel=2,
     )

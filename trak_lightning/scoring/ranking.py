@@ -1,4 +1,4 @@
-"""The largest and smallest scores of every target, found while the scores stream past."""
+"""Find the largest and smallest scores of every target in a stream of scores."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,9 +22,9 @@ class Ranking(NamedTuple):
 
 
 def rank(scores: Array, which: str, k: int, indices: Array | None = None, spread: Array | None = None) -> Ranking:
-    """The k largest (``top``) or smallest (``bottom``) entries of every row; equal ones by lower index.
+    """Return the k largest (``top``) or smallest (``bottom``) entries of every row; ties are ordered by index.
 
-    `indices` are the training samples that the columns belong to, ascending for equal scores; 0 … c − 1 if None.
+    `indices` are the training samples of the columns, ascending for equal scores; 0 … c − 1 if None.
     """
     candidates = _best_columns(scores, which, k)
     keys = np.take_along_axis(scores, candidates, axis=1)
@@ -40,14 +40,14 @@ def rank(scores: Array, which: str, k: int, indices: Array | None = None, spread
 
 
 class RunningRanking:
-    """The k best entries of rows that arrive column block by column block: O(k) memory a row.
+    """The k best entries of rows that arrive in blocks of columns: O(k) memory per row.
 
-    Once k are known, an entry is only looked at if it is better than the last of them, which few are: those are put aside
+    Once k entries are known, only entries that are better than the worst of them matter. These are few; they are set aside
     and merged when there are many.
 
     Args:
         which: ``top`` or ``bottom``.
-        k: how many.
+        k: number of entries to keep per row.
         first: index of the first column.
     """
 
@@ -55,13 +55,13 @@ class RunningRanking:
         self._which = which
         self._k = k
         self._seen = first
-        # Indices, values and, where it is known, spread: in the order of columns, and sorted only when asked for.
+        # Indices, values and, if known, spread: in the order of columns, sorted only on request.
         self._best: list[Array] = []
         self._last = np.empty((0, 1))
         self._aside: list[list[Array]] = []
 
     def add(self, scores: Array, spread: Spread | None = None) -> None:
-        """The next columns (b, c), with the function that knows their spread at (rows, columns)."""
+        """Add the next columns (b, c), with a function that returns their spread at (rows, columns)."""
         b, c = scores.shape
         if not self._best or self._best[0].shape[1] < self._k:
             columns = _best_columns(scores, self._which, min(self._k, c))
@@ -71,7 +71,7 @@ class RunningRanking:
             )
         else:
             better = scores > self._last if self._which == "top" else scores < self._last
-            # Of a flat array numpy finds the few that are true in a tenth of the time; divmod takes four times as long.
+            # On a flat array, numpy finds the few true entries in a tenth of the time; divmod would take four times as long.
             places = np.flatnonzero(better)
             rows = places // c
             self._aside.append([rows, *self._entries(scores, spread, rows, places - rows * c)])
@@ -109,7 +109,7 @@ class RunningRanking:
         self._merge(side_by_side)
 
     def _merge(self, entries: list[Array]) -> None:
-        """Take in entries (b, c) that come after all seen so far."""
+        """Merge entries (b, c) of columns after all those seen so far."""
         if self._best:
             both = [np.concatenate(pair, axis=1) for pair in zip(self._best, entries, strict=True)]
             columns = _best_columns(both[1], self._which, min(self._k, both[1].shape[1]))
@@ -120,7 +120,7 @@ class RunningRanking:
 
 
 def merged(mine: Ranking, which: str, k: int, compute: Compute) -> Ranking:
-    """The best of what all processes found, each among its own columns: ranks hold columns in ascending order."""
+    """Return the best of what all processes found among their own columns; columns ascend with the rank."""
 
     def everyones(found: Array, filling: float) -> Array:
         missing = k - found.shape[1]
@@ -131,18 +131,18 @@ def merged(mine: Ranking, which: str, k: int, compute: Compute) -> Ranking:
 
 
 def worst(which: str) -> float:
-    """What no score is worse than."""
+    """Return the value that is worse than any score."""
     return -np.inf if which == "top" else np.inf
 
 
 def _best_columns(scores: Array, which: str, k: int) -> Array:
-    """Columns of the k best scores of each row, ascending: (b, k); of equal scores those further left."""
+    """Return the columns of the k best scores of each row, ascending: (b, k); among ties, those further left."""
     if k >= scores.shape[1]:
         return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     keys = -scores if which == "top" else scores
     limit = np.partition(keys, k - 1, axis=1)[:, k - 1 : k]
     chosen = keys <= limit
-    if np.count_nonzero(chosen) > k * len(scores):  # some of the equal ones have to go
+    if np.count_nonzero(chosen) > k * len(scores):  # some of the tied ones must go
         equal = keys == limit
         chosen &= ~equal
         chosen |= equal & (np.cumsum(equal, axis=1) <= k - chosen.sum(1, keepdims=True))

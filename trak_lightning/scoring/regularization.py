@@ -1,4 +1,4 @@
-"""Choosing λ, and the weighting."""
+"""Choose λ, and the Gram weighting."""
 
 import re
 from collections.abc import Sequence
@@ -8,25 +8,25 @@ from typing import Any
 from trak_lightning.errors import SettingsError
 from trak_lightning.scoring.base import CheckpointFeatures
 from trak_lightning.scoring.calibration import GRID, JUDGES, calibration, require_calibration
-from trak_lightning.scoring.gram import WEIGHTS
+from trak_lightning.scoring.gram import WEIGHTINGS
 from trak_lightning.scoring.system import System
 
-DEFAULT_WEIGHTS = "residual"
+DEFAULT_WEIGHTING = "residual"
 
 
 def automatic(n: int, k: int, M: int) -> float:
-    """λ/trace of ``auto``: ``1.25 / ( √(n·min(k, 4n)) · M^¼ )`` for n training samples, k dimensions and M checkpoints.
+    """Return λ/trace of ``auto``: ``1.25 / ( √(n·min(k, 4n)) · M^¼ )`` for n samples, k dimensions and M checkpoints.
 
     The random projection changes an inner product of two features by about ‖φ‖²/√k, and so adds noise to the n × n Gram
-    matrix whose eigenvalues are of the order of trace/√(nk): λ is what does not let that through. Beyond k = 4n it is no
-    longer the noise that decides, and averaging over checkpoints removes part of it. The constants are by experiment: see
+    matrix whose eigenvalues are of the order of trace/√(nk). λ suppresses that noise. Beyond k = 4n the noise is no longer
+    what limits λ, and averaging over checkpoints removes part of it. The constants were found by experiment: see
     docs/regularization.md.
     """
     return 1.25 / ((n * min(k, 4 * n)) ** 0.5 * M**0.25)
 
 
 @dataclass(frozen=True)
-class Choice:
+class RegularizedSystems:
     """The system and λ of every checkpoint, and how they were chosen."""
 
     systems: tuple[System, ...]
@@ -35,10 +35,10 @@ class Choice:
 
 
 def parse(regularization: float | str) -> float | str:
-    """A number, ``trace/N``, ``auto`` or ``calibrate``; numbers may come as text from a command line.
+    """Return a number, ``trace/N``, ``auto`` or ``calibrate``; numbers may come as text from a command line.
 
     Raises:
-        SettingsError: anything else.
+        SettingsError: it is none of these.
     """
     if regularization in ("auto", "calibrate"):
         return regularization
@@ -55,18 +55,20 @@ def parse(regularization: float | str) -> float | str:
     return value
 
 
-def choose(regularization: float | str, weights: str, checkpoints: Sequence[CheckpointFeatures]) -> Choice:
-    """λ of every checkpoint, by the rule given.
+def choose(
+    regularization: float | str, weighting: str, checkpoints: Sequence[CheckpointFeatures]
+) -> RegularizedSystems:
+    """Choose λ of every checkpoint by the given rule, and the Gram weighting if that is ``auto``.
 
     Raises:
         DataError: ``calibrate`` without recorded subsets.
     """
-    chosen = DEFAULT_WEIGHTS if weights == "auto" else weights
+    chosen = DEFAULT_WEIGHTING if weighting == "auto" else weighting
     curve: dict[str, Any] = {}
     if regularization == "calibrate":
         require_calibration(checkpoints)
-        found = calibration(checkpoints, WEIGHTS if weights == "auto" else (chosen,))
-        chosen, relative, rule, curve = found.weights, found.relative, "calibrate", found.settings
+        found = calibration(checkpoints, WEIGHTINGS if weighting == "auto" else (chosen,))
+        chosen, relative, rule, curve = found.weighting, found.relative, "calibrate", found.settings
     elif regularization == "auto":
         relative, rule = _automatic(checkpoints), "auto"
     elif isinstance(regularization, str):
@@ -79,18 +81,18 @@ def choose(regularization: float | str, weights: str, checkpoints: Sequence[Chec
     if relative is not None:
         rule = f"{rule}: trace/{1 / relative:.0f}".removeprefix(": ")
     settings = {"rule": rule, "weights": chosen, "regularization": values, "trace": traces, **curve}
-    return Choice(systems, tuple(values), settings)
+    return RegularizedSystems(systems, tuple(values), settings)
 
 
-def rules(regularization: float | str, weights: str, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
-    """What `choose` decides that the settings do not say, or by what it decides: other values make other scores. JSON."""
+def rules(regularization: float | str, weighting: str, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
+    """Return what `choose` decides, or decides by, beyond the settings: other values give other scores. JSON values."""
     found: dict[str, Any] = {}
     if regularization == "auto":
         found["regularization"] = _automatic(checkpoints)
     elif regularization == "calibrate":
         found["regularization"] = [GRID.tolist(), JUDGES]
-    if weights == "auto":
-        found["weights"] = list(WEIGHTS) if regularization == "calibrate" else DEFAULT_WEIGHTS
+    if weighting == "auto":
+        found["weights"] = list(WEIGHTINGS) if regularization == "calibrate" else DEFAULT_WEIGHTING
     return found
 
 

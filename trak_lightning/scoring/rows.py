@@ -1,4 +1,4 @@
-"""Reading training rows in order, a share of them in each process."""
+"""Read training rows in order; each process reads its share."""
 
 from collections.abc import Iterator
 
@@ -8,33 +8,33 @@ from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 
 AHEAD_BYTES = 2**28
-"""What blocks that are read in advance may take up together."""
+"""Bytes that blocks read in advance may occupy together."""
 
 
 def as_computed(features: Array) -> Array:
-    """Features in the dtype that products are made in: float64 as they are, all else in float32."""
+    """Return features in the precision of products: float64 stays, everything else becomes float32."""
     return features if features.dtype == np.float64 else features.astype(np.float32, copy=False)
 
 
 def share(features: CheckpointFeatures) -> range:
-    """The training samples of this process: whole blocks."""
+    """Return the training samples of this process: whole blocks."""
     spec = features.train.spec
     blocks = features.compute.share(spec.num_blocks)
     return range(*(min(edge * spec.block_size, spec.num_samples) for edge in (blocks.start, blocks.stop)))
 
 
 def shared_blocks(features: CheckpointFeatures) -> Iterator[FeatureRows]:
-    """The blocks of training samples of this process, in order."""
+    """Read the blocks of training samples of this process, in order."""
     return features.train.blocks(features.compute.share(features.train.spec.num_blocks))
 
 
 class RowReader:
-    """Consecutive rows of a feature set, whatever its blocks; each block is read once.
+    """Reads consecutive rows of a feature set in pieces of any size; each block is read once.
 
     Args:
-        features: the set.
-        samples: which rows, in order.
-        ahead: blocks that are read in advance.
+        features: the feature set.
+        samples: the rows to read, in order.
+        ahead: number of blocks to read in advance.
     """
 
     def __init__(self, features: FeatureSet, samples: range, ahead: int = 0) -> None:
@@ -44,7 +44,7 @@ class RowReader:
         self._position = samples.start
 
     def read(self, count: int) -> Iterator[FeatureRows]:
-        """The next `count` rows, in pieces that lie in one block each."""
+        """Yield the next `count` rows, in pieces that do not cross blocks."""
         stop = self._position + count
         while self._position < stop:
             if self._rows is None or self._position > self._rows.index[-1]:
@@ -56,5 +56,5 @@ class RowReader:
 
 
 def reads_ahead(checkpoints: int, features: FeatureSet) -> int:
-    """How many blocks of each of so many sets may be read in advance."""
+    """Return how many blocks of each checkpoint's set may be read in advance."""
     return int(checkpoints * features.spec.block_size * features.spec.dim * 4 <= AHEAD_BYTES)

@@ -7,10 +7,11 @@ import numpy.typing as npt
 
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.fingerprint import current
 from trak_lightning.scoring.base import CheckpointFeatures, Scorer
 from trak_lightning.scoring.compute import LOCAL, Compute
-from trak_lightning.scoring.groups import Reduction, group_targets
 from trak_lightning.scoring.scores import Scores, write_scores
+from trak_lightning.scoring.views import Reduction, group_targets
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureStore
 from trak_lightning.stores.shards import unfinished
@@ -33,22 +34,22 @@ def score_run(
 
     Args:
         run: the run directory.
-        store: where its features live.
-        scorer: how they become scores.
-        targets: split of the targets.
-        train: split of the training samples.
-        top: keep only so many of the best and worst of each target, and no matrix.
-        groups: (m,) integers: score one target a group, its members' `reduction`.
+        store: the store of its features.
+        scorer: computes scores from features.
+        targets: the split of the targets.
+        train: the split of the training samples.
+        top: keep only this many of the largest and smallest scores of each target, and no matrix.
+        groups: (m,) integers: score one target per group, the `reduction` of its members.
         reduction: ``mean`` or ``sum``.
-        name: of the score file; if None, that of the target split, for groups with the reduction: ``test-mean``.
-        compute: where products are made, and which processes share the work; all of them call this.
+        name: the name of the score file; if None, that of the target split, with the reduction for groups: ``test-mean``.
+        compute: where products are computed and which processes share the work; all of them call this.
 
     Returns:
-        The scores, and whether they were computed now; scores that were made from the same features with the same
-        settings are read.
+        The scores, and whether they were computed now. Scores of the same features with the same settings are read from
+        their file.
 
     Raises:
-        IncompleteRunError: nothing was featurised, or rows are missing.
+        IncompleteRunError: nothing was featurized, or rows are missing.
     """
     if top is not None and top < 1:
         raise DataError(f"top must be at least 1, got {top}")
@@ -57,7 +58,7 @@ def score_run(
         checkpoints = [group_targets(features, groups, reduction) for features in checkpoints]
     request = {**made_from(scorer, checkpoints), "top": top}
     path = run.scores(name or (targets if groups is None else f"{targets}-{reduction}"))
-    if compute.agreed(path.exists() and Scores(path).settings.get("request") == request):
+    if compute.agreed(path.exists() and current(Scores(path).settings.get("request")) == current(request)):
         return Scores(path), False
     fitted = scorer.fit(checkpoints)
     return write_scores(path, fitted, {"request": request}, top=top), True
@@ -66,15 +67,15 @@ def score_run(
 def load_features(
     run: RunDirectory, store: FeatureStore, *, targets: str, train: str = "train", compute: Compute = LOCAL
 ) -> list[CheckpointFeatures]:
-    """The feature sets of both splits under every checkpoint of the run, with the subset it was trained on if known.
+    """Open the feature sets of both splits under every checkpoint of the run, with its training subset if known.
 
     Raises:
-        IncompleteRunError: nothing was featurised, or shards have not finished.
+        IncompleteRunError: nothing was featurized, or shards are unfinished.
     """
     for split in (train, targets):
         if missing := unfinished(run, store, split):
             raise IncompleteRunError(
-                f"features of {split!r} are missing: {missing}. Run trak featurize --shard with these again; they go on where "
+                f"features of {split!r} are missing: {missing}. Run trak featurize --shard with these again; they resume where "
                 "they stopped."
             )
     return [
@@ -90,7 +91,7 @@ def load_features(
 
 
 def made_from(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
-    """All that determines the scores: what agrees in it need not be computed again. JSON."""
+    """Return everything that determines the scores: if it agrees, they need not be computed again. JSON values."""
     return {
         "scorer": scorer.state,
         "rules": scorer.rules(checkpoints),
@@ -99,7 +100,7 @@ def made_from(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> dict
 
 
 def features_fingerprint(checkpoints: Sequence[CheckpointFeatures]) -> str:
-    """A hash of everything that determines the features and what is known of their checkpoints."""
+    """Return a hash of everything that determines the features, and of the subsets of their checkpoints."""
     described: list[Any] = [
         [
             features.train.spec.fingerprint,

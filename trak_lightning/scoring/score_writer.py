@@ -1,4 +1,4 @@
-"""A score file that several processes write at once."""
+"""A score file that several processes write at the same time."""
 
 import errno
 import json
@@ -21,35 +21,35 @@ from trak_lightning.stores.arrays import checksum
 CHECKSUMS = "xxh3_64"
 """Attribute: the XXH3-64 of every dataset and of the attribute ``settings``, as JSON."""
 PIECE = 2**20
-"""Bytes of a matrix that are read at once for its checksum: they stay in the processor's cache."""
+"""Bytes of a matrix that are read at a time for its checksum: they stay in the processor's cache."""
 BAND_BYTES = 2**26
-"""Bytes of a matrix that are put together before they are written, as a line for each target."""
+"""Bytes of a matrix that are collected before they are written, one line per target."""
 
 
 class SharedFile:
     """The file under its temporary name."""
 
     def __init__(self, part: Path, offset: int | None, num_train: int, compute: Compute) -> None:
-        """`offset` is where the score matrix begins in the file; None if there is none."""
+        """`offset` is where the score matrix begins in the file; None if there is no matrix."""
         self._part = part
         self._offset = offset
         self._num_train = num_train
         self._compute = compute
         self._file: BinaryIO | None = None if offset is None else part.open("rb+", buffering=0)
-        # Neighbouring tiles are put together to long lines: for lines of a page each, files cost three times as much.
+        # Neighboring tiles are joined to long lines: writing lines of one page each takes three times as long.
         self._band = np.empty((0, 0), "<f4")
         self._row = self._column = self._filled = 0
         self._thread = ThreadPoolExecutor(1)
         self._syncing: Future[None] | None = None
 
     def write(self, row: int, column: int, scores: Array) -> None:
-        """Put scores (b, c) where they belong in the matrix, if there is one."""
+        """Write scores (b, c) to their place in the matrix, if there is one."""
         if self._file is None:
             return
         b, c = scores.shape
         follows = (row, column, b) == (self._row, self._column + self._filled, len(self._band))
         if not follows or self._filled + c > self._band.shape[1]:
-            if self._filled:  # not at the first write, when there is nothing for the disk to do
+            if self._filled:  # not at the first write, when nothing has been collected
                 self._flush()
                 self._sync()
             self._row, self._column = row, column
@@ -60,7 +60,7 @@ class SharedFile:
         self._filled += c
 
     def _flush(self) -> None:
-        """Hand what was put together to the operating system."""
+        """Hand the collected lines to the operating system."""
         if self._file is None or self._offset is None or not self._filled:
             return
         for place, line in enumerate(self._band[:, : self._filled], self._row):
@@ -71,24 +71,24 @@ class SharedFile:
         self._filled = 0
 
     def close(self) -> None:
-        """Let go of the file, whatever became of it."""
+        """Close the file, whether or not it was finished."""
         self._thread.shutdown()
         if self._file is not None:
             self._file.close()
 
     def _sync(self) -> None:
-        """The disk works while the next scores are computed."""
+        """Start flushing to the disk while the next scores are computed."""
         if self._file is not None and (self._syncing is None or self._syncing.done()):
             self._settle()
             self._syncing = self._thread.submit(os.fsync, self._file.fileno())
 
     def _settle(self) -> None:
-        """Wait for the disk. What it refused is said to one caller of fsync only: to this one."""
+        """Wait for the disk. An error of the disk is reported to only one caller of fsync: this one."""
         if self._syncing is not None:
             self._syncing.result()
 
     def finish(self, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
-        """Add small arrays, attributes, and the checksums of all, when all processes have written theirs."""
+        """Add small arrays, attributes and all checksums, after all processes have written their parts."""
         if self._file is not None:
             self._flush()
             self._settle()
@@ -103,13 +103,13 @@ class SharedFile:
 
 
 def checksums(file: h5py.File, path: Path) -> dict[str, str]:
-    """Those that belong to what an open file holds; `path` is the same file."""
+    """Compute the checksums of an open file's contents; `path` is the same file."""
     found = {name: _checksum(file[name], path) for name in file}
     return {**found, "settings": xxhash.xxh3_64_hexdigest(file.attrs["settings"].encode())}
 
 
 def _checksum(dataset: h5py.Dataset, path: Path) -> str:
-    # The matrix may be larger than memory; it was not written through HDF5, which has kept none of it to itself.
+    # The matrix may be larger than memory. It was not written through HDF5, so nothing of it is in HDF5's buffers.
     offset, left, hasher = dataset.id.get_offset(), dataset.nbytes, xxhash.xxh3_64()
     if dataset.name != "/scores" or offset is None:
         return checksum(np.ascontiguousarray(dataset[()]))
@@ -127,10 +127,10 @@ def _checksum(dataset: h5py.Dataset, path: Path) -> str:
 
 @contextmanager
 def shared_file(path: Path, shape: tuple[int, int], *, whole: bool, compute: Compute) -> Iterator[SharedFile]:
-    """A new file, which becomes `path` when the block ends without an error; with room for scores of `shape` if `whole`.
+    """Open a new file that becomes `path` when the context ends without an error; with space for scores of `shape` if `whole`.
 
     Raises:
-        StorageError: the file could not be written; an older one is unharmed.
+        StorageError: the file could not be written; an older file is unharmed.
     """
     if compute.rank == 0:
         with atomic_write(path) as part:
@@ -145,14 +145,14 @@ def shared_file(path: Path, shape: tuple[int, int], *, whole: bool, compute: Com
 
 
 def _create(part: Path, shape: tuple[int, int] | None) -> int | None:
-    """An HDF5 file with an unwritten data set ``scores``; where that begins."""
+    """Create an HDF5 file with an unwritten dataset ``scores``; return where that begins in the file."""
     with new_hdf5(part) as file:
         if shape is None:
             return None
         creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        creation.set_obj_track_times(False)  # the same scores are the same file
+        creation.set_obj_track_times(False)  # so that the same scores give the same bytes
         dataset = h5py.h5d.create(file.id, b"scores", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple(shape), creation)
         offset: int = dataset.get_offset()
     _reserve(part, offset, 4 * shape[0] * shape[1])
@@ -160,11 +160,11 @@ def _create(part: Path, shape: tuple[int, int] | None) -> int | None:
 
 
 def _reserve(part: Path, offset: int, size: int) -> None:
-    """Space on the disk, so that one that is too small is known before anything is computed."""
+    """Reserve space, so that a disk that is too small is noticed before anything is computed."""
     if hasattr(os, "posix_fallocate"):
         with part.open("rb+") as file:
             try:
                 os.posix_fallocate(file.fileno(), offset, size)
             except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some file systems cannot
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that do not support it
                     raise

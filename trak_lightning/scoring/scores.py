@@ -1,4 +1,4 @@
-"""Score files: written whole, read lazily."""
+"""Score files: written as a whole, read lazily."""
 
 import json
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ from trak_lightning.scoring.score_writer import CHECKSUMS, checksums, shared_fil
 
 SCHEMA_VERSION = 1
 KEPT = 100
-"""How many of the most helpful and most harmful examples of each target are stored beside the matrix."""
+"""Number of the most helpful and most harmful samples of each target that are stored in addition to the matrix."""
 
 TARGETS_AT_ONCE = 1024
-"""Targets that are scored in one pass over the training features."""
+"""Number of targets that are scored in one pass over the training features."""
 
 
 class Scores:
     """A score file.
 
-    Positive: having that training example in training raises the target's model output.
+    A positive score means that having that sample in training raises the target's model output.
 
     Raises:
-        CorruptFileError: the file is not a score file of ours.
+        CorruptFileError: the file is not a score file.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -45,7 +45,7 @@ class Scores:
                     )
                 self.settings: dict[str, Any] = json.loads(file.attrs["settings"])
                 self.shape: tuple[int, int] = tuple(int(size) for size in file.attrs["shape"])  # type: ignore[assignment]
-                """m targets, n training samples."""
+                """Number of targets m and of training samples n."""
                 self._offset: int | None = file["scores"].id.get_offset() if "scores" in file else None
                 self._kept: int = file["top_indices"].shape[1]
         except (OSError, KeyError, ValueError, TypeError) as error:
@@ -55,19 +55,19 @@ class Scores:
 
     @cached_property
     def values(self) -> npt.NDArray[np.float32]:
-        """(m targets, n train) scores, read from the file as they are looked at.
+        """Scores (m targets, n training samples), mapped: read from the file when they are accessed.
 
         Raises:
-            DataError: only the best of each target were kept.
+            DataError: only the best and worst of each target were kept.
         """
         if self._offset is None:
             raise DataError(
-                f"{self.path} holds the {self._kept} best and worst of each target and no matrix. Score again without top."
+                f"{self.path} holds the {self._kept} best and worst of each target, and no matrix. Score again without top."
             )
         return np.memmap(self.path, np.float32, mode="r", offset=self._offset, shape=self.shape)
 
     def verify(self) -> None:
-        """Read everything and compare it with the checksums that were stored with it.
+        """Read the whole file and compare it with the checksums stored in it.
 
         Raises:
             CorruptFileError: it is not what was written.
@@ -78,25 +78,25 @@ class Scores:
             wrong = first_difference(written, found)
             if wrong is not None:
                 raise ValueError(f"the checksum of its {wrong[0]} is {wrong[2]}, and {wrong[1]} was written")
-        # A damaged file makes h5py raise nearly anything.
+        # A damaged file makes h5py raise almost any exception.
         except Exception as error:
             raise CorruptFileError(
                 f"{self.path} is not what was written: {error}. Delete it and run trak score again."
             ) from error
 
     def top(self, k: int = 10, *, target: int | None = None) -> Ranking:
-        """The k most helpful training samples of every target, or of one; equal scores by lower index."""
+        """Return the k most helpful training samples of every target, or of one; ties are ordered by index."""
         return self._ranking("top", k, target)
 
     def bottom(self, k: int = 10, *, target: int | None = None) -> Ranking:
-        """The k most harmful training samples, most harmful first."""
+        """Return the k most harmful training samples, most harmful first."""
         return self._ranking("bottom", k, target)
 
     def effects(self, train: int) -> npt.NDArray[np.float32]:
-        """The scores of one training sample for all targets: (m,).
+        """Return the scores of one training sample for all targets: (m,).
 
         Raises:
-            DataError: no such sample, or only the best of each target were kept.
+            DataError: there is no such sample, or only the best and worst of each target were kept.
         """
         if not 0 <= train < self.shape[1]:
             raise DataError(f"train {train} is out of range: {self.path} has training samples 0 … {self.shape[1] - 1}")
@@ -121,7 +121,7 @@ class Scores:
         return found if target is None else Ranking(found.indices[0], found.values[0])
 
     def describe(self) -> str:
-        """One line for people."""
+        """Describe the scores in one line."""
         m, n = self.shape
         chosen = self.settings["scoring"].get("rule")
         kept = "" if self._offset is not None else f", best {self._kept} kept"
@@ -129,10 +129,10 @@ class Scores:
 
 
 def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
-    """A score file of a run; the only one there is if no name is given.
+    """Open a score file of a run; without a name, the only one.
 
     Raises:
-        IncompleteRunError: there is none.
+        IncompleteRunError: there is no score file.
         DataError: there are several, or none of that name.
     """
     found = sorted(path.stem for path in (run.path / "scores").glob("*.h5"))
@@ -148,12 +148,12 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
 def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, top: int | None = None) -> Scores:
     """Compute all scores and write them tile by tile; with `top`, only that many of the best and worst of each target.
 
-    Memory is that of a few tiles, of what is kept for `TARGETS_AT_ONCE` targets, and of the 64 MiB of the matrix that are written at
-    a time. Space for it is reserved first. The best are kept with their standard
-    errors over checkpoints, where the scorer knows them. Processes that share the work write what is theirs into one file.
+    Memory: a few tiles, the best and worst of `TARGETS_AT_ONCE` targets, and the 64 MiB of the matrix that are written at a
+    time. Space on the disk is reserved first. The best and worst are stored with their standard errors over checkpoints,
+    if the scorer knows them. Processes that share the work write their parts into one file.
 
     Raises:
-        StorageError: the file could not be written, or there is no room for it; an older one is unharmed.
+        StorageError: the file could not be written, or the disk is too small; an older file is unharmed.
     """
     m, n = scoring.num_targets, scoring.num_train
     compute, mine, kept = scoring.compute, scoring.share, min(top or KEPT, n)

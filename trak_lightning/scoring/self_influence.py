@@ -1,4 +1,4 @@
-"""What training samples do to themselves."""
+"""Self-influence and leverage of each training sample."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,38 +7,40 @@ import numpy as np
 from scipy.special import expit
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures, require_compatible
-from trak_lightning.scoring.gram import weighting
+from trak_lightning.scoring.gram import diagonal
 from trak_lightning.scoring.regularization import choose
 
 
 class SelfInfluence(NamedTuple):
-    """One number a training sample, (n,), averaged over checkpoints."""
+    """One number per training sample, (n,), averaged over checkpoints."""
 
     self_influence: Array
-    """``q_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``: how much having a sample in training raises its own output. Large for mislabelled
+    """``q_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``: how much having a sample in training raises its own output. Large for mislabeled
     and for rare samples."""
     leverage: Array
-    """``w_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``, in 0 … 1: the share of a sample's fit that is due to itself."""
+    """``w_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``, in 0 … 1: the share of a sample's fit that comes from the sample itself."""
 
 
 def self_influence(
     checkpoints: Sequence[CheckpointFeatures], regularization: float | str = "auto", weights: str = "auto"
 ) -> SelfInfluence:
-    """Self-influence and leverage of every training sample; settings as for the ``trak`` scorer."""
+    """Compute self-influence and leverage of every training sample; settings as for the ``trak`` scorer."""
     require_compatible(checkpoints)
-    choice = choose(regularization, weights, checkpoints)
+    chosen = choose(regularization, weights, checkpoints)
     influence, leverage = (np.zeros(checkpoints[0].train.spec.num_samples) for _ in range(2))
-    for system, value in zip(choice.systems, choice.values, strict=True):
+    for system, value in zip(chosen.systems, chosen.values, strict=True):
         quadratic = system.quadratic(value)
         for rows in system.features.train.blocks():
             influence[rows.index] += rows.loss_weight * quadratic[rows.index]
-            leverage[rows.index] += weighting(rows, system.weights) * quadratic[rows.index]
+            leverage[rows.index] += diagonal(rows, system.weighting) * quadratic[rows.index]
     return SelfInfluence(influence / len(checkpoints), leverage / len(checkpoints))
 
 
 def held_out_probabilities(checkpoints: Sequence[CheckpointFeatures]) -> tuple[Array, bool]:
-    """Mean probability of each training sample's label, (n,), by the checkpoints that were not trained on it, and whether there
-    are such; by all checkpoints where there are none."""
+    """Return the mean probability of each training sample's label, (n,), and whether it is from held-out checkpoints.
+
+    The mean is over the checkpoints that were not trained on the sample; over all checkpoints where there are none.
+    """
     probabilities = np.stack([expit(features.train.column("output")) for features in checkpoints])
     if any(features.subset is None for features in checkpoints):
         return probabilities.mean(axis=0), False

@@ -1,4 +1,4 @@
-"""ΦᵀWΦ + λI of one checkpoint: computed once, kept in the run directory."""
+"""ΦᵀWΦ + λI of one checkpoint: computed once and kept in the run directory."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -12,7 +12,6 @@ from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
 from trak_lightning.scoring.gram import gram, is_dual, pieces
 from trak_lightning.scoring.inverse import (
-    ILL_CONDITIONED,
     DualCholesky,
     Inverse,
     PrimalCholesky,
@@ -21,7 +20,9 @@ from trak_lightning.scoring.inverse import (
     cholesky_factor,
     condition_number,
     eigenvectors,
+    largest_condition,
     warn_ill_conditioned,
+    warn_of_rounded_rank,
 )
 from trak_lightning.scoring.rows import as_computed, shared_blocks
 
@@ -29,9 +30,9 @@ from trak_lightning.scoring.rows import as_computed, shared_blocks
 class System:
     """The weighted Gram matrix of one checkpoint, and its inverses."""
 
-    def __init__(self, features: CheckpointFeatures, weights: str) -> None:
+    def __init__(self, features: CheckpointFeatures, weighting: str) -> None:
         self.features = features
-        self.weights = weights
+        self.weighting = weighting
 
     @cached_property
     def trace(self) -> float:
@@ -39,32 +40,39 @@ class System:
         return float(np.trace(self._gram, dtype=np.float64))
 
     def inverse(self, regularization: float) -> Inverse:
-        """(ΦᵀWΦ + λI)⁻¹ for λ > 0 by a Cholesky factor; for λ = 0, or where that fails, by eigenvectors.
+        """Return (ΦᵀWΦ + λI)⁻¹: from a Cholesky factor for λ > 0; from eigenvectors for λ = 0 or if there is no factor.
 
         Warns:
-            IllConditionedWarning: the condition number exceeds `ILL_CONDITIONED`.
+            IllConditionedWarning: the condition number exceeds `largest_condition`, or λ = 0 and single precision cannot
+                tell all eigenvalues of ΦᵀWΦ from zero.
         """
         factor = self._keep("factor", regularization, lambda: self._factor(regularization))
         if factor.shape[0] == factor.shape[1]:
             if is_dual(self.features.train):
-                return DualCholesky(factor, self.features.train, self.weights, regularization)
+                return DualCholesky(factor, self.features.train, self.weighting, regularization)
             return PrimalCholesky(factor)
         values, vectors = factor[0], factor[1:]
-        condition = float(values[-1] / values[0]) if len(values) else float("inf")
-        if condition > ILL_CONDITIONED:
-            warn_ill_conditioned(condition, regularization, f"the pseudo-inverse of rank {len(values)} is used")
+        self._warn_of_rank(values, regularization)
         return PseudoInverse(values, vectors)
 
+    def _warn_of_rank(self, values: Array, regularization: float) -> None:
+        rank, size, precision = len(values), len(self._gram), self._precision
+        condition = float(values[-1]) / (regularization or float(values[0]))
+        if regularization > 0 or condition > largest_condition(precision):
+            warn_ill_conditioned(condition, regularization, f"the pseudo-inverse of rank {rank} is used")
+        elif rank < size and precision != np.float64:  # in float64, a zero is a zero
+            warn_of_rounded_rank(rank, size, precision)
+
     def quadratic(self, regularization: float) -> Array:
-        """``φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i`` of every training sample: (n,)."""
+        """Return ``φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i`` for every training sample: (n,)."""
         return self._keep("quadratic", regularization, lambda: self._quadratic(regularization))
 
     def spectrum(self) -> Array:
-        """The eigenvalues of ΦᵀWΦ that may differ from zero, ascending: (min(n, k),)."""
+        """Return the eigenvalues of ΦᵀWΦ that may differ from zero, ascending: (min(n, k),)."""
         return self._keep("spectrum", None, self._spectrum)
 
     def products(self, left: Array, right: Array, relative: Array) -> Array:
-        """``left (ΦᵀWΦ + λI)⁻¹ rightᵀ`` of rows (a, k) and (s, k) for many λ/trace, all above zero: (λ, a, s).
+        """Return ``left (ΦᵀWΦ + λI)⁻¹ rightᵀ`` for rows (a, k) and (s, k) and many λ/trace > 0: (λ, a, s).
 
         One tridiagonal form of the matrix serves every λ; nothing is kept.
         """
@@ -74,34 +82,39 @@ class System:
             return form.solve(shifts, left) @ right.T
         # By Woodbury's identity, as in `DualCholesky`.
         inner = [np.empty((len(rows), len(self._gram))) for rows in (left, right)]
-        for piece in pieces(self.features.train, self.weights):
+        for piece in pieces(self.features.train, self.weighting):
             for rows, out in zip((left, right), inner, strict=True):
                 out[:, piece.samples] = (rows @ piece.features.T.astype(np.float64)) * piece.root
         return (left @ right.T - form.solve(shifts, inner[0]) @ inner[1].T) / shifts[:, None, None]
 
     @cached_property
+    def _precision(self) -> np.dtype:
+        """In which the products of the Gram matrix are computed."""
+        return as_computed(self.features.train.rows(0, 1).features).dtype
+
+    @cached_property
     def _gram(self) -> Array:
-        found = self._keep("gram", None, lambda: gram(self.features, self.weights))
+        found = self._keep("gram", None, lambda: gram(self.features, self.weighting))
         if not found.any():
             raise DataError(
-                f"ΦᵀWΦ is 0 with weights {self.weights!r}: all gradients, or all weights, of the training samples are 0. A loss "
-                "that is linear in the output, such as that of task loss, has no curvature: use weights 'residual'."
+                f"ΦᵀWΦ is 0 with weights={self.weighting!r}: the gradients, or the weights W, of all training samples are 0. A loss "
+                "that is linear in the output, such as that of task loss, has no curvature: use weights='residual'."
             )
         return found
 
     def _factor(self, regularization: float) -> Array:
-        """C, square; or eigenvalues of ΦᵀWΦ + λI (first row) over eigenvectors (k rows), one more row than columns."""
-        if regularization > 0:
-            factor = cholesky_factor(self._gram, regularization)
-            if factor is not None:
-                # No eigenvalue exceeds the trace, so that there is nothing to estimate for any λ that is not tiny.
-                if 1 + self.trace / regularization > ILL_CONDITIONED:
-                    condition = condition_number(self._gram, factor)
-                    if condition > ILL_CONDITIONED:
-                        warn_ill_conditioned(condition, regularization, "nothing was done about it")
-                return factor
-        values, vectors = eigenvectors(self._gram, self.features.train, self.weights)
-        return np.concatenate([values[None] + regularization, vectors])
+        """Return C, square; or eigenvalues of ΦᵀWΦ + λI (first row) and eigenvectors (k rows): more rows than columns."""
+        factor = cholesky_factor(self._gram, regularization) if regularization > 0 else None
+        if factor is None:
+            values, vectors = eigenvectors(self._gram, self.features.train, self.weighting, self._precision)
+            return np.concatenate([values[None] + regularization, vectors])
+        # No eigenvalue exceeds the trace, so the condition number needs to be estimated only for a tiny λ.
+        limit = largest_condition(self._precision)
+        if 1 + self.trace / regularization > limit:
+            condition = condition_number(self._gram, factor)
+            if condition > limit:
+                warn_ill_conditioned(condition, regularization, "nothing was done about it")
+        return factor
 
     def _spectrum(self) -> Array:
         found: Array = eigvalsh(self._gram.astype(np.float64), lower=True, overwrite_a=True, check_finite=False)
@@ -115,4 +128,4 @@ class System:
         return self.features.compute.total(found)
 
     def _keep(self, name: str, key: Any, calculate: Callable[[], Array]) -> Array:
-        return cached(self.features, f"{name}-{self.weights}", [self.weights, key], calculate)
+        return cached(self.features, f"{name}-{self.weighting}", [self.weighting, key], calculate)

@@ -1,49 +1,22 @@
 """Soft-thresholding of scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from trak_lightning.errors import SettingsError
-from trak_lightning.evaluation.lds import mean_spearman
-from trak_lightning.scoring.base import BLOCK_BYTES, Array, CheckpointFeatures, Scoring, Tile
-from trak_lightning.scoring.calibration import require_calibration
-from trak_lightning.scoring.inner_products import InnerProducts
-
-KEPT_FRACTIONS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005)
-"""Candidates of ``calibrate``: the threshold at which this part of all scores remains."""
-
-JUDGED = 200
-"""Targets, evenly spaced, that the threshold is judged on; fewer where their scores would take up more than `BLOCK_BYTES`."""
+from trak_lightning.scoring.base import Array, Scoring, Tile
 
 
 class SoftThreshold(Scoring):
     """``S(τ; t) = sign(τ) · max(|τ| − t, 0)``: small scores become zero (Park et al. 2023, section 3.2, step 5)."""
 
     def __init__(self, scoring: Scoring, threshold: float) -> None:
-        self.num_targets, self.num_train, self.settings = scoring.num_targets, scoring.num_train, dict(scoring.settings)
+        self.num_targets, self.num_train = scoring.num_targets, scoring.num_train
+        self.settings = {**scoring.settings, "threshold": {"value": threshold}}
         self.threshold = threshold
         self.compute = scoring.compute
         self._scoring = scoring
-
-    @classmethod
-    def of(
-        cls, scoring: InnerProducts, threshold: float | str, checkpoints: Sequence[CheckpointFeatures]
-    ) -> "SoftThreshold":
-        """With t as given, or for ``calibrate`` as chosen.
-
-        Raises:
-            DataError: ``calibrate`` without recorded subsets.
-        """
-        if threshold != "calibrate":
-            found = cls(scoring, float(threshold))
-            found.settings["threshold"] = {"value": float(threshold)}
-            return found
-        require_calibration(checkpoints)
-        value, settings = _calibrate(scoring, checkpoints)
-        found = cls(scoring, value)
-        found.settings["threshold"] = settings
-        return found
 
     @property
     def share(self) -> range:
@@ -59,44 +32,26 @@ class SoftThreshold(Scoring):
 
 
 def soft_threshold(scores: Array, threshold: float) -> Array:
-    """sign(τ) · max(|τ| − t, 0), elementwise."""
+    """Return sign(τ) · max(|τ| − t, 0) of every score."""
     shrunk: Array = np.sign(scores) * np.maximum(np.abs(scores) - threshold, 0)
     return shrunk
 
 
-def parse_threshold(threshold: float | str) -> float | str:
-    """A number or ``calibrate``.
+def parse_threshold(threshold: float | str) -> float:
+    """Return the threshold as a number; it may come as text from a command line.
 
     Raises:
-        SettingsError: anything else.
+        SettingsError: it is not a number t ≥ 0.
     """
     if threshold == "calibrate":
-        return threshold
+        raise SettingsError(
+            "threshold 'calibrate' was removed: give a number t ≥ 0. To keep only the largest scores of each target, score "
+            "with top=K (trak score --top K)."
+        )
     try:
         value = float(threshold)
     except (TypeError, ValueError):
         value = float("nan")
     if not 0 <= value < float("inf"):
-        raise SettingsError(f"threshold must be a number t ≥ 0 or 'calibrate', got {threshold!r}")
+        raise SettingsError(f"threshold must be a number t ≥ 0, got {threshold!r}")
     return value
-
-
-def _calibrate(scoring: InnerProducts, checkpoints: Sequence[CheckpointFeatures]) -> tuple[float, dict[str, object]]:
-    """The t at which scores made from the other checkpoints, summed over a checkpoint's subset, best predict what it says."""
-    judged = min(JUDGED, scoring.num_targets, max(1, BLOCK_BYTES // (4 * scoring.num_train)))
-    targets = np.unique(np.linspace(0, scoring.num_targets - 1, judged).astype(int))
-    some = scoring.of_targets(targets)
-    outputs = np.stack([features.targets.column("output")[targets] for features in checkpoints])
-    predicted = np.zeros((len(KEPT_FRACTIONS), *outputs.shape))
-    for j, features in enumerate(checkpoints):
-        scores = some.without(j).rows(0, len(targets))
-        for position, t in enumerate(_candidates(scores)):
-            predicted[position, j] = soft_threshold(scores, t)[:, features.subset].sum(1)
-    curve = [mean_spearman(prediction, outputs) for prediction in predicted]
-    best = int(np.argmax(curve))
-    value = _candidates(some.rows(0, len(targets)))[best]
-    return value, {"value": value, "kept": KEPT_FRACTIONS[best], "curve": {"kept": list(KEPT_FRACTIONS), "lds": curve}}
-
-
-def _candidates(scores: Array) -> list[float]:
-    return [0.0 if kept == 1 else float(np.quantile(np.abs(scores), 1 - kept)) for kept in KEPT_FRACTIONS]

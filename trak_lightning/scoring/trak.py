@@ -7,46 +7,46 @@ import numpy as np
 
 from trak_lightning.errors import SettingsError
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, Scoring, require_compatible
-from trak_lightning.scoring.gram import WEIGHTS, Weights, weighting
+from trak_lightning.scoring.gram import WEIGHTINGS, Weighting, diagonal
 from trak_lightning.scoring.inner_products import Average, InnerProducts, Part, loss_weight
 from trak_lightning.scoring.regularization import choose, parse, rules
 from trak_lightning.scoring.system import System
-from trak_lightning.scoring.thresholding import JUDGED, KEPT_FRACTIONS, SoftThreshold, parse_threshold
-from trak_lightning.scoring.unit import unit_norm
+from trak_lightning.scoring.thresholding import SoftThreshold, parse_threshold
+from trak_lightning.scoring.views import unit_norm
 from trak_lightning.stores.base import FeatureRows
 
 Normalize: TypeAlias = Literal["none", "unit", "self_influence"]
 
 
 class Trak(Scorer):
-    """TRAK: one Newton step on the linearised model, averaged over checkpoints.
+    """TRAK: one Newton step on the linearized model, averaged over checkpoints.
 
     ``τ(z)_i = ( (1/M) Σ_m φ_m(z)ᵀ (Φ_mᵀ W_m Φ_m + λ_m I)⁻¹ φ_m(z_i) ) · ( (1/M) Σ_m q_m,i )``: both factors are averaged
     separately. The paper's estimator (Park et al. 2023, section 3.3) is ``Trak(regularization=0, weights="none")``.
 
     Args:
-        regularization: λ as a number, the same for every checkpoint; ``trace/N`` for trace(ΦᵀWΦ)/N; ``auto`` for what
-            docs/regularization.md says; ``calibrate`` to choose it, and the weighting, by the linear datamodeling score
-            over the checkpoints themselves, which needs recorded subsets.
-        weights: W, of every training sample: ``none`` 1, ``residual`` \\|q|, ``gauss_newton`` r = ∂²ℓ/∂f²
+        regularization: λ as a number, the same for every checkpoint; ``trace/N`` for trace(ΦᵀWΦ)/N; ``auto`` for the rule
+            in docs/regularization.md; ``calibrate`` to choose λ, and the weighting, by the linear datamodeling score over
+            the checkpoints themselves, which needs recorded subsets.
+        weights: the Gram weighting W, for every training sample: ``none`` 1, ``residual`` \\|q|, ``gauss_newton`` r = ∂²ℓ/∂f²
             (q(1 − q) for the logistic loss), ``fisher`` q²; ``auto`` for ``residual``, or for what ``calibrate`` finds.
-        average: ``factors`` as above; ``scores`` averages every checkpoint's scores, each with its own q.
+        average: ``factors`` as above; ``scores`` averages the scores of the checkpoints, each with its own q.
         normalize: ``unit`` scales all features to length 1; ``self_influence`` divides by
             √(φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i), so that samples that move every output stand out less (Barshan et al. 2020).
-        threshold: soft threshold S(τ; t) = sign(τ)·max(\\|τ| − t, 0) of the scores: t as a number, or ``calibrate`` to
-            choose it as λ is chosen by ``calibrate`` (Park et al. 2023, section 3.2, step 5).
+        threshold: t of the soft threshold S(τ; t) = sign(τ)·max(\\|τ| − t, 0) of the scores (Park et al. 2023, section
+            3.2, step 5); 0 for none.
     """
 
     def __init__(
         self,
         regularization: float | str = "auto",
-        weights: Weights | Literal["auto"] = "auto",
+        weights: Weighting | Literal["auto"] = "auto",
         average: Average = "factors",
         normalize: Normalize = "none",
         threshold: float | str = 0.0,
     ) -> None:
         self.regularization = parse(regularization)
-        self.weights = _one_of("weights", weights, ("auto", *WEIGHTS))
+        self.weights = _one_of("weights", weights, ("auto", *WEIGHTINGS))
         self.average = _one_of("average", average, get_args(Average))
         self.normalize = _one_of("normalize", normalize, get_args(Normalize))
         self.threshold = parse_threshold(threshold)
@@ -55,21 +55,20 @@ class Trak(Scorer):
         require_compatible(checkpoints)
         if self.normalize == "unit":
             checkpoints = [unit_norm(features) for features in checkpoints]
-        choice = choose(self.regularization, self.weights, checkpoints)
+        chosen = choose(self.regularization, self.weights, checkpoints)
         parts = [
             Part(system.inverse(value).solve, self._normalized(system, value))
-            for system, value in zip(choice.systems, choice.values, strict=True)
+            for system, value in zip(chosen.systems, chosen.values, strict=True)
         ]
         scoring = InnerProducts(checkpoints, parts, self.average)  # type: ignore[arg-type]
-        scoring.settings = choice.settings
-        return SoftThreshold.of(scoring, self.threshold, checkpoints) if self.threshold else scoring
+        scoring.settings = chosen.settings
+        return SoftThreshold(scoring, self.threshold) if self.threshold else scoring
 
     def rules(self, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
-        found = rules(self.regularization, self.weights, checkpoints)
-        return found | ({"threshold": [KEPT_FRACTIONS, JUDGED]} if self.threshold == "calibrate" else {})
+        return rules(self.regularization, self.weights, checkpoints)
 
     def _coefficient(self, system: System, regularization: float) -> Callable[[FeatureRows], Array]:
-        """What inner products with a training sample are multiplied by."""
+        """Return the factor of inner products with training samples."""
         return loss_weight
 
     def _normalized(self, system: System, regularization: float) -> Callable[[FeatureRows], Array]:
@@ -99,7 +98,7 @@ class LeaveOneOut(Trak):
     def __init__(
         self,
         regularization: float | str = "auto",
-        weights: Weights | Literal["auto"] = "gauss_newton",
+        weights: Weighting | Literal["auto"] = "gauss_newton",
         average: Average = "factors",
         normalize: Normalize = "none",
         threshold: float | str = 0.0,
@@ -110,8 +109,8 @@ class LeaveOneOut(Trak):
         quadratic = system.quadratic(regularization)
 
         def coefficient(rows: FeatureRows) -> Array:
-            leverage = weighting(rows, system.weights) * quadratic[rows.index]
-            # A sample that is the only one in its direction has leverage 1 up to rounding.
+            leverage = diagonal(rows, system.weighting) * quadratic[rows.index]
+            # A sample that is alone in its direction has leverage 1 up to rounding.
             corrected: Array = rows.loss_weight / (1 - np.minimum(leverage, 1 - 1e-6))
             return corrected
 
@@ -121,8 +120,8 @@ class LeaveOneOut(Trak):
 class Influence(Trak):
     """Influence functions on projected gradients: ``τ(z)_i = (1/M) Σ_m φ_m(z)ᵀ (Φ_mᵀ R_m Φ_m + λ_m I)⁻¹ φ_m(z_i) q_m,i``.
 
-    R holds the curvatures ∂²ℓ/∂f², so that ΦᵀRΦ is the projected generalised Gauss-Newton matrix (Koh and Liang 2017;
-    Bae et al. 2022), and every checkpoint keeps its own q.
+    R holds the curvatures ∂²ℓ/∂f², so that ΦᵀRΦ is the projected generalized Gauss-Newton matrix (Koh and Liang 2017;
+    Bae et al. 2022). Each checkpoint uses its own q.
 
     Args:
         regularization: as for `Trak`.

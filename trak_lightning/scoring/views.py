@@ -1,20 +1,141 @@
-"""Feature sets that are computed from others as they are read."""
+"""Feature sets that are computed from other feature sets as they are read: unit length, some of the targets, groups.
 
-from dataclasses import dataclass
+Scorers need not know of them: a view is a `FeatureSet` like any other.
+"""
 
-from trak_lightning.errors import StorageError
-from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec
+from abc import abstractmethod
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from trak_lightning.errors import DataError, StorageError
+from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.gradient_scorers import unit_rows
+from trak_lightning.seeds import fingerprint
+from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, concatenate
+
+Reduction: TypeAlias = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True)
 class FeatureView(FeatureSet):
-    """A read-only feature set over another. Subclasses say what a block is."""
+    """A read-only feature set computed from another one. Subclasses define `read_block`."""
 
     source: FeatureSet
     spec: FeatureSpec
+
+    @abstractmethod
+    def read_block(self, block: int) -> FeatureRows: ...
 
     def write_block(self, block: int, rows: FeatureRows) -> None:
         raise StorageError(f"{type(self).__name__} is computed from {self.source.spec.split} and cannot be written")
 
     def missing_blocks(self) -> list[int]:
         return self.source.missing_blocks()
+
+
+def unit_norm(features: CheckpointFeatures) -> CheckpointFeatures:
+    """Return the same checkpoint with features φ/‖φ‖; rows of zeros stay zero."""
+    train, targets = (
+        _UnitNorm(source, _respecified(source.spec, normalize="unit")) for source in (features.train, features.targets)
+    )
+    return replace(features, train=train, targets=targets)
+
+
+def some_targets(features: CheckpointFeatures, positions: Array) -> CheckpointFeatures:
+    """Return the same checkpoint with only the targets at `positions` (t,), in that order.
+
+    They form one block, so that they are scored in one pass over the training features.
+    """
+    spec = _respecified(features.targets.spec, positions=fingerprint(positions.tolist()))
+    spec = replace(spec, num_samples=len(positions), block_size=len(positions))
+    return replace(features, targets=_Some(features.targets, spec, positions))
+
+
+def group_targets(
+    features: CheckpointFeatures, labels: npt.ArrayLike, reduction: Reduction = "mean"
+) -> CheckpointFeatures:
+    """Return the same checkpoint with one target per group, in ascending order of the labels.
+
+    Scores are linear in the target's features, so a group of targets is itself a target.
+
+    Args:
+        features: of one checkpoint.
+        labels: (m,) integers, the group of every target.
+        reduction: the group's model output is the ``mean`` or the ``sum`` of its members'.
+
+    Raises:
+        DataError: the labels are not m integers, or the reduction is unknown.
+    """
+    found = np.asarray(labels)
+    m = features.targets.spec.num_samples
+    if found.shape != (m,) or found.dtype.kind not in "iu":
+        raise DataError(f"groups must be {m} integers, one per target; got {found.dtype} of shape {found.shape}")
+    if reduction not in get_args(Reduction):
+        raise DataError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}")
+    spec = _respecified(features.targets.spec, groups=fingerprint(found.tolist()), reduction=reduction)
+    spec = replace(spec, num_samples=len(np.unique(found)))
+    return replace(features, targets=_Groups(features.targets, spec, found, reduction))
+
+
+def _respecified(spec: FeatureSpec, **changes: Any) -> FeatureSpec:
+    """The spec of a view: what was done to the rows is part of what determines them."""
+    return replace(spec, fingerprint={**spec.fingerprint, **changes})
+
+
+@dataclass(frozen=True)
+class _UnitNorm(FeatureView):
+    def read_block(self, block: int) -> FeatureRows:
+        rows = self.source.read_block(block)
+        return replace(rows, features=unit_rows(rows.features).astype(rows.features.dtype))
+
+
+@dataclass(frozen=True)
+class _Some(FeatureView):
+    """The rows at some positions, in one block."""
+
+    positions: Array
+
+    def read_block(self, block: int) -> FeatureRows:
+        order = np.argsort(self.positions, kind="stable")
+        size = self.source.spec.block_size
+        blocks, starts = np.unique(self.positions[order] // size, return_index=True)
+        found = []
+        for number, members in zip(blocks, np.split(order, starts[1:]), strict=True):
+            rows = self.source.read_block(int(number))  # once, however many of its rows are wanted
+            found.append(rows.at(self.positions[members] - number * size))
+        rows = concatenate(found).at(np.argsort(order, kind="stable"))
+        return replace(rows, index=np.arange(len(rows)))
+
+
+@dataclass(frozen=True)
+class _Groups(FeatureView):
+    """One row per group: the mean or sum of its targets' rows."""
+
+    labels: Array
+    reduction: str
+
+    def read_block(self, block: int) -> FeatureRows:
+        inside = self.spec.block_range(block)
+        return self._rows[inside.start : inside.stop]
+
+    @cached_property
+    def _rows(self) -> FeatureRows:
+        names, counts = np.unique(self.labels, return_counts=True)
+        totals: dict[str, Array] = {}
+        for rows in self.source.blocks():
+            position = np.searchsorted(names, self.labels[rows.index])
+            for name in (field.name for field in fields(rows) if field.name != "index"):
+                values = getattr(rows, name)
+                # A group's content is the sum of its members' hashes, modulo 2⁶⁴.
+                values = values if values.dtype.kind == "u" else values.astype(np.float64)
+                total = totals.setdefault(name, np.zeros((len(names), *values.shape[1:]), values.dtype))
+                np.add.at(total, position, values)
+        if self.reduction == "mean":
+            for total in totals.values():
+                if total.dtype.kind == "f":
+                    total /= counts.reshape(-1, *[1] * (total.ndim - 1))
+        return FeatureRows(np.arange(len(names)), **totals)

@@ -1,4 +1,4 @@
-"""The interface of a feature store. Nothing here or in a store needs torch: rows are numpy arrays.
+"""The interface of feature stores. Rows are NumPy arrays; neither this module nor a store needs torch.
 
 Shapes: n samples, k projected dimensions, b rows of one block.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, StorageError
 from trak_lightning.stores.prefetch import prefetched
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FeatureRows:
-    """Consecutive rows of a feature set; one row a sample, in the order of the dataset."""
+    """Rows of a feature set, one per sample, in the order of the dataset."""
 
     index: npt.NDArray[np.int64]
     """(b,) positions of the samples in their dataset."""
@@ -33,6 +33,12 @@ class FeatureRows:
     """(b,) q = −∂ℓ/∂f."""
     curvature: npt.NDArray[Any]
     """(b,) r = ∂²ℓ/∂f²."""
+    content: npt.NDArray[Any] = None  # type: ignore[assignment]
+    """(b,) xxh3_64 of the content of each sample, uint64; 0 where it is unknown, which is the default."""
+
+    def __post_init__(self) -> None:
+        if self.content is None:
+            object.__setattr__(self, "content", np.zeros(len(self.index), np.uint64))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -42,28 +48,28 @@ class FeatureRows:
         return FeatureRows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def at(self, rows: npt.NDArray[np.int64]) -> "FeatureRows":
-        """The rows at some places, in that order, as copies."""
+        """The rows at some positions, in that order, as copies."""
         return FeatureRows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def concatenate(parts: Sequence[FeatureRows]) -> FeatureRows:
-    """The rows of all parts, one after the other."""
+    """Join the rows of all parts, in order."""
     columns = ([getattr(part, field.name) for part in parts] for field in fields(FeatureRows))
     return FeatureRows(*(np.concatenate(column) for column in columns))
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What a feature set holds and how it is cut into blocks. Block i holds rows ``i·block_size … (i+1)·block_size``."""
+    """What a feature set holds, and how it is divided into blocks: block i holds rows ``i·block_size … (i+1)·block_size − 1``."""
 
     split: str
     checkpoint: str
     num_samples: int
     dim: int
     batch_size: int
-    """Samples of one gradient batch. Recorded because the bits of a row depend on the composition of its batch."""
+    """Samples per gradient batch. It is recorded because the bits of a row depend on the composition of its batch."""
     block_size: int
-    """Rows of one block, a multiple of `batch_size`; a block is stored whole or not at all."""
+    """Rows per block, a multiple of `batch_size`."""
     fingerprint: dict[str, Any] = field(default_factory=dict)
     """JSON values that determine the rows (parameters, task, projector, seed, …). Sets are compatible if these agree."""
 
@@ -72,24 +78,29 @@ class FeatureSpec:
         return -(-self.num_samples // self.block_size)
 
     def block_range(self, block: int) -> range:
-        """The sample positions of a block."""
+        """The positions of the samples of a block."""
         return range(block * self.block_size, min((block + 1) * self.block_size, self.num_samples))
 
 
 class FeatureSet(ABC):
-    """The features of one split of the data under one checkpoint, made of blocks that are stored whole or not at all.
+    """The features of one split under one checkpoint, in blocks of consecutive rows that are stored whole or not at all.
 
-    Reading must be possible from several threads at once.
+    Several threads may read at once.
     """
 
     spec: FeatureSpec
 
+    @property
+    def dtype(self) -> str:
+        """The number format in which features are stored."""
+        return "float32"
+
     @abstractmethod
     def write_block(self, block: int, rows: FeatureRows) -> None:
-        """Store a whole block. When this returns, the block survives the death of the process.
+        """Store a whole block. Once this returns, the block survives the death of the process.
 
         Raises:
-            StorageError: the block could not be stored; what was stored before is unharmed.
+            StorageError: the block could not be stored; everything stored before is intact.
         """
 
     @abstractmethod
@@ -97,16 +108,27 @@ class FeatureSet(ABC):
         """Read a whole block.
 
         Raises:
-            CorruptFileError: what is stored is not a whole block of this set.
+            IncompleteRunError: the block is missing.
+            CorruptFileError: what is stored is not this block of this set.
         """
 
     @abstractmethod
     def missing_blocks(self) -> list[int]:
-        """The blocks not yet stored, in order."""
+        """The blocks that are not stored yet, in order."""
 
     def missing_in(self, blocks: range) -> list[int]:
-        """Those of `blocks` that are not yet stored, in order."""
+        """Those of `blocks` that are not stored yet, in order."""
         return [block for block in self.missing_blocks() if block in blocks]
+
+    def discard(self, block: int) -> None:
+        """Delete a stored block, so that it is missing and will be computed again.
+
+        Raises:
+            StorageError: the store cannot delete blocks.
+        """
+        raise StorageError(
+            f"{type(self).__name__} cannot delete a block: delete the features of {self.spec.split!r}, or use another run directory"
+        )
 
     @property
     def complete(self) -> bool:
@@ -115,17 +137,17 @@ class FeatureSet(ABC):
     # --- Reading -----------------------------------------------------------------------------------------------------
 
     def blocks(self, which: range | None = None, *, ahead: int = 2) -> Iterator[FeatureRows]:
-        """All blocks, or those given, in order of the dataset, with the next `ahead` read in the background meanwhile.
+        """Read all blocks, or those given, in order, while the next `ahead` are read in background threads.
 
-        Memory stays that of ``ahead + 1`` blocks, however many rows there are.
+        At most ``ahead + 1`` blocks are in memory at a time.
         """
         return prefetched(self.read_block, range(self.spec.num_blocks) if which is None else which, ahead)
 
     def rows(self, start: int, stop: int) -> FeatureRows:
-        """The samples ``start … stop − 1``.
+        """Read the rows of samples ``start … stop − 1``.
 
         Raises:
-            DataError: the range does not lie in the dataset.
+            DataError: the range is empty or leaves the dataset.
         """
         self._require(start, stop)
         size = self.spec.block_size
@@ -133,7 +155,7 @@ class FeatureSet(ABC):
         return parts[0] if len(parts) == 1 else concatenate(parts)
 
     def take(self, index: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Features (s, k) of any samples, in the order given; positions (s,) may repeat.
+        """Read the features (s, k) of any samples, in the order given; positions (s,) may repeat.
 
         Raises:
             DataError: a position does not lie in the dataset.
@@ -150,8 +172,8 @@ class FeatureSet(ABC):
         return np.empty((0, self.spec.dim), np.float32) if found is None else found
 
     def tensor(self, samples: "range | npt.ArrayLike | None" = None) -> "Tensor":
-        """Features of a range of samples, of any samples, or of all, as a torch tensor (s, k) on the CPU."""
-        import torch  # here, because commands that only score need not wait for it
+        """Read the features of a range of samples, of any samples, or of all, as a torch tensor (s, k) on the CPU."""
+        import torch  # here, so that commands that only score do not wait for it
 
         if samples is None:
             samples = range(self.spec.num_samples)
@@ -161,41 +183,44 @@ class FeatureSet(ABC):
             features = self.take(np.asarray(samples, dtype=np.int64))
         return torch.from_numpy(features)
 
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """One value a sample, (n,): ``output``, ``loss_weight`` or ``curvature``."""
-        return np.concatenate([getattr(rows, name) for rows in self.blocks()])
+    def column(self, name: str, blocks: Sequence[int] | None = None) -> npt.NDArray[Any]:
+        """Read one value per sample, (n,), or of the samples of some blocks: ``output``, ``loss_weight``, ``curvature`` or
+        ``content``."""
+        chosen = range(self.spec.num_blocks) if blocks is None else blocks
+        return np.concatenate([getattr(self.read_block(block), name) for block in chosen])
 
     def verify_block(self, block: int) -> None:
-        """Read a block and compare it with the checksum that was stored with it, if the store keeps one.
+        """Read a block and compare it with its stored checksums, if the store keeps any.
 
         Raises:
-            CorruptFileError: it is not what was written.
+            CorruptFileError: the block is not what was written.
         """
         self.read_block(block)
 
     def nbytes(self) -> int:
-        """What the stored blocks take up, in bytes; 0 where the store cannot tell."""
+        """The size of the stored blocks in bytes; 0 if the store does not know."""
         return 0
 
     def strays(self) -> list[str]:
-        """What lies among the blocks and does not belong there, each with the reason."""
+        """Files among the blocks that do not belong there, each with the reason."""
         return []
 
     # --- Sharing the work --------------------------------------------------------------------------------------------
 
     def claim(self, block: int) -> bool:
-        """Reserve a block for this process. False: it is stored already, or another living process works on it.
+        """Reserve a block for this process; False if it is stored already, or if another living process computes it.
 
-        A store that cannot tell lets everybody have every missing block; they store the same rows then.
+        A store without locks lets every process have every missing block; they then store the same rows.
         """
         return block in self.missing_blocks()
 
-    def release(self, block: int) -> None:  # noqa: B027 (nothing to give up where nothing is reserved)
-        """Give up a claim: the block is stored, or was abandoned."""
+    def release(self, block: int) -> None:  # noqa: B027 (a store without locks has nothing to release)
+        """Give up the claim to a block, stored or not."""
 
     def known_rows(self, block: int) -> FeatureRows | None:
-        """The first rows of a missing block, where a shorter dataset ended in it: whole batches, so that they are what
-        featurising again would give; None if there are none.
+        """The stored first rows of a missing block in which a shorter dataset ended, None if there are none.
+
+        They are whole batches, so that featurizing again would give the same rows.
         """
         return None
 
@@ -224,46 +249,46 @@ class FeatureSet(ABC):
     def _by_block(
         self, positions: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The blocks that hold `positions`, an order that sorts these, and where each block begins in that order."""
+        """The blocks that hold `positions`, the order that sorts these, and where each block begins in that order."""
         order = np.argsort(positions, kind="stable")
         blocks, starts = np.unique(positions[order] // self.spec.block_size, return_index=True)
         return blocks, order, np.append(starts, len(positions))
 
 
 class FeatureStore(ABC):
-    """A place for feature sets, one for each (split, checkpoint).
+    """A place for feature sets, one per (split, checkpoint).
 
-    Laws (checked by `trak_lightning.testing.StoreConformance`): what is written is read back bit for bit; a block that
-    `write_block` acknowledged is there after the process was killed; a block that it did not is missing, never torn;
-    sets made with other settings are refused with both values named.
+    Laws (checked by `trak_lightning.testing.StoreConformance`): rows are read back bit for bit as they were written; once
+    `write_block` has returned, a block survives a kill of the process; until then it is missing, never torn; a set that
+    was made with other settings is refused, and the error names both values.
     """
 
     @abstractmethod
     def bind(self, root: Path) -> None:
-        """Use the folder `root` (it need not exist yet). Called once, before anything else."""
+        """Use the folder `root`, which need not exist yet. Called once, before any other method."""
 
     @property
     def elsewhere(self) -> str | None:
-        """Where the features live, if not in the folder given to `bind`."""
+        """Where features are stored, if not in the folder given to `bind`."""
         return None
 
     @abstractmethod
     def create(self, spec: FeatureSpec) -> FeatureSet:
-        """The set for `spec`: a new one, or the one already there to be gone on with.
+        """Create the set for `spec`, or open the existing one to resume it.
 
-        A set that is already there keeps its own `batch_size` and `block_size` (its remaining blocks must match).
+        An existing set keeps its own `batch_size` and `block_size`, since its remaining blocks must match.
 
         Raises:
-            IncompatibleRunError: a set of that split and checkpoint is there and was made with other settings; names
-                the first setting that differs, with both values.
+            IncompatibleRunError: the existing set was made with other settings; names the first one that differs, with
+                both values.
         """
 
     @abstractmethod
     def grow(self, before: FeatureSpec, after: FeatureSpec) -> FeatureSet:
-        """The set of `before`, with the samples of `after`: those of `before` and more after them.
+        """Extend the set of `before` to the samples of `after`: those of `before`, followed by new ones.
 
-        Rows that are there stay. The block in which the shorter dataset ended is missing until it is written whole, and
-        its first rows are known (`FeatureSet.known_rows`). A set that is that of `after` already is gone on with.
+        Stored rows stay. The block in which the shorter dataset ended counts as missing until it is written whole; its
+        first rows are known (`FeatureSet.known_rows`). A set that has the samples of `after` already is resumed.
 
         Raises:
             IncompatibleRunError: as `create`.
@@ -272,12 +297,12 @@ class FeatureStore(ABC):
 
     @abstractmethod
     def open(self, split: str, checkpoint: str) -> FeatureSet:
-        """The set already there.
+        """Open an existing set.
 
         Raises:
-            IncompleteRunError: there is none; names what there is.
+            IncompleteRunError: there is no such set; lists those that exist.
         """
 
     @abstractmethod
     def list(self) -> list[tuple[str, str]]:
-        """The (split, checkpoint) of every set there is, sorted."""
+        """The (split, checkpoint) of every set, sorted."""

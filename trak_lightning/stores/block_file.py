@@ -1,38 +1,31 @@
-"""One block of a feature set as an HDF5 file: written whole, read with every claim that it makes checked first."""
+"""One block of a feature set as an HDF5 file: written whole, and checked against what it should be before it is read."""
 
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, IncompleteRunError, PluginError, TrakError
-from trak_lightning.run.atomic import atomic_write, new_hdf5
-from trak_lightning.stores.arrays import checksum, layout
-from trak_lightning.stores.buffers import Buffers
-from trak_lightning.stores.form import Form, Forms, Types, read_into
+from trak_lightning.run.atomic import atomic_hdf5
+from trak_lightning.stores.arrays import SCHEMA_VERSION, checksum, layout
+from trak_lightning.stores.encoding import LARGEST_COMPRESSED, Compression
 
 Array = npt.NDArray[Any]
-Compression: TypeAlias = Literal["none", "lz4", "zstd"]
-COMPRESSIONS = get_args(Compression)
 BITSHUFFLE = 32008
-"""The registered number of the filter."""
-LARGEST_COMPRESSED = 2**32
-"""Bytes: a small compressed file that claims to hold more is not unpacked."""
-SCHEMA_VERSION = 1
+"""The registered number of the HDF5 filter."""
 
 
 @dataclass(frozen=True)
 class BlockKey:
-    """Which block of which set: what its file must say of itself, and the shape and type of what it holds."""
+    """Which block of which set a file must hold, and the shape and type of its arrays."""
 
     set_id: str
     block: int
@@ -41,16 +34,10 @@ class BlockKey:
     dim: int
     dtype: str
 
-    @cached_property
-    def types(self) -> Types:
-        """Name → shape and type of everything in the file."""
-        return layout(self.rows, self.dim, self.dtype)
-
-    @property
-    def described(self) -> dict[str, Any]:
+    def described(self, version: int = SCHEMA_VERSION) -> dict[str, Any]:
         """The attribute ``block`` without its checksums."""
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": version,
             "set": self.set_id,
             "block": self.block,
             "start": self.start,
@@ -58,169 +45,100 @@ class BlockKey:
             "dtype": self.dtype,
         }
 
-    def text(self, checksums: dict[str, str]) -> bytes:
-        """The attribute ``block``."""
-        return json.dumps({**self.described, "xxh3_64": checksums}).encode()
 
-    def forms(self, known: Forms) -> list[Form]:
-        """Those of the `known` that its file may have."""
-        return known.of(self.types, len(self.text(dict.fromkeys(self.types, "0" * 16))))
-
-
-def write_block_file(
-    path: Path, key: BlockKey, arrays: dict[str, Array], compression: Compression, written: Forms
-) -> None:
-    """Write `arrays`, which are those of ``key.types``; `written` are the forms of files that this function wrote.
+def write_block_file(path: Path, key: BlockKey, arrays: dict[str, Array], compression: Compression) -> None:
+    """Write the arrays of a block.
 
     Raises:
         StorageError: the file could not be written; an older one is unharmed.
     """
-    text = key.text({name: checksum(values) for name, values in arrays.items()})
-    with atomic_write(path) as part:
-        form = next(iter(key.forms(written)), None)
-        if form is not None and compression == "none":
-            with part.open("rb+", buffering=0) as raw:
-                form.write(raw.fileno(), arrays, text)
-            return
-        offsets = _write_with_hdf5(part, arrays, text, compression)
-        with part.open("rb", buffering=0) as raw:
-            written.learn(_form(raw.fileno(), key.types, offsets, text))
-
-
-def _write_with_hdf5(
-    path: Path, arrays: dict[str, Array], text: bytes, compression: Compression
-) -> dict[str, int | None]:
-    """Returns where each array begins."""
-    options = _filters(compression) | ({} if compression == "none" else {"chunks": arrays["features"].shape})
-    with new_hdf5(path) as file:
+    filters = _filters(compression) | ({} if compression == "none" else {"chunks": arrays["features"].shape})
+    checksums = {name: checksum(values) for name, values in arrays.items()}
+    with atomic_hdf5(path) as file:
         for name, values in arrays.items():
-            file.create_dataset(name, data=values, **(options if name == "features" else {}))
-        file.attrs["block"] = np.bytes_(text)  # of fixed length: a text of variable length would cost a heap of 4 KB
-        return {name: file[name].id.get_offset() for name in arrays}
+            file.create_dataset(name, data=values, **(filters if name == "features" else {}))
+        # Bytes of fixed length: a string of variable length would add a heap of 4 KB.
+        file.attrs["block"] = np.bytes_(json.dumps({**key.described(), "xxh3_64": checksums}).encode())
 
 
 class BlockFile:
-    """A block file open for reading, found to be what `key` says."""
+    """A block file open for reading, whose every claim has been checked against `key`."""
 
-    def __init__(
-        self,
-        descriptor: int,
-        key: BlockKey,
-        text: bytes,
-        offsets: Mapping[str, int | None],
-        datasets: Mapping[str, h5py.h5d.DatasetID],
-    ) -> None:
-        """`text` is the attribute ``block``; `datasets` has those arrays that have no offset."""
-        self._descriptor, self._offsets, self._datasets = descriptor, offsets, datasets
-        self._types = key.types
-        described = _described(text)
+    def __init__(self, file: h5py.h5f.FileID, key: BlockKey) -> None:
+        described = _described(file)
         self._checksums = described.pop("xxh3_64")
-        expected = key.described
+        version = 1 if described.get("schema_version") == 1 else SCHEMA_VERSION
+        expected = key.described(version)
         if described != expected:
             wrong = next(name for name in {**expected, **described} if described.get(name) != expected.get(name))
             raise ValueError(f"its {wrong} is {described.get(wrong)!r}, and {expected.get(wrong)!r} was expected")
+        self._rows = key.rows
+        self._descriptor = file.get_vfd_handle()
+        size = os.fstat(self._descriptor).st_size
+        types = layout(key.rows, key.dim, key.dtype, version)
+        self._datasets = {name: _open_dataset(file, name, *kind, size) for name, kind in types.items()}
 
-    def offset(self, name: str) -> int | None:
-        """Where the array begins in the file; None if it is compressed."""
-        return self._offsets[name]
+    def read_all(self, *, verify: bool) -> dict[str, Array]:
+        """All arrays as they are stored."""
+        return {name: self.read(name, verify=verify) for name in self._datasets}
 
     def read(self, name: str, *, verify: bool) -> Array:
-        """A whole array as it is stored."""
-        values = np.empty(*self._types[name])
-        if (offset := self._offsets[name]) is not None:  # a third of the time that HDF5 takes
-            read_into(self._descriptor, values, offset)
-        else:
-            self._datasets[name].read(h5py.h5s.ALL, h5py.h5s.ALL, values)
-        if verify:
-            self.verify(name, values)
+        """A whole array as it is stored; `verify` compares it with its checksum."""
+        if name == "content" and name not in self._datasets:
+            return np.zeros(self._rows, "<u8")  # schema version 1
+        dataset = self._datasets[name]
+        values = np.empty(dataset.shape, dataset.dtype)
+        if (offset := dataset.get_offset()) is None:
+            dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+        else:  # one plain read: HDF5 holds its global lock meanwhile, so that no second thread could read ahead
+            _read_into(self._descriptor, values, offset)
+        if verify and (found := checksum(values)) != self._checksums[name]:
+            raise ValueError(f"the checksum of its {name} is {found}, and {self._checksums[name]} was written")
         return values
 
-    def verify(self, name: str, values: Array) -> None:
-        """Require that an array which was read is the one that was written.
+    def take(self, name: str, rows: Array, *, verify: bool) -> Array:
+        """Some rows of an array, in the order given; only these are read, without a checksum, if they are few."""
+        dataset = self._datasets[name]
+        offset = dataset.get_offset()
+        if offset is None or 4 * len(rows) > self._rows:
+            return self.read(name, verify=verify)[rows]
+        taken = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
+        for place, row in enumerate(rows.tolist()):
+            _read_into(self._descriptor, taken[place : place + 1], offset + row * taken[:1].nbytes)
+        return taken
 
-        Raises:
-            ValueError: its checksum is another.
-        """
-        if (found := checksum(values)) != self._checksums[name]:
-            raise ValueError(f"the checksum of its {name} is {found}, and {self._checksums[name]} was written")
-
-
-def read_block_file(
-    path: Path, key: BlockKey, known: Forms, *, verify: bool, buffers: Buffers | None = None
-) -> dict[str, Array]:
-    """All arrays of a block file as they are stored, in memory from `buffers`; `verify` compares them with their checksums.
-
-    Raises:
-        IncompleteRunError, CorruptFileError: as `open_block_file`.
-    """
-    empty = np.empty if buffers is None else buffers.empty
-    with _refusing(path):
-        with path.open("rb", buffering=0) as raw:
-            for form in key.forms(known):
-                arrays = {name: empty(*kind) for name, kind in key.types.items()}
-                if (text := form.read(raw.fileno(), arrays)) is not None:
-                    file = BlockFile(raw.fileno(), key, text, form.offsets, {})
-                    for name, values in arrays.items() if verify else ():
-                        file.verify(name, values)
-                    return arrays
-        with open_block_file(path, key, known) as file:
-            return {name: file.read(name, verify=verify) for name in key.types}
+    def offset(self, name: str) -> int | None:
+        """Where an array begins in the file; None if it is compressed."""
+        found: int | None = self._datasets[name].get_offset()
+        return found
 
 
 @contextmanager
-def open_block_file(path: Path, key: BlockKey, known: Forms) -> Iterator[BlockFile]:
-    """Open a block file; `known` are the forms of those that were opened before.
+def open_block_file(path: Path, key: BlockKey) -> Iterator[BlockFile]:
+    """Open a block file. Whatever a damaged file leads to while it is open becomes an error of ours.
 
     Raises:
-        IncompleteRunError: there is none.
-        CorruptFileError: it is not the block that `key` says; nothing of it was read into memory.
+        IncompleteRunError: there is no such file.
+        CorruptFileError: the file is not the block that `key` describes.
     """
-    with _refusing(path):
-        with path.open("rb", buffering=0) as raw:
-            for form in key.forms(known):
-                if (text := form.text_of(raw.fileno())) is not None:
-                    yield BlockFile(raw.fileno(), key, text, form.offsets, {})
-                    return
-        with h5py.File(path, "r") as file:
-            yield _made_out(file.id, key, known)
-
-
-@contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Whatever a damaged file leads to is an error of ours."""
     try:
-        yield
+        with h5py.File(path, "r") as file:
+            yield BlockFile(file.id, key)
     except FileNotFoundError as error:
-        raise IncompleteRunError(f"{path} is missing: not featurised yet, or deleted. Run featurize again.") from error
+        raise IncompleteRunError(f"{path} is missing: not featurized yet, or deleted. Run featurize again.") from error
     except TrakError:
         raise
-    # A damaged file makes h5py raise nearly anything, among it RuntimeError, KeyError, TypeError and MemoryError.
+    # A damaged file makes h5py raise nearly anything, RuntimeError, KeyError, TypeError and MemoryError included.
     except Exception as error:
         raise CorruptFileError(
             f"{path} is not the block that its name and manifest say: {error}. Delete the file and run featurize again."
         ) from error
 
 
-def _made_out(file: h5py.h5f.FileID, key: BlockKey, known: Forms) -> BlockFile:
-    """A file that HDF5 has opened."""
-    descriptor, types = file.get_vfd_handle(), key.types
-    size = os.fstat(descriptor).st_size
-    # The low-level interface of h5py, since the other one takes three times as long.
-    datasets = {name: _open_dataset(file, name, *expected, size) for name, expected in types.items()}
-    text, offsets = _read_text(file), {name: dataset.get_offset() for name, dataset in datasets.items()}
-    found = BlockFile(descriptor, key, text, offsets, datasets)
-    known.learn(_form(descriptor, types, offsets, text))
-    return found
-
-
-def _form(descriptor: int, types: Types, offsets: Mapping[str, int | None], text: bytes) -> Form | None:
-    certain = {name: offset for name, offset in offsets.items() if offset is not None}
-    return Form.of(descriptor, types, certain, text) if len(certain) == len(types) else None
-
-
 def _open_dataset(
     file: h5py.h5f.FileID, name: str, shape: tuple[int, ...], dtype: str, file_size: int
 ) -> h5py.h5d.DatasetID:
+    """Open an array, after making sure that it lies in this file and that reading it makes room for no more than it holds."""
     if file.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
         raise ValueError(f"its {name} is a link to something else")
     dataset = h5py.h5d.open(file, name.encode())
@@ -232,7 +150,7 @@ def _open_dataset(
         filters = [creation.get_filter(i)[0] for i in range(creation.get_nfilters())]
         if nbytes > LARGEST_COMPRESSED or creation.get_chunk() != shape or filters != [BITSHUFFLE]:
             raise ValueError(f"its {name} would unpack to {nbytes} bytes in chunks of {creation.get_chunk()}")
-        _filters("lz4")  # hdf5plugin must be imported for HDF5 to unpack it
+        _filters("lz4")  # HDF5 unpacks only after hdf5plugin was imported
     elif (
         creation.get_layout() != h5py.h5d.CONTIGUOUS
         or creation.get_external_count()
@@ -243,20 +161,31 @@ def _open_dataset(
     return dataset
 
 
-def _read_text(file: h5py.h5f.FileID) -> bytes:
+def _described(file: h5py.h5f.FileID) -> dict[str, Any]:
+    """The attribute ``block``."""
     attribute = h5py.h5a.open(file, b"block")
     if attribute.shape != () or attribute.dtype.kind != "S" or attribute.get_storage_size() > 2**16:
         raise ValueError("its attribute 'block' is not text")
     text = np.empty((), attribute.dtype)
     attribute.read(text)
-    return bytes(text.item())
-
-
-def _described(text: bytes) -> dict[str, Any]:
-    described = json.loads(text)
+    described = json.loads(bytes(text.item()))
     if not isinstance(described, dict) or not isinstance(described.get("xxh3_64"), dict):
-        raise ValueError(f"its attribute 'block' is {text[:80]!r}")
+        raise ValueError(f"its attribute 'block' is {bytes(text.item())[:80]!r}")
     return described
+
+
+def _read_into(descriptor: int, values: Array, offset: int) -> None:
+    """Fill a contiguous array from an open file.
+
+    Raises:
+        EOFError: the file ends before.
+    """
+    view = memoryview(values.data).cast("B")
+    while view:
+        count = os.preadv(descriptor, [view], offset)
+        if not count:
+            raise EOFError(f"the file ends {len(view)} bytes early")
+        view, offset = view[count:], offset + count
 
 
 def _filters(compression: Compression) -> dict[str, Any]:

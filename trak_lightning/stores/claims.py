@@ -1,4 +1,4 @@
-"""Sharing the blocks of a feature set between processes, so that no two living ones compute the same."""
+"""Share the blocks of a feature set between processes, so that no two of them compute the same block."""
 
 import errno
 import os
@@ -17,26 +17,26 @@ _UNSUPPORTED = (errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 _held: dict[Path, tuple[int, set[int]]] = {}
-"""Lock file → its descriptor, and the blocks that this process has. One descriptor for each file, because closing any of
-them would give up all claims of the process."""
+"""Lock file → its descriptor, and the blocks that this process has claimed. There is one descriptor per file, because closing
+any of them would give up all claims of the process."""
 
 
 _lock = threading.Lock()  # blocks are claimed by the main thread and released by the one that writes
 
 
 class Claims:
-    """One byte of a file for each block, locked by whoever computes that block.
+    """One byte of a file per block, locked by the process that computes the block.
 
-    The operating system lets go of a lock when its process dies, in whatever way, so no claim is ever left over and
+    The operating system releases a lock when its process dies, however that happens, so that no claim is ever left over and
     nothing depends on clocks. POSIX record locks also work between the machines of a cluster where the file system (NFS,
-    Lustre with ``-o flock``) supports them; where locks are not supported every claim succeeds.
+    Lustre with ``-o flock``) supports them; elsewhere every claim succeeds.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def acquire(self, block: int) -> bool:
-        """Whether this process now has the block. Claims of one process do not exclude each other.
+        """Claim a block; returns whether this process now has it. Claims of one process do not exclude each other.
 
         Raises:
             StorageError: the folder cannot be written to.

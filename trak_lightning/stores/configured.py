@@ -1,4 +1,4 @@
-"""The store of a run directory, as its own configuration names it. No torch."""
+"""Open the store that the configuration of a run directory names. No torch."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from trak_lightning.stores.base import FeatureStore
 
 
 def open_store(run: RunDirectory, choice: Any = None) -> FeatureStore:
-    """The store that `choice` names, else the one in ``config.yaml``, else HDF5 files in the run directory.
+    """Open the store that `choice` names, else the one in ``config.yaml``, else HDF5 files in the run directory.
 
     Raises:
         IncompleteRunError: there is no such run directory.

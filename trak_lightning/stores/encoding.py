@@ -1,6 +1,6 @@
-"""How features are written in fewer bits, and read back as numbers.
+"""Encode features in fewer bits, and decode them.
 
-| dtype | bytes a number | what is stored |
+| dtype | bytes per number | what is stored |
 | --- | --- | --- |
 | ``float64`` | 8 | the numbers |
 | ``float32`` | 4 | the numbers, rounded to nearest |
@@ -8,7 +8,7 @@
 | ``bfloat16`` | 2 | the upper half of float32 as uint16, rounded to nearest, ties to even |
 | ``int8`` | 1 | each row divided by its largest absolute value / 127, rounded to integers −127 … 127 |
 
-What was read can be written again and gives the same bits: scales are chosen so that this holds exactly.
+Decoded numbers can be encoded again and give the same bits; the scales are chosen so that this holds exactly.
 """
 
 from typing import Any, Literal, TypeAlias, get_args
@@ -18,21 +18,25 @@ import numpy.typing as npt
 
 Dtype: TypeAlias = Literal["float32", "float64", "float16", "bfloat16", "int8"]
 DTYPES = get_args(Dtype)
+Compression: TypeAlias = Literal["none", "lz4", "zstd"]
+COMPRESSIONS = get_args(Compression)
+LARGEST_COMPRESSED = 2**32
+"""Bytes: a compressed block that claims to be larger is refused, since a small file can unpack to any size."""
 STORED = {"bfloat16": "<u2"} | {name: np.dtype(name).newbyteorder("<").str for name in DTYPES if name != "bfloat16"}
 """The type in files, little-endian."""
 SCALED = ("float16", "int8")
-"""These have a float32 ``scale`` for every row: number = stored · scale."""
+"""These have a float32 ``scale`` per row: number = stored · scale."""
 
 NEAR = 2**17
-"""Numbers that are worked on at a time, so that they stay in the processor's cache."""
+"""Numbers converted at a time, so that they stay in the processor's cache."""
 
 Array = npt.NDArray[Any]
 
 
 def encode(features: Array, dtype: str) -> tuple[Array, Array | None]:
-    """What is stored of rows (b, k), and the scales (b,) if there are any.
+    """Encode rows (b, k); returns the stored rows and, for some types, their scales (b,).
 
-    Numbers that `dtype` cannot hold come out as infinities, in the rows or in the scales: see `overflows`.
+    Numbers that `dtype` cannot hold become infinities in the rows or in the scales; see `overflows`.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype in ("float32", "float64"):
@@ -47,7 +51,7 @@ def encode(features: Array, dtype: str) -> tuple[Array, Array | None]:
 
 
 def decode(stored: Array, scale: Array | None, dtype: str) -> Array:
-    """The numbers (b, k): float64 if `dtype` is, else float32."""
+    """Decode stored rows to (b, k) numbers: float64 if `dtype` is, else float32."""
     if dtype == "bfloat16":
         return (stored.astype("<u4") << 16).view("<f4")
     if scale is None:
@@ -58,14 +62,14 @@ def decode(stored: Array, scale: Array | None, dtype: str) -> Array:
 
 
 def _from_float16(stored: Array) -> Array:
-    """``stored.astype(np.float32)`` of finite numbers, the same bits in a sixth of the time."""
+    """``stored.astype(np.float32)`` for finite numbers: the same bits in a sixth of the time."""
     numbers = np.empty(stored.shape, np.float32)
     step = max(1, NEAR // max(1, stored.shape[1]))
     for first in range(0, len(stored), step):
         piece = numbers[first : first + step]
         bits = piece.view(np.int32)
         bits[:] = stored[first : first + step].view("<i2")
-        # Sign, exponent and fraction to where float32 has them; its exponents are counted from 112 lower.
+        # Move sign, exponent and fraction to their places in float32, whose exponent bias is larger by 112.
         bits <<= 13
         bits &= -(2**31) | (2**28 - 1)
         piece *= np.float32(2.0**112)
@@ -80,7 +84,7 @@ def overflows(stored: Array, scale: Array | None, dtype: str) -> bool:
 
 
 def column_dtype(dtype: str) -> str:
-    """Of outputs, loss weights and curvatures beside features of `dtype`."""
+    """The type of outputs, loss weights and curvatures that are stored with features of `dtype`."""
     return "<f8" if dtype == "float64" else "<f4"
 
 

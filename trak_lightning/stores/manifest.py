@@ -1,4 +1,4 @@
-"""``manifest.json``: what a feature set on disk holds, with a checksum of its own."""
+"""``manifest.json``: what a stored feature set holds, with a checksum of its own."""
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
@@ -7,51 +7,62 @@ from typing import Any
 
 from trak_lightning.errors import CorruptFileError, StorageError
 from trak_lightning.run.atomic import atomic_create, atomic_write
+from trak_lightning.run.fingerprint import require_same
 from trak_lightning.seeds import fingerprint
+from trak_lightning.stores.arrays import SCHEMA_VERSION
 from trak_lightning.stores.base import FeatureSpec
 from trak_lightning.stores.encoding import DTYPES
 from trak_lightning.stores.validation import identity, require_name
 
-SCHEMA_VERSION = 1
 FILE = "manifest.json"
 MOST_BLOCKS = 2**24
-"""A manifest that speaks of more is not believed."""
+"""A manifest that claims more is refused."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A spec, and how its rows are stored."""
+    """The spec of a feature set, and how its rows are stored."""
 
     spec: FeatureSpec
     dtype: str
     set_id: str
-    """In every block, so that one of another set is noticed. Stays when the set grows."""
+    """Stored in every block, so that a block of another set is refused. It stays the same when the set grows."""
     grown_from: tuple[int, ...] = ()
     """Numbers of samples that the set had before it grew."""
+    schema_version: int = SCHEMA_VERSION
+    """Of the trak_lightning that created the set; see `trak_lightning.stores.arrays`."""
 
     @classmethod
     def of(cls, spec: FeatureSpec, dtype: str) -> "Manifest":
         return cls(spec, dtype, fingerprint([identity(spec), spec.split, spec.checkpoint, dtype]))
 
     def grown(self, spec: FeatureSpec) -> "Manifest":
-        """The manifest of the same set with the samples and the data of `spec`."""
+        """The manifest of this set once it has the samples and the data of `spec`."""
         longer = replace(self.spec, num_samples=spec.num_samples, fingerprint=spec.fingerprint)
         return replace(self, spec=longer, grown_from=(*self.grown_from, self.spec.num_samples))
 
+    def require(self, spec: FeatureSpec, dtype: str, where: Path | str) -> None:
+        """Refuse to use the set at `where` for `spec` and `dtype` if it was made with other settings.
+
+        Raises:
+            IncompatibleRunError: names the first setting that differs, with both values.
+        """
+        require_same(identity(self.spec) | {"store.dtype": self.dtype}, identity(spec) | {"store.dtype": dtype}, where)
+
     def create(self, folder: Path) -> None:
-        """Write to `folder`, unless another process was first."""
+        """Write the manifest to `folder`, unless another process was faster."""
         with atomic_create(folder / FILE) as part:
             part.write_text(self.dump())
 
     def replace_in(self, folder: Path) -> None:
-        """Write to `folder` in the place of an older one."""
+        """Write the manifest to `folder`, replacing an older one."""
         with atomic_write(folder / FILE) as part:
             part.write_text(self.dump())
 
     def dump(self) -> str:
-        """As JSON text."""
+        """The manifest as JSON text."""
         content = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": self.schema_version,
             "dtype": self.dtype,
             "set": self.set_id,
             "grown_from": list(self.grown_from),
@@ -61,24 +72,25 @@ class Manifest:
 
     @classmethod
     def load(cls, text: str, where: Path | str) -> "Manifest":
-        """From JSON text; `where` it was found is named in errors.
+        """Read a manifest from JSON text; errors name `where` it was found.
 
         Raises:
-            CorruptFileError: it is not what `dump` wrote.
+            CorruptFileError: the text is not what `dump` wrote.
         """
         try:
             content = json.loads(text)
             seen, expected = content.pop("checksum"), fingerprint(content)
             if seen != expected:
-                raise ValueError(f"its checksum is {seen}, and {expected} belongs to what it says")
+                raise ValueError(f"its checksum is {seen}, and its content has {expected}")
             version = content["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise ValueError(f"schema version {version}; this trak_lightning reads version {SCHEMA_VERSION}")
+            if version not in range(1, SCHEMA_VERSION + 1):
+                raise ValueError(f"schema version {version}; this trak_lightning reads 1 to {SCHEMA_VERSION}")
             spec = FeatureSpec(**{field.name: content[field.name] for field in fields(FeatureSpec)})
             _check(spec)
             if content["dtype"] not in DTYPES:
                 raise ValueError(f"dtype {content['dtype']!r}; there are {', '.join(DTYPES)}")
-            return cls(spec, content["dtype"], str(content["set"]), tuple(map(int, content["grown_from"])))
+            grown_from = tuple(map(int, content["grown_from"]))
+            return cls(spec, content["dtype"], str(content["set"]), grown_from, version)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, StorageError) as error:
             raise CorruptFileError(
                 f"{where} is not a manifest ({type(error).__name__}: {error}). Delete the features that it belongs to and "
@@ -87,10 +99,10 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """That of `folder`.
+        """Read the manifest of `folder`.
 
         Raises:
-            CorruptFileError: it is damaged, or of another split or checkpoint than the folder's name says.
+            CorruptFileError: it is damaged, or its split or checkpoint is not the name of the folder.
         """
         path = folder / FILE
         try:

@@ -1,4 +1,4 @@
-"""Features in memory: gone with the process. For tests and small problems."""
+"""Features in memory, lost when the process ends. For tests and small problems."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from trak_lightning.errors import IncompleteRunError
 from trak_lightning.run.fingerprint import require_same
 from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
-from trak_lightning.stores.validation import COLUMNS, identity, require_rows
+from trak_lightning.stores.validation import COLUMNS, identity, no_such_set, require_rows
 
 
 class MemoryStore(FeatureStore):
-    """Keeps features as they are given, in any dtype. Memory: n·k numbers for each checkpoint and split."""
+    """Keep features as they are given, in any dtype. Memory: n·k numbers per checkpoint and split."""
 
     def __init__(self) -> None:
         self._sets: dict[tuple[str, str], MemorySet] = {}
@@ -35,10 +35,7 @@ class MemoryStore(FeatureStore):
 
     def open(self, split: str, checkpoint: str) -> FeatureSet:
         if (split, checkpoint) not in self._sets:
-            raise IncompleteRunError(
-                f"there are no features of {split!r} under checkpoint {checkpoint}; there are "
-                f"{', '.join('/'.join(key) for key in self.list()) or 'none'}. Run featurize first."
-            )
+            raise no_such_set(split, checkpoint, "memory", self.list())
         return self._sets[split, checkpoint]
 
     def list(self) -> list[tuple[str, str]]:
@@ -59,9 +56,12 @@ class MemorySet(FeatureSet):
     def read_block(self, block: int) -> FeatureRows:
         if block in self.missing_blocks():
             raise IncompleteRunError(
-                f"block {block} of {self.spec.split}/{self.spec.checkpoint} has not been featurised"
+                f"block {block} of {self.spec.split}/{self.spec.checkpoint} has not been featurized"
             )
         return self._blocks[block]
+
+    def discard(self, block: int) -> None:
+        self._blocks.pop(block, None)
 
     def missing_blocks(self) -> list[int]:
         lengths = {block: len(rows) for block, rows in self._blocks.items()}

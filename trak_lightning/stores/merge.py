@@ -1,6 +1,4 @@
-"""The features of one run directory or of several, into one HDF5 file that can be given away, or into another store. No
-torch.
-"""
+"""Merge the features of run directories into one HDF5 file for sharing, or into another store. No torch."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,7 +13,7 @@ from trak_lightning.run.atomic import atomic_hdf5
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import require_same
 from trak_lightning.run.formatting import format_ranges
-from trak_lightning.stores.arrays import COLUMNS, checksum, to_arrays
+from trak_lightning.stores.arrays import NUMBERS, SCHEMA_VERSION, checksum, to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.stores.configured import open_store
 from trak_lightning.stores.encoding import STORED
@@ -24,23 +22,23 @@ from trak_lightning.stores.transfer import write_run
 from trak_lightning.stores.validation import identity
 
 Parts: TypeAlias = dict[tuple[str, str], list[FeatureSet]]
-"""(Split, checkpoint) → the sets that together hold all its blocks."""
+"""(Split, checkpoint) → the sets that together hold all of its blocks."""
 
 
 def merge(paths: Sequence[Path], output: Path, *, store: Any = None, to: Any = None) -> list[FeatureSet]:
-    """Write every feature set of the run directories to one place; returns the sets, one for each split and checkpoint.
+    """Write every feature set of the run directories to one place; returns the sets, one per split and checkpoint.
 
-    A set may be spread over several directories. Blocks that several of them hold must be the same.
+    A set may be spread over several directories. If several of them hold the same block, their rows must agree.
 
     Args:
         paths: the run directories.
-        output: an HDF5 file, or a run directory if `to` is given; it must not exist.
-        store: of all run directories; what their configurations say if None.
-        to: a store for `output`, by name or as ``{"name": …, **options}``; of the same ``dtype`` if none is named.
+        output: a new HDF5 file, or a new run directory if `to` is given.
+        store: the store of all run directories; if None, the one that each configuration names.
+        to: a store for `output`, by name or as ``{"name": …, **options}``; its ``dtype`` defaults to that of the features.
 
     Raises:
         IncompleteRunError: a block is in none of them; names the rows.
-        IncompatibleRunError: the directories were made with other settings, or hold different rows of the same samples.
+        IncompatibleRunError: the directories were made with different settings, or hold different rows of the same samples.
     """
     if output.exists():
         raise DataError(f"{output} exists; choose another --output, or delete it")
@@ -64,14 +62,14 @@ def merge(paths: Sequence[Path], output: Path, *, store: Any = None, to: Any = N
 
 
 def blocks(parts: Sequence[FeatureSet]) -> Iterator[FeatureRows]:
-    """All blocks of a set, in order, each from one of the sets that hold it."""
+    """Read all blocks of a set in order, each from one of the parts that hold it."""
     missing = [set(part.missing_blocks()) for part in parts]
     for block in range(parts[0].spec.num_blocks):
         yield next(part for part, lacks in zip(parts, missing, strict=True) if block not in lacks).read_block(block)
 
 
 def dtype_of(part: FeatureSet) -> str:
-    """In which its features are stored."""
+    """The type in which a feature set stores its features."""
     manifest = getattr(part, "manifest", None)
     if isinstance(manifest, Manifest):
         return manifest.dtype
@@ -81,7 +79,7 @@ def dtype_of(part: FeatureSet) -> str:
 def _write_file(output: Path, runs: Sequence[RunDirectory], found: Parts) -> None:
     records = {record.id: record.source for run in runs for record in run.read().checkpoints}
     with atomic_hdf5(output) as file:
-        file.attrs["schema_version"] = 1
+        file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["checkpoints"] = json.dumps([{"id": id_, "source": source} for id_, source in records.items()])
         for id_ in records:
             subset = next((s for run in runs if (s := run.read_subset(id_)) is not None), None)
@@ -114,8 +112,8 @@ def _require_whole(name: str, parts: Sequence[FeatureSet]) -> None:
             for other in copies[1:]:
                 if not _same(first, other.read_block(block)):
                     raise IncompatibleRunError(
-                        f"block {block} of {name} is in several run directories, with different rows. Find out which one is "
-                        "right, and delete the block in the others."
+                        f"block {block} of {name} is in several run directories, with different rows. Find out which "
+                        "one is right, and delete the block in the others."
                     )
 
 
@@ -133,8 +131,11 @@ def _write_set(group: h5py.Group, parts: Sequence[FeatureSet]) -> None:
             group[name][samples.start : samples.stop] = values
             checksums.setdefault(name, []).append(checksum(values))
     for name, of_blocks in checksums.items():
-        group[f"xxh3_64/{name}"] = np.array(of_blocks, "S16")  # an attribute would hold those of 4,000 blocks at most
+        group[f"xxh3_64/{name}"] = np.array(of_blocks, "S16")  # a dataset, since an attribute holds 64 KB at most
 
 
 def _same(one: FeatureRows, other: FeatureRows) -> bool:
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("features", *COLUMNS))
+    known = (one.content != 0) & (other.content != 0)
+    return np.array_equal(one.content[known], other.content[known]) and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("features", *NUMBERS)
+    )

@@ -1,4 +1,4 @@
-"""Reading ahead."""
+"""Read the next blocks in background threads while the present one is used."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +10,9 @@ Value = TypeVar("Value")
 
 
 def prefetched(read: Callable[[Key], Value], keys: Sequence[Key], ahead: int) -> Iterator[Value]:
-    """``map(read, keys)``, in order, with the next `ahead` results read in background threads meanwhile.
+    """``map(read, keys)``, while the next `ahead` results are read in at most two background threads.
 
-    At most ``ahead + 1`` results exist at a time. An error of `read` is raised where its result would have come.
+    At most ``ahead + 1`` results exist at a time. An error of `read` is raised in place of its result.
     """
     if ahead < 1 or len(keys) < 2:
         yield from map(read, keys)
@@ -26,5 +26,5 @@ def prefetched(read: Callable[[Key], Value], keys: Sequence[Key], ahead: int) ->
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:  # also when the consumer stops early
+    finally:  # also if the consumer stops early
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Parts of a featurizing job that need not know of each other: ``3/16`` is the third of sixteen. Needs no torch."""
+"""Independent parts of a featurizing job: ``3/16`` is the third of sixteen. Needs no torch."""
 
 import json
 import re
@@ -17,8 +17,8 @@ from trak_lightning.stores.base import FeatureSet, FeatureStore
 class Shard:
     """Number `index` of `count`, counted from 1.
 
-    The blocks of all feature sets, one checkpoint after the other, are cut into `count` runs of equal length, give or take
-    one block: a function of the sets alone, so that a shard that is run again does the same blocks.
+    The blocks of all feature sets, one checkpoint after the other, are divided into `count` sequences whose lengths differ by
+    at most one block. The division depends on the sets alone, so that a shard that is run again computes the same blocks.
     """
 
     index: int = 1
@@ -26,10 +26,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """From ``3/16``.
+        """Read a shard such as ``3/16``.
 
         Raises:
-            SettingsError: anything else; says what there is.
+            SettingsError: the text is anything else; names the shards that exist.
         """
         found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if found is None:
@@ -46,7 +46,7 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def blocks(self, sets: Sequence[FeatureSet]) -> list[range]:
-        """Which blocks of each set are this shard's."""
+        """The blocks of each set that belong to this shard."""
         ends = list(accumulate(found.spec.num_blocks for found in sets))
         total = ends[-1] if ends else 0
         first, last = total * (self.index - 1) // self.count, total * self.index // self.count
@@ -56,21 +56,20 @@ class Shard:
         ]
 
     def record(self, run: RunDirectory) -> None:
-        """Leave a note of how many shards there are, for `unfinished`."""
+        """Record the number of shards, for `unfinished`."""
         if self.count > 1 and _count(run) != self.count:
             with atomic_write(run.path / _FILE) as part:
                 part.write_text(json.dumps({"count": self.count}))
 
 
 def unfinished(run: RunDirectory, store: FeatureStore, split: str) -> str:
-    """Which shards have blocks of a split that are missing, in words: ``shards 3, 7–9 of 16``; empty if none has, or if
-    there are no shards."""
+    """The shards that lack blocks of a split, as ``shards 3, 7–9 of 16``; empty if none does, or if there are no shards."""
     count = _count(run)
     if not count:
         return ""
     there = store.list()
     if missing_sets := [record.id for record in run.read().checkpoints if (split, record.id) not in there]:
-        return f"all shards of {count}, which have not begun with checkpoint {missing_sets[0]}"
+        return f"all shards of {count}, which have not started checkpoint {missing_sets[0]}"
     sets = [store.open(split, record.id) for record in run.read().checkpoints]
     missing = [set(found.missing_blocks()) for found in sets]
     found = [
@@ -95,4 +94,4 @@ def _count(run: RunDirectory) -> int:
     try:
         return int(read_json(path)["count"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(f"{path} is not a note of shards ({error}). Delete it.") from error
+        raise CorruptFileError(f"{path} does not hold the number of shards ({error}). Delete it.") from error

@@ -1,4 +1,4 @@
-"""What feature sets have in common that several processes fill at once, and that may grow. For authors of stores."""
+"""Feature sets that several processes fill at once and that may grow. For authors of stores."""
 
 from abc import abstractmethod
 from functools import cached_property
@@ -10,13 +10,13 @@ from trak_lightning.stores.manifest import Manifest
 
 
 class SharedSet(FeatureSet):
-    """A feature set whose blocks are claimed by locks on a file of the run directory, wherever the rows themselves live.
+    """A feature set whose blocks are claimed by locks on a file of the run directory, wherever the rows themselves are.
 
-    A store says what is stored; what is missing, what may be claimed and which rows are known follows from that.
+    Subclasses say what is stored; what is missing, what may be claimed and which rows are known follows from that.
 
     Args:
-        manifest: what the set holds.
-        lock: a file for the claims; it and its folder are made when they are needed.
+        manifest: the description of the set.
+        lock: the file for the claims; it and its folder are created when they are needed.
     """
 
     def __init__(self, manifest: Manifest, lock: Path) -> None:
@@ -24,17 +24,21 @@ class SharedSet(FeatureSet):
         self.spec = manifest.spec
         self._claims = Claims(lock)
 
+    @property
+    def dtype(self) -> str:
+        return self.manifest.dtype
+
     @abstractmethod
     def stored_blocks(self) -> set[int]:
-        """The blocks of which something is stored, known without opening any."""
+        """The blocks of which at least some rows are stored, found without opening any."""
 
     @abstractmethod
     def stored_rows(self, block: int) -> int:
-        """How many rows of a block are stored: 0, all, or where a shorter dataset ended in it those of then."""
+        """The number of stored rows of a block: 0, all, or fewer if a shorter dataset ended in it."""
 
     @abstractmethod
     def first_rows(self, block: int, rows: int) -> FeatureRows | None:
-        """A block of which only so many rows are stored; None if they cannot be read any more."""
+        """Read a block of which only the first `rows` are stored; None if they cannot be read anymore."""
 
     def missing_blocks(self) -> list[int]:
         there = self.stored_blocks()
@@ -65,7 +69,7 @@ class SharedSet(FeatureSet):
 
     @cached_property
     def once_last(self) -> dict[int, list[int]]:
-        """Blocks in which a shorter dataset once ended → the numbers of rows that they had then."""
+        """Block in which a shorter dataset ended → the numbers of rows that it had then."""
         found: dict[int, list[int]] = {}
         for before in self.manifest.grown_from:
             if before % self.spec.block_size:

@@ -1,4 +1,4 @@
-"""Feature sets into a new run directory, with a store of its own. No torch."""
+"""Write feature sets to a new run directory with another store. No torch."""
 
 import inspect
 import shutil
@@ -23,17 +23,17 @@ def write_run(
     sets: Iterable[tuple[FeatureSpec, Iterable[FeatureRows]]],
     dtype: str,
 ) -> None:
-    """Fill a new run directory: features, and from the `sources` all that scoring and further featurizing need.
+    """Fill a new run directory with features, and copy from `sources` what scoring and further featurizing need.
 
     Args:
-        run: where to.
+        run: the new run directory.
         choice: the store, as a name or as ``{"name": …, **options}``.
-        sources: run directories that made the features.
-        sets: what is to be stored, with the rows of all blocks in order.
-        dtype: of the store, if it has types and `choice` names none.
+        sources: the run directories from which the features come.
+        sets: the spec of each feature set, with the rows of all its blocks in order.
+        dtype: the default for the store's option ``dtype``, if it has one.
 
     Raises:
-        StorageError: a set was not stored, or the store forgets it.
+        StorageError: a set could not be stored, or the store does not keep it.
     """
     options = {"name": choice} if isinstance(choice, str) else dict(choice)
     kind = registry.resolve("stores", options["name"]).load()
@@ -61,7 +61,7 @@ def write_run(
 
 
 def _copy_what_is_known(record: CheckpointRecord, sources: Sequence[RunDirectory], run: RunDirectory) -> None:
-    """Of a checkpoint: its subset, and what was fitted under it."""
+    """Copy the subset of a checkpoint, and what projectors and tasks learned under it."""
     subset = next((s for source in sources if (s := source.read_subset(record.id)) is not None), None)
     if subset is not None:
         run.write_subset(record.id, subset)
@@ -73,7 +73,7 @@ def _copy_what_is_known(record: CheckpointRecord, sources: Sequence[RunDirectory
 
 
 def _write_config(config: Path, run: RunDirectory, options: dict[str, Any]) -> None:
-    """The configuration of a source, with this run directory and this store."""
+    """Write the configuration of a source, with this run directory and this store in it."""
     rest = {name: value for name, value in options.items() if name != "name"}
     content = yaml.safe_load(config.read_text())
     content["run_dir"] = str(run.path)

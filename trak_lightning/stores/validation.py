@@ -1,22 +1,29 @@
-"""What every store demands of the rows it is given."""
+"""Checks that every store makes."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trak_lightning.errors import DataError, NonFiniteGradientError, StorageError
+from trak_lightning.errors import (
+    DataError,
+    IncompleteRunError,
+    NonFiniteGradientError,
+    SettingsError,
+    StorageError,
+)
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
 
-COLUMNS = ("features", "index", "output", "loss_weight", "curvature")
-"""The parts of `FeatureRows`, in the order in which files hold them."""
+COLUMNS = tuple(field.name for field in fields(FeatureRows))
 
 
 def require_name(name: str) -> None:
     """Refuse a split or checkpoint that cannot be the name of a folder.
 
     Raises:
-        StorageError: it is empty, hidden, or leads elsewhere.
+        StorageError: the name is empty, hidden, too long, or leads elsewhere.
     """
     if (
         not isinstance(name, str)
@@ -30,8 +37,26 @@ def require_name(name: str) -> None:
         raise StorageError(f"{name!r} cannot name a folder: use letters, digits, '-', '_' and '.'")
 
 
+def require_option(name: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is not one of those `known`.
+
+    Raises:
+        SettingsError: names them.
+    """
+    if value not in known:
+        raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def no_such_set(split: str, checkpoint: str, where: Path | str, there: Iterable[tuple[str, str]]) -> IncompleteRunError:
+    """The error for a feature set that `FeatureStore.open` does not find; `there` are those that exist."""
+    return IncompleteRunError(
+        f"there are no features of {split!r} under checkpoint {checkpoint} in {where}; there are "
+        f"{', '.join('/'.join(key) for key in there) or 'none'}. Run trak featurize first."
+    )
+
+
 def identity(spec: FeatureSpec) -> dict[str, Any]:
-    """What two specs must agree on to be of one set; batches and blocks are not part of it."""
+    """The settings that two specs must share to describe one set; batch and block sizes may differ."""
     return {"length of the dataset": spec.num_samples, "dim": spec.dim, **spec.fingerprint}
 
 
@@ -39,7 +64,7 @@ def require_rows(spec: FeatureSpec, block: int, rows: FeatureRows) -> None:
     """Refuse rows that are not this block of this set.
 
     Raises:
-        DataError: other samples than the block's, or other shapes.
+        DataError: the samples are not those of the block, or a column has another shape.
         NonFiniteGradientError: NaN or infinity; names the samples.
     """
     expected = spec.block_range(block)
@@ -54,6 +79,8 @@ def require_rows(spec: FeatureSpec, block: int, rows: FeatureRows) -> None:
         shape = (len(expected), spec.dim) if name == "features" else (len(expected),)
         if values.shape != shape:
             raise DataError(f"{name} of {where} must have shape {shape}, got {values.shape}")
+        if name == "content" and values.dtype != np.uint64:
+            raise DataError(f"content of {where} must be uint64 hashes, got {values.dtype}")
         finite = np.isfinite(values).reshape(len(expected), -1).all(axis=1)
         if not finite.all():
             raise NonFiniteGradientError(

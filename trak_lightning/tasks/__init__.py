@@ -1,4 +1,4 @@
-"""What is differentiated: model output functions f(z; θ) and their loss weights."""
+"""Model output functions f(z; θ), which are differentiated, and their loss weights."""
 
 from trak_lightning.tasks.base import Task
 

@@ -1,5 +1,6 @@
 """The interface of a task."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
+
+from trak_lightning.errors import SettingsError
+from trak_lightning.tasks.state import to_json
 
 _SIZE: ContextVar[int | None] = ContextVar("batch_size", default=None)
 
@@ -33,9 +37,9 @@ def current_size() -> int | None:
 
 
 class Task(ABC):
-    """A model output function f(z; θ), one scalar a sample, and how the training loss depends on it.
+    """A model output function f(z; θ), one scalar per sample, and how the training loss depends on it.
 
-    TRAK linearises f in θ and treats training as a convex problem in f: loss ℓ(f), its slope and its curvature
+    TRAK linearizes f in θ and treats training as a convex problem in f: loss ℓ(f), its slope and its curvature
     (Park et al. 2023, section 3). A task of your own needs one method, `output`:
 
     >>> class Margin(Task):
@@ -55,49 +59,76 @@ class Task(ABC):
     b = 0 unless classes are weighted or labels are smoothed; ``squared`` ℓ = q²/2; ``linear`` ℓ = −f."""
 
     fit_samples: int = 0
-    """How many training samples `fit` is to see under each checkpoint, before any output; 0 for a task that needs none."""
+    """The number of training samples that `fit` sees under each checkpoint, before any output; 0 for a task that needs none."""
 
     @abstractmethod
     def output(self, model: nn.Module, batch: Any) -> Tensor:
-        """f(z; θ) of every sample in `batch`: (B,), differentiable in the parameters of `model`.
+        """Compute f(z; θ) of every sample in `batch`, (B,), differentiable in the parameters of `model`.
 
-        `model` is called like a function. It may be a stand-in with replaced parameters (the ``functional``
-        extractor), so attributes other than its call should not be relied upon.
+        `model` is called like a function. It may be a stand-in with replaced parameters (the ``functional`` extractor passes
+        one), so do not rely on its attributes.
+
+        Raises:
+            OneSampleAtATime: there is no output per sample for a batch of more than one; for one sample there is, (1,).
         """
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        """q = −∂ℓ/∂f of every sample: (B,). For the logistic loss, 1 − p. `output` is what `output` returned."""
+        """Compute q = −∂ℓ/∂f of every sample, (B,): 1 − p for the logistic loss. `output` is what `output` returned."""
         return torch.sigmoid(-output)
 
     def curvature(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        """r = ∂²ℓ/∂f² of every sample: (B,). For the logistic loss, p(1 − p)."""
+        """Compute r = ∂²ℓ/∂f² of every sample, (B,): p(1 − p) for the logistic loss."""
         return torch.sigmoid(output) * torch.sigmoid(-output)
 
     def probabilities(self, model: nn.Module, batch: Any) -> Tensor | None:
-        """What the model predicts, for people to read: class probabilities (B, C), or None if the task has no classes."""
+        """Compute class probabilities (B, C) to show to people; None if the task has no classes."""
         return None
 
-    def weights(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
-        """q and r of every sample: what is asked for, once a batch, after its gradients. Override it where both come from
-        one more forward pass."""
+    def loss_weight_and_curvature(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute q and r of every sample, (B,) each. Called once per batch, after its gradients. Override it where one more
+        forward pass gives both."""
         return self.loss_weight(model, batch, output), self.curvature(model, batch, output)
 
-    def fit(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
-        """What is to be known of the training set before there can be an output, for tasks with `fit_samples`.
+    def require_agreement(self, whole: Any, outputs: Tensor) -> None:  # noqa: B027 (most tasks have nothing to compare)
+        """Compare what `output` found for a batch as a whole with the outputs of its samples, given one at a time.
 
-        Called once a checkpoint, without gradients, with `fit_samples` training samples (all, if there are fewer) that
-        depend on the training set alone: not on the checkpoint, the split or the number of ranks. The result is kept in
-        the run directory, for every process and for a resumed run.
+        Args:
+            whole: `OneSampleAtATime.whole`, as raised for the batch.
+            outputs: of every sample of that batch, (B,).
+
+        Raises:
+            DataError: the batch as a whole says something else, so the samples alone are not what the model was trained on.
+        """
+
+    def fit(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
+        """Learn from training samples what outputs need, for tasks with `fit_samples`.
+
+        Called once per checkpoint, without gradients, with `fit_samples` training samples (all, if there are fewer). They
+        depend on the training set alone, not on the checkpoint, the split or the number of ranks. The result is kept in the
+        run directory, for every process and for a resumed run.
         """
         return {}
 
     def fitted(self, found: Mapping[str, Tensor]) -> Self:
-        """This task with what `fit` returned, on the device of the model. A new object; `state` must not change."""
+        """Return a copy of this task that uses what `fit` returned, on the device of the model. `state` must not change."""
         return self
 
     @property
     def state(self) -> dict[str, Any]:
-        """Settings that determine the output, for the run directory: public attributes that JSON can hold."""
-        return {"class": f"{type(self).__module__}.{type(self).__qualname__}"} | {
-            name: value for name, value in vars(self).items() if not name.startswith("_")
-        }
+        """Describe the settings that determine the output, as JSON, for the run directory: all public attributes.
+
+        Raises:
+            SettingsError: an attribute cannot be recorded, or hides a method of the task.
+        """
+        own = f"{type(self).__module__}.{type(self).__qualname__}"
+        if callable(getattr(type(self), "weights", None)):
+            raise SettingsError(
+                f"{own} has a method `weights`, which is now called `loss_weight_and_curvature`. Rename it."
+            )
+        found = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        for name in found:
+            if inspect.isfunction(getattr(Task, name, None)) and not callable(found[name]):
+                raise SettingsError(
+                    f"{own} has an attribute {name!r}, which hides its method of that name. Choose another name for it."
+                )
+        return {"class": own} | {name: to_json(value, f"{own}.{name}") for name, value in found.items()}

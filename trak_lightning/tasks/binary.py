@@ -1,4 +1,4 @@
-"""Yes or no: log-odds of the true answer, of one question a sample or of several."""
+"""Log-odds of the true answer to a yes-or-no question, one per sample or several."""
 
 from typing import Any, Literal
 
@@ -8,23 +8,27 @@ from torch import Tensor, nn
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import Logistic, require_smoothing
+from trak_lightning.tasks.probabilities import OutputsAre, binary_logits, require_choice
+from trak_lightning.tasks.state import to_json
 from trak_lightning.tasks.supervised import SupervisedTask
 from trak_lightning.tasks.terms import Reduction, SumOfMargins, Terms
-from trak_lightning.tasks.validation import require_binary
+from trak_lightning.tasks.validation import number, numbers, require_binary, require_one_of
 
 
 class BinaryClassification(SupervisedTask):
     """Log-odds of the true label: ``f = log(p_y / (1 − p_y))``, which is the logit for label 1 and minus the logit for 0.
 
-    q = 1 − p_y and r = p_y(1 − p_y), as for ``BCEWithLogitsLoss``. The model returns one logit a sample, (B,) or (B, 1);
+    q = 1 − p_y and r = p_y(1 − p_y), as for ``BCEWithLogitsLoss``. The model returns one logit per sample, (B,) or (B, 1);
     labels are 0 or 1, (B,) or (B, 1), of any dtype.
 
     Args:
-        inputs: which entries of a batch the model is called with.
+        inputs: the entries of a batch that the model is called with.
         labels: the entry of a batch that holds the labels.
         outputs: the entry of the model's output that holds the logits.
-        pos_weight: of the loss that the model was trained with: samples of label 1 count so many times.
-        label_smoothing: of that loss, which then has the labels ε/2 and 1 − ε/2.
+        pos_weight: of the loss that the model was trained with: how many times a sample of label 1 counts.
+        label_smoothing: of that loss, whose labels are then ε/2 and 1 − ε/2.
+        outputs_are: ``probabilities`` for a model that ends in a sigmoid and was trained with BCELoss; ``logits`` to use outputs
+            that look like probabilities as logits. By default such outputs are refused.
     """
 
     def __init__(
@@ -34,19 +38,22 @@ class BinaryClassification(SupervisedTask):
         outputs: Key | None = None,
         pos_weight: float = 1.0,
         label_smoothing: float = 0.0,
+        outputs_are: OutputsAre = None,
     ) -> None:
         super().__init__(inputs, labels, outputs)
-        require_smoothing(label_smoothing)
-        _require_positive(pos_weight)
-        self.pos_weight = pos_weight
-        self.label_smoothing = label_smoothing
+        require_choice(outputs_are)
+        self.pos_weight = number(pos_weight, "pos_weight")
+        self.label_smoothing = number(label_smoothing, "label_smoothing")
+        self.outputs_are = outputs_are
+        require_smoothing(self.label_smoothing)
+        _require_positive(self.pos_weight)
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
-        logits, labels = self.predict(model, batch), self._labels(batch)
+        logits, labels = self.predict(model, batch, ndim=1), self._labels(batch)
         if logits.ndim == 2 and logits.shape[1] == 1:
             logits = logits[:, 0]
         require_binary(logits, labels)
-        return _margins(logits, labels)
+        return _margins(binary_logits(logits, labels, self.outputs_are), labels)
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self._logistic(batch, output).loss_weight(output)
@@ -63,21 +70,23 @@ class BinaryClassification(SupervisedTask):
 
 
 class Multilabel(SumOfMargins):
-    """``f = Σ_l log(p_l / (1 − p_l))``, the log-odds of the true answer to every label of a sample added up.
+    """``f = Σ_l log(p_l / (1 − p_l))``, the sum of the log-odds of the right answers to all labels of a sample.
 
-    As ``BCEWithLogitsLoss`` over logits (B, L) and labels (B, L) that are 0 or 1. A label that is `ignore_index` or NaN does
-    not count.
+    As ``BCEWithLogitsLoss`` over logits (B, L) and labels (B, L) that are 0 or 1. Both may have more dimensions, such as
+    masks of images, (B, 1, H, W). A label that is `ignore_index` or NaN does not count.
 
     Args:
-        inputs: which entries of a batch the model is called with.
+        inputs: the entries of a batch that the model is called with.
         labels: the entry of a batch that holds the labels.
         outputs: the entry of the model's output that holds the logits.
-        reduction: log-odds of a sample are added up (``sum``), or their ``mean`` is taken.
-        level: ``sample``: q is the mean of 1 − p_l; ``label``: every label is weighted with its own 1 − p_l in f, so that
+        reduction: ``sum`` or ``mean`` of the log-odds of a sample.
+        level: ``sample``: q is the mean of 1 − p_l; ``label``: every label is weighted in f with its own 1 − p_l, so that
             q·∇f is exactly minus the gradient of the loss.
-        ignore_index: what stands for a label that is not known.
-        pos_weight: of the loss that the model was trained with, one number a label.
-        label_smoothing: of that loss, which then has the labels ε/2 and 1 − ε/2.
+        ignore_index: the value of a label that is not known.
+        pos_weight: of the loss that the model was trained with: one number, or one per label.
+        label_smoothing: of that loss, whose labels are then ε/2 and 1 − ε/2.
+        outputs_are: ``probabilities`` for a model that ends in a sigmoid and was trained with BCELoss; ``logits`` to use outputs
+            that look like probabilities as logits. By default such outputs are refused.
     """
 
     def __init__(
@@ -88,40 +97,63 @@ class Multilabel(SumOfMargins):
         reduction: Reduction = "sum",
         level: Literal["sample", "label"] = "sample",
         ignore_index: int = -100,
-        pos_weight: list[float] | None = None,
+        pos_weight: list[float] | float | None = None,
         label_smoothing: float = 0.0,
+        outputs_are: OutputsAre = None,
     ) -> None:
-        super().__init__(inputs, labels, outputs, reduction=reduction, each_its_own=level == "label")
-        require_smoothing(label_smoothing)
-        _require_positive(*(pos_weight or []))
+        super().__init__(inputs, labels, outputs, reduction=reduction, weigh_each_term=level == "label")
+        require_one_of(level, "level", "sample", "label")
+        require_choice(outputs_are)
         self.level = level
-        self.ignore_index = ignore_index
-        self.pos_weight = pos_weight
-        self.label_smoothing = label_smoothing
+        self.ignore_index = int(ignore_index)
+        self.pos_weight = _one_or_numbers(pos_weight)
+        self.label_smoothing = number(label_smoothing, "label_smoothing")
+        self.outputs_are = outputs_are
+        require_smoothing(self.label_smoothing)
+        _require_positive(*(self.pos_weight if isinstance(self.pos_weight, list) else [self.pos_weight or 1.0]))
 
     def terms(self, model: nn.Module, batch: Any) -> Terms:
-        logits, labels = self.predict(model, batch), self.targets(batch)
-        if logits.ndim != 2:
-            raise DataError(f"the model must return logits of shape (B, labels), got {tuple(logits.shape)}")
+        labels = self.targets(batch)
+        logits = self.predict(model, batch, ndim=labels.ndim)
+        if logits.ndim < 2:
+            raise DataError(
+                f"the model must return logits of shape (B, labels), got {tuple(logits.shape)}. For one label per sample, use task "
+                "binary_classification."
+            )
         counted = (labels != self.ignore_index) & (labels == labels)
         require_binary(logits, labels, counted)
-        labels = torch.where(counted, labels, 0)
-        pos_weight = logits.new_tensor(self.pos_weight if self.pos_weight is not None else [1.0] * logits.shape[1])
-        if len(pos_weight) != logits.shape[1]:
-            raise DataError(
-                f"pos_weight holds {len(pos_weight)} weights, and the model returns {logits.shape[1]} logits"
-            )
-        margins = _margins(logits, labels)
+        pos_weight = self._pos_weight(logits).flatten()
+        logits, labels, counted = (values.flatten(1) for values in (logits, torch.where(counted, labels, 0), counted))
+        margins = _margins(binary_logits(logits, labels, self.outputs_are), labels)
         return Terms(margins, counted, _logistic(labels, margins, pos_weight, self.label_smoothing))
+
+    def _pos_weight(self, logits: Tensor) -> Tensor:
+        """One weight per label, broadcast over positions as ``BCEWithLogitsLoss`` does it: over the last dimension."""
+        weight = torch.tensor(1.0 if self.pos_weight is None else self.pos_weight, dtype=_margin_dtype(logits))
+        if weight.ndim and len(weight) != logits.shape[-1]:
+            raise DataError(
+                f"pos_weight holds {len(weight)} weights, and the model returns {logits.shape[-1]} logits"
+                + ("" if logits.ndim == 2 else f" in the last dimension of {tuple(logits.shape)}; give one number")
+            )
+        return weight.to(logits.device).expand(logits.shape[1:])
+
+
+def _one_or_numbers(pos_weight: Any) -> float | list[float] | None:
+    found = to_json(pos_weight, "pos_weight")
+    return numbers(found, "pos_weight") if isinstance(found, list) or found is None else number(found, "pos_weight")
+
+
+def _margin_dtype(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = logits.to(_margin_dtype(logits))
     return torch.where(labels == 1, wide, -wide)
 
 
 def _logistic(labels: Tensor, margins: Tensor, pos_weight: Tensor, label_smoothing: float) -> Logistic:
-    """ℓ = −w·y·log p − (1 − y)·log(1 − p), with y smoothed to ε/2 … 1 − ε/2, as a function of the log-odds of the label."""
+    """Write ℓ = −w·y·log p − (1 − y)·log(1 − p), with y smoothed to ε/2 or 1 − ε/2, as a function of the log-odds of the label."""
     weight, one, half = pos_weight.expand_as(margins), torch.ones_like(margins), label_smoothing / 2
     positive = labels == 1
     return Logistic(

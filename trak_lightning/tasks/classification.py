@@ -9,8 +9,9 @@ from trak_lightning.errors import DataError
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import CrossEntropy, Logistic
 from trak_lightning.tasks.margin import margin
+from trak_lightning.tasks.probabilities import OutputsAre, class_logits, require_choice
 from trak_lightning.tasks.supervised import SupervisedTask
-from trak_lightning.tasks.validation import require_classes
+from trak_lightning.tasks.validation import class_labels, number, numbers, require_classes
 
 
 class Classification(SupervisedTask):
@@ -19,15 +20,17 @@ class Classification(SupervisedTask):
     Loss weight q = 1 − p_y and curvature r = p_y(1 − p_y) follow from f, since p_y = sigmoid(f). Park et al. 2023,
     section 3.1. For a loss with weighted classes or smoothed labels, see `trak_lightning.tasks.logistic.CrossEntropy`.
 
-    The model maps inputs to logits (B, C); labels are integers (B,) in 0 … C−1. Batches and models are those of
-    `SupervisedTask`.
+    The model maps inputs to logits or log-probabilities (B, C). Labels are integers of any width in 0 … C−1, (B,) or (B, 1),
+    or one-hot, (B, C). Batches and models are those of `SupervisedTask`.
 
     Args:
-        inputs: which entries of a batch the model is called with.
+        inputs: the entries of a batch that the model is called with.
         labels: the entry of a batch that holds the labels.
         outputs: the entry of the model's output that holds the logits.
-        class_weight: one weight a class, as the loss has them that the model was trained with.
+        class_weight: one weight per class, as in the loss that the model was trained with.
         label_smoothing: of that loss.
+        outputs_are: ``probabilities`` for a model that returns probabilities and was trained with their logarithm; ``logits`` to
+            use outputs that look like probabilities as logits, as CrossEntropyLoss does. By default such outputs are refused.
     """
 
     def __init__(
@@ -37,23 +40,23 @@ class Classification(SupervisedTask):
         outputs: Key | None = None,
         class_weight: list[float] | None = None,
         label_smoothing: float = 0.0,
+        outputs_are: OutputsAre = None,
     ) -> None:
         super().__init__(inputs, labels, outputs)
-        self.class_weight = class_weight
-        self.label_smoothing = label_smoothing
-        self._loss = CrossEntropy(class_weight, label_smoothing)
+        require_choice(outputs_are)
+        self.class_weight = numbers(class_weight, "class_weight")
+        self.label_smoothing = number(label_smoothing, "label_smoothing")
+        self.outputs_are = outputs_are
+        self._loss = CrossEntropy(self.class_weight, self.label_smoothing)
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
-        logits, labels = self.predict(model, batch), self.targets(batch)
-        if logits.ndim != 2:
-            raise DataError(f"the model must return logits of shape (B, classes), got {tuple(logits.shape)}")
+        logits, labels = self._logits(model, batch), self._classes(batch)
         require_classes(logits, labels)
         self._loss.require(logits.shape[1])
         return margin(logits, labels)
 
     def probabilities(self, model: nn.Module, batch: Any) -> Tensor:
-        probabilities: Tensor = self.predict(model, batch).softmax(dim=-1)
-        return probabilities
+        return self._logits(model, batch).softmax(dim=-1)
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self._logistic(model, batch, output).loss_weight(output)
@@ -61,15 +64,31 @@ class Classification(SupervisedTask):
     def curvature(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self._logistic(model, batch, output).curvature(output)
 
+    def _logits(self, model: nn.Module, batch: Any) -> Tensor:
+        logits = self.predict(model, batch, ndim=2)
+        if logits.ndim != 2:
+            remedy = {
+                1: "For one logit per sample, use task binary_classification; for one number, regression.",
+                3: "For a label per token, use task token_classification.",
+            }.get(logits.ndim, "For a label per pixel, use task segmentation.")
+            raise DataError(
+                f"the model must return logits of shape (B, classes), got {tuple(logits.shape)}. {remedy} Otherwise, use task loss "
+                "with a function of your own."
+            )
+        return class_logits(logits, self.outputs_are)
+
+    def _classes(self, batch: Any) -> Tensor:
+        return class_labels(self.targets(batch), ndim=1)
+
     def _logistic(self, model: nn.Module, batch: Any, output: Tensor) -> Logistic:
         if self._loss.is_plain:
             return Logistic(torch.ones_like(output), torch.zeros_like(output))
         if self.class_weight is not None:
             classes = len(self.class_weight)
         else:
-            with torch.no_grad():  # the number of classes is the model's own affair
-                classes = self.predict(model, batch).shape[-1]
-        return self._loss.logistic(self.targets(batch), classes, output.dtype)
+            with torch.no_grad():  # only the model knows the number of classes
+                classes = self.predict(model, batch, ndim=2).shape[-1]
+        return self._loss.logistic(self._classes(batch), classes, output.dtype)
 
 
 class ImageClassification(Classification):

@@ -1,4 +1,4 @@
-"""Contrastive learning of two towers, as in CLIP: the margins of both retrieval problems, added."""
+"""Contrastive learning of two towers, as in CLIP: the sum of the margins of both retrieval problems."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,15 +10,18 @@ from typing_extensions import Self
 
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.tasks.base import Task
-from trak_lightning.tasks.fields import Arguments, Inputs, Key, as_named, describe, field, select
-from trak_lightning.tasks.memo import Recall
+from trak_lightning.tasks.calling import Arguments
+from trak_lightning.tasks.fields import Inputs, Key, describe, entry, named_entries, select_entries
+from trak_lightning.tasks.memo import Memo
+from trak_lightning.tasks.state import to_json
+from trak_lightning.tasks.validation import number
 
 EMBEDDINGS = ("image_embeds", "text_embeds")
-"""What ``CLIPModel`` calls φ and ψ."""
+"""Names of φ and ψ in the output of ``CLIPModel``."""
 
 _SAME = 1e-4
-"""Cosine distance under which two embeddings are those of one input: 0.8 degrees, far above what rounding does, in
-bfloat16 too, and far below what tells two inputs apart."""
+"""Cosine distance below which two embeddings belong to one input: 0.8 degrees, far above rounding errors, also in bfloat16, and
+far below the distance of two different inputs."""
 
 
 class Contrastive(Task):
@@ -30,18 +33,18 @@ class Contrastive(Task):
     probabilities of the true pair among itself and B, at the model's temperature; the curvature is the mean of both
     p(1 − p). Park et al. 2023, section 5 and appendix, on CLIP.
 
-    B is not the rest of the batch, so that a pair's output depends on itself only: it is `negatives` pairs of the training
-    set, drawn once, whose embeddings are computed once under each checkpoint and held fixed; no gradient flows
-    into them. A pair of B both of whose embeddings coincide with the sample's own is the sample itself, and is left out.
+    B is not the rest of the batch, so that the output of a pair depends on that pair only. B consists of `negatives` pairs of
+    the training set, drawn once. Their embeddings are computed once under each checkpoint and held fixed; no gradient
+    flows into them. A pair of B whose two embeddings both coincide with the sample's own is the sample itself, and is left out.
 
-    The model maps a batch of images and texts to their embeddings, (B, d) each, of any length.
+    The model maps a batch of images and texts to their embeddings, (B, d) each, of any norm.
 
     Args:
         negatives: size of B; 300 in the paper.
         scale: s, the inverse temperature inside f: 1 as in the paper, any other number, or ``model`` for the model's own, with
             which the two summands are the log-odds of the two softmax probabilities.
         logit_scale: the inverse temperature of the training loss; None for exp of the model's parameter `logit_scale`.
-        inputs: which entries of a batch the model is called with: all by default, by their names or in order.
+        inputs: the entries of a batch that the model is called with: all by default, by their names or in order.
         outputs: the entries of the model's output that hold φ and ψ; by default `image_embeds` and `text_embeds`, as
             ``CLIPModel`` has them, or the first two of a tuple.
     """
@@ -54,6 +57,8 @@ class Contrastive(Task):
         inputs: Inputs = None,
         outputs: list[Key] | None = None,
     ) -> None:
+        negatives, scale = int(negatives), scale if isinstance(scale, str) else number(scale, "scale")
+        logit_scale = None if logit_scale is None else number(logit_scale, "logit_scale")
         if negatives < 1:
             raise SettingsError(f"negatives must be a positive number of pairs, got {negatives}")
         if scale != "model" and not (isinstance(scale, (int, float)) and scale > 0):
@@ -65,31 +70,31 @@ class Contrastive(Task):
         self.logit_scale = logit_scale
         if outputs is not None and len(outputs) != 2:
             raise SettingsError(f"outputs must name two entries, of images and of texts, got {outputs!r}")
-        self.inputs = inputs
-        self.outputs = outputs
+        self.inputs = to_json(inputs, "inputs")
+        self.outputs = to_json(outputs, "outputs")
         self._bank: Mapping[str, Tensor] = {}
-        self._recall = Recall[Tensor]()
+        self._memo = Memo[Tensor]()
 
     @property
     def fit_samples(self) -> int:  # type: ignore[override]
         return self.negatives
 
     def fit(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
-        """The embeddings of B, (negatives, d) each, and the model's inverse temperature."""
+        """Compute the embeddings of B, (negatives, d) each, and the model's inverse temperature."""
         images, texts = zip(*(self._embeddings(model, batch) for batch in batches), strict=True)
         bank = {"images": torch.cat(images), "texts": torch.cat(texts)}
         if len(bank["images"]) < 2:
-            raise DataError("contrastive needs two training pairs at least, to tell one from the other")
+            raise DataError("contrastive needs at least two training pairs to compare")
         return {**bank, "logit_scale": self._logit_scale(model).to(bank["images"].device)}
 
     def fitted(self, found: Mapping[str, Tensor]) -> Self:
         bound = copy.copy(self)
-        bound._bank, bound._recall = dict(found), Recall[Tensor]()
+        bound._bank, bound._memo = dict(found), Memo[Tensor]()
         return bound
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
         output, gaps = self._output(model, batch)
-        self._recall.keep(batch, output, gaps.detach())
+        self._memo.keep(batch, output, gaps.detach())
         return output
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
@@ -100,12 +105,12 @@ class Contrastive(Task):
         return (p * (1 - p)).mean(-1)
 
     def _probabilities(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        """Of the true text for the image and of the true image for the text: (B, 2)."""
-        gaps = self._recall.of(batch, output, lambda: self._output(model, batch)[1])
+        """Softmax probabilities of the true text for the image and of the true image for the text, (B, 2)."""
+        gaps = self._memo.of(batch, output, lambda: self._output(model, batch)[1])
         return torch.sigmoid(-(self._bank["logit_scale"] * gaps).logsumexp(-1))
 
     def _output(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """f (B,), and how much more similar each of B is than the true one: (B, 2, negatives)."""
+        """Compute f, (B,), and how much more similar each pair of B is than the true one, (B, 2, negatives)."""
         if not self._bank:
             raise DataError(
                 "contrastive has no other pairs to compare with yet: TRAK draws them from the training set. To call the task "
@@ -126,9 +131,9 @@ class Contrastive(Task):
         return gaps.masked_fill(same.unsqueeze(-2), -torch.inf)
 
     def _embeddings(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """φ and ψ, (B, d) each, of unit length, in float32 or wider."""
+        """Compute φ and ψ, (B, d) each, of unit length, in float32 or wider."""
         found = self._arguments(batch).call(model)
-        pair = [field(found, key, "outputs", "the model's output") for key in self.outputs or _default_outputs(found)]
+        pair = [entry(found, key, "outputs", "the model's output") for key in self.outputs or _default_outputs(found)]
         for name, embedding in zip(("image", "text"), pair, strict=True):
             if not isinstance(embedding, Tensor) or embedding.ndim != 2 or embedding.shape != pair[0].shape:
                 shape = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
@@ -138,8 +143,8 @@ class Contrastive(Task):
 
     def _arguments(self, batch: Any) -> Arguments:
         if self.inputs is not None:
-            return select(batch, self.inputs)
-        if (named := as_named(batch)) is not None:
+            return select_entries(batch, self.inputs)
+        if (named := named_entries(batch)) is not None:
             return Arguments(kwargs={name: value for name, value in named.items() if isinstance(value, Tensor)})
         if isinstance(batch, (tuple, list)):
             return Arguments(tuple(batch))
@@ -159,7 +164,7 @@ class Contrastive(Task):
 
 
 def _default_outputs(found: Any) -> Sequence[Key]:
-    named = as_named(found)
+    named = named_entries(found)
     return (0, 1) if named is None or EMBEDDINGS[0] not in named else EMBEDDINGS
 
 

@@ -1,4 +1,4 @@
-"""Language models: a sequence is a series of multiclass problems, one a token that is to be predicted."""
+"""Language models: a sequence is a series of multiclass problems, one per token to predict."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,47 +7,51 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
-from trak_lightning.tasks.fields import LABEL_NAMES, Arguments, as_named, split
+from trak_lightning.model.adapters import virtual_tokens
+from trak_lightning.tasks.calling import Arguments, exact
+from trak_lightning.tasks.fields import LABEL_NAMES, named_entries, split_batch
 from trak_lightning.tasks.margin import is_wrapped
 from trak_lightning.tasks.supervised import prediction
 from trak_lightning.tasks.tokens import TokenMargins
 
 TARGET_MASK = "target_mask"
-"""Where a batch may say which of its labels count, (B, T), without taking the others from the decoder's input."""
+"""Entry of a batch, (B, T), that says which labels count, without removing the others from the input of the decoder."""
 
 
 class CausalLM(TokenMargins):
     """Next tokens of a decoder, as in GPT and Llama: ``f = Σ_t log(p_t / (1 − p_t))``. Park et al. 2023, section 5 and appendix.
 
-    Labels are those of the tokens themselves, as `transformers` has them: what the model predicts at position t is held
-    against the label at t + 1. A batch without labels is its own label where its attention mask is 1. Labels do not
+    Labels are not shifted, as in `transformers`: the prediction at position t is compared with the label at t + 1. A batch without labels is its own label where its attention mask is 1. Labels do not
     count where they are `ignore_index`, or where a ``target_mask`` in the batch is 0 (`trak_lightning.tasks.token_targets`
     makes such targets). All other tensors are passed to the model, attention masks and position ids included.
 
-    Rows may be packed: several documents, told apart by `position_ids` that begin again at 0, without an attention mask. The
+    A row may hold several packed documents, separated by `position_ids` that begin again at 0, without an attention mask. The
     first token of a document is then not predicted from the document before it (with labels, set `ignore_index` there, as
     ``DataCollatorWithFlattening`` does), and the model is called with ``use_cache=False``, without which `transformers`
-    lets documents see each other outside of training. A sample is a row: unpack what is to be attributed apart.
+    lets documents see each other outside of training. A sample is a row: unpack documents that should be
+    attributed separately.
 
     Args:
-        inputs: which entries of a batch the model is called with.
+        inputs: the entries of a batch that the model is called with.
         labels: the entry of a batch that holds the labels.
         outputs: the entry of the model's output that holds the logits.
-        reduction: margins of a sequence are added up (``sum``), or their ``mean`` is taken, with which long sequences
-            weigh no more than short ones.
-        level: ``sequence``: q is the mean of 1 − p_t; ``token``: every token is weighted with its own 1 − p_t in f, so that
+        reduction: ``sum`` of the margins of a sequence, or their ``mean``, so that long sequences weigh no more than short ones.
+        level: ``sequence``: q is the mean of 1 − p_t; ``token``: every token is weighted in f with its own 1 − p_t, so that
             q·∇f is exactly minus the gradient of the loss.
         ignore_index: the label of tokens that do not count.
-        class_weight: one weight a token of the vocabulary, as the loss has them that the model was trained with.
+        class_weight: one weight per token of the vocabulary, as in the loss that the model was trained with.
         label_smoothing: of that loss.
+        outputs_are: ``probabilities`` for a model that returns probabilities and was trained with their logarithm; ``logits`` to
+            use outputs that look like probabilities as logits, as CrossEntropyLoss does. By default such outputs are refused.
     """
 
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         batch, mask = _without_mask(batch)
         if self.labels is None and _has_no_labels(batch):
             own = self._own_labels(batch)
-            batch = {**(as_named(batch) or {}), LABEL_NAMES[0]: own}
-        arguments, labels = split(batch, self.inputs, self.labels)
+            batch = {**(named_entries(batch) or {}), LABEL_NAMES[0]: own}
+        call, labels = split_batch(batch, self.inputs, self.labels)
+        arguments = exact(call)
         kwargs = arguments.kwargs or {}
         if "position_ids" in kwargs and kwargs.get("attention_mask") is None:
             arguments = replace(arguments, kwargs={**kwargs, "use_cache": False})
@@ -55,10 +59,13 @@ class CausalLM(TokenMargins):
         next_labels = torch.cat([labels[:, 1:], next_labels[:, :1]], dim=1)
         if mask is not None:
             mask = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-        return prediction(arguments.call(model), self.outputs), _counted(next_labels, mask, self.ignore_index)
+        logits = prediction(arguments.call(model), self.outputs)
+        if logits.ndim == 3 and logits.shape[1] != labels.shape[1]:
+            logits = logits[:, virtual_tokens(model) :]
+        return logits, _counted(next_labels, mask, self.ignore_index)
 
     def _own_labels(self, batch: Any) -> Tensor:
-        named = as_named(batch)
+        named = named_entries(batch)
         if named is None or "input_ids" not in named:
             raise DataError(
                 f"causal_lm expects batches with input_ids, as tokenizers make them; this one is a {type(batch).__name__}"
@@ -77,45 +84,48 @@ class Seq2SeqLM(TokenMargins):
     """Tokens of the decoder of an encoder-decoder, as in T5: ``f = Σ_t log(p_t / (1 − p_t))``. Park et al. 2023, section 5 and
     appendix.
 
-    Labels are passed to the model as well, which makes the decoder's input of them in its own way, unless the batch has
+    Labels are also passed to the model, which makes the input of its decoder from them, unless the batch has
     `decoder_input_ids`. They do not count where they are `ignore_index`, or where a ``target_mask`` in the batch is 0.
 
     Args:
-        inputs: which entries of a batch the model is called with.
+        inputs: the entries of a batch that the model is called with.
         labels: the entry of a batch that holds the labels.
         outputs: the entry of the model's output that holds the logits.
-        reduction: margins of a sequence are added up (``sum``), or their ``mean`` is taken.
+        reduction: ``sum`` of the margins of a sequence, or their ``mean``.
         level: ``sequence`` or ``token``, as for `CausalLM`.
         ignore_index: the label of tokens that do not count.
-        class_weight: one weight a token of the vocabulary, as the loss has them that the model was trained with.
+        class_weight: one weight per token of the vocabulary, as in the loss that the model was trained with.
         label_smoothing: of that loss.
+        outputs_are: ``probabilities`` for a model that returns probabilities and was trained with their logarithm; ``logits`` to
+            use outputs that look like probabilities as logits, as CrossEntropyLoss does. By default such outputs are refused.
     """
 
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         batch, mask = _without_mask(batch)
-        arguments, labels = split(batch, self.inputs, self.labels)
+        call, labels = split_batch(batch, self.inputs, self.labels)
+        arguments = exact(call)
         if "decoder_input_ids" not in (arguments.kwargs or {}):
             arguments = Arguments(arguments.args, {**(arguments.kwargs or {}), "labels": labels})
         return prediction(arguments.call(model), self.outputs), _counted(labels, mask, self.ignore_index)
 
 
 def _without_mask(batch: Any) -> tuple[Any, Tensor | None]:
-    named = as_named(batch)
+    named = named_entries(batch)
     if named is None or TARGET_MASK not in named:
         return batch, None
     return {name: value for name, value in named.items() if name != TARGET_MASK}, named[TARGET_MASK]
 
 
 def _has_no_labels(batch: Any) -> bool:
-    named = as_named(batch)
+    named = named_entries(batch)
     return not any(name in named for name in LABEL_NAMES) if named is not None else not isinstance(batch, (tuple, list))
 
 
 def _counted(labels: Tensor, mask: Tensor | None, ignore_index: int) -> Tensor:
-    """The labels, `ignore_index` where the mask is 0.
+    """Set labels to `ignore_index` where the mask is 0.
 
     Raises:
-        DataError: none is left of a sequence.
+        DataError: no label of a sequence is left.
     """
     if mask is not None:
         labels = labels.masked_fill(mask == 0, ignore_index)

@@ -34,7 +34,7 @@ class CrossEntropy:
     """The settings of ``torch.nn.CrossEntropyLoss``.
 
     With smoothing ε, weights w and C classes, ℓ = −(1 − ε)·w_y·log p_y − (ε/C)·Σ_c w_c·log p_c. As a function of the margin f,
-    with what the other classes have among themselves held fixed, that is `Logistic` with a = (1 − ε + ε/C)·w_y and
+    with the probabilities of the other classes among themselves held fixed, that is `Logistic` with a = (1 − ε + ε/C)·w_y and
     b = (ε/C)·Σ_{c≠y} w_c.
 
     Raises:
@@ -47,7 +47,7 @@ class CrossEntropy:
     def __post_init__(self) -> None:
         require_smoothing(self.label_smoothing)
         if self.class_weight is not None and not all(weight >= 0 for weight in self.class_weight):
-            raise SettingsError(f"class_weight must hold numbers ≥ 0, one a class, got {list(self.class_weight)}")
+            raise SettingsError(f"class_weight must hold numbers ≥ 0, one per class, got {list(self.class_weight)}")
 
     @property
     def is_plain(self) -> bool:
@@ -55,7 +55,7 @@ class CrossEntropy:
         return self.class_weight is None and self.label_smoothing == 0
 
     def require(self, classes: int) -> None:
-        """Raises: DataError: there is not one weight a class."""
+        """Raises: DataError: the number of weights is not that of classes."""
         if self.class_weight is not None and len(self.class_weight) != classes:
             raise DataError(
                 f"class_weight holds {len(self.class_weight)} weights, and the model returns {classes} logits"

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,38 +12,52 @@ from torch import Tensor, nn
 from trak_lightning.data.samples import batch_size, take_sample
 from trak_lightning.errors import DataError, OneSampleAtATime, SettingsError, UnsupportedModelError
 from trak_lightning.tasks.base import Task, current_size
-from trak_lightning.tasks.fields import Inputs, as_named, describe, select, tensors
+from trak_lightning.tasks.fields import Inputs, all_tensors, describe, named_entries, select_entries
+from trak_lightning.tasks.margin import is_wrapped
+from trak_lightning.tasks.state import to_json
+from trak_lightning.tasks.validation import require_one_of
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
-"""From a model and a batch to the loss: of every sample, (B,), or one number for the batch."""
+"""Maps a model and a batch to the loss: per sample, (B,), or one number for the batch."""
 
 
 class Loss(Task):
     """``f = −ℓ``: minus the loss of every sample, so that gradients are those of training. q = 1 and r = 0.
 
-    A function that returns a loss for every sample, (B,), is called once a batch. One that returns a single number is called
-    for each sample alone, which costs a pass a sample; so is a model that computes its own loss, such as those of
-    ``transformers`` when they are given labels.
+    A function that returns a loss per sample, (B,), is called once per batch. One that returns a single number for the batch
+    is called for each sample alone, which costs one pass per sample. So is a model that computes its own loss, such as
+    those of ``transformers`` when they are given labels. The loss of the batch must then be the mean or the sum of the
+    losses of its samples. It is not where the loss divides by class weights or by the tokens of the whole batch
+    (``CrossEntropyLoss(weight=…)``, ``ignore_index``), or compares samples with each other: for one sample alone, the
+    class weight cancels.
 
-    Since r = 0, scores are to be weighted with ``residual``, the default, or ``fisher``.
+    Since r = 0, use scores weighted with ``residual``, the default, or ``fisher``.
 
     Args:
         function: ``(model, batch) → loss``, or its import path, ``package.module.function``. ``training_step`` for that of
-            the LightningModule that is attributed, with its logging left out. If None, the model is called with the
-            entries of the batch by name and must return something with a ``loss``.
-        inputs: without a function, which entries of a batch the model is called with, labels among them; all tensors if None.
+            the attributed LightningModule, without its logging. If None, the model is called with the entries of the batch
+            by name and must return something with a ``loss``. A partial or a closure is recorded with what is bound to it.
+        inputs: without a function, the entries of a batch that the model is called with, labels among them; all tensors
+            if None.
+        single_losses: ``checked`` refuses a single number that is neither the mean nor the sum of the losses of the samples
+            alone; ``trusted`` attributes the losses of the samples alone all the same.
     """
 
     loss_function: ClassVar[str] = "linear"
 
-    def __init__(self, function: str | LossFunction | None = None, inputs: Inputs = None) -> None:
-        self.inputs = inputs
-        if callable(function):
-            self.function: str | None = f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
-            self._function: LossFunction = function
-        else:
-            self.function = function
-            self._function = self._own if function is None else _resolve(function)
+    def __init__(
+        self,
+        function: str | LossFunction | None = None,
+        inputs: Inputs = None,
+        single_losses: Literal["checked", "trusted"] = "checked",
+    ) -> None:
+        require_one_of(single_losses, "single_losses", "checked", "trusted")
+        self.inputs = to_json(inputs, "inputs")
+        self.function = function
+        self._single_losses = single_losses
+        self._function = (
+            self._own if function is None else _resolve(function) if isinstance(function, str) else function
+        )
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
         loss, told = _loss(self._function(model, batch)), current_size()
@@ -52,17 +66,42 @@ class Loss(Task):
             return -loss
         if loss.numel() != 1:
             raise DataError(
-                f"the loss must be one number, or one a sample, ({size},); got a tensor of shape {tuple(loss.shape)}"
+                f"the loss must be one number, or one per sample, ({size},); got a tensor of shape {tuple(loss.shape)}. For a "
+                "loss per token or pixel, take the mean or sum over all dimensions but the first: loss.flatten(1).mean(1)."
             )
         if size == 1:
             return -loss.reshape(1)
         if told is not None:
             raise OneSampleAtATime(
                 f"the loss function returned one number for a batch of {size} samples, and attribution needs the loss of each. "
-                "Give it one sample at a time, or return a loss per sample, (B,): reduction='none'."
+                "Give it one sample at a time, or return a loss per sample, (B,): reduction='none'.",
+                whole=-loss.detach().reshape(()),
             )
         alone = (_loss(self._function(model, take_sample(batch, sample, size))) for sample in range(size))
-        return -torch.stack([loss.reshape(()) for loss in alone])
+        outputs = -torch.stack([loss.reshape(()) for loss in alone])
+        self.require_agreement(-loss, outputs)
+        return outputs
+
+    def require_agreement(self, whole: Tensor, outputs: Tensor) -> None:
+        """The loss of the batch must be the mean or the sum of the losses of its samples, unless `single_losses` are trusted."""
+        if self._single_losses == "trusted" or is_wrapped(whole) or is_wrapped(outputs):
+            return
+        loss, single = -whole.detach().reshape(()).to(outputs), -outputs.detach()
+        # Not with allclose: rounding is relative to the losses that are added, not to a sum that may cancel.
+        expected, scale = single.mean(), single.abs().mean()
+        tolerance = _tolerance(whole) * scale
+        if not loss.isfinite():
+            return  # refused by name where outputs are looked at
+        if not ((loss - expected).abs() <= tolerance or (loss - single.sum()).abs() <= tolerance * len(single)):
+            raise DataError(
+                f"the loss of a batch of {len(single)} samples is {loss:.6g}, which is neither the mean ({expected:.6g}) nor the sum "
+                f"({single.sum():.6g}) of the losses of its samples alone. The loss function normalizes over the batch (class "
+                "weights; tokens or pixels that ignore_index or padding leaves out), or compares samples with each other. Use "
+                "the task that has these as options (class_weight of image_classification and text_classification; "
+                "class_weight and ignore_index of token_classification, segmentation and causal_lm; contrastive for pairs); "
+                "or return the loss of each sample, (B,), such as cross_entropy(…, weight=…, reduction='none'); or attribute "
+                "the losses of the samples alone: task: {name: loss, function: …, single_losses: trusted}."
+            )
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return torch.ones_like(output)
@@ -73,8 +112,8 @@ class Loss(Task):
     def _own(self, model: nn.Module, batch: Any) -> Any:
         """What the model returns that is called with the entries of a batch by name, labels among them."""
         if self.inputs is not None:
-            return select(batch, self.inputs).call(model)
-        return tensors(batch, hint="or name a function: task: {name: loss, function: …}").call(model)
+            return select_entries(batch, self.inputs).call(model)
+        return all_tensors(batch, hint="or name a function: task: {name: loss, function: …}").call(model)
 
 
 def training_step(model: nn.Module, batch: Any) -> Any:
@@ -106,12 +145,20 @@ def _without_logging(model: nn.Module) -> Iterator[None]:
             delattr(model, name)
 
 
+def _tolerance(loss: Tensor) -> float:
+    """Relative rounding error of a loss in the precision that it was computed in."""
+    if loss.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(loss.device.type):
+        return 3e-2
+    return 1e-6 if loss.dtype == torch.float64 else 1e-3
+
+
 def _loss(returned: Any) -> Tensor:
-    named = as_named(returned)
+    named = named_entries(returned)
     loss = returned if named is None else named.get("loss")
     if not isinstance(loss, Tensor):
         raise DataError(
-            f"a tensor was expected, or something with a loss, which is what is attributed; got {describe(returned)}"
+            f"the loss function must return a tensor, or something with a 'loss'; it returned {describe(returned)}. A dict of "
+            "several losses must say how they are added up: write a function that returns their sum."
         )
     return loss
 

@@ -1,4 +1,4 @@
-"""The multiclass margin, at the memory and the cost of a cross-entropy."""
+"""The multiclass margin, with the memory and time of a cross-entropy."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 2**20
-"""Logits looked at in one go: vocabularies are large, and caches are not."""
+"""Number of logits processed at once: vocabularies are large, and caches are not."""
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class _Margin(torch.autograd.Function):
-    """Written out, because autograd would keep and fill several tensors of the size of the logits."""
+    """Has its own backward pass, because autograd would keep several tensors of the size of the logits."""
 
     generate_vmap_rule = True
 
@@ -63,7 +63,7 @@ def _slope(logits: Tensor, own: Tensor, log_sum: Tensor, grad: Tensor) -> Tensor
 
 
 def _own(logits: Tensor, labels: Tensor) -> Tensor:
-    """Where the logit of the label is, (…, 1); anywhere for a label that is no class."""
+    """Index of the logit of the label, (…, 1); any index for a label that is no class."""
     return labels.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)
 
 
@@ -74,7 +74,7 @@ def _chunks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def is_wrapped(values: Tensor) -> bool:
-    """Under vmap, where there is one sample, and tensors cannot be written to in pieces."""
+    """Whether vmap or grad wraps `values`, so that they cannot be looked at or written to in pieces."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(values))
 
 

@@ -1,4 +1,4 @@
-"""A number: squared error."""
+"""Predict a number: squared error."""
 
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ class Regression(SupervisedTask):
     which one `component` is attributed. Labels have the same shape.
 
     Args:
-        inputs: which entries of a batch the model is called with.
+        inputs: the entries of a batch the model is called with.
         labels: the entry of a batch that holds the labels.
         outputs: the entry of the model's output that holds the predictions.
         component: which of D predictions.
@@ -33,10 +33,11 @@ class Regression(SupervisedTask):
         component: int | None = None,
     ) -> None:
         super().__init__(inputs, labels, outputs)
-        self.component = component
+        self.component = None if component is None else int(component)
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
-        predicted = self._one(self.predict(model, batch), "the model's prediction")
+        ndim = 1 if self.component is None else 2
+        predicted = self._one(self.predict(model, batch, ndim), "the model's prediction")
         return predicted.to(torch.promote_types(predicted.dtype, torch.float32))
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class Regression(SupervisedTask):
         return torch.ones_like(output)
 
     def _one(self, values: Tensor, what: str) -> Tensor:
-        """(B,) of (B,), (B, 1) or (B, D)."""
+        """Pick (B,) from (B,), (B, 1) or (B, D)."""
         if values.ndim == 1 and self.component in (None, 0):
             return values
         if values.ndim == 2 and self.component is None and values.shape[1] == 1:

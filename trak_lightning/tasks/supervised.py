@@ -1,4 +1,4 @@
-"""What the tasks with inputs, predictions and labels have in common."""
+"""Tasks with inputs, predictions and labels."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
-from trak_lightning.tasks.base import Task
-from trak_lightning.tasks.fields import Inputs, Key, as_named, describe, field, split
+from trak_lightning.tasks.base import Task, current_size
+from trak_lightning.tasks.fields import Inputs, Key, describe, entry, named_entries, split_batch
+from trak_lightning.tasks.state import to_json
 
 
 class SupervisedTask(Task):
@@ -15,52 +16,69 @@ class SupervisedTask(Task):
 
     A batch is a pair (inputs, labels), or has names: a ``dict``, a ``BatchEncoding``, a dataclass. By default labels are
     what is called ``labels`` or ``label`` (see `trak_lightning.tasks.fields.LABEL_NAMES`), and the model is called with all
-    other tensors by their names. A model returns a tensor; or something with ``logits``, as the models of ``transformers``
-    do; or a tuple, of which the first is taken.
+    other tensors by their names. Inputs of a pair may be several, ``((a, b), labels)``. A model returns a tensor; or
+    something with ``logits``, as the models of ``transformers`` do; or a tuple, of which the first is used.
 
     Args:
-        inputs: which entries of a batch the model is called with: one, by name or position, as its only argument; several,
+        inputs: the entries of a batch that the model is called with: one, by name or position, as its only argument; several,
             by their names; or a mapping, argument → entry.
         labels: the entry of a batch that holds the labels.
         outputs: the entry of the model's output that holds the predictions.
     """
 
     input_names: ClassVar[Sequence[str]] = ()
-    """Entries that are the model's only argument by default, the first that is there."""
+    """Names of an input that the model may take without its name; tensors that the model has no argument for are then left out."""
 
     def __init__(self, inputs: Inputs = None, labels: Key | None = None, outputs: Key | None = None) -> None:
-        self.inputs = inputs
-        self.labels = labels
-        self.outputs = outputs
+        self.inputs = to_json(inputs, "inputs")
+        self.labels = to_json(labels, "labels")
+        self.outputs = to_json(outputs, "outputs")
 
-    def predict(self, model: nn.Module, batch: Any) -> Tensor:
-        """What the model predicts, (B, …).
+    def predict(self, model: nn.Module, batch: Any, ndim: int = 0) -> Tensor:
+        """Compute the model's predictions, (B, …).
+
+        A model that ends in ``.squeeze()`` drops the dimension of a single sample. Predictions of one sample get it back if
+        they have less than `ndim` dimensions.
 
         Raises:
             DataError: the batch or the model's output has no such entry, or the model does not take one.
         """
-        arguments, _ = split(batch, self.inputs, self.labels, self.input_names)
-        return prediction(arguments.call(model), self.outputs)
+        call, labels = split_batch(batch, self.inputs, self.labels, self.input_names)
+        found = prediction(call.call(model), self.outputs)
+        return _with_samples(found, ndim) if found.ndim < ndim and _size(labels) == 1 else found
 
     def targets(self, batch: Any) -> Tensor:
-        """The labels in a batch, (B, …)."""
-        _, labels = split(batch, self.inputs, self.labels, self.input_names)
+        """Find the labels in a batch, (B, …)."""
+        _, labels = split_batch(batch, self.inputs, self.labels, self.input_names)
         if not isinstance(labels, Tensor):
             raise DataError(
                 f"labels must be a tensor, got {type(labels).__name__}. Return tensors from the collate function."
             )
-        return labels
+        return _with_samples(labels, 1) if labels.ndim == 0 and _size(labels) == 1 else labels
+
+
+def _size(labels: Any) -> int:
+    """The number of samples, as told, or by the labels."""
+    told = current_size()
+    if told is not None or not isinstance(labels, Tensor):
+        return told or 0
+    return labels.shape[0] if labels.ndim else 1
+
+
+def _with_samples(values: Tensor, ndim: int) -> Tensor:
+    """Values of one sample, with dimensions of size 1 in front."""
+    return values.reshape(*[1] * (ndim - values.ndim), *values.shape)
 
 
 def prediction(output: Any, key: Key | None = None) -> Tensor:
-    """The tensor of predictions in what a model returned.
+    """Find the tensor of predictions in what a model returned.
 
     Raises:
         DataError: there is none; names what there is.
     """
-    named = as_named(output)
+    named = named_entries(output)
     if key is not None:
-        found = field(output, key, "outputs", "the model's output")
+        found = entry(output, key, "outputs", "the model's output")
     elif named is not None and "logits" in named:
         found = named["logits"]
     elif isinstance(output, (tuple, list)) and output:

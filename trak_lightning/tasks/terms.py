@@ -1,4 +1,4 @@
-"""Samples that are several classification problems each: the tokens of a sequence, the labels of an image."""
+"""Samples that pose several classification problems each: the tokens of a sequence, the labels of an image."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -9,20 +9,21 @@ from torch import Tensor, nn
 
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import Logistic
-from trak_lightning.tasks.memo import Recall
+from trak_lightning.tasks.memo import Memo
 from trak_lightning.tasks.supervised import SupervisedTask
+from trak_lightning.tasks.validation import require_one_of
 
 Reduction: TypeAlias = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The problems of every sample: T at most, of which some do not count.
+    """The classification problems of every sample: T at most, of which some do not count.
 
     Attributes:
-        margins: log-odds of the right answers, (B, T); anything that is finite where a term does not count.
-        counted: which terms count, (B, T).
-        loss: of each term.
+        margins: log-odds of the right answers, (B, T); any finite number where a term does not count.
+        counted: whether a term counts, (B, T).
+        loss: the loss of each term.
     """
 
     margins: Tensor
@@ -31,14 +32,14 @@ class Terms:
 
 
 class SumOfMargins(SupervisedTask):
-    """``f = Σ_t m_t``, the log-odds of the right answers of a sample added up (or their mean); ℓ = Σ_t ℓ_t(m_t) (or the mean).
+    """``f = Σ_t m_t``, the sum (or mean) of the log-odds m_t of the right answers of a sample; ℓ = Σ_t ℓ_t(m_t) (or the mean).
 
-    ℓ is no function of f alone. By default q = mean_t q_t with q_t = −∂ℓ_t/∂m_t, which is 1 − p_t for the plain
+    ℓ is not a function of f alone. By default q = mean_t q_t with q_t = −∂ℓ_t/∂m_t, which is 1 − p_t for the plain
     cross-entropy: the slope of ℓ where all margins of the sample move by the same amount (Park et al. 2023, section 5, take
-    the same mean). With `each_its_own`, ``f = Σ_t (q_t/q)·m_t`` and q = mean_t |q_t|, where the ratios are held fixed: then q·∇f
+    the same mean). With `weigh_each_term`, ``f = Σ_t (q_t/q)·m_t`` and q = mean_t |q_t|, where the ratios are held fixed: then q·∇f
     is −∇ℓ exactly. r = ∂²ℓ/∂f² where all margins move by the same amount: mean_t(r_t) for the mean, mean_t(r_t)/T for the sum.
 
-    A subclass says what the terms are.
+    A subclass defines the terms.
     """
 
     def __init__(
@@ -48,37 +49,38 @@ class SumOfMargins(SupervisedTask):
         outputs: Key | None = None,
         *,
         reduction: Reduction = "sum",
-        each_its_own: bool = False,
+        weigh_each_term: bool = False,
     ) -> None:
         super().__init__(inputs, labels, outputs)
+        require_one_of(reduction, "reduction", "sum", "mean")
         self.reduction = reduction
-        self._each_its_own = each_its_own
-        self._recall = Recall[Terms]()
+        self._weigh_each_term = weigh_each_term
+        self._memo = Memo[Terms]()
 
     @abstractmethod
     def terms(self, model: nn.Module, batch: Any) -> Terms:
-        """The problems of every sample in `batch`, differentiable."""
+        """Compute the problems of every sample in `batch`, differentiable."""
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
         terms = self.terms(model, batch)
         margins = torch.where(terms.counted, terms.margins, 0)
-        if self._each_its_own:
+        if self._weigh_each_term:
             margins = margins * _relative(terms)
         total = margins.sum(1)
         output = total if self.reduction == "sum" else total / _count(terms)
-        self._recall.keep(batch, output, replace(terms, margins=terms.margins.detach()))
+        self._memo.keep(batch, output, replace(terms, margins=terms.margins.detach()))
         return output
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        return self.weights(model, batch, output)[0]
+        return self.loss_weight_and_curvature(model, batch, output)[0]
 
     def curvature(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        return self.weights(model, batch, output)[1]
+        return self.loss_weight_and_curvature(model, batch, output)[1]
 
-    def weights(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
-        terms = self._recall.of(batch, output, lambda: self.terms(model, batch))
+    def loss_weight_and_curvature(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
+        terms = self._memo.of(batch, output, lambda: self.terms(model, batch))
         slopes = terms.loss.loss_weight(terms.margins)
-        weight = _mean(terms, slopes.abs() if self._each_its_own else slopes)
+        weight = _mean(terms, slopes.abs() if self._weigh_each_term else slopes)
         curvature = _mean(terms, terms.loss.curvature(terms.margins))
         return weight, curvature / _count(terms) if self.reduction == "sum" else curvature
 

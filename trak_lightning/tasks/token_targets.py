@@ -13,8 +13,7 @@ from trak_lightning.tasks.tokens import IGNORE_INDEX
 
 
 def continuation(input_ids: Tensor, prompt_length: int) -> dict[str, Tensor]:
-    """What a causal language model wrote after a prompt, as one sample for ``causal_lm``: the prompt is read, only the
-    continuation is predicted.
+    """Make one sample for ``causal_lm`` of what a model wrote after a prompt: only the continuation is predicted.
 
     >>> tokens = model.generate(prompt, max_new_tokens=20)[0]  # prompt (1, t), tokens (T,)
     >>> scores = trak.score([continuation(tokens, prompt.shape[1])], name="generated")
@@ -27,7 +26,7 @@ def continuation(input_ids: Tensor, prompt_length: int) -> dict[str, Tensor]:
         DataError: nothing follows the prompt, or `input_ids` is not one sequence.
     """
     if input_ids.ndim != 1:
-        raise DataError(f"continuation takes one sequence (T,), got a tensor of shape {tuple(input_ids.shape)}")
+        raise DataError(f"continuation expects one sequence (T,), got a tensor of shape {tuple(input_ids.shape)}")
     if not 0 < prompt_length < len(input_ids):
         raise DataError(
             f"prompt_length must lie in 1 … {len(input_ids) - 1} for {len(input_ids)} tokens, got {prompt_length}"
@@ -38,7 +37,7 @@ def continuation(input_ids: Tensor, prompt_length: int) -> dict[str, Tensor]:
 
 
 class TokenTargets(Dataset):
-    """One sequence as many targets, one for each token that is predicted: what taught the model *this* word?
+    """Split one sequence into targets, one per predicted token: what taught the model *this* word?
 
     Every sample is the whole sequence with a ``target_mask`` that leaves one label; the scores of the tokens add up to
     those of the sequence (with ``reduction="sum"`` and ``level="sequence"``, up to rounding).
@@ -47,8 +46,8 @@ class TokenTargets(Dataset):
     >>> trak.score(tokens, name="words").top(5).indices[tokens.positions.tolist().index(17)]  # for label 17 of the sequence
 
     Args:
-        sample: a sequence without batch dimension, as a dataset gives it; `label_key` (T,) says which tokens are predicted.
-        label_key: where that is.
+        sample: a sequence without batch dimension, as a dataset returns it, whose labels (T,) say which tokens are predicted.
+        label_key: the entry that holds the labels.
     """
 
     def __init__(self, sample: Mapping[str, Any], label_key: str = "labels") -> None:
@@ -56,11 +55,11 @@ class TokenTargets(Dataset):
             raise DataError(f"the sample has no {label_key!r}; its keys are {sorted(map(str, sample))}")
         labels = torch.as_tensor(sample[label_key])
         if labels.ndim != 1:
-            raise DataError(f"TokenTargets takes one sequence, whose labels are (T,); got {tuple(labels.shape)}")
+            raise DataError(f"TokenTargets expects one sequence, with labels (T,); got {tuple(labels.shape)}")
         self._sample = dict(sample)
         self._length = len(labels)
         self.positions = (labels != IGNORE_INDEX).nonzero()[:, 0]
-        """Which labels the targets are, in order."""
+        """Positions of the targets among the labels, in order."""
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -1,4 +1,4 @@
-"""Sequences of multiclass problems: one a token."""
+"""Sequences of multiclass problems, one per token."""
 
 from abc import abstractmethod
 from typing import Any, Literal, TypeAlias
@@ -9,8 +9,9 @@ from trak_lightning.errors import DataError
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import CrossEntropy
 from trak_lightning.tasks.margin import margin
+from trak_lightning.tasks.probabilities import OutputsAre, class_logits, require_choice
 from trak_lightning.tasks.terms import Reduction, SumOfMargins, Terms
-from trak_lightning.tasks.validation import require_classes
+from trak_lightning.tasks.validation import class_labels, number, numbers, require_classes, require_one_of
 
 Level: TypeAlias = Literal["sequence", "token"]
 
@@ -21,16 +22,20 @@ IGNORE_INDEX = -100
 class TokenMargins(SumOfMargins):
     """``f = Σ_t log(p_t / (1 − p_t))`` over the tokens whose label is not `ignore_index`.
 
+    The model returns logits (B, T, C). Labels are integers of any width, (B, T).
+
     Args:
-        inputs: which entries of a batch the model is called with.
+        inputs: the entries of a batch that the model is called with.
         labels: the entry of a batch that holds the labels.
         outputs: the entry of the model's output that holds the logits.
-        reduction: margins of a sequence are added up (``sum``, as in the paper), or their ``mean`` is taken.
-        level: ``sequence``: q is the mean of 1 − p_t; ``token``: every token is weighted with its own 1 − p_t in f, so that
+        reduction: ``sum`` of the margins of a sequence, as in the paper, or their ``mean``.
+        level: ``sequence``: q is the mean of 1 − p_t; ``token``: every token is weighted in f with its own 1 − p_t, so that
             q·∇f is exactly minus the gradient of the loss.
         ignore_index: the label of tokens that do not count.
-        class_weight: one weight a class, as the loss has them that the model was trained with.
+        class_weight: one weight per class, as in the loss that the model was trained with.
         label_smoothing: of that loss.
+        outputs_are: ``probabilities`` for a model that returns probabilities and was trained with their logarithm; ``logits`` to
+            use outputs that look like probabilities as logits, as CrossEntropyLoss does. By default such outputs are refused.
     """
 
     def __init__(
@@ -43,23 +48,35 @@ class TokenMargins(SumOfMargins):
         ignore_index: int = IGNORE_INDEX,
         class_weight: list[float] | None = None,
         label_smoothing: float = 0.0,
+        outputs_are: OutputsAre = None,
     ) -> None:
-        super().__init__(inputs, labels, outputs, reduction=reduction, each_its_own=level == "token")
+        super().__init__(inputs, labels, outputs, reduction=reduction, weigh_each_term=level == "token")
+        require_one_of(level, "level", "sequence", "token")
+        require_choice(outputs_are)
         self.level = level
-        self.ignore_index = ignore_index
-        self.class_weight = class_weight
-        self.label_smoothing = label_smoothing
-        self._loss = CrossEntropy(class_weight, label_smoothing)
+        self.ignore_index = int(ignore_index)
+        self.class_weight = numbers(class_weight, "class_weight")
+        self.label_smoothing = number(label_smoothing, "label_smoothing")
+        self.outputs_are = outputs_are
+        self._loss = CrossEntropy(self.class_weight, self.label_smoothing)
 
     @abstractmethod
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, C), and the labels (B, T) that they predict."""
+        """Compute logits (B, T, C), and find the labels (B, T) that they predict."""
 
     def terms(self, model: nn.Module, batch: Any) -> Terms:
         logits, labels = self.tokens(model, batch)
         if logits.ndim != 3:
-            raise DataError(f"the model must return logits of shape (B, T, classes), got {tuple(logits.shape)}")
+            remedy = {
+                2: "For one label per sample, use task text_classification or image_classification.",
+                4: "For a label per pixel, use task segmentation.",
+            }.get(logits.ndim, "Use task loss with a function of your own.")
+            raise DataError(
+                f"the model must return logits of shape (B, T, classes), got {tuple(logits.shape)}. {remedy}"
+            )
+        labels = class_labels(labels, ndim=2)
         require_classes(logits, labels, ignore_index=self.ignore_index)
+        logits = class_logits(logits, self.outputs_are)
         counted = labels != self.ignore_index
         labels = labels.masked_fill(~counted, 0)
         margins = margin(logits, labels)
@@ -70,4 +87,4 @@ class TokenClassification(TokenMargins):
     __doc__ = TokenMargins.__doc__
 
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        return self.predict(model, batch), self.targets(batch)
+        return self.predict(model, batch, ndim=3), self.targets(batch)

@@ -1,4 +1,4 @@
-"""How much memory a piece of code needs."""
+"""Measure how much memory a piece of code needs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +7,9 @@ import torch
 
 
 def peak_allocated_bytes(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
-    """The peak of what torch has allocated while `function` runs, above what was allocated before.
+    """Return the peak of torch's allocations while `function` runs, above what was allocated before.
 
-    Counted from the allocator's own records, so that it is the same in every run.
+    It is counted from the allocator's own records, so that it is the same in every run.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -27,13 +27,13 @@ def peak_allocated_bytes(function: Callable[[], Any], device: torch.device | str
 
 
 def held_bytes(function: Callable[[], Any]) -> int:
-    """What torch has allocated on the CPU in `function` and not freed when it returns; its result is kept till then."""
+    """Return the bytes that torch allocated on the CPU in `function` and has not freed when it returns, its result included."""
     kept: list[Any] = []
     return sum(_changes(lambda: kept.append(function())))
 
 
 def _changes(function: Callable[[], Any]) -> list[int]:
-    """Allocations (positive) and releases (negative) on the CPU, in order."""
+    """Return allocations (positive) and releases (negative) on the CPU, in order."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         function()
     changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -1,4 +1,4 @@
-"""The laws of projectors."""
+"""The laws of projectors, as a test suite."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -24,21 +24,21 @@ DIM = 24
 
 
 class ProjectorConformance:
-    """Subclass with ``projector``, a class or function that makes one from ``dim``; every law is checked.
+    """Subclass with ``projector``, a class or function that creates one from ``dim``; every law is checked.
 
-    The oracle is the explicit matrix: what the projector makes of the rows of the identity. Where there is a GPU, all is
-    checked on it too, and that it has the same matrix.
+    The oracle is the explicit matrix: the projection of the rows of the identity. If there is a GPU, the laws are checked
+    there too, and the matrix must be the same.
     """
 
     projector: ClassVar[Callable[..., Projector]]
     takes_dim: ClassVar[bool] = True
-    """False for a projector whose k follows from the model (identity)."""
+    """False for a projector whose k is determined by the model (identity)."""
     random: ClassVar[bool] = True
     """False for a projector that does not depend on the seed."""
     unbiased: ClassVar[bool] = True
-    """False for a projector that keeps inner products not even on average (one that is fitted to data)."""
+    """False for a projector that does not preserve inner products on average (one that is fitted to data)."""
     spread: ClassVar[float] = 1.6
-    """The largest variance of ‖Pg‖² of a random unit vector g, as a multiple of a dense ±1 matrix's."""
+    """The largest variance of ‖Pg‖² for a random unit vector g, as a multiple of that of a dense ±1 matrix."""
 
     @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
     def device(self, request: pytest.FixtureRequest) -> torch.device:
@@ -72,7 +72,7 @@ class ProjectorConformance:
         checkpoint: str = "c",
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Features (size, k) of a batch, accumulated in `dtype`."""
+        """Return features (size, k) of a batch, accumulated in `dtype`."""
         projection = self.projection(layout, dim=dim, seed=seed, checkpoint=checkpoint, device=device)
         out = projection.zeros(size, dtype)
         for block in blocks:
@@ -88,7 +88,7 @@ class ProjectorConformance:
         checkpoint: str = "c",
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """P transposed, (p, k), in float64."""
+        """Return P transposed, (p, k), in float64."""
         identity = torch.eye(layout.numel, dtype=torch.float64, device=device)
         return self.project(
             layout, split(layout, identity), layout.numel, dim=dim, seed=seed, checkpoint=checkpoint, device=device
@@ -191,7 +191,7 @@ class ProjectorConformance:
         layout = ParameterLayout.of(nn.Linear(5000, 1, bias=False))
         rows = torch.ones(1, 5000, dtype=torch.float64, device=device)
         found = self.project(layout, split(layout, rows.to(dtype)), 1, torch.float32, device=device)
-        # A hundred at a time, which is exact in any type.
+        # Sums of a hundred ones are exact in any type.
         parts = torch.eye(50, dtype=torch.float64, device=device).repeat_interleave(100, 1)
         expected = self.project(layout, split(layout, parts), 50, device=device).sum(0, keepdim=True)
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-3)
@@ -221,7 +221,7 @@ class ProjectorConformance:
 
         features = 4 * projector.output_dim(layout)
         assert held_bytes(use) <= stated + 4 * features + 2**14
-        # Working memory: some copies of the gradient, and tiles of what is made on the fly.
+        # Working memory: some copies of the gradient, and tiles of what is generated on the fly.
         assert peak_allocated_bytes(use) <= stated + 4 * features + 16 * 4 * layout.numel + 2**24
 
     def test_its_state_is_json_and_does_not_change_by_use(self) -> None:
@@ -238,7 +238,7 @@ class ProjectorConformance:
 
 
 def example(size: int, device: torch.device | str = "cpu") -> tuple[ParameterLayout, Tensor]:
-    """A layout with blocks longer and shorter than k, and gradients (size, p) in float64."""
+    """Return a layout with blocks longer and shorter than k, and gradients (size, p) in float64."""
     layout = ParameterLayout.of(
         nn.Sequential(nn.Linear(5, 6), nn.Embedding(9, 7), nn.LayerNorm(11), nn.Conv2d(6, 8, 2, bias=False))
     )
@@ -247,7 +247,7 @@ def example(size: int, device: torch.device | str = "cpu") -> tuple[ParameterLay
 
 
 def factored(dtype: torch.dtype, device: torch.device | str = "cpu") -> list[GradientBlock]:
-    """Blocks of three samples that are given as factors, for the parameters of `example`."""
+    """Return blocks of three samples given as factors, for the parameters of `example`."""
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> Tensor:
@@ -262,13 +262,13 @@ def factored(dtype: torch.dtype, device: torch.device | str = "cpu") -> list[Gra
 
 
 def _correlate(left: Tensor, right: Tensor) -> Tensor:
-    """The weight's gradient of a 2×2 convolution: (B, d_left, d_right, 2, 2) of (B, d_left, 3, 3), (B, d_right, 4, 4)."""
+    """Compute the weight's gradient of a 2×2 convolution: (B, d_left, d_right, 2, 2) of (B, d_left, 3, 3), (B, d_right, 4, 4)."""
     windows = right.unfold(2, 3, 1).unfold(3, 3, 1)
     return torch.einsum("bohw,biklhw->boikl", left, windows)
 
 
 def split(layout: ParameterLayout, rows: Tensor) -> list[GradientBlock]:
-    """Flattened gradients (B, p) as one block a parameter."""
+    """Split flattened gradients (B, p) into one block per parameter."""
     return [
         DenseBlock(slot.name, rows[:, slot.offset : slot.offset + slot.numel].contiguous().view(-1, *slot.shape))
         for slot in layout

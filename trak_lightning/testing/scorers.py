@@ -1,4 +1,4 @@
-"""The laws of scorers."""
+"""The laws of scorers, as a test suite."""
 
 import json
 from collections.abc import Callable
@@ -18,11 +18,11 @@ N, K, TARGETS, CHECKPOINTS = 37, 6, 5, 3
 
 
 class ScorerConformance:
-    """Subclass with ``scorer``, a class or function that makes one without arguments."""
+    """Subclass with ``scorer``, a class or function that creates one without arguments."""
 
     scorer: ClassVar[Callable[[], Scorer]]
     tolerance: ClassVar[float] = 1e-6
-    """What may differ with the size of blocks, relative to the largest score."""
+    """How much scores may change with the size of blocks, relative to the largest score."""
 
     def fit(self, checkpoints: list[CheckpointFeatures]) -> Scoring:
         return type(self).scorer().fit(checkpoints)
@@ -39,7 +39,7 @@ class ScorerConformance:
         assert np.ptp(scores) > 0
 
     def test_a_sample_that_is_the_target_itself_helps_it(self) -> None:
-        """Positive means that having the training sample raises the target's output: so does the target's own copy."""
+        """A positive score means that having the training sample raises the target's output, as a copy of the target does."""
         scores = self.fit(problem(targets_are_training=True)).rows(0, TARGETS)
         assert (np.diag(scores[:, :TARGETS]) > 0).all()
 
@@ -116,7 +116,7 @@ def problem(
     cache: Path | None = None,
     complete: bool = True,
 ) -> list[CheckpointFeatures]:
-    """Random features in float64 under three checkpoints; `order` picks training samples."""
+    """Return random features in float64 under three checkpoints; `order` selects training samples."""
     rng, found = np.random.default_rng(3), []
     for checkpoint in range(CHECKPOINTS):
         train, targets = rng.standard_normal((N, K)), rng.standard_normal((TARGETS, K))

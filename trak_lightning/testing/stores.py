@@ -1,4 +1,4 @@
-"""The laws of feature stores."""
+"""Conformance suite of feature stores."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, NonFiniteGradientError
@@ -23,11 +24,14 @@ SPEC = FeatureSpec(
 
 
 class StoreConformance:
-    """Subclass with ``store``, a class or function that makes one without arguments."""
+    """Tests of every law of `FeatureStore` and `FeatureSet`. Subclass it and set ``store``.
+
+    ``store`` is a class or function that makes a store without arguments.
+    """
 
     store: ClassVar[Callable[[], FeatureStore]]
     persistent: ClassVar[bool] = True
-    """Whether another store object finds what this one stored in the same folder."""
+    """Whether a second store object finds what the first one stored in the same folder."""
 
     @pytest.fixture
     def bound(self, tmp_path: Path) -> FeatureStore:
@@ -50,10 +54,12 @@ class StoreConformance:
         assert found.spec == SPEC
         for block, read in enumerate(found.blocks()):
             expected = rows(SPEC, block)
-            for name in ("index", "features", "output", "loss_weight", "curvature"):
+            for name in ("index", "features", "output", "loss_weight", "curvature", "content"):
                 np.testing.assert_array_equal(getattr(read, name), getattr(expected, name))
                 assert getattr(read, name).dtype == getattr(expected, name).dtype
-        assert len(found.column("output")) == 23
+        for name in ("output", "loss_weight", "curvature", "content"):
+            whole = np.concatenate([getattr(rows(SPEC, block), name) for block in range(3)])
+            np.testing.assert_array_equal(found.column(name), whole)
 
     def test_blocks_are_missing_until_they_are_written(self, bound: FeatureStore, tmp_path: Path) -> None:
         created = bound.create(SPEC)
@@ -71,7 +77,25 @@ class StoreConformance:
         created.write_block(0, replace(rows(SPEC, 0), output=np.full(8, 3, np.float32)))
         assert created.read_block(0).output.tolist() == [3.0] * 8
 
-    def test_a_set_made_otherwise_is_refused_with_both_values(self, bound: FeatureStore) -> None:
+    def test_a_discarded_block_is_missing_and_may_be_written_again(self, bound: FeatureStore, tmp_path: Path) -> None:
+        created = bound.create(SPEC)
+        for block in range(3):
+            created.write_block(block, rows(SPEC, block))
+        created.discard(1)
+        found = self.reopen(bound, tmp_path).open("train", "a1")
+        assert found.missing_blocks() == [1]
+        assert found.column("output", [2, 0]).tolist() == [*rows(SPEC, 2).output, *rows(SPEC, 0).output]
+        found.write_block(1, rows(SPEC, 1))
+        assert found.complete
+
+    def test_content_is_zero_where_it_is_unknown(self, bound: FeatureStore, tmp_path: Path) -> None:
+        known = rows(SPEC, 0)
+        unknown = FeatureRows(known.index, known.features, known.output, known.loss_weight, known.curvature)
+        bound.create(SPEC).write_block(0, unknown)
+        read = self.reopen(bound, tmp_path).open("train", "a1").read_block(0).content
+        assert (read.dtype, read.tolist()) == (np.uint64, [0] * 8)
+
+    def test_a_set_made_with_other_settings_is_refused_with_both_values(self, bound: FeatureStore) -> None:
         bound.create(SPEC)
         changes: dict[str, dict[str, Any]] = {
             r"projector\.dim = 5, and 6": {"fingerprint": {"seed": 0, "projector": {"class": "p", "dim": 6}}},
@@ -82,12 +106,12 @@ class StoreConformance:
             with pytest.raises(IncompatibleRunError, match=message):
                 bound.create(replace(SPEC, **change))
 
-    def test_a_set_that_is_gone_on_with_keeps_its_batches(self, bound: FeatureStore) -> None:
+    def test_a_resumed_set_keeps_its_batches(self, bound: FeatureStore) -> None:
         bound.create(SPEC)
         found = bound.create(replace(SPEC, batch_size=3, block_size=6))
         assert (found.spec.batch_size, found.spec.block_size) == (4, 8)
 
-    def test_sets_are_listed_and_a_set_that_is_not_there_is_refused(self, bound: FeatureStore) -> None:
+    def test_sets_are_listed_and_opening_a_set_that_does_not_exist_is_refused(self, bound: FeatureStore) -> None:
         assert bound.list() == []
         for checkpoint in ("b2", "a1"):
             bound.create(replace(SPEC, checkpoint=checkpoint))
@@ -104,7 +128,8 @@ class StoreConformance:
 
     def test_rows_of_another_block_or_shape_are_refused(self, bound: FeatureStore) -> None:
         created = bound.create(SPEC)
-        for wrong in (rows(SPEC, 1), rows(replace(SPEC, num_samples=7), 0), rows(replace(SPEC, dim=4), 0)):
+        signed = replace(rows(SPEC, 0), content=np.arange(8))
+        for wrong in (rows(SPEC, 1), rows(replace(SPEC, num_samples=7), 0), rows(replace(SPEC, dim=4), 0), signed):
             with pytest.raises(DataError):
                 created.write_block(0, wrong)
         assert created.missing_blocks() == [0, 1, 2]
@@ -172,11 +197,12 @@ class StoreConformance:
 
 
 def rows(spec: FeatureSpec, block: int) -> FeatureRows:
-    """Random rows for a block."""
+    """Random rows of a block, a function of its number."""
     samples = spec.block_range(block)
     generator = np.random.default_rng(block)
-    columns = [generator.standard_normal(len(samples), np.float32) for _ in range(3)]
+    columns: list[npt.NDArray[Any]] = [generator.standard_normal(len(samples), np.float32) for _ in range(3)]
     features = generator.standard_normal((len(samples), spec.dim), np.float32)
+    columns.append(generator.integers(0, 2**64, len(samples), np.uint64))
     return FeatureRows(np.arange(samples.start, samples.stop), features, *columns)
 
 
@@ -188,6 +214,6 @@ def fill(created: FeatureSet) -> FeatureSet:
 
 
 def filled_store(store: FeatureStore, root: Path, spec: FeatureSpec = SPEC) -> FeatureSet:
-    """A set with all of its rows, in `root`."""
+    """Bind a store to `root` and fill a set in it; returns the set."""
     store.bind(root)
     return fill(store.create(spec))

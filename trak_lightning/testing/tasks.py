@@ -18,7 +18,7 @@ STEP = 1e-5
 
 
 class TaskConformance:
-    """Subclass with ``task``, and with methods ``model`` and ``batch`` that make a small problem for it.
+    """Subclass it with a ``task``, and methods ``model`` and ``batch`` that make a small problem for it.
 
     >>> class TestMargin(TaskConformance):
     ...     task = Margin
@@ -30,19 +30,19 @@ class TaskConformance:
 
     task: ClassVar[Callable[[], Task]]
     exact_loss: ClassVar[bool] = True
-    """False for a task whose training loss is no function of the output alone, such as a sum over many tokens: then q
-    and r are only required to be finite, and r not negative."""
+    """False for a task whose training loss is not a function of the output alone, such as a sum over many tokens. Then q and r
+    must only be finite, and r not negative."""
 
     def model(self) -> nn.Module:
-        """A model with random weights; it is made float64 and put in eval mode."""
+        """Make a model with random weights. It is converted to float64 and put in eval mode."""
         raise NotImplementedError
 
     def batch(self, size: int) -> Any:
-        """A random batch; floating-point tensors in it are made float64."""
+        """Make a random batch. Its floating-point tensors are converted to float64."""
         raise NotImplementedError
 
     def loss(self, task: Task, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        """ℓ(f) of every sample, (B,), for any f; override it for a loss with weights of its own."""
+        """Compute ℓ(f) of every sample, (B,), for any f. Override it for a weighted loss."""
         if task.loss_function == "logistic":
             return torch.nn.functional.softplus(-output)
         return -output if task.loss_function == "linear" else task.loss_weight(model, batch, output).square() / 2
@@ -58,7 +58,7 @@ class TaskConformance:
                 task = task.fitted(task.fit(model, [batch]))
         return task, model, batch
 
-    def test_there_is_one_finite_output_a_sample(self, problem: tuple[Task, nn.Module, Any]) -> None:
+    def test_there_is_one_finite_output_per_sample(self, problem: tuple[Task, nn.Module, Any]) -> None:
         task, model, batch = problem
         output = task.output(model, batch)
         assert output.shape == (SIZE,)
@@ -123,7 +123,9 @@ class TaskConformance:
         assert task.loss_function in ("logistic", "squared", "linear")
         output = task.output(model, batch).detach()
         weight, curvature = (value(model, batch, output) for value in (task.loss_weight, task.curvature))
-        torch.testing.assert_close(task.weights(model, batch, output), (weight, curvature), rtol=0, atol=0)
+        torch.testing.assert_close(
+            task.loss_weight_and_curvature(model, batch, output), (weight, curvature), rtol=0, atol=0
+        )
         for value in (weight, curvature):
             assert value.shape == (SIZE,)
             assert value.isfinite().all()
@@ -146,6 +148,7 @@ class TaskConformance:
         before = json.dumps(task.state)
         task.output(model, batch)
         assert json.dumps(task.state) == before
+        assert task.state == json.loads(before), "tuples and numeric keys do not survive JSON"
         assert task.state == type(self).task().state
 
 

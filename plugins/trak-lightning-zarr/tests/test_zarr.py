@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -150,7 +152,7 @@ def test_an_array_that_claims_to_be_huge_is_refused_before_room_is_made_for_it(t
     store.bind(tmp_path)
     huge = replace(SPEC, num_samples=2**40, block_size=2**36, batch_size=2**36)
     created = store.create(huge)
-    created._arrays["blocks"][0] = [int(created.manifest.set_id, 16), 0, 2**36, 0, 0, 0, 0, 0]
+    created._arrays["blocks"][0] = [int(created.manifest.set_id, 16), 0, 2**36, 0, 0, 0, 0, 0, 0]
     with pytest.raises(CorruptFileError):
         created.read_block(0)
 
@@ -221,3 +223,24 @@ def test_a_whole_run_keeps_its_features_on_a_server(bucket, tmp_path, monkeypatc
     assert "s3://features/run (1024 computed" in capfd.readouterr().out
     shutil.rmtree(run_dir / "features", ignore_errors=True)  # locks, and nothing else
     assert main(["verify", str(run_dir)]) == 0
+
+
+def test_a_set_of_schema_version_1_is_read_resumed_and_grown_without_content(tmp_path):
+    """`version1.zip` holds one of two blocks; its rows are those of tests/stores/version1."""
+    place = tmp_path / "features.zarr"
+    with zipfile.ZipFile(Path(__file__).parent / "version1.zip") as archive:
+        archive.extractall(place)
+    store = ZarrStore()
+    store.bind(tmp_path)
+    found = store.open("train", "a1")
+    assert found.missing_blocks() == [1]
+    first = found.read_block(0)
+    np.testing.assert_array_equal(first.features, np.arange(3) + 10 * np.arange(4)[:, None])
+    assert first.content.tolist() == [0, 0, 0, 0]
+    resumed = store.create(found.spec)
+    resumed.write_block(1, rows(found.spec, 1))
+    np.testing.assert_array_equal(resumed.read_block(1).features, rows(found.spec, 1).features)
+    assert resumed.column("content").tolist() == [0] * 7
+    grown = store.grow(found.spec, replace(found.spec, num_samples=9))
+    assert grown.missing_blocks() == [1, 2]
+    np.testing.assert_array_equal(grown.read_block(0).output, first.output)

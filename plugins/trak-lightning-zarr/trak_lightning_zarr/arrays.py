@@ -1,4 +1,4 @@
-"""The arrays of a set: made, grown, and opened with every claim that they make checked first."""
+"""Create, grow and open the arrays of a set; every claim that they make is checked before they are read."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,25 +9,32 @@ from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import ContainsArrayError
 
-from trak_lightning.stores import FeatureSpec
-from trak_lightning.stores.arrays import layout
-from trak_lightning.stores.block_file import Compression
-from trak_lightning.stores.manifest import Manifest
+from trak_lightning.stores.authoring import Compression, FeatureSpec, Manifest, layout
 
 BLOCKS = "blocks"
-RECORD = ("set", "block", "rows", "features", "scale", "output", "loss_weight", "curvature")
-"""The columns of `BLOCKS`: whose block it is, its rows, and the XXH3-64 of each array. A block without one is missing."""
-FILL = {"<u2": 0x7FC0, "|i1": -128}
-"""What stands where nothing is stored, and is never stored: in bfloat16 a NaN, in int8 a number beyond those used."""
+FILL = {"<u2": 0x7FC0, "|i1": -128, "<u8": 2**64 - 1}
+"""What is read where nothing is stored. It is never stored itself: NaN for bfloat16, a number outside the range that int8
+rows use. Zarr stores no object for a chunk that has nothing else."""
 CODECS = {"bytes", "sharding_indexed", "blosc", "crc32c"}
 
 
+def record_columns(manifest: Manifest) -> list[str]:
+    """The columns of `BLOCKS`: the set, the block, its rows, and the XXH3-64 of each array. A block without one is missing."""
+    columns = ["set", "block", "rows", "features", "scale", "output", "loss_weight", "curvature", "content"]
+    return columns if manifest.schema_version > 1 else columns[:-1]
+
+
+def stored_layout(manifest: Manifest, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name → shape and type of every array of a set with so many rows."""
+    return layout(rows, manifest.spec.dim, manifest.dtype, manifest.schema_version)
+
+
 def create_arrays(store: Store, name: str, manifest: Manifest, compression: Compression) -> None:
-    """Make the arrays of a set, except those that are there already."""
+    """Create the arrays of a set, except those that exist already."""
     spec = manifest.spec
     codecs: list[Any] = [] if compression == "none" else [BloscCodec(cname=compression, shuffle="bitshuffle")]
-    for array, (shape, dtype) in layout(spec.num_samples, spec.dim, manifest.dtype).items():
-        # A block of features is one object, made of batches: of the last block only those batches that exist are stored.
+    for array, (shape, dtype) in stored_layout(manifest, spec.num_samples).items():
+        # A block of features is one object, made of batches; the last block has only the batches that exist.
         inner, outer = ((size, *shape[1:]) for size in (spec.batch_size, spec.block_size))
         shards = {"chunks": inner, "shards": outer} if array == "features" else {"chunks": outer}
         _create(
@@ -40,16 +47,17 @@ def create_arrays(store: Store, name: str, manifest: Manifest, compression: Comp
             dimension_names=("sample", "feature")[: len(shape)],
             **shards,
         )
+    columns = record_columns(manifest)
     _create(
         store,
         f"{name}/{BLOCKS}",
-        shape=(spec.num_blocks, len(RECORD)),
+        shape=(spec.num_blocks, len(columns)),
         dtype="<u8",
-        chunks=(1, len(RECORD)),
+        chunks=(1, len(columns)),
         compressors=None,
         fill_value=0,
-        attributes={"columns": list(RECORD)},
-        # All in one folder, and nothing but a file can be taken for a record.
+        attributes={"columns": columns},
+        # All records are in one folder, where nothing but a file can be mistaken for one.
         chunk_key_encoding={"name": "default", "separator": "."},
     )
 
@@ -62,7 +70,7 @@ def _create(store: Store, name: str, **options: Any) -> None:
 
 
 def grow_arrays(store: Store, name: str, manifest: Manifest) -> None:
-    """Give the arrays of a set the lengths that `manifest` says."""
+    """Resize the arrays of a set to the lengths in `manifest`."""
     for array, shape in _shapes(manifest):
         found = zarr.open_array(store, path=f"{name}/{array}", mode="r+", zarr_format=3)
         if found.shape[0] < shape[0]:
@@ -70,19 +78,19 @@ def grow_arrays(store: Store, name: str, manifest: Manifest) -> None:
 
 
 def open_arrays(store: Store, name: str, manifest: Manifest, mode: Any) -> dict[str, zarr.Array]:
-    """The arrays of a set, found to be what `manifest` says.
+    """Open the arrays of a set.
 
     Raises:
-        ValueError: one of them is not.
+        ValueError: one of them is not what `manifest` says.
     """
     spec = manifest.spec
-    types = {array: dtype for array, (_, dtype) in layout(1, 1, manifest.dtype).items()} | {BLOCKS: "<u8"}
+    types = {array: dtype for array, (_, dtype) in stored_layout(manifest, 1).items()} | {BLOCKS: "<u8"}
     found = {}
     for array, shape in _shapes(manifest):
         opened = zarr.open_array(store, path=f"{name}/{array}", mode=mode, zarr_format=3)
         outer = (1 if array == BLOCKS else spec.block_size, *shape[1:])
         inner = (spec.batch_size, spec.dim) if array == "features" else outer
-        # Longer, if a process was killed while it made the set grow.
+        # They are longer if a process was killed while it grew the set.
         if opened.shape[:1] < shape[:1] or opened.shape[1:] != shape[1:] or opened.dtype != np.dtype(types[array]):
             raise ValueError(f"its {array} is {opened.dtype} {opened.shape}, and {types[array]} {shape} was expected")
         if (opened.chunks, opened.shards or opened.chunks) != (inner, outer):
@@ -96,9 +104,9 @@ def open_arrays(store: Store, name: str, manifest: Manifest, mode: Any) -> dict[
 
 def _shapes(manifest: Manifest) -> Iterator[tuple[str, tuple[int, ...]]]:
     spec: FeatureSpec = manifest.spec
-    for array, (shape, _) in layout(spec.num_samples, spec.dim, manifest.dtype).items():
+    for array, (shape, _) in stored_layout(manifest, spec.num_samples).items():
         yield array, shape
-    yield BLOCKS, (spec.num_blocks, len(RECORD))
+    yield BLOCKS, (spec.num_blocks, len(record_columns(manifest)))
 
 
 def _codecs(found: Any) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,22 +14,26 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from trak_lightning.errors import CorruptFileError, IncompleteRunError, StorageError, TrakError
-from trak_lightning.stores import FeatureRows
-from trak_lightning.stores.arrays import checksum, from_arrays, layout, to_arrays
-from trak_lightning.stores.block_file import LARGEST_COMPRESSED
-from trak_lightning.stores.encoding import decode
-from trak_lightning.stores.manifest import Manifest
-from trak_lightning.stores.prefetch import prefetched
-from trak_lightning.stores.shared import SharedSet
-from trak_lightning.stores.validation import require_rows
-from trak_lightning_zarr.arrays import BLOCKS, RECORD, open_arrays
+from trak_lightning.stores.authoring import (
+    LARGEST_COMPRESSED,
+    FeatureRows,
+    Manifest,
+    SharedSet,
+    checksum,
+    decode,
+    from_arrays,
+    prefetched,
+    require_rows,
+    to_arrays,
+)
+from trak_lightning_zarr.arrays import BLOCKS, open_arrays, record_columns, stored_layout
 from trak_lightning_zarr.place import Place
 
 Array = npt.NDArray[Any]
 
 
 class ZarrSet(SharedSet):
-    """A group of arrays. A block is there if its record is, which is written last, in one piece."""
+    """A group of arrays. A block is stored if its record is, which is written last, in one piece."""
 
     def __init__(self, place: Place, name: str, manifest: Manifest, lock: Path) -> None:
         super().__init__(manifest, lock)
@@ -42,13 +46,12 @@ class ZarrSet(SharedSet):
         self._place.require_writable()
         require_rows(self.spec, block, rows)
         samples = self.spec.block_range(block)
-        arrays = to_arrays(rows, self.manifest.dtype, f"block {block}")
+        encoded = to_arrays(rows, self.manifest.dtype, f"block {block}")
+        arrays = {name: encoded[name] for name in self._layout(len(rows))}
         with self._reading():
             records = self._arrays[BLOCKS]
         with self._place.writing(self.name):
-            if self._record(block) is not None:
-                records[block] = 0  # which deletes it: from here on the block is missing
-                self._place.flush(f"{self.name}/{BLOCKS}/zarr.json")
+            self._discard(block)
             for name, values in arrays.items():
                 self._arrays[name][samples.start : samples.stop] = values
             self._place.flush(*(f"{self.name}/{name}/c/{block}{'/0' * (name == 'features')}" for name in arrays))
@@ -57,6 +60,17 @@ class ZarrSet(SharedSet):
             for left in self._place.unfinished(self.name):
                 if re.search(rf"/c[./]{block}[./]", left.as_posix()):
                     left.unlink(missing_ok=True)
+
+    def discard(self, block: int) -> None:
+        self._place.require_writable()
+        with self._place.writing(self.name):
+            self._discard(block)
+
+    def _discard(self, block: int) -> None:
+        if self._record(block) is not None:
+            with self._reading():
+                self._arrays[BLOCKS][block] = 0  # which deletes the record: from now on the block is missing
+            self._place.flush(f"{self.name}/{BLOCKS}/zarr.json")
 
     def stored_blocks(self) -> set[int]:
         with self._reading():
@@ -93,11 +107,11 @@ class ZarrSet(SharedSet):
                 raise ValueError("some of its blocks were deleted")
             return features
 
-    def column(self, name: str) -> Array:
+    def column(self, name: str, blocks: Sequence[int] | None = None) -> Array:
         def read(block: int) -> Array:
             return self._values(name, block, self._whole(block))
 
-        return np.concatenate(list(prefetched(read, range(self.spec.num_blocks), 2)))
+        return np.concatenate(list(prefetched(read, range(self.spec.num_blocks) if blocks is None else blocks, 2)))
 
     def nbytes(self) -> int:
         with self._reading():
@@ -105,7 +119,7 @@ class ZarrSet(SharedSet):
 
     def strays(self) -> list[str]:
         left = self._place.unfinished(self.name)
-        return [f"{path}: left by a process that died, or being written now" for path in left]
+        return [f"{path}: left by a process that died, or still being written" for path in left]
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -122,14 +136,16 @@ class ZarrSet(SharedSet):
         record = self._record(block)
         if record is None or record["rows"] < len(self.spec.block_range(block)):
             raise IncompleteRunError(
-                f"block {block} of {self._place.url}/{self.name} is missing: not featurised yet, or deleted. Run featurize "
+                f"block {block} of {self._place.url}/{self.name} is missing: not featurized yet, or deleted. Run featurize "
                 "again."
             )
         return record
 
     def _record(self, block: int) -> dict[str, int] | None:
         with self._reading():
-            record = dict(zip(RECORD, np.asarray(self._arrays[BLOCKS][block]).tolist(), strict=True))
+            record = dict(
+                zip(record_columns(self.manifest), np.asarray(self._arrays[BLOCKS][block]).tolist(), strict=True)
+            )
             if not any(record.values()):
                 return None
             expected = {"set": int(self.manifest.set_id, 16), "block": block}
@@ -143,18 +159,19 @@ class ZarrSet(SharedSet):
     def _new_record(self, block: int, arrays: dict[str, Array]) -> npt.NDArray[np.uint64]:
         about = {"set": int(self.manifest.set_id, 16), "block": block, "rows": len(self.spec.block_range(block))}
         sums = {name: int(checksum(values), 16) for name, values in arrays.items()}
-        return np.array([(about | sums).get(name, 0) for name in RECORD], np.uint64)
+        return np.array([(about | sums).get(name, 0) for name in record_columns(self.manifest)], np.uint64)
 
     def _read(self, block: int, record: dict[str, int]) -> FeatureRows:
-        names = layout(1, 1, self.manifest.dtype)
-        arrays = {name: self._values(name, block, record) for name in names}
+        arrays = {name: self._values(name, block, record) for name in self._layout(record["rows"])}
         return from_arrays(arrays, self.spec.block_range(block).start, self.manifest.dtype)
 
     def _values(self, name: str, block: int, record: dict[str, int]) -> Array:
-        """One array of a block, compared with its checksum."""
+        """Read one array of a block and compare it with its checksum."""
+        if name == "content" and name not in record:
+            return np.zeros(record["rows"], np.uint64)  # schema version 1
         start, rows = self.spec.block_range(block).start, record["rows"]
         with self._reading():
-            shape, dtype = layout(rows, self.spec.dim, self.manifest.dtype)[name]
+            shape, dtype = self._layout(rows)[name]
             key = f"{self.name}/{name}/c/{block}{'/0' * (name == 'features')}"
             require_plausible(
                 self._place.size(key), math.prod(shape) * np.dtype(dtype).itemsize, self._compressed(name)
@@ -166,12 +183,16 @@ class ZarrSet(SharedSet):
                 )
             return values
 
+    def _layout(self, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        return stored_layout(self.manifest, rows)
+
     def _compressed(self, name: str) -> bool:
         return any(isinstance(codec, BloscCodec) for codec in self._arrays[name].compressors)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """
+        """Turn whatever a damaged array or a failing server leads to into an error of ours.
+
         Raises:
             CorruptFileError: what is stored is not what was written.
             StorageError: the file system or the server refused.
@@ -181,7 +202,7 @@ class ZarrSet(SharedSet):
             yield
         except TrakError:
             raise
-        # A damaged array makes zarr and its codecs raise nearly anything; FileNotFoundError is one that is not there.
+        # A damaged array makes zarr and its codecs raise nearly anything; a deleted one, FileNotFoundError.
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError, MemoryError, FileNotFoundError) as error:
             raise CorruptFileError(
                 f"{where} is not the feature set that its manifest says: {error}. Delete it and run featurize again."
@@ -191,10 +212,10 @@ class ZarrSet(SharedSet):
 
 
 def require_plausible(stored: int, nbytes: int, compressed: bool) -> None:
-    """Refuse to make room for what an object cannot hold.
+    """Refuse to allocate memory for more than an object can hold.
 
     Raises:
-        ValueError: it is too small.
+        ValueError: the object is too small.
     """
     if nbytes > LARGEST_COMPRESSED if compressed else stored < nbytes:
         raise ValueError(f"an object of {stored} bytes cannot hold a block of {nbytes} bytes")

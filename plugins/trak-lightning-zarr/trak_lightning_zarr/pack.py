@@ -1,16 +1,16 @@
-"""A finished store as one zip file, for sharing."""
+"""Pack a finished store into one zip file, for sharing."""
 
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from trak_lightning.errors import DataError
-from trak_lightning.run.atomic import atomic_write
+from trak_lightning.stores.authoring import atomic_write
 from trak_lightning_zarr.place import Place
 
 
 def pack(url: str, output: Path, storage_options: dict[str, Any] | None = None) -> int:
-    """Copy everything at an address to a zip file, which is there whole or not at all; returns the number of objects.
+    """Copy everything at an address to a zip file, written whole or not at all; returns the number of objects.
 
     Raises:
         DataError: the zip file exists, or there is nothing at the address.

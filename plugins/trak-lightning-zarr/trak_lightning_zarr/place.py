@@ -15,15 +15,15 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
 from trak_lightning.errors import PluginError, StorageError, TrakError
-from trak_lightning.run.atomic import fsync, refused
+from trak_lightning.stores.authoring import fsync, refused
 
 
 class Place:
-    """Where a Zarr hierarchy lies.
+    """The place of a Zarr hierarchy.
 
     Args:
         url: a path, or an address such as ``s3://bucket/run``. One that ends in ``.zip`` is read and never written.
-        options: of the file system, for fsspec.
+        options: options of the file system, for fsspec.
 
     Raises:
         PluginError: no installed package knows this kind of address.
@@ -53,19 +53,20 @@ class Place:
         return FsspecStore.from_url(self.url, storage_options=dict(options) or None)
 
     def require_writable(self) -> None:
-        """
+        """Refuse to write to a zip file.
+
         Raises:
             StorageError: this is a zip file.
         """
         if self.read_only:
             raise StorageError(
                 f"{self.url} is a zip file, and these are only read: a process killed while it writes to one loses all of "
-                "it. Write to a folder, and make the zip file of it when it is complete: "
+                "it. Write to a folder, and make a zip file from it when it is complete: "
                 "python -m trak_lightning_zarr FOLDER FILE.zip"
             )
 
     def keys(self, prefix: str, *, children: bool = False) -> Iterator[str]:
-        """The keys below a prefix, or those directly in it, as they are now."""
+        """The present keys below a prefix, or only those directly in it."""
         self._files.invalidate_cache()
         top = f"{self._root}/{prefix}".strip("/") if self.read_only else f"{self._root}/{prefix}".rstrip("/")
         try:
@@ -77,16 +78,16 @@ class Place:
             yield path.rstrip("/")[start:]
 
     def nbytes(self, prefix: str) -> int:
-        """The size of everything below a prefix."""
+        """The size of everything below a prefix in bytes."""
         self._files.invalidate_cache()
         return int(self._files.du(f"{self._root}/{prefix}"))
 
     def read(self, key: str) -> bytes:
-        """The bytes of one object."""
+        """Read the bytes of one object."""
         return bytes(self._files.cat_file(f"{self._root}/{key}"))
 
     def size(self, key: str) -> int:
-        """Of one object.
+        """The size of one object in bytes.
 
         Raises:
             FileNotFoundError: there is none.
@@ -95,20 +96,22 @@ class Place:
         return int(self._files.size(f"{self._root}/{key}".lstrip("/" if self.read_only else "")))
 
     def flush(self, *keys: str) -> None:
-        """Make what was written outlast a loss of power, where that is ours to do: object storage has done it already."""
+        """Flush files of a local folder, so that they survive a loss of power; object storage needs no flushing."""
         if self.local is not None:
             files = [self.local / key for key in keys]
             for path in [*files, *{folder for file in files for folder in list(file.parents)[:2]}]:
                 fsync(path)
 
     def unfinished(self, prefix: str) -> list[Path]:
-        """What writers that were killed have left below a prefix of a local folder."""
+        """Files that killed writers left below a prefix of a local folder."""
         return [] if self.local is None else list((self.local / prefix).rglob("*.partial"))
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
-        """Raises:
-        StorageError: the file system or the server refused.
+        """Turn errors of the file system or the server into ours.
+
+        Raises:
+            StorageError: it refused to write `what`.
         """
         self.require_writable()
         where = f"{self.url}/{what}"
@@ -118,12 +121,12 @@ class Place:
             raise
         except OSError as error:
             raise refused(where, error) from error
-        # Each kind of server has errors of its own.
+        # Every kind of server has errors of its own.
         except Exception as error:
             raise StorageError(f"cannot write {where}: {type(error).__name__}: {error}") from error
 
     def group(self, name: str) -> zarr.Group | None:
-        """The group of that name, or None.
+        """Open the group of that name; None if there is none.
 
         Raises:
             StorageError: the file system or the server refused.
@@ -139,7 +142,7 @@ class Place:
 
 
 def inside(root: Path, url: str) -> str:
-    """A relative path, as one in `root`; anything else as it is."""
+    """Place a relative path in `root`; return anything else as it is."""
     if "::" in url or "://" in url:
         return url
     return os.fspath(root / Path(url).expanduser())

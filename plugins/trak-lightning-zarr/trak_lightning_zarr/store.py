@@ -1,4 +1,4 @@
-"""The store: which sets there are at an address."""
+"""The store: the feature sets at an address."""
 
 import json
 from pathlib import Path
@@ -6,19 +6,26 @@ from typing import Any
 
 import zarr
 
-from trak_lightning.errors import CorruptFileError, IncompleteRunError, SettingsError
-from trak_lightning.run.fingerprint import require_same
-from trak_lightning.stores import FeatureSet, FeatureSpec, FeatureStore
-from trak_lightning.stores.block_file import COMPRESSIONS, Compression
-from trak_lightning.stores.encoding import DTYPES, Dtype
-from trak_lightning.stores.manifest import Manifest
-from trak_lightning.stores.validation import identity, require_name
+from trak_lightning.errors import CorruptFileError, SettingsError
+from trak_lightning.stores.authoring import (
+    COMPRESSIONS,
+    DTYPES,
+    Compression,
+    Dtype,
+    FeatureSet,
+    FeatureSpec,
+    FeatureStore,
+    Manifest,
+    no_such_set,
+    require_name,
+    require_option,
+)
 from trak_lightning_zarr.arrays import create_arrays, grow_arrays
 from trak_lightning_zarr.feature_set import ZarrSet
 from trak_lightning_zarr.place import Place, inside
 
 ATTRIBUTE = "trak_lightning"
-"""Of the group of a set: its manifest, written last. A group without it is not a set yet."""
+"""The attribute of a set's group that holds its manifest. It is written last: a group without it is not a set yet."""
 
 
 class ZarrStore(FeatureStore):
@@ -27,19 +34,20 @@ class ZarrStore(FeatureStore):
     ::
 
         URL/<split>/<checkpoint>/   features (n, k), scale (n,), output (n,), loss_weight (n,), curvature (n,)
-                                    blocks (blocks, 8): which blocks are whole, and their checksums
+                                    content (n,)
+                                    blocks (blocks, 9): which blocks are whole, and their checksums
 
-    Feature sets are found by split and checkpoint. Runs may share an address: a set that is there already is used if it was
-    made with the same settings, and refused with both values if not. Processes that share a run directory share its blocks;
-    those that share only the address do not know of each other, and may do the same block twice.
+    Feature sets are found by split and checkpoint. Runs may share an address: an existing set is used if it was made with the
+    same settings, and refused with both values if not. Processes that share a run directory share its blocks; processes
+    that share only the address do not see each other, and may compute the same block twice.
 
     Args:
         url: a path, a ``.zip`` file to read from, or an address such as ``s3://bucket/run``. A relative path lies in
             ``RUN_DIR/features``.
-        dtype: in which features are stored, as for ``hdf5``.
+        dtype: the type in which features are stored, as for ``hdf5``.
         compression: ``lz4`` or ``zstd`` after a bit shuffle; gradients hardly compress.
-        storage_options: for fsspec, such as ``endpoint_url``. They are written to the run's configuration: give credentials
-            in the environment or in the files where the file system looks for them.
+        storage_options: for fsspec, such as ``endpoint_url``. They are written to the run's configuration: keep
+            credentials in the environment, or in the files where the file system looks for them.
     """
 
     trak_api = (2, 0)
@@ -51,9 +59,8 @@ class ZarrStore(FeatureStore):
         compression: Compression = "none",
         storage_options: dict[str, Any] | None = None,
     ) -> None:
-        for name, value, known in (("dtype", dtype, DTYPES), ("compression", compression, COMPRESSIONS)):
-            if value not in known:
-                raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        require_option("dtype", dtype, DTYPES)
+        require_option("compression", compression, COMPRESSIONS)
         if not url:
             raise SettingsError("url must be a path or an address such as s3://bucket/run, got ''")
         self.url = url
@@ -84,13 +91,14 @@ class ZarrStore(FeatureStore):
                 create_arrays(self._place.zarr, name, manifest, self.compression)
                 self._write(name, manifest)
         found = self.open(spec.split, spec.checkpoint)
-        return self._require(found, spec)
+        found.manifest.require(spec, self.dtype, f"{self._address}/{name}")
+        return found
 
     def grow(self, before: FeatureSpec, after: FeatureSpec) -> FeatureSet:
         found = self.open(after.split, after.checkpoint)
         if found.spec.num_samples != after.num_samples:
-            self._require(found, before)
             name = _name(after.split, after.checkpoint)
+            found.manifest.require(before, self.dtype, f"{self._address}/{name}")
             manifest = found.manifest.grown(after)
             with self._place.writing(name):
                 grow_arrays(self._place.zarr, name, manifest)
@@ -101,10 +109,7 @@ class ZarrStore(FeatureStore):
         name = _name(split, checkpoint)
         manifest = self._manifest(name)
         if manifest is None:
-            raise IncompleteRunError(
-                f"there are no features of {split!r} under checkpoint {checkpoint} in {self._address}; there are "
-                f"{', '.join('/'.join(key) for key in self.list()) or 'none'}. Run trak featurize first."
-            )
+            raise no_such_set(split, checkpoint, self._address, self.list())
         return ZarrSet(self._place, name, manifest, self._root / name / "claims.lock")
 
     def list(self) -> list[tuple[str, str]]:
@@ -116,10 +121,10 @@ class ZarrStore(FeatureStore):
         return sorted(found)
 
     def _manifest(self, name: str) -> Manifest | None:
-        """That of a set, or None if there is no such set.
+        """Read the manifest of a set; None if there is no such set.
 
         Raises:
-            CorruptFileError: it is damaged, or of another split or checkpoint than its name says.
+            CorruptFileError: it is damaged, or its split or checkpoint is not its name.
         """
         where = f"{self._address}/{name}"
         try:
@@ -140,14 +145,6 @@ class ZarrStore(FeatureStore):
         group = zarr.open_group(self._place.zarr, path=name, mode="a", zarr_format=3)
         group.attrs.put({ATTRIBUTE: json.loads(manifest.dump())})
         self._place.flush(f"{name}/zarr.json")
-
-    def _require(self, found: ZarrSet, spec: FeatureSpec) -> ZarrSet:
-        require_same(
-            identity(found.spec) | {"store.dtype": found.manifest.dtype},
-            identity(spec) | {"store.dtype": self.dtype},
-            f"{self._address}/{found.name}",
-        )
-        return found
 
 
 def _name(split: str, checkpoint: str) -> str:

@@ -1,0 +1,165 @@
+"""Reading a command line: positions, spellings, saved configurations, and mistakes as one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trak_lightning.cli import COMMANDS, main
+from trak_lightning.cli.command_line import CommandLine, from_lightning
+from trak_lightning.cli.mistakes import fault_in
+from trak_lightning.errors import SettingsError
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (["runs/x"], ["--run_dir=runs/x"]),
+        (["runs/x", "--run-dir", "runs/y"], ["--run_dir=runs/y", "--run_dir=runs/x"]),
+        (["--trainer.max-epochs", "3", "runs/x"], ["--trainer.max_epochs=3", "--run_dir=runs/x"]),
+        (["--trainer.max-epochs=3"], ["--trainer.max_epochs=3"]),
+        (["--projector.dim", "-3"], ["--projector.dim=-3"]),
+        (["--json", "runs/x"], ["--json", "--run_dir=runs/x"]),
+        (["-k", "5", "--name=a-b"], ["-k=5", "--name=a-b"]),
+        (["--top", "5"], ["--keep=5"]),
+        (["--model", "mine.Net", "--seed", "1"], ["--seed=1"]),
+        (["--task", "regression"], ["--task=trak_lightning.tasks.regression.Regression"]),
+        (["--task.name", "regression"], ["--task=trak_lightning.tasks.regression.Regression"]),
+    ],
+    ids=lambda each: " ".join(each),
+)
+def test_what_is_typed_becomes_what_the_parser_takes(typed, read):
+    assert CommandLine.of(typed, renamed={"--top": "--keep"}).argv(reads=(), drops=("model",)) == read
+
+
+def test_the_new_name_of_an_option_is_said_on_standard_error(capsys):
+    CommandLine.of(["--top", "5"], renamed={"--top": "--keep"})
+    CommandLine.of(["--keep", "5"], renamed={"--top": "--keep"})
+    assert capsys.readouterr().err == "trak: --top is now --keep; the old name still works\n"
+
+
+def test_a_second_position_and_a_file_in_place_of_a_run_directory_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match="unexpected argument 'b'"):
+        CommandLine.of(["a", "b"])
+    (tmp_path / "b.ckpt").touch()
+    with pytest.raises(SettingsError, match=r"is a file where a run directory was expected.*written as a list"):
+        CommandLine.of(["--checkpoints", "a.ckpt", str(tmp_path / "b.ckpt")])
+
+
+def test_the_configuration_of_the_run_directory_is_used_unless_another_is_named(tmp_path):
+    saved = tmp_path / "config.yaml"
+    saved.write_text("{}")
+    assert CommandLine.of([str(tmp_path)]).with_saved_configuration().configs == [str(saved)]
+    named = CommandLine.of([str(tmp_path), "-c", "mine.yaml"]).with_saved_configuration()
+    assert named.configs == ["mine.yaml"]
+
+
+def test_settings_that_a_command_does_not_read_are_taken_out_of_the_file(tmp_path):
+    (tmp_path / "config.yaml").write_text("{run_dir: x, model: mine.Net, scorer: trak}")
+    (config,) = CommandLine.of(["-c", str(tmp_path / "config.yaml")]).argv(reads=(), drops=("model",))
+    assert json.loads(config.removeprefix("--config=")) == {
+        "run_dir": "x",
+        "scorer": {"class_path": "trak_lightning.scoring.trak.Trak"},
+    }
+
+
+def test_a_configuration_of_lightning_cli_loses_what_is_for_fit_and_gets_its_classes():
+    saved = {
+        "seed_everything": True,
+        "trainer": {"max_epochs": 1, "logger": None},
+        "model": {"width": 64},
+        "optimizer": None,
+        "ckpt_path": None,
+        "weights_only": None,
+    }
+    assert from_lightning(saved, {"model": "mine.Net", "data": "mine.Digits"}) == {
+        "trainer": {"max_epochs": 1},
+        "model": {"class_path": "mine.Net", "init_args": {"width": 64}},
+        "data": {"class_path": "mine.Digits", "init_args": {}},
+    }
+
+
+def test_the_leaf_of_a_nested_message_is_found():
+    fault = fault_in(
+        """Parser key "scorer":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'Scorer'>, <class 'NoneType'>]
+  Errors:
+    - Problem with given class_path 'trak.Trak':
+        Parser key "weights":
+          Does not validate against any of the Union subtypes
+          Subtypes: [<class 'int'>, typing.Literal['auto']]
+          Errors:
+            - Expected a <class 'int'>
+            - Expected a typing.Literal['auto']
+          Given value type: <class 'str'>
+          Given value: q
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'dict'>
+  Given value: {'weights': 'q'}"""
+    )
+    assert (fault.key, fault.owner, fault.value) == (("scorer", "weights"), "trak.Trak", "q")
+    assert fault.text == "expected an integer, 'auto'"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("seed: many", "mine.yaml:2: seed is many; expected an integer"),
+        ("evaluation:\n  modles: 3", "mine.yaml:3: unknown setting evaluation.modles; did you mean evaluation.models?"),
+        (
+            "scorer:\n  name: trak\n  weight: none",
+            "mine.yaml:4: unknown setting scorer.weight; did you mean scorer.weights?",
+        ),
+        ("targets: test", "mine.yaml:2: unknown setting targets; did you mean"),
+        ("seed: [", "mine.yaml:3: not valid YAML"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_with_its_place(settings, message, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(f"run_dir: {tmp_path}\n{settings}\n")
+    assert main(["evaluate", "--config", str(tmp_path / "mine.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_run_directory_is_asked_for_by_its_place(capsys):
+    assert main(["score"]) == 1
+    assert "run_dir is missing: write it after the command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_a_folder_that_is_no_run_directory_says_so(command, tmp_path, capsys):
+    assert main([command, str(tmp_path)]) == 1
+    assert "is not a run directory" in capsys.readouterr().err
+
+
+def test_help_shows_what_is_chosen_and_nothing_that_is_not_read(capsys):
+    with pytest.raises(SystemExit):
+        main(["score", "--help"])
+    shown = capsys.readouterr().out
+    options = {line.split()[0] for line in shown.splitlines() if line.startswith("  --")}
+    assert {"--keep", "--groups", "--name", "--store", "--scorer"} <= options
+    assert not {"--model", "--trainer", "--ensemble.size", "--evaluation.models", "--projector"} & options
+
+
+def test_plugins_as_json_and_to_a_reader_that_has_seen_enough():
+    trak = Path(sys.executable).with_name("trak")
+    done = subprocess.run([trak, "plugins", "--json"], capture_output=True, text=True, check=False)
+    assert "sparse_jl" in {plugin["name"] for plugin in json.loads(done.stdout)["plugins"]}
+    piped = subprocess.run(f"{trak} plugins --json | head -1", shell=True, capture_output=True, text=True, check=True)
+    assert (piped.stdout, piped.stderr) == ("{\n", "")
+
+
+def test_every_command_is_a_module():
+    folder = Path(sys.modules["trak_lightning.cli"].__file__).parent
+    assert {name for name in COMMANDS if not (folder / f"{name.replace('-', '_')}.py").exists()} == set()
+
+
+def test_yaml_that_names_plugins_is_what_is_written_out(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["score", str(tmp_path), "--scorer", "gradient_dot", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["scorer"]["class_path"].endswith("GradientDot")

@@ -1,0 +1,131 @@
+"""Stored rows are reused only where samples, model, task and code are those that they were computed from."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data.dataloader import DataLoader
+
+from trak_lightning import TRAK, Task
+from trak_lightning.errors import SettingsError, StaleRowsError
+
+CHANGED = [5, 17, 40]
+
+
+def attribute(model, run_dir, task="image_classification", **options):
+    return TRAK(model, task=task, run_dir=run_dir, projector="identity", **options)
+
+
+def relabeled(dataset):
+    inputs, labels = (tensor.clone() for tensor in dataset.tensors)
+    labels[CHANGED] = (labels[CHANGED] + 1) % 3
+    return TensorDataset(inputs, labels)
+
+
+@pytest.mark.parametrize("store", ["hdf5", "memory"])
+def test_changed_labels_are_named_and_repaired(store, model, train_set, tmp_path):
+    trak = attribute(model, tmp_path / "a", store=store)
+    trak.featurize(train_set, batch_size=4, block_size=4)
+    corrected = relabeled(train_set)
+    with pytest.raises(StaleRowsError, match=r"3 samples of 'train' are not what .*: 5, 17, 40"):
+        trak.featurize(corrected, batch_size=4)
+    assert trak.featurize(corrected, batch_size=4, repair=True) == 12  # the blocks of three samples
+    fresh = attribute(model, tmp_path / "b")
+    fresh.featurize(corrected, batch_size=4)
+    np.testing.assert_array_equal(trak.features()[:], fresh.features()[:])
+    np.testing.assert_array_equal(trak.features().content, fresh.features().content)
+
+
+def test_targets_explained_for_other_labels_are_refused_until_repaired(model, train_set, tmp_path):
+    trak = attribute(model, tmp_path / "a")
+    trak.featurize(train_set)
+    before = np.array(trak.score(train_set, name="test").values)
+    with pytest.raises(StaleRowsError, match=r"3 samples of 'test' .*another name"):
+        trak.score(relabeled(train_set), name="test")
+    repaired = trak.score(relabeled(train_set), name="test", repair=True).values
+    expected = trak.score(relabeled(train_set), name="other").values
+    np.testing.assert_allclose(repaired, expected, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(repaired, before)
+
+
+class Focal:
+    gamma = 0.0
+
+
+def focal_loss(model, batch):
+    cross_entropy = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    return (1 - torch.exp(-cross_entropy)) ** Focal.gamma * cross_entropy
+
+
+def edited(column):
+    class Logit(Task):
+        def output(self, model, batch):
+            return model(batch[0])[:, column]
+
+    return Logit()
+
+
+def with_activation(model, activation):
+    changed = nn.Sequential(model[0], activation, *model[2:]).eval()
+    assert changed.state_dict().keys() == model.state_dict().keys()
+    return changed
+
+
+def shifted(samples):
+    inputs, labels = default_collate(samples)
+    return inputs, (labels + 1) % 3
+
+
+CHANGES = {
+    "a constant that the loss reads": lambda model, data: [
+        (model, data, {"name": "loss", "function": focal_loss}) for _ in range(2)
+    ],
+    "the code of a task": lambda model, data: [(model, data, edited(column)) for column in (0, 1)],
+    "the activation": lambda model, data: [
+        (with_activation(model, activation), data, "image_classification") for activation in (nn.ReLU(), nn.Tanh())
+    ],
+    "the labels that the collate function makes": lambda model, data: [
+        (model, DataLoader(data, 16, collate_fn=collate), "image_classification")
+        for collate in (default_collate, shifted)
+    ],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_code_is_noticed_by_computing_a_batch_again(change, model, train_set, tmp_path, monkeypatch):
+    (first, data, task), (second, other, changed) = CHANGES[change](model, train_set)
+    attribute(first, tmp_path, task).featurize(data)
+    assert attribute(first, tmp_path, task).featurize(data) == 0
+    monkeypatch.setattr(Focal, "gamma", 5.0)
+    with pytest.raises(StaleRowsError, match=r"of 'train' under checkpoint .* are not what .* give now"):
+        attribute(second, tmp_path, changed).featurize(other)
+    repaired = attribute(second, tmp_path, changed)
+    assert repaired.featurize(other, repair=True) == len(train_set)
+    fresh = attribute(second, tmp_path / "fresh", changed)
+    fresh.featurize(other)
+    np.testing.assert_allclose(repaired.features()[:], fresh.features()[:], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("verify", ["full", "sampled", "off"])
+def test_which_samples_are_read_again_is_an_option(verify, model, train_set, tmp_path):
+    attribute(model, tmp_path).featurize(train_set)
+    # Same gradients, other content: only reading can tell.
+    same = TensorDataset(train_set.tensors[0], train_set.tensors[1].to(torch.int32))
+    trak = attribute(model, tmp_path, verify_data=verify)
+    if verify == "off":
+        assert trak.featurize(same) == 0
+    else:
+        with pytest.raises(StaleRowsError, match=f"{len(train_set)} samples of 'train'"):
+            trak.featurize(same)
+    with pytest.raises(SettingsError, match="verify_data must be one of full, sampled, off, got 'some'"):
+        attribute(model, tmp_path, verify_data="some")
+
+
+def test_rows_are_verified_before_missing_ones_are_computed(model, train_set, checkpoints, tmp_path):
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set, checkpoints, batch_size=8, block_size=8)
+    next((tmp_path / "features").rglob("block-00002.h5")).unlink()
+    with pytest.raises(StaleRowsError, match="computed again"):
+        attribute(with_activation(model, nn.Tanh()), tmp_path).featurize(train_set, checkpoints, batch_size=8)

@@ -1,0 +1,239 @@
+"""What a person types → what the parsers take.
+
+- ``--max-epochs`` and ``--max_epochs`` are the same option.
+- The run directory is written first, without ``--run_dir``; without ``--config``, its own configuration is used.
+- One configuration file serves all commands: settings that a command does not read are taken out.
+- A file that LightningCLI saved is a configuration file: `from_lightning`.
+- Plug-ins have short names: `trak_lightning.cli.names`.
+"""
+
+import json
+import sys
+from argparse import ArgumentError
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, get_loader
+
+from trak_lightning.cli.mistakes import UsageError, explained
+from trak_lightning.cli.names import KINDS, Names
+from trak_lightning.errors import DataError
+
+FLAGS = ("--help", "-h", "--json", "--print_config")
+"""Options without a value."""
+
+CLASSES = {f"--{key}_class": key for key in ("model", "data", "optimizer", "lr_scheduler")}
+"""Options that name the class whose settings stand without a class path in the configuration."""
+
+_LISTS = (
+    "Several values are written as a list, '[a, b]', and a pattern in quotes, 'seed*.ckpt', so that the shell does not "
+    "expand it."
+)
+
+LIGHTNING_ONLY = ("ckpt_path", "verbose")
+"""Settings in a file that LightningCLI saved which are for ``fit`` alone."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """``--name value``."""
+
+    name: str
+    value: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The setting: ``projector.dim``."""
+        return self.name.lstrip("-").removesuffix("+")
+
+    @property
+    def setting(self) -> str:
+        """The first part of its name: ``projector``."""
+        return self.key.partition(".")[0]
+
+    @property
+    def token(self) -> str:
+        return self.name if self.value is None else f"{self.name}={self.value}"
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The options of a command, in order."""
+
+    options: tuple[Option, ...]
+    values: tuple[str, ...] = ()
+    """What the parser takes by position."""
+
+    @classmethod
+    def of(
+        cls,
+        argv: Sequence[str],
+        *,
+        positionals: Sequence[str] | None = ("run_dir",),
+        renamed: Mapping[str, str] | None = None,
+    ) -> "CommandLine":
+        """Read `argv`.
+
+        Args:
+            argv: what follows the command.
+            positionals: the options that may be given by position alone; if None, the parser takes any number of values.
+            renamed: old option → new option; the old one works, and a line on standard error names the new one.
+
+        Raises:
+            UsageError: there are more positions than `positionals`.
+        """
+        options, values = _split(argv)
+        if positionals is None:
+            return cls(tuple(options), tuple(values))
+        if len(values) > len(positionals):
+            raise UsageError(f"unexpected argument {values[len(positionals)]!r}. {_LISTS}")
+        named = [Option(f"--{name}", value) for name, value in zip(positionals, values, strict=False)]
+        if "run_dir" in positionals and (file := next((value for value in values if Path(value).is_file()), None)):
+            raise UsageError(f"{file!r} is a file where a run directory was expected. {_LISTS}")
+        for old, new in (renamed or {}).items():
+            if any(option.name == old for option in options):
+                print(f"trak: {old} is now {new}; the old name still works", file=sys.stderr)
+        options = [Option((renamed or {}).get(option.name, option.name), option.value) for option in options]
+        return cls((*options, *named))  # the last one wins, also over a configuration file
+
+    def value(self, name: str) -> str | None:
+        """The last value of an option, or None."""
+        return next((option.value for option in reversed(self.options) if option.name == name), None)
+
+    @property
+    def configs(self) -> list[str]:
+        """Files, and YAML between braces, in order."""
+        return [option.value for option in self.options if option.name == "--config" and option.value is not None]
+
+    def with_saved_configuration(self) -> "CommandLine":
+        """Unless a configuration is named, that of the run directory, if there is one."""
+        run_dir = self.value("--run_dir")
+        if self.configs or run_dir is None:
+            return self
+        saved = Path(run_dir).expanduser() / "config.yaml"
+        return CommandLine((Option("--config", str(saved)), *self.options)) if saved.is_file() else self
+
+    def parse(self, parser: ArgumentParser, *, reads: Collection[str] = (), drops: Collection[str] = ()) -> Namespace:
+        """The settings, by `parser`; `reads` and `drops` as for `argv`.
+
+        Raises:
+            UsageError: in one line, what is wrong with them and where.
+        """
+        argv = self.argv(reads=reads, drops=drops)
+        try:
+            return parser.parse_args(argv)
+        except ArgumentError as error:
+            options = [option.key for option in self.options]
+            raise UsageError(explained(error.message, parser, options, self.configs)) from error
+
+    def argv(self, *, reads: Collection[str], drops: Collection[str] = ()) -> list[str]:
+        """The arguments for a parser.
+
+        Args:
+            reads: plug-in settings whose classes the command uses.
+            drops: settings that the command does not read.
+
+        Raises:
+            DataError: a configuration file cannot be read.
+            PluginError: an unknown plug-in name.
+        """
+        names = Names(reads)
+        classes = {CLASSES[option.name]: option.value for option in self.options if option.name in CLASSES}
+        arguments = [
+            Option(option.name, _config(option.value, names, drops, classes)).token
+            if option.name == "--config" and option.value is not None
+            else _plugin(option, names).token
+            for option in self.options
+            if option.name not in CLASSES and option.setting not in drops
+        ]
+        if classes and not self.configs:
+            missing = {key: {"class_path": path} for key, path in classes.items() if key not in drops}
+            arguments.insert(0, f"--config={json.dumps(missing)}")
+        return [*self.values, *arguments]
+
+
+def load_config(source: str) -> dict[str, Any]:
+    """The mapping in a YAML file, or in inline YAML.
+
+    Raises:
+        DataError: there is no such file, or it does not hold a mapping.
+    """
+    path = Path(source)
+    inline = source.lstrip().startswith("{")
+    if not inline and not path.is_file():
+        raise DataError(f"there is no configuration file {source} (looked in {Path.cwd()})")
+    try:
+        config = get_loader("yaml")(source if inline else path.read_text())
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        raise DataError(f"{source}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {problem}") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{source} must hold a mapping of settings, found {type(config).__name__}")
+    return config
+
+
+def from_lightning(config: Mapping[str, Any], classes: Mapping[str, str | None]) -> dict[str, Any]:
+    """A configuration that LightningCLI saved, as a configuration of ours.
+
+    It says null where nothing was chosen, has settings of ``fit``, and no class paths where the program had classes, which
+    are then in `classes`.
+    """
+    found = {key: value for key, value in config.items() if key not in LIGHTNING_ONLY}
+    for key in ("weights_only", "optimizer", "lr_scheduler"):
+        if key in found and found[key] is None:
+            del found[key]
+    if found.get("seed_everything") is True:  # one drawn at random; a run has a seed of its own
+        del found["seed_everything"]
+    if isinstance(trainer := found.get("trainer"), dict):
+        found["trainer"] = {key: value for key, value in trainer.items() if value is not None}
+    for key, path in classes.items():
+        value = found.get(key) or {}
+        if not (isinstance(value, dict) and "class_path" in value):
+            found[key] = {"class_path": path, "init_args": value}
+    return found
+
+
+def _split(argv: Sequence[str]) -> tuple[list[Option], list[str]]:
+    """Options, and what belongs to none."""
+    options, values = [], []
+    tokens = list(argv)
+    while tokens:
+        token = tokens.pop(0)
+        if not token.startswith("-") or token == "-":
+            values.append(token)
+            continue
+        name, equals, value = token.partition("=")
+        name = "--config" if name == "-c" else _underscored(name)
+        if equals:
+            options.append(Option(name, value))
+        elif name in FLAGS or not tokens or tokens[0].startswith("--"):
+            options.append(Option(name))
+        else:
+            options.append(Option(name, tokens.pop(0)))
+    return options, values
+
+
+def _underscored(name: str) -> str:
+    return f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
+
+
+def _plugin(option: Option, names: Names) -> Option:
+    """``--projector sparse_jl``, ``--projector.name sparse_jl`` and their like, with the class path."""
+    key, _, part = option.key.partition(".")
+    if key not in KINDS or option.value is None or part not in ("", "name", "class_path", "help"):
+        return option
+    name = f"--{key}" if part == "name" else option.name
+    if option.value.lstrip().startswith("{"):
+        return Option(name, json.dumps(names.expand(key, load_config(option.value))))
+    return Option(name, names.class_path(key, option.value))
+
+
+def _config(source: str, names: Names, drops: Collection[str], classes: Mapping[str, str | None]) -> str:
+    config = load_config(source)
+    kept = {key: value for key, value in from_lightning(config, classes).items() if key not in drops}
+    expanded = {key: names.expand(key, value) for key, value in kept.items()}
+    # Unchanged files stay files, so that paths in them keep being relative to them.
+    return source if expanded == config else json.dumps(expanded, default=str)

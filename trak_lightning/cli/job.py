@@ -1,0 +1,272 @@
+"""The stages of a run over one parsed configuration: what the commands that need a model share."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+
+from trak_lightning.api import TRAK
+from trak_lightning.cli.arguments import open_run
+from trak_lightning.cli.evaluate import RECIPE_KEYS, print_results
+from trak_lightning.cli.lightning_cli import TrakCLI
+from trak_lightning.cli.output import narrated, short, summary
+from trak_lightning.cli.workers import retrain_in_processes
+from trak_lightning.data.dataset import AttributionData
+from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
+from trak_lightning.evaluation.scored_run import ScoredRun
+from trak_lightning.featurize.job import FeaturizeJob
+from trak_lightning.model.checkpoints import Checkpoint, expand
+from trak_lightning.retraining.outputs import Retraining, missing
+from trak_lightning.retraining.retrainer import Retrainer
+from trak_lightning.retraining.subsets import SubsetPlan
+from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
+from trak_lightning.run.atomic import atomic_create, atomic_write
+from trak_lightning.runtime.lightning import interruptible, quiet_lightning
+from trak_lightning.scoring.score_run import score_run
+from trak_lightning.stores.shards import Shard, unfinished
+
+
+class Job:
+    """The stages of a run, over one parsed configuration."""
+
+    def __init__(self, command: str, argv: Sequence[str]) -> None:
+        self._argv = list(argv)
+        self._cli = TrakCLI(command, argv)
+        self._config = self._cli.config
+        self.json = bool(self._config.pop("json", False))
+        self._config.parameters = _listed(self._config.parameters)
+        self._config.checkpoints = _listed(self._config.checkpoints)
+        self.shard = Shard.parse(self._config.shard)
+        self.run, self._store = open_run(self._config, self._cli.config_init)
+        if self._cli.datamodule is None:
+            raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
+        self._datamodule: L.LightningDataModule = self._cli.datamodule
+        self._datamodule.prepare_data()
+        for stage in ("fit", _setup_stage(self._config.target_split)):
+            self._datamodule.setup(stage)
+        self.train_data = self._data(self._config.train_split)
+        self.target_data = self._data(self._config.target_split)
+
+    def keep_configuration(self, write: Callable[[Path], AbstractContextManager[Path]] = atomic_write) -> None:
+        """Leave the configuration in the run directory, once nothing there contradicts it."""
+        if self.speaks:
+            config = self._config.clone()
+            config.shard, config.grow = "1/1", False  # these are for one call
+            with write(self.run.config) as part:
+                self._cli.parser.save(config, part, overwrite=True)
+
+    @property
+    def weights_only(self) -> bool:
+        return bool(self._config.weights_only)
+
+    @property
+    def parts(self) -> Namespace:
+        """The objects that the configuration describes: task, extractor, projector, store, scorer."""
+        return self._cli.config_init
+
+    @property
+    def settings(self) -> Namespace:
+        """The configuration."""
+        return self._config
+
+    @property
+    def model(self) -> L.LightningModule:
+        """The user's model, with fresh weights."""
+        return self._cli.model
+
+    @property
+    def datamodule(self) -> L.LightningDataModule:
+        """The user's data, set up."""
+        return self._datamodule
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this is the rank that says what is done."""
+        return bool(self._cli.trainer.is_global_zero)
+
+    def train(self) -> list[str]:
+        """Make the checkpoints that are missing; returns the files of all."""
+        if self._config.checkpoints is not None:
+            named = self._named()
+            if self.speaks:
+                summary("train", f"nothing to train: {len(named)} checkpoints are named")
+            return named
+        started = time.perf_counter()
+        ensemble = self._config.ensemble
+        plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self._config.seed, self._recipe)
+        plan.record(self.run.checkpoints)
+        self.keep_configuration(atomic_create)  # until the features have been found to be made with the same
+        with interruptible():
+            paths, trained = train_ensemble(self._fresh, self._datamodule, plan, ensemble.size, self.run.checkpoints)
+        if self.speaks:
+            summary("train", f"{len(paths)} checkpoints in {short(self.run.checkpoints)}", trained, "trained", started)
+        return [str(path) for path in paths]
+
+    def featurize(self, checkpoints: list[str]) -> None:
+        """Compute the features that are missing."""
+        started = time.perf_counter()
+        job = self._featurize_job().with_checkpoints(checkpoints, weights_only=self.weights_only)
+        with narrated() if self.speaks else nullcontext():
+            job.prepare()
+            self.keep_configuration()
+            computed = sum(map(job.compute, job.splits))
+        rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
+        if self.speaks:
+            what = f"{rows} rows in {self._store.elsewhere or short(self.run.features)}"
+            if self.shard.count > 1:
+                unfinished = self._unfinished()
+                what = f"shard {self.shard} of {what}; " + (
+                    f"unfinished: {unfinished}" if unfinished else "all are there"
+                )
+            summary("featurize", what, computed, "computed", started)
+
+    def require_compatible(self) -> None:
+        """Refuse to begin, let alone to train, if the features that are there were made with other settings."""
+        self._featurize_job().require_compatible()
+
+    def _featurize_job(self) -> FeaturizeJob:
+        """The featurizing job of training and target samples, without checkpoints."""
+        trak, settings = self.trak(), self._config
+        return FeaturizeJob(
+            trak.model,
+            trak.spec,
+            trak.run,
+            trak.store,
+            trak.trainer,
+            {settings.train_split: self.train_data, settings.target_split: self.target_data},
+            train=settings.train_split,
+            block_size=settings.block_size,
+            grow=bool(settings.grow),
+            shard=self.shard,
+        )
+
+    def _unfinished(self) -> str:
+        """The shards that have rows missing, in words."""
+        return "; ".join(
+            f"{words} ({split})"
+            for split in (self._config.train_split, self._config.target_split)
+            if (words := unfinished(self.run, self._store, split))
+        )
+
+    def check(self) -> list[tuple[str, str]]:
+        """What one batch tells of the whole run: (topic, text) of each finding."""
+        trak = self.trak()
+        try:
+            source = self.checkpoints()[0]
+        except IncompleteRunError:
+            found = [("weights", "as the model was made: there is no checkpoint yet")]
+        else:
+            Checkpoint.of(source, trak.model, weights_only=self.weights_only).load_into(trak.model)
+            found = [("weights", source)]
+        with nullcontext() if self.json else narrated():
+            findings = trak.check(self.train_data, checkpoints=self.num_checkpoints)
+        return found + [(finding.topic, finding.text) for finding in findings]
+
+    def trak(self) -> TRAK:
+        """The attribution that the configuration describes."""
+        instances = self._cli.config_init
+        return TRAK(
+            self._cli.model.eval(),
+            task=instances.task,
+            run_dir=self.run.path,
+            parameters=self._config.parameters,
+            extractor=instances.extractor,
+            projector=instances.projector,
+            store=self._store,
+            seed=self._config.seed,
+            trainer=self._cli.trainer,
+            weights_only=self._config.weights_only,
+        )
+
+    def checkpoints(self) -> list[str]:
+        """The checkpoint files named in the configuration, or those that `train` made.
+
+        Raises:
+            IncompleteRunError: there are none, or not all.
+        """
+        if self._config.checkpoints is not None:
+            return self._named()
+        paths = checkpoint_paths(self.run.checkpoints, self._config.ensemble.size)
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            raise IncompleteRunError(
+                f"{len(missing)} of {len(paths)} checkpoints are missing, such as {missing[0]}. Run trak train first, or "
+                "name your own files under checkpoints."
+            )
+        return [str(path) for path in paths]
+
+    @property
+    def num_checkpoints(self) -> int:
+        """How many there are, or will be."""
+        return int(self._config.ensemble.size) if self._config.checkpoints is None else len(self._named())
+
+    def _named(self) -> list[str]:
+        return [str(path) for path in expand(self._config.checkpoints)]
+
+    def score(self) -> Path:
+        """Score the targets; returns the file."""
+        started = time.perf_counter()
+        config = self._config
+        scores, fresh = score_run(
+            self.run, self._store, self._cli.config_init.scorer, train=config.train_split, targets=config.target_split
+        )
+        if self.speaks:
+            summary("score", f"{scores.describe()} in {short(scores.path)}", int(fresh), "computed", started)
+        return scores.path
+
+    def evaluate(self) -> None:
+        """Retrain the models that are missing and compute what the configuration asks for."""
+        config, parts = self._config, self.parts
+        scored = ScoredRun(self.run, self._store, parts.scorer, config.target_split, config.train_split, config.seed)
+        print_results(evaluate_scores(scored, parts.evaluation, self.retrain, lambda: self._datamodule), self)
+
+    def retrain(self, plan: SubsetPlan, folder: Path, retrainings: Sequence[Retraining]) -> None:
+        """See `trak_lightning.retraining.outputs.Retrain`."""
+        replace(plan, num_samples=len(self.train_data), recipe=self._recipe).record(folder)
+        self.keep_configuration()
+        todo = missing(retrainings)
+        workers = min(self.parts.evaluation.workers, len(todo))
+        if workers > 1:
+            retrain_in_processes(self._argv, todo, workers, self.run.evaluation)
+        elif todo:
+            self.retrain_here(todo)
+
+    def retrain_here(self, retrainings: Sequence[Retraining]) -> None:
+        """Retrain these models in this process."""
+        retrainer = Retrainer(self._fresh, self._datamodule, self.parts.task, self.train_data, self.target_data)
+        with interruptible():
+            retrainer.retrain(retrainings)
+
+    def _data(self, split: str) -> AttributionData:
+        loader = getattr(self._datamodule, f"{split}_dataloader", None)
+        if loader is None:
+            raise DataError(
+                f"{type(self._datamodule).__name__} has no method {split}_dataloader, which split {split!r} needs"
+            )
+        return AttributionData.of(loader(), self._config.batch_size, hooks=self._datamodule)
+
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        """All settings that determine a trained model, defaults included."""
+        recipe = {key: self._config.get(key) for key in RECIPE_KEYS}
+        return {key: value.as_dict() if isinstance(value, Namespace) else value for key, value in recipe.items()}
+
+    def _fresh(self, seed: int) -> tuple[L.LightningModule, L.Trainer]:
+        with quiet_lightning():
+            L.seed_everything(seed, verbose=False)
+            self._cli.instantiate_classes()
+        return self._cli.model, self._cli.trainer
+
+
+def _setup_stage(split: str) -> str:
+    return {"val": "validate", "train": "fit", "predict": "predict"}.get(split, "test")
+
+
+def _listed(value: list[str] | str | None) -> list[str] | None:
+    return [value] if isinstance(value, str) else value

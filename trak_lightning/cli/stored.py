@@ -1,0 +1,54 @@
+"""What the commands that look after stored features share. No torch."""
+
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from trak_lightning.cli.command_line import load_config
+from trak_lightning.cli.help import command_parser
+from trak_lightning.errors import IncompleteRunError
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.stores.base import FeatureStore
+from trak_lightning.stores.configured import open_store
+
+MADE = ("run.json", "config.yaml", "checkpoints", "features", "scores", "evaluation")
+"""What a run directory has at least one of."""
+
+
+def stored_parser(command: str, description: str) -> ArgumentParser:
+    """A parser of a command on the features of one run directory."""
+    parser = command_parser(
+        command,
+        "RUN_DIR [options]",
+        description,
+    )
+    parser.add_argument("--run_dir", type=str, required=True, help="a run directory; also by position")
+    add_store(parser, "--store", "default: that of RUN_DIR/config.yaml, or hdf5")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def add_store(parser: ArgumentParser, option: str, about: str) -> None:
+    """Add an option that chooses a store."""
+    parser.add_argument(option, type=str | None, default=None, help=f"a store's name, or {{name: …, options}}: {about}")
+
+
+def chosen(text: str | None) -> Any:
+    """What an option of `add_store` chooses, for `registry.create`."""
+    return load_config(text) if text and text.lstrip().startswith("{") else text
+
+
+def opened(config: Namespace) -> tuple[RunDirectory, FeatureStore]:
+    """The run directory of a parsed command line, and its store.
+
+    Raises:
+        IncompleteRunError: the folder is not a run directory.
+    """
+    run = RunDirectory(config.run_dir)
+    if not run.path.is_dir():
+        raise IncompleteRunError(f"there is no run directory {run.path}")
+    if not any((run.path / name).exists() for name in MADE):
+        raise IncompleteRunError(
+            f"{run.path} is not a run directory: it holds none of {', '.join(MADE)}. Give the run_dir of a configuration file."
+        )
+    return run, open_store(run, chosen(config.store))

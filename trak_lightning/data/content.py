@@ -1,0 +1,86 @@
+"""A hash of what a sample holds, by which a changed label or image is noticed before stored rows are reused."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from numbers import Number
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from xxhash import xxh3_64
+
+UNKNOWN = 0
+"""The hash of a sample that holds something whose content cannot be read, such as an open file."""
+
+
+def content_hash(sample: Any) -> int:
+    """Hash the content of a sample: xxh3_64, the same in every process; `UNKNOWN` where it cannot be read.
+
+    Tensors, arrays, numbers, text, images of Pillow, and containers, dataclasses and objects of these are read; of an object,
+    its public attributes.
+    """
+    digest = xxh3_64()
+    try:
+        _feed(digest, sample, set())
+    except _Unreadable:
+        return UNKNOWN
+    return digest.intdigest() or 1
+
+
+class _Unreadable(Exception):
+    """A value whose content cannot be read."""
+
+
+def _feed(digest: xxh3_64, value: Any, parents: set[int]) -> None:
+    if isinstance(value, Tensor):
+        _feed_tensor(digest, value)
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        _feed_array(digest, value)
+    elif value is None or isinstance(value, (str, bytes, Number, np.generic, np.dtype, torch.dtype, PurePath)):
+        digest.update(f"{type(value).__name__}:{value!r}\n".encode())
+    elif id(value) in parents:
+        raise _Unreadable
+    else:
+        for name, part in _parts(value):
+            digest.update(f"{type(value).__name__}.{name}\n".encode())
+            _feed(digest, part, parents | {id(value)})
+        digest.update(b"end\n")
+
+
+def _feed_tensor(digest: xxh3_64, value: Tensor) -> None:
+    if value.is_nested or value.is_quantized:
+        for part in value.unbind() if value.is_nested else [value.dequantize()]:
+            _feed_tensor(digest, part)
+        return
+    if value.layout != torch.strided:
+        value = value.to_dense()
+    flat = value.detach().cpu().contiguous()
+    digest.update(f"{flat.dtype} {tuple(flat.shape)}\n".encode())
+    digest.update(flat.reshape(-1).view(torch.uint8).numpy())
+
+
+def _feed_array(digest: xxh3_64, value: np.ndarray) -> None:
+    digest.update(f"{value.dtype.str} {value.shape}\n".encode())
+    digest.update(value.tobytes())
+
+
+def _parts(value: Any) -> list[tuple[Any, Any]]:
+    """What a container or an object holds, by name."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return list(enumerate(value))
+    if isinstance(value, (set, frozenset)):
+        return list(enumerate(sorted(value, key=repr)))
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name, None)) for field in fields(value)]
+    if hasattr(value, "tobytes") and hasattr(value, "mode") and hasattr(value, "size"):  # an image of Pillow
+        return [("mode", value.mode), ("size", value.size), ("pixels", value.tobytes())]
+    if callable(getattr(value, "to_dict", None)):  # a graph of PyTorch Geometric
+        return list(value.to_dict().items())
+    public = {name: part for name, part in getattr(value, "__dict__", {}).items() if not name.startswith("_")}
+    if not public or callable(value):
+        raise _Unreadable
+    return list(public.items())

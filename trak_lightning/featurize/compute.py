@@ -1,0 +1,145 @@
+"""Compute the missing blocks of several feature sets under a Trainer, with any number of ranks and of other jobs."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import lightning as L
+import torch
+
+from trak_lightning.errors import IncompleteRunError
+from trak_lightning.featurize.block_writer import BlockWriter
+from trak_lightning.featurize.module import Featurizer
+from trak_lightning.model.checkpoints import Checkpoint
+from trak_lightning.model.restore import restored
+from trak_lightning.runtime.lightning import interruptible, without_resuming
+from trak_lightning.runtime.ranks import agreed, lost_ranks, will_join_group
+from trak_lightning.runtime.signals import StopRequest
+from trak_lightning.stores.base import FeatureSet
+
+POLL_SECONDS = 0.2
+"""How often a job whose own blocks are stored looks whether other jobs have stored theirs."""
+
+
+class Assignment(NamedTuple):
+    """The blocks of one feature set that this job has to see stored."""
+
+    checkpoint: Checkpoint
+    feature_set: FeatureSet
+    blocks: range
+
+    def missing(self) -> list[int]:
+        """The blocks not yet stored, in order."""
+        return self.feature_set.missing_in(self.blocks)
+
+    def stored(self) -> bool:
+        """Whether some rows of the set are stored, of whatever job."""
+        return len(self.feature_set.missing_blocks()) < self.feature_set.spec.num_blocks
+
+
+@dataclass(frozen=True)
+class BlockComputer:
+    """One rank of a job.
+
+    Args:
+        trainer: runs the passes.
+        assignments: one for each checkpoint.
+        featurizer: makes the module that computes the rows of an assignment; told whether to verify stored rows first.
+        advance: is told how many rows have been computed.
+        stop: whether the process was asked to end.
+    """
+
+    trainer: L.Trainer
+    assignments: Sequence[Assignment]
+    featurizer: Callable[[Assignment, bool], Featurizer]
+    advance: Callable[[int], None]
+    stop: StopRequest
+    verified: set[int] = field(default_factory=set)
+    """The assignments that were visited: rows stored before this job are verified once."""
+
+    def run(self) -> int:
+        """Compute until no block is missing; return the number of rows computed by all ranks of this job.
+
+        Raises:
+            IncompleteRunError: blocks are missing all the same, or another rank has ended.
+            TerminatedError: the process was asked to end.
+        """
+        # Ranks meet in their first prediction. Before that, each sees for itself what is missing; afterwards, rank 0.
+        computed = self._compute(0) if will_join_group(self.trainer) else 0
+        for number in agreed(self.trainer, self._complete):
+            self.stop.check()
+            computed += self._compute(number)
+        missing, idle = agreed(self.trainer, self._missing), 0
+        while missing:
+            for number in missing:
+                self.stop.check()
+                computed += self._compute(number)
+            before = missing
+            while (missing := agreed(self.trainer, partial(self._missing, free=True))) is None:
+                self.stop.check()
+                time.sleep(POLL_SECONDS)
+            idle = 0 if missing != before else idle + 1
+            if missing and idle > 1:
+                raise IncompleteRunError(
+                    f"{sum(missing.values())} blocks of {self.assignments[0].feature_set.spec.split} are missing after "
+                    "featurizing: it was interrupted, a process died, or the Trainer limits the batches. What is stored is "
+                    "kept; run the same command again."
+                )
+        return computed
+
+    def _complete(self) -> list[int]:
+        """The assignments of which nothing is missing, and whose rows have yet to be verified."""
+        return [
+            number
+            for number, assignment in enumerate(self.assignments)
+            if number not in self.verified and not assignment.missing()
+        ]
+
+    def _compute(self, number: int) -> int:
+        """Verify what is stored, at the first visit, and compute the missing blocks that no other process works on; return
+        the rows that all ranks computed."""
+        assignment = self.assignments[number]
+        featurizer = self.featurizer(assignment, number not in self.verified)
+        self.verified.add(number)
+        writer = BlockWriter(self.advance, self.trainer.world_size)
+        try:
+            with restored(featurizer.model), lost_ranks():
+                assignment.checkpoint.load_into(featurizer.model)
+                predict(self.trainer, featurizer, [writer])
+                # A rank that died early is not noticed by predict, and has to be met.
+                computed = torch.tensor(writer.computed, device=self.trainer.strategy.root_device)
+                return int(self.trainer.strategy.reduce(computed, reduce_op="sum"))
+        except Exception:
+            self.stop.check()  # signals also end the worker processes of a loader, and other ranks
+            raise
+        finally:
+            if featurizer.batches is not None:
+                featurizer.batches.release()
+
+    def _missing(self, *, free: bool = False) -> dict[int, int] | None:
+        """How many blocks are missing, by assignment. With `free`: None while other processes compute all of these."""
+        blocks = {number: assignment.missing() for number, assignment in enumerate(self.assignments)}
+        missing = {number: len(found) for number, found in blocks.items() if found}
+        if not missing or not free:
+            return missing
+        for number in missing:
+            feature_set = self.assignments[number].feature_set
+            for block in blocks[number]:
+                if feature_set.claim(block):
+                    feature_set.release(block)
+                    return missing
+        return None
+
+
+def predict(trainer: L.Trainer, featurizer: Featurizer, callbacks: list[L.Callback]) -> None:
+    """Run the Trainer once with these callbacks in addition to its own, and restore it."""
+    own_callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    trainer.callbacks = [*own_callbacks, *callbacks]  # type: ignore[attr-defined]
+    try:
+        with interruptible(), without_resuming(trainer):
+            trainer.predict(featurizer, return_predictions=False)
+    finally:
+        trainer.callbacks = own_callbacks  # type: ignore[attr-defined]
+        featurizer.trainer = None

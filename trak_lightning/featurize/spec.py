@@ -1,0 +1,47 @@
+"""What determines a feature, other than the weights and the sample."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.gradients import ParameterLayout
+from trak_lightning.projectors.base import Projector
+from trak_lightning.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class FeaturizeSpec:
+    """The settings of featurizing, held once and passed down unchanged.
+
+    Args:
+        task: the model output function.
+        extractor: how per-sample gradients are computed; exact, so it is not part of the fingerprint.
+        projector: how they are projected to k dimensions.
+        layout: the parameters attributed to.
+        seed: of the projection.
+        precision: the Trainer's, such as ``32-true``.
+    """
+
+    task: Task
+    extractor: GradientExtractor
+    projector: Projector
+    layout: ParameterLayout
+    seed: int = 0
+    precision: str = "32-true"
+
+    @property
+    def dim(self) -> int:
+        """k, the number of features of one sample."""
+        return self.projector.output_dim(self.layout)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON values that two feature sets must share before their rows can be compared."""
+        return {
+            "parameters": self.layout.fingerprint,
+            "task": self.task.state,
+            "loss_function": self.task.loss_function,
+            "projector": self.projector.state,
+            "seed": self.seed,
+            "precision": self.precision,
+        }

@@ -1,0 +1,31 @@
+"""Leave the user's model as it was: its weights, dtype and device, and what its modules keep between calls."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from trak_lightning.model.caches import CacheState
+from trak_lightning.model.dtensor import is_sharded
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Restore parameters, buffers and cached values of `model` at the end, in the memory where they were, so that state
+    dicts taken before still hold them. A model that was sharded meanwhile stays sharded."""
+    before = {name: (tensor.data, tensor.detach().clone()) for name, tensor in _tensors(model)}
+    kept = CacheState.of(model)
+    try:
+        yield
+    finally:
+        for name, tensor in _tensors(model):
+            if name in before and not is_sharded(tensor):
+                place, value = before[name]
+                place.copy_(value)
+                tensor.data = place
+        kept.restore()
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()

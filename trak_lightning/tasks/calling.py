@@ -1,0 +1,151 @@
+"""Calling a model with entries of a batch, in the way that the model can be called.
+
+A model says which arguments it takes by the signature of its ``forward``. A stand-in for a model (the ``functional``
+extractor passes one) and a wrapper (PEFT, ``torch.compile``) take anything and complain later, so they are asked by trying:
+Python checks arguments before anything is computed.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from trak_lightning.errors import DataError
+
+_CANNOT_BIND = re.compile(
+    r"unexpected keyword argument '(?P<name>\w+)'|multiple values for argument|positional arguments? but|"
+    r"missing \d+ required positional argument"
+)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a model is called with, exactly."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] | None = None
+
+    def call(self, model: nn.Module) -> Any:
+        """The model's output.
+
+        Raises:
+            DataError: the model does not take an entry of the batch.
+        """
+        kwargs = self.kwargs or {}
+        try:
+            return model(*self.args, **kwargs)
+        except TypeError as error:
+            if (refused := _refused(error)) not in kwargs:
+                raise
+            others = ", ".join(name for name in kwargs if name != refused)
+            raise DataError(
+                f"the model does not take {refused!r}, one of the entries of the batch that it was called with: "
+                f"{', '.join(kwargs)}. Name those that it takes, or one that is its only argument: "
+                f"task: {{name: …, inputs: [{others}]}}."
+            ) from error
+
+
+@dataclass(frozen=True)
+class OneOrSeveral:
+    """Several values: as several arguments if the model takes so many, otherwise as one that holds them all."""
+
+    values: tuple[Any, ...]
+
+    def call(self, model: nn.Module) -> Any:
+        """The model's output."""
+        signature = _signature(model)
+        if signature is not None:
+            together = _free(signature, *self.values) is None
+            return model(self.values) if together else model(*self.values)
+        try:
+            return model(*self.values)
+        except TypeError as error:
+            if not _CANNOT_BIND.search(str(error)):
+                raise
+            return model(self.values)
+
+
+@dataclass(frozen=True)
+class MainAndOthers:
+    """Entries by their names, of which `main` may be passed without its name, and others left out where the model has no
+    argument for them: an index, a file name."""
+
+    main: str
+    named: Mapping[str, Any]
+
+    def call(self, model: nn.Module) -> Any:
+        """The model's output.
+
+        Raises:
+            DataError: the model has arguments that none of the entries is called like, and entries are left over.
+        """
+        signature = _signature(model)
+        if signature is None:
+            return self._by_trying(model)
+        taken = {name: value for name, value in self.named.items() if name in signature.parameters}
+        first = () if self.main in taken else (self.named[self.main],)
+        left = [name for name in self.named if name not in taken and name != self.main]
+        free = _free(signature, *first, **taken)
+        if free is None or (first and left and free):
+            raise DataError(
+                f"the model takes {', '.join(signature.parameters)}, and the batch holds {', '.join(self.named)}: nothing says "
+                f"which entry is {' and '.join(free or signature.parameters)}. Name it: "
+                f"task: {{name: …, inputs: {{{', '.join(f'{name}: …' for name in signature.parameters)}}}}}; or name the only "
+                f"input: inputs: {self.main}."
+            )
+        return model(*first, **taken)
+
+    def _by_trying(self, model: nn.Module) -> Any:
+        args: tuple[Any, ...] = ()
+        kwargs = dict(self.named)
+        while True:
+            try:
+                return model(*args, **kwargs)
+            except TypeError as error:
+                if (refused := _refused(error)) not in kwargs:
+                    raise
+                value = kwargs.pop(refused)
+                args = (value,) if refused == self.main else args
+
+
+Call: TypeAlias = Arguments | OneOrSeveral | MainAndOthers
+"""A way to call a model."""
+
+
+def exact(call: Call) -> Arguments:
+    """The arguments of a call, for a task that adds some of its own."""
+    if isinstance(call, Arguments):
+        return call
+    return Arguments(call.values) if isinstance(call, OneOrSeveral) else Arguments(kwargs=call.named)
+
+
+def _signature(model: Callable[..., Any]) -> inspect.Signature | None:
+    """How the model can be called; None if it takes anything."""
+    try:
+        signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+    except (TypeError, ValueError):  # built-in and scripted functions have none
+        return None
+    anything = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return None if any(parameter.kind in anything for parameter in signature.parameters.values()) else signature
+
+
+def _free(signature: inspect.Signature, *args: Any, **kwargs: Any) -> list[str] | None:
+    """The arguments that would be left to pass a tensor to; None if the model cannot be called like this."""
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        return None
+    return [
+        name
+        for name, parameter in signature.parameters.items()
+        if name not in bound.arguments and parameter.default is None  # other defaults are flags and sizes
+    ]
+
+
+def _refused(error: TypeError) -> str:
+    """The name of the argument that Python says is unexpected; empty if that is not what it says."""
+    found = _CANNOT_BIND.search(str(error))
+    return (found and found["name"]) or ""
