@@ -17,7 +17,7 @@ from trak_lightning.testing.models import Sum
 
 def test_it_is_the_default_and_says_in_one_line_which_layers_use_which_rule(model, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    assert isinstance(TRAK(model, "image_classification", tmp_path).extractor, Auto)
+    assert isinstance(TRAK(model, "image_classification", tmp_path).spec.extractor, Auto)
     extract(
         Auto(), nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double(), torch.randn(3, 3).double(), 3
     )

@@ -81,7 +81,7 @@ class RowComputer:
         batch = self.samples(indexed)
         if not self._cleared:
             self._clear_caches(batch)
-        return replace(self._verified(batch, indexed.index), content=indexed.content)
+        return replace(self._verified(batch, indexed.index), content=indexed.content)  # type: ignore[arg-type]  # None is nothing known
 
     def _clear_caches(self, batch: SampleBatch) -> None:
         def output() -> Tensor:
