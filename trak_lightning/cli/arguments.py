@@ -9,6 +9,7 @@ from trak_lightning import registry
 from trak_lightning.cli.help import command_parser, tidy
 from trak_lightning.cli.names import KINDS
 from trak_lightning.evaluation.settings import EvaluationSettings
+from trak_lightning.featurize.reuse import VerifyData
 from trak_lightning.retraining.settings import EnsembleSettings
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Scorer
@@ -47,6 +48,16 @@ PLAIN: dict[str, dict[str, Any]] = {
         "type": bool,
         "default": False,
         "help": "true: the data may have more samples than those featurized, after these; only the new ones are computed",
+    },
+    "verify_data": {
+        "type": VerifyData,
+        "default": "sampled",
+        "help": "samples to read again before their stored rows are reused: full: all; sampled: what a second allows; off",
+    },
+    "repair": {
+        "type": bool,
+        "default": False,
+        "help": "true: compute stored rows again whose sample, model or code was changed since, instead of refusing them",
     },
     "shard": {
         "type": str,

@@ -57,7 +57,7 @@ class Job:
         """Leave the configuration in the run directory, once nothing there contradicts it."""
         if self.speaks:
             config = self._config.clone()
-            config.shard, config.grow = "1/1", False  # these are for one call
+            config.shard, config.grow, config.repair = "1/1", False, False  # these are for one call
             with write(self.run.config) as part:
                 self._cli.parser.save(config, part, overwrite=True)
 
@@ -143,6 +143,8 @@ class Job:
             train=settings.train_split,
             block_size=settings.block_size,
             grow=bool(settings.grow),
+            verify_data=settings.verify_data,
+            repair=bool(settings.repair),
             shard=self.shard,
         )
 

@@ -14,7 +14,7 @@ from torch import nn
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError, TerminatedError
 from trak_lightning.featurize.compute import Assignment, BlockComputer
-from trak_lightning.featurize.fitting import Fitting, Reference, TrainingSet
+from trak_lightning.featurize.fitting import FitSamples, Fitting, TrainingSet
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.featurize.reuse import ContentSample, VerifyData, knows_content, require_unchanged
 from trak_lightning.featurize.spec import FeaturizeSpec
@@ -227,7 +227,7 @@ class FeaturizeJob:
         data = self.splits[self.train]
         ids = [checkpoint.id for checkpoint in self.checkpoints] or [each.id for each in self.run.read().checkpoints]
         drawn_from = self._drawn_from(ids[0]) if self.grow and ids else None
-        return TrainingSet(data, Reference.of(self.spec.task, data, drawn_from))
+        return TrainingSet(data, FitSamples.of(self.spec.task, data, drawn_from))
 
     def _drawn_from(self, checkpoint: str) -> int | None:
         """How many training samples there were when the task was first fitted: what was drawn then is kept."""
