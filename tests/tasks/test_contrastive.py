@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError
 from trak_lightning.extractors.functional import Functional
 from trak_lightning.extractors.hooks import Hooks
@@ -110,7 +111,7 @@ def test_gradients_are_exact(name, extractor):
     def sink(block):
         found[block.name] += block.dense()
 
-    extractor.extract(model, task, batch, layout, sink)
+    extractor.extract(model, task, SampleBatch.of_rows(batch, 3), layout, sink)
     _, expected = autograd_loop(model, task, batch, 3)
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-8, atol=1e-9)
