@@ -9,6 +9,7 @@ from trak_lightning import registry
 from trak_lightning.cli.help import command_parser, tidy
 from trak_lightning.cli.names import KINDS
 from trak_lightning.evaluation.settings import EvaluationSettings
+from trak_lightning.featurize.reuse import VerifyData
 from trak_lightning.retraining.settings import EnsembleSettings
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Scorer
@@ -48,6 +49,16 @@ PLAIN: dict[str, dict[str, Any]] = {
         "default": False,
         "help": "true: the data may have more samples than those featurized, after these; only the new ones are computed",
     },
+    "verify_data": {
+        "type": VerifyData,
+        "default": "sampled",
+        "help": "samples to read again before their stored rows are reused: full: all; sampled: what a second allows; off",
+    },
+    "repair": {
+        "type": bool,
+        "default": False,
+        "help": "true: compute stored rows again whose sample, model or code was changed since, instead of refusing them",
+    },
     "shard": {
         "type": str,
         "default": "1/1",
@@ -61,17 +72,10 @@ PLUGINS = {
     "store": (FeatureStore, "hdf5", "where features live"),
     "scorer": (Scorer, "trak", "how features become scores"),
 }
-LIGHTNING = (
-    "seed_everything",
-    "model",
-    "data",
-    "trainer",
-    "optimizer",
-    "lr_scheduler",
-    "task",
-    "extractor",
-    "projector",
-)
+RECIPE = ("model", "data", "trainer", "optimizer", "lr_scheduler")
+"""Settings that determine a trained model."""
+
+LIGHTNING = ("seed_everything", *RECIPE, "task", "extractor", "projector")
 """Settings that only commands with a model read: those of LightningCLI, and plug-ins that need torch."""
 
 SETTINGS = (*PLAIN, *GROUPS, *PLUGINS)

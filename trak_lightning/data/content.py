@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
-UNKNOWN = 0
-"""The hash of a sample that holds something whose content cannot be read, such as an open file."""
+from trak_lightning.run.fingerprint import UNKNOWN
 
 
 def content_hash(sample: Any) -> int:
@@ -58,7 +57,7 @@ def _feed_tensor(digest: xxh3_64, value: Tensor) -> None:
         value = value.to_dense()
     flat = value.detach().cpu().contiguous()
     digest.update(f"{flat.dtype} {tuple(flat.shape)}\n".encode())
-    digest.update(flat.reshape(-1).view(torch.uint8).numpy())
+    digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _feed_array(digest: xxh3_64, value: np.ndarray) -> None:

@@ -1,22 +1,24 @@
 """Verify stored rows before they are reused: the samples, by their content, and a batch of rows, by computing it again.
 
-A name or a class path cannot tell that a label, a loss function, a task, an activation or a helper module was changed. The
+Needs no torch. A name or a class path cannot tell that a label, a loss function, a task, an activation or a helper module was changed. The
 content hashes that are stored with the rows tell the first; a batch that is computed again tells the others.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.data.content import UNKNOWN
-from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import IncompleteRunError, SettingsError, StaleRowsError
+from trak_lightning.run.fingerprint import UNKNOWN
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
+
+if TYPE_CHECKING:
+    from trak_lightning.data.dataset import AttributionData
 
 VerifyData: TypeAlias = Literal["full", "sampled", "off"]
 """Which samples are read again: all; as many as can be read in `SECONDS`, evenly spread; none."""
@@ -45,7 +47,7 @@ class ContentSample:
     hashes: npt.NDArray[np.uint64]
 
     @classmethod
-    def read(cls, data: AttributionData, verify: VerifyData) -> "ContentSample":
+    def read(cls, data: "AttributionData", verify: VerifyData) -> "ContentSample":
         """Read the samples that `verify` asks for."""
         started, positions, hashes = perf_counter(), [], []
         for position in _evenly(0 if verify == "off" else len(data)):

@@ -41,7 +41,7 @@ def emoji_images() -> Tensor:
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError("the emoji are a PNG file, which takes Pillow: pip install 'trak-lightning[text]'") from error
+        raise DataError("the emoji are a PNG file, which takes Pillow: pip install 'trak-lightning-demos'") from error
     with Image.open(DATA / "emoji.png") as sheet:
         pixels = torch.from_numpy(np.array(sheet.convert("RGB")))
     rows, columns = pixels.shape[0] // PIXELS, pixels.shape[1] // PIXELS

@@ -32,7 +32,7 @@ def transformers() -> Iterator[ModuleType]:
         import transformers as library
         from transformers.utils import logging
     except ImportError as error:
-        raise DataError("this needs transformers: pip install 'trak-lightning[text]'") from error
+        raise DataError("this needs transformers: pip install 'trak-lightning-demos'") from error
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
