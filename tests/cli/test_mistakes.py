@@ -183,12 +183,12 @@ MISTAKES = {
     "the task returns one number a batch": (
         lambda path: attribute(task=BatchMean()).featurize(samples()),
         errors.DataError,
-        r"the output of BatchMean must have shape \(20,\), one number a sample; got shape \(\)\. Do not average",
+        r"the output of BatchMean must have shape \(20,\), one number per sample; got shape \(\)\. Do not average",
     ),
     "the task's output has no gradient": (
         lambda path: attribute(task=Detached()).featurize(samples()),
-        errors.TrakError,
-        r"gradient|no_grad|detach",
+        errors.DataError,
+        r"the output of Detached does not depend on any parameter of Sequential.*Do not detach it",
     ),
     "the batch does not fit into memory": (
         lambda path: attribute(task=Huge()).featurize(samples()),
