@@ -75,6 +75,11 @@ class Hooks(GradientExtractor):
                 )
             rehearsed = self._rehearse(known, task, batch)
 
+    def runs_again(self, model: nn.Module) -> bool:
+        """Whether some modules of the model are run again for their parameters."""
+        known = self._known.get(model, {}).get(False)
+        return known is not None and bool(known.plan.shells)
+
     def account(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout) -> list[RuleUse]:
         return self._of(model, task, batch, layout)[0].plan.account(layout)
 
