@@ -208,7 +208,11 @@ def _digest(batch: Any) -> str:
     digest = hashlib.sha256()
     for leaf in flatten(batch)[0]:
         if isinstance(leaf, Tensor):
-            tensor = leaf.detach().cpu().contiguous()
+            if leaf.is_nested:
+                digest.update("".join(_digest(part) for part in leaf.unbind()).encode())
+                continue
+            dense = leaf if leaf.layout == torch.strided else leaf.to_dense()
+            tensor = dense.detach().cpu().contiguous()
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(leaf, (str, bytes, int, float, bool)):

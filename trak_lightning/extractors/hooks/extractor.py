@@ -16,7 +16,7 @@ from trak_lightning.extractors.audit import as_outputs, require_graph
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.hooks.plan import Plan
 from trak_lightning.extractors.hooks.planner import Planner
-from trak_lightning.extractors.hooks.tape import Path, Reached, Tape
+from trak_lightning.extractors.hooks.tape import CannotDo, Path, Reached, Tape
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.tasks.base import Task, batch_of
@@ -58,8 +58,14 @@ class Hooks(GradientExtractor):
         known, rehearsed = self._of(model, task, batch, layout)
         while True:
             with Tape(known.plan, sink, batch.size, model, layout) as tape, batch_of(batch.size):
-                with _explained():
-                    output = task.output(model, batch.data)
+                try:
+                    with _explained():
+                        output = task.output(model, batch.data)
+                except CannotDo:  # samples have more entries than any before
+                    if rehearsed is not None:
+                        raise
+                    rehearsed = self._rehearse(known, task, batch)
+                    continue
                 output = as_outputs(output, batch.size, task)
                 require_graph(output, model, task)
                 if rehearsed is not None or known.seen(tape, output, batch):
