@@ -58,17 +58,8 @@ class Hooks(GradientExtractor):
         known, rehearsed = self._of(model, task, batch, layout)
         while True:
             with Tape(known.plan, sink, batch.size, model, layout) as tape, batch_of(batch.size):
-                try:
-                    with _explained():
-                        output = task.output(model, batch.data)
-                except CannotDo:  # samples have more entries than any before
-                    if rehearsed is not None:
-                        raise
-                    rehearsed = self._rehearse(known, task, batch)
-                    continue
-                output = as_outputs(output, batch.size, task)
-                require_graph(output, model, task)
-                if rehearsed is not None or known.seen(tape, output, batch):
+                output = self._forward(model, task, batch, again=rehearsed is None)
+                if output is not None and (rehearsed is not None or known.seen(tape, output, batch)):
                     if rehearsed:
                         known.kinds.add((tape.path(output), batch.structure))
                     tape.backward(output)
@@ -80,6 +71,19 @@ class Hooks(GradientExtractor):
                     "that it cannot be rehearsed without the other ranks. Use a model of one path, or ddp."
                 )
             rehearsed = self._rehearse(known, task, batch)
+
+    def _forward(self, model: nn.Module, task: Task, batch: SampleBatch, *, again: bool) -> Tensor | None:
+        """The outputs under a tape; None if samples have more entries than any before, and the batch can be planned `again`."""
+        try:
+            with _explained():
+                output = task.output(model, batch.data)
+        except CannotDo:
+            if not again:
+                raise
+            return None
+        output = as_outputs(output, batch.size, task)
+        require_graph(output, model, task)
+        return output
 
     def runs_again(self, model: nn.Module) -> bool:
         """Whether some modules of the model are run again for their parameters."""
