@@ -24,7 +24,7 @@ from trak_lightning_demos import EmojiCLIP, EmojiDataModule
 from trak_lightning import TRAK
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.evaluation.lds import bootstrap_mean
-from trak_lightning.featurize.fitting import Reference
+from trak_lightning.featurize.fitting import FitSamples
 from trak_lightning.retraining.train import train_on_subset
 from trak_lightning.tasks.contrastive import Contrastive
 
@@ -64,7 +64,7 @@ def main(
 
     done = folder / "results.json"
     results: dict[str, list[list[float]]] = json.loads(done.read_text()) if done.exists() else {}
-    reference = Reference.of(Contrastive(), AttributionData.of(data.train_dataloader()))
+    reference = FitSamples.of(Contrastive(), AttributionData.of(data.train_dataloader()))
     for seed in range(seeds):
         for start in range(0, targets, group):
             members_of = range(start, min(start + group, targets))

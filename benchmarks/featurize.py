@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trak_lightning import registry
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.projectors import Projection
@@ -128,14 +129,14 @@ def _train(workload: Workload, model: torch.nn.Module, batch: tuple) -> None:
 def _featurizing(
     model: torch.nn.Module, batch: tuple, projector: str, dim: int, device: torch.device, size: int
 ) -> Callable[[], None]:
-    layout, extractor, task = ParameterLayout.of(model), Hooks(), Margin()
+    layout, extractor, task, samples = ParameterLayout.of(model), Hooks(), Margin(), SampleBatch.of_rows(batch, size)
     projection = Projection(
         registry.create("projectors", {"name": projector, "dim": dim}), layout, seed=0, checkpoint="0", device=device
     )
 
     def run() -> None:
         features = projection.zeros(size)
-        extractor.extract(model, task, batch, layout, lambda block: projection.add(block, features))
+        extractor.extract(model, task, samples, layout, lambda block: projection.add(block, features))
 
     return run
 

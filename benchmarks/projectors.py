@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from trak_lightning import registry
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.demos import DigitsCNN, DigitsDataModule
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.gradients import DenseBlock, ParameterLayout, ParameterSlot
@@ -183,7 +184,11 @@ def digits_gradients(samples: int) -> tuple[ParameterLayout, list[DenseBlock]]:
     blocks: dict[str, Tensor] = {}
     layout, batch = ParameterLayout.of(model.eval()), (images[:samples], labels[:samples])
     Hooks().extract(
-        model, ImageClassification(), batch, layout, lambda block: blocks.update({block.name: block.dense().clone()})
+        model,
+        ImageClassification(),
+        SampleBatch.of_rows(batch, samples),
+        layout,
+        lambda block: blocks.update({block.name: block.dense().clone()}),
     )
     return layout, [DenseBlock(name, grad) for name, grad in blocks.items()]
 

@@ -1,12 +1,11 @@
-"""The currency of the house: which parameters there are, and the per-sample gradients that flow from extractors to
-projectors, block by block.
+"""The parameter layout, and the blocks of per-sample gradients that extractors pass to projectors.
 
 Shapes: B samples, T positions (tokens, pixels), p parameters.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
 
@@ -58,6 +57,14 @@ class ParameterLayout(Sequence[ParameterSlot]):
         """
         slots, offset = [], 0
         for name, parameter in select(model, parameters).items():
+            if parameter.is_complex():
+                raise UnsupportedModelError(
+                    f"parameter {name} of {type(model).__name__} is complex ({parameter.dtype}), and attribution is with respect "
+                    "to real parameters. Leave it out: parameters=['!"
+                    + name
+                    + "']. Or hold its real and imaginary part as one "
+                    "real parameter and use torch.view_as_complex(parameter) in forward."
+                )
             slots.append(ParameterSlot(name, tuple(parameter.shape), offset))
             offset += parameter.numel()
         if not slots:
@@ -103,29 +110,64 @@ def samples_at_a_time(entries: int, device: torch.device, share: int = 1) -> int
 
 @dataclass(frozen=True)
 class GradientBlock(ABC):
-    """Per-sample gradients of one parameter, whole or as factors. Every tensor in it has B as its first dimension."""
+    """Per-sample gradients of one parameter, whole or as factors. Every tensor in it has B as its first dimension, or the
+    number of samples of the batch that the block is of."""
 
     name: str
+    samples: slice = field(default_factory=lambda: slice(None), kw_only=True)
+    """Which samples of the batch the block is of: all, unless an extractor computes them one by one."""
     share: ClassVar[int] = 1
     """How many tensors of the size of the gradients are in the making at a time."""
+
+    def __len__(self) -> int:
+        """The number of samples in the block.
+
+        Raises:
+            UnsupportedModelError: its tensors disagree about it.
+        """
+        lengths = {len(value) for value in vars(self).values() if isinstance(value, Tensor)}
+        if len(lengths) != 1:
+            raise UnsupportedModelError(f"a gradient block of {self.name} has tensors of {sorted(lengths)} samples")
+        return lengths.pop()
+
+    def require(self, slot: "ParameterSlot", size: int) -> None:
+        """Refuse a block that does not fit its parameter and a batch of `size` samples.
+
+        Raises:
+            UnsupportedModelError: it has other than one gradient per sample, or gradients of another size.
+        """
+        expected = len(range(size)[self.samples])
+        if len(self) != expected:
+            raise UnsupportedModelError(
+                f"the gradients of parameter {self.name} are those of {len(self)} samples, where the batch has {expected}"
+            )
+        if self.numel not in (None, slot.numel):
+            raise UnsupportedModelError(
+                f"the gradient of parameter {self.name} has {self.numel} entries per sample, and the parameter has {slot.numel}"
+            )
+
+    @property
+    def numel(self) -> int | None:
+        """The number of entries of one sample's gradient; None if that is known only once it is formed."""
+        return None
 
     @abstractmethod
     def dense(self) -> Tensor:
         """The gradients themselves: (B, *parameter.shape)."""
 
     def take(self, samples: slice) -> Self:
-        """The block of some of the samples."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """The block of some of its samples."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         taken: dict[str, Any] = {name: value[samples] for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **taken)
 
     def chunks(self, numel: int) -> Iterator[tuple[slice, Self]]:
-        """The block in parts, each with its slice of the batch: as many samples as make a few MiB of dense gradients,
+        """The block in parts, each with its slice of the block: as many samples as make a few MiB of dense gradients,
         and at least one. `numel` is the size of the parameter."""
         tensor = next(value for value in vars(self).values() if isinstance(value, Tensor))
         step = samples_at_a_time(numel, tensor.device, self.share)
-        for start in range(0, len(tensor), step):
-            samples = slice(start, min(start + step, len(tensor)))
+        for start in range(0, len(self), step):
+            samples = slice(start, min(start + step, len(self)))
             yield samples, self.take(samples)
 
 
@@ -134,6 +176,10 @@ class DenseBlock(GradientBlock):
     """Per-sample gradients of any parameter: ``grad`` is (B, *parameter.shape)."""
 
     grad: Tensor
+
+    @property
+    def numel(self) -> int:
+        return self.grad[0].numel() if len(self.grad) else 0
 
     def dense(self) -> Tensor:
         return self.grad
@@ -153,6 +199,10 @@ class OuterProductBlock(GradientBlock):
 
     left: Tensor
     right: Tensor
+
+    @property
+    def numel(self) -> int:
+        return self.left.shape[-1] * self.right.shape[-1]
 
     def dense(self) -> Tensor:
         return torch.bmm(self.left.transpose(1, 2), self.right)
@@ -188,6 +238,10 @@ class RowSparseBlock(GradientBlock):
     row_grad: Tensor
     num_rows: int
 
+    @property
+    def numel(self) -> int:
+        return self.num_rows * self.row_grad.shape[-1]
+
     def dense(self) -> Tensor:
         B, T, d = self.row_grad.shape
         grad = self.row_grad.new_zeros(B, self.num_rows, d)
@@ -196,4 +250,5 @@ class RowSparseBlock(GradientBlock):
 
 Sink: TypeAlias = Callable[[GradientBlock], None]
 """Where an extractor pushes its blocks. A parameter may arrive in several blocks (a module called twice, tied
-weights): their sum is its gradient, and since projections are linear, a sink adds up what it makes of each."""
+weights): their sum is its gradient, and since projections are linear, a sink adds up what it makes of each. What a sink
+was given counts only if `extract` returns: where it raises, the blocks of that batch are void."""

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from trak_lightning.extractors.audit import Audit, reference
+from trak_lightning.data.samples import SampleBatch
+from trak_lightning.extractors.audit import Audit, reference, sample_weights
 from trak_lightning.gradients import DenseBlock, ParameterLayout
 from trak_lightning.testing.extractors import autograd_loop
 from trak_lightning.testing.models import Sum
@@ -34,7 +35,7 @@ def test_errors_are_told_from_rounding_in_the_precision_of_the_model(between, dt
     layout = ParameterLayout.of(model)
     grads = autograd_loop(model, Sum(), batch, 5)[1]
     for error, wrong in ((0.0, set()), (passes, set()), (refused, {"0.weight"})):
-        audit = Audit(layout, reference(model, Sum(), batch, layout))
+        audit = Audit(layout, reference(model, Sum(), SampleBatch.of_rows(batch, 5), layout), sample_weights(5))
         for name, grad in grads.items():
             audit(DenseBlock(name, grad * (1 + error) if name == "0.weight" else grad))
         assert audit.wrong().keys() == wrong, error

@@ -8,15 +8,16 @@ from torch import nn
 from zoo import bert, text_batch
 
 from trak_lightning import TRAK
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.extractors.auto import Auto
 from trak_lightning.gradients import ParameterLayout
-from trak_lightning.testing.extractors import autograd_loop, extract
+from trak_lightning.testing.extractors import autograd_loop, extract, gradients
 from trak_lightning.testing.models import Sum
 
 
 def test_it_is_the_default_and_says_in_one_line_which_layers_use_which_rule(model, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    assert isinstance(TRAK(model, "image_classification", tmp_path).extractor, Auto)
+    assert isinstance(TRAK(model, "image_classification", tmp_path).spec.extractor, Auto)
     extract(
         Auto(), nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double(), torch.randn(3, 3).double(), 3
     )
@@ -43,11 +44,13 @@ class Reaches(Sum):
 def test_where_hooks_have_no_way_it_loops_and_says_why(caplog):
     caplog.set_level(logging.INFO)
     model, x = Hidden(item=False).double(), torch.randn(3, 3).double()
-    found = {}
-    Auto().extract(model, Reaches(), x, ParameterLayout.of(model), lambda b: found.__setitem__(b.name, b.dense()))
-    expected = autograd_loop(model, Reaches(), x, 3)[1]["layer.weight"]
+    batch = SampleBatch.of_rows(x, 3)
+    found = gradients(Auto(), model, Reaches(), batch)[1]
+    expected = autograd_loop(model, Reaches(), batch, 3)[1]["layer.weight"]
     torch.testing.assert_close(found["layer.weight"], expected, rtol=1e-10, atol=0)
-    assert "iterative, for all parameters, since parameter layer.weight" in caplog.records[0].getMessage()
+    said = caplog.records[0].getMessage()
+    assert said.startswith("gradients  one sample at a time")
+    assert "parameter layer.weight of Hidden" in said
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -59,7 +62,9 @@ def test_gradient_checkpointing_of_transformers_changes_nothing():
 
     def grads():
         found = {}
-        Auto().extract(model, task, batch, layout, lambda b: found.__setitem__(b.name, b.dense()))
+        Auto().extract(
+            model, task, SampleBatch.of_rows(batch, 3), layout, lambda b: found.__setitem__(b.name, b.dense())
+        )
         return found
 
     before = grads()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from trak_lightning import registry
+from trak_lightning.extractors.functional import Functional
 from trak_lightning.extractors.iterative import Iterative
 from trak_lightning.gradients import DenseBlock
 from trak_lightning.testing import ExtractorConformance
@@ -34,7 +35,7 @@ class DropsBiases(Iterative):
         )
 
 
-class MixesSamples(Iterative):
+class MixesSamples(Functional):
     def extract(self, model, task, batch, layout, sink):
         return super().extract(
             model,

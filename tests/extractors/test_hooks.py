@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.extractors.hooks.planner import Planner
@@ -20,7 +21,7 @@ from trak_lightning.testing.models import Sum
 
 def peak_bytes(layers):
     model = nn.Sequential(*[layer for _ in range(layers) for layer in (nn.Linear(128, 128), nn.Tanh())])
-    layout, extractor, x = ParameterLayout.of(model), Hooks(), torch.randn(8, 128)
+    layout, extractor, x = ParameterLayout.of(model), Hooks(), SampleBatch.of_rows(torch.randn(8, 128), 8)
     extractor.extract(model, Sum(), x, layout, lambda block: None)  # the first batch is rehearsed
     return peak_allocated_bytes(lambda: extractor.extract(model, Sum(), x, layout, lambda block: block.dense()))
 
@@ -40,7 +41,9 @@ def test_a_model_whose_parameters_are_all_frozen_by_now_gives_the_same_gradients
     layout, expected = ParameterLayout.of(model), autograd_loop(model, Sum(), x, 5)[1]
     model.requires_grad_(False)
     found = {}
-    Hooks().extract(model, Sum(), x, layout, lambda block: found.__setitem__(block.name, block.dense()))
+    Hooks().extract(
+        model, Sum(), SampleBatch.of_rows(x, 5), layout, lambda block: found.__setitem__(block.name, block.dense())
+    )
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-10, atol=1e-14)
 
@@ -51,7 +54,7 @@ def test_embeddings_arrive_as_rows_and_never_as_a_table_a_sample():
     Hooks().extract(
         model,
         Sum(),
-        torch.randint(0, 1000, (2, 3)),
+        SampleBatch.of_rows(torch.randint(0, 1000, (2, 3)), 2),
         ParameterLayout.of(model),
         lambda block: kinds.__setitem__(block.name, type(block)),
     )
@@ -234,7 +237,7 @@ def test_samples_that_are_mixed_are_refused_with_the_parameters_they_reach():
         def forward(self, x):
             return (self.layer(x) - self.layer(x).mean(0)).tanh()
 
-    with pytest.raises(UnsupportedModelError, match=r"layer\.weight \(off by.*'functional' or 'iterative'.*'!NAME'"):
+    with pytest.raises(UnsupportedModelError, match=r"layer\.weight \(off by.*'auto' or 'iterative'.*'!NAME'"):
         extract(Hooks(), Centres().double(), torch.randn(3, 3).double(), 3)
 
 
@@ -256,7 +259,7 @@ def test_an_output_without_a_graph_is_refused():
 def test_autocast_gradients_are_summed_in_float32_and_close_to_exact(dtype):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
-    batch = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 4])
+    batch = SampleBatch.of_rows((torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 4])), 3)
     layout, task = ParameterLayout.of(model), ImageClassification()
     exact, rough = {}, {}
     Hooks().extract(model, task, batch, layout, lambda block: exact.__setitem__(block.name, block.dense()))

@@ -8,6 +8,7 @@ from trak_lightning_demos.glosses import read_glosses
 from trak_lightning_demos.pretrained import locate
 from zoo import close
 
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.extractors.auto import Auto
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.tasks.base import Task
@@ -68,14 +69,14 @@ def test_a_pretrained_bert_fine_tuned_on_glosses(weights, glosses):
     inputs, labels = batch = collate(glosses[-3:])
     assert 0 < inputs["attention_mask"].sum() < inputs["attention_mask"].numel(), "no padding"
     layout, extractor = ParameterLayout.of(model), Auto()
-    rules = {use.rule for use in extractor.account(model, Category(), batch, layout)}
+    rules = {use.rule for use in extractor.account(model, Category(), SampleBatch.of_rows(batch, 3), layout)}
     assert rules == {"Embedding", "LayerNorm", "Linear"}
     found = {slot.name: torch.zeros(len(labels), *slot.shape, dtype=torch.float64) for slot in layout}
 
     def sink(block):
         found[block.name] += block.dense()
 
-    output = extractor.extract(model, Category(), batch, layout, sink)
+    output = extractor.extract(model, Category(), SampleBatch.of_rows(batch, 3), layout, sink)
     expected_output, expected = autograd_loop(model, Category(), batch, len(labels))
     torch.testing.assert_close(output, expected_output, rtol=1e-9, atol=0)
     largest = max(float(grad.abs().max()) for grad in expected.values())

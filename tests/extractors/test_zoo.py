@@ -6,6 +6,7 @@ import pytest
 import torch
 from zoo import ARCHITECTURES, LAYERS, close
 
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.gradients import DenseBlock, ParameterLayout
 from trak_lightning.projectors.base import Projection
@@ -35,7 +36,7 @@ def test_gradients_and_their_projections_equal_the_autograd_loop(entry):
             for name, projection in projections.items():
                 projection.add(block, from_factors[name])
 
-        output = extractor.extract(model, entry.task, batch, layout, sink)
+        output = extractor.extract(model, entry.task, SampleBatch.of_rows(batch, size), layout, sink)
         expected_output, expected = autograd_loop(model, entry.task, batch, size)
         torch.testing.assert_close(output, expected_output, rtol=entry.tolerance, atol=entry.tolerance)
         largest = max(float(grad.abs().max()) for grad in expected.values())
@@ -53,7 +54,7 @@ def test_nothing_of_a_batch_outlives_it(entry):
     model, batch, extractor = entry.model().double().eval(), entry.batch(2), Hooks()
     layout, alive = ParameterLayout.of(model), []
     for _ in range(3):
-        extractor.extract(model, entry.task, batch, layout, lambda block: None)
+        extractor.extract(model, entry.task, SampleBatch.of_rows(batch, 2), layout, lambda block: None)
         gc.collect()
         alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
     assert alive[1] == alive[2]

@@ -8,10 +8,11 @@ from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError
 from trak_lightning.extractors.functional import Functional
 from trak_lightning.extractors.hooks import Hooks
-from trak_lightning.featurize.fitting import FitFile, Reference
+from trak_lightning.featurize.fitting import FitFile, FitSamples
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.tasks.contrastive import Contrastive
 from trak_lightning.testing import TaskConformance
@@ -110,7 +111,7 @@ def test_gradients_are_exact(name, extractor):
     def sink(block):
         found[block.name] += block.dense()
 
-    extractor.extract(model, task, batch, layout, sink)
+    extractor.extract(model, task, SampleBatch.of_rows(batch, 3), layout, sink)
     _, expected = autograd_loop(model, task, batch, 3)
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-8, atol=1e-9)
@@ -156,7 +157,7 @@ def test_every_checkpoint_has_the_bank_of_its_own_weights(trak, states, data, tm
     first.featurize(data, states, batch_size=16)
     banks = [first.run.reference(record.id) for record in first.run.require_checkpoints()]
     assert [path.exists() for path in banks] == [True, True]
-    reference = Reference.of(first.task, AttributionData.of(data, 16))
+    reference = FitSamples.of(first.spec.task, AttributionData.of(data, 16))
     for path, state in zip(banks, states, strict=True):
         model = TwoTowers()
         model.load_state_dict(state)

@@ -11,7 +11,7 @@ from transformers import BatchEncoding
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from trak_lightning import registry
-from trak_lightning.data.samples import take_sample
+from trak_lightning.data.samples import SampleBatch, take_sample
 from trak_lightning.errors import DataError
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.gradients import ParameterLayout
@@ -73,7 +73,9 @@ def test_a_batch_may_be(kind):
     assert torch.equal(task.output(model, batch), expected)
     assert torch.equal(task.output(model, take_sample(batch, 1, 2)), expected[1:])
     rows: list[str] = []
-    Hooks().extract(model, task, batch, ParameterLayout.of(model), lambda block: rows.append(block.name))
+    Hooks().extract(
+        model, task, SampleBatch.of_rows(batch, 2), ParameterLayout.of(model), lambda block: rows.append(block.name)
+    )
     assert "head.weight" in rows
 
 

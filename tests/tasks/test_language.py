@@ -6,6 +6,7 @@ from hugging_face import VOCABULARY, gpt2, llama, mt5, t5
 from torch.utils.data import default_collate
 
 from trak_lightning import TRAK
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.gradients import ParameterLayout
@@ -106,9 +107,9 @@ def test_gradients_are_exact_with_default_attention(name):
     found = {slot.name: torch.zeros(4, *slot.shape, dtype=torch.float64) for slot in layout}
 
     def sink(block):
-        found[block.name] += block.dense()
+        found[block.name][block.samples] += block.dense()
 
-    output = Hooks().extract(model, task, batch, layout, sink)
+    output = Hooks().extract(model, task, SampleBatch.of_rows(batch, 4), layout, sink)
     expected_output, expected = autograd_loop(model, task, batch, 4)
     torch.testing.assert_close(output, expected_output, rtol=1e-9, atol=1e-9)
     for name, grad in expected.items():

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 from transformers import BatchEncoding
 
 from trak_lightning import TRAK, registry
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError, OneSampleAtATime, SettingsError
 from trak_lightning.extractors.auto import Auto
 from trak_lightning.gradients import ParameterLayout
@@ -70,10 +71,10 @@ def test_the_sum_of_all_gradients_is_minus_the_gradient_of_the_loss(kind):
     rows = {slot.name: torch.zeros(B, *slot.shape, dtype=torch.float64) for slot in layout}
 
     def sink(block):
-        rows[block.name] += block.dense()
+        rows[block.name][block.samples] += block.dense()
 
     task = registry.create("tasks", {"name": "loss", "function": function})
-    output = Auto().extract(calls, task, batch, layout, sink)
+    output = Auto().extract(calls, task, SampleBatch.of_rows(batch, B), layout, sink)
     expected = loss(model, batch)
     grads = torch.autograd.grad(expected, list(calls.parameters()))
     torch.testing.assert_close(-output.mean(), expected.detach())

@@ -72,17 +72,10 @@ PLUGINS = {
     "store": (FeatureStore, "hdf5", "where features live"),
     "scorer": (Scorer, "trak", "how features become scores"),
 }
-LIGHTNING = (
-    "seed_everything",
-    "model",
-    "data",
-    "trainer",
-    "optimizer",
-    "lr_scheduler",
-    "task",
-    "extractor",
-    "projector",
-)
+RECIPE = ("model", "data", "trainer", "optimizer", "lr_scheduler")
+"""Settings that determine a trained model."""
+
+LIGHTNING = ("seed_everything", *RECIPE, "task", "extractor", "projector")
 """Settings that only commands with a model read: those of LightningCLI, and plug-ins that need torch."""
 
 SETTINGS = (*PLAIN, *GROUPS, *PLUGINS)

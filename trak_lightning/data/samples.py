@@ -1,15 +1,66 @@
-"""Taking a batch apart into samples. A tensor whose first dimension is B holds one entry a sample; anything else is
-shared by all."""
+"""A batch together with the way to fetch its samples anew, and slicing tensors whose first dimension holds the samples."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.func import vmap
+from typing_extensions import Self
 
-from trak_lightning.data.trees import flatten, map_leaves
+from trak_lightning.data.trees import deep_leaves, flatten, map_leaves
 from trak_lightning.errors import DataError
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """A collated batch of B samples, on the device of the model.
+
+    What a batch looks like says nothing reliable about its samples: graphs are laid end to end, sequences come time first,
+    tensors are shared by all samples. So B is told, and samples are never cut out of the batch: they are fetched and
+    collated anew, by the user's own code.
+
+    Args:
+        data: what the task is given.
+        size: B.
+        load: collate the samples at these positions of the batch, in this order, alone.
+    """
+
+    data: Any
+    size: int
+    load: Callable[[Sequence[int]], Any]
+
+    @classmethod
+    def of(cls, samples: Sequence[Any], collate: Callable[[list[Any]], Any]) -> Self:
+        """The batch that `collate` makes of `samples`."""
+        return cls(collate(list(samples)), len(samples), lambda positions: collate([samples[at] for at in positions]))
+
+    @classmethod
+    def of_rows(cls, data: Any, size: int) -> Self:
+        """A batch whose samples are the entries of the first dimension of every tensor that has B of them."""
+        return cls(
+            data,
+            size,
+            lambda positions: map_leaves(lambda leaf: leaf[list(positions)] if is_batched(leaf, size) else leaf, data),
+        )
+
+    def fetch(self, positions: Sequence[int]) -> "SampleBatch":
+        """The batch of the samples at these positions, in this order; a sample may occur several times."""
+        chosen = list(positions)
+        return SampleBatch(
+            self.load(chosen), len(chosen), lambda positions: self.load([chosen[at] for at in positions])
+        )
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What batches of one kind have in common: types and dimensions of the leaves, and which of these are B."""
+        return tuple(
+            (leaf.dtype, tuple(length == self.size for length in leaf.shape))
+            if isinstance(leaf, Tensor)
+            else type(leaf)
+            for leaf in deep_leaves(self.data)
+        )
 
 
 def batch_size(batch: Any) -> int:
@@ -28,17 +79,17 @@ def batch_size(batch: Any) -> int:
 
 
 def is_batched(leaf: Any, size: int) -> bool:
-    """Whether a leaf of the batch holds one entry a sample."""
+    """Whether a leaf is a tensor whose first dimension has length `size`."""
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
 
 
 def take_sample(batch: Any, sample: int, size: int) -> Any:
-    """The batch of one sample."""
+    """The batch of one sample, of a batch whose tensors have the samples first."""
     return map_leaves(lambda leaf: leaf[sample : sample + 1] if is_batched(leaf, size) else leaf, batch)
 
 
 def over_samples(function: Callable[..., Any], *args: Any, in_dims: Any = 0, chunk_size: int | None = None) -> Any:
-    """``vmap(function)(*args)``, without its warnings on operators that it does one by one: that is what is wanted."""
+    """``vmap(function)(*args)``, without its warnings about operators that it computes one by one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         return vmap(function, in_dims=in_dims, chunk_size=chunk_size)(*args)

@@ -79,6 +79,26 @@ def _open_mapping(node: Mapping[Any, Any]) -> tuple[list[Any], Rebuild]:
     return leaves, rebuild_mapping
 
 
+def deep_leaves(tree: Any) -> list[Any]:
+    """The leaves of `tree`, and in place of objects that `flatten` does not look into, such as graphs, those of their
+    attributes."""
+    found: list[Any] = []
+    _collect(tree, found, set())
+    return found
+
+
+def _collect(value: Any, found: list[Any], seen: set[int]) -> None:
+    leaves, _ = flatten(value)
+    if not (len(leaves) == 1 and leaves[0] is value):
+        for leaf in leaves:
+            _collect(leaf, found, seen)
+    elif isinstance(value, (Tensor, nn.Module, type)) or not isinstance(getattr(value, "__dict__", None), dict):
+        found.append(value)
+    elif id(value) not in seen:
+        seen.add(id(value))
+        _collect(dict(vars(value)), found, seen)
+
+
 def snapshot(value: Any, *, clone: bool = False) -> Any:
     """`value` with its tensors detached, so that later changes of containers and objects (a key-value cache that grows)
     do not reach it; with `clone`, changes in place of tensors do not either. Modules are kept as they are."""

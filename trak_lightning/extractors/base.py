@@ -3,18 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from trak_lightning.data.samples import SampleBatch
+from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.tasks.base import Task
 
 
 @dataclass(frozen=True)
 class RuleUse:
-    """One line of an extractor's account: what does some of the parameters, in how many layers, and how many numbers
-    these parameters have."""
+    """One line of an extractor's account: the rule, in how many layers it is used, and how many numbers their parameters
+    have."""
 
     rule: str
     layers: int
@@ -26,7 +28,8 @@ class GradientExtractor(ABC):
 
     Laws (checked by `trak_lightning.testing.ExtractorConformance`):
 
-    * exact: blocks of one parameter add up to the gradient that autograd gives for that sample alone;
+    * exact: blocks of one parameter add up to the gradient that autograd gives for that sample alone, fetched and collated
+      anew;
     * complete: every parameter of the layout on which the output depends arrives; one on which it does not depend may
       be left out, which means zero; none outside the layout ever arrives;
     * independent of the batch: a sample's gradient does not depend on the other samples;
@@ -35,19 +38,33 @@ class GradientExtractor(ABC):
     Peak memory should be that of one block, not of the sum of all.
     """
 
+    one_by_one: ClassVar[bool] = False
+    """Whether samples are always fetched and differentiated one at a time, so that no batch can be cut up wrongly."""
+
     @abstractmethod
-    def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
+    def extract(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, sink: Sink) -> Tensor:
         """Push the gradient blocks of `batch` to `sink`; return the detached outputs f, (B,).
 
-        Called with gradients enabled and the model in eval mode. Blocks are valid only during the call of the sink.
+        Called with gradients enabled and the model in eval mode. Blocks are valid only during the call of the sink. Call the
+        task within ``batch_of(size)`` for a batch of `size` samples. Where this raises, all blocks of the batch are void.
 
         Raises:
             UnsupportedModelError: the gradient of some parameter cannot be computed exactly. Before the sink is given
                 anything of this batch, wherever that can be known.
         """
 
-    def account(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout) -> list[RuleUse]:
-        """Who does which parameter of the layout; numbers of parameters add up to p. `batch` is like those to come.
+    @property
+    def kinds(self) -> int:
+        """How many kinds of batches this extractor has met; when the number grows, the caller verifies the batch."""
+        return 0
+
+    def fall_back(self, model: nn.Module, refusal: UnsupportedModelError) -> "GradientExtractor | None":
+        """The extractor to use instead for a batch that this one refused, or computed wrongly; None if there is none."""
+        return None
+
+    def account(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout) -> list[RuleUse]:
+        """Which rule computes which parameters of the layout; numbers of parameters add up to p. `batch` is like those to
+        come.
 
         Raises:
             UnsupportedModelError: the gradient of some parameter cannot be computed exactly. Names it.

@@ -1,23 +1,28 @@
 """Per-sample gradients of the whole model at once, with `torch.func`."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from trak_lightning.data.samples import batch_size, is_batched, over_samples
+from trak_lightning.data.samples import SampleBatch, over_samples
 from trak_lightning.data.trees import flatten
-from trak_lightning.errors import SettingsError, TrakError, UnsupportedModelError
+from trak_lightning.errors import OneSampleAtATime, SettingsError, TrakError, UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.extractors.state import parameters_of
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import require_whole
-from trak_lightning.tasks.base import Task
+from trak_lightning.tasks.base import Task, batch_of
 
 
 class Functional(GradientExtractor):
-    """``vmap(grad(f))`` over the samples. Memory: the gradient of the whole model for `chunk_size` samples, and B·p.
+    """``vmap(grad(f))`` over samples that were fetched and collated one by one. Memory: the gradient of the whole model for
+    `chunk_size` samples, and B·p.
 
-    Needs a model that vmap can do: no ``.item()``, no control flow on values, no in-place change of unbatched buffers.
+    Needs a model that vmap can run (no ``.item()``, no control flow on values, no in-place change of unbatched buffers), and
+    samples that have the same shapes when they are collated alone.
 
     Args:
         chunk_size: samples differentiated at a time; all if None.
@@ -28,12 +33,13 @@ class Functional(GradientExtractor):
             raise SettingsError(f"chunk_size must be a positive number of samples, got {chunk_size}")
         self.chunk_size = chunk_size
 
-    def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
+    def extract(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, sink: Sink) -> Tensor:
         require_whole(model, "functional")
-        size = batch_size(batch)
-        leaves, rebuild = flatten(batch)
-        batched = [position for position, leaf in enumerate(leaves) if is_batched(leaf, size)]
-        attributed = {slot.name: model.get_parameter(slot.name).detach() for slot in layout}
+        each = [flatten(batch.fetch([position]).data)[0] for position in range(batch.size)]
+        leaves, rebuild = flatten(batch.fetch([0]).data)
+        batched = [position for position, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        stacked = _stacked(each, batched)
+        attributed = {name: parameter.detach() for name, parameter in parameters_of(model, layout.by_name).items()}
         others = {
             name: tensor.detach()
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -43,26 +49,50 @@ class Functional(GradientExtractor):
         def output(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
             one = list(leaves)
             for position, leaf in zip(batched, sample, strict=True):
-                one[position] = leaf.unsqueeze(0)
+                one[position] = leaf
 
             def stand_in(*args: Any, **kwargs: Any) -> Any:
                 return functional_call(model, {**parameters, **others}, args, kwargs)
 
-            return task.output(stand_in, rebuild(one))[0]  # type: ignore[arg-type]
+            return task.output(stand_in, rebuild(one)).reshape(())  # type: ignore[arg-type]
 
         in_dims = (None, *(0 for _ in batched))
-        samples = (leaves[position] for position in batched)
         try:
-            gradients, outputs = over_samples(
-                grad_and_value(output), attributed, *samples, in_dims=in_dims, chunk_size=self.chunk_size
-            )
+            with batch_of(1):
+                gradients, outputs = over_samples(
+                    grad_and_value(output), attributed, *stacked, in_dims=in_dims, chunk_size=self.chunk_size
+                )
         except TrakError:
             raise
         except Exception as error:
             raise UnsupportedModelError(
                 f"torch.func.vmap cannot differentiate {type(model).__name__} sample by sample: {str(error).splitlines()[0]} "
-                "Use extractor='hooks', or 'iterative' as a last resort."
+                "Use extractor='auto', or 'iterative' as a last resort."
             ) from error
         for slot in layout:
             sink(DenseBlock(slot.name, gradients[slot.name]))
         return outputs.detach()
+
+
+def _stacked(each: Sequence[list[Any]], batched: Sequence[int]) -> list[Tensor]:
+    """The tensors of all samples, (B, *shape of that tensor in a batch of one).
+
+    Raises:
+        OneSampleAtATime: samples differ in more than the values of their tensors.
+    """
+    for position, leaf in enumerate(each[0]):
+        for other in each[1:]:
+            same = len(other) == len(each[0]) and type(other[position]) is type(leaf)
+            if same and isinstance(leaf, Tensor):
+                same = (leaf.shape, leaf.dtype, leaf.layout) == (
+                    other[position].shape,
+                    other[position].dtype,
+                    other[position].layout,
+                )
+                same = same and leaf.layout == torch.strided and not leaf.is_nested
+            if not same:
+                raise OneSampleAtATime(
+                    "the samples of a batch have tensors of different shapes when they are collated alone, and the extractor "
+                    "'functional' needs the same. Pad them in the dataset, or use extractor='auto' or 'iterative'."
+                )
+    return [torch.stack([leaves[position] for leaves in each]) for position in batched]

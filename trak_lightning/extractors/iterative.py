@@ -1,42 +1,60 @@
-"""One backward pass a sample: slow, and right for every model that autograd can do."""
-
-from typing import Any
+"""One backward pass per sample: slow, and right for every model and every batch that autograd can differentiate."""
 
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.data.samples import batch_size, take_sample
+from trak_lightning.data.samples import SampleBatch
+from trak_lightning.errors import DataError
 from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.extractors.state import parameters_of, requiring
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import require_whole
-from trak_lightning.tasks.base import Task
+from trak_lightning.tasks.base import Task, batch_of
 
 
 class Iterative(GradientExtractor):
-    """Loops over the samples of a batch. Memory: the gradient of the whole model for every sample, B·p.
+    """Fetches, collates and differentiates one sample at a time. Memory: one gradient of the whole model.
 
-    The reference for the other extractors, and a way out for models that they refuse.
+    Nothing is assumed about what a batch looks like, nor about what the model does with several samples: lists, graphs,
+    detection targets and experts with a capacity are as good as tensors. It is the reference for the other extractors.
     """
 
-    def extract(self, model: nn.Module, task: Task, batch: Any, layout: ParameterLayout, sink: Sink) -> Tensor:
+    one_by_one = True
+
+    def extract(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, sink: Sink) -> Tensor:
         require_whole(model, "iterative")
-        size = batch_size(batch)
-        parameters = [model.get_parameter(slot.name) for slot in layout]
-        frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-        outputs, gradients = [], []
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        try:
-            for sample in range(size):
-                output = task.output(model, take_sample(batch, sample, size))
-                gradients.append(torch.autograd.grad(output.sum(), parameters, allow_unused=True))
-                outputs.append(output.detach())
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-        for slot, grads in zip(layout, zip(*gradients, strict=True), strict=True):
-            used = next((grad for grad in grads if grad is not None), None)
-            if used is not None:
-                filled = [torch.zeros_like(used) if grad is None else grad for grad in grads]
-                sink(DenseBlock(slot.name, torch.stack(filled)))
+        outputs = []
+        for position in range(batch.size):
+            one = batch if batch.size == 1 else batch.fetch([position])
+            output, grads = sample_gradient(model, task, one, layout)
+            outputs.append(output)
+            samples = slice(position, position + 1)
+            for slot, grad in zip(layout, grads, strict=True):
+                if grad is not None:
+                    sink(DenseBlock(slot.name, grad.unsqueeze(0), samples=samples))
         return torch.cat(outputs)
+
+
+def sample_gradient(
+    model: nn.Module, task: Task, one: SampleBatch, layout: ParameterLayout
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The output (1,) of a batch of one, and its gradient by parameter: None where it does not depend on one.
+
+    Raises:
+        DataError: the task does not return one number.
+    """
+    with requiring(model, layout.by_name), batch_of(1), torch.enable_grad():
+        output = task.output(model, one.data)
+        if not isinstance(output, Tensor) or output.numel() != 1:
+            found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise DataError(
+                f"the output of {type(task).__name__} for one sample must be one number; got {found}. If the collate function "
+                "leaves out broken samples, remove them from the dataset: torch.utils.data.Subset(dataset, kept)."
+            )
+        parameters = list(parameters_of(model, layout.by_name).values())
+        if not output.requires_grad:
+            return output.detach().reshape(1), (None,) * len(parameters)
+        grads = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
+    return output.detach().reshape(1), tuple(
+        grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in grads
+    )

@@ -1,10 +1,16 @@
 """A model as an extractor needs it, put back afterwards."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+
+def parameters_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """These parameters of `model`, which may be a TorchScript module, by name."""
+    known = dict(model.named_parameters(remove_duplicate=False))
+    return {name: known[name] for name in names}
 
 
 @contextmanager
@@ -14,15 +20,38 @@ def requiring(model: nn.Module, names: Collection[str]) -> Iterator[None]:
     The fast path of transformer layers is off: it computes without calling the modules inside.
     """
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    wanted = {id(model.get_parameter(name)) for name in names}
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    wanted = {id(parameter) for parameter in parameters_of(model, names).values()}
     try:
         for parameter, state in before:
             if state != (id(parameter) in wanted):
                 parameter.requires_grad_(id(parameter) in wanted)
-        yield
+        with without_fast_path():
+            yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         for parameter, state in before:
             parameter.requires_grad_(state)
+
+
+@contextmanager
+def kept_grads(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, no parameter has a ``.grad``; afterwards, each has the one that it had."""
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, grad in zip(parameters, before, strict=True):
+            parameter.grad = grad
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Inside, transformer layers compute under ``no_grad`` what they compute with gradients: their fast path skips modules,
+    and fails under autocast."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -62,7 +62,7 @@ class FitFile:
 
 
 @dataclass(frozen=True)
-class Reference:
+class FitSamples:
     """The training samples that a task is fitted to: drawn at random, as a function of their number alone."""
 
     data: AttributionData
@@ -70,7 +70,7 @@ class Reference:
     fingerprint: Mapping[str, Any]
 
     @classmethod
-    def of(cls, task: Task, data: AttributionData, num_samples: int | None = None) -> "Reference | None":
+    def of(cls, task: Task, data: AttributionData, num_samples: int | None = None) -> "FitSamples | None":
         """Draw from the first `num_samples` of `data`, or from all; None for a task that needs no fit."""
         if not task.fit_samples:
             return None
@@ -99,7 +99,7 @@ class TrainingSet:
     """
 
     data: AttributionData
-    reference: Reference | None
+    reference: FitSamples | None
 
 
 @dataclass(frozen=True)

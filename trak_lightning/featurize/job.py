@@ -14,7 +14,7 @@ from torch import nn
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError, TerminatedError
 from trak_lightning.featurize.compute import Assignment, BlockComputer
-from trak_lightning.featurize.fitting import Fitting, Reference, TrainingSet
+from trak_lightning.featurize.fitting import FitSamples, Fitting, TrainingSet
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.featurize.reuse import ContentSample, VerifyData, knows_content, require_unchanged
 from trak_lightning.featurize.spec import FeaturizeSpec
@@ -23,7 +23,7 @@ from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.dtensor import shards
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory, read_subset
-from trak_lightning.runtime.lightning import quiet_lightning
+from trak_lightning.runtime.lightning import WRITES_NOTHING, quiet_lightning
 from trak_lightning.runtime.progress import progress
 from trak_lightning.runtime.ranks import follow_rank_zero, outlast_rank_zero, takes_part
 from trak_lightning.runtime.signals import StopRequest
@@ -227,7 +227,7 @@ class FeaturizeJob:
         data = self.splits[self.train]
         ids = [checkpoint.id for checkpoint in self.checkpoints] or [each.id for each in self.run.read().checkpoints]
         drawn_from = self._drawn_from(ids[0]) if self.grow and ids else None
-        return TrainingSet(data, Reference.of(self.spec.task, data, drawn_from))
+        return TrainingSet(data, FitSamples.of(self.spec.task, data, drawn_from))
 
     def _drawn_from(self, checkpoint: str) -> int | None:
         """How many training samples there were when the task was first fitted: what was drawn then is kept."""
@@ -366,11 +366,4 @@ def _check_subset(subset: npt.ArrayLike | None, n: int) -> None:
 def default_trainer() -> L.Trainer:
     """A Trainer of one device that prints, logs and writes nothing."""
     with quiet_lightning():
-        return L.Trainer(
-            accelerator="auto",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        return L.Trainer(accelerator="auto", devices=1, **WRITES_NOTHING)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from multiprocessing import parent_process
+from typing import Any
 
 import lightning as L
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trak_lightning.data.dataset import AttributionData, IndexedBatch
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.errors import StaleRowsError
+from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
 from trak_lightning.featurize.fitting import FitFile, Fitting
 from trak_lightning.featurize.reuse import require_same_rows, stored_batch
@@ -27,7 +30,7 @@ from trak_lightning.runtime.ranks import agreed
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
-from trak_lightning.tasks.base import Task
+from trak_lightning.tasks.base import Task, batch_of
 
 
 class Featurizer(L.LightningModule):
@@ -150,6 +153,7 @@ class Featurizer(L.LightningModule):
             partial(self._load, self.data),
             device=self.device,
             precision=str(self.trainer.precision),
+            seed=derive_seed(spec.seed, self.feature_set.spec.checkpoint),
         )
 
     def transfer_batch_to_device(self, batch: IndexedBatch, device: torch.device, dataloader_idx: int) -> IndexedBatch:
@@ -158,8 +162,6 @@ class Featurizer(L.LightningModule):
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows | None:
         with cast_anew():
             rows = self.computer.rows(indexed)
-            if batch_idx == 0:
-                self.computer.check_independence(indexed.index, rows)
         dropped = isinstance(self.batches, LockstepBatches) and batch_idx not in self.batches.kept
         return None if dropped else rows
 
@@ -187,10 +189,9 @@ class Featurizer(L.LightningModule):
         return file.load()
 
     def _some_output(self) -> Tensor:
-        """The output of the first training samples."""
-        data = self.fitting.training.data
-        batch = self._load(data, range(min(data.batch_size, len(data)))).batch
-        with self.trainer.precision_plugin.predict_step_context(), cast_anew():
+        """The output of the first training sample."""
+        batch = self._load(self.fitting.training.data, [0]).batch
+        with self.trainer.precision_plugin.predict_step_context(), cast_anew(), without_fast_path(), batch_of(1):
             return self._fitted_task.output(self.model, batch)
 
     def _fit_task(self) -> dict[str, Tensor]:
@@ -210,7 +211,10 @@ class Featurizer(L.LightningModule):
             for start in range(0, count, size):
                 batch = self._load(data, positions[start : start + size])
                 with torch.enable_grad(), self.trainer.precision_plugin.predict_step_context(), cast_anew():
-                    spec.extractor.extract(self.model, self._fitted_task, batch.batch, spec.layout, sink)
+                    samples = SampleBatch(
+                        batch.batch, len(batch.index), partial(self._among, data, batch.index.tolist())
+                    )
+                    spec.extractor.extract(self.model, self._fitted_task, samples, spec.layout, sink)
 
         seed = derive_seed(spec.seed, self.feature_set.spec.checkpoint, "fit")
         return spec.projector.fit(spec.layout, gradients, seed=seed)
@@ -219,3 +223,7 @@ class Featurizer(L.LightningModule):
         """Collate these samples alone and move them to the device, as the Trainer would."""
         batch = IndexedBatch(torch.tensor(positions), data.batch(positions))
         return to_device(self.trainer.precision_plugin.convert_input(batch), data.hooks, self.model, self.device)
+
+    def _among(self, data: AttributionData, index: Sequence[int], positions: Sequence[int]) -> Any:
+        """Collate the samples at these positions of a batch alone."""
+        return self._load(data, [index[position] for position in positions]).batch

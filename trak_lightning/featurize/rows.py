@@ -1,25 +1,36 @@
 """From one batch to its rows: features, outputs, loss weights and curvatures of every sample, or a refusal by name."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trak_lightning.data.dataset import IndexedBatch
-from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError
+from trak_lightning.data.samples import SampleBatch
+from trak_lightning.errors import DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError
+from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
-from trak_lightning.featurize.verification import difference, refuse
-from trak_lightning.gradients import ParameterLayout
+from trak_lightning.extractors.state import without_fast_path
+from trak_lightning.featurize.verification import Verifier, difference, sample_weights_of
+from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.caches import clear_caches
 from trak_lightning.projectors.base import Projection
 from trak_lightning.stores.base import FeatureRows
-from trak_lightning.tasks.base import Task
+from trak_lightning.tasks.base import Task, batch_of
+
+log = logging.getLogger(__name__)
 
 
 class RowComputer:
     """Compute the rows of batches under one checkpoint.
+
+    A batch is a transaction: its rows are returned once all of them are complete, and what a refused attempt has added up is
+    discarded. Batches of a kind not seen before are verified before they are returned, and so is a share of all others.
 
     Args:
         model: on `device`, with the checkpoint's weights, in eval mode.
@@ -30,6 +41,7 @@ class RowComputer:
         load: collate these positions of the dataset, alone, by the user's own code, and move them to `device`.
         device: where the model is.
         precision: the Trainer's.
+        seed: decides which batches are verified, together with their positions.
     """
 
     def __init__(
@@ -43,6 +55,7 @@ class RowComputer:
         *,
         device: torch.device,
         precision: str,
+        seed: int = 0,
     ) -> None:
         self._model = model
         self._task = task
@@ -52,84 +65,126 @@ class RowComputer:
         self._load = load
         self._device = device
         self._precision = precision
-        self._seen_outputs = False
+        self._verifier = Verifier(model, task, layout, seed)
+        self._warned = self._cleared = False
 
     def account(self, indexed: IndexedBatch) -> list[RuleUse]:
         """Which rule computes which parameters, on a batch like those to come."""
-        return self._extractor.account(self._model, self._task, indexed.batch, self._layout)
+        return self._extractor.account(self._model, self._task, self.samples(indexed), self._layout)
 
     def rows(self, indexed: IndexedBatch) -> FeatureRows:
         """Compute the row of every sample.
 
         Raises:
-            DataError, DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError: as named.
+            DataError, DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError, SampleDependenceError: as named.
         """
-        if not self._seen_outputs:
-            self._require_outputs(indexed)
-        projection = self._projection
-        features = projection.zeros(len(indexed.index), _accumulator_dtype(self._model))
-        with _memory_explained(self._device, len(indexed.index)), torch.enable_grad():
-            output = self._extractor.extract(
-                self._model, self._task, indexed.batch, self._layout, lambda block: projection.add(block, features)
-            )
-        with torch.no_grad():
-            loss_weight, curvature = self._task.loss_weight_and_curvature(self._model, indexed.batch, output)
-        columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
-        for name, column in columns.items():
-            _require_finite(name, column, indexed.index, self._precision)
-        return FeatureRows(
-            index=indexed.index.numpy(),
-            features=_numpy(features),
-            output=_numpy(output),
-            loss_weight=_numpy(loss_weight),
-            curvature=_numpy(curvature),
-            content=indexed.content,
-        )
+        batch = self.samples(indexed)
+        if not self._cleared:
+            self._clear_caches(batch)
+        return replace(self._verified(batch, indexed.index), content=indexed.content)  # type: ignore[arg-type]  # None is nothing known
 
-    def _require_outputs(self, indexed: IndexedBatch) -> None:
-        """Look at the task's outputs on the first batch, before anything is taken apart.
+    def _clear_caches(self, batch: SampleBatch) -> None:
+        def output() -> Tensor:
+            one = batch.fetch([0])
+            with without_fast_path(), batch_of(1):
+                return self._task.output(self._model, one.data)
 
-        Raises:
-            DataError: they are not one number a sample.
-        """
-        with _memory_explained(self._device, len(indexed.index)), torch.no_grad():
-            output = self._task.output(self._model, indexed.batch)
-        expected = (len(indexed.index),)
-        if not isinstance(output, Tensor) or output.shape != expected:
-            found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise DataError(
-                f"the output of {type(self._task).__name__} must have shape {expected}, one number a sample; got {found}. Do not average "
-                "over the batch: reduction='none', or no .mean()."
-            )
-        clear_caches(self._model, lambda: self._task.output(self._model, indexed.batch))
-        self._seen_outputs = True
+        clear_caches(self._model, output)
+        self._cleared = True
 
     def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
-        """Compare the first and last sample of a batch with the same samples alone: gradients, and outputs, since some
-        extractors take batches apart. Returns the largest difference of gradients.
+        """Compare the first and last sample of a batch with the same samples alone. Returns the largest difference of
+        features, relative to their norm.
 
         Raises:
             SampleDependenceError: they differ. Names the module at fault, where there is one.
         """
-        tolerance = 1e-2 if self._precision in ("32-true", "64-true") else 0.3
-        within = self._load(index.tolist())
-        with torch.no_grad():
-            outputs = self._task.output(self._model, within.batch)
+        batch = self.samples(self._load(index.tolist()))
         worst = 0.0
         for position in sorted({0, len(index) - 1}):
-            alone = self._load([int(index[position])])
-            row = self.rows(alone)
-            error = difference(row.features[0], rows.features[position])
-            shift = abs(float(outputs[position]) - float(row.output[0])) / max(1.0, abs(float(row.output[0])))
-            if not max(error, shift) <= tolerance:
-                samples = int(index[position]), position, len(index)
-                refuse(self._model, self._task, samples, max(error, shift), alone.batch, within.batch)
-            worst = max(worst, error)
+            self._verified(batch, index, position)
+            alone = self._verified(batch.fetch([position]), index[position : position + 1])
+            worst = max(worst, difference(alone.features[0], rows.features[position]))
         return worst
+
+    def samples(self, indexed: IndexedBatch) -> SampleBatch:
+        """The batch with the way to fetch its samples anew."""
+        index = indexed.index.tolist()
+
+        @cache  # while the batch lives
+        def one(position: int) -> Any:
+            return self._load([index[position]]).batch
+
+        def load(positions: Sequence[int]) -> Any:
+            if len(positions) == 1:
+                return one(positions[0])
+            return self._load([index[position] for position in positions]).batch
+
+        return SampleBatch(indexed.batch, len(index), load)
+
+    def _verified(self, batch: SampleBatch, index: Tensor, position: int | None = None) -> FeatureRows:
+        """The rows of a batch, which is verified if it is due, or with the sample at `position` if one is given."""
+        with memory_explained(self._device, batch.size), torch.enable_grad(), without_fast_path():
+            try:
+                return self._by(self._extractor, batch, index, position)
+            except UnsupportedModelError as refusal:
+                other = self._extractor.fall_back(self._model, refusal)
+                if other is None:
+                    raise
+                return self._by(other, batch, index, position)
+
+    def _by(self, extractor: GradientExtractor, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
+        kinds = extractor.kinds
+        rows = self._compute(batch, index, extractor)
+        due = self._verifier.due(batch, index, rehearsed=extractor.kinds > kinds)
+        position = due if position is None else position
+        if position is not None:
+            # One by one because the user wants that, or because nothing else was right?
+            chosen = type(self._extractor).fall_back is GradientExtractor.fall_back
+            self._verifier.verify(batch, index, position, extractor, rows, chosen=chosen)
+        return rows
+
+    def _compute(self, batch: SampleBatch, index: Tensor, extractor: GradientExtractor) -> FeatureRows:
+        projection, reached = self._projection, set[str]()
+        features = projection.zeros(batch.size, _accumulator_dtype(self._model))
+
+        def sink(block: GradientBlock) -> None:
+            reached.add(block.name)
+            projection.add(block, features)
+
+        output = extractor.extract(self._model, self._task, batch, self._layout, sink)
+        output = as_outputs(output, batch.size, self._task)
+        self._warn_of_zeros(reached)
+        with torch.no_grad():
+            loss_weight, curvature = sample_weights_of(self._model, self._task, batch, output, extractor.one_by_one)
+        columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
+        for name, column in columns.items():
+            _require_finite(name, column, index, self._precision)
+        return FeatureRows(
+            index=index.numpy(),
+            features=_numpy(features),
+            output=_numpy(output),
+            loss_weight=_numpy(loss_weight),
+            curvature=_numpy(curvature),
+        )
+
+    def _warn_of_zeros(self, reached: set[str]) -> None:
+        missing = [slot for slot in self._layout if slot.name not in reached]
+        if self._warned or not missing:
+            self._warned = True
+            return
+        self._warned = True
+        names = ", ".join(slot.name for slot in missing[:5]) + (" …" if len(missing) > 5 else "")
+        log.warning(
+            "gradients  no output of the first batch depends on %d of %d parameters, with %d of %d numbers: %s. Where that is "
+            "so for every sample, their part of the features is zero. Is a part of the model run under no_grad in eval mode? "
+            "Leave these out: parameters=['!NAME'].",
+            len(missing), len(self._layout), sum(slot.numel for slot in missing), self._layout.numel, names,
+        )  # fmt: skip
 
 
 @contextmanager
-def _memory_explained(device: torch.device, samples: int) -> Iterator[None]:
+def memory_explained(device: torch.device, samples: int) -> Iterator[None]:
     """Say what to do when the device's memory is full.
 
     Raises:

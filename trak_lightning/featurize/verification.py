@@ -1,4 +1,4 @@
-"""Does a sample's gradient depend on the other samples of its batch, or on chance? And if so, which module's fault is it?"""
+"""Is the row of a sample in its batch that of the sample alone? If not, which module's fault is it?"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +9,210 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import flatten
-from trak_lightning.errors import SampleDependenceError
-from trak_lightning.tasks.base import Task
+from trak_lightning.errors import DataError, SampleDependenceError, UnsupportedModelError
+from trak_lightning.extractors.audit import Audit, as_outputs, only, reference, sample_weights
+from trak_lightning.extractors.base import GradientExtractor
+from trak_lightning.extractors.iterative import sample_gradient
+from trak_lightning.extractors.state import without_fast_path
+from trak_lightning.gradients import GradientBlock, ParameterLayout
+from trak_lightning.model.autocast import without_autocast
+from trak_lightning.seeds import derive_seed
+from trak_lightning.stores.base import FeatureRows
+from trak_lightning.tasks.base import Task, batch_of
+
+SHARE = 64
+"""One batch in so many is verified."""
+
+_SLACK = 10.0
+"""How much more a sample alone may differ from itself in a batch than two computations of one batch: sums are made in another
+order, and now and then a ReLU switches."""
+
+
+class Verifier:
+    """Verifies the batches of kinds not seen before, and a share of all others that depends on the seed alone."""
+
+    def __init__(self, model: nn.Module, task: Task, layout: ParameterLayout, seed: int) -> None:
+        self._model = model
+        self._task = task
+        self._layout = layout
+        self._seed = seed
+        self._structures: set[Any] = set()
+
+    def due(self, batch: SampleBatch, index: Tensor, *, rehearsed: bool) -> int | None:
+        """The position of the sample to look at alone, or None if this batch is not to be verified."""
+        drawn = derive_seed(self._seed, "verify", int(index[0]))
+        new = rehearsed or batch.structure not in self._structures
+        self._structures.add(batch.structure)
+        return (drawn // SHARE) % batch.size if new or drawn % SHARE == 0 else None
+
+    def verify(
+        self,
+        batch: SampleBatch,
+        index: Tensor,
+        position: int,
+        extractor: GradientExtractor,
+        rows: FeatureRows,
+        *,
+        chosen: bool = True,
+    ) -> None:
+        """Compare gradients, outputs and weights with those that autograd finds: of the whole batch, and of one sample, fetched
+        and collated alone. Autocast is off, so that only the rounding of the model's own precision is in the way.
+
+        Args:
+            batch: the batch.
+            index: the dataset positions of its samples, (B,).
+            position: the sample to look at alone.
+            extractor: the one that has computed the rows.
+            rows: what it has found, in the precision of the run.
+            chosen: whether it is the user's choice, and not what was fallen back to.
+
+        Raises:
+            SampleDependenceError: the sample depends on its batch, or on chance.
+            UnsupportedModelError: it does not, and the rows are wrong all the same.
+        """
+        one = self._alone(batch, position)
+        if extractor.one_by_one:
+            self._compare_outputs(batch, index, position, one, rows, chosen)
+            return
+        sample = int(index[position]), position, batch.size
+        with without_autocast():
+            alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
+            whole = Audit(
+                self._layout, reference(self._model, self._task, batch, self._layout), sample_weights(batch.size)
+            )
+            single = Audit(self._layout, alone, only(position, batch.size), slack=_SLACK)
+
+            def sink(block: GradientBlock) -> None:
+                whole(block)
+                single(block)
+
+            output = extractor.extract(self._model, self._task, batch, self._layout, sink)
+            wrong = single.wrong()
+            shift = _shift(output[position], alone.output[0])
+            if wrong or shift > single.tolerance:
+                self._blame(batch, one, sample, wrong, shift, single.tolerance)
+        if wrong := whole.wrong():
+            raise UnsupportedModelError(_wrong_rows(wrong, type(extractor).__name__.lower()))
+        self._compare_weights(batch, sample, one, rows)
+
+    def _alone(self, batch: SampleBatch, position: int) -> SampleBatch:
+        """The sample alone; twice, if the model cannot be given a batch of one, as one that ends in ``squeeze()``."""
+        one = batch.fetch([position])
+        try:
+            with torch.no_grad(), batch_of(1):
+                as_outputs(self._task.output(self._model, one.data), 1, self._task)
+        except DataError:
+            if batch.size == 1:
+                raise
+            return batch.fetch([position, position])
+        return one
+
+    def _blame(
+        self,
+        batch: SampleBatch,
+        one: SampleBatch,
+        sample: tuple[int, int, int],
+        wrong: dict[str, str],
+        shift: float,
+        most: float,
+    ) -> NoReturn:
+        """Say whose fault it is that a sample alone gives other numbers: the model's, if autograd finds the same."""
+        _, position, size = sample
+        within = reference(self._model, self._task, batch, self._layout, only(position, size))
+        alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
+        error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0]))
+        if error > most:
+            refuse(self._model, self._task, sample, error, one.data, batch.data)
+        raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, "hooks"))
+
+    def _compare_outputs(
+        self, batch: SampleBatch, index: Tensor, position: int, one: SampleBatch, rows: FeatureRows, chosen: bool
+    ) -> None:
+        """Of samples that were computed one at a time: again, and, unless the user wants them so, in the batch."""
+        most = 0.1 if _cast_or_short(self._model) else 1e-2
+        found = torch.from_numpy(rows.output)
+        if one.size == 1:
+            again, _ = sample_gradient(self._model, self._task, one, self._layout)
+            if (error := _shift(again[0], found[position])) > most:
+                refuse(self._model, self._task, (int(index[position]), 0, 1), error, one.data, one.data)
+        if chosen or batch.size == 1:
+            return
+        try:
+            with torch.no_grad(), batch_of(batch.size):
+                output = as_outputs(self._task.output(self._model, batch.data), batch.size, self._task)
+        except Exception:
+            return
+        for place in range(batch.size):
+            if (error := _shift(output[place], found[place])) > most:
+                sample = int(index[place]), place, batch.size
+                refuse(self._model, self._task, sample, error, batch.fetch([place]).data, batch.data)
+
+    def _compare_weights(
+        self, batch: SampleBatch, sample: tuple[int, int, int], one: SampleBatch, rows: FeatureRows
+    ) -> None:
+        most, position = 0.1 if _cast_or_short(self._model) else 1e-2, sample[1]
+        with torch.no_grad(), batch_of(one.size):
+            output = as_outputs(self._task.output(self._model, one.data), one.size, self._task)
+            weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
+        for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
+            if (error := _shift(torch.tensor(column[position]), own[0])) > most:
+                refuse(self._model, self._task, sample, error, one.data, batch.data)
+
+
+def sample_weights_of(
+    model: nn.Module, task: Task, batch: SampleBatch, output: Tensor, one_by_one: bool
+) -> tuple[Tensor, Tensor]:
+    """q and r of every sample, (B,) each.
+
+    Raises:
+        DataError: the task returns something else.
+    """
+    if one_by_one and batch.size > 1:
+        each = [
+            sample_weights_of(model, task, batch.fetch([position]), output[position : position + 1], True)
+            for position in range(batch.size)
+        ]
+        loss_weight, curvature = (torch.cat(parts) for parts in zip(*each, strict=True))
+        return loss_weight, curvature
+    with batch_of(batch.size):
+        loss_weight, curvature = task.loss_weight_and_curvature(model, batch.data, output)
+    return as_outputs(loss_weight, batch.size, task), as_outputs(curvature, batch.size, task)
+
+
+def _wrong_rows(wrong: dict[str, str], extractor: str) -> str:
+    some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
+    return (
+        f"the extractor {extractor!r} gives wrong gradients for a batch of a kind that it had taken for known: {some}. Use "
+        "extractor='auto' or 'iterative'."
+    )
+
+
+def _shift(one: Tensor, other: Tensor) -> float:
+    first, second = float(one), float(other)
+    return abs(first - second) / max(1.0, abs(second))
+
+
+def _distance(alone: dict[str, Tensor | None], within: dict[str, Tensor | None]) -> float:
+    """The largest difference of a parameter's gradients, relative to its norm, or to a thousandth of the whole gradient."""
+    norms = {name: 0.0 if grad is None else float(grad.norm()) for name, grad in alone.items()}
+    whole = sum(norm**2 for norm in norms.values()) ** 0.5
+    worst = 0.0
+    for name, grad in alone.items():
+        other = within[name]
+        if grad is None and other is None:
+            continue
+        zero = torch.zeros(())
+        error = float(((zero if other is None else other) - (zero if grad is None else grad)).norm())
+        scale = max(norms[name], 1e-3 * whole, torch.finfo(torch.float32).tiny)
+        worst = max(worst, error / scale)
+    return worst
+
+
+def _cast_or_short(model: nn.Module) -> bool:
+    cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return cast or any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
 
 
 def difference(alone: npt.NDArray[Any], within: npt.NDArray[Any]) -> float:
@@ -29,18 +230,29 @@ def refuse(
         SampleDependenceError: always.
     """
     sample, place, size = samples
-    culprit = first_difference(model, task, alone, batch, place, size)
+    try:
+        culprit = first_difference(model, task, alone, batch, place, size)
+    except Exception:
+        culprit = None
+    culprit = culprit or "No module is at fault, so look at the task and at code between modules"
+    if size == 1:
+        raise SampleDependenceError(
+            f"the output or gradient of sample {sample} alone differs by {error:.1%} when it is computed again, so attributions "
+            f"would depend on chance. {culprit}. Likely cause: random layers that ignore model.eval() (F.dropout without "
+            "training=self.training)."
+        )
     raise SampleDependenceError(
         f"the output or gradient of sample {sample} alone differs by {error:.1%} from that in a batch of {size}, so attributions "
-        f"would depend on the batch. {culprit or 'No module is at fault, so look at the task and at code between modules'}. "
-        "Likely causes: random layers that ignore model.eval() (F.dropout without training=self.training), batch statistics, "
-        "a model output that mixes samples, or padding that is not masked."
+        f"would depend on the batch. {culprit}. Likely causes: random layers that ignore model.eval() (F.dropout without "
+        "training=self.training), batch statistics, a model output that mixes samples, padding that is not masked, or a collate "
+        "function that returns samples in another order. If every sample is to be attributed as the model sees it alone, use "
+        "extractor='iterative'."
     )
 
 
 def first_difference(model: nn.Module, task: Task, alone: Any, batch: Any, place: int, size: int) -> str | None:
     """The first module whose output for a sample depends on chance, or on the batch that the sample is in."""
-    runs = [_outputs(model, task, data) for data in (batch, batch, alone)]
+    runs = [_outputs(model, task, data, many) for data, many in ((batch, size), (batch, size), (alone, 1))]
     names = {module: name or "the model" for name, module in model.named_modules()}
     once, twice, single = ([(module, _tensors(output)) for module, output in run] for run in runs)
     for (module, first), (_, second), (_, lone) in zip(once, twice, single, strict=False):
@@ -56,14 +268,14 @@ def first_difference(model: nn.Module, task: Task, alone: Any, batch: Any, place
     return None
 
 
-def _outputs(model: nn.Module, task: Task, batch: Any) -> list[tuple[nn.Module, Any]]:
+def _outputs(model: nn.Module, task: Task, batch: Any, size: int) -> list[tuple[nn.Module, Any]]:
     """Every module's output, in the order in which modules return, on the CPU lest a GPU hold them all."""
     found: list[tuple[nn.Module, Any]] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         found.append((module, [tensor.detach().cpu().clone() for tensor in _tensors(output)]))
 
-    with _hooked(model, note), torch.no_grad():
+    with _hooked(model, note), torch.no_grad(), batch_of(size):
         task.output(model, batch)
     return found
 
@@ -71,12 +283,10 @@ def _outputs(model: nn.Module, task: Task, batch: Any) -> list[tuple[nn.Module, 
 @contextmanager
 def _hooked(model: nn.Module, hook: Any) -> Iterator[None]:
     handles = [module.register_forward_hook(hook) for module in model.modules()]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with without_fast_path():
+            yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         for handle in handles:
             handle.remove()
 

@@ -1,7 +1,7 @@
 """Mixed precision for passes in addition to the one that Lightning makes."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -32,3 +32,13 @@ def cast_anew() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Inside, nothing is cast: numbers can be compared up to the rounding of the model's own precision."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield

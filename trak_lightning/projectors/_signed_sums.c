@@ -119,9 +119,28 @@ static void fold_columns(const float *sums, ptrdiff_t lo, ptrdiff_t hi, const in
     }
 }
 
-void signed_sums_accumulate(const float *grad, ptrdiff_t grad_stride, ptrdiff_t batch, ptrdiff_t entries, ptrdiff_t start,
-                            const int8_t *signs, ptrdiff_t width, int begin, float *sums, ptrdiff_t sums_stride,
-                            int threads) {
+/* Whether every group of `length` sums has an offset, and each rolls within the features. */
+static int rolls(const int64_t *offsets, ptrdiff_t groups, ptrdiff_t length, ptrdiff_t width, ptrdiff_t dim) {
+    if (length < 1 || length > dim || groups < (width + length - 1) / length) return 0;
+    for (ptrdiff_t group = 0; group < groups; ++group)
+        if (offsets[group] < 0 || offsets[group] >= dim) return 0;
+    return 1;
+}
+
+/* Whether `rows` rows of `columns` floats, `stride` apart, lie side by side and are as many as `batch`. */
+static int fits(ptrdiff_t batch, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t stride) {
+    return batch >= 0 && batch == rows && columns > 0 && (rows < 2 || stride >= columns);
+}
+
+/* What is exported returns 0; or 1, having touched nothing, if a size or an offset would lead outside of an array. */
+
+int checked_signed_sums_accumulate(const float *grad, ptrdiff_t grad_stride, ptrdiff_t batch, ptrdiff_t entries, ptrdiff_t start,
+                           const int8_t *signs, ptrdiff_t num_signs, ptrdiff_t width, int begin, float *sums,
+                           ptrdiff_t sums_stride, ptrdiff_t num_sums, int threads) {
+    if (batch == 0 || entries == 0) return 0;
+    if (!fits(batch, num_sums, width, sums_stride) || !fits(batch, batch, entries, grad_stride) || start < 0 ||
+        entries > num_signs - start || threads < 1)
+        return 1;
     ptrdiff_t length = smaller(SLICE, ((width + threads - 1) / threads + LANES - 1) / LANES * LANES);
     ptrdiff_t slices = (width + length - 1) / length, pairs = (batch + 1) / 2;
 #pragma omp parallel for num_threads(threads) schedule(static) if (batch * entries > FEW)
@@ -130,13 +149,20 @@ void signed_sums_accumulate(const float *grad, ptrdiff_t grad_stride, ptrdiff_t 
         add_columns(grad + b * grad_stride, grad_stride, (int)smaller(2, batch - b), signs, start, start + entries, width, lo,
                     hi, begin ? BEGIN : CONTINUE, sums + b * sums_stride + lo, sums_stride);
     }
+    return 0;
 }
 
-void signed_sums_fold(const float *sums, ptrdiff_t sums_stride, ptrdiff_t batch, ptrdiff_t width, const int64_t *offsets,
-                      ptrdiff_t length, float *features, ptrdiff_t features_stride, ptrdiff_t dim, int threads) {
+int checked_signed_sums_fold(const float *sums, ptrdiff_t sums_stride, ptrdiff_t batch, ptrdiff_t width, const int64_t *offsets,
+                     ptrdiff_t groups, ptrdiff_t length, float *features, ptrdiff_t features_stride, ptrdiff_t rows,
+                     ptrdiff_t dim, int threads) {
+    if (batch == 0) return 0;
+    if (!fits(batch, rows, dim, features_stride) || !fits(batch, batch, width, sums_stride) ||
+        !rolls(offsets, groups, length, width, dim) || threads < 1)
+        return 1;
 #pragma omp parallel for num_threads(threads) schedule(static) if (batch * width > FEW)
     for (ptrdiff_t b = 0; b < batch; ++b)
         fold_columns(sums + b * sums_stride, 0, width, offsets, length, features + b * features_stride, dim);
+    return 0;
 }
 
 /* Up to four runs a sum: added to the features as they are read. */
@@ -165,12 +191,17 @@ static void project_many(const float *grad, ptrdiff_t stride, int samples, ptrdi
 }
 
 /* Both at once, for pairs of samples, which threads divide. */
-void signed_sums_project(const float *grad, ptrdiff_t grad_stride, ptrdiff_t batch, ptrdiff_t entries, const int8_t *signs,
-                         const int64_t *offsets, ptrdiff_t length, ptrdiff_t width, float *features,
-                         ptrdiff_t features_stride, ptrdiff_t dim, int threads) {
+int checked_signed_sums_project(const float *grad, ptrdiff_t grad_stride, ptrdiff_t batch, ptrdiff_t entries, const int8_t *signs,
+                        ptrdiff_t num_signs, const int64_t *offsets, ptrdiff_t groups, ptrdiff_t length, ptrdiff_t width,
+                        float *features, ptrdiff_t features_stride, ptrdiff_t rows, ptrdiff_t dim, int threads) {
+    if (batch == 0 || entries == 0) return 0;
+    if (!fits(batch, rows, dim, features_stride) || !fits(batch, batch, entries, grad_stride) || entries > num_signs ||
+        width < 1 || !rolls(offsets, groups, length, smaller(width, entries), dim) || threads < 1)
+        return 1;
 #pragma omp parallel for num_threads(threads) schedule(static) if (batch * entries > FEW)
     for (ptrdiff_t b = 0; b < batch; b += 2)
         (entries <= 4 * width ? project_few : project_many)(grad + b * grad_stride, grad_stride, (int)smaller(2, batch - b),
                                                             entries, signs, offsets, length, width,
                                                             features + b * features_stride, features_stride, dim);
+    return 0;
 }

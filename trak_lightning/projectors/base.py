@@ -173,9 +173,14 @@ class Projection:
         return torch.zeros(batch_size, self.dim, dtype=dtype, device=self.device)
 
     def add(self, block: GradientBlock, out: Tensor) -> None:
-        """Add the projection of `block` to `out` (B, k)."""
+        """Add the projection of `block` to `out` (B, k), to the rows of the block's samples.
+
+        Raises:
+            UnsupportedModelError: the block does not hold one gradient of the parameter's size per sample.
+        """
+        block.require(self.layout.by_name[block.name], len(out))
         with torch.autocast(out.device.type, enabled=False):
-            self._add(block, out[:, self._columns[block.name]])
+            self._add(block, out[block.samples, self._columns[block.name]])
 
     def _add(self, block: GradientBlock, out: Tensor) -> None:
         block_map = self.map(block.name)

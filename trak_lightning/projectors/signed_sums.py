@@ -15,10 +15,11 @@ from torch import Tensor
 _TILE = {"cpu": 2**20, "cuda": 2**26}
 _SIZE, _POINTER, _INT = ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_int
 _ARGUMENTS = {
-    "project": [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE, _INT],
-    "accumulate": [_POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE, _INT, _POINTER, _SIZE, _INT],
-    "fold": [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _INT],
-}
+    "project": [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE,
+                _INT],
+    "accumulate": [_POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE, _INT, _POINTER, _SIZE, _SIZE, _INT],
+    "fold": [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE, _INT],
+}  # fmt: skip
 
 
 def entries_at_a_time(out: Tensor) -> int:
@@ -40,10 +41,10 @@ def project(grad: Tensor, signs: Tensor, offsets: Tensor, length: int, width: in
         # Threads share out pairs of samples; for the samples that are left over, they share out the sums.
         rest = len(grad) % (2 * threads) if threads > 1 and grad.shape[1] > 4 * width else 0
         samples = len(grad) - rest
-        library.signed_sums_project(
-            grad.data_ptr(), grad.stride(0), samples, grad.shape[1], signs.data_ptr(), offsets.data_ptr(), length, width,
-            out.data_ptr(), out.stride(0), out.shape[1], threads,
-        )  # fmt: skip
+        _require_fit(library.checked_signed_sums_project(
+            grad.data_ptr(), grad.stride(0), samples, grad.shape[1], signs.data_ptr(), len(signs), offsets.data_ptr(),
+            len(offsets), length, width, out.data_ptr(), out.stride(0), len(out) - rest, out.shape[1], threads,
+        ))  # fmt: skip
         if rest:
             sums = out.new_empty(rest, width)
             _accumulate(library, grad[samples:], 0, signs, sums, begin=True)
@@ -79,10 +80,10 @@ def fold(sums: Tensor, offsets: Tensor, length: int, out: Tensor) -> None:
     """Roll the sums of every group of `length` entries by its offset, and add them to the features."""
     dim = out.shape[1]
     if library := compiled(sums, out):
-        library.signed_sums_fold(
-            sums.data_ptr(), sums.stride(0), len(sums), sums.shape[1], offsets.data_ptr(), length, out.data_ptr(),
-            out.stride(0), dim, torch.get_num_threads(),
-        )  # fmt: skip
+        _require_fit(library.checked_signed_sums_fold(
+            sums.data_ptr(), sums.stride(0), len(sums), sums.shape[1], offsets.data_ptr(), len(offsets), length,
+            out.data_ptr(), out.stride(0), len(out), dim, torch.get_num_threads(),
+        ))  # fmt: skip
         return
     for group, offset in enumerate(offsets.tolist()):
         run = sums[:, group * length : (group + 1) * length]
@@ -93,10 +94,23 @@ def fold(sums: Tensor, offsets: Tensor, length: int, out: Tensor) -> None:
 
 
 def _accumulate(library: ctypes.CDLL, grad: Tensor, start: int, signs: Tensor, sums: Tensor, *, begin: bool) -> None:
-    library.signed_sums_accumulate(
-        grad.data_ptr(), grad.stride(0), *grad.shape, start, signs.data_ptr(), sums.shape[1], begin, sums.data_ptr(),
-        sums.stride(0), torch.get_num_threads(),
-    )  # fmt: skip
+    _require_fit(library.checked_signed_sums_accumulate(
+        grad.data_ptr(), grad.stride(0), *grad.shape, start, signs.data_ptr(), len(signs), sums.shape[1], begin,
+        sums.data_ptr(), sums.stride(0), len(sums), torch.get_num_threads(),
+    ))  # fmt: skip
+
+
+def _require_fit(refused: int) -> None:
+    """Raise if the compiled code refused to work outside of its arrays.
+
+    Raises:
+        ValueError: it did.
+    """
+    if refused:
+        raise ValueError(
+            "the sizes of gradients, signs, offsets and features do not fit together: as many gradients as rows of features are "
+            "needed, a sign per entry, and an offset per group of runs"
+        )
 
 
 @cache
@@ -111,8 +125,8 @@ def _library() -> ctypes.CDLL | None:
             library = ctypes.CDLL(str(path))
             try:
                 for name, arguments in _ARGUMENTS.items():
-                    function = getattr(library, f"signed_sums_{name}")
-                    function.argtypes, function.restype = arguments, None
+                    function = getattr(library, f"checked_signed_sums_{name}")
+                    function.argtypes, function.restype = arguments, ctypes.c_int
             except AttributeError as error:
                 warnings.warn(
                     f"{path} was compiled from the sources of another version ({error}), so the slower torch code is used instead. "

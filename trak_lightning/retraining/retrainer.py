@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trak_lightning.data.dataset import AttributionData, IndexedBatch
 from trak_lightning.data.transfer import to_device
-from trak_lightning.featurize.fitting import Reference
+from trak_lightning.featurize.fitting import FitSamples
 from trak_lightning.retraining.outputs import Retraining
 from trak_lightning.retraining.train import Recipe, train_on_subset
 from trak_lightning.run.atomic import atomic_write
@@ -36,7 +36,7 @@ class Retrainer:
 
     def retrain(self, retrainings: Sequence[Retraining]) -> None:
         """Train each model, and store its subset (s,) and its outputs f(z; θ(S)) on all targets z, (m,)."""
-        reference = Reference.of(self.task, self.train, len(self.train))
+        reference = FitSamples.of(self.task, self.train, len(self.train))
         with progress("retrain", len(retrainings)) as advance:
             for each in retrainings:
                 model = train_on_subset(self.recipe, self.datamodule, each.subset, each.seed)[0]
@@ -46,7 +46,7 @@ class Retrainer:
 
 
 def model_outputs(
-    model: L.LightningModule, task: Task, data: AttributionData, reference: Reference | None = None
+    model: L.LightningModule, task: Task, data: AttributionData, reference: FitSamples | None = None
 ) -> npt.NDArray[np.float32]:
     """Compute f(z; θ) of every sample, (n,), without gradients; `reference` is for tasks that are fitted."""
     model.eval()

@@ -28,6 +28,14 @@ IRRELEVANT = (
     ".*`num_training_batches`.*lower than the logging interval.*",
 )
 
+WRITES_NOTHING: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Arguments of a Trainer that prints and writes nothing, since a run directory keeps all that is needed."""
+
 
 def silence() -> None:
     """Hide the warnings in `IRRELEVANT` from now on."""

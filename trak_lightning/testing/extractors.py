@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.data.samples import take_sample
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.gradients import GradientBlock, ParameterLayout
@@ -67,7 +67,7 @@ class ExtractorConformance:
             raise KeyError("sink")
 
         with pytest.raises(KeyError, match="sink"):
-            type(self).extractor().extract(model, Sum(), batch, ParameterLayout.of(model), fail)
+            type(self).extractor().extract(model, Sum(), SampleBatch.of_rows(batch, 2), ParameterLayout.of(model), fail)
         assert fingerprint(model) == before
 
 
@@ -79,25 +79,41 @@ def make(case: Case, size: int) -> tuple[nn.Module, Any]:
 
 
 def extract(extractor: GradientExtractor, model: nn.Module, batch: Any, size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Outputs, and blocks added up by parameter; a parameter that did not arrive is zero."""
+    """Outputs, and blocks added up by parameter; a parameter that did not arrive is zero. `batch` is a `SampleBatch`, or
+    tensors that have the samples first."""
+    samples = batch if isinstance(batch, SampleBatch) else SampleBatch.of_rows(batch, size)
+    return gradients(extractor, model, Sum(), samples)
+
+
+def gradients(
+    extractor: GradientExtractor, model: nn.Module, task: Task, batch: SampleBatch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Outputs (B,), and per-sample gradients (B, *shape) by parameter."""
     layout = ParameterLayout.of(model)
-    found = {slot.name: torch.zeros(size, *slot.shape, dtype=torch.float64) for slot in layout}
+    found = {slot.name: torch.zeros(batch.size, *slot.shape, dtype=torch.float64) for slot in layout}
 
     def sink(block: GradientBlock) -> None:
-        found[block.name] += block.dense()
+        block.require(layout.by_name[block.name], batch.size)
+        found[block.name][block.samples] += block.dense()
 
-    return extractor.extract(model, Sum(), batch, layout, sink), found
+    return extractor.extract(model, task, batch, layout, sink), found
 
 
 def autograd_loop(model: nn.Module, task: Task, batch: Any, size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The oracle: one backward pass a sample."""
+    """The oracle: one backward pass per sample, fetched and collated alone."""
+    samples = batch if isinstance(batch, SampleBatch) else SampleBatch.of_rows(batch, size)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     outputs, rows = [], []
-    for sample in range(size):
-        output = task.output(model, take_sample(batch, sample, size))
+    for sample in range(samples.size):
+        output = task.output(model, samples.fetch([sample]).data)
         grads = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
-        rows.append([torch.zeros_like(p) if g is None else g for p, g in zip(parameters.values(), grads, strict=True)])
-        outputs.append(output.detach())
+        rows.append(
+            [
+                torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
+                for p, g in zip(parameters.values(), grads, strict=True)
+            ]
+        )
+        outputs.append(output.detach().reshape(1))
     columns = zip(*rows, strict=True)
     return torch.cat(outputs), {name: torch.stack(column) for name, column in zip(parameters, columns, strict=True)}
 

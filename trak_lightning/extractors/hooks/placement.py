@@ -86,8 +86,21 @@ def infer(two: Size, three: Size) -> Where:
 
 def common(places: Iterable[Where]) -> Where:
     """The one placement of several calls, or unknown."""
-    found = set(places)
-    return found.pop() if len(found) == 1 else "unknown"
+    found = list(places)
+    merged = found[0]
+    for where in found[1:]:
+        merged = _both(merged, where)
+    return merged
+
+
+def _both(one: Where, other: Where) -> Where:
+    if one == other:
+        return one
+    alike = isinstance(one, Placement) and isinstance(other, Placement) and one.dims == other.dims
+    if not alike or one.flattened == other.flattened:  # type: ignore[union-attr]
+        return "unknown"
+    # A sample with a single entry looks as if nothing had been flattened.
+    return one if one.flattened else other  # type: ignore[union-attr]
 
 
 def locate(where: Where, tensor: Tensor, size: int) -> Placement | None:

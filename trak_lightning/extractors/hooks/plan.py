@@ -11,6 +11,7 @@ from trak_lightning.extractors.base import RuleUse
 from trak_lightning.extractors.hooks.placement import Placement, Where
 from trak_lightning.extractors.hooks.probe import Places
 from trak_lightning.extractors.rules import LayerRule, find_rule
+from trak_lightning.extractors.state import parameters_of
 from trak_lightning.gradients import ParameterLayout
 
 
@@ -91,7 +92,7 @@ class Homes:
     def __init__(self, model: nn.Module, layout: ParameterLayout) -> None:
         self._model = model
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        names = {id(model.get_parameter(slot.name)): slot.name for slot in layout}
+        names = {id(parameter): name for name, parameter in parameters_of(model, layout.by_name).items()}
         self.locations: list[Location] = []
         seen = set()
         for path, parameter in model.named_parameters(remove_duplicate=False):
@@ -130,9 +131,10 @@ class Homes:
                 location.home, location.lifted = home, True
                 return
         raise UnsupportedModelError(
-            f"parameter {location.name} of {type(self._model).__name__} is used outside the forward of the module that owns it "
-            "and of all modules around it, so hooks cannot see where. Use extractor='functional' or 'iterative', or leave "
-            f"it out: parameters=['!{location.name}']."
+            f"hooks cannot tell the samples apart where parameter {location.name} of {type(self._model).__name__} is used: outside "
+            "the forward of the module that owns it and of all modules around it, or on entries whose number or order depends "
+            f"on the content of the samples. Use extractor='auto' or 'iterative', or leave it out: "
+            f"parameters=['!{location.name}']."
         )
 
     def at(self, name: str, home: str | None = None) -> list[Location]:

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import TrakError, UnsupportedModelError
-from trak_lightning.extractors.audit import Audit, reference, require_graph
-from trak_lightning.extractors.hooks.graph import Operations, operations
+from trak_lightning.extractors.audit import Audit, as_outputs, reference, require_graph, sample_weights
 from trak_lightning.extractors.hooks.placement import Placement, Where
 from trak_lightning.extractors.hooks.plan import (
     Homes,
@@ -20,12 +20,13 @@ from trak_lightning.extractors.hooks.plan import (
     inner_modules,
     layer_of,
 )
-from trak_lightning.extractors.hooks.probe import Probe, Side, dependent, take
-from trak_lightning.extractors.hooks.tape import CannotDo, ChangedInPlace, Tape
+from trak_lightning.extractors.hooks.probe import Probe, Side, dependent
+from trak_lightning.extractors.hooks.tape import CannotDo, ChangedInPlace, Reached, Tape
 from trak_lightning.extractors.state import requiring
 from trak_lightning.gradients import ParameterLayout
+from trak_lightning.model.autocast import without_autocast
 from trak_lightning.model.dtensor import any_sharded
-from trak_lightning.tasks.base import Task
+from trak_lightning.tasks.base import Task, batch_of
 
 
 class Planner:
@@ -46,26 +47,32 @@ class Planner:
         self._whole: set[str] = set()
         self._dependent: dict[tuple[nn.Module, Side], set[int]] = {}
 
-    def cover(self, task: Task, batch: Any, size: int) -> tuple[Plan, set[str], set[Operations]]:
-        """A plan that is right for `batch`, and what it was seen to be right for, names of modules and the operations of
-        the output's graph: none, if the gradients of the batch are not finite and nothing can be seen.
+    def cover(self, task: Task, batch: SampleBatch) -> tuple[Plan, bool]:
+        """A plan for `batch`, and whether it was seen to be right: not if the gradients of the batch are not finite, so that
+        nothing can be seen.
 
         Raises:
             UnsupportedModelError: there is none. Names parameters.
         """
+        weights = sample_weights(batch.size)
         expected = reference(self._model, task, batch, self._layout)
         self._used |= {name for name, grad in expected.grads.items() if grad is not None}
         with requiring(self._model, ()):
-            looked = self._look(task, batch, size)
+            looked = self._look(task, batch)
+            twins = [batch.fetch([sample] * 2) for sample in looked] if batch.size > 1 else [batch]
         while True:
-            plan = self._plan(task, [take(batch, [sample] * 2, size) for sample in looked])
-            finite, audit = expected.finite, Audit(self._layout, expected)
+            plan = self._plan(task, twins)
+            finite, audit = expected.finite, Audit(self._layout, expected, weights)
             try:
-                called, path = self._rehearse(plan, task, batch, size, audit)
+                self._rehearse(plan, task, batch, audit)
             except ChangedInPlace as change:
                 if change.module in self._copies:
                     raise
                 self._copies.add(change.module)
+            except Reached as found:
+                if planned := found.names - set(plan.unused):
+                    self._lift(plan, planned, str(found))
+                self._used |= found.names
             except CannotDo as refusal:
                 self._lift(plan, refusal.names, str(refusal))
             except TrakError:
@@ -81,34 +88,36 @@ class Planner:
                 self._lift(plan, given, f"{type(error).__name__}: {error}")
             else:
                 if not finite:
-                    return plan, set(), set()
+                    return plan, False
                 wrong = audit.wrong()
                 if not wrong:
-                    return plan, called, {path}
+                    return plan, True
                 some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
                 self._lift(plan, set(wrong), f"{some}{' …' if len(wrong) > 5 else ''}")
-            expected = reference(self._model, task, batch, self._layout)  # the audit has used it up
+            # The audit has used it up.
+            expected = reference(self._model, task, batch, self._layout)
 
-    def _look(self, task: Task, batch: Any, size: int) -> list[int]:
-        """Show the probe samples until it has seen an owner of every parameter that is used, or all samples."""
-        for sample in range(size):
-            self._probe.look(task, batch, size, sample)
+    def _look(self, task: Task, batch: SampleBatch) -> list[int]:
+        """Show the probe samples until it has seen an owner of every parameter that is used, or all samples; then the whole
+        batch."""
+        for sample in range(batch.size):
+            self._probe.look(task, batch, sample)
             called = self._probe.places
             modules = self._homes.modules
             seen = {place.name for place in self._homes.locations if modules[place.home] in called}
             if self._used <= seen:
                 break
+        self._probe.watch(task, batch)
         return list(range(sample + 1))
 
-    def _rehearse(self, plan: Plan, task: Task, batch: Any, size: int, audit: Audit) -> tuple[set[str], Operations]:
-        with requiring(self._model, ()), Tape(plan, audit, size) as tape:
-            output = task.output(self._model, batch)
+    def _rehearse(self, plan: Plan, task: Task, batch: SampleBatch, audit: Audit) -> None:
+        with Tape(plan, audit, batch.size, self._model, self._layout) as tape, without_autocast(), batch_of(batch.size):
+            output = as_outputs(task.output(self._model, batch.data), batch.size, task)
             require_graph(output, self._model, task)
-            path = operations(output)
+            tape.path(output)
             tape.backward(output)
-            return tape.called, path
 
-    def _plan(self, task: Task, twins: Sequence[Any]) -> Plan:
+    def _plan(self, task: Task, twins: Sequence[SampleBatch]) -> Plan:
         while True:
             self._homes.settle(self._used, self._probe.places)
             layers, rest, misplaced = self._layers()
@@ -139,7 +148,7 @@ class Planner:
         return layers, rest, misplaced
 
     def _shells(
-        self, task: Task, twins: Sequence[Any], rest: dict[str, dict[str, str]]
+        self, task: Task, twins: Sequence[SampleBatch], rest: dict[str, dict[str, str]]
     ) -> tuple[list[Shell], list[Location]]:
         if not rest:
             return [], []
@@ -189,9 +198,9 @@ class Planner:
         movable = [place for place in places if place.home and place.home not in cut]
         if not whole and not movable:
             raise UnsupportedModelError(
-                f"per-sample gradients of {len(names)} parameters of {type(self._model).__name__} cannot be had from hooks: "
+                f"the hooks extractor cannot compute per-sample gradients of {len(names)} parameters of {type(self._model).__name__}: "
                 f"{reason}. They are used outside the forward of the modules around them, or where samples are mixed. Use "
-                "extractor='functional' or 'iterative', or leave them out: parameters=['!NAME']."
+                "extractor='auto' or 'iterative', or leave them out: parameters=['!NAME']."
             )
         self._whole |= whole
         for place in movable:

@@ -1,21 +1,24 @@
 """Recording one forward pass with hooks, and turning its backward pass into gradient blocks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trak_lightning.data.trees import flatten, snapshot
-from trak_lightning.errors import UnsupportedModelError
+from trak_lightning.errors import TrakError, UnsupportedModelError
+from trak_lightning.extractors.hooks.graph import walk
 from trak_lightning.extractors.hooks.placement import Misplaced, Placement, Where, locate
 from trak_lightning.extractors.hooks.plan import Inner, Layer, Plan, Shell
 from trak_lightning.extractors.rules import LayerCall
 from trak_lightning.extractors.rules.fallback import InnerCall, Leaves, RecordedCall, rerun
-from trak_lightning.gradients import DenseBlock, GradientBlock, OuterProductBlock, RowSparseBlock, Sink
+from trak_lightning.extractors.state import kept_grads, parameters_of, requiring
+from trak_lightning.gradients import DenseBlock, GradientBlock, OuterProductBlock, ParameterLayout, RowSparseBlock, Sink
 from trak_lightning.model.autocast import autocast_state, under_autocast
+from trak_lightning.model.dtensor import any_sharded
 
 
 class CannotDo(UnsupportedModelError):
@@ -35,6 +38,22 @@ class ChangedInPlace(UnsupportedModelError):
             f"the input of module {module!r} is changed in place after the module has used it, which it was not in the "
             "first batch. Make that operation out of place: x = x + y instead of x += y, ReLU(inplace=False)."
         )
+
+
+class Reached(CannotDo):
+    """The output depends on parameters in a way that the plan does not follow: outside of the modules that compute them."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        found = sorted(names)
+        super().__init__(found, f"{', '.join(found[:5])} used outside the modules that own them")
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way through a model: the modules of the plan that were called, and the kinds of operations that made the output."""
+
+    called: frozenset[str]
+    operations: frozenset[str]
 
 
 class _Anchor(torch.autograd.Function):
@@ -68,23 +87,37 @@ class _Together(torch.autograd.Function):
 class Tape:
     """Hooks on every module that the plan names, for one forward and backward pass.
 
-    Parameters must not require a gradient while a tape is open, except those that the plan takes to be unused. A context
-    manager: hooks are removed on the way out.
+    While the tape is open, a parameter requires a gradient wherever the plan does not compute it: outside of the modules
+    that the plan names for it. So the output depends on no parameter unless it is used in another way than planned, which
+    the graph shows whatever its values are. A context manager: hooks are removed on the way out.
     """
 
-    def __init__(self, plan: Plan, sink: Sink, size: int) -> None:
+    def __init__(self, plan: Plan, sink: Sink, size: int, model: nn.Module, layout: ParameterLayout) -> None:
         self._plan = plan
         self._sink = sink
         self._size = size
+        self._model = model
+        # Sharded parameters are replaced by whole ones in the meantime, so that only what is unused can be watched.
+        self._sharded = any_sharded(model.parameters())
+        watched = plan.unused if self._sharded else tuple(layout.by_name)
+        self._watched = parameters_of(model, watched)
+        self._inside: dict[str, int] = {}
         self._anchor = torch.zeros((), requires_grad=True)
         self._handles: list[Any] = []
+        self._stack = ExitStack()
         self._open: dict[str, list[RecordedCall]] = {}
         self._waiting: list[tuple[Shell, RecordedCall]] = []
         self._replaying = False
-        self.called: set[str] = set()
-        """The names of the modules that were called."""
+        self._called: set[str] = set()
 
     def __enter__(self) -> "Tape":
+        self._stack.enter_context(requiring(self._model, self._watched))
+        self._stack.enter_context(kept_grads(list(self._watched.values())))
+        if not self._sharded:
+            for layer in self._plan.layers:
+                self._around_home(layer.module, layer.names.values())
+            for shell in self._plan.shells:
+                self._around_home(shell.module, shell.names.values())
         for layer in self._plan.layers:
             self._handles.append(layer.module.register_forward_hook(self._on_layer(layer), with_kwargs=True))
         for shell in self._plan.shells:
@@ -97,21 +130,62 @@ class Tape:
                 self._handles.append(inner.module.register_forward_hook(after, with_kwargs=True))
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._stack.__exit__(*exception)
+
+    def path(self, output: Tensor) -> Path:
+        """The way that a forward pass took.
+
+        Raises:
+            Reached: it used parameters that the plan does not follow there.
+        """
+        operations, leaves = walk(output)
+        reached = {name for name, parameter in self._watched.items() if id(parameter) in leaves}
+        if reached:
+            raise Reached(reached)
+        return Path(frozenset(self._called), operations)
 
     def backward(self, output: Tensor) -> None:
-        """Push the blocks of all layers."""
+        """Push the blocks of all layers.
+
+        Raises:
+            Reached: a reentrant checkpoint has hidden a use of a parameter that the plan does not follow.
+        """
         # Not autograd.grad, which reentrant checkpointing refuses; only the anchor is a leaf that requires a gradient.
         output.backward(torch.ones_like(output))
-        while self._waiting:
-            self._rerun(*self._waiting.pop())
+        reached = {name for name, parameter in self._watched.items() if parameter.grad is not None}
+        if reached:
+            raise Reached(reached)
+        with requiring(self._model, ()):
+            while self._waiting:
+                self._rerun(*self._waiting.pop())
+
+    def _around_home(self, module: nn.Module, planned: Iterable[str]) -> None:
+        """Parameters require no gradient inside the module that computes theirs."""
+        names = [name for name in planned if name in self._watched]
+
+        def before(_: nn.Module, args: Any) -> None:
+            if self._replaying:  # under vmap, which does not allow it
+                return
+            for name in names:
+                self._inside[name] = self._inside.get(name, 0) + 1
+                self._watched[name].requires_grad_(False)
+
+        def after(_: nn.Module, args: Any, output: Any) -> None:
+            for name in () if self._replaying else names:
+                self._inside[name] -= 1
+                if not self._inside[name]:
+                    self._watched[name].requires_grad_(True)
+
+        self._handles.append(module.register_forward_pre_hook(before))
+        self._handles.append(module.register_forward_hook(after))
 
     def _on_layer(self, layer: Layer) -> Callable[..., Any]:
         def on_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            self.called.add(layer.name)
+            self._called.add(layer.name)
             if self._idle():
                 return output
             if layer.rule.whole_call:
@@ -123,7 +197,9 @@ class Tape:
             place = layer.place if isinstance(layer.place, Placement) else Placement((0,))
             kept, version = self._keep(layer.name, input)
 
-            def on_backward(output_grad: Tensor) -> None:
+            def on_backward(output_grad: Tensor | None) -> None:
+                if output_grad is None:  # an output that the task does not use
+                    return
                 self._require_unchanged(layer.name, [(kept, version)])
                 with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
                     with self._doing(layer.names.values()):
@@ -150,10 +226,20 @@ class Tape:
         return self._tap(output, on_backward)
 
     def _push(self, layer: Layer, blocks: Iterator[GradientBlock]) -> None:
-        for block in blocks:
+        while True:
             with self._doing(layer.names.values()):
-                whole = _by_sample(block, self._size, layer)
+                try:
+                    block = next(blocks, None)
+                    whole = None if block is None else _by_sample(block, self._size, layer)
+                except (Misplaced, TrakError, torch.OutOfMemoryError):
+                    raise
+                except Exception as error:
+                    raise Misplaced(f"module {layer.name!r} ({type(layer.module).__name__}): {error}") from error
+            if whole is None:
+                return
+            del block
             self._sink(whole)
+            del whole
 
     @contextmanager
     def _doing(self, names: Iterable[str]) -> Iterator[None]:
@@ -174,7 +260,7 @@ class Tape:
 
     def _after_shell(self, shell: Shell) -> Callable[..., Any]:
         def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            self.called.add(shell.name)
+            self._called.add(shell.name)
             if self._idle() or not self._open.get(shell.name):
                 return output
             call = self._open[shell.name].pop()
@@ -220,8 +306,9 @@ class Tape:
         return before, after
 
     def _collect(self, shell: Shell, call: InnerCall, position: int, where: Where) -> Callable[[Tensor], None]:
-        def on_backward(grad: Tensor) -> None:
-            call.input_grads[position] = self._split(shell, grad, where)
+        def on_backward(grad: Tensor | None) -> None:
+            if grad is not None:
+                call.input_grads[position] = self._split(shell, grad, where)
 
         return on_backward
 
@@ -292,8 +379,9 @@ class Tape:
                 blocks = list(rerun(shell.name, shell.module, shell.names, call, self._size))
         finally:
             self._replaying = False
-        for block in blocks:
-            self._sink(block)
+        with torch.no_grad():
+            for block in blocks:
+                self._sink(block)
 
     def _idle(self) -> bool:
         return self._replaying or not torch.is_grad_enabled()

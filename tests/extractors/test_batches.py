@@ -1,0 +1,310 @@
+"""Whatever a batch looks like, and whatever a model does with it, every row is that of the sample alone, or is refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from torch.utils.data import default_collate
+
+from trak_lightning.data.samples import SampleBatch
+from trak_lightning.errors import UnsupportedModelError
+from trak_lightning.extractors.auto import Auto
+from trak_lightning.extractors.hooks import Hooks
+from trak_lightning.extractors.iterative import Iterative
+from trak_lightning.tasks.base import Task
+from trak_lightning.testing.extractors import autograd_loop, gradients
+
+
+class Calls(Task):
+    """The model is called with the batch; its outputs are one number per sample, or are summed up to one."""
+
+    def output(self, model, batch):
+        found = model(**batch) if isinstance(batch, dict) else model(batch)
+        return found.flatten(1).tanh().sum(1) if found.ndim > 1 else found
+
+
+def check(model, samples, size=3, collate=default_collate, extractors=(Auto, Iterative)):
+    """Batches of `size` in order, under one extractor; returns which were refused."""
+    model = model.double().eval()
+    for extractor in [make() for make in extractors]:
+        for start in range(0, len(samples), size):
+            batch = SampleBatch.of(samples[start : start + size], collate)
+            output, found = gradients(extractor, model, Calls(), batch)
+            expected_output, expected = autograd_loop(model, Calls(), batch, batch.size)
+            torch.testing.assert_close(output, expected_output, rtol=1e-9, atol=1e-12)
+            for name, grad in expected.items():
+                assert (found[name] - grad).norm() <= 1e-9 * grad.norm() + 1e-14, (
+                    type(extractor).__name__,
+                    start,
+                    name,
+                )
+
+
+def hooked(model, samples, size=3, collate=default_collate):
+    """As `check`, and hooks compute every batch."""
+    check(model, samples, size, collate, (Hooks,))
+
+
+def rows(*lengths, width=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(length, width, generator=generator, dtype=torch.float64) for length in lengths]
+
+
+class Net(nn.Module):
+    def __init__(self, function, **parts):
+        super().__init__()
+        torch.manual_seed(0)
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *args, **kwargs):
+        return self.function(self, *args, **kwargs)
+
+
+def linear(**more):
+    return {"first": nn.Linear(4, 4), "second": nn.Linear(4, 2), **more}
+
+
+def test_lists_of_tensors_of_any_length():
+    def net(self, batch):
+        return torch.stack([self.second(self.first(x).tanh()).mean(0) for x in batch])
+
+    for lengths in ((3, 3, 3, 2, 5, 3, 4), (2, 1, 1, 3, 3, 1)):
+        check(Net(net, **linear()), rows(*lengths), 3, list)
+
+
+def test_rows_laid_end_to_end_whose_owner_is_told():
+    def net(self, x, owner, counts):
+        hidden = self.first(x).tanh()
+        mean = torch.zeros(len(counts), 4, dtype=x.dtype).index_add(0, owner, hidden)
+        return self.second(
+            torch.zeros(len(counts), 4, dtype=x.dtype).index_add(0, owner, (hidden + mean[owner]).tanh())
+        )
+
+    def collate(samples):
+        counts = torch.tensor([len(x) for x in samples])
+        return {
+            "x": torch.cat(samples),
+            "owner": torch.arange(len(samples)).repeat_interleave(counts),
+            "counts": counts,
+        }
+
+    for lengths in ((2, 2, 2, 1, 3, 2), (1, 1, 1, 3, 2, 1), (3, 5, 1, 4)):
+        check(Net(net, **linear()), rows(*lengths), 3, collate)
+
+
+@pytest.mark.parametrize("counts", [(3, 3, 3, 1, 3, 5, 2, 4, 3), (1, 1, 1, 0, 1, 2, 3, 0, 0)])
+def test_entries_chosen_by_a_mask_are_never_shared_out_evenly(counts):
+    def net(self, x, mask):
+        chosen = self.first(x[mask]).tanh()
+        spread = torch.zeros(*x.shape, dtype=x.dtype).masked_scatter(mask.unsqueeze(-1), chosen)
+        return self.second(spread.sum(1))
+
+    samples = [{"x": x, "mask": torch.arange(6) < n} for x, n in zip(rows(*[6] * len(counts)), counts, strict=True)]
+    check(Net(net, **linear()), samples)
+
+
+def test_a_count_that_python_reads_is_never_shared_out_evenly():
+    def net(self, x, count):
+        parts = (
+            self.first(torch.cat([row[:n] for row, n in zip(x, count.tolist(), strict=True)]))
+            .tanh()
+            .split(count.tolist())
+        )
+        return self.second(torch.stack([part.sum(0) for part in parts]))
+
+    samples = [{"x": x, "count": torch.tensor(n)} for x, n in zip(rows(*[6] * 7), (3, 3, 3, 2, 4, 3, 5), strict=True)]
+    check(Net(net, **linear()), samples)
+
+
+@pytest.mark.parametrize("way", ["index", "index_select", "gather", "sort"])
+def test_samples_that_the_model_puts_in_another_order(way):
+    def net(self, x, key):
+        order = key.argsort(descending=True, stable=True)
+        if way == "index":
+            x = x[order]
+        elif way == "index_select":
+            x = x.index_select(0, order)
+        elif way == "gather":
+            x = x.gather(0, order[:, None].expand_as(x))
+        else:
+            x = torch.take_along_dim(x, key.sort(descending=True, stable=True).indices[:, None], 0)
+        return self.second(self.first(x).tanh())[order.argsort()]
+
+    samples = [
+        {"x": x[0], "key": torch.tensor(n)} for x, n in zip(rows(*[1] * 9), (5, 5, 5, 1, 2, 3, 2, 9, 4), strict=True)
+    ]
+    check(Net(net, **linear()), samples)
+
+
+def test_a_branch_taken_only_where_samples_differ():
+    def net(self, x, key):
+        if len(key.unique()) > 1:
+            order = key.argsort()
+            return self.second(self.first(x[order]).tanh())[order.argsort()]
+        return self.second(self.first(x).tanh())
+
+    keys = (5, 5, 5, 3, 2, 1, 5, 5, 5)
+    samples = [{"x": x[0], "key": torch.tensor(n)} for x, n in zip(rows(*[1] * 9), keys, strict=True)]
+    check(Net(net, **linear()), samples)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_modules_that_only_some_samples_reach(size):
+    def net(self, x, domain):
+        x = torch.stack([self.adapters[int(k)](row) for row, k in zip(x, domain, strict=True)])
+        return self.second(self.first(x).tanh())
+
+    samples = [{"x": x[0], "domain": torch.tensor(i // 4)} for i, x in enumerate(rows(*[1] * 12))]
+    adapters = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+    check(Net(net, **linear(adapters=adapters)), samples, size)
+
+
+def test_a_weight_used_again_in_a_branch_that_is_nought_at_first():
+    def net(self, x, use):
+        hidden = self.first(x).tanh()
+        return self.second(hidden + use[:, None] * F.linear(hidden, self.first.weight))
+
+    samples = [{"x": x[0], "use": torch.tensor(float(i >= 6))} for i, x in enumerate(rows(*[1] * 9))]
+    hooked(Net(net, **linear()), samples)
+    check(Net(net, **linear()), samples)
+
+
+def test_what_is_first_reached_in_a_later_batch_is_not_counted_twice():
+    def net(self, x, deep):
+        hidden = self.first(x).tanh()
+        if deep.any():
+            hidden = torch.where(deep[:, None], self.third(hidden).tanh() * self.scale, hidden)
+        return self.second(hidden)
+
+    samples = [{"x": x[0], "deep": torch.tensor(i % 5 == 4)} for i, x in enumerate(rows(*[1] * 12))]
+    model = Net(net, **linear(third=nn.Linear(4, 4), scale=nn.Parameter(torch.rand(4))))
+    hooked(model, samples)
+    check(model, samples)
+
+
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_a_tensor_that_all_samples_share_is_never_cut_up(size):
+    shared = rows(4)[0]
+
+    def net(self, x, shared):
+        return (self.first(x) @ self.first(shared).tanh().T).softmax(-1) @ self.second(shared)
+
+    def collate(samples):
+        return {"x": torch.stack(samples), "shared": shared}
+
+    check(Net(net, **linear()), [x[0] for x in rows(*[1] * 12)], size, collate)
+
+
+@pytest.mark.parametrize("size", [2, 5, 7])
+def test_time_first(size):
+    def net(self, x):
+        return self.second(self.rnn(self.first(x))[0].mean(0))
+
+    def collate(samples):
+        return torch.stack(samples, 1)
+
+    hooked(Net(net, **linear(rnn=nn.GRU(4, 4))), rows(*[5] * 14), size, collate)
+
+
+def test_packed_sequences():
+    def net(self, x, length, sort):
+        packed = pack_padded_sequence(self.first(x), length, batch_first=True, enforce_sorted=not sort)
+        output, final = self.rnn(packed)
+        return self.second(pad_packed_sequence(output, batch_first=True)[0].sum(1)) + self.second(final[-1])
+
+    def collate(sort):
+        def collated(samples):
+            samples = samples if sort else sorted(samples, key=len, reverse=True)
+            return {
+                "x": pad_sequence(samples, batch_first=True),
+                "length": torch.tensor([len(x) for x in samples]),
+                "sort": sort,
+            }
+
+        return collated
+
+    hooked(Net(net, **linear(rnn=nn.GRU(4, 4, batch_first=True))), rows(5, 5, 5, 4, 2, 1), 3, collate(False))
+    check(Net(net, **linear(rnn=nn.GRU(4, 4, batch_first=True))), rows(3, 5, 2, 1, 4, 5), 3, collate(True))
+
+
+class Graphs:
+    """An object that no tree looks into."""
+
+    def __init__(self, x, owner, size):
+        self.x, self.owner, self.size = x, owner, size
+
+
+def test_objects_that_no_tree_looks_into():
+    def net(self, batch):
+        pooled = torch.zeros(batch.size, 4, dtype=batch.x.dtype).index_add(0, batch.owner, self.first(batch.x).tanh())
+        return self.second(pooled)
+
+    def collate(samples):
+        counts = torch.tensor([len(x) for x in samples])
+        return Graphs(torch.cat(samples), torch.arange(len(samples)).repeat_interleave(counts), len(samples))
+
+    for lengths in ((2, 2, 2, 1, 3, 2), (1, 1, 1, 3, 2, 1)):
+        check(Net(net, **linear()), rows(*lengths), 3, collate)
+
+
+def test_experts_that_see_only_their_tokens():
+    def net(self, x):
+        tokens = x.flatten(0, 1)
+        weight, chosen = self.gate(tokens).softmax(-1).topk(2, -1)
+        out = torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            token, place = torch.where(chosen == number)
+            if len(token):
+                out = out.index_add(0, token, expert(tokens[token]) * weight[token, place, None])
+        return self.second(out.view_as(x).mean(1))
+
+    parts = {"gate": nn.Linear(4, 5), "experts": nn.ModuleList(nn.Linear(4, 4) for _ in range(5))}
+    check(Net(net, **linear(**parts)), rows(*[3] * 10), 4)
+
+
+def test_a_sample_that_is_refused_is_refused_by_name():
+    def net(self, batch):
+        return torch.stack([self.second(self.first(x).tanh()).mean(0) for x in batch])
+
+    with pytest.raises(
+        UnsupportedModelError, match=r"parameter (first|second)\.\w+ of Net.*extractor='auto' or 'iterative'"
+    ):
+        hooked(Net(net, **linear()), rows(2, 3, 4), 3, list)
+
+
+def test_an_output_of_the_model_that_the_task_leaves_out():
+    class First(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x)[0]
+
+    def net(self, x):
+        x = torch.cat([self.token.expand(len(x), 1, 4), x], 1)
+        return self.second(x.mean(1)), self.first(x)
+
+    hooked(First(Net(net, **linear(token=nn.Parameter(torch.rand(1, 1, 4))))), rows(*[3] * 6))
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_integers_laid_out_flat_and_sparse_tables(sparse):
+    def net(self, ids):
+        return self.second(self.table(ids.reshape(-1)).view(*ids.shape, 4).mean(1))
+
+    ids = list(torch.randint(11, (6, 5), generator=torch.Generator().manual_seed(0)))
+    hooked(Net(net, **linear(table=nn.Embedding(11, 4, sparse=sparse))), ids)
+    check(Net(net, **linear(table=nn.Embedding(11, 4, sparse=sparse))), ids)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
+def test_torchscript():
+    torch.manual_seed(0)
+    check(
+        torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()),
+        [x[0] for x in rows(*[1] * 4)],
+    )

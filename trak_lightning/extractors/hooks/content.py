@@ -1,0 +1,190 @@
+"""Which sizes and orders inside a model depend on the content of its samples, and not on their number alone.
+
+Four tokens of two samples may be two of each, or one and three: the size does not tell. Where a size can depend on content,
+a dimension of so many entries must not be cut evenly into samples; where an order can (a sort by length), the entries are not
+those of the samples in their order. Both are followed through every operation of a forward pass.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_aten = torch.ops.aten
+_CONSTANT = {"zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full"}
+_ORDERED = {"sort", "topk", "msort"}
+_READ = {"tolist", "numpy", "__array__", "item"}
+
+
+class ContentSizes(TorchDispatchMode):
+    """Follow a forward pass under ``no_grad``.
+
+    `leaves` are those of the batch; `packed` are sizes of theirs that depend on content, such as all nodes of all graphs.
+    With `unknown`, so may any new size: the batch has other numbers than those of tensors. `size` is B.
+    """
+
+    def __init__(self, leaves: Iterable[Any], packed: Iterable[int], size: int, *, unknown: bool = False) -> None:
+        super().__init__()
+        self._size = size
+        self._read = unknown
+        """Whether Python has read numbers that depend on content: new sizes may come from these."""
+        self._data: set[int] = set()
+        self._sizes: dict[int, frozenset[int]] = {}
+        self._reading = _Reading(self)
+        self._atomic = 0
+        sizes = frozenset(packed)
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                self._mark(leaf, sizes, data=True)
+
+    def __enter__(self) -> "ContentSizes":
+        super().__enter__()
+        self._reading.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._reading.__exit__(*exception)
+        super().__exit__(*exception)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        given = _tensors((args, kwargs))
+        if torch.Tag.data_dependent_output in func.tags:
+            self._note_read(given)
+            return out
+        made = _tensors(out)
+        if made:
+            self._note(func, args, kwargs, given, made)
+        return out
+
+    def depends(self, tensor: Tensor, dim: int) -> bool:
+        """Whether the entries of this dimension may be of any number for a sample, or in any order."""
+        return tensor.shape[dim] in self._sizes.get(_key(tensor), ())
+
+    def enter_atomic(self) -> None:
+        """From here on a module runs whose own code is known to keep samples apart, whatever it does inside."""
+        self._atomic += 1
+
+    def exit_atomic(self, given: Any, made: Any) -> None:
+        """The module has run; `given` and `made` are its flattened arguments and output."""
+        self._atomic -= 1
+        inputs = _tensors(given)
+        sizes = frozenset().union(*(self._sizes.get(_key(tensor), frozenset()) for tensor in inputs))
+        for tensor in _tensors(made):
+            self._mark(tensor, frozenset(size for size in tensor.shape if size in sizes), data=True)
+
+    def trust(self, packed: PackedSequence) -> None:
+        """The orders of a packed sequence are undone when it is padded again."""
+        for order in (packed.sorted_indices, packed.unsorted_indices):
+            if order is not None:
+                self._data.discard(_key(order))
+
+    def _note_read(self, given: list[Tensor]) -> None:
+        if not self._atomic and any(_key(tensor) in self._data and tensor.dtype != torch.bool for tensor in given):
+            self._read = True
+
+    def _note(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor]) -> None:
+        if self._atomic:  # only what lies in memory that was something else before
+            for tensor in made:
+                if _key(tensor) not in {_key(each) for each in given}:
+                    self._mark(tensor, frozenset(), data=False)
+            return
+        name = func.overloadpacket.__name__
+        data = name not in _CONSTANT and any(_key(tensor) in self._data for tensor in given)
+        before = frozenset().union(*(self._sizes.get(_key(tensor), frozenset()) for tensor in given))
+        known = {size for tensor in given for size in tensor.shape} or {self._size}
+        own = {_key(tensor) for tensor in given}
+        extra = self._chosen(name, func, args, kwargs, made) if data else frozenset()
+        for tensor in made:
+            sizes = frozenset(
+                size
+                for size in tensor.shape
+                if size > 1 and (size in before or size in extra or (size not in known and (before or self._read)))
+            )
+            key = _key(tensor)
+            aliased = key in own
+            self._mark(
+                tensor,
+                sizes | (self._sizes.get(key, frozenset()) if aliased else frozenset()),
+                data=data or (aliased and key in self._data),
+            )
+
+    def _chosen(self, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> frozenset[int]:
+        """Sizes of dimensions of the output whose entries were chosen, or put into another order, by content."""
+        out = made[0]
+        if name == "index":
+            return self._indexed(args[0], args[1], out)
+        if name in ("index_select", "gather", "take_along_dim") and self._is_data(args[2]):
+            return frozenset(args[2].shape) if name == "index_select" else frozenset({args[2].shape[args[1]]})
+        if name in ("index_put", "index_put_", "_index_put_impl_"):
+            accumulate = len(args) > 3 and args[3]
+            chosen = [index for index in args[1] if index is not None]
+            moved = all(self._is_data(index) and index.dtype not in (torch.bool, torch.uint8) for index in chosen)
+            return frozenset(out.shape[: len(args[1])]) if moved and not accumulate else frozenset()
+        if name in ("index_copy", "index_copy_", "scatter", "scatter_") and self._is_data(args[2]) and out.ndim:
+            return frozenset({out.shape[args[1]]})
+        if name in _ORDERED and out.ndim:
+            rest = args[2:] if name == "topk" else args[1:]
+            dim = kwargs.get("dim", next((value for value in rest if type(value) is int), -1 if name != "msort" else 0))
+            return frozenset({out.shape[dim]})
+        if torch.Tag.dynamic_output_shape in func.tags or name == "_pack_padded_sequence":
+            return frozenset(size for tensor in made for size in tensor.shape[:1])
+        return frozenset()
+
+    def _indexed(self, base: Tensor, indices: Any, out: Tensor) -> frozenset[int]:
+        chosen = [index for index in indices if index is not None]
+        masks = [index for index in chosen if index.dtype in (torch.bool, torch.uint8)]
+        place = next(place for place, index in enumerate(indices) if index is not None)
+        if masks:
+            return frozenset(out.shape[place : place + 1]) if any(map(self._is_data, masks)) else frozenset()
+        shape = torch.broadcast_shapes(*(index.shape for index in chosen))
+        anchored = any(not self._is_data(index) and index.shape == shape for index in chosen)  # logits[arange(B), last]
+        return frozenset() if anchored or not any(map(self._is_data, chosen)) else frozenset(shape)
+
+    def _is_data(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and _key(value) in self._data
+
+    def _mark(self, tensor: Tensor, sizes: frozenset[int], *, data: bool) -> None:
+        key = _key(tensor)
+        (self._data.add if data else self._data.discard)(key)
+        if sizes:
+            self._sizes[key] = sizes
+        else:
+            self._sizes.pop(key, None)
+
+
+class _Reading(TorchFunctionMode):
+    """Notes what Python reads without an operation, and what is padded to (T, B, …) or (B, T, …) by many operations."""
+
+    def __init__(self, sizes: ContentSizes) -> None:
+        super().__init__()
+        self._of = sizes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "_pad_packed_sequence":
+            self._of.enter_atomic()
+            padded, lengths = func(*args, **(kwargs or {}))
+            self._of.exit_atomic((), (padded, lengths))
+            return padded, lengths
+        if name in _READ:
+            self._of._note_read(_tensors(args))
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _key(tensor: Tensor) -> int:
+    """Of the memory that a tensor shares with its views."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse and nested tensors have none
+        return -id(tensor)
