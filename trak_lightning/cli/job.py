@@ -26,7 +26,7 @@ from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
 from trak_lightning.run.atomic import atomic_create, atomic_write
-from trak_lightning.runtime.lightning import interruptible, quiet_lightning
+from trak_lightning.runtime.lightning import quiet_lightning
 from trak_lightning.scoring.score_run import score_run
 from trak_lightning.stores.shards import Shard, unfinished
 
@@ -87,8 +87,7 @@ class Job:
         plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self.settings.seed, self._recipe)
         plan.record(self.run.checkpoints)
         self.keep_configuration(atomic_create)  # until the features have been found to be made with the same
-        with interruptible():
-            paths, trained = train_ensemble(self._fresh, self.datamodule, plan, ensemble.size, self.run.checkpoints)
+        paths, trained = train_ensemble(self._fresh, self.datamodule, plan, ensemble.size, self.run.checkpoints)
         if self.speaks:
             summary("train", f"{len(paths)} checkpoints in {short(self.run.checkpoints)}", trained, "trained", started)
         return [str(path) for path in paths]
@@ -227,8 +226,7 @@ class Job:
     def retrain_here(self, retrainings: Sequence[Retraining]) -> None:
         """Retrain these models in this process."""
         retrainer = Retrainer(self._fresh, self.datamodule, self.parts.task, self.train_data, self.target_data)
-        with interruptible():
-            retrainer.retrain(retrainings)
+        retrainer.retrain(retrainings)
 
     def _data(self, split: str) -> AttributionData:
         loader = getattr(self.datamodule, f"{split}_dataloader", None)

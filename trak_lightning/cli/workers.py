@@ -42,7 +42,7 @@ def retrain_in_processes(argv: Sequence[str], retrainings: Sequence[Retraining],
                 if status and missing(retrainings):
                     log.seek(0)
                     raise IncompleteRunError(
-                        f"a retraining process ended with status {status}; what the others stored is kept, run the same command to go on. "
+                        f"a retraining process ended with status {status}; what the others stored is kept, run the same command to resume. "
                         f"It said: {log.read()[-SAID:].strip()}"
                     )
         finally:

@@ -26,6 +26,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from trak_lightning.data.columns import WithoutText
 from trak_lightning.data.content import content_hash
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import DataError
@@ -90,7 +91,7 @@ class AttributionData:
         collate = source.collate_fn if source.batch_sampler is not None else default_collate
         return cls(
             dataset,
-            collate,
+            WithoutText.wrap(collate),
             batch_size or source.batch_size or 64,
             source.num_workers,
             source.multiprocessing_context,

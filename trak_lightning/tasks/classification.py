@@ -95,3 +95,4 @@ class ImageClassification(Classification):
 
 class TextClassification(Classification):
     __doc__ = Classification.__doc__
+    input_names: ClassVar[tuple[str, ...]] = ("input_ids",)
