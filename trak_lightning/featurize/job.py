@@ -290,7 +290,7 @@ class FeaturizeJob:
             ) from error
 
     def _of_known_content(self, plan: FeatureSpec) -> FeatureSpec:
-        """The plan, whatever its first, middle and last samples are, if the content of every sample is stored."""
+        """The plan, whatever its first, middle and last samples are, if the content of every sample with a row is stored."""
         found = self.store.open(plan.split, plan.checkpoint)
         data = found.spec.fingerprint.get("data")
         return replace(plan, fingerprint={**plan.fingerprint, "data": data}) if knows_content(found) else plan
