@@ -119,12 +119,10 @@ def _import(target: str) -> Any:
 
 @dataclass(frozen=True)
 class Broken:
-    """Entry points that could not be read, and why. `kind` and `name` are empty if the whole file is malformed."""
+    """A distribution whose entry points cannot be read, and why."""
 
     distribution: str
     reason: str
-    kind: str = ""
-    name: str = ""
 
 
 @cache

@@ -125,7 +125,6 @@ def test_a_block_file_that_claims_something_else_is_refused(claim, stored, tmp_p
     for read in (
         lambda: found.read_block(1),
         lambda: found.take([9]),
-        lambda: found.memmap(1),
         lambda: found.verify_block(1),
     ):
         with pytest.raises(CorruptFileError, match=r"block-00001.h5 is not the block .*Delete the file"):

@@ -124,7 +124,8 @@ def checkpoints(kind):
 def rows(model, sources, run_dir):
     trak = TRAK(model.eval(), "image_classification", run_dir, projector="identity", store="memory")
     trak.featurize(DATA, sources, batch_size=4)
-    return [trak.store.open("train", record.id).tensor() for record in trak.run.read().checkpoints]
+    count = len(trak.run.read().checkpoints)
+    return [torch.from_numpy(np.asarray(trak.features(checkpoint=number))) for number in range(count)]
 
 
 def fresh(kind, state):

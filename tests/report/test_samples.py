@@ -55,6 +55,27 @@ def test_token_ids_are_decoded_and_what_only_models_read_is_left_out():
     assert shown(sample, decode=lambda ids: f"words {ids}").parts == (Text("words [1, 2]"),)
 
 
+def test_a_list_of_token_ids_is_decoded_without_padding():
+    def words(ids):
+        return " ".join(f"word{i}" for i in ids)
+
+    question = {"id": "document-7", "input_ids": [1, 2, 3], "labels": [4, 5, -100, -100], "attention_mask": [1, 1, 1]}
+    assert shown(question, decode=words).parts == (
+        Text("word1 word2 word3"),
+        Text("word4 word5"),
+        Table((("id", "document-7"),)),
+    )
+    assert shown({"input_ids": [1, 2], "labels": [1, 2]}, decode=words).parts == (Text("word1 word2"),)
+
+
+def test_classes_of_tokens_are_not_decoded():
+    sample = {"input_ids": [7, 8, 9], "labels": [0, 1, -100]}
+    assert shown(sample, decode=str).parts == (
+        Text("[7, 8, 9]"),
+        Table((("labels[0]", "0"), ("labels[1]", "1"), ("labels[2]", "-100"))),
+    )
+
+
 def test_an_image_text_pair_is_both_and_has_no_label():
     image, text = shown((torch.rand(3, 8, 8), "a caption")).parts
     assert isinstance(image, Picture)

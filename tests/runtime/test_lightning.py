@@ -1,6 +1,7 @@
 """Lightning's private API is used in one module only."""
 
 import ast
+import signal
 from pathlib import Path
 
 import lightning as L
@@ -9,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 import trak_lightning
+from trak_lightning.runtime.lightning import interruptible
 
 PACKAGE = Path(trak_lightning.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "runtime" / "lightning.py")
@@ -67,3 +69,34 @@ def test_only_one_module_uses_the_private_api_of_lightning(private_names):
 )
 def test_a_private_name_is_found(source, private_names):
     assert list(uses(ast.parse(source), private_names))
+
+
+class Freed:
+    """Ctrl+C reaches Python while this object is freed, where no exception can be raised."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_is_raised_at_the_next_check():
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), interruptible() as check:  # noqa: PT012
+            Freed()
+            check()
+            pytest.fail("the interrupt is lost")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_that_the_process_ignores_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible() as check:
+            signal.raise_signal(signal.SIGINT)
+            check()
+    finally:
+        signal.signal(signal.SIGINT, before)

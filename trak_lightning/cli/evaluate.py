@@ -1,28 +1,22 @@
 """``trak evaluate``: do the scores predict retrained models?"""
 
-import time
 from argparse import SUPPRESS
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from trak_lightning.cli.arguments import Unread, light_parser, open_run, unread
-from trak_lightning.cli.command_line import CommandLine
-from trak_lightning.cli.output import print_json, summary
+from trak_lightning.cli.arguments import RECIPE, Unread, light_parser, light_settings, open_run
+from trak_lightning.cli.output import print_results
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
-from trak_lightning.evaluation.result import Result
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.retraining.outputs import Retraining, missing
 from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
 
 if TYPE_CHECKING:
     from trak_lightning.cli.job import Job
-
-RECIPE_KEYS = ("model", "data", "trainer", "optimizer", "lr_scheduler")
-"""Settings that determine a retrained model."""
 
 READS = ("run_dir", "seed", "train_split", "target_split", "evaluation", "store", "scorer")
 
@@ -35,32 +29,16 @@ def main(argv: Sequence[str]) -> int:
         "models are retrained, with the model, data and trainer of the configuration.",
         reads=READS,
     )
-    for key in RECIPE_KEYS:
+    for key in RECIPE:
         parser.add_argument(f"--{key}", type=Unread, default=None, help=SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    line = CommandLine.of(argv).with_saved_configuration()
-    config = line.parse(parser, reads=READS, drops=unread((*READS, *RECIPE_KEYS)))
-    instances = parser.instantiate(config)
+    config, instances = light_settings(parser, argv, reads=READS, also=RECIPE)
     scored = ScoredRun(
         *open_run(config, instances), instances.scorer, config.target_split, config.train_split, config.seed
     )
     training = LazyTraining(argv, config)
     results = evaluate_scores(scored, instances.evaluation, training.retrain, lambda: training.job.datamodule)
-    print_results(results, training, as_json=config.json)
+    print_results(results, lambda: training.speaks, as_json=config.json)
     return 0
-
-
-def print_results(results: Iterable[tuple[Result, bool]], job: "Job | LazyTraining", *, as_json: bool = False) -> None:
-    """Print each result as soon as it is there, or all as JSON, in the process that speaks for the job."""
-    started, found = time.perf_counter(), []
-    for result, computed in results:
-        found.append(result.to_json())
-        if job.speaks and not as_json:
-            result.print()
-            summary("evaluate", result.headline, int(computed), "computed", started)
-        started = time.perf_counter()
-    if as_json and job.speaks:
-        print_json(found)
 
 
 class LazyTraining:
@@ -68,7 +46,7 @@ class LazyTraining:
 
     def __init__(self, argv: Sequence[str], config: Namespace) -> None:
         self._argv = argv
-        self._recipe = {key: config[key] for key in RECIPE_KEYS if config.get(key) is not None}
+        self._recipe = {key: config[key] for key in RECIPE if config.get(key) is not None}
 
     @cached_property
     def job(self) -> "Job":

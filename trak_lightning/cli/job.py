@@ -11,10 +11,9 @@ import lightning as L
 from jsonargparse import Namespace
 
 from trak_lightning.api import TRAK
-from trak_lightning.cli.arguments import open_run
-from trak_lightning.cli.evaluate import RECIPE_KEYS, print_results
+from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
-from trak_lightning.cli.output import narrated, short, summary
+from trak_lightning.cli.output import narrated, print_results, short, summary
 from trak_lightning.cli.workers import retrain_in_processes
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError, IncompleteRunError
@@ -27,7 +26,7 @@ from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
 from trak_lightning.run.atomic import atomic_create, atomic_write
-from trak_lightning.runtime.lightning import interruptible, quiet_lightning
+from trak_lightning.runtime.lightning import quiet_lightning
 from trak_lightning.scoring.score_run import score_run
 from trak_lightning.stores.shards import Shard, unfinished
 
@@ -38,32 +37,28 @@ class Job:
     def __init__(self, command: str, argv: Sequence[str]) -> None:
         self._argv = list(argv)
         self._cli = TrakCLI(command, argv)
-        self._config = self._cli.config
-        self.json = bool(self._config.pop("json", False))
-        self._config.parameters = _listed(self._config.parameters)
-        self._config.checkpoints = _listed(self._config.checkpoints)
-        self.shard = Shard.parse(self._config.shard)
-        self.run, self._store = open_run(self._config, self._cli.config_init)
+        self.settings: Namespace = self._cli.config
+        self.json = bool(self.settings.pop("json", False))
+        self.settings.parameters = _listed(self.settings.parameters)
+        self.settings.checkpoints = _listed(self.settings.checkpoints)
+        self.shard = Shard.parse(self.settings.shard)
+        self.run, self._store = open_run(self.settings, self._cli.config_init)
         if self._cli.datamodule is None:
             raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
-        self._datamodule: L.LightningDataModule = self._cli.datamodule
-        self._datamodule.prepare_data()
-        for stage in ("fit", _setup_stage(self._config.target_split)):
-            self._datamodule.setup(stage)
-        self.train_data = self._data(self._config.train_split)
-        self.target_data = self._data(self._config.target_split)
+        self.datamodule: L.LightningDataModule = self._cli.datamodule
+        self.datamodule.prepare_data()
+        for stage in ("fit", _setup_stage(self.settings.target_split)):
+            self.datamodule.setup(stage)
+        self.train_data = self._data(self.settings.train_split)
+        self.target_data = self._data(self.settings.target_split)
 
     def keep_configuration(self, write: Callable[[Path], AbstractContextManager[Path]] = atomic_write) -> None:
         """Leave the configuration in the run directory, once nothing there contradicts it."""
         if self.speaks:
-            config = self._config.clone()
+            config = self.settings.clone()
             config.shard, config.grow, config.repair = "1/1", False, False  # these are for one call
             with write(self.run.config) as part:
                 self._cli.parser.save(config, part, overwrite=True)
-
-    @property
-    def weights_only(self) -> bool:
-        return bool(self._config.weights_only)
 
     @property
     def parts(self) -> Namespace:
@@ -71,19 +66,9 @@ class Job:
         return self._cli.config_init
 
     @property
-    def settings(self) -> Namespace:
-        """The configuration."""
-        return self._config
-
-    @property
     def model(self) -> L.LightningModule:
         """The user's model, with fresh weights."""
         return self._cli.model
-
-    @property
-    def datamodule(self) -> L.LightningDataModule:
-        """The user's data, set up."""
-        return self._datamodule
 
     @property
     def speaks(self) -> bool:
@@ -92,18 +77,17 @@ class Job:
 
     def train(self) -> list[str]:
         """Make the checkpoints that are missing; returns the files of all."""
-        if self._config.checkpoints is not None:
+        if self.settings.checkpoints is not None:
             named = self._named()
             if self.speaks:
                 summary("train", f"nothing to train: {len(named)} checkpoints are named")
             return named
         started = time.perf_counter()
-        ensemble = self._config.ensemble
-        plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self._config.seed, self._recipe)
+        ensemble = self.settings.ensemble
+        plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self.settings.seed, self._recipe)
         plan.record(self.run.checkpoints)
         self.keep_configuration(atomic_create)  # until the features have been found to be made with the same
-        with interruptible():
-            paths, trained = train_ensemble(self._fresh, self._datamodule, plan, ensemble.size, self.run.checkpoints)
+        paths, trained = train_ensemble(self._fresh, self.datamodule, plan, ensemble.size, self.run.checkpoints)
         if self.speaks:
             summary("train", f"{len(paths)} checkpoints in {short(self.run.checkpoints)}", trained, "trained", started)
         return [str(path) for path in paths]
@@ -111,7 +95,7 @@ class Job:
     def featurize(self, checkpoints: list[str]) -> None:
         """Compute the features that are missing."""
         started = time.perf_counter()
-        job = self._featurize_job().with_checkpoints(checkpoints, weights_only=self.weights_only)
+        job = self._featurize_job().with_checkpoints(checkpoints, weights_only=self.settings.weights_only)
         with narrated() if self.speaks else nullcontext():
             job.prepare()
             self.keep_configuration()
@@ -132,7 +116,7 @@ class Job:
 
     def _featurize_job(self) -> FeaturizeJob:
         """The featurizing job of training and target samples, without checkpoints."""
-        trak, settings = self.trak(), self._config
+        trak, settings = self.trak(), self.settings
         return FeaturizeJob(
             trak.model,
             trak.spec,
@@ -152,7 +136,7 @@ class Job:
         """The shards that have rows missing, in words."""
         return "; ".join(
             f"{words} ({split})"
-            for split in (self._config.train_split, self._config.target_split)
+            for split in (self.settings.train_split, self.settings.target_split)
             if (words := unfinished(self.run, self._store, split))
         )
 
@@ -164,7 +148,7 @@ class Job:
         except IncompleteRunError:
             found = [("weights", "as the model was made: there is no checkpoint yet")]
         else:
-            Checkpoint.of(source, trak.model, weights_only=self.weights_only).load_into(trak.model)
+            Checkpoint.of(source, trak.model, weights_only=self.settings.weights_only).load_into(trak.model)
             found = [("weights", source)]
         with nullcontext() if self.json else narrated():
             findings = trak.check(self.train_data, checkpoints=self.num_checkpoints)
@@ -172,18 +156,17 @@ class Job:
 
     def trak(self) -> TRAK:
         """The attribution that the configuration describes."""
-        instances = self._cli.config_init
         return TRAK(
-            self._cli.model.eval(),
-            task=instances.task,
+            self.model.eval(),
+            task=self.parts.task,
             run_dir=self.run.path,
-            parameters=self._config.parameters,
-            extractor=instances.extractor,
-            projector=instances.projector,
+            parameters=self.settings.parameters,
+            extractor=self.parts.extractor,
+            projector=self.parts.projector,
             store=self._store,
-            seed=self._config.seed,
+            seed=self.settings.seed,
             trainer=self._cli.trainer,
-            weights_only=self._config.weights_only,
+            weights_only=self.settings.weights_only,
         )
 
     def checkpoints(self) -> list[str]:
@@ -192,9 +175,9 @@ class Job:
         Raises:
             IncompleteRunError: there are none, or not all.
         """
-        if self._config.checkpoints is not None:
+        if self.settings.checkpoints is not None:
             return self._named()
-        paths = checkpoint_paths(self.run.checkpoints, self._config.ensemble.size)
+        paths = checkpoint_paths(self.run.checkpoints, self.settings.ensemble.size)
         missing = [path for path in paths if not path.exists()]
         if missing:
             raise IncompleteRunError(
@@ -206,17 +189,17 @@ class Job:
     @property
     def num_checkpoints(self) -> int:
         """How many there are, or will be."""
-        return int(self._config.ensemble.size) if self._config.checkpoints is None else len(self._named())
+        return int(self.settings.ensemble.size) if self.settings.checkpoints is None else len(self._named())
 
     def _named(self) -> list[str]:
-        return [str(path) for path in expand(self._config.checkpoints)]
+        return [str(path) for path in expand(self.settings.checkpoints)]
 
     def score(self) -> Path:
         """Score the targets; returns the file."""
         started = time.perf_counter()
-        config = self._config
+        config = self.settings
         scores, fresh = score_run(
-            self.run, self._store, self._cli.config_init.scorer, train=config.train_split, targets=config.target_split
+            self.run, self._store, self.parts.scorer, train=config.train_split, targets=config.target_split
         )
         if self.speaks:
             summary("score", f"{scores.describe()} in {short(scores.path)}", int(fresh), "computed", started)
@@ -224,9 +207,10 @@ class Job:
 
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute what the configuration asks for."""
-        config, parts = self._config, self.parts
+        config, parts = self.settings, self.parts
         scored = ScoredRun(self.run, self._store, parts.scorer, config.target_split, config.train_split, config.seed)
-        print_results(evaluate_scores(scored, parts.evaluation, self.retrain, lambda: self._datamodule), self)
+        results = evaluate_scores(scored, parts.evaluation, self.retrain, lambda: self.datamodule)
+        print_results(results, lambda: self.speaks)
 
     def retrain(self, plan: SubsetPlan, folder: Path, retrainings: Sequence[Retraining]) -> None:
         """See `trak_lightning.retraining.outputs.Retrain`."""
@@ -241,22 +225,21 @@ class Job:
 
     def retrain_here(self, retrainings: Sequence[Retraining]) -> None:
         """Retrain these models in this process."""
-        retrainer = Retrainer(self._fresh, self._datamodule, self.parts.task, self.train_data, self.target_data)
-        with interruptible():
-            retrainer.retrain(retrainings)
+        retrainer = Retrainer(self._fresh, self.datamodule, self.parts.task, self.train_data, self.target_data)
+        retrainer.retrain(retrainings)
 
     def _data(self, split: str) -> AttributionData:
-        loader = getattr(self._datamodule, f"{split}_dataloader", None)
+        loader = getattr(self.datamodule, f"{split}_dataloader", None)
         if loader is None:
             raise DataError(
-                f"{type(self._datamodule).__name__} has no method {split}_dataloader, which split {split!r} needs"
+                f"{type(self.datamodule).__name__} has no method {split}_dataloader, which split {split!r} needs"
             )
-        return AttributionData.of(loader(), self._config.batch_size, hooks=self._datamodule)
+        return AttributionData.of(loader(), self.settings.batch_size, hooks=self.datamodule)
 
     @property
     def _recipe(self) -> dict[str, Any]:
         """All settings that determine a trained model, defaults included."""
-        recipe = {key: self._config.get(key) for key in RECIPE_KEYS}
+        recipe = {key: self.settings.get(key) for key in RECIPE}
         return {key: value.as_dict() if isinstance(value, Namespace) else value for key, value in recipe.items()}
 
     def _fresh(self, seed: int) -> tuple[L.LightningModule, L.Trainer]:

@@ -15,16 +15,8 @@ from trak_lightning.cli.help import HelpFormatter, tidy
 from trak_lightning.cli.names import KINDS
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.projectors.base import Projector
-from trak_lightning.runtime.lightning import quiet_lightning
+from trak_lightning.runtime.lightning import WRITES_NOTHING, quiet_lightning
 from trak_lightning.tasks.base import Task
-
-# What a Trainer does by default that a run directory makes superfluous.
-TRAINER_DEFAULTS = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 NEEDED_BY = {
     "logger": (LearningRateMonitor, DeviceStatsMonitor),
@@ -32,7 +24,7 @@ NEEDED_BY = {
     "enable_progress_bar": (ProgressBar,),
     "enable_model_summary": (ModelSummary,),
 }
-"""The callbacks that a Trainer refuses, or that have nothing to do, where one of `TRAINER_DEFAULTS` is left as it is."""
+"""The callbacks that a Trainer refuses, or that have nothing to do, where one of `WRITES_NOTHING` is left as it is."""
 
 DESCRIPTIONS = {
     "run": "Train, featurize, score and evaluate: which training examples made the model predict this? Each stage keeps what "
@@ -64,7 +56,7 @@ class TrakCLI(LightningCLI):
                 run=False,
                 save_config_callback=None,
                 seed_everything_default=False,
-                trainer_defaults=TRAINER_DEFAULTS,
+                trainer_defaults=WRITES_NOTHING,
                 parser_kwargs={
                     "prog": f"trak {command}",
                     "usage": f"trak {command} [RUN_DIR] --config FILE [options]",

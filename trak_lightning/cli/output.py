@@ -3,11 +3,13 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from trak_lightning.evaluation.result import Result
 
 
 def summary(stage: str, what: str, new: int | None = None, verb: str = "", started: float | None = None) -> None:
@@ -31,6 +33,19 @@ def short(path: Path) -> Path:
 def print_json(found: Any) -> None:
     """Print the numbers behind a table, as one JSON document."""
     print(json.dumps(found, indent=1, ensure_ascii=False, default=_plain))
+
+
+def print_results(results: Iterable[tuple[Result, bool]], speaks: Callable[[], bool], *, as_json: bool = False) -> None:
+    """Print each result of an evaluation as soon as it is there, or all as JSON, in the process that `speaks` for the job."""
+    started, found = time.perf_counter(), []
+    for result, computed in results:
+        found.append(result.to_json())
+        if speaks() and not as_json:
+            result.print()
+            summary("evaluate", result.headline, int(computed), "computed", started)
+        started = time.perf_counter()
+    if as_json and speaks():
+        print_json(found)
 
 
 def _plain(value: Any) -> Any:

@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         train_split=job.settings.train_split,
         target_split=job.settings.target_split,
         title=options.title,
-        weights_only=job.weights_only,
+        weights_only=job.settings.weights_only,
         path=options.output,
     )
     summary("report", f"{short(written)} ({format_bytes(written.stat().st_size)})", 1, "page", started)

@@ -34,7 +34,7 @@ def retrain_in_processes(argv: Sequence[str], retrainings: Sequence[Retraining],
             for rank in range(workers):
                 share = Path(scratch) / f"{rank}.npz"
                 write_share(share, retrainings[rank::workers])
-                command = [sys.executable, "-m", "trak_lightning.cli.workers", str(share), json.dumps(list(argv))]
+                command = [sys.executable, "-m", "trak_lightning.cli.worker", str(share), json.dumps(list(argv))]
                 log = (Path(scratch) / f"{rank}.log").open("w+")
                 processes.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), log))
             failed = [(process.wait(), log) for process, log in processes]
@@ -42,7 +42,7 @@ def retrain_in_processes(argv: Sequence[str], retrainings: Sequence[Retraining],
                 if status and missing(retrainings):
                     log.seek(0)
                     raise IncompleteRunError(
-                        f"a retraining process ended with status {status}; what the others stored is kept, run the same command to go on. "
+                        f"a retraining process ended with status {status}; what the others stored is kept, run the same command to resume. "
                         f"It said: {log.read()[-SAID:].strip()}"
                     )
         finally:
@@ -65,14 +65,3 @@ def read_share(path: Path) -> list[Retraining]:
     with np.load(path, allow_pickle=False) as file:
         plan = json.loads(str(file["plan"]))
         return [Retraining(Path(name), file[f"subset-{number}"], seed) for number, (name, seed) in enumerate(plan)]
-
-
-def main(share: str, argv: str) -> None:
-    """One process: read the configuration, train the models of the share."""
-    from trak_lightning.cli.job import Job
-
-    Job("worker", json.loads(argv)).retrain_here(read_share(Path(share)))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

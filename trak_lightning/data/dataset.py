@@ -26,7 +26,8 @@ from torch.utils.data import (
     default_collate,
 )
 
-from trak_lightning.data.content import content_hash
+from trak_lightning.data.columns import WithoutText
+from trak_lightning.data.content import content_hash, raw_bytes
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import DataError
 
@@ -90,7 +91,7 @@ class AttributionData:
         collate = source.collate_fn if source.batch_sampler is not None else default_collate
         return cls(
             dataset,
-            collate,
+            WithoutText.wrap(collate),
             batch_size or source.batch_size or 64,
             source.num_workers,
             source.multiprocessing_context,
@@ -208,13 +209,8 @@ def _digest(batch: Any) -> str:
     digest = hashlib.sha256()
     for leaf in flatten(batch)[0]:
         if isinstance(leaf, Tensor):
-            if leaf.is_nested:
-                digest.update("".join(_digest(part) for part in leaf.unbind()).encode())
-                continue
-            dense = leaf if leaf.layout == torch.strided else leaf.to_dense()
-            tensor = dense.detach().cpu().contiguous()
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            digest.update(raw_bytes(leaf))
         elif isinstance(leaf, (str, bytes, int, float, bool)):
             digest.update(repr(leaf).encode())
     return digest.hexdigest()

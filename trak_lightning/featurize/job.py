@@ -23,7 +23,7 @@ from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.dtensor import shards
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory, read_subset
-from trak_lightning.runtime.lightning import quiet_lightning
+from trak_lightning.runtime.lightning import WRITES_NOTHING, quiet_lightning
 from trak_lightning.runtime.progress import progress
 from trak_lightning.runtime.ranks import follow_rank_zero, outlast_rank_zero, takes_part
 from trak_lightning.runtime.signals import StopRequest
@@ -290,7 +290,7 @@ class FeaturizeJob:
             ) from error
 
     def _of_known_content(self, plan: FeatureSpec) -> FeatureSpec:
-        """The plan, whatever its first, middle and last samples are, if the content of every sample is stored."""
+        """The plan, whatever its first, middle and last samples are, if the content of every sample with a row is stored."""
         found = self.store.open(plan.split, plan.checkpoint)
         data = found.spec.fingerprint.get("data")
         return replace(plan, fingerprint={**plan.fingerprint, "data": data}) if knows_content(found) else plan
@@ -366,11 +366,4 @@ def _check_subset(subset: npt.ArrayLike | None, n: int) -> None:
 def default_trainer() -> L.Trainer:
     """A Trainer of one device that prints, logs and writes nothing."""
     with quiet_lightning():
-        return L.Trainer(
-            accelerator="auto",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        return L.Trainer(accelerator="auto", devices=1, **WRITES_NOTHING)

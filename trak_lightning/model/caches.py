@@ -49,10 +49,6 @@ class CacheState:
         self._model = model
         self._before = [(p.attributes, p.name, p.value, _contents(p.value)) for p in _places(model)]
 
-    @classmethod
-    def of(cls, model: nn.Module) -> "CacheState":
-        return cls(model)
-
     def restore(self) -> None:
         """Put the values of before back, and remove those that came since."""
         _clear_function_caches(self._model)

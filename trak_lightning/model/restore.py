@@ -14,7 +14,7 @@ def restored(model: nn.Module) -> Iterator[None]:
     """Restore parameters, buffers and cached values of `model` at the end, in the memory where they were, so that state
     dicts taken before still hold them. A model that was sharded meanwhile stays sharded."""
     before = {name: (tensor.data, tensor.detach().clone()) for name, tensor in _tensors(model)}
-    kept = CacheState.of(model)
+    kept = CacheState(model)
     try:
         yield
     finally:

@@ -23,8 +23,6 @@ class DenseProjector(Projector):
     depend on how it is tiled.
 
     Args:
-        dim: k, the number of projected dimensions.
-        per: what has k dimensions, the ``model`` or each ``layer``.
         memory_budget: bytes up to which the matrices of all parameters together are kept between batches. The rest is
             generated again for every batch, a few MiB at a time, which gives the same result slowly.
     """
@@ -74,28 +72,14 @@ class DenseProjector(Projector):
 
 
 class Gaussian(DenseProjector):
-    """Independent entries N(0, 1/k). Memory: at most ``memory_budget``, and one tile.
-
-    Args:
-        dim: k, the number of projected dimensions.
-        per: what has k dimensions, the ``model`` or each ``layer``.
-        memory_budget: bytes up to which the matrices of all parameters together are kept between batches. The rest is
-            generated again for every batch, a few MiB at a time, which gives the same result slowly.
-    """
+    """Independent entries N(0, 1/k). Memory: at most ``memory_budget``, and one tile."""
 
     def entries(self, seed: int, start: int, count: int, device: torch.device) -> Tensor:
         return random_normals(seed, start, count, device)
 
 
 class Rademacher(DenseProjector):
-    """Independent entries ±1/√k, as in the paper's experiments. Memory: at most ``memory_budget``, and one tile.
-
-    Args:
-        dim: k, the number of projected dimensions.
-        per: what has k dimensions, the ``model`` or each ``layer``.
-        memory_budget: bytes up to which the matrices of all parameters together are kept between batches. The rest is
-            generated again for every batch, a few MiB at a time, which gives the same result slowly.
-    """
+    """Independent entries ±1/√k, as in the paper's experiments. Memory: at most ``memory_budget``, and one tile."""
 
     def entries(self, seed: int, start: int, count: int, device: torch.device) -> Tensor:
         return random_signs(seed, start, count, device).float()

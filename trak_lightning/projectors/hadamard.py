@@ -24,10 +24,6 @@ class Hadamard(Projector):
     Memory: one byte per gradient entry for the signs and 8·k bytes per segment for the rows; together at most 9 bytes per
     entry, or 17·k bytes for a parameter smaller than k. While projecting, two more copies of the gradients: of a few
     samples where they are given as factors, of the whole batch where they are dense.
-
-    Args:
-        dim: k, the number of projected dimensions.
-        per: what has k dimensions, the ``model`` or each ``layer``.
     """
 
     def memory_bytes(self, layout: ParameterLayout) -> int:

@@ -22,7 +22,6 @@ class RandomMask(Projector):
 
     Args:
         dim: k, the number of projected dimensions; all entries are kept if p is at most k.
-        per: what has k dimensions, the ``model`` or each ``layer``.
     """
 
     def memory_bytes(self, layout: ParameterLayout) -> int:

@@ -37,7 +37,6 @@ class SparseJL(Projector):
 
     Args:
         dim: k, the number of projected dimensions. The cost does not depend on it.
-        per: what has k dimensions, the ``model`` or each ``layer``.
         nnz: s, the number of non-zeros per column. The cost is proportional to it.
     """
 

@@ -150,8 +150,6 @@ class TwoStage(Projector):
     Memory: 4·s·(d_1 + d_2) bytes per matrix, and the signs of S.
 
     Args:
-        dim: k, the number of projected dimensions.
-        per: what has k dimensions, the ``model`` or each ``layer``.
         sketch: s, the largest side of a sketched matrix.
     """
 

@@ -61,7 +61,8 @@ class Samples:
             array (H, W), (C, H, W) or (H, W, C), or a PIL image), numbers, a mapping of names to any of these, a sequence of
             them, or a `Shown`. The label is the second element of a pair, if it is an integer, or the entry ``label`` of a
             mapping, if it is an integer or text.
-        decode: converts token ids to text, for one-dimensional integer tensors; a tokenizer's ``decode``.
+        decode: converts token ids to text; a tokenizer's ``decode``. It is given one-dimensional integer tensors and lists of
+            integers, but not entries of a mapping that have one value per token of its ``input_ids``.
         class_names: names of labels 0, 1, …
         feature_names: names of the entries of one-dimensional float tensors.
         label_keys: other keys under which a mapping may have its label.
@@ -149,9 +150,9 @@ class Samples:
             return self._vector(name, array)
         return [Text(f"{name or 'tensor'} of shape {tuple(array.shape)}")]
 
-    def _vector(self, name: str, array: Any) -> list[Part]:
-        if array.dtype.kind in "iu" and self._decode is not None:
-            return self._parts(name, self._decode(array.tolist()))
+    def _vector(self, name: str, array: Any, *, decode: bool = True) -> list[Part]:
+        if array.dtype.kind in "iu" and self._decode is not None and decode:
+            return self._parts(name, self._decode([number for number in array.tolist() if number >= 0]))
         names = self._feature_names
         if names is None or len(names) != len(array):
             names = [f"{name or 'x'}[{i}]" for i in range(min(len(array), MOST_FIELDS))]
@@ -164,22 +165,27 @@ class Samples:
         """Everything in a mapping but its scalars; these follow in one table."""
         fields: list[tuple[str, str]] = []
         others: list[Part] = []
+        tokens = _array(values.get("input_ids"))
         for name, value in values.items():
             array = _array(value)
-            if name in HIDDEN_KEYS:
+            per_token = _same_shape(array, tokens) and name != "input_ids"
+            if name in HIDDEN_KEYS or (per_token and np.array_equal(array, tokens)):
                 continue
             if array is not None and array.ndim == 0:
                 fields.append((str(name), _number(array)))
             elif isinstance(value, str) and len(values) > 2 and len(value) <= 40:
                 fields.append((str(name), value))
+            elif per_token and array.ndim == 1:
+                others += self._vector(str(name), array, decode=False)
             else:
                 others += self._parts(str(name), value)
         return [*others, *([Table(tuple(fields[:MOST_FIELDS]))] if fields else [])]
 
 
 def _array(value: Any) -> Any:
-    """A tensor, array or number as an array; None for anything else."""
-    if isinstance(value, (bool, int, float, np.generic, np.ndarray)):
+    """A tensor, array, number or list of integers as an array; None for anything else."""
+    integers = isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(each, int) for each in value)
+    if integers or isinstance(value, (bool, int, float, np.generic, np.ndarray)):
         array = np.asarray(value)
     elif hasattr(value, "detach") and hasattr(value, "numpy"):
         tensor = value.detach().cpu()
@@ -187,6 +193,10 @@ def _array(value: Any) -> Any:
     else:
         return None
     return array if array.dtype.kind in "biuf" else None
+
+
+def _same_shape(first: Any, second: Any) -> bool:
+    return first is not None and second is not None and first.shape == second.shape
 
 
 def _plain(label: Any) -> Any:

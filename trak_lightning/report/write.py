@@ -52,6 +52,7 @@ def write_report(
         render: converts a sample to what is shown of it, see `trak_lightning.report.Samples`; None uses the DataModule's
             method ``render``, if any.
         datamodule: object whose ``render``, ``tokenizer``, ``class_names`` and ``feature_names`` are used, where it has them.
+            The data collator's tokenizer is used if the object has none.
         targets: positions of the targets to show; None chooses `num_targets`, most of them mistakes.
         num_targets: number of targets to choose.
         name: name of the score file; None if there is only one.
@@ -75,8 +76,8 @@ def write_report(
         run,
         scores,
         checkpoints,
-        _samples(train.dataset, render, datamodule, task),
-        _samples(chosen.dataset, render, datamodule, task),
+        _samples(train, render, datamodule, task),
+        _samples(chosen, render, datamodule, task),
     )
     positions = list(targets) if targets is not None else choose_targets(mean_outputs(checkpoints), num_targets)
     require_fitting(sources, positions)
@@ -101,17 +102,24 @@ def write_report(
     return written
 
 
-def _samples(dataset: Any, render: Callable[[Any], Any] | None, datamodule: Any, task: Task | None) -> Samples:
-    tokenizer = getattr(datamodule, "tokenizer", None)
-    decode = getattr(tokenizer, "decode", None)
+def _samples(data: AttributionData, render: Callable[[Any], Any] | None, datamodule: Any, task: Task | None) -> Samples:
     return Samples(
-        dataset,
+        data.dataset,
         render=render or getattr(datamodule, "render", None),
-        decode=None if decode is None else lambda ids: str(decode(ids, skip_special_tokens=True)),
+        decode=_decoder(datamodule, data.collate_fn),
         class_names=getattr(datamodule, "class_names", None),
         feature_names=getattr(datamodule, "feature_names", None),
         label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
     )
+
+
+def _decoder(*owners: Any) -> Callable[[list[int]], str] | None:
+    """What converts token ids to text, from the first of the owners that has a tokenizer."""
+    for owner in owners:
+        decode = getattr(getattr(owner, "tokenizer", None), "decode", None)
+        if decode is not None:
+            return lambda ids: str(decode(ids, skip_special_tokens=True))
+    return None
 
 
 def _facts(model: nn.Module | None) -> list[Fact]:

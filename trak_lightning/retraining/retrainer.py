@@ -17,6 +17,7 @@ from trak_lightning.featurize.fitting import FitSamples
 from trak_lightning.retraining.outputs import Retraining
 from trak_lightning.retraining.train import Recipe, train_on_subset
 from trak_lightning.run.atomic import atomic_write
+from trak_lightning.runtime.lightning import interruptible
 from trak_lightning.runtime.progress import progress
 from trak_lightning.tasks.base import Task
 
@@ -37,12 +38,13 @@ class Retrainer:
     def retrain(self, retrainings: Sequence[Retraining]) -> None:
         """Train each model, and store its subset (s,) and its outputs f(z; θ(S)) on all targets z, (m,)."""
         reference = FitSamples.of(self.task, self.train, len(self.train))
-        with progress("retrain", len(retrainings)) as advance:
+        with interruptible() as check, progress("retrain", len(retrainings)) as advance:
             for each in retrainings:
                 model = train_on_subset(self.recipe, self.datamodule, each.subset, each.seed)[0]
                 _store(each.path, each.subset, model_outputs(model, self.task, self.targets, reference))
                 del model
                 advance(1)
+                check()
 
 
 def model_outputs(

@@ -15,7 +15,7 @@ from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import subset_path
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.run.atomic import atomic_write
-from trak_lightning.runtime.lightning import quiet_lightning, without_resuming
+from trak_lightning.runtime.lightning import interruptible, quiet_lightning, without_resuming
 from trak_lightning.runtime.progress import progress
 
 Recipe: TypeAlias = Callable[[int], tuple[L.LightningModule, L.Trainer]]
@@ -56,7 +56,7 @@ def train_ensemble(
     plan.record(folder)
     paths = checkpoint_paths(folder, size)
     missing = [member for member, path in enumerate(paths) if not path.exists()]
-    with progress("train", len(missing)) as advance:
+    with interruptible() as check, progress("train", len(missing)) as advance:
         for member in missing:
             subset = plan.subset(member)
             trainer = train_on_subset(recipe, datamodule, subset, plan.training_seed(member))[1]
@@ -68,6 +68,7 @@ def train_ensemble(
                 trainer.save_checkpoint(part, weights_only=True)
             del trainer
             advance(1)
+            check()
     return paths, len(missing)
 
 

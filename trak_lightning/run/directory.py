@@ -32,8 +32,6 @@ class RunRecord:
 
     schema_version: int = SCHEMA_VERSION
     checkpoints: tuple[CheckpointRecord, ...] = ()
-    stages: dict[str, Any] = field(default_factory=dict)
-    """Left by earlier versions; not read."""
     versions: dict[str, str] = field(default_factory=dict)
     """The libraries that last wrote to the run directory, to explain later differences."""
 
@@ -44,7 +42,7 @@ class RunDirectory:
     ::
 
         config.yaml      the resolved configuration
-        run.json         schema version, checkpoints, finished stages, library versions
+        run.json         schema version, checkpoints, library versions
         checkpoints/     from `trak train`, each with the subset that it was trained on
         subsets/         the training subset of each featurized checkpoint, where it is known
         projections/     what a projector learned from the training set, if it learns
@@ -98,7 +96,7 @@ class RunDirectory:
             found = json.loads(path.read_text())
             schema = found["schema_version"]
             checkpoints = tuple(CheckpointRecord(**entry) for entry in found["checkpoints"])
-            stages, versions = dict(found["stages"]), dict(found["versions"])
+            versions = dict(found["versions"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(
                 f"{path} is not a run record ({type(error).__name__}: {error}). Move the run directory away and start again."
@@ -107,7 +105,7 @@ class RunDirectory:
             raise IncompatibleRunError(
                 f"{path} has schema version {schema}; this trak_lightning reads version {SCHEMA_VERSION}"
             )
-        return RunRecord(schema, checkpoints, stages, versions)
+        return RunRecord(schema, checkpoints, versions)
 
     def write(self, record: RunRecord) -> None:
         versions = {library: version(library) for library in LIBRARIES}

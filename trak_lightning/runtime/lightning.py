@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,14 @@ IRRELEVANT = (
     ".*Total length of `DataLoader` across ranks is zero.*",
     ".*`num_training_batches`.*lower than the logging interval.*",
 )
+
+WRITES_NOTHING: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Arguments of a Trainer that prints and writes nothing, since a run directory keeps all that is needed."""
 
 
 def silence() -> None:
@@ -68,17 +76,36 @@ def _no_checkpoint(*args: Any, **kwargs: Any) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Make Ctrl+C a `KeyboardInterrupt`; Lightning turns it into ``sys.exit(1)`` and ignores SIGINT from then on."""
-    handler = signal.getsignal(signal.SIGINT)
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Make Ctrl+C a `KeyboardInterrupt`; Lightning turns it into ``sys.exit(1)`` and ignores SIGINT from then on.
+
+    Python drops an exception that is raised while an object is freed. The yielded function raises `KeyboardInterrupt` if
+    that was the fate of one; call it where nothing is half done.
+    """
+    handler, received = signal.getsignal(signal.SIGINT), []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        if callable(handler):
+            handler(number, frame)
+
+    def check() -> None:
+        if received:
+            raise KeyboardInterrupt
+
+    listens = callable(handler) and threading.current_thread() is threading.main_thread()
+    if listens:
+        signal.signal(signal.SIGINT, note)
     try:
-        yield
+        yield check
+        check()
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from error
+    finally:
+        if listens:
+            signal.signal(signal.SIGINT, handler)
 
 
 def spawns_ranks(trainer: L.Trainer) -> bool:

@@ -108,10 +108,8 @@ class InnerProducts(Scoring):
         M, b = len(left), stop - start
         readers = [RowReader(features.train, columns, reads_ahead(M, features.train)) for features in self._checkpoints]
         width = _width(b, self._checkpoints[0].train.spec.block_size)
-        buffers = [
-            np.empty(0),
-            np.empty(0),
-        ]  # one for the first checkpoint's products, which are kept, and one that the others share
+        # One for the first checkpoint's products, which are kept, and one that the others share.
+        buffers = [np.empty(0), np.empty(0)]
         for first in range(columns.start, columns.stop, width):
             c = min(width, columns.stop - first)
             moments, coefficients = Moments(), np.empty((M, c))

@@ -85,14 +85,7 @@ class LeaveOneOut(Trak):
 
     ``τ(z)_i / (1 − h_i)`` with ``h_i = w_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``, each checkpoint's own. With ``weights="gauss_newton"``
     and one checkpoint this is f(z; θ) − f(z; θ₋ᵢ), where θ₋ᵢ is one Newton step from θ on the loss without sample i
-    (Park et al. 2023, equation 5; Pregibon 1981).
-
-    Args:
-        regularization: as for `Trak`.
-        weights: as for `Trak`.
-        average: as for `Trak`.
-        normalize: as for `Trak`.
-        threshold: as for `Trak`.
+    (Park et al. 2023, equation 5; Pregibon 1981). Options are those of `Trak`.
     """
 
     def __init__(
@@ -121,11 +114,7 @@ class Influence(Trak):
     """Influence functions on projected gradients: ``τ(z)_i = (1/M) Σ_m φ_m(z)ᵀ (Φ_mᵀ R_m Φ_m + λ_m I)⁻¹ φ_m(z_i) q_m,i``.
 
     R holds the curvatures ∂²ℓ/∂f², so that ΦᵀRΦ is the projected generalized Gauss-Newton matrix (Koh and Liang 2017;
-    Bae et al. 2022). Each checkpoint uses its own q.
-
-    Args:
-        regularization: as for `Trak`.
-        normalize: as for `Trak`.
+    Bae et al. 2022). Each checkpoint uses its own q. Options are those of `Trak`.
     """
 
     def __init__(self, regularization: float | str = "auto", normalize: Normalize = "none") -> None:

@@ -7,16 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import DataError, StorageError
 from trak_lightning.stores.prefetch import prefetched
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -170,18 +167,6 @@ class FeatureSet(ABC):
             members = order[begin:end]
             found[members] = features[positions[members] - int(block) * self.spec.block_size]
         return np.empty((0, self.spec.dim), np.float32) if found is None else found
-
-    def tensor(self, samples: "range | npt.ArrayLike | None" = None) -> "Tensor":
-        """Read the features of a range of samples, of any samples, or of all, as a torch tensor (s, k) on the CPU."""
-        import torch  # here, so that commands that only score do not wait for it
-
-        if samples is None:
-            samples = range(self.spec.num_samples)
-        if isinstance(samples, range) and samples.step == 1 and len(samples):
-            features = self.rows(samples.start, samples.stop).features
-        else:
-            features = self.take(np.asarray(samples, dtype=np.int64))
-        return torch.from_numpy(features)
 
     def column(self, name: str, blocks: Sequence[int] | None = None) -> npt.NDArray[Any]:
         """Read one value per sample, (n,), or of the samples of some blocks: ``output``, ``loss_weight``, ``curvature`` or

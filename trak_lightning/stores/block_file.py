@@ -107,11 +107,6 @@ class BlockFile:
             _read_into(self._descriptor, taken[place : place + 1], offset + row * taken[:1].nbytes)
         return taken
 
-    def offset(self, name: str) -> int | None:
-        """Where an array begins in the file; None if it is compressed."""
-        found: int | None = self._datasets[name].get_offset()
-        return found
-
 
 @contextmanager
 def open_block_file(path: Path, key: BlockKey) -> Iterator[BlockFile]:

@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import (
-    CorruptFileError,
-    StorageError,
-)
+from trak_lightning.errors import CorruptFileError
 from trak_lightning.run.atomic import sweep
 from trak_lightning.stores.arrays import from_arrays, to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
@@ -157,21 +154,6 @@ class HDF5Set(SharedSet):
                 return file.read(name, verify=self._verify)
 
         return np.concatenate(list(prefetched(read, range(self.spec.num_blocks) if blocks is None else blocks, 2)))
-
-    def memmap(self, block: int) -> Array:
-        """The features of a block as they are stored, mapped into memory (b, k), read-only.
-
-        If the file is cut short while it is mapped, the process ends (SIGBUS); no other way of reading does that.
-
-        Raises:
-            StorageError: the block is compressed.
-        """
-        with self._open(block) as file:
-            offset = file.offset("features")
-        if offset is None:
-            raise StorageError(f"{self._path(block)} is compressed and cannot be mapped into memory")
-        shape = (len(self.spec.block_range(block)), self.spec.dim)
-        return np.memmap(self._path(block), STORED[self.manifest.dtype], "r", offset, shape)
 
     def nbytes(self) -> int:
         return sum(path.stat().st_size for path in self.folder.iterdir())

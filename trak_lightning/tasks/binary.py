@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import Logistic, require_smoothing
+from trak_lightning.tasks.margin import wide
 from trak_lightning.tasks.probabilities import OutputsAre, binary_logits, require_choice
 from trak_lightning.tasks.state import to_json
 from trak_lightning.tasks.supervised import SupervisedTask
@@ -19,12 +20,10 @@ class BinaryClassification(SupervisedTask):
     """Log-odds of the true label: ``f = log(p_y / (1 − p_y))``, which is the logit for label 1 and minus the logit for 0.
 
     q = 1 − p_y and r = p_y(1 − p_y), as for ``BCEWithLogitsLoss``. The model returns one logit per sample, (B,) or (B, 1);
-    labels are 0 or 1, (B,) or (B, 1), of any dtype.
+    labels are 0 or 1, (B,) or (B, 1), of any dtype. Batches, models and the options inputs, labels and outputs are those of
+    `SupervisedTask`.
 
     Args:
-        inputs: the entries of a batch that the model is called with.
-        labels: the entry of a batch that holds the labels.
-        outputs: the entry of the model's output that holds the logits.
         pos_weight: of the loss that the model was trained with: how many times a sample of label 1 counts.
         label_smoothing: of that loss, whose labels are then ε/2 and 1 − ε/2.
         outputs_are: ``probabilities`` for a model that ends in a sigmoid and was trained with BCELoss; ``logits`` to use outputs
@@ -73,12 +72,10 @@ class Multilabel(SumOfMargins):
     """``f = Σ_l log(p_l / (1 − p_l))``, the sum of the log-odds of the right answers to all labels of a sample.
 
     As ``BCEWithLogitsLoss`` over logits (B, L) and labels (B, L) that are 0 or 1. Both may have more dimensions, such as
-    masks of images, (B, 1, H, W). A label that is `ignore_index` or NaN does not count.
+    masks of images, (B, 1, H, W). A label that is `ignore_index` or NaN does not count. Batches, models and the options
+    inputs, labels and outputs are those of `SupervisedTask`.
 
     Args:
-        inputs: the entries of a batch that the model is called with.
-        labels: the entry of a batch that holds the labels.
-        outputs: the entry of the model's output that holds the logits.
         reduction: ``sum`` or ``mean`` of the log-odds of a sample.
         level: ``sample``: q is the mean of 1 − p_l; ``label``: every label is weighted in f with its own 1 − p_l, so that
             q·∇f is exactly minus the gradient of the loss.
@@ -129,7 +126,7 @@ class Multilabel(SumOfMargins):
 
     def _pos_weight(self, logits: Tensor) -> Tensor:
         """One weight per label, broadcast over positions as ``BCEWithLogitsLoss`` does it: over the last dimension."""
-        weight = torch.tensor(1.0 if self.pos_weight is None else self.pos_weight, dtype=_margin_dtype(logits))
+        weight = torch.tensor(1.0 if self.pos_weight is None else self.pos_weight, dtype=wide(logits).dtype)
         if weight.ndim and len(weight) != logits.shape[-1]:
             raise DataError(
                 f"pos_weight holds {len(weight)} weights, and the model returns {logits.shape[-1]} logits"
@@ -143,13 +140,9 @@ def _one_or_numbers(pos_weight: Any) -> float | list[float] | None:
     return numbers(found, "pos_weight") if isinstance(found, list) or found is None else number(found, "pos_weight")
 
 
-def _margin_dtype(logits: Tensor) -> torch.dtype:
-    return torch.promote_types(logits.dtype, torch.float32)
-
-
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
-    wide = logits.to(_margin_dtype(logits))
-    return torch.where(labels == 1, wide, -wide)
+    logits = wide(logits)
+    return torch.where(labels == 1, logits, -logits)
 
 
 def _logistic(labels: Tensor, margins: Tensor, pos_weight: Tensor, label_smoothing: float) -> Logistic:

@@ -21,12 +21,9 @@ class Classification(SupervisedTask):
     section 3.1. For a loss with weighted classes or smoothed labels, see `trak_lightning.tasks.logistic.CrossEntropy`.
 
     The model maps inputs to logits or log-probabilities (B, C). Labels are integers of any width in 0 … C−1, (B,) or (B, 1),
-    or one-hot, (B, C). Batches and models are those of `SupervisedTask`.
+    or one-hot, (B, C). Batches, models and the options inputs, labels and outputs are those of `SupervisedTask`.
 
     Args:
-        inputs: the entries of a batch that the model is called with.
-        labels: the entry of a batch that holds the labels.
-        outputs: the entry of the model's output that holds the logits.
         class_weight: one weight per class, as in the loss that the model was trained with.
         label_smoothing: of that loss.
         outputs_are: ``probabilities`` for a model that returns probabilities and was trained with their logarithm; ``logits`` to
@@ -98,3 +95,4 @@ class ImageClassification(Classification):
 
 class TextClassification(Classification):
     __doc__ = Classification.__doc__
+    input_names: ClassVar[tuple[str, ...]] = ("input_ids",)

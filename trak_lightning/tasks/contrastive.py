@@ -12,6 +12,7 @@ from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.calling import Arguments
 from trak_lightning.tasks.fields import Inputs, Key, describe, entry, named_entries, select_entries
+from trak_lightning.tasks.margin import wide
 from trak_lightning.tasks.memo import Memo
 from trak_lightning.tasks.state import to_json
 from trak_lightning.tasks.validation import number
@@ -138,7 +139,7 @@ class Contrastive(Task):
             if not isinstance(embedding, Tensor) or embedding.ndim != 2 or embedding.shape != pair[0].shape:
                 shape = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
                 raise DataError(f"the {name} embeddings must be (B, d), the same for both towers; got {shape}")
-        images, texts = (nn.functional.normalize(_wide(embedding), dim=-1) for embedding in pair)
+        images, texts = (nn.functional.normalize(wide(embedding), dim=-1) for embedding in pair)
         return images, texts
 
     def _arguments(self, batch: Any) -> Arguments:
@@ -160,13 +161,9 @@ class Contrastive(Task):
                 f"the model has {len(found) or 'no'} parameters named logit_scale, whose exponential would be the inverse "
                 "temperature of its loss. Give that: task={'name': 'contrastive', 'logit_scale': 100.0}."
             )
-        return _wide(found[0].detach()).exp().reshape(())
+        return wide(found[0].detach()).exp().reshape(())
 
 
 def _default_outputs(found: Any) -> Sequence[Key]:
     named = named_entries(found)
     return (0, 1) if named is None or EMBEDDINGS[0] not in named else EMBEDDINGS
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

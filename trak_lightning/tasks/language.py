@@ -31,18 +31,11 @@ class CausalLM(TokenMargins):
     lets documents see each other outside of training. A sample is a row: unpack documents that should be
     attributed separately.
 
+    The other options are those of `TokenMargins`.
+
     Args:
-        inputs: the entries of a batch that the model is called with.
-        labels: the entry of a batch that holds the labels.
-        outputs: the entry of the model's output that holds the logits.
         reduction: ``sum`` of the margins of a sequence, or their ``mean``, so that long sequences weigh no more than short ones.
-        level: ``sequence``: q is the mean of 1 − p_t; ``token``: every token is weighted in f with its own 1 − p_t, so that
-            q·∇f is exactly minus the gradient of the loss.
-        ignore_index: the label of tokens that do not count.
         class_weight: one weight per token of the vocabulary, as in the loss that the model was trained with.
-        label_smoothing: of that loss.
-        outputs_are: ``probabilities`` for a model that returns probabilities and was trained with their logarithm; ``logits`` to
-            use outputs that look like probabilities as logits, as CrossEntropyLoss does. By default such outputs are refused.
     """
 
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -87,17 +80,10 @@ class Seq2SeqLM(TokenMargins):
     Labels are also passed to the model, which makes the input of its decoder from them, unless the batch has
     `decoder_input_ids`. They do not count where they are `ignore_index`, or where a ``target_mask`` in the batch is 0.
 
+    The other options are those of `TokenMargins`.
+
     Args:
-        inputs: the entries of a batch that the model is called with.
-        labels: the entry of a batch that holds the labels.
-        outputs: the entry of the model's output that holds the logits.
-        reduction: ``sum`` of the margins of a sequence, or their ``mean``.
-        level: ``sequence`` or ``token``, as for `CausalLM`.
-        ignore_index: the label of tokens that do not count.
         class_weight: one weight per token of the vocabulary, as in the loss that the model was trained with.
-        label_smoothing: of that loss.
-        outputs_are: ``probabilities`` for a model that returns probabilities and was trained with their logarithm; ``logits`` to
-            use outputs that look like probabilities as logits, as CrossEntropyLoss does. By default such outputs are refused.
     """
 
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:

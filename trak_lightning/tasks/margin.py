@@ -33,7 +33,7 @@ class _Margin(torch.autograd.Function):
         else:
             parts = [_log_sum_of_others(*rows) for rows in _chunks(logits, own)]
             log_sum = torch.cat(parts).view(labels.shape)
-        values = _wide(logits.gather(-1, own).squeeze(-1)) - log_sum
+        values = wide(logits.gather(-1, own).squeeze(-1)) - log_sum
         return values.masked_fill((labels < 0) | (labels >= logits.shape[-1]), torch.nan), log_sum
 
     @staticmethod
@@ -54,12 +54,12 @@ class _Margin(torch.autograd.Function):
 
 
 def _log_sum_of_others(logits: Tensor, own: Tensor) -> Tensor:
-    return _wide(logits).scatter(-1, own, -torch.inf).logsumexp(-1)
+    return wide(logits).scatter(-1, own, -torch.inf).logsumexp(-1)
 
 
 def _slope(logits: Tensor, own: Tensor, log_sum: Tensor, grad: Tensor) -> Tensor:
     """−softmax over the other classes, and 1 for the class itself."""
-    return (_wide(logits) - log_sum).exp_().scatter(-1, own, -1.0).mul_(-grad)
+    return (wide(logits) - log_sum).exp_().scatter(-1, own, -1.0).mul_(-grad)
 
 
 def _own(logits: Tensor, labels: Tensor) -> Tensor:
@@ -78,5 +78,6 @@ def is_wrapped(values: Tensor) -> bool:
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(values))
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
+    """`values` in float32 or wider."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

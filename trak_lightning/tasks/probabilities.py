@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from trak_lightning.errors import DataError
-from trak_lightning.tasks.margin import is_wrapped
+from trak_lightning.tasks.margin import is_wrapped, wide
 from trak_lightning.tasks.validation import require_one_of
 
 OutputsAre: TypeAlias = Literal["logits", "probabilities"] | None
@@ -42,8 +42,8 @@ def class_logits(outputs: Tensor, outputs_are: OutputsAre) -> Tensor:
         DataError: the outputs are probabilities, and nobody said so.
     """
     if outputs_are == "probabilities":
-        wide = _wide(outputs)
-        return wide.clamp(min=torch.finfo(wide.dtype).tiny).log()
+        values = wide(outputs)
+        return values.clamp(min=torch.finfo(values.dtype).tiny).log()
     if outputs_are is None:
         last = _last_activation(outputs)
         if last in ("a sigmoid", "a softmax") or (not is_wrapped(outputs) and _sum_to_one(outputs)):
@@ -58,8 +58,8 @@ def binary_logits(outputs: Tensor, labels: Tensor, outputs_are: OutputsAre) -> T
         DataError: the outputs are probabilities, and nobody said so.
     """
     if outputs_are == "probabilities":
-        wide = _wide(outputs)
-        return torch.logit(wide, torch.finfo(wide.dtype).eps)
+        values = wide(outputs)
+        return torch.logit(values, torch.finfo(values.dtype).eps)
     if outputs_are is None:
         last, hidden = _last_activation(outputs), is_wrapped(outputs) or is_wrapped(labels)
         if last is not None or (not hidden and _explain_labels_better(outputs, labels)):
@@ -97,7 +97,7 @@ def _sum_to_one(outputs: Tensor) -> bool:
     rows = outputs.detach().reshape(-1, outputs.shape[-1])[:64]
     if len(rows) < (8 if narrow else 2):
         return False
-    off = (_wide(rows).sum(-1) - 1).abs()
+    off = (wide(rows).sum(-1) - 1).abs()
     tolerance = torch.finfo(outputs.dtype).eps if narrow else 2e-6
     return bool(((rows >= 0).all(-1) & (off <= tolerance)).all())
 
@@ -111,7 +111,3 @@ def _explain_labels_better(outputs: Tensor, labels: Tensor) -> bool:
     as_probabilities = torch.where(positive, values, 1 - values).clamp(min=1e-6).log()
     as_logits = logsigmoid(torch.where(positive, values, -values))
     return bool(torch.where(known, as_probabilities - as_logits, 0).sum() > _DECISIVE)
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
 from trak_lightning.tasks.fields import Inputs, Key
+from trak_lightning.tasks.margin import wide
 from trak_lightning.tasks.supervised import SupervisedTask
 
 
@@ -14,12 +15,10 @@ class Regression(SupervisedTask):
     """f is the prediction, and ℓ = (y − f)²/2: q = y − f, the residual, and r = 1.
 
     A positive score means that the training sample raised the prediction. The model returns (B,) or (B, 1); or (B, D), of
-    which one `component` is attributed. Labels have the same shape.
+    which one `component` is attributed. Labels have the same shape. Batches, models and the options inputs, labels and
+    outputs are those of `SupervisedTask`.
 
     Args:
-        inputs: the entries of a batch the model is called with.
-        labels: the entry of a batch that holds the labels.
-        outputs: the entry of the model's output that holds the predictions.
         component: which of D predictions.
     """
 
@@ -37,8 +36,7 @@ class Regression(SupervisedTask):
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
         ndim = 1 if self.component is None else 2
-        predicted = self._one(self.predict(model, batch, ndim), "the model's prediction")
-        return predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+        return wide(self._one(self.predict(model, batch, ndim), "the model's prediction"))
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         labels = self._one(self.targets(batch), "the labels")

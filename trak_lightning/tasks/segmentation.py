@@ -17,20 +17,14 @@ class Segmentation(TokenMargins):
 
     The model returns logits (B, C, H, W), as ``CrossEntropyLoss`` takes them; labels are integers of any width, (B, H, W) or
     (B, 1, H, W), or one-hot (B, C, H, W). Volumes (B, C, D, H, W) and signals (B, C, L) work too. For one logit per pixel,
-    (B, 1, H, W), use ``multilabel``.
+    (B, 1, H, W), use ``multilabel``. The other options are those of `TokenMargins`.
 
     Args:
-        inputs: the entries of a batch that the model is called with.
-        labels: the entry of a batch that holds the labels.
         outputs: the entry of the model's output that holds the logits, such as ``out`` for models of torchvision.
         reduction: ``mean`` of the margins of an image, or their ``sum``.
         level: ``image``: q is the mean of 1 − p_i; ``pixel``: every pixel is weighted in f with its own 1 − p_i, so that q·∇f is
             exactly minus the gradient of the loss of the image.
         ignore_index: the label of pixels that do not count.
-        class_weight: one weight per class, as in the loss that the model was trained with.
-        label_smoothing: of that loss.
-        outputs_are: ``probabilities`` for a model that returns probabilities and was trained with their logarithm; ``logits`` to
-            use outputs that look like probabilities as logits, as CrossEntropyLoss does. By default such outputs are refused.
     """
 
     def __init__(

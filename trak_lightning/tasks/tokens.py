@@ -22,12 +22,10 @@ IGNORE_INDEX = -100
 class TokenMargins(SumOfMargins):
     """``f = Σ_t log(p_t / (1 − p_t))`` over the tokens whose label is not `ignore_index`.
 
-    The model returns logits (B, T, C). Labels are integers of any width, (B, T).
+    The model returns logits (B, T, C). Labels are integers of any width, (B, T). Batches, models and the options inputs,
+    labels and outputs are those of `SupervisedTask`.
 
     Args:
-        inputs: the entries of a batch that the model is called with.
-        labels: the entry of a batch that holds the labels.
-        outputs: the entry of the model's output that holds the logits.
         reduction: ``sum`` of the margins of a sequence, as in the paper, or their ``mean``.
         level: ``sequence``: q is the mean of 1 − p_t; ``token``: every token is weighted in f with its own 1 − p_t, so that
             q·∇f is exactly minus the gradient of the loss.

@@ -93,7 +93,7 @@ class StoreConformance:
         unknown = FeatureRows(known.index, known.features, known.output, known.loss_weight, known.curvature)
         bound.create(SPEC).write_block(0, unknown)
         read = self.reopen(bound, tmp_path).open("train", "a1").read_block(0).content
-        assert (read.dtype, read.tolist()) == (np.uint64, [0] * 8)
+        assert (read.dtype, read.tolist()) == (np.dtype(np.uint64), [0] * 8)
 
     def test_a_set_made_with_other_settings_is_refused_with_both_values(self, bound: FeatureStore) -> None:
         bound.create(SPEC)
@@ -144,8 +144,6 @@ class StoreConformance:
             np.testing.assert_array_equal(part.output, created.column("output")[start:stop])
         for index in ([22, 0, 9, 9, 8], list(range(23))[::-1], []):
             np.testing.assert_array_equal(created.take(index), everything[index])
-        np.testing.assert_array_equal(created.tensor([5, 2]).numpy(), everything[[5, 2]])
-        np.testing.assert_array_equal(created.tensor(range(5, 20)).numpy(), everything[5:20])
         for wrong in ([23], [-1], [0.5]):
             with pytest.raises(DataError):
                 created.take(wrong)
