@@ -17,11 +17,7 @@ MADE = ("run.json", "config.yaml", "checkpoints", "features", "scores", "evaluat
 
 def stored_parser(command: str, description: str) -> ArgumentParser:
     """A parser of a command on the features of one run directory."""
-    parser = command_parser(
-        command,
-        "RUN_DIR [options]",
-        description,
-    )
+    parser = command_parser(command, "RUN_DIR [options]", description)
     parser.add_argument("--run_dir", type=str, required=True, help="a run directory; also by position")
     add_store(parser, "--store", "default: that of RUN_DIR/config.yaml, or hdf5")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

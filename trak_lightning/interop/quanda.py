@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from trak_lightning.api import TRAK, PluginChoice
+from trak_lightning.data.content import raw_bytes
 from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import CheckpointSource
 
@@ -94,7 +95,7 @@ class TRAKExplainer(Explainer):
         leaves = [*test_data.values()] if isinstance(test_data, Mapping) else [test_data]
         digest = hashlib.sha256()
         for leaf in (*leaves, labels):
-            digest.update(leaf.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(raw_bytes(leaf))
         scores = self._trak.score(
             data, f"targets-{digest.hexdigest()[:16]}", scorer=self._scorer, batch_size=self._batch_size
         )
