@@ -113,7 +113,7 @@ MISTAKES = {
         errors.TrainModeError,
         r"1 \(Dropout.*model\.eval\(\)",
     ),
-    "batch normalisation is in train mode": (
+    "batch normalization is in train mode": (
         lambda path: attribute(in_train_mode(nn.BatchNorm1d(CLASSES))),
         errors.TrainModeError,
         r"1 \(BatchNorm1d.*model\.eval\(\)",
@@ -180,7 +180,7 @@ MISTAKES = {
         errors.NonFiniteGradientError,
         r"output of 20 of 20 samples",
     ),
-    "the task returns one number a batch": (
+    "the task returns one number per batch": (
         lambda path: attribute(task=BatchMean()).featurize(samples()),
         errors.DataError,
         r"the output of BatchMean must have shape \(20,\), one number per sample; got shape \(\)\. Do not average",

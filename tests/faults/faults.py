@@ -126,7 +126,7 @@ def in_the_background():
 
 @contextmanager
 def small_disk(folder, pages):
-    """A file system of so many pages of 4096 bytes in `folder`; skips the test where it cannot be had."""
+    """A file system of so many pages of 4096 bytes in `folder`; skips the test where none can be mounted."""
     folder.mkdir(exist_ok=True)
     try:
         mount("-t", "tmpfs", "-o", f"size={pages * 4096}", "tmpfs", folder)

@@ -117,7 +117,7 @@ FIGURES = {
 }
 
 
-def test_every_evaluation_is_shown_alike_with_its_table_and_figure(make):
+def test_every_evaluation_is_shown_with_its_table_and_figure(make):
     path = make("image")
     for kind, figure in FIGURES.items():
         result = Result(kind, f"The {kind}", "How to read it.", "0.4", ("scores", "LDS"), (("ours", f"0.4{kind}"),), {})
