@@ -44,9 +44,7 @@ def opened(config: Namespace) -> tuple[RunDirectory, FeatureStore]:
         IncompleteRunError: the folder is not a run directory.
     """
     run = RunDirectory(config.run_dir)
-    if not run.path.is_dir():
-        raise IncompleteRunError(f"there is no run directory {run.path}")
-    if not any((run.path / name).exists() for name in MADE):
+    if run.path.is_dir() and not any((run.path / name).exists() for name in MADE):
         raise IncompleteRunError(
             f"{run.path} is not a run directory: it holds none of {', '.join(MADE)}. Give the run_dir of a configuration file."
         )

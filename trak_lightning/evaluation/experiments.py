@@ -44,10 +44,7 @@ class Experiment:
 
 
 def evaluate(
-    scored: ScoredRun,
-    settings: EvaluationSettings,
-    retrain: Retrain,
-    datamodule: Callable[[], Any] = lambda: None,
+    scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain, datamodule: Callable[[], Any] = lambda: None
 ) -> Iterator[tuple[Result, bool]]:
     """Yield each result that `settings` ask for, and whether it was computed now or read from the run directory.
 

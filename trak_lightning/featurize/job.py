@@ -70,11 +70,7 @@ class FeaturizeJob:
     repair: bool = False
 
     def with_checkpoints(
-        self,
-        sources: Checkpoints | None,
-        subsets: Sequence[npt.ArrayLike] | None = None,
-        *,
-        weights_only: bool = True,
+        self, sources: Checkpoints | None, subsets: Sequence[npt.ArrayLike] | None = None, *, weights_only: bool = True
     ) -> "FeaturizeJob":
         """The same job with these checkpoints, which are read and compared with the model.
 
