@@ -1,11 +1,11 @@
-"""How long featurising takes, as a multiple of a training step of the same model on the same batch.
+"""How long featurizing takes, as a multiple of a training step of the same model on the same batch.
 
     python benchmarks/featurize.py                                     # what two CPU cores bear
     python benchmarks/featurize.py --models '[resnet18-224, bert-base, gpt2-small]' --device cuda --dtype bfloat16
     python benchmarks/featurize.py --models '[resnet9]' --traker traker/bin/python   # see benchmarks/peer_traker.py
 
 A training step is forward pass, cross-entropy and backward pass with the gradients of all parameters, in eval mode and
-without an optimizer: the least that training can cost. Ways of featurising and training steps take turns; figures are
+without an optimizer: the least that training can cost. Ways of featurizing and training steps take turns; figures are
 medians. Memory is the peak of what is allocated above the loaded model.
 """
 
@@ -105,7 +105,7 @@ def _measure(
             f"{1e3 * median(times[name]):.1f} ms",
             f"{ratio:.2f}",
             f"{workload.batch_size / median(times[name]):.0f}",
-            f"{peaks[name] / 2**20:.0f} MiB" if name in peaks else "",
+            f"{peaks[name] / 1e6:.0f} MB" if name in peaks else "",
             f"{peaks[name] / peak:.2f}" if name in peaks else "",
         )
     table.add_section()

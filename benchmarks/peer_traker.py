@@ -1,4 +1,4 @@
-"""Seconds that traker, the paper's own library, takes to featurise one batch. Runs in an environment that has it:
+"""Seconds that traker, the paper's own library, takes to featurize one batch. Runs in an environment that has it:
 
     python -m venv traker && traker/bin/pip install torch==2.13.0 traker
     python benchmarks/featurize.py --models resnet9 --traker traker/bin/python

@@ -29,7 +29,7 @@ def main(
     """Print the table.
 
     Args:
-        models: names in benchmarks/models.py, with weights as they are initialised.
+        models: names in benchmarks/models.py, with weights as they are initialized.
         precisions: of Lightning's Trainer.
         samples: how many.
         dim: k, the number of projected dimensions.

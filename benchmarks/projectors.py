@@ -60,7 +60,7 @@ def speed(
     """
     torch.set_num_threads(threads)
     table = Table(
-        title=f"{machine(device)}, torch {torch.__version__}: time a batch ÷ one read pass, medians of {rounds}"
+        title=f"{machine(device)}, torch {torch.__version__}: time per batch ÷ one read pass, medians of {rounds}"
     )
     for column in ("p", "B", "read pass", "GB/s", "projector", *(f"k = {dim}" for dim in dims)):
         table.add_column(column, justify="left" if column == "projector" else "right")

@@ -90,7 +90,7 @@ def test_the_model_keeps_its_own_weights_and_mode(model, train_set, checkpoints,
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-def test_scores_by_a_rule_that_was_changed_are_computed_anew(
+def test_scores_by_a_rule_that_was_changed_are_computed_again(
     model, train_set, test_set, checkpoints, tmp_path, monkeypatch
 ):
     trak = attribute(model, tmp_path)

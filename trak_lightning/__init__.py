@@ -28,16 +28,7 @@ _MODULES = {
 }
 
 __version__ = "0.1.0"
-__all__ = [
-    "TRAK",
-    "FeatureStore",
-    "GradientExtractor",
-    "Projector",
-    "Scorer",
-    "Scores",
-    "Task",
-    "TrakError",
-]
+__all__ = ["TRAK", "FeatureStore", "GradientExtractor", "Projector", "Scorer", "Scores", "Task", "TrakError"]
 
 
 def __getattr__(name: str) -> Any:

@@ -176,12 +176,7 @@ class TRAK:
         return FeatureArray(self.store.open(split, records[checkpoint].id))
 
     def check(
-        self,
-        data: DataSource,
-        *,
-        batch_size: int | None = None,
-        split: str = "train",
-        checkpoints: int = 1,
+        self, data: DataSource, *, batch_size: int | None = None, split: str = "train", checkpoints: int = 1
     ) -> list[Finding]:
         """Report from a few batches, with the model's current weights, what would be attributed and how, the seconds per batch,
         the peak memory and the disk space. Nothing is stored. See `trak_lightning.check.checks`.

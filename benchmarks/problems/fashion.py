@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): grey images 28×28 of ten kinds of clothing, and a small CNN for them."""
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): gray images 28×28 of ten kinds of clothing, and a small CNN for them."""
 
 import gzip
 from pathlib import Path
@@ -16,7 +16,7 @@ ROOT = Path("/usr/share/datasets/fashion-mnist")
 
 
 class FashionCNN(L.LightningModule):
-    """Two strided convolutions with group normalisation, and a linear layer; trained with AdamW, one cycle.
+    """Two strided convolutions with group normalization, and a linear layer; trained with AdamW, one cycle.
 
     Args:
         width: channels of the first convolution; the second and third have twice and four times as many.

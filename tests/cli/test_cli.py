@@ -153,7 +153,7 @@ def test_checkpoints_that_are_named_are_used_and_nothing_is_trained(finished, co
     done = trak("featurize", "--config", config, "--run_dir", tmp_path, "--checkpoints", f"[{checkpoint}]")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "checkpoints").exists()
-    assert len(list((tmp_path / "subsets").iterdir())) == 1  # recorded beside the checkpoint
+    assert len(list((tmp_path / "subsets").iterdir())) == 1  # recorded next to the checkpoint
 
 
 def test_a_plugin_that_is_installed_is_used_by_its_name(finished, config, tmp_path):

@@ -98,10 +98,10 @@ MISTAKES = {
         errors.DataError,
         r"label 3 is out of range: the model returns 3 logits, so labels must lie in 0 … 2 \(position 2 of the batch\)",
     ),
-    "labels are one-hot": (
-        lambda path: attribute().featurize(samples(labels=torch.eye(CLASSES)[torch.arange(20) % CLASSES])),
+    "labels are soft": (
+        lambda path: attribute().featurize(samples(labels=0.9 * torch.eye(CLASSES)[torch.arange(20) % CLASSES])),
         errors.DataError,
-        r"labels must be integers of shape \(20,\), to go with logits of shape \(20, 3\); got torch.float32 of shape \(20, 3\)",
+        r"labels of shape \(20, 3\).* are not one-hot at position \(0,\): \[0\.9, 0\.0, 0\.0\]\. For soft labels .*use task loss",
     ),
     "batches have a third element": (
         lambda path: attribute().featurize(TensorDataset(torch.randn(4, 6), torch.zeros(4).long(), torch.arange(4))),
@@ -113,7 +113,7 @@ MISTAKES = {
         errors.TrainModeError,
         r"1 \(Dropout.*model\.eval\(\)",
     ),
-    "batch normalisation is in train mode": (
+    "batch normalization is in train mode": (
         lambda path: attribute(in_train_mode(nn.BatchNorm1d(CLASSES))),
         errors.TrainModeError,
         r"1 \(BatchNorm1d.*model\.eval\(\)",
@@ -136,7 +136,7 @@ MISTAKES = {
     "a checkpoint holds pickled objects": (
         lambda path: attribute().featurize(samples(), files(path, {"model": network()})),
         errors.CheckpointError,
-        r"cannot be read as a checkpoint.*can be read with weights_only=False",
+        r"cannot be read as a checkpoint: .*it holds an object of torch.nn.\S+Sequential, .*read it with weights_only=False",
     ),
     "the dataset is a stream": (
         lambda path: attribute().featurize(Stream()),
@@ -158,10 +158,10 @@ MISTAKES = {
         errors.DataError,
         r"draws through SubsetRandomSampler.*Wrap the dataset in torch.utils.data.Subset",
     ),
-    "the data were tokenised otherwise than before": (
+    "the data were tokenized otherwise than before": (
         other_tokenizer,
-        errors.IncompatibleRunError,
-        r"data = '[0-9a-f]{16}', and '[0-9a-f]{16}' is asked for now\. Use another run directory",
+        errors.StaleRowsError,
+        r"20 samples of 'train' are not what the stored rows were computed from: 0, 1, .*Use another run directory",
     ),
     "k was changed": (
         other_dim,
@@ -180,15 +180,15 @@ MISTAKES = {
         errors.NonFiniteGradientError,
         r"output of 20 of 20 samples",
     ),
-    "the task returns one number a batch": (
+    "the task returns one number per batch": (
         lambda path: attribute(task=BatchMean()).featurize(samples()),
         errors.DataError,
-        r"the output of BatchMean must have shape \(20,\), one number a sample; got shape \(\)\. Do not average",
+        r"the output of BatchMean must have shape \(20,\), one number per sample; got shape \(\)\. Do not average",
     ),
     "the task's output has no gradient": (
         lambda path: attribute(task=Detached()).featurize(samples()),
-        errors.TrakError,
-        r"gradient|no_grad|detach",
+        errors.DataError,
+        r"the output of Detached does not depend on any parameter of Sequential.*Do not detach it",
     ),
     "the batch does not fit into memory": (
         lambda path: attribute(task=Huge()).featurize(samples()),

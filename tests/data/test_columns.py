@@ -1,4 +1,4 @@
-"""Text next to tensors: the collators of transformers are given what they can collate, and nobody else's function is touched."""
+"""Text next to tensors: the collators of transformers get what they can collate, and other collate functions are left alone."""
 
 import pytest
 import torch

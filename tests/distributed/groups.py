@@ -30,8 +30,8 @@ def slurm(rank, world):
     }
 
 
-def start(job, run_dir, world, launcher=torchrun, *more):
-    """One process a rank."""
+def start(job, run_dir, world, launcher=torchrun, *more, before=None):
+    """One process per rank; `before` is called in each first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,6 +48,7 @@ def start(job, run_dir, world, launcher=torchrun, *more):
             *options,
             *more,
             name=f"-{rank}",
+            before=before,
             environment={name: str(value) for name, value in {**each, **launcher(rank, world)}.items()},
         )
         for rank in range(world)

@@ -1,8 +1,10 @@
 """Every block of the pages does what the page says, from the first to the last, and the site is built without a warning."""
 
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,15 +14,18 @@ import torch
 from blocks import blocks
 from hugging_face import VOCABULARY, gpt2
 
-from trak_lightning import TRAK
+import trak_lightning
+from trak_lightning import TRAK, report
+from trak_lightning.cli import COMMANDS
 from trak_lightning.scoring.scores import Scores
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 CONTINUED = (
     "choosing.md",
+    "coming-from.md",
     "evaluation.md",
-    "migrating-from-traker.md",
+    "trust.md",
     pytest.param("quickstart.md", marks=pytest.mark.slow),
 )
 """Pages whose Python blocks follow from each other; ``sh`` and ``text`` blocks are shown and not run, and blocks for quanda only
@@ -71,12 +76,35 @@ def test_no_page_with_python_is_left_out():
     )
 
 
-def test_the_site_is_built_without_a_warning_and_documents_what_is_public(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "WARNING" not in done.stderr
-    reference = "".join(page.read_text() for page in (tmp_path / "site" / "api").rglob("*.html"))
-    for name in ("TRAK.featurize", "Scores.top", "Task.output", "write_report", "DataError"):
-        assert f"{name}</span>" in reference or f'.{name}"' in reference, name
+    assert "WARNING" not in done.stderr, done.stderr
+    return folder
+
+
+def test_the_reference_documents_every_public_name_and_every_built_in_plugin(site):
+    anchors = set(
+        re.findall(r'id="(trak_lightning[\w.]*)"', "".join(page.read_text() for page in site.rglob("*.html")))
+    )
+    plugins = [point for point in distribution("trak-lightning").entry_points if point.group != "console_scripts"]
+    expected = {getattr(module, name).__qualname__ for module in (trak_lightning, report) for name in module.__all__}
+    expected |= {point.attr for point in plugins}
+    expected |= {"TRAK.featurize", "TRAK.features", "Scores.top", "Task.output", "StaleRowsError", "TRAKExplainer"}
+    documented = {anchor.removeprefix("trak_lightning.") for anchor in anchors}
+    missing = {name for name in expected if not any(f".{each}".endswith(f".{name}") for each in documented)}
+    assert not missing
+
+
+def test_the_front_page_links_every_page():
+    linked = set(re.findall(r"\]\(([\w/-]+\.md)", (DOCS / "index.md").read_text()))
+    assert linked == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} - {"index.md"}
+
+
+def test_the_page_of_commands_lists_every_command():
+    listed = re.findall(r"^\| `trak ([\w-]+)` \|", (DOCS / "api" / "commands.md").read_text(), re.MULTILINE)
+    assert listed == list(COMMANDS)

@@ -82,7 +82,7 @@ def test_models_trained_with_other_settings_are_refused_even_if_the_result_is_st
     ],
     ids=["lds", "others"],
 )
-def test_results_of_earlier_versions_are_computed_anew(old, scored):
+def test_results_of_earlier_versions_are_computed_again(old, scored):
     path = scored.run.evaluation / "lds-test.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(old))

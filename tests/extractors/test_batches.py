@@ -162,7 +162,7 @@ def test_modules_that_only_some_samples_reach(size):
     check(Net(net, **linear(adapters=adapters)), samples, size)
 
 
-def test_a_weight_used_again_in_a_branch_that_is_nought_at_first():
+def test_a_weight_used_again_in_a_branch_that_is_zero_at_first():
     def net(self, x, use):
         hidden = self.first(x).tanh()
         return self.second(hidden + use[:, None] * F.linear(hidden, self.first.weight))

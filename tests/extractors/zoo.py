@@ -1,4 +1,4 @@
-"""Layers and architectures that people bring, tiny, each with a task that gives one number a sample."""
+"""Layers and architectures that people bring, tiny, each with a task that gives one number per sample."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

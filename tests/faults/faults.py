@@ -13,6 +13,7 @@ from pathlib import Path
 
 import h5py
 import pytest
+import torch
 import yaml
 
 from trak_lightning.cli import main
@@ -108,6 +109,11 @@ def clock_in_1970():
     assert time.time() == 0
 
 
+def with_tanh():
+    """Let the code of a model be another one in this process: its checkpoints fit, and its gradients differ."""
+    torch.nn.ReLU.forward = lambda self, x: torch.tanh(x)
+
+
 def of_a_terminal():
     """Let Ctrl+C reach this process, whatever the tests were started by."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -120,7 +126,7 @@ def in_the_background():
 
 @contextmanager
 def small_disk(folder, pages):
-    """A file system of so many pages of 4096 bytes in `folder`; skips the test where it cannot be had."""
+    """A file system of so many pages of 4096 bytes in `folder`; skips the test where none can be mounted."""
     folder.mkdir(exist_ok=True)
     try:
         mount("-t", "tmpfs", "-o", f"size={pages * 4096}", "tmpfs", folder)

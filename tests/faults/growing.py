@@ -1,4 +1,4 @@
-"""Data of which more arrives."""
+"""A dataset that grows."""
 
 from torch.utils.data import TensorDataset
 

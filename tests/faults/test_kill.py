@@ -1,4 +1,4 @@
-"""kill -9 at random moments: what was acknowledged is there, the run goes on, and the result is the same bit for bit.
+"""kill -9 at random moments: what was acknowledged is there, the run resumes, and the result is the same bit for bit.
 
 The full count is ``pytest -m slow tests/faults/test_kill.py -s``; docs/storage.md says what it found.
 """
@@ -71,7 +71,7 @@ def by_lightning(job, run_dir, generator):
 
 
 def survive(trials, victim, job, whole, tmp_path):
-    """Start a run, kill a process of it at a random moment, look, go on with it; begin a new run when it is finished."""
+    """Start a run, kill a process of it at a random moment, look, and resume it; begin a new run when it is finished."""
     generator = random.Random(2)
     blocks = len({path for path, _ in whole})
     killed = runs = finished_first = 0

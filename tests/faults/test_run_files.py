@@ -43,7 +43,7 @@ def run(tmp_path_factory):
 
 
 def score(run):
-    """Scores, made anew from features and factors."""
+    """Compute scores again from features and factors."""
     run.scores("test").unlink(missing_ok=True)
     store = HDF5Store()
     store.bind(run.features)

@@ -1,15 +1,20 @@
 """Stored rows are reused only where samples, model, task and code are those that they were computed from."""
 
+from contextlib import contextmanager
+from itertools import count
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import ConcatDataset, TensorDataset, default_collate
 from torch.utils.data.dataloader import DataLoader
 
 from trak_lightning import TRAK, Task
 from trak_lightning.errors import SettingsError, StaleRowsError
+from trak_lightning.stores.hdf5 import HDF5Set
+from trak_lightning.stores.memory import MemorySet
 
 CHANGED = [5, 17, 40]
 
@@ -129,3 +134,78 @@ def test_rows_are_verified_before_missing_ones_are_computed(model, train_set, ch
     next((tmp_path / "features").rglob("block-00002.h5")).unlink()
     with pytest.raises(StaleRowsError, match="computed again"):
         attribute(with_activation(model, nn.Tanh()), tmp_path).featurize(train_set, checkpoints, batch_size=8)
+
+
+class Died(Exception):
+    """In place of a kill."""
+
+
+@contextmanager
+def dying_at_block(number):
+    """Die in place of storing the block of this number, counted from 0."""
+    written = count()
+
+    def dying(write):
+        def write_block(self, block, rows):
+            if next(written) == number:
+                raise Died
+            write(self, block, rows)
+
+        return write_block
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (HDF5Set, MemorySet):
+            patch.setattr(kind, "write_block", dying(kind.write_block))
+        with pytest.raises(Died):
+            yield
+
+
+@pytest.mark.parametrize("store", ["hdf5", "memory"])
+@pytest.mark.parametrize("change", ["labels", "activation"])
+def test_first_rows_of_a_block_are_verified_when_a_growing_run_that_died_is_resumed(
+    store, change, model, train_set, tmp_path
+):
+    """The only block is missing, and its first 48 rows are those of 50 samples stored before."""
+    longer = ConcatDataset([train_set, train_set])
+    trak = attribute(model, tmp_path / "a", store=store)
+    trak.featurize(train_set, batch_size=16)
+    with dying_at_block(0):
+        trak.featurize(longer, batch_size=16, grow=True)
+    assert trak.features()._set.missing_blocks() == [0]
+    if change == "labels":
+        second, data, message = model, ConcatDataset([relabeled(train_set), train_set]), "3 samples .*: 5, 17, 40"
+    else:
+        second, data, message = with_activation(model, nn.Tanh()), longer, "computed again"
+    resumed = attribute(second, tmp_path / "a", store=trak.store if store == "memory" else store)
+    with pytest.raises(StaleRowsError, match=message):
+        resumed.featurize(data, batch_size=16)
+    assert resumed.featurize(data, batch_size=16, repair=True) == 100
+    fresh = attribute(second, tmp_path / "fresh")
+    fresh.featurize(data, batch_size=16)
+    np.testing.assert_array_equal(resumed.features()[:], fresh.features()[:])
+
+
+@pytest.mark.parametrize("written", [0, 2])
+@pytest.mark.parametrize("change", ["labels", "activation"])
+def test_a_repair_that_died_is_resumed(written, change, model, train_set, checkpoints, tmp_path):
+    """Also where it died before any row was stored again, so that nothing but the manifest is left."""
+    first, last = train_set.tensors
+    other = TensorDataset(first + 1, last) if change == "labels" else train_set
+    second = with_activation(model, nn.Tanh()) if change == "activation" else model
+    options = {"batch_size": 8, "block_size": 24}
+    attribute(model, tmp_path / "a").featurize(train_set, checkpoints, **options)
+    resumed = attribute(second, tmp_path / "a")
+    with dying_at_block(written):
+        resumed.featurize(other, checkpoints, repair=True, **options)
+    resumed = attribute(second, tmp_path / "a")
+    # Rows that are left of what was stored before are still refused.
+    if change == "activation":
+        with pytest.raises(StaleRowsError, match="computed again"):
+            resumed.featurize(other, checkpoints, **options)
+    resumed.featurize(other, checkpoints, repair=True, **options)
+    fresh = attribute(second, tmp_path / "fresh")
+    fresh.featurize(other, checkpoints, **options)
+    for checkpoint in range(3):
+        np.testing.assert_array_equal(
+            resumed.features(checkpoint=checkpoint)[:], fresh.features(checkpoint=checkpoint)[:]
+        )

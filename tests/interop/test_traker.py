@@ -48,7 +48,7 @@ def saved(tmp_path):
     return folder, contents
 
 
-def brought(folder, tmp_path):
+def imported_run(folder, tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir(exist_ok=True)
     store = open_store(run)
@@ -57,7 +57,7 @@ def brought(folder, tmp_path):
 
 def test_scores_are_those_of_the_papers_formula_on_what_was_saved(saved, tmp_path):
     folder, contents = saved
-    run, store, imported = brought(folder, tmp_path)
+    run, store, imported = imported_run(folder, tmp_path)
     assert (imported.models, imported.targets) == ((0, 1), ("val",))
     scores, _ = score_run(run, store, Trak(regularization=0, weights="none"), targets="val")
     kernel = np.mean(
@@ -70,7 +70,7 @@ def test_scores_are_those_of_the_papers_formula_on_what_was_saved(saved, tmp_pat
 
 def test_outputs_and_curvatures_follow_from_the_loss_weights(saved, tmp_path):
     folder, contents = saved
-    run, store, _ = brought(folder, tmp_path)
+    run, store, _ = imported_run(folder, tmp_path)
     for features, expected in zip(load_features(run, store, targets="val"), contents, strict=True):
         q = expected["out_to_loss"][:, 0]
         np.testing.assert_allclose(features.train.column("curvature"), q * (1 - q), rtol=1e-5)
@@ -80,19 +80,19 @@ def test_outputs_and_curvatures_follow_from_the_loss_weights(saved, tmp_path):
 def test_what_cannot_be_read_is_named(saved, tmp_path):
     folder, _ = saved
     with pytest.raises(IncompleteRunError, match=r"is not a save_dir of traker: there is no metadata.json"):
-        brought(tmp_path, tmp_path)
+        imported_run(tmp_path, tmp_path)
     with (folder / "1" / "grads.mmap").open("wb") as file:
         np.save(file, np.zeros((3, K)))
     with pytest.raises(
         CorruptFileError, match=r"grads.mmap must have shape \(50, 8\), as the metadata says; it has \(3, 8\)"
     ):
-        brought(folder, tmp_path)
+        imported_run(folder, tmp_path)
     (folder / "1" / "grads.mmap").unlink()
     with pytest.raises(IncompleteRunError, match=r"deleted by finalize_features\(del_grads=True\)"):
-        brought(folder, tmp_path)
+        imported_run(folder, tmp_path)
     (folder / "id_1.json").write_text(json.dumps({1: {"is_featurized": 0}}))
     with pytest.raises(IncompleteRunError, match="model 1 in .* is not fully featurized"):
-        brought(folder, tmp_path)
+        imported_run(folder, tmp_path)
 
 
 TRAKER = os.environ.get("TRAKER_PYTHON")

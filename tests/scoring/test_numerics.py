@@ -123,7 +123,7 @@ def test_lambda_too_small_to_help_is_warned_of_with_the_condition_number(feature
         Trak(1e-9, "none").fit([features(X, X[:1], np.ones(30))])
 
 
-def test_a_matrix_that_cannot_be_factorised_is_solved_by_the_pseudo_inverse(features, rng):
+def test_a_matrix_that_cannot_be_factorized_is_solved_by_the_pseudo_inverse(features, rng):
     X = rng.standard_normal((30, 1)) @ rng.standard_normal((1, 4)) * 1e6
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -171,7 +171,7 @@ def test_columns_that_arrive_in_pieces_are_ranked_as_at_once(rng):
         np.testing.assert_array_equal(running.ranking.values, expected.values)
 
 
-def test_factors_are_kept_and_made_anew_when_features_change(features, rng, tmp_path, monkeypatch):
+def test_factors_are_kept_and_computed_again_when_features_change(features, rng, tmp_path, monkeypatch):
     X, Z, q, r = problem(rng, 30, 5)
 
     def scores(X, version):
@@ -182,7 +182,7 @@ def test_factors_are_kept_and_made_anew_when_features_change(features, rng, tmp_
     kept = {path.name for path in tmp_path.iterdir()}
     assert len(kept) == 2  # Gram matrix and factor
     with monkeypatch.context() as patched:
-        patched.setattr(System, "_factor", None)  # nothing is factorised again
+        patched.setattr(System, "_factor", None)  # nothing is factorized again
         np.testing.assert_array_equal(scores(X, 1), first)
     other = scores(2 * X, 2)
     assert not np.allclose(other, first)

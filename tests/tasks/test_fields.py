@@ -1,4 +1,4 @@
-"""Inputs and labels are found in whatever a collate function returns, or it is said what was seen and what to name."""
+"""Inputs and labels are found in whatever a collate function returns, or the error says what was seen and what to name."""
 
 import inspect
 from collections import namedtuple
@@ -65,7 +65,7 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("kind", BATCHES)
-def test_a_batch_may_be(kind):
+def test_inputs_and_labels_are_found_in_batches_of_every_kind(kind):
     settings, batch = BATCHES[kind]
     task = registry.create("tasks", {"name": "text_classification", **settings})
     model = Encoder()

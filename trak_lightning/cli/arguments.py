@@ -1,11 +1,12 @@
 """The settings of a run as command-line arguments. No torch."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from trak_lightning import registry
+from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser, tidy
 from trak_lightning.cli.names import KINDS
 from trak_lightning.evaluation.settings import EvaluationSettings
@@ -96,25 +97,28 @@ def add_settings(parser: ArgumentParser, names: Collection[str] = SETTINGS) -> N
 
 
 def light_parser(command: str, description: str, *, reads: Collection[str]) -> ArgumentParser:
-    """A parser of a command that imports no torch and reads these settings of a run."""
-    parser = command_parser(
-        command,
-        "RUN_DIR [options]",
-        description,
-    )
-    parser.add_argument(
-        "-c",
-        "--config",
-        action=ActionConfigFile,
-    )
+    """A parser of a command that imports no torch and reads these settings of a run; read with `light_settings`."""
+    parser = command_parser(command, "RUN_DIR [options]", description)
+    parser.add_argument("-c", "--config", action=ActionConfigFile)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_settings(parser, reads)
     tidy(parser)
     return parser
 
 
-def unread(reads: Collection[str]) -> set[str]:
-    """The settings of a run that a command which reads these does not read."""
-    return {*SETTINGS, *LIGHTNING} - set(reads)
+def light_settings(
+    parser: ArgumentParser,
+    argv: Sequence[str],
+    *,
+    reads: Collection[str],
+    also: Collection[str] = (),
+    renamed: Mapping[str, str] | None = None,
+) -> tuple[Namespace, Namespace]:
+    """The settings and the objects that they describe. One configuration file serves all commands: settings that are neither
+    in `reads` nor, unread, in `also` are taken out."""
+    line = CommandLine.of(argv, renamed=renamed).with_saved_configuration()
+    config = line.parse(parser, reads=reads, drops={*SETTINGS, *LIGHTNING} - {*reads, *also})
+    return config, parser.instantiate(config)
 
 
 def open_run(config: Namespace, instances: Namespace) -> tuple[RunDirectory, FeatureStore]:

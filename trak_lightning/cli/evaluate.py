@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from trak_lightning.cli.arguments import RECIPE, Unread, light_parser, open_run, unread
-from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.arguments import RECIPE, Unread, light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_results
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
 from trak_lightning.evaluation.scored_run import ScoredRun
@@ -32,10 +31,7 @@ def main(argv: Sequence[str]) -> int:
     )
     for key in RECIPE:
         parser.add_argument(f"--{key}", type=Unread, default=None, help=SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    line = CommandLine.of(argv).with_saved_configuration()
-    config = line.parse(parser, reads=READS, drops=unread((*READS, *RECIPE)))
-    instances = parser.instantiate(config)
+    config, instances = light_settings(parser, argv, reads=READS, also=RECIPE)
     scored = ScoredRun(
         *open_run(config, instances), instances.scorer, config.target_split, config.train_split, config.seed
     )

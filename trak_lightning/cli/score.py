@@ -7,8 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from trak_lightning.cli.arguments import light_parser, open_run, unread
-from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_json, short, summary
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.run.directory import RunDirectory
@@ -50,11 +49,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--accelerator", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    line = CommandLine.of(argv, renamed={"--top": "--keep"}).with_saved_configuration()
-    config = line.parse(parser, reads=READS, drops=unread(READS))
+    config, instances = light_settings(parser, argv, reads=READS, renamed={"--top": "--keep"})
     compute = _compute(config.accelerator, config.devices)
-    instances = parser.instantiate(config)
     run, store = open_run(config, instances)
     scores, fresh = score_run(
         run,

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trak_lightning.cli.arguments import light_parser, open_run, unread
-from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_json, short, summary
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.scoring.score_run import load_features
@@ -25,10 +24,7 @@ def main(argv: Sequence[str]) -> int:
         reads=READS,
     )
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    line = CommandLine.of(argv).with_saved_configuration()
-    config = line.parse(parser, reads=READS, drops=unread(READS))
-    instances = parser.instantiate(config)
+    config, instances = light_settings(parser, argv, reads=READS)
     run, store = open_run(config, instances)
     checkpoints = load_features(run, store, targets=config.train_split, train=config.train_split)
     settings = instances.scorer.state

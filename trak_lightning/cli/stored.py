@@ -17,11 +17,7 @@ MADE = ("run.json", "config.yaml", "checkpoints", "features", "scores", "evaluat
 
 def stored_parser(command: str, description: str) -> ArgumentParser:
     """A parser of a command on the features of one run directory."""
-    parser = command_parser(
-        command,
-        "RUN_DIR [options]",
-        description,
-    )
+    parser = command_parser(command, "RUN_DIR [options]", description)
     parser.add_argument("--run_dir", type=str, required=True, help="a run directory; also by position")
     add_store(parser, "--store", "default: that of RUN_DIR/config.yaml, or hdf5")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -35,7 +31,10 @@ def add_store(parser: ArgumentParser, option: str, about: str) -> None:
 
 def chosen(text: str | None) -> Any:
     """What an option of `add_store` chooses, for `registry.create`."""
-    return load_config(text) if text and text.lstrip().startswith("{") else text
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    found = load_config(text)
+    return {"name": found["class_path"], **found.get("init_args", {})} if "class_path" in found else found
 
 
 def opened(config: Namespace) -> tuple[RunDirectory, FeatureStore]:
@@ -45,9 +44,7 @@ def opened(config: Namespace) -> tuple[RunDirectory, FeatureStore]:
         IncompleteRunError: the folder is not a run directory.
     """
     run = RunDirectory(config.run_dir)
-    if not run.path.is_dir():
-        raise IncompleteRunError(f"there is no run directory {run.path}")
-    if not any((run.path / name).exists() for name in MADE):
+    if run.path.is_dir() and not any((run.path / name).exists() for name in MADE):
         raise IncompleteRunError(
             f"{run.path} is not a run directory: it holds none of {', '.join(MADE)}. Give the run_dir of a configuration file."
         )

@@ -46,19 +46,11 @@ def main(argv: Sequence[str]) -> int:
 def _rankings(config: Namespace, scores: Scores) -> tuple[Ranking, Ranking]:
     if (config.target is None) == (config.by_train is None):
         raise UsageError("give either --target or --by_train, the position of one sample")
-    m, n = scores.shape
-    size, others = (n, "training samples") if config.by_train is None else (m, "targets")
-    if config.target is not None and not 0 <= config.target < m:
-        raise UsageError(f"--target {config.target} is out of range: {scores.path} has targets 0 … {m - 1}")
-    if config.by_train is not None and not 0 <= config.by_train < n:
-        raise UsageError(
-            f"--by_train {config.by_train} is out of range: {scores.path} has training samples 0 … {n - 1}"
-        )
-    if not 1 <= config.k <= size:
-        raise UsageError(f"-k {config.k} is out of range: there are {size} {others}")
     if config.by_train is None:
         return scores.top(config.k, target=config.target), scores.bottom(config.k, target=config.target)
     effects = scores.effects(config.by_train)[None]
+    if not 1 <= config.k <= scores.shape[0]:
+        raise UsageError(f"k must lie in 1 … {scores.shape[0]}, the number of targets, got {config.k}")
     helpful, harmful = (rank(effects, which, config.k) for which in ("top", "bottom"))
     return Ranking(helpful.indices[0], helpful.values[0]), Ranking(harmful.indices[0], harmful.values[0])
 

@@ -55,9 +55,13 @@ def _feed_tensor(digest: xxh3_64, value: Tensor) -> None:
         return
     if value.layout != torch.strided:
         value = value.to_dense()
-    flat = value.detach().cpu().contiguous()
-    digest.update(f"{flat.dtype} {tuple(flat.shape)}\n".encode())
-    digest.update(flat.reshape(-1).view(torch.uint8).numpy())
+    digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+    digest.update(raw_bytes(value))
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a strided tensor, row by row."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _feed_array(digest: xxh3_64, value: np.ndarray) -> None:

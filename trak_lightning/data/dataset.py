@@ -27,7 +27,7 @@ from torch.utils.data import (
 )
 
 from trak_lightning.data.columns import WithoutText
-from trak_lightning.data.content import content_hash
+from trak_lightning.data.content import content_hash, raw_bytes
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import DataError
 
@@ -208,10 +208,11 @@ class _IndexedCollate:
 def _digest(batch: Any) -> str:
     digest = hashlib.sha256()
     for leaf in flatten(batch)[0]:
-        if isinstance(leaf, Tensor):
-            tensor = leaf.detach().cpu().contiguous()
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        if isinstance(leaf, Tensor) and leaf.layout is torch.strided and not (leaf.is_nested or leaf.is_quantized):
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            digest.update(raw_bytes(leaf))
         elif isinstance(leaf, (str, bytes, int, float, bool)):
             digest.update(repr(leaf).encode())
+        else:
+            digest.update(str(content_hash(leaf)).encode())
     return digest.hexdigest()

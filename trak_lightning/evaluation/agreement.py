@@ -8,7 +8,7 @@ import numpy as np
 from trak_lightning.errors import DataError
 from trak_lightning.evaluation.lds import spearman
 from trak_lightning.evaluation.result import Result
-from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
+from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, evenly
 from trak_lightning.scoring.views import some_targets
 
 TARGETS = 100
@@ -39,8 +39,7 @@ def agreement(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> Resu
         DataError: there is only one checkpoint.
     """
     require_several(checkpoints)
-    m = checkpoints[0].targets.spec.num_samples
-    rows = np.unique(np.linspace(0, m - 1, min(m, TARGETS)).astype(int))
+    rows = evenly(checkpoints[0].targets.spec.num_samples, TARGETS)
     checkpoints = [some_targets(features, rows) for features in checkpoints]
     single = [_scores(scorer, [features]) for features in checkpoints]
     compared = {"single checkpoints": [_compare(a, b) for a, b in combinations(single, 2)]}

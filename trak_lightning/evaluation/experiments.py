@@ -44,10 +44,7 @@ class Experiment:
 
 
 def evaluate(
-    scored: ScoredRun,
-    settings: EvaluationSettings,
-    retrain: Retrain,
-    datamodule: Callable[[], Any] = lambda: None,
+    scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain, datamodule: Callable[[], Any] = lambda: None
 ) -> Iterator[tuple[Result, bool]]:
     """Yield each result that `settings` ask for, and whether it was computed now or read from the run directory.
 
@@ -87,10 +84,9 @@ def experiments(
     single = Models(scored.run.evaluation / "retrained", SubsetPlan("retrained", n, 1.0, seed))
     retrained = Retrained(single.folder, single.plan, m, settings.repeats, retrain)
     found = [_lds(scored, settings, retrain)]
-    if settings.counterfactual:
-        found.append(_counterfactual(scored, settings.counterfactual, retrained, single))
-    if settings.brittleness:
-        found.append(_brittleness(scored, settings.brittleness, retrained, single))
+    for kind, count in (("counterfactual", settings.counterfactual), ("brittleness", settings.brittleness)):
+        if count:
+            found.append(_removal(kind, scored, count, retrained, single))
     if settings.leave_one_out:
         found.append(_leave_one_out(scored, settings.leave_one_out, retrained, single))
     if settings.mislabeled:
@@ -114,24 +110,16 @@ def _lds(scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain) -> E
     return Experiment("lds", asked, compute, Models(folder, plan))
 
 
-def _counterfactual(scored: ScoredRun, count: int, retrained: Retrained, models: Models) -> Experiment:
+def _removal(kind: str, scored: ScoredRun, count: int, retrained: Retrained, models: Models) -> Experiment:
     targets = choose_correct(scored.outputs, count)
 
     def compute() -> Result:
         ordered = rankings(np.asarray(scored.scores[targets]), scored.gradient_similarity(targets), scored.seed)
+        if kind == "brittleness":
+            return brittleness(ordered, targets, retrained)
         return counterfactual(ordered, targets, retrained, seed=scored.seed)
 
-    return Experiment("counterfactual", {"size": count, "repeats": retrained.repeats}, compute, models)
-
-
-def _brittleness(scored: ScoredRun, count: int, retrained: Retrained, models: Models) -> Experiment:
-    targets = choose_correct(scored.outputs, count)
-
-    def compute() -> Result:
-        ordered = rankings(np.asarray(scored.scores[targets]), scored.gradient_similarity(targets), scored.seed)
-        return brittleness(ordered, targets, retrained)
-
-    return Experiment("brittleness", {"size": count, "repeats": retrained.repeats}, compute, models)
+    return Experiment(kind, {"size": count, "repeats": retrained.repeats}, compute, models)
 
 
 def _leave_one_out(scored: ScoredRun, count: int, retrained: Retrained, models: Models) -> Experiment:

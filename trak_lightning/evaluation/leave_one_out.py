@@ -5,7 +5,7 @@ import numpy as np
 from trak_lightning.evaluation.lds import bootstrap_mean, spearman
 from trak_lightning.evaluation.result import Result
 from trak_lightning.retraining.outputs import Retrained
-from trak_lightning.scoring.base import Array
+from trak_lightning.scoring.base import Array, evenly
 
 
 def choose_samples(scores: Array, count: int) -> Array:
@@ -17,12 +17,7 @@ def choose_samples(scores: Array, count: int) -> Array:
     """
     order = np.argsort(-np.abs(scores).mean(axis=0), kind="stable")
     largest, rest = order[: -(-count // 2)], order[-(-count // 2) :]
-    picked = (
-        rest[np.unique(np.linspace(0, len(rest) - 1, min(count - len(largest), len(rest))).astype(int))]
-        if len(rest)
-        else rest
-    )
-    return np.concatenate([largest, picked])
+    return np.concatenate([largest, rest[evenly(len(rest), count - len(largest))]])
 
 
 def leave_one_out(scores: dict[str, Array], samples: Array, retrained: Retrained, *, seed: int) -> Result:

@@ -12,7 +12,7 @@ from trak_lightning.evaluation.figures import Curves, Series
 from trak_lightning.evaluation.lds import bootstrap_mean
 from trak_lightning.evaluation.result import Result
 from trak_lightning.retraining.outputs import Retrained
-from trak_lightning.scoring.base import Array
+from trak_lightning.scoring.base import Array, evenly
 from trak_lightning.seeds import derive_seed
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -37,8 +37,7 @@ def choose_correct(outputs: Array, count: int) -> Array:
             f"the models get the label of none of {len(outputs)} targets right (mean output f > 0), so there is no prediction to "
             "undo by removing samples. Train longer, or choose other targets."
         )
-    chosen: Array = right[np.unique(np.linspace(0, len(right) - 1, min(count, len(right))).astype(int))]
-    return chosen
+    return right[evenly(len(right), count)]
 
 
 def rankings(scores: Array, similarity: Array, seed: int) -> dict[str, Array]:

@@ -1,6 +1,7 @@
 """The extractor that suits the model."""
 
 import logging
+from time import perf_counter
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor, RuleUse, describe
 from trak_lightning.extractors.hooks import Hooks
-from trak_lightning.extractors.iterative import Iterative
+from trak_lightning.extractors.iterative import Iterative, sample_gradient
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.tasks.base import Task
 
@@ -31,6 +32,8 @@ class Auto(GradientExtractor):
         self._alone = Iterative()
         self._last_alone = False
         self._refused: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+        self._sample_seconds: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
+        self._slow: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
         self._explained: WeakSet[nn.Module] = WeakSet()
         self._described: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
@@ -57,6 +60,7 @@ class Auto(GradientExtractor):
             begun = True
             sink(block)
 
+        known, kinds, started = model in self._described, self._hooks.kinds, perf_counter()
         try:
             output = self._hooks.extract(model, task, batch, layout, watched)
         except UnsupportedModelError as refusal:
@@ -66,10 +70,29 @@ class Auto(GradientExtractor):
             self._last_alone = True
             return self.fall_back(model, refusal).extract(model, task, batch, layout, sink)
         self._refused[model] = 0
+        # Layers that go by rule are never slower than one by one.
+        if known and batch.size > 1 and (self._hooks.kinds > kinds or self._hooks.runs_again(model)):
+            self._compare(model, task, batch, layout, perf_counter() - started)
         if self._described.get(model) != layout.fingerprint:
             self._described[model] = layout.fingerprint
             log.info("gradients  hooks: %s", describe(self._hooks.account(model, task, batch, layout)))
         return output
+
+    def _compare(
+        self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, seconds: float
+    ) -> None:
+        """Compute samples one at a time from now on, if batches in a row, the first aside, took longer than that would."""
+        if model not in self._sample_seconds:
+            started = perf_counter()
+            sample_gradient(model, task, batch.fetch([0]), layout)
+            self._sample_seconds[model] = perf_counter() - started
+        if seconds > 1.5 * batch.size * self._sample_seconds[model]:
+            self._slow[model] = self._slow.get(model, 0) + 1
+            if self._slow[model] >= _PATIENCE:
+                self._refused[model] = _PATIENCE
+                log.info(
+                    "gradients  one sample at a time from now on, which takes less time for this model than hooks do"
+                )
 
     def fall_back(self, model: nn.Module, refusal: UnsupportedModelError) -> GradientExtractor:
         if model not in self._explained:

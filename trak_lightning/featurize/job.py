@@ -70,11 +70,7 @@ class FeaturizeJob:
     repair: bool = False
 
     def with_checkpoints(
-        self,
-        sources: Checkpoints | None,
-        subsets: Sequence[npt.ArrayLike] | None = None,
-        *,
-        weights_only: bool = True,
+        self, sources: Checkpoints | None, subsets: Sequence[npt.ArrayLike] | None = None, *, weights_only: bool = True
     ) -> "FeaturizeJob":
         """The same job with these checkpoints, which are read and compared with the model.
 
@@ -290,7 +286,7 @@ class FeaturizeJob:
             ) from error
 
     def _of_known_content(self, plan: FeatureSpec) -> FeatureSpec:
-        """The plan, whatever its first, middle and last samples are, if the content of every sample is stored."""
+        """The plan, whatever its first, middle and last samples are, if the content of every sample with a row is stored."""
         found = self.store.open(plan.split, plan.checkpoint)
         data = found.spec.fingerprint.get("data")
         return replace(plan, fingerprint={**plan.fingerprint, "data": data}) if knows_content(found) else plan

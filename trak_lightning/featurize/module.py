@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader
 from trak_lightning.data.dataset import AttributionData, IndexedBatch
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.transfer import to_device
-from trak_lightning.errors import StaleRowsError
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
 from trak_lightning.featurize.fitting import FitFile, Fitting
-from trak_lightning.featurize.reuse import require_same_rows, stored_batch
+from trak_lightning.featurize.reuse import stale_rows, stored_batch
 from trak_lightning.featurize.rows import RowComputer
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import Sink
@@ -110,26 +109,25 @@ class Featurizer(L.LightningModule):
             self._fitted_projector = self._stored(self.fitting.projection, self._fit_projector)
 
     def verify_stored_rows(self) -> None:
-        """Compute a stored batch again.
+        """Compute a stored batch again. All ranks follow what rank 0 finds.
 
         Raises:
             StaleRowsError: the model, the task, the data or the code that they run was changed.
         """
-        positions = stored_batch(self.feature_set)
-        if positions is not None:
-            with self.trainer.precision_plugin.predict_step_context(), cast_anew():
-                found = self.computer.rows(self._load(self.data, positions))
-            try:
-                require_same_rows(self.feature_set, found, self.spec.precision)
-            except StaleRowsError:
-                if not self._repair:
-                    raise
-                self.trainer.strategy.barrier()  # every rank has read the stored batch
-                agreed(self.trainer, self._discard)
+        positions = agreed(self.trainer, lambda: stored_batch(self.feature_set))
+        if positions is None:
+            return
+        with self.trainer.precision_plugin.predict_step_context(), cast_anew():
+            found = self.computer.rows(self._load(self.data, positions))
+        stale = agreed(self.trainer, lambda: stale_rows(self.feature_set, found, self.spec.precision))
+        if stale is not None and not self._repair:
+            raise stale
+        if stale is not None:
+            agreed(self.trainer, self._discard)
 
     def _discard(self) -> None:
         self.fitting.run.discard_results()
-        for block in set(range(self.feature_set.spec.num_blocks)) - set(self.feature_set.missing_blocks()):
+        for block in range(self.feature_set.spec.num_blocks):
             self.feature_set.discard(block)
 
     @cached_property

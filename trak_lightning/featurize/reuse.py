@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import SettingsError, StaleRowsError
+from trak_lightning.errors import IncompleteRunError, SettingsError, StaleRowsError
 from trak_lightning.run.fingerprint import UNKNOWN
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
@@ -53,53 +53,46 @@ class ContentSample:
         for position in _evenly(0 if verify == "off" else len(data)):
             positions.append(position)
             hashes.append(data.content(position))
-            if verify == "sampled" and perf_counter() - started > SECONDS:
+            if verify == "sampled" and len(positions) > 2 and perf_counter() - started > SECONDS:
                 break
         return cls(np.array(positions, np.int64), np.array(hashes, np.uint64))
 
     def changed(self, feature_set: FeatureSet) -> npt.NDArray[np.int64]:
         """The positions, sorted, of samples whose content is not the one that is stored with their rows."""
-        stored = _stored_blocks(feature_set)
-        if not stored or not len(self.positions):
-            return np.empty(0, np.int64)
         spec = feature_set.spec
+        then = np.full(spec.num_samples, UNKNOWN, np.uint64)
+        for samples, hashes in _stored_content(feature_set) if len(self.positions) else ():
+            then[samples.start : samples.stop] = hashes
         now = np.full(spec.num_samples, UNKNOWN, np.uint64)
         inside = self.positions < spec.num_samples
         now[self.positions[inside]] = self.hashes[inside]
-        then = np.full(spec.num_samples, UNKNOWN, np.uint64)
-        then[np.concatenate([np.asarray(spec.block_range(block)) for block in stored])] = feature_set.column(
-            "content", stored
-        )
         return np.flatnonzero((now != UNKNOWN) & (then != UNKNOWN) & (now != then))
 
 
 def knows_content(feature_set: FeatureSet) -> bool:
-    """Whether the content of samples is stored with their rows, which was not so in earlier versions."""
-    stored = _stored_blocks(feature_set)
-    return bool(stored) and bool((feature_set.column("content", stored[:1]) != UNKNOWN).any())
+    """Whether the content of every sample is stored with its row: so it is not in rows of earlier versions, nor of samples that
+    cannot be read."""
+    return all((hashes != UNKNOWN).all() for _, hashes in _stored_content(feature_set))
 
 
 def stored_batch(feature_set: FeatureSet) -> range | None:
     """The positions of one stored batch, drawn as a function of the feature set; None if no batch is stored."""
-    stored = _stored_blocks(feature_set)
-    if not stored:
+    parts = _stored_samples(feature_set)
+    if not parts:
         return None
     spec = feature_set.spec
     drawn = derive_seed("stored batch", spec.split, spec.checkpoint)
-    samples = spec.block_range(stored[drawn % len(stored)])
+    samples = parts[drawn % len(parts)]
     starts = samples[:: spec.batch_size]
-    start = starts[drawn // len(stored) % len(starts)]
+    start = starts[drawn // len(parts) % len(starts)]
     return range(start, min(start + spec.batch_size, samples.stop))
 
 
-def require_same_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> None:
-    """Compare a stored batch with the same batch computed again.
-
-    Raises:
-        StaleRowsError: a row differs by more than rounding. Names the worst sample.
-    """
+def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> StaleRowsError | None:
+    """Compare a stored batch with the same batch computed again: an error, which names the worst sample, if a row differs by
+    more than rounding."""
     spec, start = feature_set.spec, int(found.index[0])
-    stored = feature_set.rows(start, start + len(found))
+    stored = _stored_rows(feature_set, range(start, start + len(found)))
     exact = precision in ("32-true", "64-true") and feature_set.dtype in ("float32", "float64")
     tolerance = TOLERANCE if exact else LOW_PRECISION_TOLERANCE
     norms = np.linalg.norm(stored.features.astype(np.float64), axis=1)
@@ -114,7 +107,7 @@ def require_same_rows(feature_set: FeatureSet, found: FeatureRows, precision: st
     for name, error in errors.items():
         if not (error <= tolerance).all():
             worst = int(np.argmax(error))
-            raise StaleRowsError(
+            return StaleRowsError(
                 f"the stored rows of {spec.split!r} under checkpoint {spec.checkpoint} are not what the model, the task and the "
                 f"data give now: of samples {start}–{start + len(found) - 1}, computed again, the {name} of "
                 f"{int((~(error <= tolerance)).sum())} of {len(found)} differ, most by {error[worst]:.1%} (sample {start + worst}). "
@@ -122,6 +115,7 @@ def require_same_rows(feature_set: FeatureSet, found: FeatureRows, precision: st
                 "makes. Use another run directory (or for targets another name), go back to what was used before, or "
                 f"featurize with repair=True (--repair true), which computes all rows of {spec.split!r} again."
             )
+    return None
 
 
 def require_unchanged(split: str, changed: Sequence[int] | npt.NDArray[np.int64], read_all: bool) -> None:
@@ -142,9 +136,38 @@ def require_unchanged(split: str, changed: Sequence[int] | npt.NDArray[np.int64]
     )
 
 
-def _stored_blocks(feature_set: FeatureSet) -> list[int]:
-    missing = set(feature_set.missing_blocks())
-    return [block for block in range(feature_set.spec.num_blocks) if block not in missing]
+def _stored_samples(feature_set: FeatureSet) -> list[range]:
+    """The samples whose rows would be reused, in order: of every stored block, and the first ones of a block in which the data
+    ended before they grew."""
+    spec, missing = feature_set.spec, set(feature_set.missing_blocks())
+    found = []
+    for block in range(spec.num_blocks):
+        samples = spec.block_range(block)
+        if block not in missing:
+            found.append(samples)
+        elif known := feature_set.known_rows(block):
+            found.append(samples[: len(known)])
+    return found
+
+
+def _stored_rows(feature_set: FeatureSet, samples: range) -> FeatureRows:
+    """The stored rows of samples of one block."""
+    block = samples.start // feature_set.spec.block_size
+    known = feature_set.known_rows(block) if block in feature_set.missing_blocks() else None
+    first = feature_set.spec.block_range(block).start
+    return (known or feature_set.read_block(block))[samples.start - first : samples.stop - first]
+
+
+def _stored_content(feature_set: FeatureSet) -> Iterator[tuple[range, npt.NDArray[np.uint64]]]:
+    for samples in _stored_samples(feature_set):
+        block = samples.start // feature_set.spec.block_size
+        try:
+            if len(samples) == len(feature_set.spec.block_range(block)):
+                yield samples, feature_set.column("content", [block])
+            else:
+                yield samples, _stored_rows(feature_set, samples).content
+        except IncompleteRunError:  # another process of the job has just discarded it, to repair it
+            continue
 
 
 def _relative(found: npt.NDArray[np.floating], stored: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -153,10 +176,12 @@ def _relative(found: npt.NDArray[np.floating], stored: npt.NDArray[np.floating])
 
 
 def _evenly(count: int) -> Iterator[int]:
-    """All of 0 … count − 1, in an order whose beginning is spread evenly: the additive recurrence of the golden ratio."""
+    """All of 0 … count − 1: the first, the middle and the last, and the others in an order whose beginning is spread evenly,
+    the additive recurrence of the golden ratio."""
     if count:
+        probes = sorted({0, count // 2, count - 1})
+        yield from probes
         step = max(1, round(count * 0.6180339887498949))
         while np.gcd(step, count) != 1:
             step += 1
-        for number in range(count):
-            yield number * step % count
+        yield from (position for number in range(count) if (position := number * step % count) not in probes)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from trak_lightning.data.dataset import IndexedBatch
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.errors import DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError
+from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError
 from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
-from trak_lightning.extractors.state import without_fast_path
-from trak_lightning.featurize.verification import Verifier, difference, sample_weights_of
+from trak_lightning.extractors.state import requiring, without_fast_path
+from trak_lightning.featurize.batch_audit import BatchAuditor, difference, sample_weights_of
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.caches import clear_caches
 from trak_lightning.projectors.base import Projection
@@ -65,7 +65,7 @@ class RowComputer:
         self._load = load
         self._device = device
         self._precision = precision
-        self._verifier = Verifier(model, task, layout, seed)
+        self._auditor = BatchAuditor(model, task, layout, seed)
         self._warned = self._cleared = False
 
     def account(self, indexed: IndexedBatch) -> list[RuleUse]:
@@ -136,12 +136,12 @@ class RowComputer:
     def _by(self, extractor: GradientExtractor, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
         kinds = extractor.kinds
         rows = self._compute(batch, index, extractor)
-        due = self._verifier.due(batch, index, rehearsed=extractor.kinds > kinds)
+        due = self._auditor.due(batch, index, rehearsed=extractor.kinds > kinds)
         position = due if position is None else position
         if position is not None:
             # One by one because the user wants that, or because nothing else was right?
             chosen = type(self._extractor).fall_back is GradientExtractor.fall_back
-            self._verifier.verify(batch, index, position, extractor, rows, chosen=chosen)
+            self._auditor.verify(batch, index, position, extractor, rows, chosen=chosen)
         return rows
 
     def _compute(self, batch: SampleBatch, index: Tensor, extractor: GradientExtractor) -> FeatureRows:
@@ -154,6 +154,8 @@ class RowComputer:
 
         output = extractor.extract(self._model, self._task, batch, self._layout, sink)
         output = as_outputs(output, batch.size, self._task)
+        if not reached and not self._warned:
+            self._require_gradient(batch)
         self._warn_of_zeros(reached)
         with torch.no_grad():
             loss_weight, curvature = sample_weights_of(self._model, self._task, batch, output, extractor.one_by_one)
@@ -166,6 +168,23 @@ class RowComputer:
             output=_numpy(output),
             loss_weight=_numpy(loss_weight),
             curvature=_numpy(curvature),
+        )
+
+    def _require_gradient(self, batch: SampleBatch) -> None:
+        """Refuse a task from whose outputs no gradient flows, whichever parameters are attributed to.
+
+        Raises:
+            DataError: autograd records nothing for any of the first samples.
+        """
+        every = [name for name, parameter in self._model.named_parameters() if parameter.is_floating_point()]
+        for position in range(min(batch.size, 8)):
+            one = batch.fetch([position])
+            with requiring(self._model, every), batch_of(1), torch.enable_grad():
+                if self._task.output(self._model, one.data).requires_grad:
+                    return
+        raise DataError(
+            f"the output of {type(self._task).__name__} does not depend on any parameter of {type(self._model).__name__}, as far as "
+            "autograd can see, so every feature would be zero. Do not detach it or compute it under torch.no_grad()."
         )
 
     def _warn_of_zeros(self, reached: set[str]) -> None:

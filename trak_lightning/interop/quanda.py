@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from trak_lightning.api import TRAK, PluginChoice
+from trak_lightning.data.content import raw_bytes
 from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import CheckpointSource
 
@@ -34,6 +35,8 @@ class TRAKExplainer(Explainer):
     >>> explainer = TRAKExplainer(model, train_dataset, checkpoints=["a.ckpt", "b.ckpt"], cache_dir="runs/quanda")
     >>> explainer.explain(images, labels)  # (m, n)
 
+    `parameters`, `projector`, `extractor` and `seed` are those of `trak_lightning.TRAK`, and `scorer` is that of its `score`.
+
     Args:
         model: the model, on the device to use; put in eval mode.
         train_dataset: a map-style dataset of samples for `task`.
@@ -43,11 +46,6 @@ class TRAKExplainer(Explainer):
         cache_dir: features are kept in the run directory ``cache_dir/model_id``.
         model_id: name of this model, data and settings.
         batch_size: number of samples per gradient batch.
-        parameters: as for `trak_lightning.TRAK`.
-        projector: as for `trak_lightning.TRAK`.
-        extractor: as for `trak_lightning.TRAK`.
-        scorer: as for `trak_lightning.TRAK.score`.
-        seed: seed of the projection.
     """
 
     accepted_tasks: ClassVar[list[str]] = ["image_classification", "text_classification"]
@@ -94,7 +92,7 @@ class TRAKExplainer(Explainer):
         leaves = [*test_data.values()] if isinstance(test_data, Mapping) else [test_data]
         digest = hashlib.sha256()
         for leaf in (*leaves, labels):
-            digest.update(leaf.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(raw_bytes(leaf))
         scores = self._trak.score(
             data, f"targets-{digest.hexdigest()[:16]}", scorer=self._scorer, batch_size=self._batch_size
         )

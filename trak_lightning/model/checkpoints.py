@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.data.content import raw_bytes
 from trak_lightning.errors import CheckpointError
 from trak_lightning.model import adapters, weight_files
 from trak_lightning.model.compiled import uncompiled
@@ -324,7 +325,6 @@ def _content_id(state_dict: Mapping[str, Any]) -> str:
         if not isinstance(value, Tensor):
             digest.update(f"{name} {value!r}\n".encode())
             continue
-        tensor = value.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(raw_bytes(value))
     return digest.hexdigest()[:12]

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
-from torch import Tensor, nn
+from torch import nn
 
 from trak_lightning.model.caches import CacheState
 from trak_lightning.model.dtensor import is_sharded
@@ -13,19 +14,17 @@ from trak_lightning.model.dtensor import is_sharded
 def restored(model: nn.Module) -> Iterator[None]:
     """Restore parameters, buffers and cached values of `model` at the end, in the memory where they were, so that state
     dicts taken before still hold them. A model that was sharded meanwhile stays sharded."""
-    before = {name: (tensor.data, tensor.detach().clone()) for name, tensor in _tensors(model)}
+    before = {
+        name: (tensor.data, tensor.detach().clone())
+        for name, tensor in chain(model.named_parameters(), model.named_buffers())
+    }
     kept = CacheState(model)
     try:
         yield
     finally:
-        for name, tensor in _tensors(model):
+        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
             if name in before and not is_sharded(tensor):
                 place, value = before[name]
                 place.copy_(value)
                 tensor.data = place
         kept.restore()
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()

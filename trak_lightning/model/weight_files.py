@@ -10,6 +10,7 @@ a folder that ``save_pretrained`` made      ``model.safetensors`` or ``pytorch_m
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,13 +131,20 @@ def _read_parts(index: Path, weights_only: bool) -> Mapping[str, Tensor]:
     return found
 
 
+def _reason(message: str) -> str:
+    """What torch says of a file that it cannot read, without its advice, which is about ``torch.load``."""
+    if found := re.search(r"Unsupported global: GLOBAL (\S+)", message):
+        return f"it holds an object of {found[1]}, which only unpickling can read."
+    return next(iter(message.splitlines()), "it is cut short.")
+
+
 def _read_torch(path: Path, weights_only: bool) -> Mapping[str, Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=weights_only)
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {type(error).__name__}: {next(iter(str(error).splitlines()), 'it is cut short')} "
-            "If you trust the file and it holds pickled objects, read it with weights_only=False."
+            f"{path} cannot be read as a checkpoint: {type(error).__name__}: {_reason(str(error))} If you trust the file and it "
+            "holds pickled objects, read it with weights_only=False."
         ) from error
     if isinstance(found, nn.Module):  # with weights_only=False
         return {name: tensor.detach() for name, tensor in named_tensors(found).items()}

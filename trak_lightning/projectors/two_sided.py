@@ -195,11 +195,7 @@ class TwoSidedBlock:
     """
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        left: Tensor | None,
-        right: Tensor | None,
-        then: Callable[[Tensor, Tensor], None],
+        self, shape: tuple[int, ...], left: Tensor | None, right: Tensor | None, then: Callable[[Tensor, Tensor], None]
     ) -> None:
         self._shape = shape
         self._left, self._right, self._then = left, right, then

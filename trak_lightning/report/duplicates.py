@@ -1,15 +1,15 @@
 """Samples that are in a dataset twice: bit for bit, or nearly so as the model sees them."""
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from trak_lightning.data.content import content_hash
 from trak_lightning.report.samples import Samples
-from trak_lightning.scoring.base import Array
+from trak_lightning.run.fingerprint import UNKNOWN
+from trak_lightning.scoring.gradient_scorers import unit_rows
 from trak_lightning.scoring.rows import as_computed
 from trak_lightning.stores.base import FeatureSet
 
@@ -49,16 +49,14 @@ def exact(train: Samples, targets: Samples) -> list[Group] | None:
     """
     if len(train) + len(targets) > MOST_SAMPLES:
         return None
-    places: dict[bytes, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    labels: dict[bytes, set[Any]] = defaultdict(set)
+    places: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    labels: dict[int, set[Any]] = defaultdict(set)
     for which, samples in enumerate((train, targets)):
         for index in range(len(samples)):
             content, label = samples.split(samples[index])
-            digest = hashlib.sha256()
-            for piece in _bytes(content):
-                digest.update(piece)
-            places[digest.digest()][which].append(index)
-            labels[digest.digest()].add(label)
+            if (key := content_hash(content)) != UNKNOWN:
+                places[key][which].append(index)
+                labels[key].add(label)
     return [
         Group(tuple(in_train), tuple(in_targets), len(labels[key]) > 1)
         for key, (in_train, in_targets) in places.items()
@@ -72,7 +70,7 @@ def similar(features: FeatureSet, most: int = 20) -> list[Pair] | None:
     if n > MOST_ROWS:
         return None
     found: list[Pair] = []
-    rows = np.concatenate([_unit(as_computed(block.features)) for block in features.blocks()])
+    rows = np.concatenate([unit_rows(as_computed(block.features)).astype(np.float32) for block in features.blocks()])
     for start in range(0, n, 1024):
         cosines = rows[start : start + 1024] @ rows[start:].T
         first, second = np.nonzero(np.triu(cosines > SIMILAR, k=1))
@@ -81,29 +79,3 @@ def similar(features: FeatureSet, most: int = 20) -> list[Pair] | None:
         ]
         found = sorted(found, key=lambda pair: -pair.cosine)[:most]
     return found
-
-
-def _unit(features: Array) -> Array:
-    norm = np.linalg.norm(features, axis=1, keepdims=True)
-    unit: Array = features / np.maximum(norm, np.finfo(features.dtype).tiny)
-    return unit
-
-
-def _bytes(value: Any) -> Iterator[bytes]:
-    if isinstance(value, dict):
-        for name in sorted(value, key=str):
-            yield str(name).encode()
-            yield from _bytes(value[name])
-    elif isinstance(value, (tuple, list)):
-        for element in value:
-            yield from _bytes(element)
-    elif hasattr(value, "detach"):
-        tensor = value.detach().cpu().contiguous()
-        yield from _bytes((tensor.float() if tensor.dtype.is_floating_point else tensor).numpy())
-    elif isinstance(value, np.ndarray):
-        yield f"{value.dtype} {value.shape}".encode()
-        yield np.ascontiguousarray(value).tobytes()
-    elif hasattr(value, "tobytes"):  # a PIL image
-        yield value.tobytes()
-    else:
-        yield repr(value).encode()

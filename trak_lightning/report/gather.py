@@ -13,7 +13,7 @@ from trak_lightning.report.contents import Example, Fact, Report, Suspect, Targe
 from trak_lightning.report.samples import Samples, Shown
 from trak_lightning.report.trust import evaluated, numerics, read_results
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.base import Array, CheckpointFeatures, evenly
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import held_out_probabilities, self_influence
 
@@ -43,11 +43,7 @@ def choose_targets(outputs: Array, count: int = TARGETS) -> list[int]:
     order = np.argsort(outputs, kind="stable")
     worst = order[: max(1, count * 2 // 3)]
     rest = order[len(worst) :]
-    spread = (
-        rest[np.unique(np.linspace(0, len(rest) - 1, min(count - len(worst), len(rest))).astype(int))]
-        if len(rest)
-        else []
-    )
+    spread = rest[evenly(len(rest), count - len(worst))]
     return [int(position) for position in (*worst, *spread)][:count]
 
 

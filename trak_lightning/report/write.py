@@ -73,11 +73,7 @@ def write_report(
     checkpoints = load_features(run, store, targets=target_split or scores.path.stem, train=train_split)
     train, chosen = AttributionData.of(train_data), AttributionData.of(target_data)
     sources = Sources(
-        run,
-        scores,
-        checkpoints,
-        _samples(train, render, datamodule, task),
-        _samples(chosen, render, datamodule, task),
+        run, scores, checkpoints, _samples(train, render, datamodule, task), _samples(chosen, render, datamodule, task)
     )
     positions = list(targets) if targets is not None else choose_targets(mean_outputs(checkpoints), num_targets)
     require_fitting(sources, positions)

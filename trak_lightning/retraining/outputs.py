@@ -83,16 +83,13 @@ class Retrained:
         self.retrain(self.plan, self.folder, [job for repeats in jobs for job in repeats])
         found = np.empty((len(subsets), self.num_targets))
         for row, repeats in zip(found, jobs, strict=True):
-            row[:] = np.mean([self._read(job.path) for job in repeats], axis=0)
+            row[:] = np.mean([read_model(job.path, self.num_samples, self.num_targets)[1] for job in repeats], axis=0)
         return found
 
     def without(self, removed: Sequence[npt.ArrayLike]) -> npt.NDArray[np.float64]:
         """As `outputs`, for models trained on all samples except these: (len(removed), m)."""
         everything = np.arange(self.num_samples)
         return self.outputs([np.setdiff1d(everything, np.asarray(each, dtype=np.int64)) for each in removed])
-
-    def _read(self, path: Path) -> npt.NDArray[np.float64]:
-        return read_model(path, self.num_samples, self.num_targets)[1]
 
 
 def output_path(folder: Path, model: int) -> Path:

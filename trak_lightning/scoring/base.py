@@ -163,6 +163,11 @@ def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
                 )
 
 
+def evenly(size: int, count: int) -> npt.NDArray[np.int64]:
+    """Return at most `count` of the positions 0 … size − 1, spread evenly, ascending."""
+    return np.unique(np.linspace(0, max(size - 1, 0), min(count, size)).astype(np.int64))
+
+
 def chunks(num_samples: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[range]:
     """Cut 0 … num_samples into consecutive ranges of at most `block_bytes`, and at least one row, each."""
     step = max(1, block_bytes // max(1, row_bytes))

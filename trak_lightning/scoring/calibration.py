@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trak_lightning.errors import DataError
-from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.base import Array, CheckpointFeatures, evenly
 from trak_lightning.scoring.cache import cached
 from trak_lightning.scoring.rows import as_computed, shared_blocks
 from trak_lightning.scoring.system import System
@@ -73,7 +73,7 @@ def calibration(checkpoints: Sequence[CheckpointFeatures], weightings: Sequence[
 def _curves(checkpoints: Sequence[CheckpointFeatures], weightings: Sequence[str]) -> Array:
     """Return the mean correlation for every weighting and λ: (weightings, λ)."""
     M, n = len(checkpoints), checkpoints[0].train.spec.num_samples
-    judges = np.unique(np.linspace(0, n - 1, min(n, JUDGES)).astype(np.int64))
+    judges = evenly(n, JUDGES)
     outputs = np.stack([features.train.column("output")[judges] for features in checkpoints]).astype(np.float64)
     predicted = np.zeros((len(weightings), len(GRID), M, len(judges)))
     masks = _masks(checkpoints)

@@ -92,15 +92,6 @@ def load_features(
 
 def made_from(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
     """Return everything that determines the scores: if it agrees, they need not be computed again. JSON values."""
-    return {
-        "scorer": scorer.state,
-        "rules": scorer.rules(checkpoints),
-        "features": features_fingerprint(checkpoints),
-    }
-
-
-def features_fingerprint(checkpoints: Sequence[CheckpointFeatures]) -> str:
-    """Return a hash of everything that determines the features, and of the subsets of their checkpoints."""
     described: list[Any] = [
         [
             features.train.spec.fingerprint,
@@ -109,4 +100,4 @@ def features_fingerprint(checkpoints: Sequence[CheckpointFeatures]) -> str:
         ]
         for features in checkpoints
     ]
-    return fingerprint(described)
+    return {"scorer": scorer.state, "rules": scorer.rules(checkpoints), "features": fingerprint(described)}

@@ -7,13 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trak_lightning.errors import (
-    DataError,
-    IncompleteRunError,
-    NonFiniteGradientError,
-    SettingsError,
-    StorageError,
-)
+from trak_lightning.errors import DataError, IncompleteRunError, NonFiniteGradientError, SettingsError, StorageError
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
 
 COLUMNS = tuple(field.name for field in fields(FeatureRows))

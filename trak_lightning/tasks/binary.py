@@ -149,10 +149,7 @@ def _logistic(labels: Tensor, margins: Tensor, pos_weight: Tensor, label_smoothi
     """Write ℓ = −w·y·log p − (1 − y)·log(1 − p), with y smoothed to ε/2 or 1 − ε/2, as a function of the log-odds of the label."""
     weight, one, half = pos_weight.expand_as(margins), torch.ones_like(margins), label_smoothing / 2
     positive = labels == 1
-    return Logistic(
-        (1 - half) * torch.where(positive, weight, one),
-        half * torch.where(positive, one, weight),
-    )
+    return Logistic((1 - half) * torch.where(positive, weight, one), half * torch.where(positive, one, weight))
 
 
 def _require_positive(*weights: float) -> None:

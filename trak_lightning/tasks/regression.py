@@ -25,11 +25,7 @@ class Regression(SupervisedTask):
     loss_function: ClassVar[str] = "squared"
 
     def __init__(
-        self,
-        inputs: Inputs = None,
-        labels: Key | None = None,
-        outputs: Key | None = None,
-        component: int | None = None,
+        self, inputs: Inputs = None, labels: Key | None = None, outputs: Key | None = None, component: int | None = None
     ) -> None:
         super().__init__(inputs, labels, outputs)
         self.component = None if component is None else int(component)

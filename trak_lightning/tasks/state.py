@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.data.content import raw_bytes
 from trak_lightning.errors import SettingsError
 
 JSON: TypeAlias = Any
@@ -173,7 +174,6 @@ def _scalars(module: nn.Module) -> dict[str, JSON]:
 def _hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in tensors.items():
-        whole = value.detach().cpu().contiguous()
-        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}".encode())
-        digest.update(whole.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(raw_bytes(value))
     return digest.hexdigest()[:16]

@@ -10,10 +10,4 @@ from trak_lightning.testing.scorers import ScorerConformance
 from trak_lightning.testing.stores import StoreConformance
 from trak_lightning.testing.tasks import TaskConformance
 
-__all__ = [
-    "ExtractorConformance",
-    "ProjectorConformance",
-    "ScorerConformance",
-    "StoreConformance",
-    "TaskConformance",
-]
+__all__ = ["ExtractorConformance", "ProjectorConformance", "ScorerConformance", "StoreConformance", "TaskConformance"]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -66,33 +66,19 @@ class ProjectorConformance:
         blocks: Iterable[GradientBlock],
         size: int,
         dtype: torch.dtype = torch.float64,
-        *,
-        dim: int = DIM,
-        seed: int = 0,
-        checkpoint: str = "c",
-        device: torch.device | str = "cpu",
+        **settings: Any,
     ) -> Tensor:
-        """Return features (size, k) of a batch, accumulated in `dtype`."""
-        projection = self.projection(layout, dim=dim, seed=seed, checkpoint=checkpoint, device=device)
+        """Return features (size, k) of a batch, accumulated in `dtype`; settings as for `projection`."""
+        projection = self.projection(layout, **settings)
         out = projection.zeros(size, dtype)
         for block in blocks:
             projection.add(block, out)
         return out
 
-    def matrix(
-        self,
-        layout: ParameterLayout,
-        *,
-        dim: int = DIM,
-        seed: int = 0,
-        checkpoint: str = "c",
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """Return P transposed, (p, k), in float64."""
-        identity = torch.eye(layout.numel, dtype=torch.float64, device=device)
-        return self.project(
-            layout, split(layout, identity), layout.numel, dim=dim, seed=seed, checkpoint=checkpoint, device=device
-        )
+    def matrix(self, layout: ParameterLayout, **settings: Any) -> Tensor:
+        """Return P transposed, (p, k), in float64; settings as for `projection`."""
+        identity = torch.eye(layout.numel, dtype=torch.float64, device=settings.get("device", "cpu"))
+        return self.project(layout, split(layout, identity), layout.numel, **settings)
 
     @pytest.mark.parametrize("dim", [1, 7, DIM, 500])
     def test_it_is_the_matrix_that_it_makes_of_the_identity(self, dim: int, device: torch.device) -> None:

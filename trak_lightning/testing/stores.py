@@ -93,7 +93,7 @@ class StoreConformance:
         unknown = FeatureRows(known.index, known.features, known.output, known.loss_weight, known.curvature)
         bound.create(SPEC).write_block(0, unknown)
         read = self.reopen(bound, tmp_path).open("train", "a1").read_block(0).content
-        assert (read.dtype, read.tolist()) == (np.uint64, [0] * 8)
+        assert (read.dtype, read.tolist()) == (np.dtype(np.uint64), [0] * 8)
 
     def test_a_set_made_with_other_settings_is_refused_with_both_values(self, bound: FeatureStore) -> None:
         bound.create(SPEC)

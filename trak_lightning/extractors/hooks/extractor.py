@@ -16,7 +16,7 @@ from trak_lightning.extractors.audit import as_outputs, require_graph
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.hooks.plan import Plan
 from trak_lightning.extractors.hooks.planner import Planner
-from trak_lightning.extractors.hooks.tape import Path, Reached, Tape
+from trak_lightning.extractors.hooks.tape import CannotDo, Path, Reached, Tape
 from trak_lightning.gradients import ParameterLayout, Sink
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.tasks.base import Task, batch_of
@@ -58,11 +58,8 @@ class Hooks(GradientExtractor):
         known, rehearsed = self._of(model, task, batch, layout)
         while True:
             with Tape(known.plan, sink, batch.size, model, layout) as tape, batch_of(batch.size):
-                with _explained():
-                    output = task.output(model, batch.data)
-                output = as_outputs(output, batch.size, task)
-                require_graph(output, model, task)
-                if rehearsed is not None or known.seen(tape, output, batch):
+                output = self._forward(model, task, batch, again=rehearsed is None)
+                if output is not None and (rehearsed is not None or known.seen(tape, output, batch)):
                     if rehearsed:
                         known.kinds.add((tape.path(output), batch.structure))
                     tape.backward(output)
@@ -74,6 +71,24 @@ class Hooks(GradientExtractor):
                     "that it cannot be rehearsed without the other ranks. Use a model of one path, or ddp."
                 )
             rehearsed = self._rehearse(known, task, batch)
+
+    def _forward(self, model: nn.Module, task: Task, batch: SampleBatch, *, again: bool) -> Tensor | None:
+        """The outputs under a tape; None if samples have more entries than any before, and the batch can be planned `again`."""
+        try:
+            with _explained():
+                output = task.output(model, batch.data)
+        except CannotDo:
+            if not again:
+                raise
+            return None
+        output = as_outputs(output, batch.size, task)
+        require_graph(output, model, task)
+        return output
+
+    def runs_again(self, model: nn.Module) -> bool:
+        """Whether some modules of the model are run again for their parameters."""
+        known = self._known.get(model, {}).get(False)
+        return known is not None and bool(known.plan.shells)
 
     def account(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout) -> list[RuleUse]:
         return self._of(model, task, batch, layout)[0].plan.account(layout)

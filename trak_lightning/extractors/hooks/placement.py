@@ -32,11 +32,11 @@ class Placement:
     def dim(self) -> int:
         return self.dims[0]
 
-    def split(self, tensor: Tensor, size: int, what: str) -> Tensor:
-        """(B, *shape of that tensor in a batch of one).
+    def require(self, tensor: Tensor, size: int, what: str) -> None:
+        """Refuse a tensor that does not hold the samples here. `what` says whose it is.
 
         Raises:
-            Misplaced: the dimension is not of the right size. `what` says whose it is.
+            Misplaced: the dimension is not of the right size.
         """
         for dim in self.dims:
             if tensor.ndim <= dim or tensor.shape[dim] % size or (not self.flattened and tensor.shape[dim] != size):
@@ -44,6 +44,14 @@ class Placement:
                     f"{what} has a tensor of shape {tuple(tensor.shape)}, whose dimension {dim} should hold the {size} samples of "
                     "the batch"
                 )
+
+    def split(self, tensor: Tensor, size: int, what: str) -> Tensor:
+        """(B, *shape of that tensor in a batch of one).
+
+        Raises:
+            Misplaced: the dimension is not of the right size. `what` says whose it is.
+        """
+        self.require(tensor, size, what)
         if len(self.dims) > 1:
             return self._diagonal(tensor, size)
         if not self.flattened:

@@ -137,6 +137,17 @@ class Homes:
             f"parameters=['!{location.name}']."
         )
 
+    def adopt(self, used: set[str], homes: set[str]) -> set[str]:
+        """Give parameters that were never used to one of `homes` that has lifted others and that they are in; return them."""
+        lifting = {location.home for location in self._of(used) if location.lifted} & homes
+        found = set()
+        for location in self.locations:
+            home = next((home for home in lifting if location.path.startswith(f"{home}.")), None)
+            if location.name not in used and home is not None:
+                location.home, location.lifted = home, True
+                found.add(location.name)
+        return found
+
     def at(self, name: str, home: str | None = None) -> list[Location]:
         """Where a parameter of the layout is done, or those of its places that one module does."""
         return [location for location in self.locations if location.name == name and home in (None, location.home)]

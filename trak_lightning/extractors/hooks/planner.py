@@ -1,6 +1,5 @@
 """Making a plan, and proving it right on a batch before anything is streamed."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -57,11 +56,11 @@ class Planner:
         weights = sample_weights(batch.size)
         expected = reference(self._model, task, batch, self._layout)
         self._used |= {name for name, grad in expected.grads.items() if grad is not None}
+        # What one sample does not reach, though the batch does, holds no entries of that sample, and is lifted.
         with requiring(self._model, ()):
-            looked = self._look(task, batch)
-            twins = [batch.fetch([sample] * 2) for sample in looked] if batch.size > 1 else [batch]
+            self._probe.look(task, batch)
         while True:
-            plan = self._plan(task, twins)
+            plan = self._plan(task, batch)
             finite, audit = expected.finite, Audit(self._layout, expected, weights)
             try:
                 self._rehearse(plan, task, batch, audit)
@@ -97,19 +96,6 @@ class Planner:
             # The audit has used it up.
             expected = reference(self._model, task, batch, self._layout)
 
-    def _look(self, task: Task, batch: SampleBatch) -> list[int]:
-        """Show the probe samples until it has seen an owner of every parameter that is used, or all samples; then the whole
-        batch."""
-        for sample in range(batch.size):
-            self._probe.look(task, batch, sample)
-            called = self._probe.places
-            modules = self._homes.modules
-            seen = {place.name for place in self._homes.locations if modules[place.home] in called}
-            if self._used <= seen:
-                break
-        self._probe.watch(task, batch)
-        return list(range(sample + 1))
-
     def _rehearse(self, plan: Plan, task: Task, batch: SampleBatch, audit: Audit) -> None:
         with Tape(plan, audit, batch.size, self._model, self._layout) as tape, without_autocast(), batch_of(batch.size):
             output = as_outputs(task.output(self._model, batch.data), batch.size, task)
@@ -117,15 +103,20 @@ class Planner:
             tape.path(output)
             tape.backward(output)
 
-    def _plan(self, task: Task, twins: Sequence[SampleBatch]) -> Plan:
+    def _plan(self, task: Task, batch: SampleBatch) -> Plan:
         while True:
             self._homes.settle(self._used, self._probe.places)
             layers, rest, misplaced = self._layers()
             shells: list[Shell] = []
             if not misplaced:
-                shells, misplaced = self._shells(task, twins, rest)
+                shells, misplaced = self._shells(task, batch, rest)
             if not misplaced:
-                break
+                # Experts that no sample has reached yet belong to the module that the others were lifted to.
+                adopted = self._homes.adopt(self._used, {shell.name for shell in shells if shell.name})
+                if not adopted:
+                    break
+                self._used |= adopted
+                continue
             for location in misplaced:
                 self._homes.lift(location, set(self._probe.places))
         unused = tuple(slot.name for slot in self._layout if slot.name not in self._used)
@@ -148,7 +139,7 @@ class Planner:
         return layers, rest, misplaced
 
     def _shells(
-        self, task: Task, twins: Sequence[SampleBatch], rest: dict[str, dict[str, str]]
+        self, task: Task, batch: SampleBatch, rest: dict[str, dict[str, str]]
     ) -> tuple[list[Shell], list[Location]]:
         if not rest:
             return [], []
@@ -163,9 +154,8 @@ class Planner:
         inside = {home: inner_modules(modules[home], names, places) for home, names in rest.items()}
         watched = list({modules[home] for home in rest} | {module for inner in inside.values() for module in inner})
         with requiring(self._model, {name for names in rest.values() for name in names.values()}):
-            for twin in twins:
-                for key, found in dependent(self._model, task, twin, watched).items():
-                    self._dependent.setdefault(key, set()).update(found)
+            for key, found in dependent(self._model, task, batch, watched).items():
+                self._dependent.setdefault(key, set()).update(found)
         shells: list[Shell] = []
         misplaced: list[Location] = []
         for home, names in rest.items():

@@ -40,25 +40,25 @@ class Probe:
         self._model = model
         self.places: dict[nn.Module, Places] = {}
 
-    def look(self, task: Task, batch: SampleBatch, sample: int) -> None:
-        """Show the model one sample twice, and three times; learn about the modules that are called."""
+    def look(self, task: Task, batch: SampleBatch) -> None:
+        """Show the model one sample twice, and three times, to learn about the modules that are called; then the batch itself,
+        whose samples may differ in what decides over sizes and orders."""
         if batch.size == 1:
             self._merge(_places_of_one(self._pass(task, batch)))
             return
-        batches = [batch.fetch([sample] * count) for count in (2, 3)]
-        packed, unknown = _packed(batches[0], batches[1], batch)
-        two, three = (self._pass(task, *each, unknown) for each in zip(batches, packed, strict=False))
+        twins, triplets = batch.fetch([0, 0]), batch.fetch([0, 0, 0])
+        packed, unknown = _packed(twins, triplets, batch)
+        two, three, all_samples = (
+            self._pass(task, *each, unknown) for each in zip((twins, triplets, batch), packed, strict=True)
+        )
         fresh = _all_places(two, three)
         if any(_is_flattened(where) for places in fresh.values() for where in _all(places)):
-            self._order(task, batch, sample, fresh)
+            self._order(task, batch, fresh)
         self._merge(fresh)
+        self._distrust(all_samples)
 
-    def watch(self, task: Task, batch: SampleBatch) -> None:
-        """Show the model the batch itself, whose samples may differ in what decides over sizes and orders."""
-        if batch.size == 1:
-            return
-        packed, unknown = _packed(batch.fetch([0, 0]), batch.fetch([0, 0, 0]), batch)
-        seen = self._pass(task, batch, packed[2], unknown)
+    def _distrust(self, seen: "_Shapes") -> None:
+        """Forget where samples are in dimensions whose size or order depends on content."""
         for module, calls in seen.calls.items():
             if module not in self.places:
                 continue
@@ -79,14 +79,11 @@ class Probe:
                 for position, where in getattr(places, side).items():
                     before[position] = common((before.get(position, where), where))
 
-    def _order(self, task: Task, batch: SampleBatch, sample: int, fresh: dict[nn.Module, Places]) -> None:
+    def _order(self, task: Task, batch: SampleBatch, fresh: dict[nn.Module, Places]) -> None:
         """Whether entries of one sample lie together or are interleaved: those that stay the same when the other sample
         is another are those of the first."""
         wanted = {module for module, places in fresh.items() if any(map(_is_flattened, _all(places)))}
-        other = (sample + 1) % batch.size
-        same, mixed = (
-            _Shapes(self._model, wanted).see(task, batch.fetch(pair)) for pair in ([sample] * 2, [sample, other])
-        )
+        same, mixed = (_Shapes(self._model, wanted).see(task, batch.fetch(pair)) for pair in ([0, 0], [0, 1]))
         for module in wanted:
             for side in ("inputs", "outputs"):
                 places: dict[int, Where] = getattr(fresh[module], side)

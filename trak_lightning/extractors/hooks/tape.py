@@ -195,6 +195,8 @@ class Tape:
                 output, input = self._over_batch(output), self._over_batch(input)
             output = self._on_graph(output)
             place = layer.place if isinstance(layer.place, Placement) else Placement((0,))
+            with self._doing(layer.names.values()):
+                place.require(output, self._size, f"module {layer.name!r}")
             kept, version = self._keep(layer.name, input)
 
             def on_backward(output_grad: Tensor | None) -> None:
