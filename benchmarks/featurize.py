@@ -105,7 +105,7 @@ def _measure(
             f"{1e3 * median(times[name]):.1f} ms",
             f"{ratio:.2f}",
             f"{workload.batch_size / median(times[name]):.0f}",
-            f"{peaks[name] / 2**20:.0f} MiB" if name in peaks else "",
+            f"{peaks[name] / 1e6:.0f} MB" if name in peaks else "",
             f"{peaks[name] / peak:.2f}" if name in peaks else "",
         )
     table.add_section()

@@ -150,13 +150,13 @@ def _measure(
             started = time.perf_counter()
             work()
             times[name].append(time.perf_counter() - started)
-            memory[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            memory[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     for name, _, flops in works:
         seconds = median(times[name])
         plain = PLAIN.get(name)
         ratio = f"{median(times[plain]) / seconds:.2f}" if plain in times else ""
         table.add_row(
-            f"{n:,}", name, f"{seconds:.3f} s", f"{flops / seconds / 1e9:.0f}", ratio, f"{memory[name]:.2f} GiB"
+            f"{n:,}", name, f"{seconds:.3f} s", f"{flops / seconds / 1e9:.0f}", ratio, f"{memory[name]:.2f} GB"
         )
     if traker is not None:
         for name, found in (("train", train), ("targets", target)):
@@ -169,7 +169,7 @@ def _measure(
             check=True,
         )
         took = json.loads(done.stdout.splitlines()[-1])
-        table.add_row(f"{n:,}", "traker, all in all", f"{took['seconds']:.3f} s", "", "", f"{took['gib']:.2f} GiB")
+        table.add_row(f"{n:,}", "traker, all in all", f"{took['seconds']:.3f} s", "", "", f"{took['gb']:.2f} GB")
 
 
 def _fill(store: HDF5Store, split: str, n: int, k: int) -> FeatureSet:

@@ -25,7 +25,7 @@ def main(features: str, targets: str) -> None:
     scores = torch.zeros(len(train), len(target))
     computer.get_scores(inverse, target, scores)
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+    print(json.dumps({"seconds": seconds, "gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}))
 
 
 if __name__ == "__main__":

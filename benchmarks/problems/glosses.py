@@ -1,4 +1,4 @@
-"""WordNet glosses: which of ten categories does the word belong to that is defined so? And a small transformer for it."""
+"""WordNet glosses: which of ten categories does the defined word belong to? And a small transformer for it."""
 
 import re
 from collections import Counter

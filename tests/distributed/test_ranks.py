@@ -1,4 +1,4 @@
-"""One job on several ranks gives the bits of one process, whatever dies and with how many ranks it is gone on."""
+"""One job on several ranks gives the bits of one process, whichever rank dies, and however many ranks resume it."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def test_ranks_of_any_launcher_give_the_bits_of_one_process(launcher, job, whole
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_killed_rank_fails_the_job_and_other_numbers_of_ranks_go_on_with_it(victim, job, whole, tmp_path):
+def test_a_killed_rank_fails_the_job_and_other_numbers_of_ranks_resume_it(victim, job, whole, tmp_path):
     run_dir = tmp_path / "run"
     processes = start(job, run_dir, 2)
     await_blocks(run_dir, 3)

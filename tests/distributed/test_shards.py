@@ -1,4 +1,4 @@
-"""Parts of a job that need not know of each other: who does what, and who sees that all is there."""
+"""Parts of a job that need not know of each other: which does what, and which one notices that all are done."""
 
 import os
 import stat

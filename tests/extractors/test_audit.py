@@ -1,4 +1,4 @@
-"""What the audit of the first batch lets pass."""
+"""What the audit lets pass."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ class InSinglePrecision(nn.Module):
     ],
     ids=["float64", "float64 with a layer in float32", "float32", "bfloat16"],
 )
-def test_errors_are_told_from_rounding_in_the_precision_of_the_model(between, dtype, passes, refused):
+def test_errors_are_distinguished_from_rounding_in_the_precision_of_the_model(between, dtype, passes, refused):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), between, nn.Linear(8, 3)).to(dtype)
     batch = torch.randn(5, 6, dtype=dtype)

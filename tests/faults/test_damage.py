@@ -90,7 +90,7 @@ def test_two_jobs_fill_one_run_directory_and_share_its_blocks(job, whole, tmp_pa
     ],
     ids=["SIGTERM", "SIGINT", "SIGINT, ignored"],
 )
-def test_a_run_that_is_asked_to_end_ends_and_can_be_gone_on_with(number, before, code, job, whole, tmp_path):
+def test_a_run_that_is_asked_to_end_ends_and_can_be_resumed(number, before, code, job, whole, tmp_path):
     process = job.fork(tmp_path / "run", before=before)
     while not len(acknowledged(tmp_path / "run")) >= 3:
         assert process.is_alive()

@@ -1,4 +1,4 @@
-"""Files that are not what they claim to be: refused, with nothing executed, nothing followed, and no room made for them."""
+"""Files that are not what they claim to be: refused, with nothing executed, no link followed, and no memory allocated for them."""
 
 import json
 import os

@@ -91,7 +91,7 @@ def test_a_disk_that_is_full_at_any_write_keeps_what_was_acknowledged(tmp_path):
 
 
 @pytest.mark.parametrize("pages", [1, 40])
-def test_a_run_on_a_full_disk_fails_and_goes_on_when_there_is_room(pages, job, whole, tmp_path):
+def test_a_run_on_a_full_disk_fails_and_resumes_when_there_is_room(pages, job, whole, tmp_path):
     with small_disk(tmp_path / "disk", pages) as disk:
         log = tmp_path / "log"
         code, output = job.finish(disk / "run", log=log)
@@ -112,7 +112,7 @@ def test_a_read_only_file_system_is_named(job, tmp_path):
 
 
 @pytest.mark.parametrize("folder", [".", "features/train/*"])
-def test_a_folder_without_permission_is_named_and_the_run_goes_on_with_it(folder, job, whole, tmp_path):
+def test_a_folder_without_permission_is_named_and_the_run_resumes_with_it(folder, job, whole, tmp_path):
     run_dir = tmp_path / "run"
     process = job.fork(run_dir)
     while len(acknowledged(run_dir)) < 3:

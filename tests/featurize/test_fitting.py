@@ -1,4 +1,4 @@
-"""A projector that learns from the training set learns once a checkpoint, and the run directory keeps what it learned."""
+"""A projector that learns from the training set learns once per checkpoint, and the run directory keeps what it learned."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def features(run_dir):
     return {path.relative_to(run_dir): path.read_bytes() for path in sorted((run_dir / "features").rglob("*.h5"))}
 
 
-def test_a_run_that_goes_on_projects_with_what_was_learned_before(model, train_set, test_set, checkpoints, tmp_path):
+def test_a_resumed_run_projects_with_what_was_learned_before(model, train_set, test_set, checkpoints, tmp_path):
     for name in ("whole", "broken"):
         trak = attribute(model, tmp_path / name)
         trak.featurize(train_set, checkpoints, batch_size=8, block_size=8)

@@ -80,7 +80,7 @@ def test_every_image_has_words_for_who_cannot_see_it_and_controls_have_labels(ma
     assert page.all("html")[0]["lang"] == "en"
 
 
-def test_copies_are_found_across_train_and_targets_and_conflicting_labels_are_told(twins, tmp_path):
+def test_copies_are_found_across_train_and_targets_and_conflicting_labels_are_shown(twins, tmp_path):
     train, targets = twins
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).eval()
     trak = TRAK(model, task="image_classification", run_dir=tmp_path, projector={"name": "sparse_jl", "dim": 16})
@@ -103,7 +103,7 @@ def test_what_is_wrong_is_named(make, tmp_path, twins):
         write_report(path.parents[1], [(np.zeros(3), 0)] * 40, twins[1])
 
 
-def test_a_checkpoint_that_is_gone_is_told_on_the_page(make, tmp_path):
+def test_a_missing_checkpoint_is_named_on_the_page(make, tmp_path):
     path = make("image")
     (tmp_path / "0.pt").unlink()
     write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2), model=nn.Linear(6, 3), task=Margin())

@@ -1,4 +1,4 @@
-"""Every registered scorer obeys the laws, and wrong ones break those that they break."""
+"""Every registered scorer obeys the laws, and a wrong scorer fails the laws that it breaks."""
 
 import numpy as np
 import pytest

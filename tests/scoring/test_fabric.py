@@ -1,4 +1,4 @@
-"""Several processes share the work of scoring, and get what one gets."""
+"""Several processes share the work of scoring, and give the scores of one."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Fewer bits a number: how large the error is, that nothing overflows silently, and that reading is exact."""
+"""Fewer bits per number: how large the error is, that nothing overflows silently, and that reading is exact."""
 
 import numpy as np
 import pytest

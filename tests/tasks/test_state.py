@@ -100,13 +100,13 @@ def recorded(value):
 
 
 @pytest.mark.parametrize("kind", SAME)
-def test_is_recorded_the_same(kind):
+def test_equal_options_are_recorded_equally(kind):
     one, other = SAME[kind]
     assert recorded(one) == recorded(other)
 
 
 @pytest.mark.parametrize("kind", DIFFERENT)
-def test_are_told_apart(kind):
+def test_different_options_are_recorded_differently(kind):
     one, other = DIFFERENT[kind]
     assert recorded(one) != recorded(other)
 

@@ -208,9 +208,11 @@ class _IndexedCollate:
 def _digest(batch: Any) -> str:
     digest = hashlib.sha256()
     for leaf in flatten(batch)[0]:
-        if isinstance(leaf, Tensor):
+        if isinstance(leaf, Tensor) and leaf.layout is torch.strided and not (leaf.is_nested or leaf.is_quantized):
             digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
             digest.update(raw_bytes(leaf))
         elif isinstance(leaf, (str, bytes, int, float, bool)):
             digest.update(repr(leaf).encode())
+        else:
+            digest.update(str(content_hash(leaf)).encode())
     return digest.hexdigest()

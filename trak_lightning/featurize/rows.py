@@ -16,7 +16,7 @@ from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradien
 from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.state import requiring, without_fast_path
-from trak_lightning.featurize.verification import Verifier, difference, sample_weights_of
+from trak_lightning.featurize.batch_audit import BatchAuditor, difference, sample_weights_of
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.caches import clear_caches
 from trak_lightning.projectors.base import Projection
@@ -65,7 +65,7 @@ class RowComputer:
         self._load = load
         self._device = device
         self._precision = precision
-        self._verifier = Verifier(model, task, layout, seed)
+        self._auditor = BatchAuditor(model, task, layout, seed)
         self._warned = self._cleared = False
 
     def account(self, indexed: IndexedBatch) -> list[RuleUse]:
@@ -136,12 +136,12 @@ class RowComputer:
     def _by(self, extractor: GradientExtractor, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
         kinds = extractor.kinds
         rows = self._compute(batch, index, extractor)
-        due = self._verifier.due(batch, index, rehearsed=extractor.kinds > kinds)
+        due = self._auditor.due(batch, index, rehearsed=extractor.kinds > kinds)
         position = due if position is None else position
         if position is not None:
             # One by one because the user wants that, or because nothing else was right?
             chosen = type(self._extractor).fall_back is GradientExtractor.fall_back
-            self._verifier.verify(batch, index, position, extractor, rows, chosen=chosen)
+            self._auditor.verify(batch, index, position, extractor, rows, chosen=chosen)
         return rows
 
     def _compute(self, batch: SampleBatch, index: Tensor, extractor: GradientExtractor) -> FeatureRows:

@@ -67,7 +67,7 @@ def test_a_demo_runs(config, settings, run):
     assert run(config, **settings, **{"data.num_targets": 5}).shape[0] == 5
 
 
-def test_emoji_are_told_apart_and_named():
+def test_emoji_are_distinguished_and_named():
     data = EmojiDataModule(num_targets=3)
     data.setup()
     assert (len(data.train_set), len(data.test_set)) == (1633, 3)

@@ -73,7 +73,7 @@ def test_embedding_rows_get_the_same_signs_and_features():
 
 
 @pytest.mark.parametrize(("kernel", "cpu"), PAIRS[::3])
-def test_a_run_may_go_on_with_the_other(kernel, cpu):
+def test_a_run_may_be_resumed_with_the_other(kernel, cpu):
     assert kernel.state == cpu.state
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import flatten
-from trak_lightning.errors import DataError, SampleDependenceError, UnsupportedModelError
+from trak_lightning.errors import DataError, OneSampleAtATime, SampleDependenceError, UnsupportedModelError
 from trak_lightning.extractors.audit import Audit, as_outputs, only, reference, sample_weights
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.iterative import sample_gradient
@@ -30,7 +30,7 @@ _SLACK = 10.0
 order, and now and then a ReLU switches."""
 
 
-class Verifier:
+class BatchAuditor:
     """Verifies the batches of kinds not seen before, and a share of all others that depends on the seed alone."""
 
     def __init__(self, model: nn.Module, task: Task, layout: ParameterLayout, seed: int) -> None:
@@ -137,12 +137,17 @@ class Verifier:
             again, _ = sample_gradient(self._model, self._task, one, self._layout)
             if (error := _shift(again[0], found[position])) > most:
                 refuse(self._model, self._task, (int(index[position]), 0, 1), error, one.data, one.data)
-        if chosen or batch.size == 1:
+        if batch.size == 1:
             return
         try:
             with torch.no_grad(), batch_of(batch.size):
                 output = as_outputs(self._task.output(self._model, batch.data), batch.size, self._task)
-        except Exception:
+        except OneSampleAtATime as refusal:
+            self._task.require_agreement(refusal.whole, found)
+            return
+        except Exception:  # a batch that the model cannot be given as a whole
+            return
+        if chosen:
             return
         for place in range(batch.size):
             if (error := _shift(output[place], found[place])) > most:
