@@ -1,4 +1,4 @@
-"""The loss itself, whatever it is."""
+"""A task whose output is minus the loss that the model was trained with."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -34,8 +34,8 @@ class Loss(Task):
     Since r = 0, use scores weighted with ``residual``, the default, or ``fisher``.
 
     Args:
-        function: ``(model, batch) → loss``, or its import path, ``package.module.function``. ``training_step`` for that of
-            the attributed LightningModule, without its logging. If None, the model is called with the entries of the batch
+        function: ``(model, batch) → loss``, or its import path, ``package.module.function``. ``training_step`` to
+            use the ``training_step`` of the attributed LightningModule, without its logging. If None, the model is called with the entries of the batch
             by name and must return something with a ``loss``. A partial or a closure is recorded with what is bound to it.
         inputs: without a function, the entries of a batch that the model is called with, labels among them; all tensors
             if None.
