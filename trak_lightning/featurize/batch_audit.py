@@ -18,6 +18,7 @@ from trak_lightning.extractors.iterative import sample_gradient
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.autocast import without_autocast
+from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of
@@ -31,7 +32,11 @@ order, and now and then a ReLU switches."""
 
 
 class BatchAuditor:
-    """Verifies the batches of kinds not seen before, and a share of all others that depends on the seed alone."""
+    """Verifies the batches of kinds not seen before, and a share of all others that depends on the seed alone.
+
+    Of a model whose parameters are sharded over ranks, only the first batch, which is the same on all ranks: later ones
+    differ, and autograd then averages their gradients.
+    """
 
     def __init__(self, model: nn.Module, task: Task, layout: ParameterLayout, seed: int) -> None:
         self._model = model
@@ -43,9 +48,11 @@ class BatchAuditor:
     def due(self, batch: SampleBatch, index: Tensor, *, rehearsed: bool) -> int | None:
         """The position of the sample to look at alone, or None if this batch is not to be verified."""
         drawn = derive_seed(self._seed, "verify", int(index[0]))
+        first = not self._structures
         new = rehearsed or batch.structure not in self._structures
         self._structures.add(batch.structure)
-        return (drawn // SHARE) % batch.size if new or drawn % SHARE == 0 else None
+        due = first if any_sharded(self._model.parameters()) else new or drawn % SHARE == 0
+        return (drawn // SHARE) % batch.size if due else None
 
     def verify(
         self,
