@@ -1,4 +1,4 @@
-"""What determines a feature, other than the weights and the sample."""
+"""The settings that determine a feature, in addition to the weights and the sample."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from trak_lightning.tasks.base import Task
 
 @dataclass(frozen=True)
 class FeaturizeSpec:
-    """The settings of featurizing, held once and passed down unchanged.
+    """The settings of featurizing.
 
     Args:
         task: the model output function.
