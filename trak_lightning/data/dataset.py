@@ -29,7 +29,7 @@ from torch.utils.data import (
 from trak_lightning.data.columns import WithoutText
 from trak_lightning.data.content import content_hash, raw_bytes
 from trak_lightning.data.trees import flatten
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, TrakError
 
 # The samplers that draw from the whole dataset: reading it in order gives the same set of samples.
 WHOLE_DATASET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
@@ -102,8 +102,22 @@ class AttributionData:
         return len(self.dataset)
 
     def batch(self, indices: Sequence[int]) -> Any:
-        """The collated batch of these samples."""
-        return self.collate_fn([self.dataset[i] for i in indices])
+        """The collated batch of these samples.
+
+        Raises:
+            DataError: the dataset or the collate function fails on them.
+        """
+        try:
+            return self.collate_fn([self.dataset[i] for i in indices])
+        except TrakError:
+            raise
+        except Exception as error:
+            shown = ", ".join(map(str, indices[:5])) + (" …" if len(indices) > 5 else "")
+            raise DataError(
+                f"samples {shown} of {type(self.dataset).__name__} cannot be read and collated without the others: "
+                f"{type(error).__name__}: {error}. Every sample needs a row, so a collate function must not drop any: leave "
+                "broken samples out of the dataset (torch.utils.data.Subset), and collate batches of one sample too."
+            ) from error
 
     def content(self, position: int) -> int:
         """The content hash of a sample; see `trak_lightning.data.content`."""
