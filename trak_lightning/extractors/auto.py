@@ -111,5 +111,5 @@ class Auto(GradientExtractor):
 
 
 def _reason(refusal: UnsupportedModelError) -> str:
-    """What the hooks extractor said, without its advice to use another one."""
+    """The reason of a refusal, without the advice to use another extractor, which `Auto` has followed."""
     return str(refusal).partition(" Use extractor=")[0]

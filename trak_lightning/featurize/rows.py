@@ -40,7 +40,7 @@ class RowComputer:
         layout: the parameters attributed to.
         load: collates the samples at these dataset positions with the user's code, and moves the batch to `device`.
         device: where the model is.
-        precision: the Trainer's.
+        precision: the precision of the Trainer.
         seed: determines, with their positions, which batches are verified.
     """
 

@@ -18,8 +18,8 @@ class FeaturizeSpec:
         extractor: how per-sample gradients are computed; exact, so it is not part of the fingerprint.
         projector: how they are projected to k dimensions.
         layout: the parameters attributed to.
-        seed: of the projection.
-        precision: the Trainer's, such as ``32-true``.
+        seed: the seed of the projection.
+        precision: the precision of the Trainer, such as ``32-true``.
     """
 
     task: Task
