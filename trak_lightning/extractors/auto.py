@@ -1,4 +1,4 @@
-"""The extractor that suits the model."""
+"""Choose the extractor for each batch: hooks where they are exact, else one sample at a time."""
 
 import logging
 from time import perf_counter
@@ -17,14 +17,14 @@ from trak_lightning.tasks.base import Task
 log = logging.getLogger(__name__)
 
 _PATIENCE = 3
-"""After how many batches in a row that hooks refuse the samples of all others are computed one by one."""
+"""After this many batches in a row that hooks refuse, or are slower for, all later batches use ``iterative``."""
 
 
 class Auto(GradientExtractor):
     """``hooks`` where they are exact, as they are for nearly all models; else ``iterative``, one sample at a time, which is
     right for every batch.
 
-    Decided batch by batch; it is logged once which layers use which rule, and why samples are computed one at a time.
+    The choice is made for each batch. Log once which layers use which rule, and why samples are computed one at a time.
     """
 
     def __init__(self) -> None:
@@ -38,11 +38,11 @@ class Auto(GradientExtractor):
         self._described: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[type["Auto"], tuple[()]]:
-        return Auto, ()  # a rank that is spawned finds out for itself what is known of the model
+        return Auto, ()  # a spawned rank starts without knowledge of the model
 
     @property
     def one_by_one(self) -> bool:  # type: ignore[override]
-        """Whether the samples of the last batch were."""
+        """Whether the samples of the last batch were computed one at a time."""
         return self._last_alone
 
     @property
@@ -66,11 +66,11 @@ class Auto(GradientExtractor):
         except UnsupportedModelError as refusal:
             self._refused[model] = self._refused.get(model, 0) + 1
             if begun:
-                raise  # the caller discards what the sink has, and begins anew with `fall_back`
+                raise  # the caller discards what the sink has received, and starts again with `fall_back`
             self._last_alone = True
             return self.fall_back(model, refusal).extract(model, task, batch, layout, sink)
         self._refused[model] = 0
-        # Layers that go by rule are never slower than one by one.
+        # Layers with a rule are never slower than computing one sample at a time.
         if known and batch.size > 1 and (self._hooks.kinds > kinds or self._hooks.runs_again(model)):
             self._compare(model, task, batch, layout, perf_counter() - started)
         if self._described.get(model) != layout.fingerprint:
@@ -81,7 +81,7 @@ class Auto(GradientExtractor):
     def _compare(
         self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, seconds: float
     ) -> None:
-        """Compute samples one at a time from now on, if batches in a row, the first aside, took longer than that would."""
+        """Switch to one sample at a time if `_PATIENCE` batches in a row, not counting the first, took longer than that would."""
         if model not in self._sample_seconds:
             started = perf_counter()
             sample_gradient(model, task, batch.fetch([0]), layout)
@@ -90,16 +90,14 @@ class Auto(GradientExtractor):
             self._slow[model] = self._slow.get(model, 0) + 1
             if self._slow[model] >= _PATIENCE:
                 self._refused[model] = _PATIENCE
-                log.info(
-                    "gradients  one sample at a time from now on, which takes less time for this model than hooks do"
-                )
+                log.info("gradients  one sample at a time from now on, since that is faster than hooks for this model")
 
     def fall_back(self, model: nn.Module, refusal: UnsupportedModelError) -> GradientExtractor:
         if model not in self._explained:
             self._explained.add(model)
             log.warning(
-                "gradients  one sample at a time, which takes as many passes as a batch has samples, for batches that need it: %s",
-                refusal,
+                "gradients  one sample at a time where hooks fail, which is exact but slower: %s",
+                _reason(refusal),
             )
         return self._alone
 
@@ -110,3 +108,8 @@ class Auto(GradientExtractor):
             except UnsupportedModelError as refusal:
                 self.fall_back(model, refusal)
         return self._alone.account(model, task, batch, layout)
+
+
+def _reason(refusal: UnsupportedModelError) -> str:
+    """The reason of a refusal, without the advice to use another extractor, which `Auto` has followed."""
+    return str(refusal).partition(" Use extractor=")[0]

@@ -11,6 +11,7 @@ Words used in these modules:
 * tape: the hooks that record one forward pass and make gradient blocks in its backward pass;
 * anchor: a leaf that makes layer outputs require a gradient while no parameter does;
 * sink: the function that receives the blocks (`trak_lightning.gradients.Sink`);
+* audit: a sink that compares the sum of all blocks with the gradient of the batch (`trak_lightning.extractors.audit`);
 * rehearse: try out a plan on a batch, with an audit as the sink, before any block is projected;
 * kind of a batch: the modules that ran, the operations that made the output, and the structure of the batch.
 """

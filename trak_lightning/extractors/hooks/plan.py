@@ -64,7 +64,7 @@ class Plan:
         for layer in self.layers:
             modules.setdefault(type(layer.module).__name__, []).append(layer.names)
         for shell in self.shells:
-            modules.setdefault(f"{type(shell.module).__name__} (run again)", []).append(shell.names)
+            modules.setdefault(f"{type(shell.module).__name__} (re-run)", []).append(shell.names)
         if self.unused:
             modules["not used by the output"] = [{name: name for name in self.unused}]
         counted: set[str] = set()
@@ -166,7 +166,7 @@ def layer_of(
 ) -> tuple[Layer | None, dict[str, str]]:
     """The layer whose rule handles some of these parameters, if there is one, and the remaining parameters."""
     rule = find_rule(module)
-    ruled = {key: value for key, value in names.items() if rule is not None and rule.does(key)}
+    ruled = {key: value for key, value in names.items() if rule is not None and rule.handles(key)}
     rest = {key: value for key, value in names.items() if key not in ruled}
     if rule is None or not ruled:
         return None, rest

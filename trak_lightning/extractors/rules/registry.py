@@ -50,7 +50,7 @@ class LayerRule:
     positions: bool
     whole_call: bool
 
-    def does(self, parameter: str) -> bool:
+    def handles(self, parameter: str) -> bool:
         """Whether the rule handles the parameter of this name in the layer."""
         return re.fullmatch(self.parameters, parameter) is not None
 
