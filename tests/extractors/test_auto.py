@@ -51,6 +51,7 @@ def test_where_hooks_have_no_way_it_loops_and_says_why(caplog):
     said = caplog.records[0].getMessage()
     assert said.startswith("gradients  one sample at a time")
     assert "parameter layer.weight of Hidden" in said
+    assert "extractor=" not in said
 
 
 class Picky(nn.Module):

@@ -1,4 +1,4 @@
-"""The extractor that suits the model."""
+"""Choose the extractor for each batch: hooks where they are exact, else one sample at a time."""
 
 import logging
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ from trak_lightning.tasks.base import Task
 log = logging.getLogger(__name__)
 
 _PATIENCE = 3
-"""After how many batches in a row that hooks refuse the samples of all others are computed one by one."""
+"""After this many batches in a row that hooks refuse, all later batches use ``iterative``."""
 
 _REHEARSAL = 12
-"""About how many passes a rehearsed batch takes: shown to the planner, rehearsed and verified."""
+"""About how many passes it takes to plan for a batch, rehearse it and verify it."""
 
 _FREE_REHEARSALS = 4
-"""So many kinds of batches are nothing unusual."""
+"""Rehearsals that are not counted, since most data have a few kinds of batches."""
 
 
 class Auto(GradientExtractor):
     """``hooks`` where they are exact, as they are for nearly all models; else ``iterative``, one sample at a time, which is
     right for every batch.
 
-    Decided batch by batch; it is logged once which layers use which rule, and why samples are computed one at a time. What
-    decides is counted and never timed, so that the same run gives the same bits on a busy machine.
+    The choice is made for each batch. Log once which layers use which rule, and why samples are computed one at a time.
+    The choice depends on counted passes and never on time, so that the same run gives the same bits on a busy machine.
     """
 
     def __init__(self) -> None:
@@ -45,11 +45,11 @@ class Auto(GradientExtractor):
         self._described: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[type["Auto"], tuple[()]]:
-        return Auto, ()  # a rank that is spawned finds out for itself what is known of the model
+        return Auto, ()  # a spawned rank starts without knowledge of the model
 
     @property
     def one_by_one(self) -> bool:  # type: ignore[override]
-        """Whether the samples of the last batch were."""
+        """Whether the samples of the last batch were computed one at a time."""
         return self._last_alone
 
     @property
@@ -58,7 +58,7 @@ class Auto(GradientExtractor):
 
     def extract(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, sink: Sink) -> Tensor:
         again = self._last is not None and self._last() is batch
-        if not again:  # else it is verified, in the way in which it was computed
+        if not again:  # else the batch is verified by the extractor that computed it
             self._last, self._last_alone = ref(batch), self._refused.get(model, 0) >= _PATIENCE
         if self._last_alone:
             return self._alone.extract(model, task, batch, layout, sink)
@@ -75,7 +75,7 @@ class Auto(GradientExtractor):
         except UnsupportedModelError as refusal:
             self._refused[model] = self._refused.get(model, 0) + 1
             if begun:
-                raise  # the caller discards what the sink has, and begins anew with `fall_back`
+                raise  # the caller discards what the sink has received, and starts again with `fall_back`
             self._last_alone = True
             return self.fall_back(model, refusal).extract(model, task, batch, layout, sink)
         if not again:
@@ -88,11 +88,11 @@ class Auto(GradientExtractor):
         return output
 
     def _count(self, model: nn.Module, size: int, rehearsals: int) -> None:
-        """Compute samples one at a time from now on, if that takes fewer passes than batches have taken."""
+        """Switch to one sample at a time if the batches so far took more passes than their samples would have taken."""
         passes = self._passes.setdefault(model, _Passes())
         passes.rehearsals += rehearsals
         passes.samples += size
-        # A re-run costs two passes: its own forward and backward pass, with the overhead of a functional call.
+        # Re-running one sample takes about as long as two ordinary passes.
         passes.batches += 1 + 2 * size * self._hooks.looped(model)
         if passes.batches + _REHEARSAL * max(0, passes.rehearsals - _FREE_REHEARSALS) > passes.samples:
             self._refused[model] = _PATIENCE
@@ -104,8 +104,8 @@ class Auto(GradientExtractor):
         if model not in self._explained:
             self._explained.add(model)
             log.warning(
-                "gradients  one sample at a time, which takes as many passes as a batch has samples, for batches that need it: %s",
-                refusal,
+                "gradients  one sample at a time where hooks fail, which is exact but slower: %s",
+                _reason(refusal),
             )
         return self._alone
 
@@ -118,9 +118,14 @@ class Auto(GradientExtractor):
         return self._alone.account(model, task, batch, layout)
 
 
+def _reason(refusal: UnsupportedModelError) -> str:
+    """The reason of a refusal, without the advice to use another extractor, which `Auto` has followed."""
+    return str(refusal).partition(" Use extractor=")[0]
+
+
 @dataclass
 class _Passes:
-    """Passes through the model, of batches and of the samples in them, had they been computed one at a time."""
+    """Passes that the batches so far took, not counting rehearsals, and the number of their samples and rehearsals."""
 
     batches: float = 0.0
     samples: int = 0
