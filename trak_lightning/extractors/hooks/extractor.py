@@ -62,6 +62,7 @@ class Hooks(GradientExtractor):
                     if rehearsed:
                         known.kinds.add((tape.path(output), batch.structure))
                     tape.backward(output)
+                    known.looped |= tape.looped
                     return output.detach()
             del output
             if any_sharded(model.parameters()):
@@ -84,10 +85,10 @@ class Hooks(GradientExtractor):
         require_graph(output, model, task)
         return output
 
-    def runs_again(self, model: nn.Module) -> bool:
-        """Whether some modules of the model are re-run, since no rule handles their parameters."""
+    def looped(self, model: nn.Module) -> float:
+        """The share of the parameters that are computed by re-running modules one sample after the other."""
         known = self._known.get(model, {}).get(False)
-        return known is not None and bool(known.plan.shells)
+        return len(known.looped) / known.parameters if known is not None else 0.0
 
     def account(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout) -> list[RuleUse]:
         return self._of(model, task, batch, layout)[0].plan.account(layout)
@@ -101,7 +102,7 @@ class Hooks(GradientExtractor):
         known = both.get(batch.size == 1)
         if known is not None and known.layout == layout.fingerprint:
             return known, None
-        known = _Known(layout.fingerprint, Planner(model, layout))
+        known = _Known(layout.fingerprint, len(layout.by_name), Planner(model, layout))
         rehearsed = self._rehearse(known, task, batch)
         both[batch.size == 1] = known
         return known, rehearsed
@@ -117,9 +118,11 @@ class Hooks(GradientExtractor):
 @dataclass
 class _Known:
     layout: str
+    parameters: int
     planner: Planner
     plan: Plan = field(init=False)
     kinds: set[tuple[Path, Any]] = field(default_factory=set)
+    looped: set[str] = field(default_factory=set)
 
     def seen(self, tape: Tape, output: Tensor, batch: SampleBatch) -> bool:
         """Whether a batch of this kind was rehearsed before."""

@@ -109,6 +109,8 @@ class Tape:
         self._waiting: list[tuple[Shell, RecordedCall]] = []
         self._replaying = False
         self._called: set[str] = set()
+        self.looped: set[str] = set()
+        """The parameters whose modules vmap could not re-run."""
 
     def __enter__(self) -> "Tape":
         self._stack.enter_context(requiring(self._model, self._watched))
@@ -381,6 +383,8 @@ class Tape:
                 blocks = list(rerun(shell.name, shell.module, shell.names, call, self._size))
         finally:
             self._replaying = False
+        if call.looped:
+            self.looped.update(shell.names.values())
         with torch.no_grad():
             for block in blocks:
                 self._sink(block)

@@ -50,6 +50,8 @@ class RecordedCall:
     output_grads: dict[int, Tensor] = field(default_factory=dict)
     entered: list[InnerCall] = field(default_factory=list)
     """Calls of modules inside that have not returned yet."""
+    looped: bool = False
+    """Whether vmap could not re-run it, so that samples were re-run one after the other."""
 
 
 def rerun(name: str, module: nn.Module, names: Names, call: RecordedCall, size: int) -> Iterator[GradientBlock]:
@@ -89,6 +91,7 @@ def rerun(name: str, module: nn.Module, names: Names, call: RecordedCall, size: 
         stacked = over_samples(pull_back, samples, grads)
     except Exception:
         # vmap fails on control flow that depends on values, and on operators without a batching rule; a loop does not.
+        call.looped = True
         try:
             each = [pull_back(*_take((samples, grads), sample)) for sample in range(size)]
         except Exception as error:
