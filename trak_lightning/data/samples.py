@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.func import vmap
 from typing_extensions import Self
@@ -25,11 +28,13 @@ class SampleBatch:
         data: what the task is given.
         size: B.
         load: collate the samples at these positions of the batch, in this order, alone.
+        extent: how many numbers each sample holds, (B,), where they were read.
     """
 
     data: Any
     size: int
     load: Callable[[Sequence[int]], Any]
+    extent: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Any], collate: Callable[[list[Any]], Any]) -> Self:
@@ -57,7 +62,7 @@ class SampleBatch:
         """What batches of one kind have in common: types and dimensions of the leaves, and which of these are B."""
         return tuple(
             (leaf.dtype, tuple(length == self.size for length in leaf.shape))
-            if isinstance(leaf, Tensor)
+            if isinstance(leaf, Tensor) and not _has_no_shape(leaf)
             else type(leaf)
             for leaf in deep_leaves(self.data)
         )
@@ -76,6 +81,11 @@ def batch_size(batch: Any) -> int:
             "Return tensors from the collate function, in tuples, lists, dicts or dataclasses."
         )
     return max(sizes, key=sizes.count)
+
+
+def _has_no_shape(leaf: Tensor) -> bool:
+    """Whether it is a nested tensor of the old layout."""
+    return leaf.is_nested and leaf.layout is torch.strided
 
 
 def is_batched(leaf: Any, size: int) -> bool:
