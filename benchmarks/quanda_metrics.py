@@ -22,7 +22,7 @@ from trak_lightning.scoring.scores import open_scores
 
 
 def main(run: Path, noisy: Path, targets: int = 400) -> None:
-    """Print ours next to theirs.
+    """Print the metrics of trak_lightning next to those of quanda.
 
     Args:
         run: run directory of configs/digits.yaml.

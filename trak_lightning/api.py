@@ -129,7 +129,7 @@ class TRAK:
             train_dataset: a map-style dataset, or a loader of one; read in the order of the dataset.
             checkpoints: one or several of: files and folders of any format in `trak_lightning.model.weight_files`, also with
                 wildcards; folders of checkpoint files; state dicts; modules. The model's current weights if None. ``x.ckpt`` is taken to have been trained on the samples in ``x.subset.npy``
-                if that lies beside it.
+                if that lies next to it.
             batch_size: samples of one gradient batch; the loader's, or 64.
             subsets: the positions of the training samples that each checkpoint was trained on, where known.
             block_size: samples stored at a time, rounded up to whole batches.

@@ -98,32 +98,31 @@ class ParameterLayout(Sequence[ParameterSlot]):
 
 
 _CHUNK = {"cpu": 2**21, "cuda": 2**25}
-"""How many entries of a parameter's per-sample gradients are formed at a time: what a CPU's caches hold, what fills a
-GPU."""
+"""How many entries of per-sample gradients to form at a time: few enough for a CPU's caches, enough to keep a GPU busy."""
 
 
 def samples_at_a_time(entries: int, device: torch.device, share: int = 1) -> int:
-    """How many samples to work on together where each makes so many entries; `share` divides what is allowed."""
+    """How many samples to process together if each has this many `entries`; `share` divides the limit."""
     count = max(1, _CHUNK.get(device.type, 2**25) // (share * entries))
-    return count + count % 2  # pairs are what the processor's threads divide
+    return count + count % 2  # even, so that two threads can share the work
 
 
 @dataclass(frozen=True)
 class GradientBlock(ABC):
-    """Per-sample gradients of one parameter, whole or as factors. Every tensor in it has B as its first dimension, or the
-    number of samples of the batch that the block is of."""
+    """Per-sample gradients of one parameter, dense or as factors. The first dimension of every tensor is the number of samples
+    in the block: B, or fewer if `samples` is a part of the batch."""
 
     name: str
     samples: slice = field(default_factory=lambda: slice(None), kw_only=True)
-    """Which samples of the batch the block is of: all, unless an extractor computes them one by one."""
+    """The samples of the batch that the block holds: all, unless an extractor computes them one at a time."""
     share: ClassVar[int] = 1
-    """How many tensors of the size of the gradients are in the making at a time."""
+    """How many tensors of the size of the dense gradients exist while they are formed."""
 
     def __len__(self) -> int:
         """The number of samples in the block.
 
         Raises:
-            UnsupportedModelError: its tensors disagree about it.
+            UnsupportedModelError: its tensors have different lengths.
         """
         lengths = {len(value) for value in vars(self).values() if isinstance(value, Tensor)}
         if len(lengths) != 1:
@@ -134,7 +133,7 @@ class GradientBlock(ABC):
         """Refuse a block that does not fit its parameter and a batch of `size` samples.
 
         Raises:
-            UnsupportedModelError: it has other than one gradient per sample, or gradients of another size.
+            UnsupportedModelError: it does not have one gradient per sample, or gradients of another size.
         """
         expected = len(range(size)[self.samples])
         if len(self) != expected:
@@ -148,22 +147,22 @@ class GradientBlock(ABC):
 
     @property
     def numel(self) -> int | None:
-        """The number of entries of one sample's gradient; None if that is known only once it is formed."""
+        """The number of entries of one sample's gradient; None if it is not known before the gradient is formed."""
         return None
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """The gradients themselves: (B, *parameter.shape)."""
+        """Form the dense gradients: (B, *parameter.shape)."""
 
     def take(self, samples: slice) -> Self:
-        """The block of some of its samples."""
+        """Slice the block by samples."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         taken: dict[str, Any] = {name: value[samples] for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **taken)
 
     def chunks(self, numel: int) -> Iterator[tuple[slice, Self]]:
-        """The block in parts, each with its slice of the block: as many samples as make a few MiB of dense gradients,
-        and at least one. `numel` is the size of the parameter."""
+        """Split the block by samples; yield each slice and its part. A part has at least one sample, and as many as fit into a
+        few MB of dense gradients. `numel` is the size of the parameter."""
         tensor = next(value for value in vars(self).values() if isinstance(value, Tensor))
         step = samples_at_a_time(numel, tensor.device, self.share)
         for start in range(0, len(self), step):
@@ -213,8 +212,8 @@ class ConvolutionBlock(GradientBlock):
     """Per-sample gradients of a convolution's weight (d_left, d_right / groups, *kernel), as factors.
 
     ``grad = combine(left, right)`` with ``left`` (B, d_left, *positions) and ``right`` (B, d_right, *positions), where
-    `combine` is bilinear and acts sample by sample. In a single group it pairs every channel of the one with every
-    channel of the other, however many there are, so a projector may reduce the channels first.
+    `combine` is bilinear and acts sample by sample. With one group it pairs every channel of `left` with every channel
+    of `right`, for any number of channels, so a projector may reduce the channels first.
     """
 
     left: Tensor
@@ -249,6 +248,6 @@ class RowSparseBlock(GradientBlock):
 
 
 Sink: TypeAlias = Callable[[GradientBlock], None]
-"""Where an extractor pushes its blocks. A parameter may arrive in several blocks (a module called twice, tied
-weights): their sum is its gradient, and since projections are linear, a sink adds up what it makes of each. What a sink
-was given counts only if `extract` returns: where it raises, the blocks of that batch are void."""
+"""The function that receives blocks from an extractor. A parameter may have several blocks (a module called twice, tied
+weights); their sum is its gradient, and since projections are linear, a sink may add up their projections. If `extract`
+raises, discard all blocks of that batch."""

@@ -230,7 +230,12 @@ def test_configurations_are_merged_and_printed(config):
         (("fly",), "unknown command 'fly'"),
         (("run", "--config", "nowhere.yaml"), "there is no configuration file nowhere.yaml"),
         (("run", "--evaluation.fraction", "2"), "fraction must lie in (0, 1]"),
-        (("run", "--target_split", "holdout"), "DigitsDataModule has no method holdout_dataloader"),
+        (
+            ("run", "--target_split", "holdout"),
+            "DigitsDataModule has no method holdout_dataloader, which split 'holdout' needs; the splits that it has are test, train",
+        ),
+        # Lightning's base class has the method, which raises an error.
+        (("run", "--target_split", "predict"), "DigitsDataModule has no method predict_dataloader"),
     ],
 )
 def test_mistakes_are_named_without_a_traceback_and_with_a_failing_exit_status(arguments, message, config, tmp_path):

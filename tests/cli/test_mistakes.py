@@ -193,7 +193,7 @@ MISTAKES = {
     "the batch does not fit into memory": (
         lambda path: attribute(task=Huge()).featurize(samples()),
         errors.DeviceMemoryError,
-        r"cpu has no memory left for the gradients of a batch of 20 samples.*--batch_size 10",
+        r"cpu does not have enough memory for the gradients of a batch of 20 samples.*--batch_size 10",
     ),
     "a plug-in's name is misspelt": (
         lambda path: attribute(projector="sparse-jl"),

@@ -5,6 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.errors import DataError
 
 
 def pad(samples):
@@ -60,11 +61,11 @@ def test_a_collator_that_uses_the_text_gets_it():
 
 
 def test_a_function_of_the_user_is_not_called_again_without_text():
-    with pytest.raises(ValueError, match="too many dimensions 'str'"):
+    with pytest.raises(DataError, match="ValueError: too many dimensions 'str'"):
         batch(SAMPLES, pad)
 
 
 def test_what_the_collator_says_first_is_raised_if_the_text_is_not_the_reason():
     broken = [{**sample, "index": [0] * position} for position, sample in enumerate(SAMPLES)]
-    with pytest.raises(ValueError, match="too many dimensions 'str'"):
+    with pytest.raises(DataError, match="ValueError: too many dimensions 'str'"):
         batch(broken, Padding())

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError
@@ -68,3 +76,13 @@ def test_the_fingerprint_tells_data_apart():
     other = TensorDataset(torch.arange(10.0).unsqueeze(1) + 1)
     assert AttributionData.of(SAMPLES).fingerprint() == AttributionData.of(SAMPLES).fingerprint()
     assert AttributionData.of(SAMPLES).fingerprint() != AttributionData.of(other).fingerprint()
+
+
+def test_a_collate_function_that_drops_samples_is_named_with_the_sample():
+    samples = [(torch.randn(6), i % 3) for i in range(24)]
+    samples[12] = None
+    data = AttributionData.of(
+        DataLoader(samples, 8, collate_fn=lambda items: default_collate([item for item in items if item is not None]))
+    )
+    with pytest.raises(DataError, match=r"samples 12 of list cannot be read and collated .* must not drop any"):
+        data.fingerprint()

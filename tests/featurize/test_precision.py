@@ -36,6 +36,6 @@ def test_features_of_lower_precision_are_close_to_float64(precision, bound, extr
 
 def test_overflow_of_16_bits_names_the_samples_and_the_way_out(model, train_set, tmp_path):
     train_set.tensors[0][[3, 20]] *= 1e5
-    with pytest.raises(NonFiniteGradientError, match=r"samples: \[3, 20\].*beyond ±65504 overflows: use .*bf16-mixed"):
+    with pytest.raises(NonFiniteGradientError, match=r"samples: \[3, 20\].*beyond ±65504 overflow: use .*bf16-mixed"):
         features(model, train_set, "16-true", tmp_path / "half")
     assert np.isfinite(features(model, train_set, "32-true", tmp_path / "single")).all()

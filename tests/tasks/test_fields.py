@@ -53,6 +53,7 @@ BATCHES = {
     "a dataclass": ({}, Question(IDS, MASK, LABELS, ["a", "b"])),
     "a named tuple": ({}, Named(IDS, MASK, LABELS)),
     "a tuple, by position": ({"inputs": [0, 1], "labels": 3}, (IDS, MASK, "idx", LABELS)),
+    "an index next to the tokens": ({}, {"input_ids": IDS, "attention_mask": MASK, "idx": MASK, "labels": LABELS}),
     "other names": (
         {"inputs": {"input_ids": "ids", "attention_mask": "mask"}, "labels": "class"},
         {"ids": IDS, "mask": MASK, "class": LABELS, "idx": torch.tensor([7, 8])},
@@ -205,7 +206,7 @@ def test_predictions_are_found_in_what_a_model_returns(settings, wrap):
         ({}, (IDS, LABELS, MASK), "a tuple of length 3, where a pair .*inputs: 0, labels: 1"),
         ({}, IDS, "the batch is a Tensor, where a pair"),
         ({}, {"label": LABELS}, "no tensor in addition to the labels"),
-        ({}, {"input_ids": IDS, "idx": MASK, "label": LABELS}, r"does not take 'idx'.*inputs: \[input_ids\]"),
+        ({}, {"ids": IDS, "idx": MASK, "label": LABELS}, r"does not take 'ids'.*inputs: \[idx\]"),
         ({"outputs": "scores"}, (IDS, LABELS), "the model's output has no entry 'scores' .outputs.; it is a Tensor"),
         ({}, (IDS, torch.tensor([2, 3])), "label 3 is out of range: the model returns 3 logits.*position 1"),
         ({}, (IDS, LABELS.float()), "labels must be integers of shape"),

@@ -27,6 +27,7 @@ COMMANDS = {
     "merge": "copy the features of one or more run directories into one file or another store",
     "import-traker": "read the features that traker, the library of the TRAK paper, has saved",
     "plugins": "list the installed extractors, projectors, stores, tasks and scorers",
+    "completion": "print a script by which bash, zsh or fish completes these commands and their options",
 }
 
 

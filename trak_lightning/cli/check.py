@@ -1,4 +1,4 @@
-"""``trak check``: what would be attributed, and how, from one batch."""
+"""``trak check``: try a few batches, and report what would be attributed and how."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from trak_lightning.cli.output import print_json, summary
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what is found; exit status 0 only if featurizing would succeed, as far as one batch can tell."""
+    """Print the findings. Return 0 only if the batches that were tried can be featurized."""
     job = Job("check", argv)
     findings = job.check()
     if job.json:

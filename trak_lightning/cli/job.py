@@ -229,12 +229,22 @@ class Job:
         retrainer.retrain(retrainings)
 
     def _data(self, split: str) -> AttributionData:
-        loader = getattr(self.datamodule, f"{split}_dataloader", None)
-        if loader is None:
+        source = getattr(self.datamodule, f"{split}_dataloader", None) if split in _splits(self.datamodule) else None
+        if source is None:
+            has = ", ".join(_splits(self.datamodule)) or "none"
             raise DataError(
-                f"{type(self.datamodule).__name__} has no method {split}_dataloader, which split {split!r} needs"
+                f"{type(self.datamodule).__name__} has no method {split}_dataloader, which split {split!r} needs; the splits that it "
+                f"has are {has}. Name one of them with --target_split or --train_split, or add the method."
             )
-        return AttributionData.of(loader(), self.settings.batch_size, hooks=self.datamodule)
+        loaders = source()
+        if isinstance(loaders, (list, tuple)):
+            if len(loaders) != 1:
+                raise DataError(
+                    f"{split}_dataloader of {type(self.datamodule).__name__} returns {len(loaders)} loaders, and a split is one. Add a "
+                    "method such as first_dataloader that returns one of them, and name it: --target_split first."
+                )
+            loaders = loaders[0]
+        return AttributionData.of(loaders, self.settings.batch_size, hooks=self.datamodule)
 
     @property
     def _recipe(self) -> dict[str, Any]:
@@ -247,6 +257,16 @@ class Job:
             L.seed_everything(seed, verbose=False)
             self._cli.instantiate_classes()
         return self._cli.model, self._cli.trainer
+
+
+def _splits(datamodule: L.LightningDataModule) -> list[str]:
+    """The names of the loaders that a DataModule has; Lightning's base class has methods for more, which raise an error."""
+    found = []
+    for name in dir(datamodule):
+        method = getattr(datamodule, name) if name.endswith("_dataloader") else None
+        if method and getattr(method, "__func__", method) is not getattr(L.LightningDataModule, name, None):
+            found.append(name.removesuffix("_dataloader"))
+    return found
 
 
 def _setup_stage(split: str) -> str:

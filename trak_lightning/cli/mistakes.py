@@ -1,7 +1,7 @@
-"""A mistake in the settings as one line: where, what, what was expected, and what may have been meant.
+"""Report a mistake in the settings as one line: the place, the fault, the value expected, and a suggestion.
 
-jsonargparse reports the whole tree of what it tried. `fault_in` finds the leaf that matters, and `explained` says where
-the setting was made: an option, or a line of a configuration file.
+jsonargparse reports every type that it tried, as a tree. `fault_in` finds the relevant leaf, and `explained` names the place of
+the setting: an option, or a line of a configuration file.
 """
 
 import difflib
@@ -21,11 +21,11 @@ from trak_lightning.errors import SettingsError
 
 
 class UsageError(SettingsError):
-    """A command was called with options, or a configuration, that it does not take."""
+    """A command was called with options or a configuration that it does not accept."""
 
 
 BASES = ("lightning.LightningModule", "lightning.LightningDataModule", "torch.optim.Optimizer")
-"""What jsonargparse tries where no class is named."""
+"""The base classes that jsonargparse tries if the configuration names no class."""
 
 WORDS = {
     "NoneType": "null",
@@ -36,7 +36,7 @@ WORDS = {
     "list": "a list",
     "str": "a string",
 }
-"""Types as people say them."""
+"""Plain words for types."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Fault:
     key: tuple[str, ...] = ()
     """The setting: ``("model", "width")``."""
     owner: str | None = None
-    """The class path of the class whose option it is."""
+    """The class path of the class that the option belongs to."""
     value: str | None = None
 
 
 def fault_in(message: str) -> Fault:
-    """The fault that `message` of jsonargparse is about."""
+    """Find the fault in an error message of jsonargparse."""
     text = textwrap.dedent(message).strip("\n")
     if found := re.match(r'Parser key "([^"]+)":\s*?\n(.*)', text, re.DOTALL):
         inner = fault_in(found[2])
@@ -74,7 +74,7 @@ def fault_in(message: str) -> Fault:
 
 
 def _of_union(errors: Sequence[str], value: str) -> Fault:
-    """Of what was tried for a value, that which was meant."""
+    """Choose, from the errors of all types that were tried for a value, the one that explains most."""
     telling = [error for error in errors if not error.startswith(("Expected a ", "Not a valid subclass"))]
     if telling:
         lines = telling[0].split("\n", 1)
@@ -93,12 +93,12 @@ def _type(name: str) -> str:
 
 
 def explained(message: str, parser: ArgumentParser, given: Sequence[str], configs: Sequence[str]) -> str:
-    """One line for a person.
+    """Convert an error message of jsonargparse to one line.
 
     Args:
-        message: of jsonargparse.
-        parser: whose message it is.
-        given: the settings that were given as options, such as ``projector.dim``.
+        message: the error message.
+        parser: the parser that raised it.
+        given: the settings given as options, such as ``projector.dim``.
         configs: the configuration files, in order.
     """
     if found := re.match(r"unrecognized arguments: (--?)([^=\s]+)", message):
@@ -137,11 +137,11 @@ def _missing(key: str) -> str:
 
 
 def _importable(path: str) -> str:
-    """What a class path that cannot be imported may have meant, or where it was looked for."""
+    """Suggest a class for a class path that cannot be imported, or say where it was searched for."""
     module, _, name = path.rpartition(".")
     try:
         known = [each for each, value in vars(importlib.import_module(module)).items() if isinstance(value, type)]
-    except Exception:  # whatever a stranger's module raises
+    except Exception:  # a user's module may raise anything
         return f" (looked in {Path.cwd()} and the installed packages)"
     return _nearest(name, known, f"{module}.")
 
@@ -152,7 +152,7 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def _options(path: str) -> list[str]:
-    """The options of a class, those of its base classes included where it passes them on."""
+    """The options of a class, with those of base classes that it passes ``**kwargs`` to."""
     module, _, name = path.rpartition(".")
     found: dict[str, None] = {}
     for cls in inspect.getmro(getattr(importlib.import_module(module), name)):
@@ -170,7 +170,7 @@ def _options(path: str) -> list[str]:
 
 
 def _where(key: Sequence[str], given: Sequence[str], configs: Sequence[str]) -> str:
-    """The line of the file in which a setting was made, with a colon; nothing if it was an option, which has its name."""
+    """The file and line of a setting, with a colon; empty for an option, since the message names it."""
     plain = _plain(key)
     if any(_plain(option.split(".")) == plain for option in given):
         return ""
@@ -185,7 +185,7 @@ def _plain(key: Iterable[str]) -> list[str]:
 
 
 def _line(path: Path, key: Sequence[str]) -> int | None:
-    """The line of a YAML file on which a setting stands, or the nearest setting around it."""
+    """The line of a setting in a YAML file, or that of the nearest enclosing setting."""
     try:
         node: Any = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
     except (OSError, yaml.YAMLError):

@@ -1,1 +1,1 @@
-"""The user's samples: datasets in order, batches taken apart, moved to a device."""
+"""The user's samples: read a dataset in order, fetch single samples of a batch, and move batches to a device."""

@@ -1,4 +1,4 @@
-"""Samples with columns that cannot become tensors, on which the data collators of transformers fail."""
+"""Collate samples with text columns, on which the data collators of transformers fail."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,24 +14,24 @@ Collate: TypeAlias = Callable[[list[Any]], Any]
 
 @dataclass(frozen=True)
 class WithoutText:
-    """A data collator of transformers. Samples that it cannot collate are given to it again without their text.
+    """Wrap a data collator of transformers: if it fails on samples, call it again without their text columns.
 
-    A Trainer removes the columns that its model does not take before it collates. Here, columns of numbers stay; the task
-    passes the model those that it takes.
+    The Trainer of transformers removes the columns that its model does not accept before it collates. Here, numeric columns
+    stay, and the task passes those that the model accepts.
     """
 
     collate_fn: Collate
 
     @classmethod
     def wrap(cls, collate_fn: Collate) -> Collate:
-        """Wrap a collator of transformers or a subclass of one. Any other function is returned as it is: it may need the
+        """Wrap a collator of transformers or a subclass of one. Return any other function unchanged: it may need the
         text."""
         classes = type(collate_fn).__mro__
         return cls(collate_fn) if any(each.__module__.startswith("transformers.") for each in classes) else collate_fn
 
     @property
     def tokenizer(self) -> Any:
-        """The collator's tokenizer, by which a report shows token ids as text."""
+        """The collator's tokenizer, with which a report shows token ids as text."""
         return getattr(self.collate_fn, "tokenizer", None)
 
     def __call__(self, samples: list[Any]) -> Any:

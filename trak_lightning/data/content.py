@@ -1,4 +1,4 @@
-"""A hash of what a sample holds, by which a changed label or image is noticed before stored rows are reused."""
+"""Hash the content of samples, to notice a changed label or image before stored rows are reused."""
 
 import math
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ from trak_lightning.run.fingerprint import UNKNOWN
 def content_hash(sample: Any) -> int:
     """Hash the content of a sample: xxh3_64, the same in every process; `UNKNOWN` where it cannot be read.
 
-    Tensors, arrays, numbers, text, images of Pillow, and containers, dataclasses and objects of these are read; of an object,
-    its public attributes.
+    Reads tensors, arrays, numbers, text, Pillow images, and containers, dataclasses and objects of these; of an object, the
+    public attributes.
     """
     digest = xxh3_64()
     try:
@@ -100,7 +100,7 @@ def _is_image(value: Any) -> bool:
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:
-    """What a container or an object holds, by name."""
+    """The entries of a container, or the attributes of an object, by name."""
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -109,7 +109,7 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
         return list(enumerate(sorted(value, key=repr)))
     if is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name, None)) for field in fields(value)]
-    if _is_image(value):
+    if _is_image(value):  # a Pillow image
         return [("mode", value.mode), ("size", value.size), ("pixels", value.tobytes())]
     if callable(getattr(value, "to_dict", None)):  # a graph of PyTorch Geometric
         return list(value.to_dict().items())

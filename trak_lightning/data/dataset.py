@@ -1,8 +1,8 @@
-"""The user's own data, in the order of the dataset: every sample once, under its own index, whatever their loader does.
+"""Read the user's dataset in order: every sample once, under its own index.
 
-Loaders are not used as they are: training loaders shuffle, drop the last batch and oversample. Dataset and collate
-function are taken from them and a loader is built around whole global batches in index order. What would change the
-set of samples or their content (subset samplers, random augmentation) is refused by name.
+Training loaders shuffle, drop the last batch and oversample, so only their dataset and collate function are used, in a new
+loader that reads batches in index order. Whatever would change the set of samples or their content (subset samplers, random
+augmentation) raises an error that names it.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ from torch.utils.data import (
 from trak_lightning.data.columns import WithoutText
 from trak_lightning.data.content import content_hash, extent, raw_bytes
 from trak_lightning.data.trees import flatten
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, TrakError
 
 # The samplers that draw from the whole dataset: reading it in order gives the same set of samples.
 WHOLE_DATASET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
 
 
 class Batches(Protocol):
-    """Lists of indices, made when they are asked for; their number is known, or an upper bound of it."""
+    """Lists of indices, made lazily; the length is their number or an upper bound of it."""
 
     def __iter__(self) -> Iterator[Sequence[int]]: ...
 
@@ -55,7 +55,7 @@ class IndexedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class AttributionData:
-    """A dataset with all that is needed to load any of its samples, by index."""
+    """A dataset, with everything that is needed to load its samples by index."""
 
     dataset: Any
     collate_fn: Callable[[list[Any]], Any]
@@ -69,7 +69,7 @@ class AttributionData:
     def of(
         cls, source: "Dataset | DataLoader | AttributionData", batch_size: int | None = None, *, hooks: Any = None
     ) -> "AttributionData":
-        """From a map-style dataset (batch size 64 unless given) or a loader of one (its own batch size unless given).
+        """Create from a map-style dataset (default batch size 64) or its loader (default batch size of the loader).
 
         Raises:
             DataError: an iterable dataset, a sampler that restricts the dataset, an empty dataset.
@@ -79,8 +79,8 @@ class AttributionData:
         dataset = source.dataset if isinstance(source, DataLoader) else source
         if isinstance(dataset, IterableDataset) or not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
             raise DataError(
-                f"{type(dataset).__name__} has no length or no indices, so a score could not be told which sample it "
-                "belongs to. Give a map-style dataset: one with __len__ and __getitem__."
+                f"{type(dataset).__name__} has no length or no indices, so scores could not be assigned to its "
+                "samples. Use a map-style dataset: one with __len__ and __getitem__."
             )
         if len(dataset) == 0:
             raise DataError(f"{type(dataset).__name__} is empty: there is nothing to attribute")
@@ -104,18 +104,32 @@ class AttributionData:
         return len(self.dataset)
 
     def batch(self, indices: Sequence[int]) -> Any:
-        """The collated batch of these samples."""
-        return self.collate_fn([self.dataset[i] for i in indices])
+        """The collated batch of these samples.
+
+        Raises:
+            DataError: the dataset or the collate function fails on them.
+        """
+        try:
+            return self.collate_fn([self.dataset[i] for i in indices])
+        except TrakError:
+            raise
+        except Exception as error:
+            shown = ", ".join(map(str, indices[:5])) + (" …" if len(indices) > 5 else "")
+            raise DataError(
+                f"samples {shown} of {type(self.dataset).__name__} cannot be read and collated without the others: "
+                f"{type(error).__name__}: {error}. Every sample needs a row, so a collate function must not drop any: leave "
+                "broken samples out of the dataset (torch.utils.data.Subset), and collate batches of one sample too."
+            ) from error
 
     def content(self, position: int) -> int:
         """The content hash of a sample; see `trak_lightning.data.content`."""
         return content_hash(self.dataset[position])
 
     def fingerprint(self, length: int | None = None) -> str:
-        """A hash of the first, middle and last sample, which are read twice; of the first `length` samples if given.
+        """Hash the first, middle and last sample, each read twice; of the first `length` samples if given.
 
         Raises:
-            DataError: the two readings differ, as they do under random augmentation.
+            DataError: the two readings differ, as under random augmentation.
         """
         length = len(self) if length is None else length
         probes = sorted({0, length // 2, length - 1})
@@ -146,10 +160,10 @@ class AttributionData:
 
 
 def check_samplers(loader: DataLoader) -> None:
-    """Refuse a loader whose samples are not those of its dataset.
+    """Refuse a loader that may leave out or repeat samples of its dataset.
 
     Raises:
-        DataError: names the sampler and the way out.
+        DataError: names the sampler and the remedy.
     """
     batch_sampler, sampler = loader.batch_sampler, loader.sampler
     if batch_sampler is not None and type(batch_sampler) is not BatchSampler:
@@ -165,14 +179,14 @@ def check_samplers(loader: DataLoader) -> None:
 
 
 class BatchPlan:
-    """A batch sampler that hands out given lists of indices.
+    """A batch sampler that yields given lists of indices.
 
-    Lightning rebuilds every `BatchSampler`, and every object with ``batch_size`` and ``drop_last``, with settings of its
-    own; an object without these is kept as it is.
+    Lightning rebuilds every `BatchSampler`, and every object with ``batch_size`` and ``drop_last``, with its own settings, but
+    not objects without these.
     """
 
     sampler: None = None
-    """Lightning 2.5 asks whether it shuffles."""
+    """Lightning 2.5 reads this attribute to find out whether the sampler shuffles."""
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches

@@ -1,4 +1,4 @@
-"""A batch together with the way to fetch its samples anew, and slicing tensors whose first dimension holds the samples."""
+"""Fetch single samples of a batch again, and slice tensors whose first dimension holds the samples."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ from trak_lightning.errors import DataError
 class SampleBatch:
     """A collated batch of B samples, on the device of the model.
 
-    What a batch looks like says nothing reliable about its samples: graphs are laid end to end, sequences come time first,
-    tensors are shared by all samples. So B is told, and samples are never cut out of the batch: they are fetched and
-    collated anew, by the user's own code.
+    The tensors of a batch do not show reliably where its samples are: graphs are concatenated, sequences may have time first,
+    and all samples may share a tensor. So B is given, and samples are not sliced out of the batch, but fetched and collated
+    again with the user's code.
 
     Args:
-        data: what the task is given.
+        data: the collated batch, which is passed to the task.
         size: B.
-        load: collate the samples at these positions of the batch, in this order, alone.
+        load: collates the samples at these positions of the batch, in this order, and no others.
         extent: how many numbers each sample holds, (B,), where they were read.
     """
 
@@ -38,12 +38,12 @@ class SampleBatch:
 
     @classmethod
     def of(cls, samples: Sequence[Any], collate: Callable[[list[Any]], Any]) -> Self:
-        """The batch that `collate` makes of `samples`."""
+        """Collate `samples` with `collate`."""
         return cls(collate(list(samples)), len(samples), lambda positions: collate([samples[at] for at in positions]))
 
     @classmethod
     def of_rows(cls, data: Any, size: int) -> Self:
-        """A batch whose samples are the entries of the first dimension of every tensor that has B of them."""
+        """Create from data in which the first dimension of every tensor holds the samples, if its length is B."""
         return cls(
             data,
             size,
@@ -59,7 +59,7 @@ class SampleBatch:
 
     @property
     def structure(self) -> tuple[Any, ...]:
-        """What batches of one kind have in common: types and dimensions of the leaves, and which of these are B."""
+        """The types and dimensions of the leaves, and which dimensions have length B: equal for batches of one kind."""
         return tuple(
             (leaf.dtype, tuple(length == self.size for length in leaf.shape))
             if isinstance(leaf, Tensor) and not _has_no_shape(leaf)
@@ -77,7 +77,7 @@ def batch_size(batch: Any) -> int:
     sizes = [leaf.shape[0] for leaf in flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.ndim]
     if not sizes:
         raise DataError(
-            f"no tensor with a first dimension is in the batch ({type(batch).__name__}), so it has no samples to tell apart. "
+            f"no tensor with a first dimension is in the batch ({type(batch).__name__}), so B is unknown. "
             "Return tensors from the collate function, in tuples, lists, dicts or dataclasses."
         )
     return max(sizes, key=sizes.count)
@@ -94,12 +94,12 @@ def is_batched(leaf: Any, size: int) -> bool:
 
 
 def take_sample(batch: Any, sample: int, size: int) -> Any:
-    """The batch of one sample, of a batch whose tensors have the samples first."""
+    """Slice the batch of one sample out of a batch whose tensors have the samples first."""
     return map_leaves(lambda leaf: leaf[sample : sample + 1] if is_batched(leaf, size) else leaf, batch)
 
 
 def over_samples(function: Callable[..., Any], *args: Any, in_dims: Any = 0, chunk_size: int | None = None) -> Any:
-    """``vmap(function)(*args)``, without its warnings about operators that it computes one by one."""
+    """``vmap(function)(*args)``, without its warnings about operators that it runs one sample at a time."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         return vmap(function, in_dims=in_dims, chunk_size=chunk_size)(*args)

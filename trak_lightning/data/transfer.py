@@ -1,4 +1,4 @@
-"""Move a batch to a device the way training did."""
+"""Move a batch to a device as in training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from trak_lightning.data.dataset import IndexedBatch
 
 
 def to_device(batch: IndexedBatch, datamodule: Any, model: nn.Module, device: torch.device) -> IndexedBatch:
-    """Move a batch with the transfer hooks of the user's DataModule, or else of their LightningModule."""
+    """Move a batch with the transfer hooks of the user's DataModule, or else of the LightningModule."""
 
     def hook(name: str) -> Callable[..., Any]:
         for owner in (datamodule, model):

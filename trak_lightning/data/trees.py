@@ -1,5 +1,5 @@
-"""Nested batches, arguments and outputs of modules as flat lists: tuples, lists and dicts; also dataclasses and other
-mappings, such as a ``BatchEncoding``, which torch's own pytrees do not look into unless they are registered."""
+"""Flatten nested batches, arguments and outputs of modules: tuples, lists and dicts, and also dataclasses and other mappings,
+such as a ``BatchEncoding``, which torch's own pytrees do not support unless they are registered."""
 
 import copy
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -13,7 +13,7 @@ Rebuild = Callable[[Sequence[Any]], Any]
 
 
 def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
-    """The leaves of `tree`, and a function that puts other leaves in their places."""
+    """Return the leaves of `tree`, and a function that rebuilds it from other leaves."""
     nodes, structure = tree_flatten(tree)
     leaves: list[Any] = []
     parts: list[tuple[int, Rebuild]] = []
@@ -33,7 +33,7 @@ def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """`tree` with ``function(leaf)`` in the place of every leaf."""
+    """Replace every leaf of `tree` by ``function(leaf)``."""
     leaves, rebuild = flatten(tree)
     return rebuild([function(leaf) for leaf in leaves])
 
@@ -43,7 +43,7 @@ def _only(values: Sequence[Any]) -> Any:
 
 
 def _open(node: Any) -> tuple[list[Any], Rebuild]:
-    if isinstance(node, tuple) and hasattr(node, "_fields"):  # a subclass of a named tuple, as packed sequences are
+    if isinstance(node, tuple) and hasattr(node, "_fields"):  # a subclass of a named tuple, such as a packed sequence
         leaves, rebuild = flatten(list(node))
         named: Any = node
         return leaves, lambda values: named._replace(**dict(zip(named._fields, rebuild(values), strict=True)))
@@ -80,7 +80,7 @@ def _open_mapping(node: Mapping[Any, Any]) -> tuple[list[Any], Rebuild]:
 
 
 def deep_leaves(tree: Any) -> list[Any]:
-    """The leaves of `tree`, and in place of objects that `flatten` does not look into, such as graphs, those of their
+    """The leaves of `tree`; objects that `flatten` treats as leaves, such as graphs, are replaced by the leaves of their
     attributes."""
     found: list[Any] = []
     _collect(tree, found, set())
@@ -100,8 +100,8 @@ def _collect(value: Any, found: list[Any], seen: set[int]) -> None:
 
 
 def snapshot(value: Any, *, clone: bool = False) -> Any:
-    """`value` with its tensors detached, so that later changes of containers and objects (a key-value cache that grows)
-    do not reach it; with `clone`, changes in place of tensors do not either. Modules are kept as they are."""
+    """Copy `value` with its tensors detached, so that later changes of containers and objects (a key-value cache that grows)
+    do not affect the copy; with `clone`, nor do in-place changes of tensors. Modules are not copied."""
     return _snapshot(value, clone, {})
 
 

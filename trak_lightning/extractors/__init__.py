@@ -1,4 +1,4 @@
-"""How per-sample gradients are computed."""
+"""Compute per-sample gradients: extractors, and the rules for layers that they use."""
 
 from trak_lightning.extractors.base import GradientExtractor
 

@@ -1,4 +1,4 @@
-"""Compare what an extractor streams with what autograd says of the whole batch."""
+"""Audit an extractor: compare a weighted sum of its per-sample gradients with the gradient that autograd computes."""
 
 from dataclasses import dataclass
 
@@ -14,20 +14,19 @@ from trak_lightning.model.dtensor import whole
 from trak_lightning.tasks.base import Task, batch_of
 
 _ROUNDED = 1e-11
-"""The relative error of a gradient beyond which it has not been computed in float64 throughout."""
+"""A gradient with a larger relative error was computed in less than float64 somewhere."""
 
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Relative errors of correct gradients by the precision of the model; 0.1 for 16 bits."""
 
 
 def sample_weights(size: int) -> Tensor:
-    """A different weight for each sample, (B,): a sum with these weights is right only if every gradient is that of its own
-    sample."""
+    """Weights (B,), different for each sample, so that a weighted sum reveals gradients assigned to the wrong sample."""
     return torch.linspace(0.5, 1.5, size, dtype=torch.float64)
 
 
 def only(position: int, size: int) -> Tensor:
-    """The weights (B,) of a sum that is the gradient of one sample."""
+    """Weights (B,) that select the gradient of one sample."""
     return torch.eye(size, dtype=torch.float64)[position]
 
 
@@ -35,7 +34,7 @@ def only(position: int, size: int) -> Tensor:
 class Reference:
     """The gradient of Σ_b w_b f_b by parameter, None where the output does not depend on it, and the outputs f (B,).
 
-    `precision` is that of the least precise floating-point numbers that autograd seems to compute it with.
+    `precision` is the lowest floating-point precision that autograd seems to have used.
     """
 
     grads: dict[str, Tensor | None]
@@ -50,16 +49,18 @@ class Reference:
 def reference(
     model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, weights: Tensor | None = None
 ) -> Reference:
-    """What autograd says of the whole batch, with `sample_weights` unless others are given. In float32 at least: autocast is
-    off. Twice in a model of float64, since norms, rotary embeddings and losses of many such models compute in float32 all
-    the same."""
+    """Differentiate the weighted sum of the outputs of a batch with autograd, without autocast; `sample_weights` by default.
+
+    A float64 model is differentiated twice to measure its precision, since norms, rotary embeddings and losses of many such
+    models still compute in float32.
+    """
     weights = sample_weights(batch.size) if weights is None else weights
     grads, output = _gradients(model, task, batch, layout, weights)
     known = [grad for grad in grads.values() if grad is not None]
     if any(grad.dtype != torch.float64 for grad in known):
         precision = max((grad.dtype for grad in known), key=lambda dtype: torch.finfo(dtype).eps)
         return Reference(grads, precision, output)
-    # A backward pass is linear but for rounding. By three, since powers of two round alike.
+    # A backward pass is linear except for rounding. A factor of 3, since powers of two do not change the rounding.
     again, _ = _gradients(model, task, batch, layout, 3.0 * weights)
     thirds = [grad / 3 for grad in again.values() if grad is not None]
     if len(thirds) != len(known):
@@ -78,13 +79,13 @@ def _gradients(
         require_graph(output, model, task)
         total = (output * weights.to(output)).sum()
         parameters = list(parameters_of(model, names).values())
-        # Not autograd.grad, which reentrant checkpointing refuses.
+        # Reentrant checkpointing does not support autograd.grad.
         with kept_grads(parameters):
             try:
                 total.backward()
             except RuntimeError as error:
                 raise UnsupportedModelError(
-                    f"autograd itself cannot do {type(model).__name__}, so it cannot have been trained as it is: {error}"
+                    f"autograd cannot differentiate {type(model).__name__}, so training it would fail too: {error}"
                 ) from error
             grads = {name: _dense(whole(parameter.grad)) for name, parameter in zip(names, parameters, strict=True)}
     return grads, output.detach()
@@ -95,8 +96,8 @@ def _dense(grad: Tensor | None) -> Tensor | None:
 
 
 class Audit:
-    """A sink that subtracts what it is given, weighted by sample, from a reference made with the same weights. It works in
-    the reference's memory: of p numbers there is one copy."""
+    """A sink that subtracts the weighted sum of the blocks from a reference with the same weights, in place: it needs no
+    memory of size p in addition to the reference, which it overwrites."""
 
     def __init__(self, layout: ParameterLayout, expected: Reference, weights: Tensor, slack: float = 1.0) -> None:
         self._layout = layout
@@ -125,7 +126,7 @@ class Audit:
             else:
                 left.sub_(weighted.view_as(left))
             self._sizes[block.name] = self._sizes.get(block.name, 0.0) + float(weights @ grad.norm(dim=1))
-            del grad  # before the next part is made
+            del grad  # before the next chunk is formed
 
     def wrong(self) -> dict[str, str]:
         """The parameters that differ from the reference, and how; errors are measured against Σ_b ‖g_b‖."""
@@ -138,7 +139,7 @@ class Audit:
             if left is None:
                 continue
             error = float(left.norm())
-            # A gradient that is zero but for rounding, as of the bias of attention keys, is noise in both.
+            # A gradient that is zero except for rounding, such as that of the bias of attention keys, is noise in both.
             scale = max(self._sizes[name], 1e-3 * self._size)
             if not error <= self.tolerance * scale:
                 found[name] = f"off by {error / scale:.2g} of its size" if scale else "not finite"
@@ -146,19 +147,23 @@ class Audit:
 
 
 def require_graph(output: Tensor, model: nn.Module, task: Task) -> None:
-    """Refuse an output from which no gradient flows."""
+    """Refuse an output that does not depend on the attributed parameters.
+
+    Raises:
+        UnsupportedModelError: it does not.
+    """
     if not output.requires_grad:
         raise UnsupportedModelError(
             f"the output of {type(task).__name__} does not depend on any parameter of {type(model).__name__} that is "
-            "attributed to, as far as autograd can see. Is something detached, or under torch.no_grad()?"
+            "attributed to, according to autograd. Is something detached, or computed under torch.no_grad()?"
         )
 
 
 def as_outputs(output: Tensor, size: int, task: Task) -> Tensor:
-    """The outputs (B,) of a task; one number will do for a batch of one.
+    """The outputs (B,) of a task; a single number is accepted for a batch of one.
 
     Raises:
-        DataError: they are something else.
+        DataError: the outputs have another shape or type.
     """
     if isinstance(output, Tensor) and (output.shape == (size,) or (size == 1 and output.numel() == 1)):
         return output.reshape(size)
@@ -175,5 +180,5 @@ def as_outputs(output: Tensor, size: int, task: Task) -> Tensor:
 
 
 def _norm(tensors: list[Tensor]) -> float:
-    """Of all of them as one vector."""
+    """The norm of all tensors as one vector."""
     return float(torch.stack([tensor.norm() for tensor in tensors]).norm()) if tensors else 0.0

@@ -1,8 +1,8 @@
-"""The extractor that suits the model."""
+"""Choose the extractor for each batch: hooks where they are exact, else one sample at a time."""
 
 import logging
-from time import perf_counter
-from weakref import WeakKeyDictionary, WeakSet
+from dataclasses import dataclass
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 from torch import Tensor, nn
 
@@ -10,39 +10,46 @@ from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor, RuleUse, describe
 from trak_lightning.extractors.hooks import Hooks
-from trak_lightning.extractors.iterative import Iterative, sample_gradient
+from trak_lightning.extractors.iterative import Iterative
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
 _PATIENCE = 3
-"""After how many batches in a row that hooks refuse the samples of all others are computed one by one."""
+"""After this many batches in a row that hooks refuse, all later batches use ``iterative``."""
+
+_REHEARSAL = 12
+"""About how many passes it takes to plan for a batch, rehearse it and verify it."""
+
+_FREE_REHEARSALS = 4
+"""Rehearsals that are not counted, since most data have a few kinds of batches."""
 
 
 class Auto(GradientExtractor):
     """``hooks`` where they are exact, as they are for nearly all models; else ``iterative``, one sample at a time, which is
     right for every batch.
 
-    Decided batch by batch; it is logged once which layers use which rule, and why samples are computed one at a time.
+    The choice is made for each batch. Log once which layers use which rule, and why samples are computed one at a time.
+    The choice depends on counted passes and never on time, so that the same run gives the same bits on a busy machine.
     """
 
     def __init__(self) -> None:
         self._hooks = Hooks()
         self._alone = Iterative()
+        self._last: ReferenceType[SampleBatch] | None = None
         self._last_alone = False
         self._refused: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-        self._sample_seconds: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
-        self._slow: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+        self._passes: WeakKeyDictionary[nn.Module, _Passes] = WeakKeyDictionary()
         self._explained: WeakSet[nn.Module] = WeakSet()
         self._described: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[type["Auto"], tuple[()]]:
-        return Auto, ()  # a rank that is spawned finds out for itself what is known of the model
+        return Auto, ()  # a spawned rank starts without knowledge of the model
 
     @property
     def one_by_one(self) -> bool:  # type: ignore[override]
-        """Whether the samples of the last batch were."""
+        """Whether the samples of the last batch were computed one at a time."""
         return self._last_alone
 
     @property
@@ -50,7 +57,9 @@ class Auto(GradientExtractor):
         return self._hooks.kinds
 
     def extract(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, sink: Sink) -> Tensor:
-        self._last_alone = self._refused.get(model, 0) >= _PATIENCE
+        again = self._last is not None and self._last() is batch
+        if not again:  # else the batch is verified by the extractor that computed it
+            self._last, self._last_alone = ref(batch), self._refused.get(model, 0) >= _PATIENCE
         if self._last_alone:
             return self._alone.extract(model, task, batch, layout, sink)
         begun = False
@@ -60,46 +69,43 @@ class Auto(GradientExtractor):
             begun = True
             sink(block)
 
-        known, kinds, started = model in self._described, self._hooks.kinds, perf_counter()
+        kinds = self._hooks.kinds
         try:
             output = self._hooks.extract(model, task, batch, layout, watched)
         except UnsupportedModelError as refusal:
             self._refused[model] = self._refused.get(model, 0) + 1
             if begun:
-                raise  # the caller discards what the sink has, and begins anew with `fall_back`
+                raise  # the caller discards what the sink has received, and starts again with `fall_back`
             self._last_alone = True
             return self.fall_back(model, refusal).extract(model, task, batch, layout, sink)
-        self._refused[model] = 0
-        # Layers that go by rule are never slower than one by one.
-        if known and batch.size > 1 and (self._hooks.kinds > kinds or self._hooks.runs_again(model)):
-            self._compare(model, task, batch, layout, perf_counter() - started)
+        if not again:
+            self._refused[model] = 0
+        if batch.size > 1 and not again:
+            self._count(model, batch.size, self._hooks.kinds - kinds)
         if self._described.get(model) != layout.fingerprint:
             self._described[model] = layout.fingerprint
             log.info("gradients  hooks: %s", describe(self._hooks.account(model, task, batch, layout)))
         return output
 
-    def _compare(
-        self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, seconds: float
-    ) -> None:
-        """Compute samples one at a time from now on, if batches in a row, the first aside, took longer than that would."""
-        if model not in self._sample_seconds:
-            started = perf_counter()
-            sample_gradient(model, task, batch.fetch([0]), layout)
-            self._sample_seconds[model] = perf_counter() - started
-        if seconds > 1.5 * batch.size * self._sample_seconds[model]:
-            self._slow[model] = self._slow.get(model, 0) + 1
-            if self._slow[model] >= _PATIENCE:
-                self._refused[model] = _PATIENCE
-                log.info(
-                    "gradients  one sample at a time from now on, which takes less time for this model than hooks do"
-                )
+    def _count(self, model: nn.Module, size: int, rehearsals: int) -> None:
+        """Switch to one sample at a time if the batches so far took more passes than their samples would have taken."""
+        passes = self._passes.setdefault(model, _Passes())
+        passes.rehearsals += rehearsals
+        passes.samples += size
+        # Re-running one sample takes about as long as two ordinary passes.
+        passes.batches += 1 + 2 * size * self._hooks.looped(model)
+        if passes.batches + _REHEARSAL * max(0, passes.rehearsals - _FREE_REHEARSALS) > passes.samples:
+            self._refused[model] = _PATIENCE
+            log.info(
+                "gradients  one sample at a time from now on, which takes fewer passes through this model than hooks do"
+            )
 
     def fall_back(self, model: nn.Module, refusal: UnsupportedModelError) -> GradientExtractor:
         if model not in self._explained:
             self._explained.add(model)
             log.warning(
-                "gradients  one sample at a time, which takes as many passes as a batch has samples, for batches that need it: %s",
-                refusal,
+                "gradients  one sample at a time where hooks fail, which is exact but slower: %s",
+                _reason(refusal),
             )
         return self._alone
 
@@ -110,3 +116,17 @@ class Auto(GradientExtractor):
             except UnsupportedModelError as refusal:
                 self.fall_back(model, refusal)
         return self._alone.account(model, task, batch, layout)
+
+
+def _reason(refusal: UnsupportedModelError) -> str:
+    """The reason of a refusal, without the advice to use another extractor, which `Auto` has followed."""
+    return str(refusal).partition(" Use extractor=")[0]
+
+
+@dataclass
+class _Passes:
+    """Passes that the batches so far took, not counting rehearsals, and the number of their samples and rehearsals."""
+
+    batches: float = 0.0
+    samples: int = 0
+    rehearsals: int = 0

@@ -15,8 +15,8 @@ from trak_lightning.tasks.base import Task
 
 @dataclass(frozen=True)
 class RuleUse:
-    """One line of an extractor's account: the rule, in how many layers it is used, and how many numbers their parameters
-    have."""
+    """One line of an extractor's account: a rule, the number of layers that use it, and the number of entries of their
+    parameters."""
 
     rule: str
     layers: int
@@ -28,34 +28,34 @@ class GradientExtractor(ABC):
 
     Laws (checked by `trak_lightning.testing.ExtractorConformance`):
 
-    * exact: blocks of one parameter add up to the gradient that autograd gives for that sample alone, fetched and collated
-      anew;
-    * complete: every parameter of the layout on which the output depends arrives; one on which it does not depend may
-      be left out, which means zero; none outside the layout ever arrives;
+    * exact: blocks of one parameter add up to the gradient that autograd computes for a batch of that sample only, fetched and
+      collated again;
+    * complete: every parameter of the layout on which the output depends has a block; a parameter on which it does not
+      depend may have none, which means zero; no parameter outside the layout has one;
     * independent of the batch: a sample's gradient does not depend on the other samples;
-    * harmless: the model is left as it was found (parameters, buffers, hooks, ``requires_grad``, ``.grad``).
+    * no side effects: the model is restored afterwards (parameters, buffers, hooks, ``requires_grad``, ``.grad``).
 
     Peak memory should be that of one block, not of the sum of all.
     """
 
     one_by_one: ClassVar[bool] = False
-    """Whether samples are always fetched and differentiated one at a time, so that no batch can be cut up wrongly."""
+    """Whether samples are always fetched and differentiated one at a time, so that no assumption about batches is made."""
 
     @abstractmethod
     def extract(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, sink: Sink) -> Tensor:
         """Push the gradient blocks of `batch` to `sink`; return the detached outputs f, (B,).
 
         Called with gradients enabled and the model in eval mode. Blocks are valid only during the call of the sink. Call the
-        task within ``batch_of(size)`` for a batch of `size` samples. Where this raises, all blocks of the batch are void.
+        task within ``batch_of(size)`` for a batch of `size` samples. If this raises, discard all blocks of the batch.
 
         Raises:
-            UnsupportedModelError: the gradient of some parameter cannot be computed exactly. Before the sink is given
-                anything of this batch, wherever that can be known.
+            UnsupportedModelError: the gradient of some parameter cannot be computed exactly. Raised
+                before the first block of the batch reaches the sink, if that can be known then.
         """
 
     @property
     def kinds(self) -> int:
-        """How many kinds of batches this extractor has met; when the number grows, the caller verifies the batch."""
+        """How many kinds of batches this extractor has rehearsed; when the number grows, the caller verifies the batch."""
         return 0
 
     def fall_back(self, model: nn.Module, refusal: UnsupportedModelError) -> "GradientExtractor | None":
@@ -63,15 +63,15 @@ class GradientExtractor(ABC):
         return None
 
     def account(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout) -> list[RuleUse]:
-        """Which rule computes which parameters of the layout; numbers of parameters add up to p. `batch` is like those to
-        come.
+        """Which rule computes which parameters of the layout; numbers of parameters add up to p. `batch` must be typical of
+        later ones.
 
         Raises:
-            UnsupportedModelError: the gradient of some parameter cannot be computed exactly. Names it.
+            UnsupportedModelError: the gradient of some parameter cannot be computed exactly. Names the parameter.
         """
         return [RuleUse(type(self).__name__.lower(), 1, layout.numel)]
 
 
 def describe(account: Sequence[RuleUse]) -> str:
-    """An account in one line: ``Linear ×12, LayerNorm ×5``."""
+    """Format an account as one line: ``Linear ×12, LayerNorm ×5``."""
     return ", ".join(f"{use.rule} ×{use.layers}" if use.layers > 1 else use.rule for use in account)

@@ -22,7 +22,7 @@ class Functional(GradientExtractor):
     `chunk_size` samples, and B·p.
 
     Needs a model that vmap can run (no ``.item()``, no control flow on values, no in-place change of unbatched buffers), and
-    samples that have the same shapes when they are collated alone.
+    samples that have equal shapes when each is collated by itself.
 
     Args:
         chunk_size: samples differentiated at a time; all if None.
@@ -92,7 +92,7 @@ def _stacked(each: Sequence[list[Any]], batched: Sequence[int]) -> list[Tensor]:
                 same = same and leaf.layout == torch.strided and not leaf.is_nested
             if not same:
                 raise OneSampleAtATime(
-                    "the samples of a batch have tensors of different shapes when they are collated alone, and the extractor "
-                    "'functional' needs the same. Pad them in the dataset, or use extractor='auto' or 'iterative'."
+                    "the samples of a batch have tensors of different shapes when each is collated by itself, and the functional "
+                    "extractor needs equal shapes. Pad them in the dataset, or use extractor='auto' or 'iterative'."
                 )
     return [torch.stack([leaves[position] for leaves in each]) for position in batched]

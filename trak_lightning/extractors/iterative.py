@@ -1,4 +1,4 @@
-"""One backward pass per sample: slow, and right for every model and every batch that autograd can differentiate."""
+"""One backward pass per sample: slow, but exact for every model and batch that autograd can differentiate."""
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ from trak_lightning.tasks.base import Task, batch_of
 
 
 class Iterative(GradientExtractor):
-    """Fetches, collates and differentiates one sample at a time. Memory: one gradient of the whole model.
+    """Fetch, collate and differentiate one sample at a time. Memory: one gradient of size p.
 
-    Nothing is assumed about what a batch looks like, nor about what the model does with several samples: lists, graphs,
-    detection targets and experts with a capacity are as good as tensors. It is the reference for the other extractors.
+    Makes no assumption about the form of a batch, nor about how the model treats several samples: works for lists, graphs,
+    detection targets and experts with a capacity as for tensors. It is the reference for the other extractors.
     """
 
     one_by_one = True
@@ -38,7 +38,7 @@ class Iterative(GradientExtractor):
 def sample_gradient(
     model: nn.Module, task: Task, one: SampleBatch, layout: ParameterLayout
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """The output (1,) of a batch of one, and its gradient by parameter: None where it does not depend on one.
+    """The output (1,) of a batch of one, and its gradient by parameter: None for those it does not depend on.
 
     Raises:
         DataError: the task does not return one number.

@@ -1,4 +1,4 @@
-"""A model as an extractor needs it, put back afterwards."""
+"""Prepare a model for an extractor, and restore it afterwards."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ def parameters_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parame
 
 @contextmanager
 def requiring(model: nn.Module, names: Collection[str]) -> Iterator[None]:
-    """Inside, of all parameters of `model` those named require a gradient and no others.
+    """Make exactly the parameters in `names` require a gradient while the context is open.
 
-    The fast path of transformer layers is off: it computes without calling the modules inside.
+    The fast path of transformer layers is off, since it skips the modules inside.
     """
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in parameters_of(model, names).values()}
@@ -34,7 +34,7 @@ def requiring(model: nn.Module, names: Collection[str]) -> Iterator[None]:
 
 @contextmanager
 def kept_grads(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside, no parameter has a ``.grad``; afterwards, each has the one that it had."""
+    """Set ``.grad`` of the parameters to None while the context is open, and restore it on exit."""
     before = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
@@ -47,8 +47,7 @@ def kept_grads(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def without_fast_path() -> Iterator[None]:
-    """Inside, transformer layers compute under ``no_grad`` what they compute with gradients: their fast path skips modules,
-    and fails under autocast."""
+    """Turn off the fast path of transformer layers, which runs under ``no_grad``, skips modules, and fails under autocast."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

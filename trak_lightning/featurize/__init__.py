@@ -1,1 +1,1 @@
-"""From a model and data to stored features: which feature sets, whose blocks, and the rows of each batch."""
+"""Compute features from a model and data: create feature sets, assign their blocks to ranks, and compute the rows of batches."""

@@ -1,4 +1,4 @@
-"""Is the row of a sample in its batch that of the sample alone? If not, which module's fault is it?"""
+"""Check that the row of a sample does not depend on its batch; if it does, find the first module that mixes samples."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,23 +18,27 @@ from trak_lightning.extractors.iterative import sample_gradient
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.autocast import without_autocast
+from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of
 
 SHARE = 64
-"""One batch in so many is verified."""
+"""One batch in 64, on average, is verified even if its kind is known."""
 
 _SLACK = 10.0
-"""How much more a sample alone may differ from itself in a batch than two computations of one batch: sums are made in another
-order, and now and then a ReLU switches."""
+"""Factor on the tolerance when a batch of one is compared with a larger batch: sums are added in another order, and
+occasionally a ReLU switches."""
 
 
 class BatchAuditor:
-    """Verifies the batches of kinds not seen before, and a share of all others that depends on the seed alone.
+    """Verify every batch of a new kind, and a share of all others, which is drawn as a function of the seed.
 
-    Of the batches whose samples are of several sizes, the first, second, fourth, eighth and so on are verified too, with a
-    sample that is smaller than another: what a collate function pads, cuts or sorts may look like any other batch.
+    If parameters are sharded over ranks, only the first batch is verified: all ranks have the same one. Later batches differ
+    between ranks, and autograd then averages their gradients.
+
+    Of the batches whose samples differ in size, the first, second, fourth, eighth and so on are verified too, with a sample
+    that is smaller than another: a batch that was padded, cut or sorted may look like any other.
     """
 
     def __init__(self, model: nn.Module, task: Task, layout: ParameterLayout, seed: int) -> None:
@@ -46,10 +50,13 @@ class BatchAuditor:
         self._uneven = 0
 
     def due(self, batch: SampleBatch, index: Tensor, *, rehearsed: bool) -> int | None:
-        """The position of the sample to look at alone, or None if this batch is not to be verified."""
+        """The position of the sample to compute by itself, or None if this batch is not to be verified."""
         drawn = derive_seed(self._seed, "verify", int(index[0]))
+        first = not self._structures
         new = rehearsed or batch.structure not in self._structures
         self._structures.add(batch.structure)
+        if any_sharded(self._model.parameters()):
+            return (drawn // SHARE) % batch.size if first else None
         smaller = _smaller(batch)
         if len(smaller):
             self._uneven += 1
@@ -67,20 +74,20 @@ class BatchAuditor:
         *,
         chosen: bool = True,
     ) -> None:
-        """Compare gradients, outputs and weights with those that autograd finds: of the whole batch, and of one sample, fetched
-        and collated alone. Autocast is off, so that only the rounding of the model's own precision is in the way.
+        """Compare gradients, outputs and weights with those that autograd computes: for the batch, and for one sample fetched
+        and collated by itself. Autocast is off, so that differences come only from rounding in the model's own precision.
 
         Args:
             batch: the batch.
             index: the dataset positions of its samples, (B,).
-            position: the sample to look at alone.
-            extractor: the one that has computed the rows.
-            rows: what it has found, in the precision of the run.
-            chosen: whether it is the user's choice, and not what was fallen back to.
+            position: the sample to compute by itself.
+            extractor: the extractor that computed the rows.
+            rows: its rows, in the precision of the run.
+            chosen: whether the user chose the extractor, rather than another one falling back to it.
 
         Raises:
-            SampleDependenceError: the sample depends on its batch, or on chance.
-            UnsupportedModelError: it does not, and the rows are wrong all the same.
+            SampleDependenceError: the output or gradient of the sample depends on its batch, or on random numbers.
+            UnsupportedModelError: the extractor computed wrong gradients.
         """
         one = self._alone(batch, position)
         if extractor.one_by_one:
@@ -108,7 +115,8 @@ class BatchAuditor:
         self._compare_weights(batch, sample, one, rows)
 
     def _alone(self, batch: SampleBatch, position: int) -> SampleBatch:
-        """The sample alone; twice, if the model cannot be given a batch of one, as one that ends in ``squeeze()``."""
+        """A batch of this sample; of two copies of it if the model does not support a batch of one, such as one that ends in
+        ``squeeze()``."""
         one = batch.fetch([position])
         try:
             self._require_outputs(one)
@@ -149,7 +157,8 @@ class BatchAuditor:
         shift: float,
         most: float,
     ) -> NoReturn:
-        """Say whose fault it is that a sample alone gives other numbers: the model's, if autograd finds the same."""
+        """Find the cause of a difference between a sample by itself and in its batch: the model, if autograd differs too, or the
+        extractor."""
         _, position, size = sample
         within = reference(self._model, self._task, batch, self._layout, only(position, size))
         alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
@@ -161,7 +170,8 @@ class BatchAuditor:
     def _compare_outputs(
         self, batch: SampleBatch, index: Tensor, position: int, one: SampleBatch, rows: FeatureRows, chosen: bool
     ) -> None:
-        """Of samples that were computed one at a time: again, and, unless the user wants them so, in the batch."""
+        """Check samples that were computed one at a time: compute one again and, unless the user chose this extractor, compare
+        with the outputs of the batch."""
         most = 0.1 if _cast_or_short(self._model) else 1e-2
         found = torch.from_numpy(rows.output)
         if one.size == 1:
@@ -176,7 +186,7 @@ class BatchAuditor:
         except OneSampleAtATime as refusal:
             self._task.require_agreement(refusal.whole, found)
             return
-        except Exception:  # a batch that the model cannot be given as a whole
+        except Exception:  # the model does not support this batch
             return
         if chosen:
             return
@@ -234,10 +244,7 @@ def sample_weights_of(
 
 def _wrong_rows(wrong: dict[str, str], extractor: str) -> str:
     some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
-    return (
-        f"the extractor {extractor!r} gives wrong gradients for a batch of a kind that it had taken for known: {some}. Use "
-        "extractor='auto' or 'iterative'."
-    )
+    return f"the extractor {extractor!r} computed wrong gradients for a batch: {some}. Use extractor='auto' or 'iterative'."
 
 
 def _shift(one: Tensor, other: Tensor) -> float:
@@ -246,7 +253,7 @@ def _shift(one: Tensor, other: Tensor) -> float:
 
 
 def _distance(alone: dict[str, Tensor | None], within: dict[str, Tensor | None]) -> float:
-    """The largest difference of a parameter's gradients, relative to its norm, or to a thousandth of the whole gradient."""
+    """The largest difference of a parameter's gradients, relative to their norm, or to 1/1000 of the norm over all parameters."""
     norms = {name: 0.0 if grad is None else float(grad.norm()) for name, grad in alone.items()}
     whole = sum(norm**2 for norm in norms.values()) ** 0.5
     worst = 0.0
@@ -274,8 +281,8 @@ def difference(alone: npt.NDArray[Any], within: npt.NDArray[Any]) -> float:
 def refuse(
     model: nn.Module, task: Task, samples: tuple[int, int, int], error: float, alone: Any, batch: Any
 ) -> NoReturn:
-    """Say that a sample comes out otherwise alone, and name the module. `samples` are its index in the dataset, its place in
-    `batch`, and B.
+    """Raise an error that names the module that mixes samples or draws random numbers. `samples` are the sample's index in the
+    dataset, its position in `batch`, and B.
 
     Raises:
         SampleDependenceError: always.
@@ -285,24 +292,24 @@ def refuse(
         culprit = first_difference(model, task, alone, batch, place, size)
     except Exception:
         culprit = None
-    culprit = culprit or "No module is at fault, so look at the task and at code between modules"
+    culprit = culprit or "No module was found to cause this: check the task, and code between modules"
     if size == 1:
         raise SampleDependenceError(
-            f"the output or gradient of sample {sample} alone differs by {error:.1%} when it is computed again, so attributions "
-            f"would depend on chance. {culprit}. Likely cause: random layers that ignore model.eval() (F.dropout without "
+            f"the output or gradient of sample {sample} differs by {error:.1%} when it is computed again, so attributions would be "
+            f"random. {culprit}. Likely cause: random layers that ignore model.eval() (F.dropout without "
             "training=self.training)."
         )
     raise SampleDependenceError(
-        f"the output or gradient of sample {sample} alone differs by {error:.1%} from that in a batch of {size}, so attributions "
-        f"would depend on the batch. {culprit}. Likely causes: random layers that ignore model.eval() (F.dropout without "
+        f"the output or gradient of sample {sample} in a batch of one differs by {error:.1%} from that in a batch of {size}, so "
+        f"attributions would depend on the batch. {culprit}. Likely causes: random layers that ignore model.eval() (F.dropout without "
         "training=self.training), batch statistics, a model output that mixes samples, padding that is not masked, or a collate "
-        "function that returns samples in another order. If every sample is to be attributed as the model sees it alone, use "
+        "function that returns samples in another order. To attribute every sample as in a batch of one, use "
         "extractor='iterative'."
     )
 
 
 def first_difference(model: nn.Module, task: Task, alone: Any, batch: Any, place: int, size: int) -> str | None:
-    """The first module whose output for a sample depends on chance, or on the batch that the sample is in."""
+    """Describe the first module whose output for a sample is random, or depends on the batch that the sample is in."""
     runs = [_outputs(model, task, data, many) for data, many in ((batch, size), (batch, size), (alone, 1))]
     names = {module: name or "the model" for name, module in model.named_modules()}
     once, twice, single = ([(module, _tensors(output)) for module, output in run] for run in runs)
@@ -320,7 +327,7 @@ def first_difference(model: nn.Module, task: Task, alone: Any, batch: Any, place
 
 
 def _outputs(model: nn.Module, task: Task, batch: Any, size: int) -> list[tuple[nn.Module, Any]]:
-    """Every module's output, in the order in which modules return, on the CPU lest a GPU hold them all."""
+    """The output of every module, in the order in which modules return; on the CPU to save GPU memory."""
     found: list[tuple[nn.Module, Any]] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""The batches that a rank computes: those of missing blocks, claimed one by one or dealt out beforehand."""
+"""The batches that a rank computes. Ranks claim (reserve) missing blocks one by one, or divide them in advance."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,9 +6,9 @@ from trak_lightning.stores.base import FeatureSet
 
 
 class ClaimedBatches:
-    """The batches of those missing blocks that can be claimed, each block claimed when its turn comes.
+    """The batches of the missing blocks that no other process has claimed; claim each block just before its first batch.
 
-    Its length is that of all batches: how many other processes will have computed is not known before.
+    The length counts all batches, an upper bound: other processes may claim some of the blocks first.
     """
 
     def __init__(self, feature_set: FeatureSet, blocks: Sequence[int]) -> None:
@@ -27,17 +27,17 @@ class ClaimedBatches:
                 yield from _batches(self._feature_set, block)
 
     def release(self) -> None:
-        """Give up the blocks that were claimed and not stored."""
+        """Release the claims on blocks that were not stored."""
         for block in self._claimed:
             self._feature_set.release(block)
         self._claimed = []
 
 
 class LockstepBatches:
-    """The batches of one rank where no rank can take a step alone: as many for each rank as for the one that has most.
+    """The batches of one rank where all ranks must step together: every rank has as many as the one that has most.
 
-    Blocks are dealt out beforehand. The first batch is the same for all ranks; it and the batches that fill up are computed
-    and dropped.
+    Blocks are divided in advance. Every rank starts with the same batch and is padded with copies of it; the rows of these
+    batches are dropped.
     """
 
     def __init__(self, feature_set: FeatureSet, blocks: Sequence[int], rank: int, world_size: int) -> None:
@@ -48,7 +48,7 @@ class LockstepBatches:
         first, most = dealt[0][:1], max(map(len, dealt))
         self._batches = first + dealt[rank] + first * (most - len(dealt[rank]))
         self.kept = range(1, len(dealt[rank]) + 1)
-        """The numbers of the batches that are not dropped."""
+        """The numbers of the batches whose rows are kept."""
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -61,7 +61,7 @@ class LockstepBatches:
 
 
 def _batches(feature_set: FeatureSet, block: int) -> Iterator[range]:
-    """The batches of a block, without those whose rows are known."""
+    """The batches of a block, except those whose rows are known."""
     samples, size = feature_set.spec.block_range(block), feature_set.spec.batch_size
     known = feature_set.known_rows(block)
     for start in range(len(known) if known else 0, len(samples), size):

@@ -16,9 +16,9 @@ from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
 
 
 class BlockWriter(BasePredictionWriter):
-    """Collects rows until a block is whole, and stores it while the next one is being computed.
+    """Collect rows until a block is complete, and store it while the next one is being computed.
 
-    What is not whole when the process dies is done again. Memory: three blocks.
+    If the process dies, the rows of an incomplete block are computed again. Memory: three blocks.
     """
 
     def __init__(self, advance: Callable[[int], None], world_size: int) -> None:
@@ -30,11 +30,11 @@ class BlockWriter(BasePredictionWriter):
 
     @property
     def computed(self) -> int:
-        """Rows computed so far by this rank, and by those that it has spawned."""
+        """Rows computed so far by this rank and the ranks that it has spawned."""
         return int(self._computed.sum())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_advance": _ignore}  # a progress bar does not travel to ranks that are spawned
+        return {**self.__dict__, "_advance": _ignore}  # spawned ranks have no progress bar
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._pool = ThreadPoolExecutor(1, "trak-write")
@@ -43,7 +43,7 @@ class BlockWriter(BasePredictionWriter):
         self._finish()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        with suppress(TrakError):  # a whole block is worth waiting for; the first error is the one to tell
+        with suppress(TrakError):  # store the complete block, but report the first error
             self._finish()
 
     def write_on_batch_end(
@@ -77,10 +77,10 @@ class BlockWriter(BasePredictionWriter):
             pl_module.stop.check()
 
     def _finish(self) -> None:
-        """Wait until the last whole block is stored.
+        """Wait until the last complete block is stored.
 
         Raises:
-            StorageError: it could not be.
+            StorageError: it could not be stored.
         """
         if self._writing is not None:
             writing, self._writing = self._writing, None

@@ -1,4 +1,4 @@
-"""Compute the missing blocks of several feature sets under a Trainer, with any number of ranks and of other jobs."""
+"""Compute the missing blocks of several feature sets under a Trainer, alongside any number of ranks and other jobs."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +20,11 @@ from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.stores.base import FeatureSet
 
 POLL_SECONDS = 0.2
-"""How often a job whose own blocks are stored looks whether other jobs have stored theirs."""
+"""How often a job checks whether other jobs have stored their blocks, once its own are stored."""
 
 
 class Assignment(NamedTuple):
-    """The blocks of one feature set that this job has to see stored."""
+    """The blocks of one feature set that must be stored when this job ends."""
 
     checkpoint: Checkpoint
     feature_set: FeatureSet
@@ -35,7 +35,7 @@ class Assignment(NamedTuple):
         return self.feature_set.missing_in(self.blocks)
 
     def stored(self) -> bool:
-        """Whether some rows of the set are stored, of whatever job."""
+        """Whether any job has stored rows of the set."""
         return len(self.feature_set.missing_blocks()) < self.feature_set.spec.num_blocks
 
 
@@ -46,8 +46,8 @@ class BlockComputer:
     Args:
         trainer: runs the passes.
         assignments: one for each checkpoint.
-        featurizer: makes the module that computes the rows of an assignment; told whether to verify stored rows first.
-        advance: is told how many rows have been computed.
+        featurizer: returns the module that computes the rows of an assignment, given whether to verify stored rows first.
+        advance: called with the number of rows computed since the last call.
         stop: whether the process was asked to end.
     """
 
@@ -57,16 +57,16 @@ class BlockComputer:
     advance: Callable[[int], None]
     stop: StopRequest
     verified: set[int] = field(default_factory=set)
-    """The assignments that were visited: rows stored before this job are verified once."""
+    """The assignments that were computed at least once: rows stored before this job are verified only then."""
 
     def run(self) -> int:
         """Compute until no block is missing; return the number of rows computed by all ranks of this job.
 
         Raises:
-            IncompleteRunError: blocks are missing all the same, or another rank has ended.
+            IncompleteRunError: blocks are still missing, or another rank has ended.
             TerminatedError: the process was asked to end.
         """
-        # Ranks meet in their first prediction. Before that, each sees for itself what is missing; afterwards, rank 0.
+        # Ranks join a process group in their first prediction. Only after it can rank 0 decide for all what is missing.
         computed = self._compute(0) if will_join_group(self.trainer) else 0
         for number in agreed(self.trainer, self._complete):
             self.stop.check()
@@ -84,13 +84,13 @@ class BlockComputer:
             if missing and idle > 1:
                 raise IncompleteRunError(
                     f"{sum(missing.values())} blocks of {self.assignments[0].feature_set.spec.split} are missing after "
-                    "featurizing: it was interrupted, a process died, or the Trainer limits the batches. What is stored is "
-                    "kept; run the same command again."
+                    "featurizing: it was interrupted, a process died, or the Trainer limits the batches. Stored "
+                    "blocks are kept; run the same command again to compute the rest."
                 )
         return computed
 
     def _complete(self) -> list[int]:
-        """The assignments of which nothing is missing, and whose rows have yet to be verified."""
+        """The assignments that have no missing blocks and whose rows have not been verified."""
         return [
             number
             for number, assignment in enumerate(self.assignments)
@@ -98,8 +98,8 @@ class BlockComputer:
         ]
 
     def _compute(self, number: int) -> int:
-        """Verify what is stored, at the first visit, and compute the missing blocks that no other process works on; return
-        the rows that all ranks computed."""
+        """Verify stored rows, the first time, and compute the missing blocks that no other process has claimed; return the
+        number of rows that all ranks computed."""
         assignment = self.assignments[number]
         featurizer = self.featurizer(assignment, number not in self.verified)
         self.verified.add(number)
@@ -108,7 +108,7 @@ class BlockComputer:
             with restored(featurizer.model), lost_ranks():
                 assignment.checkpoint.load_into(featurizer.model)
                 predict(self.trainer, featurizer, [writer])
-                # A rank that died early is not noticed by predict, and has to be met.
+                # Communicate, since predict does not notice a rank that died early.
                 computed = torch.tensor(writer.computed, device=self.trainer.strategy.root_device)
                 return int(self.trainer.strategy.reduce(computed, reduce_op="sum"))
         except Exception:
@@ -119,7 +119,7 @@ class BlockComputer:
                 featurizer.batches.release()
 
     def _missing(self, *, free: bool = False) -> dict[int, int] | None:
-        """How many blocks are missing, by assignment. With `free`: None while other processes compute all of these."""
+        """How many blocks are missing, by assignment. With `free`, None while other processes have claimed all of these."""
         blocks = {number: assignment.missing() for number, assignment in enumerate(self.assignments)}
         missing = {number: len(found) for number, found in blocks.items() if found}
         if not missing or not free:

@@ -24,10 +24,9 @@ _FINGERPRINT = "fingerprint.json"
 
 @dataclass(frozen=True)
 class FitFile:
-    """A ``.npz`` file of float32 arrays, tied to what determines them.
+    """A ``.npz`` file of float32 arrays, with a fingerprint of the settings that determine them.
 
-    Every process reads the file that one of them wrote, and so does a resumed run, so that all rows of a run are made
-    with the same bits.
+    One process writes the file. All processes and resumed runs read it, so that all rows of a run use the same bits.
     """
 
     path: Path
@@ -39,16 +38,16 @@ class FitFile:
     def save(self, fitted: Mapping[str, Tensor]) -> None:
         arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in fitted.items()}
         arrays[_FINGERPRINT] = np.array(json.dumps(self.fingerprint))
-        # The first one wins: jobs that know nothing of each other may fit at once.
+        # Independent jobs may fit at the same time: the first file is kept.
         with atomic_create(self.path) as part, part.open("wb") as file:
             np.savez(file, **arrays)
 
     def load(self) -> dict[str, Tensor]:
-        """Read what `save` was given.
+        """Read the arrays that `save` wrote.
 
         Raises:
-            CorruptFileError: the file is not one of ours.
-            IncompatibleRunError: it was made with other settings.
+            CorruptFileError: the file cannot be read.
+            IncompatibleRunError: the file was made with other settings.
         """
         remedy = "Delete it and the features made with it."
         arrays = read_npz(self.path, _FINGERPRINT, remedy=remedy)
@@ -56,14 +55,14 @@ class FitFile:
             found = json.loads(str(arrays.pop(_FINGERPRINT)))
             fitted = {name: torch.from_numpy(array) for name, array in arrays.items()}
         except (ValueError, TypeError) as error:
-            raise CorruptFileError(f"{self.path} does not hold what was fitted ({error}). {remedy}") from error
+            raise CorruptFileError(f"{self.path} is not a valid fit file ({error}). {remedy}") from error
         require_same(found, json.loads(json.dumps(self.fingerprint)), self.path)
         return fitted
 
 
 @dataclass(frozen=True)
 class FitSamples:
-    """The training samples that a task is fitted to: drawn at random, as a function of their number alone."""
+    """The training samples that a task is fitted to: drawn at random, as a function of the number of training samples."""
 
     data: AttributionData
     positions: tuple[int, ...]
@@ -82,7 +81,7 @@ class FitSamples:
     def fit(
         self, task: Task, model: nn.Module, load: Callable[[AttributionData, Sequence[int]], Any]
     ) -> dict[str, Tensor]:
-        """Fit the task to the samples under the model's current weights; `load` returns a batch as training did."""
+        """Fit the task to the samples under the model's current weights; `load` returns a collated batch on the device."""
         size = self.data.batch_size
         batches = (load(self.data, self.positions[at : at + size]) for at in range(0, len(self.positions), size))
         with torch.no_grad():
@@ -95,7 +94,7 @@ class TrainingSet:
 
     Args:
         data: the training set.
-        reference: those that the task is fitted to; None for a task that needs no fit.
+        reference: the samples that the task is fitted to; None for a task that needs no fit.
     """
 
     data: AttributionData

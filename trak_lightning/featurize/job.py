@@ -1,4 +1,4 @@
-"""A featurizing job: which feature sets there should be, which of their blocks this job computes, and the model as it was."""
+"""A featurizing job: create feature sets, compute this job's blocks, and restore the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ from trak_lightning.stores.shards import Shard
 
 @dataclass(frozen=True)
 class FeaturizeJob:
-    """Some splits of the data under some checkpoints.
+    """Featurize splits of the data under checkpoints.
 
     Args:
         model: the user's module.
@@ -42,15 +42,15 @@ class FeaturizeJob:
         store: where features are stored.
         trainer: the user's, whose devices, strategy and precision are used; one device if None.
         splits: the data by name.
-        checkpoints: in the order of the run; empty before any is known.
+        checkpoints: in the order of the run; empty until they are known.
         subsets: the positions of the training samples that each checkpoint was trained on, None where unknown.
-        training: what a projector or a task that must be fitted learns from; None to take it from `train`.
+        training: the samples that a projector or task is fitted to, if it needs a fit; None to use the split `train`.
         train: the split that is the training set.
         block_size: samples stored at a time; rounded up to whole batches.
-        grow: the data may have more samples than are stored, after those.
+        grow: allow data with more samples than are stored, appended after the stored ones.
         shard: the part of the blocks that this job computes.
         verify_data: which samples are read again before their stored rows are reused.
-        repair: whether rows that are no longer those of their samples are computed again, rather than refused.
+        repair: compute rows again whose samples have changed, instead of raising an error.
     """
 
     model: nn.Module
@@ -72,16 +72,16 @@ class FeaturizeJob:
     def with_checkpoints(
         self, sources: Checkpoints | None, subsets: Sequence[npt.ArrayLike] | None = None, *, weights_only: bool = True
     ) -> "FeaturizeJob":
-        """The same job with these checkpoints, which are read and compared with the model.
+        """Return this job with these checkpoints, after reading them and comparing them with the model.
 
         Args:
             sources: as for `trak_lightning.TRAK.featurize`.
-            subsets: those that are known; else a subset file next to a checkpoint is read.
-            weights_only: False unpickles files.
+            subsets: the training subset of every checkpoint; if None, read from the subset file next to each, if there is one.
+            weights_only: False to unpickle checkpoint files.
 
         Raises:
             CheckpointError: a checkpoint cannot be read or does not fit the model.
-            DataError: there is none, or a subset does not fit the training set.
+            DataError: there is no checkpoint, or a subset does not fit the training set.
         """
         with uncompiled(self.model):
             found = expand(self.model if sources is None else sources)
@@ -102,8 +102,8 @@ class FeaturizeJob:
         return replace(self, checkpoints=loaded, subsets=known)
 
     def require_compatible(self) -> None:
-        """Refuse settings that contradict stored features; change nothing. Checkpoints that are not known yet are those of
-        the run directory.
+        """Refuse settings that contradict stored features; change nothing. If this job has no checkpoints yet, use those
+        of the run directory.
 
         Raises:
             IncompatibleRunError: features were made with other settings, or from other data.
@@ -113,8 +113,8 @@ class FeaturizeJob:
             self._existing(plan)
 
     def prepare(self) -> None:
-        """Find or make the feature sets of all splits; refuse settings that contradict stored features, before anything is
-        changed. `compute` does it where it has not been done.
+        """Open or create the feature sets of all splits; refuse settings that contradict stored features before changing
+        anything. `compute` calls this if needed.
 
         Raises:
             IncompatibleRunError, DataError, SettingsError: as `feature_sets`.
@@ -123,12 +123,12 @@ class FeaturizeJob:
 
     @cached_property
     def feature_sets(self) -> dict[str, list[FeatureSet]]:
-        """The feature sets of every split, one per checkpoint: existing ones, grown where needed, and new ones. Nothing is
-        changed unless all of them are compatible.
+        """The feature sets of every split, one per checkpoint: existing ones, grown if needed, and new ones. Changes
+        nothing unless all of them are compatible.
 
         Raises:
             IncompatibleRunError: features were made with other settings, checkpoints or data.
-            StaleRowsError: the content of samples is not that of their stored rows.
+            StaleRowsError: samples have changed since their rows were stored.
             DataError: a checkpoint is given twice.
             SettingsError: `block_size` is not positive.
         """
@@ -190,7 +190,7 @@ class FeaturizeJob:
         *,
         verify: bool = False,
     ) -> Featurizer:
-        """A featurizer, or another class made like it, of some blocks of a feature set."""
+        """Create a `Featurizer`, or a subclass of it, for some blocks of a feature set."""
         fitting = Fitting.of(self._training, self.run, feature_set.spec.fingerprint)
         return cls(
             self.model,
@@ -226,7 +226,7 @@ class FeaturizeJob:
         return TrainingSet(data, FitSamples.of(self.spec.task, data, drawn_from))
 
     def _drawn_from(self, checkpoint: str) -> int | None:
-        """How many training samples there were when the task was first fitted: what was drawn then is kept."""
+        """The number of training samples when the task was first fitted, from which its samples were drawn and still are."""
         try:
             found = self.store.open(self.train, checkpoint).spec.fingerprint
         except IncompleteRunError:
@@ -266,7 +266,7 @@ class FeaturizeJob:
         return set(self.store.list())
 
     def _existing(self, plan: FeatureSpec) -> FeatureSet | None:
-        """The compatible feature set that exists, before it is grown; None if there is none yet.
+        """The existing feature set of a plan, before it is grown; None if there is none yet.
 
         Raises:
             IncompatibleRunError: it was made with other settings.
@@ -281,12 +281,12 @@ class FeaturizeJob:
             if (before := self._before(plan)) == plan:
                 return self.store.create(self._of_known_content(plan))
             raise IncompatibleRunError(
-                f"{error} If the {before.num_samples} samples stored before come first and are unchanged, featurize with "
-                "grow=True (--grow true): only the new ones are computed then."
+                f"{error} If the {before.num_samples} stored samples come first and are unchanged, featurize with "
+                "grow=True (--grow true) to compute only the new ones."
             ) from error
 
     def _of_known_content(self, plan: FeatureSpec) -> FeatureSpec:
-        """The plan, whatever its first, middle and last samples are, if the content of every sample with a row is stored."""
+        """Ignore the data fingerprint of a plan if the content hash of every stored sample is known, which is compared instead."""
         found = self.store.open(plan.split, plan.checkpoint)
         data = found.spec.fingerprint.get("data")
         return replace(plan, fingerprint={**plan.fingerprint, "data": data}) if knows_content(found) else plan
@@ -295,7 +295,7 @@ class FeaturizeJob:
         """Compare the content of samples with that of their stored rows.
 
         Raises:
-            StaleRowsError: some differ, and they are not to be repaired.
+            StaleRowsError: some differ, and `repair` is False.
         """
         split = found.spec.split
         if split not in self._content:
@@ -313,7 +313,7 @@ class FeaturizeJob:
         return {}
 
     def _completed(self, plan: FeatureSpec, existing: FeatureSet | None) -> FeatureSet:
-        """The feature set of a plan: a new one, the existing one, or that one grown."""
+        """The feature set of a plan: create it, return the existing one, or grow that."""
         if existing is None:
             return self.store.create(plan)
         if existing.spec.num_samples == plan.num_samples:
@@ -321,7 +321,7 @@ class FeaturizeJob:
         return self.store.grow(existing.spec, plan)
 
     def _before(self, plan: FeatureSpec) -> FeatureSpec:
-        """The plan, with as many samples as are in the existing set."""
+        """The plan, with the number of samples of the existing set."""
         before = self.store.open(plan.split, plan.checkpoint).spec.num_samples
         if before >= plan.num_samples:
             return plan
@@ -336,8 +336,8 @@ class FeaturizeJob:
             path = next((path for path in (file(checkpoint) for file in needed) if not path.exists()), None)
             if path and len(found.missing_blocks()) < spec.num_blocks:
                 raise IncompleteRunError(
-                    f"{path} is missing, and features of {split!r} that were made with it are there. Restore the "
-                    f"file, or delete all features of checkpoint {checkpoint}."
+                    f"{path} is missing, but stored features of {split!r} were made with it. Restore the file, or "
+                    f"delete all features of checkpoint {checkpoint}."
                 )
 
 

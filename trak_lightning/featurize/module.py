@@ -35,19 +35,19 @@ from trak_lightning.tasks.base import Task, batch_of
 class Featurizer(L.LightningModule):
     """Compute the rows of the missing blocks of one feature set, under ``Trainer.predict``.
 
-    Whole blocks go to ranks, so that the bits of a row do not depend on the number of ranks. Each rank begins at another
-    place in the list of missing blocks and claims a block when it comes to it; so do other jobs that fill the same set.
+    Ranks compute complete blocks, so that the bits of a row do not depend on the number of ranks. Each rank starts at a
+    different place in the list of missing blocks and claims a block before computing it; so do other jobs on the same set.
 
     Args:
         model: the user's model with the checkpoint's weights, in eval mode.
         spec: the settings.
         data: the samples of the split.
-        feature_set: where rows go; it decides the batches.
+        feature_set: where rows are stored; determines the batches.
         fitting: the fits of projector and task.
-        blocks: those of the set that this job has to compute.
+        blocks: the blocks of the set that this job computes.
         stop: whether the process was asked to end.
-        verify: whether to compute a stored batch again first, and to compare it.
-        repair: whether the rows of a set whose stored batch differs are computed again, rather than refused.
+        verify: whether to compute a stored batch again first and compare it.
+        repair: if the stored batch differs, compute all rows of the set again instead of raising an error.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Featurizer(L.LightningModule):
         self._fitted_projector: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
-        # No gradient can be computed under inference mode, and in on_predict_start it is too late to leave it.
+        # Gradients cannot be computed in inference mode, and on_predict_start is too late to turn it off.
         self.trainer.predict_loop.inference_mode = False
         if parent_process() is not None:  # a spawned rank has warning filters of its own
             silence()
@@ -112,7 +112,7 @@ class Featurizer(L.LightningModule):
         """Compute a stored batch again. All ranks follow what rank 0 finds.
 
         Raises:
-            StaleRowsError: the model, the task, the data or the code that they run was changed.
+            StaleRowsError: the model, the task, the data or their code has changed.
         """
         positions = agreed(self.trainer, lambda: stored_batch(self.feature_set))
         if positions is None:
@@ -132,7 +132,7 @@ class Featurizer(L.LightningModule):
 
     @cached_property
     def computer(self) -> RowComputer:
-        """Computes the rows of a batch; to be asked for once the model is on its device and `fit` was called."""
+        """Computes the rows of a batch. Use it only after the model is on its device and `fit` was called."""
         spec = self.spec
         projection = Projection(
             spec.projector,
@@ -164,7 +164,7 @@ class Featurizer(L.LightningModule):
         return None if dropped else rows
 
     def _plan_batches(self) -> ClaimedBatches | LockstepBatches:
-        # Rank 0's list of blocks: a block stored in between would be missing for some ranks only.
+        # All ranks use rank 0's list, since blocks may be stored in the meantime.
         missing = agreed(self.trainer, lambda: self.feature_set.missing_in(self._blocks))
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         if self._lockstep:
@@ -174,11 +174,11 @@ class Featurizer(L.LightningModule):
 
     @property
     def _lockstep(self) -> bool:
-        """Whether every forward pass needs all ranks, since each holds a part of every layer."""
+        """Whether every forward pass needs all ranks, since parameters are sharded."""
         return any_sharded(self.model.parameters())
 
     def _stored(self, file: FitFile, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Read a fit from its file, which rank 0 makes if there is none, so that all ranks read the same bits."""
+        """Read a fit from its file, so that all ranks have the same bits; rank 0 writes the file if there is none."""
         if not agreed(self.trainer, file.exists) and (self._lockstep or self.trainer.is_global_zero):
             fitted = fit()
             if self.trainer.is_global_zero:
@@ -199,7 +199,7 @@ class Featurizer(L.LightningModule):
             return reference.fit(self.spec.task, self.model, lambda data, places: self._load(data, places).batch)
 
     def _fit_projector(self) -> dict[str, Tensor]:
-        """Show the projector the gradients of training samples, spread evenly over the set."""
+        """Fit the projector to the gradients of training samples, evenly spaced over the set."""
         spec, data = self.spec, self.fitting.training.data
         count = min(spec.projector.fit_samples, len(data))
         positions = [len(data) * number // count for number in range(count)]
@@ -218,10 +218,10 @@ class Featurizer(L.LightningModule):
         return spec.projector.fit(spec.layout, gradients, seed=seed)
 
     def _load(self, data: AttributionData, positions: Sequence[int]) -> IndexedBatch:
-        """Collate these samples alone and move them to the device, as the Trainer would."""
+        """Collate these samples and move the batch to the device, as the Trainer would."""
         batch = IndexedBatch(torch.tensor(positions), data.batch(positions))
         return to_device(self.trainer.precision_plugin.convert_input(batch), data.hooks, self.model, self.device)
 
     def _among(self, data: AttributionData, index: Sequence[int], positions: Sequence[int]) -> Any:
-        """Collate the samples at these positions of a batch alone."""
+        """Collate the samples at these positions of a batch, and no others."""
         return self._load(data, [index[position] for position in positions]).batch

@@ -1,7 +1,7 @@
 """Verify stored rows before they are reused: the samples, by their content, and a batch of rows, by computing it again.
 
-Needs no torch. A name or a class path cannot tell that a label, a loss function, a task, an activation or a helper module was changed. The
-content hashes that are stored with the rows tell the first; a batch that is computed again tells the others.
+Does not import torch. Names and class paths do not reveal a changed label, loss function, task, activation or helper module. The
+content hashes stored with the rows reveal a changed sample; computing a stored batch again reveals the rest.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,13 +24,13 @@ VerifyData: TypeAlias = Literal["full", "sampled", "off"]
 """Which samples are read again: all; as many as can be read in `SECONDS`, evenly spread; none."""
 
 SECONDS = 1.0
-"""How long ``sampled`` reads."""
+"""How long ``sampled`` may read."""
 
 TOLERANCE = 1e-2
-"""By how much a row that is computed again may differ from the stored one, relative to its length: devices round differently."""
+"""Largest difference between a stored row and the same row computed again, relative to its norm: devices round differently."""
 
 LOW_PRECISION_TOLERANCE = 0.1
-"""The same where rows are computed or stored in 16 bits or fewer."""
+"""The same for rows that are computed or stored in 16 bits or fewer."""
 
 
 def require_verify_data(value: str) -> None:
@@ -58,7 +58,7 @@ class ContentSample:
         return cls(np.array(positions, np.int64), np.array(hashes, np.uint64))
 
     def changed(self, feature_set: FeatureSet) -> npt.NDArray[np.int64]:
-        """The positions, sorted, of samples whose content is not the one that is stored with their rows."""
+        """The sorted positions of samples whose content hash differs from the one stored with their rows."""
         spec = feature_set.spec
         then = np.full(spec.num_samples, UNKNOWN, np.uint64)
         for samples, hashes in _stored_content(feature_set) if len(self.positions) else ():
@@ -70,8 +70,8 @@ class ContentSample:
 
 
 def knows_content(feature_set: FeatureSet) -> bool:
-    """Whether the content of every sample is stored with its row: so it is not in rows of earlier versions, nor of samples that
-    cannot be read."""
+    """Whether the content hash of every sample is stored with its row. Rows of earlier versions have none, nor have samples
+    that cannot be hashed."""
     return all((hashes != UNKNOWN).all() for _, hashes in _stored_content(feature_set))
 
 
@@ -96,7 +96,7 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
     exact = precision in ("32-true", "64-true") and feature_set.dtype in ("float32", "float64")
     tolerance = TOLERANCE if exact else LOW_PRECISION_TOLERANCE
     norms = np.linalg.norm(stored.features.astype(np.float64), axis=1)
-    # A gradient that is zero but for rounding is not compared with itself.
+    # Do not compare gradients that are zero except for rounding relative to their own norm.
     scale = np.maximum(norms, 1e-6 * max(float(norms.max()), np.finfo(np.float32).tiny))
     errors = {
         "features": np.linalg.norm(found.features.astype(np.float64) - stored.features, axis=1) / scale,
@@ -111,18 +111,18 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
                 f"the stored rows of {spec.split!r} under checkpoint {spec.checkpoint} are not what the model, the task and the "
                 f"data give now: of samples {start}–{start + len(found) - 1}, computed again, the {name} of "
                 f"{int((~(error <= tolerance)).sum())} of {len(found)} differ, most by {error[worst]:.1%} (sample {start + worst}). "
-                "The code of the model, the task, the loss function or the collate function was changed, or the labels that it "
-                "makes. Use another run directory (or for targets another name), go back to what was used before, or "
+                "The code of the model, the task, the loss function or the collate function has changed. Use another run "
+                "directory (or for targets another name), restore the earlier code, or "
                 f"featurize with repair=True (--repair true), which computes all rows of {spec.split!r} again."
             )
     return None
 
 
 def require_unchanged(split: str, changed: Sequence[int] | npt.NDArray[np.int64], read_all: bool) -> None:
-    """Refuse samples whose content was changed; `read_all` says whether there may be more of them.
+    """Refuse samples whose content has changed. Unless `read_all`, there may be more of them.
 
     Raises:
-        StaleRowsError: there are some. Names the first ones.
+        StaleRowsError: names the first of them.
     """
     if not len(changed):
         return
@@ -131,14 +131,14 @@ def require_unchanged(split: str, changed: Sequence[int] | npt.NDArray[np.int64]
     what = f"1 sample of {split!r} is" if len(changed) == 1 else f"{len(changed)} samples of {split!r} are"
     raise StaleRowsError(
         f"{what} not what the stored rows were computed from: {shown}{read}. Labels or "
-        "inputs were changed. Use another run directory (or for targets another name), go back to the samples of before, or "
+        "inputs have changed. Use another run directory (or for targets another name), restore the earlier samples, or "
         "featurize with repair=True (--repair true), which computes the rows of changed samples again."
     )
 
 
 def _stored_samples(feature_set: FeatureSet) -> list[range]:
-    """The samples whose rows would be reused, in order: of every stored block, and the first ones of a block in which the data
-    ended before they grew."""
+    """The samples whose rows would be reused, in order: those of stored blocks, and the first samples of a block that was
+    incomplete before the data grew."""
     spec, missing = feature_set.spec, set(feature_set.missing_blocks())
     found = []
     for block in range(spec.num_blocks):
@@ -166,7 +166,7 @@ def _stored_content(feature_set: FeatureSet) -> Iterator[tuple[range, npt.NDArra
                 yield samples, feature_set.column("content", [block])
             else:
                 yield samples, _stored_rows(feature_set, samples).content
-        except IncompleteRunError:  # another process of the job has just discarded it, to repair it
+        except IncompleteRunError:  # another process of the job has just discarded the block, to repair it
             continue
 
 
@@ -176,8 +176,8 @@ def _relative(found: npt.NDArray[np.floating], stored: npt.NDArray[np.floating])
 
 
 def _evenly(count: int) -> Iterator[int]:
-    """All of 0 … count − 1: the first, the middle and the last, and the others in an order whose beginning is spread evenly,
-    the additive recurrence of the golden ratio."""
+    """Yield 0 … count − 1: the first, the middle and the last, then the others in an order of which every prefix is spread
+    evenly, the additive recurrence of the golden ratio."""
     if count:
         probes = sorted({0, count // 2, count - 1})
         yield from probes

@@ -1,4 +1,4 @@
-"""From one batch to its rows: features, outputs, loss weights and curvatures of every sample, or a refusal by name."""
+"""Compute the rows of one batch: the features, output, loss weight and curvature of every sample."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -29,19 +29,19 @@ log = logging.getLogger(__name__)
 class RowComputer:
     """Compute the rows of batches under one checkpoint.
 
-    A batch is a transaction: its rows are returned once all of them are complete, and what a refused attempt has added up is
-    discarded. Batches of a kind not seen before are verified before they are returned, and so is a share of all others.
+    A batch is a transaction: all of its rows are returned or none, and the partial sums of a failed attempt are discarded.
+    Batches of a new kind are verified before their rows are returned, and so is a share of all others.
 
     Args:
         model: on `device`, with the checkpoint's weights, in eval mode.
-        task: fitted, if it is one that has to be.
+        task: already fitted, if it needs a fit.
         extractor: computes per-sample gradients.
         projection: P of the checkpoint.
         layout: the parameters attributed to.
-        load: collate these positions of the dataset, alone, by the user's own code, and move them to `device`.
+        load: collates the samples at these dataset positions with the user's code, and moves the batch to `device`.
         device: where the model is.
-        precision: the Trainer's.
-        seed: decides which batches are verified, together with their positions.
+        precision: the precision of the Trainer.
+        seed: determines, with their positions, which batches are verified.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class RowComputer:
         self._warned = self._cleared = False
 
     def account(self, indexed: IndexedBatch) -> list[RuleUse]:
-        """Which rule computes which parameters, on a batch like those to come."""
+        """Which rule computes which parameters, for a batch that is typical of later ones."""
         return self._extractor.account(self._model, self._task, self.samples(indexed), self._layout)
 
     def rows(self, indexed: IndexedBatch) -> FeatureRows:
@@ -81,7 +81,7 @@ class RowComputer:
         batch = self.samples(indexed)
         if not self._cleared:
             self._clear_caches(batch)
-        return replace(self._verified(batch, indexed.index), content=indexed.content)  # type: ignore[arg-type]  # None is nothing known
+        return replace(self._verified(batch, indexed.index), content=indexed.content)  # type: ignore[arg-type]  # None if unknown
 
     def _clear_caches(self, batch: SampleBatch) -> None:
         def output() -> Tensor:
@@ -93,11 +93,11 @@ class RowComputer:
         self._cleared = True
 
     def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
-        """Compare the first and last sample of a batch with the same samples alone. Returns the largest difference of
-        features, relative to their norm.
+        """Compare the first and last sample of a batch with the same samples in batches of one. Return the largest difference
+        of features, relative to their norm.
 
         Raises:
-            SampleDependenceError: they differ. Names the module at fault, where there is one.
+            SampleDependenceError: they differ. Names the module that mixes samples, if one is found.
         """
         batch = self.samples(self._load(index.tolist()))
         worst = 0.0
@@ -108,7 +108,7 @@ class RowComputer:
         return worst
 
     def samples(self, indexed: IndexedBatch) -> SampleBatch:
-        """The batch with the way to fetch its samples anew."""
+        """The batch, with a function to fetch and collate its samples again."""
         index = indexed.index.tolist()
 
         @cache  # while the batch lives
@@ -123,7 +123,7 @@ class RowComputer:
         return SampleBatch(indexed.batch, len(index), load, indexed.extent)
 
     def _verified(self, batch: SampleBatch, index: Tensor, position: int | None = None) -> FeatureRows:
-        """The rows of a batch, which is verified if it is due, or with the sample at `position` if one is given."""
+        """The rows of a batch, verified if it is due, or by the sample at `position` if one is given."""
         with memory_explained(self._device, batch.size), torch.enable_grad(), without_fast_path():
             try:
                 return self._by_some(batch, index, position)
@@ -148,7 +148,7 @@ class RowComputer:
         due = self._auditor.due(batch, index, rehearsed=extractor.kinds > kinds)
         position = due if position is None else position
         if position is not None:
-            # One by one because the user wants that, or because nothing else was right?
+            # Whether the user chose one sample at a time, or an extractor fell back to it.
             chosen = type(self._extractor).fall_back is GradientExtractor.fall_back
             self._auditor.verify(batch, index, position, extractor, rows, chosen=chosen)
         return rows
@@ -180,10 +180,10 @@ class RowComputer:
         )
 
     def _require_gradient(self, batch: SampleBatch) -> None:
-        """Refuse a task from whose outputs no gradient flows, whichever parameters are attributed to.
+        """Refuse a task whose outputs do not depend on any parameter, attributed or not.
 
         Raises:
-            DataError: autograd records nothing for any of the first samples.
+            DataError: autograd records no graph for any of the first samples.
         """
         every = [name for name, parameter in self._model.named_parameters() if parameter.is_floating_point()]
         for position in range(min(batch.size, 8)):
@@ -192,8 +192,8 @@ class RowComputer:
                 if self._task.output(self._model, one.data).requires_grad:
                     return
         raise DataError(
-            f"the output of {type(self._task).__name__} does not depend on any parameter of {type(self._model).__name__}, as far as "
-            "autograd can see, so every feature would be zero. Do not detach it or compute it under torch.no_grad()."
+            f"the output of {type(self._task).__name__} does not depend on any parameter of {type(self._model).__name__}, according "
+            "to autograd, so every feature would be zero. Do not detach it or compute it under torch.no_grad()."
         )
 
     def _warn_of_zeros(self, reached: set[str]) -> None:
@@ -204,30 +204,30 @@ class RowComputer:
         self._warned = True
         names = ", ".join(slot.name for slot in missing[:5]) + (" …" if len(missing) > 5 else "")
         log.warning(
-            "gradients  no output of the first batch depends on %d of %d parameters, with %d of %d numbers: %s. Where that is "
-            "so for every sample, their part of the features is zero. Is a part of the model run under no_grad in eval mode? "
-            "Leave these out: parameters=['!NAME'].",
+            "gradients  no output of the first batch depends on %d of %d parameters (%d of %d entries): %s. If no output of any "
+            "batch does, they add nothing to the features. Does a part of the model run under no_grad in eval mode? "
+            "Leave them out: parameters=['!NAME'].",
             len(missing), len(self._layout), sum(slot.numel for slot in missing), self._layout.numel, names,
         )  # fmt: skip
 
 
 @contextmanager
 def memory_explained(device: torch.device, samples: int) -> Iterator[None]:
-    """Say what to do when the device's memory is full.
+    """Convert an out-of-memory error of torch into one that names the remedy.
 
     Raises:
-        DeviceMemoryError: instead of torch's own error.
+        DeviceMemoryError: instead of torch's error.
     """
     try:
         yield
     except RuntimeError as error:
-        # On a CPU torch has no class of its own for it.
+        # On a CPU, torch raises a plain RuntimeError.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise DeviceMemoryError(
-            f"{device} has no memory left for the gradients of a batch of {samples} samples ({str(error).splitlines()[0]}). Use "
-            f"smaller batches (batch_size, --batch_size {max(1, samples // 2)}), or fewer parameters (parameters, --parameters). Features "
-            "that are stored already keep their batch size: use a new run directory, or delete them."
+            f"{device} does not have enough memory for the gradients of a batch of {samples} samples ({str(error).splitlines()[0]}). Use "
+            f"smaller batches (batch_size, --batch_size {max(1, samples // 2)}), or fewer parameters (parameters, --parameters). Stored "
+            "features keep their batch size: use a new run directory, or delete them."
         ) from error
 
 
@@ -244,10 +244,10 @@ def _require_finite(name: str, values: Tensor, index: Tensor, precision: str | N
 
 
 _REMEDIES = {
-    "16": "In 16-bit precision every number beyond ±65504 overflows: use --trainer.precision bf16-mixed or 32-true. If it "
-    "happens there too, look at these samples for invalid values.",
-    "bf16": "If it does not happen with --trainer.precision 32-true, the model needs more than the 8 bits of bfloat16; "
-    "else look at these samples for invalid values.",
+    "16": "In 16-bit precision, numbers beyond ±65504 overflow: use --trainer.precision bf16-mixed or 32-true. If it still "
+    "happens, look at these samples for invalid values.",
+    "bf16": "Use --trainer.precision 32-true, since bfloat16 has only 8 significant bits. If it still happens, look at these "
+    "samples for invalid values.",
 }
 
 

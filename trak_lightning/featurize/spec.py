@@ -1,4 +1,4 @@
-"""What determines a feature, other than the weights and the sample."""
+"""The settings that determine a feature, in addition to the weights and the sample."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +11,15 @@ from trak_lightning.tasks.base import Task
 
 @dataclass(frozen=True)
 class FeaturizeSpec:
-    """The settings of featurizing, held once and passed down unchanged.
+    """The settings of featurizing.
 
     Args:
         task: the model output function.
         extractor: how per-sample gradients are computed; exact, so it is not part of the fingerprint.
         projector: how they are projected to k dimensions.
         layout: the parameters attributed to.
-        seed: of the projection.
-        precision: the Trainer's, such as ``32-true``.
+        seed: the seed of the projection.
+        precision: the precision of the Trainer, such as ``32-true``.
     """
 
     task: Task

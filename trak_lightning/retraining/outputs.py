@@ -1,4 +1,4 @@
-"""Which models to retrain, and the outputs on the targets that are kept of them. No torch."""
+"""The models to retrain, and the files that keep their outputs on the targets. Does not import torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -133,7 +133,8 @@ def open_block_file(path: Path, key: BlockKey) -> Iterator[BlockFile]:
 def _open_dataset(
     file: h5py.h5f.FileID, name: str, shape: tuple[int, ...], dtype: str, file_size: int
 ) -> h5py.h5d.DatasetID:
-    """Open an array, after making sure that it lies in this file and that reading it makes room for no more than it holds."""
+    """Open an array, after checking that it is stored in this file and that reading it allocates no more memory than the file
+    has data for."""
     if file.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
         raise ValueError(f"its {name} is a link to something else")
     dataset = h5py.h5d.open(file, name.encode())

@@ -25,7 +25,7 @@ class Classification(SupervisedTask):
 
     Args:
         class_weight: one weight per class, as in the loss that the model was trained with.
-        label_smoothing: of that loss.
+        label_smoothing: the label smoothing of that loss.
         outputs_are: ``probabilities`` for a model that returns probabilities and was trained with their logarithm; ``logits`` to
             use outputs that look like probabilities as logits, as CrossEntropyLoss does. By default such outputs are refused.
     """

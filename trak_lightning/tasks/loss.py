@@ -1,4 +1,4 @@
-"""The loss itself, whatever it is."""
+"""A task whose output is minus the loss that the model was trained with."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -25,22 +25,23 @@ class Loss(Task):
     """``f = −ℓ``: minus the loss of every sample, so that gradients are those of training. q = 1 and r = 0.
 
     A function that returns a loss per sample, (B,), is called once per batch. One that returns a single number for the batch
-    is called for each sample alone, which costs one pass per sample. So is a model that computes its own loss, such as
-    those of ``transformers`` when they are given labels. The loss of the batch must then be the mean or the sum of the
-    losses of its samples. It is not where the loss divides by class weights or by the tokens of the whole batch
-    (``CrossEntropyLoss(weight=…)``, ``ignore_index``), or compares samples with each other: for one sample alone, the
-    class weight cancels.
+    is called once per sample, with a batch of one. So is a model that computes its own loss, such as those of
+    ``transformers`` when they are given labels. The loss of the batch must then be the mean or the sum of the losses of its
+    samples. It is neither if the loss divides by class weights or by the number of tokens in the batch
+    (``CrossEntropyLoss(weight=…)``, ``ignore_index``), or compares samples with each other: in a batch of one, the class
+    weight cancels.
 
     Since r = 0, use scores weighted with ``residual``, the default, or ``fisher``.
 
     Args:
-        function: ``(model, batch) → loss``, or its import path, ``package.module.function``. ``training_step`` for that of
-            the attributed LightningModule, without its logging. If None, the model is called with the entries of the batch
-            by name and must return something with a ``loss``. A partial or a closure is recorded with what is bound to it.
+        function: ``(model, batch) → loss``, or its import path, ``package.module.function``. ``training_step`` to
+            use the ``training_step`` of the attributed LightningModule, without its logging. If None, the model is called
+            with the entries of the batch as keyword arguments, and its output must have an attribute or entry ``loss``. A
+            partial or a closure is recorded together with the values bound to it.
         inputs: without a function, the entries of a batch that the model is called with, labels among them; all tensors
             if None.
-        single_losses: ``checked`` refuses a single number that is neither the mean nor the sum of the losses of the samples
-            alone; ``trusted`` attributes the losses of the samples alone all the same.
+        single_losses: ``checked`` refuses a batch loss that is neither the mean nor the sum of the losses of its samples, each
+            in a batch of one; ``trusted`` attributes these losses without the check.
     """
 
     loss_function: ClassVar[str] = "linear"
@@ -95,12 +96,12 @@ class Loss(Task):
         if not ((loss - expected).abs() <= tolerance or (loss - single.sum()).abs() <= tolerance * len(single)):
             raise DataError(
                 f"the loss of a batch of {len(single)} samples is {loss:.6g}, which is neither the mean ({expected:.6g}) nor the sum "
-                f"({single.sum():.6g}) of the losses of its samples alone. The loss function normalizes over the batch (class "
+                f"({single.sum():.6g}) of the losses of its samples in batches of one. The loss function normalizes over the batch (class "
                 "weights; tokens or pixels that ignore_index or padding leaves out), or compares samples with each other. Use "
                 "the task that has these as options (class_weight of image_classification and text_classification; "
                 "class_weight and ignore_index of token_classification, segmentation and causal_lm; contrastive for pairs); "
                 "or return the loss of each sample, (B,), such as cross_entropy(…, weight=…, reduction='none'); or attribute "
-                "the losses of the samples alone: task: {name: loss, function: …, single_losses: trusted}."
+                "the losses in batches of one: task: {name: loss, function: …, single_losses: trusted}."
             )
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:

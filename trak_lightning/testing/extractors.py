@@ -100,7 +100,7 @@ def gradients(
 
 
 def autograd_loop(model: nn.Module, task: Task, batch: Any, size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The oracle: one backward pass per sample, fetched and collated alone."""
+    """The oracle: one backward pass per sample, in a batch of one."""
     samples = batch if isinstance(batch, SampleBatch) else SampleBatch.of_rows(batch, size)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     outputs, rows = [], []

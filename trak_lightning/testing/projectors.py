@@ -1,4 +1,4 @@
-"""The laws of projectors, as a test suite."""
+"""Conformance tests for projectors: linear, deterministic, independent of how samples are batched."""
 
 import json
 from collections.abc import Callable, Iterable

@@ -12,8 +12,9 @@ from trak_lightning_triton.stream import INTERPRETED, aligned_signs, runs_on, si
 
 
 class RademacherTriton(Rademacher):
-    """The matrix of `rademacher`, drawn and multiplied tile by tile inside a Triton kernel. A run may be started with one and
-    resumed with the other. On a CPU, and for float64, this is `rademacher` itself.
+    """The matrix of `rademacher`, drawn and multiplied tile by tile inside a Triton kernel. A run that was
+    started with `rademacher` may be resumed with this projector, and vice versa. On a CPU, and for float64, this is
+    `rademacher` itself.
 
     Products are summed in float32 and never in TF32: entries are ±1, so a product with a 16-bit gradient is exact, and a
     float32 gradient is multiplied without rounding. Choose a k that 128 divides: then one run of Philox gives 128 entries.

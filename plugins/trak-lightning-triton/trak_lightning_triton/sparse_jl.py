@@ -1,4 +1,4 @@
-"""`sparse_jl` in one pass over the gradient."""
+"""A Triton kernel for the projector `sparse_jl`, which reads the gradient once."""
 
 import torch
 import triton
@@ -12,7 +12,8 @@ from trak_lightning_triton.stream import gather_signs, integer_at, runs_on, sign
 
 
 class SparseJLTriton(SparseJL):
-    """The matrix of `sparse_jl`, applied by a Triton kernel. A run may be started with one and resumed with the other.
+    """The matrix of `sparse_jl`, applied by a Triton kernel. A run that was started with
+    `sparse_jl` may be resumed with this projector, and vice versa.
 
     Philox draws signs and offsets inside the kernel, once for all samples that a program handles. Partial sums are added in
     a fixed order, so that the same batch gives the same bits. On a CPU this is `sparse_jl` itself.

@@ -1,8 +1,8 @@
-"""Which sizes and orders inside a model depend on the content of its samples, and not on their number alone.
+"""Track which sizes and orders inside a model depend on the content of its samples, not only on their number.
 
-Four tokens of two samples may be two of each, or one and three: the size does not tell. Where a size can depend on content,
-a dimension of so many entries must not be cut evenly into samples; where an order can (a sort by length), the entries are not
-those of the samples in their order. Both are followed through every operation of a forward pass.
+Four tokens of two samples may be two of each, or one and three: the size does not show which. A dimension whose size can
+depend on content must not be divided evenly among the samples. If its order can depend on content (after a sort by length),
+its entries are not in the order of the samples. Both are tracked through every operation of a forward pass.
 """
 
 from collections.abc import Iterable
@@ -22,17 +22,17 @@ _READ = {"tolist", "numpy", "__array__", "item"}
 
 
 class ContentSizes(TorchDispatchMode):
-    """Follow a forward pass under ``no_grad``.
+    """Track the sizes of one forward pass under ``no_grad``.
 
-    `leaves` are those of the batch; `packed` are sizes of theirs that depend on content, such as all nodes of all graphs.
-    With `unknown`, so may any new size: the batch has other numbers than those of tensors. `size` is B.
+    `leaves` are those of the batch; `packed` are the sizes of leaves that depend on content, such as the total number of nodes of
+    all graphs. With `unknown`, any new size may depend on content, since the batch also holds plain numbers. `size` is B.
     """
 
     def __init__(self, leaves: Iterable[Any], packed: Iterable[int], size: int, *, unknown: bool = False) -> None:
         super().__init__()
         self._size = size
         self._read = unknown
-        """Whether Python has read numbers that depend on content: new sizes may come from these."""
+        """Whether Python has read numbers that depend on content, from which it may compute new sizes."""
         self._data: set[int] = set()
         self._sizes: dict[int, frozenset[int]] = {}
         self._reading = _Reading(self)
@@ -64,15 +64,15 @@ class ContentSizes(TorchDispatchMode):
         return out
 
     def depends(self, tensor: Tensor, dim: int) -> bool:
-        """Whether the entries of this dimension may be of any number for a sample, or in any order."""
+        """Whether the number or order of entries in this dimension may depend on the content of samples."""
         return tensor.shape[dim] in self._sizes.get(_key(tensor), ())
 
     def enter_atomic(self) -> None:
-        """From here on a module runs whose own code is known to keep samples apart, whatever it does inside."""
+        """Begin the call of a module whose rule is known to keep samples separate: do not track the operations inside it."""
         self._atomic += 1
 
     def exit_atomic(self, given: Any, made: Any) -> None:
-        """The module has run; `given` and `made` are its flattened arguments and output."""
+        """End the call of the module; `given` and `made` are its flattened arguments and output."""
         self._atomic -= 1
         inputs = _tensors(given)
         sizes = frozenset().union(*(self._sizes.get(_key(tensor), frozenset()) for tensor in inputs))
@@ -90,7 +90,7 @@ class ContentSizes(TorchDispatchMode):
             self._read = True
 
     def _note(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor]) -> None:
-        if self._atomic:  # only what lies in memory that was something else before
+        if self._atomic:  # forget what is known of reused memory
             for tensor in made:
                 if _key(tensor) not in {_key(each) for each in given}:
                     self._mark(tensor, frozenset(), data=False)
@@ -116,7 +116,7 @@ class ContentSizes(TorchDispatchMode):
             )
 
     def _chosen(self, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> frozenset[int]:
-        """Sizes of dimensions of the output whose entries were chosen, or put into another order, by content."""
+        """Sizes of the output's dimensions whose entries were selected or reordered by content."""
         out = made[0]
         if name == "index":
             return self._indexed(args[0], args[1], out)
@@ -160,7 +160,7 @@ class ContentSizes(TorchDispatchMode):
 
 
 class _Reading(TorchFunctionMode):
-    """Notes what Python reads without an operation, and what is padded to (T, B, …) or (B, T, …) by many operations."""
+    """Note values that Python reads without an operation, and treat padding to (T, B, …) or (B, T, …) as a single operation."""
 
     def __init__(self, sizes: ContentSizes) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _key(tensor: Tensor) -> int:
-    """Of the memory that a tensor shares with its views."""
+    """A key for the storage that a tensor shares with its views."""
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse and nested tensors have none

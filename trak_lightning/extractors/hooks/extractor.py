@@ -1,5 +1,4 @@
-"""One forward and one backward pass for the whole batch; per-sample gradients are made layer by layer, as the backward
-pass arrives there."""
+"""The extractor ``hooks``: record layer inputs in the forward pass, and form per-sample gradients during the backward pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,13 +26,13 @@ class Hooks(GradientExtractor):
 
     Forward hooks record the input of every layer that owns attributed parameters; the backward pass computes gradients of
     layer outputs only, and at each layer a rule turns input and output gradient into per-sample parameter gradients, which
-    go to the sink and are freed. A module without a rule, or with parameters that are used in other ways, is re-run alone
-    under vmap, without the modules inside it.
+    go to the sink and are freed. A module without a rule, or with parameters that are used in other ways, is re-run
+    under vmap; the outputs of the modules inside it are replayed.
 
-    Every kind of batch is rehearsed before anything of it goes to the sink: samples fetched in twos and threes show where
-    every module holds them, and the sum of all blocks, with a different weight for each sample, is compared with the
-    ordinary gradient, parameter by parameter. A parameter whose gradient cannot be computed is refused by name and never
-    dropped. A kind is the set of modules that ran, the operations that made the output, and the structure of the batch.
+    Every kind of batch is rehearsed before its first block goes to the sink: batches of two and three samples show which
+    dimensions hold the samples in every module, and the sum of all blocks, with a different weight for each sample, is
+    compared with the ordinary gradient, parameter by parameter. A parameter whose gradient cannot be computed is named in an
+    error, never skipped. A kind is the set of modules that ran, the operations that made the output, and the structure of the batch.
 
     Memory: the activations, as in training, and the block of one layer.
     """
@@ -43,7 +42,7 @@ class Hooks(GradientExtractor):
         self._kinds = 0
 
     def __reduce__(self) -> tuple[type["Hooks"], tuple[()]]:
-        return Hooks, ()  # a rank that is spawned finds out for itself what is known of the model
+        return Hooks, ()  # a spawned rank starts without knowledge of the model
 
     @property
     def kinds(self) -> int:
@@ -53,7 +52,7 @@ class Hooks(GradientExtractor):
         if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
             raise UnsupportedModelError(
                 f"{type(model).__name__} has TorchScript modules, which call no hooks. Use extractor='auto' or 'iterative', or the "
-                "module that was scripted."
+                "original modules instead of the scripted ones."
             )
         known, rehearsed = self._of(model, task, batch, layout)
         while True:
@@ -63,17 +62,18 @@ class Hooks(GradientExtractor):
                     if rehearsed:
                         known.kinds.add((tape.path(output), batch.structure))
                     tape.backward(output)
+                    known.looped |= tape.looped
                     return output.detach()
             del output
             if any_sharded(model.parameters()):
                 raise UnsupportedModelError(
-                    "a batch uses the model in a way that earlier ones did not, and parameters are sharded over devices, so "
-                    "that it cannot be rehearsed without the other ranks. Use a model of one path, or ddp."
+                    "a batch runs other modules or operations than earlier ones, and the hooks extractor cannot check it because "
+                    "parameters are sharded over devices. Use the strategy ddp, or a model whose path does not depend on the data."
                 )
             rehearsed = self._rehearse(known, task, batch)
 
     def _forward(self, model: nn.Module, task: Task, batch: SampleBatch, *, again: bool) -> Tensor | None:
-        """The outputs under a tape; None if samples have more entries than any before, and the batch can be planned `again`."""
+        """Compute the outputs under a tape; return None if the plan does not fit the batch and it may be planned `again`."""
         try:
             with _explained():
                 output = task.output(model, batch.data)
@@ -85,10 +85,10 @@ class Hooks(GradientExtractor):
         require_graph(output, model, task)
         return output
 
-    def runs_again(self, model: nn.Module) -> bool:
-        """Whether some modules of the model are run again for their parameters."""
+    def looped(self, model: nn.Module) -> float:
+        """The share of the parameters that are computed by re-running modules one sample after the other."""
         known = self._known.get(model, {}).get(False)
-        return known is not None and bool(known.plan.shells)
+        return len(known.looped) / known.parameters if known is not None else 0.0
 
     def account(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout) -> list[RuleUse]:
         return self._of(model, task, batch, layout)[0].plan.account(layout)
@@ -96,19 +96,19 @@ class Hooks(GradientExtractor):
     def _of(
         self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout
     ) -> tuple["_Known", bool | None]:
-        """What is known of a model, and, if the batch had to be rehearsed for it, what `_rehearse` returned. A batch of one
-        says nothing of which sample is where: it is known apart."""
+        """What is known of a model, and what `_rehearse` returned, or None if the batch was not rehearsed. Batches of one are
+        tracked separately, since they do not show which dimensions hold the samples."""
         both = self._known.setdefault(model, {})
         known = both.get(batch.size == 1)
         if known is not None and known.layout == layout.fingerprint:
             return known, None
-        known = _Known(layout.fingerprint, Planner(model, layout))
+        known = _Known(layout.fingerprint, len(layout.by_name), Planner(model, layout))
         rehearsed = self._rehearse(known, task, batch)
         both[batch.size == 1] = known
         return known, rehearsed
 
     def _rehearse(self, known: "_Known", task: Task, batch: SampleBatch) -> bool:
-        """Plan for a batch. Whether the plan was seen to be right; not if the gradients of the batch are not finite."""
+        """Plan for a batch. Return whether the gradients were verified: they cannot be unless they are finite."""
         with _explained():
             known.plan, finite = known.planner.cover(task, batch)
         self._kinds += 1
@@ -118,12 +118,14 @@ class Hooks(GradientExtractor):
 @dataclass
 class _Known:
     layout: str
+    parameters: int
     planner: Planner
     plan: Plan = field(init=False)
     kinds: set[tuple[Path, Any]] = field(default_factory=set)
+    looped: set[str] = field(default_factory=set)
 
     def seen(self, tape: Tape, output: Tensor, batch: SampleBatch) -> bool:
-        """Whether a batch of this kind was rehearsed."""
+        """Whether a batch of this kind was rehearsed before."""
         try:
             return (tape.path(output), batch.structure) in self.kinds
         except Reached:
@@ -132,10 +134,10 @@ class _Known:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Refuse what fails in a pass that only looks, or in the user's code under hooks.
+    """Convert an error during a rehearsal, or in the user's code under hooks.
 
     Raises:
-        UnsupportedModelError: instead of an error that is not one of ours.
+        UnsupportedModelError: instead of any error that is neither a `TrakError` nor a lack of memory.
     """
     try:
         yield

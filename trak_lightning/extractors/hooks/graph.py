@@ -1,4 +1,4 @@
-"""What autograd's graph of an output tells without running it."""
+"""Inspect the autograd graph of an output without running it."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ _ACCUMULATE = "torch::autograd::AccumulateGrad"
 
 
 def walk(output: Tensor) -> tuple[frozenset[str], set[int]]:
-    """The kinds of operations that `output` was made by, and the ids of the leaves that it depends on. About two
-    microseconds per operation; inside a reentrant checkpoint nothing is seen."""
+    """Collect the names of the operations that made `output`, and the ids of the leaves that it depends on. Takes about two
+    microseconds per operation; cannot see into reentrant checkpoints."""
     kinds: set[str] = set()
     leaves: set[int] = set()
     seen: set[Any] = {output.grad_fn}

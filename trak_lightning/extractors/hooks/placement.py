@@ -1,7 +1,7 @@
-"""Where a tensor that a module takes or returns holds the samples of a batch.
+"""Find the dimensions in which an argument or output of a module holds the samples of a batch.
 
-Sizes alone do not tell: seven samples of seven tokens are (7, 7, d) with the batch first and with the batch second. How
-a shape changes with the number of samples does.
+One shape is not enough: seven samples of seven tokens are (7, 7, d) with the batch first and with the batch second. So
+compare the shapes for two and three samples.
 """
 
 from collections.abc import Iterable
@@ -33,10 +33,10 @@ class Placement:
         return self.dims[0]
 
     def require(self, tensor: Tensor, size: int, what: str) -> None:
-        """Refuse a tensor that does not hold the samples here. `what` says whose it is.
+        """Refuse a tensor that does not hold the samples here. `what` names it in the error.
 
         Raises:
-            Misplaced: the dimension is not of the right size.
+            Misplaced: the dimension has another size.
         """
         for dim in self.dims:
             if tensor.ndim <= dim or tensor.shape[dim] % size or (not self.flattened and tensor.shape[dim] != size):
@@ -46,10 +46,10 @@ class Placement:
                 )
 
     def split(self, tensor: Tensor, size: int, what: str) -> Tensor:
-        """(B, *shape of that tensor in a batch of one).
+        """Reshape to (B, *shape of that tensor in a batch of one).
 
         Raises:
-            Misplaced: the dimension is not of the right size. `what` says whose it is.
+            Misplaced: the dimension has another size. `what` names the tensor.
         """
         self.require(tensor, size, what)
         if len(self.dims) > 1:
@@ -65,7 +65,7 @@ class Placement:
         return own.unsqueeze(first + 1).unsqueeze(second + 1)
 
     def rows(self, tensor: Tensor, size: int, what: str) -> Tensor:
-        """(B · entries, …): the samples first, the entries of one sample together."""
+        """Reshape to (B · entries, …): samples first, the entries of one sample next to each other."""
         if self.dims == (0,) and self.sample_major and (tensor.shape[0] == size or self.flattened):
             return tensor
         parts = self.split(tensor, size, what)
@@ -73,12 +73,12 @@ class Placement:
 
 
 Where: TypeAlias = Placement | Literal["one", "shared", "unknown"]
-"""A placement; or a value that all samples share, with a first dimension of one entry or of anything else; or a shape
-that does not change as it should."""
+"""A placement; or a value that all samples share, whose first dimension has length one (``one``) or any other (``shared``);
+or a shape that changes with B in a way that shows no placement (``unknown``)."""
 
 
 def infer(two: Size, three: Size) -> Where:
-    """From the shapes of one tensor in batches of two and of three samples."""
+    """Infer the placement from the shapes of one tensor in batches of two and of three samples."""
     if two == three:
         return "one" if len(two) > 1 and two[0] == 1 else "shared"
     if len(two) != len(three):
@@ -93,7 +93,7 @@ def infer(two: Size, three: Size) -> Where:
 
 
 def common(places: Iterable[Where]) -> Where:
-    """The one placement of several calls, or unknown."""
+    """The placement that several calls have in common, or unknown."""
     found = list(places)
     merged = found[0]
     for where in found[1:]:
@@ -107,13 +107,13 @@ def _both(one: Where, other: Where) -> Where:
     alike = isinstance(one, Placement) and isinstance(other, Placement) and one.dims == other.dims
     if not alike or one.flattened == other.flattened:  # type: ignore[union-attr]
         return "unknown"
-    # A sample with a single entry looks as if nothing had been flattened.
+    # With a single entry per sample, a flattened dimension looks like one that is not.
     return one if one.flattened else other  # type: ignore[union-attr]
 
 
 def locate(where: Where, tensor: Tensor, size: int) -> Placement | None:
-    """Where the samples are in this tensor; None if all share it. What planning did not see is taken to have the batch
-    first if its size is B."""
+    """The placement of the samples in this tensor; None if they share it. If planning found none, the first dimension is taken
+    to hold the samples if its length is B."""
     if isinstance(where, Placement):
         return where
     if where == "shared" or tensor.ndim == 0 or tensor.shape[0] != size:

@@ -1,4 +1,4 @@
-"""Who computes the gradient of which parameter: the account that has to come out even before anything is streamed."""
+"""A plan assigns the gradient of every parameter to a module. It must cover all parameters before any block is emitted."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,8 @@ from trak_lightning.gradients import ParameterLayout
 
 @dataclass(frozen=True)
 class Layer:
-    """A module with a rule. `names` are its parameters, relative to it → in the layout; `place` is that of its output."""
+    """A module with a rule. `names` maps its own parameter names to those of the layout; `place` is where its output holds the
+    samples."""
 
     name: str
     module: nn.Module
@@ -28,7 +29,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inner:
-    """A module inside a shell that is not run again. `inputs` are those arguments that depend on the shell's parameters."""
+    """A module inside a shell whose outputs are replayed. `inputs` are the arguments that depend on the shell's parameters."""
 
     module: nn.Module
     inputs: dict[int, Where]
@@ -37,7 +38,7 @@ class Inner:
 
 @dataclass(frozen=True)
 class Shell:
-    """A module that is run again for some of the parameters in it. `outputs` are those that depend on them."""
+    """A module that is re-run to compute the gradients of the parameters in `names`. `outputs` are those that depend on them."""
 
     name: str
     module: nn.Module
@@ -49,8 +50,8 @@ class Shell:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a tape records. `unused` are parameters that no output has depended on so far; `copies` names the modules whose
-    arguments are changed in place later."""
+    """What a tape records. `unused` are the parameters that no output has depended on so far; `copies` names the modules whose
+    inputs are changed in place after the call, and must be copied."""
 
     layers: tuple[Layer, ...]
     shells: tuple[Shell, ...]
@@ -58,12 +59,12 @@ class Plan:
     copies: frozenset[str]
 
     def account(self, layout: ParameterLayout) -> list[RuleUse]:
-        """Every parameter of the layout, under what does it. A tied one counts where it is met first."""
+        """Count the parameters of the layout by the rule that handles them. A tied parameter counts once, where it occurs first."""
         modules: dict[str, list[Mapping[str, str]]] = {}
         for layer in self.layers:
             modules.setdefault(type(layer.module).__name__, []).append(layer.names)
         for shell in self.shells:
-            modules.setdefault(f"{type(shell.module).__name__} (run again)", []).append(shell.names)
+            modules.setdefault(f"{type(shell.module).__name__} (re-run)", []).append(shell.names)
         if self.unused:
             modules["not used by the output"] = [{name: name for name in self.unused}]
         counted: set[str] = set()
@@ -77,8 +78,8 @@ class Plan:
 
 @dataclass
 class Location:
-    """One of the places where a model holds a parameter; tied parameters have several. `home` is the module that does
-    it: its owner, or one that the owner is in."""
+    """One of the places where a model holds a parameter; tied parameters have several. `home` is the path of the module that
+    computes its gradient: its owner, or a module that encloses the owner."""
 
     path: str
     name: str
@@ -87,7 +88,7 @@ class Location:
 
 
 class Homes:
-    """Every parameter of the layout, and the module that is to do it."""
+    """Every parameter of the layout, and its home: the module that is to compute its gradient."""
 
     def __init__(self, model: nn.Module, layout: ParameterLayout) -> None:
         self._model = model
@@ -102,15 +103,15 @@ class Homes:
                 self.locations.append(Location(path, names[id(parameter)], owner))
 
     def settle(self, used: set[str], called: Iterable[nn.Module]) -> None:
-        """Lift to a module that is called what is owned by one that is not: a container, or a module whose parameters
-        another one uses."""
+        """Lift the parameters of modules that are never called (containers, or modules whose parameters another one uses) to an
+        enclosing module that is called."""
         seen = set(called)
         for location in self._of(used):
             if self.modules[location.home] not in seen and (location.lifted or not self._elsewhere(location, seen)):
                 self.lift(location, seen)
 
     def active(self, used: set[str], called: Iterable[nn.Module]) -> dict[str, dict[str, str]]:
-        """Called module → its parameters, relative to it → in the layout."""
+        """Map the path of every called home to its parameters: name in the module → name in the layout."""
         seen, found = set(called), dict[str, dict[str, str]]()
         for location in self._of(used):
             if self.modules[location.home] in seen:
@@ -119,10 +120,10 @@ class Homes:
         return found
 
     def lift(self, location: Location, called: set[nn.Module]) -> None:
-        """To the next module around it that is called.
+        """Move the home of a parameter to the next enclosing module that is called.
 
         Raises:
-            UnsupportedModelError: there is none.
+            UnsupportedModelError: no enclosing module is called.
         """
         home = location.home
         while home:
@@ -131,14 +132,15 @@ class Homes:
                 location.home, location.lifted = home, True
                 return
         raise UnsupportedModelError(
-            f"hooks cannot tell the samples apart where parameter {location.name} of {type(self._model).__name__} is used: outside "
-            "the forward of the module that owns it and of all modules around it, or on entries whose number or order depends "
-            f"on the content of the samples. Use extractor='auto' or 'iterative', or leave it out: "
+            f"the hooks extractor cannot separate the samples where parameter {location.name} of {type(self._model).__name__} is "
+            "used: outside the forward of every module that contains it, or on entries whose number or order depends on the "
+            f"content of the samples. Use extractor='auto' or 'iterative', or leave it out: "
             f"parameters=['!{location.name}']."
         )
 
     def adopt(self, used: set[str], homes: set[str]) -> set[str]:
-        """Give parameters that were never used to one of `homes` that has lifted others and that they are in; return them."""
+        """Assign parameters that were never used to the one of `homes` that encloses them, if other parameters were lifted to it;
+        return their names."""
         lifting = {location.home for location in self._of(used) if location.lifted} & homes
         found = set()
         for location in self.locations:
@@ -149,7 +151,7 @@ class Homes:
         return found
 
     def at(self, name: str, home: str | None = None) -> list[Location]:
-        """Where a parameter of the layout is done, or those of its places that one module does."""
+        """The locations of a parameter of the layout, or only those with this home."""
         return [location for location in self.locations if location.name == name and home in (None, location.home)]
 
     def _of(self, used: set[str]) -> list[Location]:
@@ -162,9 +164,9 @@ class Homes:
 def layer_of(
     name: str, module: nn.Module, names: Mapping[str, str], places: Places
 ) -> tuple[Layer | None, dict[str, str]]:
-    """The layer that does some of these parameters by its rule, if any, and the parameters that remain."""
+    """The layer whose rule handles some of these parameters, if there is one, and the remaining parameters."""
     rule = find_rule(module)
-    ruled = {key: value for key, value in names.items() if rule is not None and rule.does(key)}
+    ruled = {key: value for key, value in names.items() if rule is not None and rule.handles(key)}
     rest = {key: value for key, value in names.items() if key not in ruled}
     if rule is None or not ruled:
         return None, rest
@@ -172,7 +174,7 @@ def layer_of(
 
 
 def can_do(layer: Layer) -> bool:
-    """Whether the samples are where the layer's rule needs them."""
+    """Whether the dimensions that hold the samples are those that the layer's rule needs."""
     if layer.place == "one":
         return not layer.rule.whole_call
     if not isinstance(layer.place, Placement) or len(layer.place.dims) > 1:

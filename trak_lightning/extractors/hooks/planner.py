@@ -1,4 +1,4 @@
-"""Making a plan, and proving it right on a batch before anything is streamed."""
+"""Make a plan, and rehearse it on a batch before any block is emitted."""
 
 from typing import Any
 
@@ -29,11 +29,11 @@ from trak_lightning.tasks.base import Task, batch_of
 
 
 class Planner:
-    """Plans for one model and layout; remembers what earlier batches have shown.
+    """Plan for one model and layout; remember what earlier batches have shown.
 
-    Every parameter is first given to the rule of the layer that owns it. What cannot be right there (the layer is never
-    called, gives a value that all samples share, or an audit finds its gradients wrong) is lifted to the module around
-    it, which is re-run for it, and so on up to the model itself.
+    Every parameter is first assigned to the rule of the layer that owns it. Where that cannot work (the layer is never called,
+    returns a value that all samples share, or an audit finds its gradients wrong), the parameter is lifted to the enclosing
+    module, which is re-run, and so on up to the model itself.
     """
 
     def __init__(self, model: nn.Module, layout: ParameterLayout) -> None:
@@ -47,16 +47,16 @@ class Planner:
         self._dependent: dict[tuple[nn.Module, Side], set[int]] = {}
 
     def cover(self, task: Task, batch: SampleBatch) -> tuple[Plan, bool]:
-        """A plan for `batch`, and whether it was seen to be right: not if the gradients of the batch are not finite, so that
-        nothing can be seen.
+        """Make a plan for `batch`. Return it, and whether its gradients were verified: they cannot be if those of the batch are
+        not finite.
 
         Raises:
-            UnsupportedModelError: there is none. Names parameters.
+            UnsupportedModelError: no plan gives correct gradients. Names the parameters.
         """
         weights = sample_weights(batch.size)
         expected = reference(self._model, task, batch, self._layout)
         self._used |= {name for name, grad in expected.grads.items() if grad is not None}
-        # What one sample does not reach, though the batch does, holds no entries of that sample, and is lifted.
+        # A module that the batch reaches but a probed sample does not has no known placement: its parameters are lifted.
         with requiring(self._model, ()):
             self._probe.look(task, batch)
         while True:
@@ -77,7 +77,7 @@ class Planner:
             except TrakError:
                 raise
             except Exception as error:
-                # Where a shared value was given an entry for each sample, the model may have taken it amiss.
+                # The model may have failed because a value that all samples share was expanded to one entry per sample.
                 given = {name for layer in plan.layers if layer.place == "one" for name in layer.names.values()}
                 given |= {
                     name for shell in plan.shells if "one" in shell.outputs.values() for name in shell.names.values()
@@ -93,7 +93,7 @@ class Planner:
                     return plan, True
                 some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
                 self._lift(plan, set(wrong), f"{some}{' …' if len(wrong) > 5 else ''}")
-            # The audit has used it up.
+            # The audit has overwritten the reference.
             expected = reference(self._model, task, batch, self._layout)
 
     def _rehearse(self, plan: Plan, task: Task, batch: SampleBatch, audit: Audit) -> None:
@@ -111,7 +111,7 @@ class Planner:
             if not misplaced:
                 shells, misplaced = self._shells(task, batch, rest)
             if not misplaced:
-                # Experts that no sample has reached yet belong to the module that the others were lifted to.
+                # Experts that no sample has reached yet get the home that the other experts were lifted to.
                 adopted = self._homes.adopt(self._used, {shell.name for shell in shells if shell.name})
                 if not adopted:
                     break
@@ -123,7 +123,7 @@ class Planner:
         return Plan(tuple(layers), tuple(shells), unused, frozenset(self._copies))
 
     def _layers(self) -> tuple[list[Layer], dict[str, dict[str, str]], list[Location]]:
-        """Layers that go by rule, the parameters of other modules, and what must go elsewhere."""
+        """The layers that use a rule, the parameters of other modules by home, and the locations that must be lifted."""
         layers: list[Layer] = []
         rest: dict[str, dict[str, str]] = {}
         misplaced: list[Location] = []
@@ -148,7 +148,7 @@ class Planner:
             if any_sharded(modules[home].parameters()):
                 raise UnsupportedModelError(
                     f"parameters {', '.join(names.values())} are sharded over devices, and {home or 'the model'} "
-                    f"({type(modules[home]).__name__}) has no rule of its own and would have to be run again with whole ones. "
+                    f"({type(modules[home]).__name__}) has no layer rule and would have to be re-run with unsharded ones. "
                     "Leave them out: parameters=['!NAME']."
                 )
         inside = {home: inner_modules(modules[home], names, places) for home, names in rest.items()}
@@ -180,8 +180,7 @@ class Planner:
         return [place for name in names.values() for place in self._homes.at(name, home)]
 
     def _lift(self, plan: Plan, names: set[str], reason: str) -> None:
-        """Have these parameters done by a module further up; or, where what is inside their module is left out though it
-        must not be, by the whole of it."""
+        """Lift these parameters; or, if their home is a shell that replays the modules inside it, re-run it with those modules."""
         cut = {shell.name for shell in plan.shells if shell.inner}
         places = [place for name in names for place in self._homes.at(name)]
         whole = {place.home for place in places} & cut
@@ -189,7 +188,7 @@ class Planner:
         if not whole and not movable:
             raise UnsupportedModelError(
                 f"the hooks extractor cannot compute per-sample gradients of {len(names)} parameters of {type(self._model).__name__}: "
-                f"{reason}. They are used outside the forward of the modules around them, or where samples are mixed. Use "
+                f"{reason}. They are used outside the forward of the modules that contain them, or where samples are mixed. Use "
                 "extractor='auto' or 'iterative', or leave them out: parameters=['!NAME']."
             )
         self._whole |= whole

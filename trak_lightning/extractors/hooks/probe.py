@@ -1,5 +1,5 @@
-"""What is seen of a model when it is shown batches of known size: which modules are called, and where what they take and
-return holds the samples."""
+"""Run a model on batches of known size to learn which modules are called, and which dimensions of their arguments and
+outputs hold the samples."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,27 +22,27 @@ from trak_lightning.tasks.base import Task, batch_of
 Side = Literal["inputs", "outputs"]
 
 _WORDS = (bool, str, bytes, type(None))
-"""No sizes come from these."""
+"""No size is computed from values of these types."""
 
 
 @dataclass
 class Places:
-    """Where the arguments and outputs of one module hold samples, by position in the flattened tree."""
+    """Which dimensions of the arguments and outputs of one module hold the samples, by position in the flattened tree."""
 
     inputs: dict[int, Where] = field(default_factory=dict)
     outputs: dict[int, Where] = field(default_factory=dict)
 
 
 class Probe:
-    """Accumulates what is known of the modules of one model."""
+    """Accumulate what is known of the modules of one model."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self.places: dict[nn.Module, Places] = {}
 
     def look(self, task: Task, batch: SampleBatch) -> None:
-        """Show the model one sample twice, and three times, to learn about the modules that are called; then the batch itself,
-        whose samples may differ in what decides over sizes and orders."""
+        """Run the model on two and on three copies of one sample to find the dimensions that hold the samples; then on the batch
+        itself, where sizes and orders may depend on the content of the samples."""
         if batch.size == 1:
             self._merge(_places_of_one(self._pass(task, batch)))
             return
@@ -58,7 +58,7 @@ class Probe:
         self._distrust(all_samples)
 
     def _distrust(self, seen: "_Shapes") -> None:
-        """Forget where samples are in dimensions whose size or order depends on content."""
+        """Mark placements as unknown where the size or order of their dimension depends on content."""
         for module, calls in seen.calls.items():
             if module not in self.places:
                 continue
@@ -71,7 +71,7 @@ class Probe:
                             places[position] = "unknown"
 
     def _merge(self, fresh: dict[nn.Module, Places]) -> None:
-        """What two batches show differently is unknown."""
+        """Add the placements of another batch; those that differ become unknown."""
         for module, places in fresh.items():
             known = self.places.setdefault(module, places)
             for side in ("inputs", "outputs"):
@@ -80,8 +80,8 @@ class Probe:
                     before[position] = common((before.get(position, where), where))
 
     def _order(self, task: Task, batch: SampleBatch, fresh: dict[nn.Module, Places]) -> None:
-        """Whether entries of one sample lie together or are interleaved: those that stay the same when the other sample
-        is another are those of the first."""
+        """Find whether the entries of one sample are adjacent or interleaved: entries that stay the same when the second sample
+        is replaced are those of the first."""
         wanted = {module for module, places in fresh.items() if any(map(_is_flattened, _all(places)))}
         same, mixed = (_Shapes(self._model, wanted).see(task, batch.fetch(pair)) for pair in ([0, 0], [0, 1]))
         for module in wanted:
@@ -100,8 +100,8 @@ class Probe:
 
 
 def _packed(two: SampleBatch, three: SampleBatch, batch: SampleBatch) -> tuple[list[frozenset[int]], bool]:
-    """Sizes of tensors of these batches in dimensions that hold a number of entries for each sample that may depend on the
-    sample; and whether the batches differ in more than sizes and values of tensors, as lists of samples do."""
+    """The sizes of dimensions whose number of entries per sample may depend on the sample, for each of these batches; and
+    whether the batches differ in more than the sizes and values of tensors, as lists of samples do."""
     leaves = [[leaf for leaf in deep_leaves(each.data) if not isinstance(leaf, _WORDS)] for each in (two, three, batch)]
     found: list[set[int]] = [set(), set(), set()]
     unknown = any([type(leaf) for leaf in each] != [type(leaf) for leaf in leaves[0]] for each in leaves)
@@ -161,7 +161,7 @@ def _place(two: "_Sizes", three: "_Sizes") -> Where:
 
 
 def _places_of_one(seen: "_Shapes") -> dict[nn.Module, Places]:
-    """All that there is belongs to the one sample."""
+    """The placements in a batch of one, where every entry belongs to the sample."""
     whole = Placement((0,), flattened=True)
     found = {}
     for module, calls in seen.calls.items():
@@ -176,7 +176,7 @@ def _places_of_one(seen: "_Shapes") -> dict[nn.Module, Places]:
 
 @dataclass
 class _Sizes:
-    """The shape of a tensor, and which of its dimensions depend on the content of samples."""
+    """The shape of a tensor, and the dimensions whose size or order depends on the content of samples."""
 
     shape: Size
     dependent: frozenset[int]
@@ -238,7 +238,7 @@ class _Shapes:
             self._values[module, "outputs"] = _copies(flatten(output)[0])
 
     def _sizes(self, module: nn.Module, tree: Any) -> dict[int, _Sizes]:
-        known = _is_atomic(module)  # its rule finds the samples by itself, in packed sequences too
+        known = _is_atomic(module)  # its rule finds the samples itself, also in packed sequences
         return {
             place: _Sizes(leaf.shape, frozenset() if known else self._dependent(leaf))
             for place, leaf in enumerate(flatten(tree)[0])
@@ -252,7 +252,7 @@ class _Shapes:
 
 
 def _is_atomic(module: nn.Module) -> bool:
-    """Whether the module has a rule that is given whole calls, and keeps samples apart by itself."""
+    """Whether the module has a `CallRule`, which keeps the samples separate itself."""
     rule = find_rule(module)
     return rule is not None and rule.whole_call
 
@@ -263,7 +263,7 @@ def _copies(leaves: list[Any]) -> list[Any]:
 
 @contextmanager
 def _checkpointing_unasked() -> Iterator[None]:
-    """Without the warning that nothing is checkpointed where nothing requires a gradient."""
+    """Hide the warning of checkpointing that no input requires a gradient."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
         yield
@@ -280,11 +280,11 @@ def _handle(handle: Any) -> Iterator[None]:
 def dependent(
     model: nn.Module, task: Task, batch: SampleBatch, modules: Sequence[nn.Module]
 ) -> dict[tuple[nn.Module, Side], set[int]]:
-    """Which arguments and outputs of these modules depend on the parameters that require a gradient now."""
+    """Find the arguments and outputs of these modules that depend on the parameters that currently require a gradient."""
     found: dict[tuple[nn.Module, Side], set[int]] = {}
 
     def note(module: nn.Module, side: Side, tree: Any) -> None:
-        # Under reentrant checkpointing nothing can be seen, and everything may depend on everything.
+        # Reentrant checkpointing hides the graph, so any floating-point tensor may depend on them.
         places = {
             place
             for place, leaf in enumerate(flatten(tree)[0])

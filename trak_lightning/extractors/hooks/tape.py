@@ -1,4 +1,4 @@
-"""Recording one forward pass with hooks, and turning its backward pass into gradient blocks."""
+"""Record one forward pass with hooks, and turn its backward pass into gradient blocks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,7 +22,7 @@ from trak_lightning.model.dtensor import any_sharded
 
 
 class CannotDo(UnsupportedModelError):
-    """The parameters in `names` cannot be done where the plan has them."""
+    """The gradients of the parameters in `names` cannot be computed by the modules that the plan assigns them to."""
 
     def __init__(self, names: Iterable[str], reason: str) -> None:
         self.names = set(names)
@@ -30,18 +30,18 @@ class CannotDo(UnsupportedModelError):
 
 
 class ChangedInPlace(UnsupportedModelError):
-    """What a module was given has been changed since. `module` can be done all the same, from a copy."""
+    """An input of `module` was changed in place after the call. The planner tries again with a copy of the input."""
 
     def __init__(self, module: str) -> None:
         self.module = module
         super().__init__(
-            f"the input of module {module!r} is changed in place after the module has used it, which it was not in the "
-            "first batch. Make that operation out of place: x = x + y instead of x += y, ReLU(inplace=False)."
+            f"the input of module {module!r} is changed in place after the module has used it. Write x = x + y instead of "
+            "x += y, and use ReLU(inplace=False)."
         )
 
 
 class Reached(CannotDo):
-    """The output depends on parameters in a way that the plan does not follow: outside of the modules that compute them."""
+    """The output depends on parameters through operations outside their homes, which the plan does not cover."""
 
     def __init__(self, names: Iterable[str]) -> None:
         found = sorted(names)
@@ -50,15 +50,15 @@ class Reached(CannotDo):
 
 @dataclass(frozen=True)
 class Path:
-    """A way through a model: the modules of the plan that were called, and the kinds of operations that made the output."""
+    """The path of one forward pass: the modules of the plan that were called, and the operations that made the output."""
 
     called: frozenset[str]
     operations: frozenset[str]
 
 
 class _Anchor(torch.autograd.Function):
-    """The identity, as the root of a graph: makes the first layer's output require a gradient, so that the backward pass
-    reaches it though no parameter does. A copy, because a leaf could not be changed in place afterwards."""
+    """The identity, whose output requires a gradient: lets the backward pass reach the first layer's output although no
+    parameter requires one. Returns a copy, so that the model may change it in place."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, anchor: Tensor) -> Tensor:
@@ -87,9 +87,9 @@ class _Together(torch.autograd.Function):
 class Tape:
     """Hooks on every module that the plan names, for one forward and backward pass.
 
-    While the tape is open, a parameter requires a gradient wherever the plan does not compute it: outside of the modules
-    that the plan names for it. So the output depends on no parameter unless it is used in another way than planned, which
-    the graph shows whatever its values are. A context manager: hooks are removed on the way out.
+    While the tape is open, a parameter requires a gradient only outside its homes. The output then depends on a parameter
+    only if the model uses it in a way that the plan does not cover, and the autograd graph shows that for any values. A
+    context manager: hooks are removed on exit.
     """
 
     def __init__(self, plan: Plan, sink: Sink, size: int, model: nn.Module, layout: ParameterLayout) -> None:
@@ -97,7 +97,7 @@ class Tape:
         self._sink = sink
         self._size = size
         self._model = model
-        # Sharded parameters are replaced by whole ones in the meantime, so that only what is unused can be watched.
+        # During a pass, full parameters replace the sharded ones, so only unused parameters can be watched.
         self._sharded = any_sharded(model.parameters())
         watched = plan.unused if self._sharded else tuple(layout.by_name)
         self._watched = parameters_of(model, watched)
@@ -109,6 +109,8 @@ class Tape:
         self._waiting: list[tuple[Shell, RecordedCall]] = []
         self._replaying = False
         self._called: set[str] = set()
+        self.looped: set[str] = set()
+        """The parameters whose modules vmap could not re-run."""
 
     def __enter__(self) -> "Tape":
         self._stack.enter_context(requiring(self._model, self._watched))
@@ -137,10 +139,10 @@ class Tape:
         self._stack.__exit__(*exception)
 
     def path(self, output: Tensor) -> Path:
-        """The way that a forward pass took.
+        """The path that a forward pass took.
 
         Raises:
-            Reached: it used parameters that the plan does not follow there.
+            Reached: it used parameters outside their homes.
         """
         operations, leaves = walk(output)
         reached = {name for name, parameter in self._watched.items() if id(parameter) in leaves}
@@ -152,7 +154,7 @@ class Tape:
         """Push the blocks of all layers.
 
         Raises:
-            Reached: a reentrant checkpoint has hidden a use of a parameter that the plan does not follow.
+            Reached: inside a reentrant checkpoint, a parameter was used outside its homes.
         """
         # Not autograd.grad, which reentrant checkpointing refuses; only the anchor is a leaf that requires a gradient.
         output.backward(torch.ones_like(output))
@@ -164,11 +166,11 @@ class Tape:
                 self._rerun(*self._waiting.pop())
 
     def _around_home(self, module: nn.Module, planned: Iterable[str]) -> None:
-        """Parameters require no gradient inside the module that computes theirs."""
+        """Turn off ``requires_grad`` of parameters while their home runs."""
         names = [name for name in planned if name in self._watched]
 
         def before(_: nn.Module, args: Any) -> None:
-            if self._replaying:  # under vmap, which does not allow it
+            if self._replaying:  # under vmap, which does not allow changing requires_grad
                 return
             for name in names:
                 self._inside[name] = self._inside.get(name, 0) + 1
@@ -288,13 +290,13 @@ class Tape:
             frame = self._open[shell.name][-1]
             frame.entered.append(call)
             if len(frame.entered) > 1:
-                return None  # inside a module that is not run again itself
+                return None  # nested in a module whose output is replayed
             frame.inner.append(call)
             leaves, rebuild = flatten((args, kwargs))
             for position, where in inner.inputs.items():
                 if isinstance(leaves[position], Tensor):
                     leaf = self._on_graph(self._over_batch(leaves[position]) if where == "one" else leaves[position])
-                    # A view of its own, lest the gradient be that of all uses.
+                    # A separate view, so that its gradient is that of this use only.
                     leaves[position] = leaf = leaf.view_as(leaf)
                     leaf.register_hook(self._collect(shell, call, position, where))
             return rebuild(leaves)
@@ -319,12 +321,12 @@ class Tape:
             place = locate(where, value, self._size)
             if place is None:
                 raise Misplaced(
-                    f"module {shell.name!r} takes or gives a value of shape {tuple(value.shape)} for all samples"
+                    f"module {shell.name!r} takes or returns a value of shape {tuple(value.shape)} that all samples share"
                 )
             return place.split(value, self._size, f"module {shell.name!r}")
 
     def _leaves(self, shell: Shell, tree: Any, places: Mapping[int, Where]) -> Leaves:
-        """Copies of the leaves of `tree`, those that hold samples split by sample."""
+        """Copy the leaves of `tree`; split those that hold samples by sample."""
         leaves, rebuild = flatten(tree)
         values, batched = [snapshot(leaf, clone=True) for leaf in leaves], []
         for position, value in enumerate(values):
@@ -341,8 +343,8 @@ class Tape:
         on_backward: Callable[[list[Tensor | None]], None],
         places: Mapping[int, Where] | None = None,
     ) -> Any:
-        """`output` with its floating-point tensors, or those in `places`, on the graph; `on_backward` is given the
-        gradients of all leaves at once."""
+        """Put the floating-point tensors of `output`, or those in `places`, on the graph; `on_backward` receives the gradients
+        of all leaves at once."""
         leaves, rebuild = flatten(output)
         positions = [
             position
@@ -350,7 +352,7 @@ class Tape:
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and (places is None or position in places)
         ]
 
-        count = len(leaves)  # the leaves themselves, whose graph holds `spread`, would never be freed
+        count = len(leaves)  # a closure over the leaves, whose graph holds `spread`, would be a reference cycle
 
         def spread(grads: tuple[Tensor | None, ...]) -> None:
             found: list[Tensor | None] = [None] * count
@@ -381,6 +383,8 @@ class Tape:
                 blocks = list(rerun(shell.name, shell.module, shell.names, call, self._size))
         finally:
             self._replaying = False
+        if call.looped:
+            self.looped.update(shell.names.values())
         with torch.no_grad():
             for block in blocks:
                 self._sink(block)
@@ -395,7 +399,7 @@ class Tape:
         return anchored
 
     def _over_batch(self, value: Tensor) -> Tensor:
-        """Give a value that all samples share, (1, …), an entry for each, so that its gradient comes sample by sample."""
+        """Expand a value that all samples share, (1, …), to one entry per sample, so that its gradient is per sample."""
         if self._size > 1 and value.ndim > 1 and value.shape[0] == 1:
             return value.expand(self._size, *value.shape[1:]).clone()
         return value
@@ -412,7 +416,7 @@ class Tape:
 
 
 def _by_sample(block: GradientBlock, size: int, layer: Layer) -> GradientBlock:
-    """A block with several entries a sample, first dimension (B · entries), as one with B."""
+    """Convert a block with several entries per sample, first dimension (B · entries), to one with first dimension B."""
     tensors = {key: value for key, value in vars(block).items() if isinstance(value, Tensor)}
     length = len(next(iter(tensors.values())))
     if length == size:
@@ -427,7 +431,7 @@ def _by_sample(block: GradientBlock, size: int, layer: Layer) -> GradientBlock:
     parts = {key: value.unflatten(0, (size, entries)) for key, value in tensors.items()}
     if isinstance(block, (OuterProductBlock, RowSparseBlock)):
         return replace(block, **{key: part.flatten(1, 2) for key, part in parts.items()})
-    # A sample at a time: the gradients of all its entries are what needs the memory.
+    # One sample at a time, since the dense gradients of all its entries need the most memory.
     samples = [
         block.take(slice(start, start + entries)).dense().sum(0, keepdim=True) for start in range(0, length, entries)
     ]
@@ -435,7 +439,7 @@ def _by_sample(block: GradientBlock, size: int, layer: Layer) -> GradientBlock:
 
 
 def _of_one_dtype(input: Tensor, output_grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32, or float64 if one of them is: what autocast computed in 16 bits is summed in 32."""
+    """Convert both to float32, or to float64 if one has it, so that 16-bit values from autocast are summed in 32 bits."""
     dtype = torch.promote_types(output_grad.dtype, torch.float32)
     if not input.is_floating_point():
         return input, output_grad.to(dtype)

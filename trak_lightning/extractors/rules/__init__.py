@@ -1,6 +1,6 @@
 """Layer rules: per-sample parameter gradients of one kind of layer, from its input and the gradient of its output.
 
-A rule is a function in one of the modules here, registered for the layer's class. Layers without a rule are done by
+A rule is a function in one of the modules here, registered for the layer's class. Layers without a rule are handled by
 `trak_lightning.extractors.rules.fallback`.
 """
 

@@ -1,4 +1,4 @@
-"""Activations that learn."""
+"""Activations with parameters."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from trak_lightning.gradients import DenseBlock, GradientBlock
 
 @rule_for(nn.PReLU)
 def prelu(module: nn.Module, names: Names, input: Tensor, output_grad: Tensor) -> Iterator[GradientBlock]:
-    """``∂f/∂a = Σ ∂f/∂y · min(x, 0)``, over everything or, with a slope a channel, over everything but the channels."""
+    """``∂f/∂a = Σ ∂f/∂y · min(x, 0)``, over all entries of a sample or, with one slope per channel, over all but the channels."""
     assert isinstance(module, nn.PReLU)
     products = output_grad * input.clamp(max=0)
     if module.num_parameters == 1:

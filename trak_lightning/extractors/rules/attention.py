@@ -1,4 +1,4 @@
-"""Multi-head attention: four linear maps, whose inputs and output gradients are had by doing the attention once more."""
+"""Multi-head attention: four linear maps, whose inputs and output gradients come from computing the attention again."""
 
 from collections.abc import Iterator
 from inspect import signature
@@ -64,7 +64,7 @@ def _projections(module: nn.MultiheadAttention) -> tuple[list[Tensor], list[Tens
 
 
 def _attend(module: nn.MultiheadAttention, projected: list[Tensor], options: dict) -> tuple[Tensor, Tensor]:
-    """What goes into the output projection, (B, T, E), and the attention weights as the module returns them."""
+    """The input of the output projection, (B, T, E), and the attention weights as the module returns them."""
     query, key, value = projected
     B, _, E = query.shape
     if module.bias_k is not None:
@@ -117,7 +117,7 @@ def _input_blocks(
 
 
 def _stacked(name: str, inputs: list[Tensor], lefts: list[Tensor]) -> GradientBlock:
-    """The three maps as the rows of one: side by side where they have one input, else one after the other."""
+    """The three maps as the rows of one matrix: side by side where they share an input, else along the positions."""
     if all(input.data_ptr() == inputs[0].data_ptr() and input.shape == inputs[0].shape for input in inputs):
         return OuterProductBlock(name, torch.cat(lefts, 2), _wide(inputs[0]))
     widths = [left.shape[2] for left in lefts]

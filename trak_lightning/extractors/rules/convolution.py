@@ -13,7 +13,7 @@ from trak_lightning.extractors.rules.registry import Names, rule_for
 from trak_lightning.gradients import ConvolutionBlock, DenseBlock, GradientBlock, samples_at_a_time
 
 _FEW_POSITIONS, _FEW_CHANNELS = 100, 16
-"""Up to which a matrix product of the unfolded input beats a convolution, measured on a CPU."""
+"""Up to these sizes, a matrix product with the unfolded input is faster than a convolution, measured on a CPU."""
 
 
 @rule_for(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -35,7 +35,7 @@ def convolution(module: nn.Module, names: Names, input: Tensor, output_grad: Ten
 def transposed_convolution(
     module: nn.Module, names: Names, input: Tensor, output_grad: Tensor
 ) -> Iterator[GradientBlock]:
-    """It is the transpose of a convolution that maps its output to its input: the two change places."""
+    """The transpose of the convolution that maps its output to its input: swap the roles of input and output gradient."""
     assert isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
     assert not isinstance(module.padding, str)
     if "weight" in names:
@@ -45,7 +45,7 @@ def transposed_convolution(
 
 
 def _weight_block(name: str, module: _ConvNd, padding: tuple[int, ...], left: Tensor, right: Tensor) -> GradientBlock:
-    # Sliced for chunks later, and read sample by sample: channels_last would be copied every time.
+    # Contiguous, since channels_last would be copied for every chunk of samples.
     product = _WeightProduct(module.kernel_size, module.stride, padding, module.dilation, module.groups)
     return ConvolutionBlock(name, left.contiguous(), right.contiguous(), product, module.groups)
 
@@ -74,7 +74,7 @@ class _WeightProduct:
         return grad
 
     def _unfolded(self, left: Tensor, right: Tensor) -> Tensor:
-        """As matrix products with the patches of the input that meet each entry of the kernel."""
+        """Multiply by the patches of the input that each kernel entry is applied to."""
         padding = [side for size in reversed(self.padding) for side in (size, size)]
         right = F.pad(right, padding) if any(padding) else right
         batch, channels, *places = right.stride()
@@ -93,9 +93,9 @@ class _WeightProduct:
         return grad.view(*left.shape[:2], right.shape[1], *self.kernel_size)
 
     def _grouped(self, left: Tensor, right: Tensor) -> Tensor:
-        """As the backward pass of one convolution, in which every sample is a group of channels."""
+        """Run the backward pass of one convolution in which every sample is a group of channels."""
         B, channels = len(left), right.shape[1] // self.groups
-        # The backward pass asks for a weight, and uses its shape only.
+        # The backward pass requires a weight but uses only its shape.
         weight = left.new_empty(()).expand(B * left.shape[1], channels, *self.kernel_size)
         gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
             left.flatten(0, 1).unsqueeze(0),

@@ -1,4 +1,4 @@
-"""Embedding tables: a sample touches the rows that it looks up, and no others."""
+"""Embedding tables: only the rows that a sample looks up have a gradient."""
 
 from collections.abc import Iterator
 

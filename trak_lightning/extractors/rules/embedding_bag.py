@@ -16,14 +16,14 @@ def _plain(module: nn.Module) -> bool:
 
 @call_rule_for(nn.EmbeddingBag, parameters="weight", when=_plain)
 def embedding_bag(module: nn.Module, names: Names, call: LayerCall) -> Iterator[GradientBlock]:
-    """The rows of each bag, whichever way bags are given."""
+    """The rows of each bag, for bags given as a matrix or by offsets."""
     assert isinstance(module, nn.EmbeddingBag)
     given = signature(module.forward).bind(*call.args, **call.kwargs).arguments
     input, offsets, weights = given["input"], given.get("offsets"), given.get("per_sample_weights")
     grad = call.output_grads[0]
     if grad is None:
         return
-    rows, present, scale = _bags(module, input, offsets, weights)  # (bags, T), and T may differ: padded
+    rows, present, scale = _bags(module, input, offsets, weights)  # (bags, T), padded where bags differ in T
     if module.padding_idx is not None:
         present = present & (rows != module.padding_idx)
     dtype = torch.promote_types(grad.dtype, torch.float32)
@@ -45,7 +45,7 @@ def embedding_bag(module: nn.Module, names: Names, call: LayerCall) -> Iterator[
 def _bags(
     module: nn.EmbeddingBag, input: Tensor, offsets: Tensor | None, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Rows, which of them are there, and their weights: (bags, T) each."""
+    """Rows, whether each is in its bag or padding, and their weights: (bags, T) each."""
     if input.ndim == 2:
         return input, torch.ones_like(input, dtype=torch.bool), weights
     assert offsets is not None

@@ -1,7 +1,7 @@
-"""Any module: re-run it alone from what it was given, and pull the gradients of what it gave back to its parameters.
+"""Any module: re-run it from its recorded arguments, and differentiate its outputs with respect to its parameters.
 
-The modules inside it are not run again. What they returned is put in their places, and the gradients of what they were
-given are pulled back along with those of the module's own output: what is re-run is the module's own code and no more.
+Only the module's own code runs again. Each module inside it is replaced by a function that returns the recorded output,
+and the gradients of that module's arguments are pulled back along with those of the outer module's output.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +32,8 @@ class Leaves:
 
 @dataclass
 class InnerCall:
-    """One call of a module inside: what it returned, and the gradients of what it was given, by position in the flattened
-    arguments, (B, *shape in a batch of one)."""
+    """One call of a module inside the re-run one: its output, and the gradients of its arguments, by position in the
+    flattened arguments, (B, *shape in a batch of one)."""
 
     module: nn.Module
     returned: Leaves | None = None
@@ -42,22 +42,24 @@ class InnerCall:
 
 @dataclass
 class RecordedCall:
-    """One call of a module in the forward pass; `output_grads` as the gradients of an `InnerCall`."""
+    """One call of a module in the forward pass; `output_grads` have the form of `InnerCall.input_grads`."""
 
     given: Leaves
     inner: list[InnerCall]
     autocast: AutocastState
     output_grads: dict[int, Tensor] = field(default_factory=dict)
     entered: list[InnerCall] = field(default_factory=list)
-    """The modules inside that have been called and have not returned yet."""
+    """Calls of modules inside that have not returned yet."""
+    looped: bool = False
+    """Whether vmap could not re-run it, so that samples were re-run one after the other."""
 
 
 def rerun(name: str, module: nn.Module, names: Names, call: RecordedCall, size: int) -> Iterator[GradientBlock]:
-    """Exact per-sample gradients of the parameters in `names`; under vmap where that can be done, else sample by sample.
+    """Exact per-sample gradients of the parameters in `names`; under vmap where possible, else sample by sample.
     `size` is B.
 
     Raises:
-        Misplaced: the module does not do again what it did.
+        Misplaced: the module cannot be re-run on single samples.
     """
     parameters = {key: module.get_parameter(key).detach() for key in names}
     replayed = [inner for inner in call.inner if inner.returned is not None]
@@ -76,7 +78,7 @@ def rerun(name: str, module: nn.Module, names: Names, call: RecordedCall, size: 
         def forward(own: dict[str, Tensor]) -> tuple[Any, tuple[Tensor, ...]]:
             seen: list[tuple[Tensor, ...]] = []
             with _replayed(replayed, returned, seen):
-                # The arguments anew each time: a key-value cache among them would grow.
+                # Fresh arguments for each call, since the module may change them: a key-value cache grows.
                 args, kwargs = snapshot_arguments(given)
                 output = flatten(functional_call(module, own, args, kwargs, tie_weights=False))[0]
             return tuple(seen), tuple(output[position] for position in call.output_grads)
@@ -89,14 +91,15 @@ def rerun(name: str, module: nn.Module, names: Names, call: RecordedCall, size: 
         with _kept_buffers(module):  # what is assigned under vmap cannot be read outside
             stacked = over_samples(pull_back, samples, grads)
     except Exception:
-        # Control flow on values, operators without a batching rule: what vmap cannot do, a loop can.
+        # vmap fails on control flow that depends on values, and on operators without a batching rule; a loop does not.
+        call.looped = True
         try:
             each = [pull_back(*_take((samples, grads), sample)) for sample in range(size)]
         except Exception as error:
             reason = str(error).splitlines() or [""]
             raise Misplaced(
-                f"{name or 'the model'} ({type(module).__name__}) cannot be run again sample by sample from what it was "
-                f"given: {type(error).__name__}: {reason[0]}"
+                f"{name or 'the model'} ({type(module).__name__}) cannot be re-run on single samples: "
+                f"{type(error).__name__}: {reason[0]}"
             ) from error
         stacked = {key: torch.stack([gradients[key] for gradients in each]) for key in parameters}
     for key, grad in stacked.items():
@@ -122,7 +125,7 @@ def _take(tree: Any, sample: int) -> Any:
 
 @contextmanager
 def _replayed(calls: list[InnerCall], returned: list[Any], seen: list[tuple[Tensor, ...]]) -> Iterator[None]:
-    """Modules inside give what they gave, call after call; what they are given is kept in `seen`."""
+    """Make modules inside return their recorded outputs, in order of their calls; collect their arguments in `seen`."""
     queues: dict[nn.Module, list[int]] = {}
     for position, call in enumerate(calls):
         queues.setdefault(call.module, []).append(position)

@@ -21,6 +21,6 @@ def linear(module: nn.Module, names: Names, input: Tensor, output_grad: Tensor) 
 
 @rule_for("transformers.pytorch_utils.Conv1D", positions=True)
 def transposed_linear(module: nn.Module, names: Names, input: Tensor, output_grad: Tensor) -> Iterator[GradientBlock]:
-    """GPT-2's linear layer, whose weight is (d_in, d_out): the factors change places."""
+    """GPT-2's linear layer, whose weight is (d_in, d_out): the factors are swapped."""
     for block in linear(module, names, input, output_grad):
         yield OuterProductBlock(block.name, block.right, block.left) if isinstance(block, OuterProductBlock) else block

@@ -1,4 +1,4 @@
-"""Normalisation layers: y = weight · x̂ + bias, where x̂ does not depend on the parameters."""
+"""Normalization layers: y = weight · x̂ + bias, where x̂ does not depend on the parameters."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from trak_lightning.gradients import DenseBlock, GradientBlock
 
 @rule_for(nn.LayerNorm, positions=True)
 def layer_norm(module: nn.Module, names: Names, input: Tensor, output_grad: Tensor) -> Iterator[GradientBlock]:
-    """Sums over the positions between the batch and the normalised dimensions."""
+    """Sums over the positions between the batch and the normalized dimensions."""
     assert isinstance(module, nn.LayerNorm)
     shape = module.normalized_shape
     normalized = F.layer_norm(input, shape, eps=module.eps)
@@ -23,7 +23,7 @@ def layer_norm(module: nn.Module, names: Names, input: Tensor, output_grad: Tens
 
 @rule_for(nn.RMSNorm, positions=True)
 def rms_norm(module: nn.Module, names: Names, input: Tensor, output_grad: Tensor) -> Iterator[GradientBlock]:
-    """As `layer_norm`, without mean and bias."""
+    """Like `layer_norm`, without mean and bias."""
     assert isinstance(module, nn.RMSNorm)
     shape = list(module.normalized_shape)
     eps = torch.finfo(input.dtype).eps if module.eps is None else module.eps

@@ -1,4 +1,4 @@
-"""Recurrent layers: unrolled once more, with what the two linear maps of every cell give as leaves."""
+"""Recurrent layers: recompute the recurrence step by step, with the outputs of the linear maps in every cell as leaves."""
 
 from collections.abc import Iterator
 from inspect import signature
@@ -61,7 +61,7 @@ def _blocks(names: Names, name: str, factors: list[tuple[Tensor, Tensor]]) -> It
 
 
 class _Product:
-    """A product with a weight: its value as a leaf (B, T, d_out), and what was multiplied (B, T, d_in)."""
+    """A product with a weight: the leaf added to its value (B, T, d_out), and its input (B, T, d_in)."""
 
     def __init__(self, name: str, leaf: Tensor, input: Tensor) -> None:
         self.name, self.leaf, self.input = name, leaf, input
@@ -101,8 +101,8 @@ class _Unrolled:
         return torch.stack(steps, 1), state
 
     def _product(self, name: str, input: Tensor) -> Tensor:
-        """The product of `input` and a weight. It is cut from the graph, and from then on a leaf plus what depends on
-        the input, so that earlier cells are reached through it."""
+        """Multiply `input` by a weight and add a zero leaf, whose gradient is that of the product. The product still depends on
+        `input`, so that gradients reach earlier cells through it."""
         weight = getattr(self._module, f"weight_{name}").detach()
         bias = getattr(self._module, f"bias_{name}", None)
         value = F.linear(input, weight, None if bias is None else bias.detach())

@@ -1,4 +1,4 @@
-"""Which rule does which layer."""
+"""The registry of layer rules: find the rule for a layer, or register one."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -28,19 +28,19 @@ class LayerCall:
 
 
 CallRule: TypeAlias = Callable[[nn.Module, Names, LayerCall], Iterator[GradientBlock]]
-"""``rule(module, names, call)``, as `Rule`; tensors are as the module had them, those of the blocks have its batch first."""
+"""``rule(module, names, call)``, like `Rule`; tensors have the layout that the module uses, and those of the blocks have B first."""
 
 
 @dataclass(frozen=True)
 class LayerRule:
-    """A rule, and what it can do.
+    """A rule, and the layers and parameters that it handles.
 
     Args:
         function: the rule.
-        parameters: a regular expression: the names of parameters, relative to the layer, that it does.
-        when: the modules that it does.
-        positions: whether the samples may be in any dimension of the input but the last: the layer does the same at
-            every position. Otherwise they must be in the first.
+        parameters: a regular expression that matches the parameters that the rule handles, by their names in the layer.
+        when: whether the rule handles this module.
+        positions: whether any dimension of the input but the last may hold the samples, since the layer computes the same
+            function at every position. Otherwise the first must.
         whole_call: whether `function` is a `CallRule`.
     """
 
@@ -50,7 +50,8 @@ class LayerRule:
     positions: bool
     whole_call: bool
 
-    def does(self, parameter: str) -> bool:
+    def handles(self, parameter: str) -> bool:
+        """Whether the rule handles the parameter of this name in the layer."""
         return re.fullmatch(self.parameters, parameter) is not None
 
 
@@ -63,7 +64,7 @@ def rule_for(
     when: Callable[[nn.Module], bool] = lambda module: True,
     positions: bool = False,
 ) -> Callable[[Rule], Rule]:
-    """Register a `Rule` for these classes. A class of a library that need not be installed is given by its dotted name."""
+    """Register a `Rule` for these classes. Give a class of an optional library by its dotted name."""
 
     def register(rule: Rule) -> Rule:
         _RULES.update(dict.fromkeys(classes, LayerRule(rule, parameters, when, positions, whole_call=False)))
@@ -85,7 +86,7 @@ def call_rule_for(
 
 
 def find_rule(module: nn.Module) -> LayerRule | None:
-    """The rule of this module, or None. A subclass with a forward of its own is another layer, and has none."""
+    """The rule of this module, or None. A subclass that overrides forward is a different layer and has none."""
     if "forward" in vars(module):
         return None
     for cls in type(module).__mro__:
