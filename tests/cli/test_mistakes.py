@@ -141,7 +141,7 @@ MISTAKES = {
     "the dataset is a stream": (
         lambda path: attribute().featurize(Stream()),
         errors.DataError,
-        r"Stream has no length or no indices.*Give a map-style dataset",
+        r"Stream has no length or no indices.*Use a map-style dataset",
     ),
     "the dataset is empty": (
         lambda path: attribute().featurize(Subset(samples(), [])),
