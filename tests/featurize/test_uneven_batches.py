@@ -57,7 +57,7 @@ def featurize(function, samples, path, collate=torch.stack, **options):
 def test_the_only_uneven_batch_among_many_is_verified(collate, late, tmp_path):
     if collate is longest_first and late == (5, 4, 3):
         late = (4, 3, 5)
-    with pytest.raises(SampleDependenceError, match="sample 6[012] alone"):
+    with pytest.raises(SampleDependenceError, match="sample 6[012] in a batch of one"):
         featurize(average, rows(*[5] * 60, *late, *[5] * 30), tmp_path, collate)
 
 
@@ -82,7 +82,9 @@ def two_doubled(model, x):
 
 @pytest.mark.parametrize("function", [two_largest, two_doubled])
 def test_a_model_that_cannot_compute_a_sample_alone_is_refused_by_name(function, tmp_path):
-    with pytest.raises(SampleDependenceError, match=r"cannot compute sample \d alone.*selected index k out of range"):
+    with pytest.raises(
+        SampleDependenceError, match=r"cannot compute sample \d in a batch of one.*selected index k out of range"
+    ):
         featurize(function, list(torch.randn(9, 4)), tmp_path)
 
 

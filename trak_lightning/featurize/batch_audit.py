@@ -210,7 +210,7 @@ class BatchAuditor:
 def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceError:
     reason = (str(error).splitlines() or [""])[0]
     return SampleDependenceError(
-        f"the model cannot compute sample {sample} alone, only in a batch of {size}: {type(error).__name__}: {reason}. "
+        f"the model cannot compute sample {sample} in a batch of one, only in a batch of {size}: {type(error).__name__}: {reason}. "
         "Attributions are those of single samples, so the output of a sample must not need others: look for sums, means and "
         "top-k choices over the batch dimension, and for ``squeeze()`` without a dimension, in the model, the task and the collate "
         "function."
