@@ -1,5 +1,6 @@
 """Hash the content of samples, to notice a changed label or image before stored rows are reused."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from numbers import Number
@@ -26,6 +27,30 @@ def content_hash(sample: Any) -> int:
     except _Unreadable:
         return UNKNOWN
     return digest.intdigest() or 1
+
+
+def extent(sample: Any) -> int:
+    """How many numbers and characters a sample holds: where samples differ in it, collating pads, packs or sorts them."""
+    return _extent(sample, set())
+
+
+def _extent(value: Any, parents: set[int]) -> int:
+    if isinstance(value, Tensor):
+        return value.numel()
+    if isinstance(value, np.ndarray):
+        return int(value.size)
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if value is None or isinstance(value, (Number, np.generic, PurePath)) or id(value) in parents:
+        return 1
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], (Number, str)):
+        return len(value)
+    if _is_image(value):
+        return math.prod(value.size)
+    try:
+        return sum(_extent(part, parents | {id(value)}) for _, part in _parts(value))
+    except _Unreadable:
+        return 1
 
 
 class _Unreadable(Exception):
@@ -69,6 +94,11 @@ def _feed_array(digest: xxh3_64, value: np.ndarray) -> None:
     digest.update(value.tobytes())
 
 
+def _is_image(value: Any) -> bool:
+    """Whether it is an image of Pillow."""
+    return hasattr(value, "tobytes") and hasattr(value, "mode") and hasattr(value, "size")
+
+
 def _parts(value: Any) -> list[tuple[Any, Any]]:
     """The entries of a container, or the attributes of an object, by name."""
     if isinstance(value, Mapping):
@@ -79,7 +109,7 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
         return list(enumerate(sorted(value, key=repr)))
     if is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name, None)) for field in fields(value)]
-    if hasattr(value, "tobytes") and hasattr(value, "mode") and hasattr(value, "size"):  # a Pillow image
+    if _is_image(value):  # a Pillow image
         return [("mode", value.mode), ("size", value.size), ("pixels", value.tobytes())]
     if callable(getattr(value, "to_dict", None)):  # a graph of PyTorch Geometric
         return list(value.to_dict().items())

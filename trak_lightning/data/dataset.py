@@ -27,7 +27,7 @@ from torch.utils.data import (
 )
 
 from trak_lightning.data.columns import WithoutText
-from trak_lightning.data.content import content_hash, raw_bytes
+from trak_lightning.data.content import content_hash, extent, raw_bytes
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import DataError, TrakError
 
@@ -44,11 +44,13 @@ class Batches(Protocol):
 
 
 class IndexedBatch(NamedTuple):
-    """A collated batch, the dataset positions of its samples (B,), and their content hashes (B,), where they were read."""
+    """A collated batch, the dataset positions of its samples (B,), and their content hashes and extents (B,), where they
+    were read."""
 
     index: Tensor  # type: ignore[assignment]  # a field, though tuples have a method of that name
     batch: Any
     content: npt.NDArray[np.uint64] | None = None
+    extent: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,8 @@ class _IndexedCollate:
         content = np.array(
             [content_hash(value) for value in values], np.uint64
         )  # before collating, which may change them
-        return IndexedBatch(torch.tensor(indices), self._collate_fn(list(values)), content)
+        extents = np.array([extent(value) for value in values], np.int64)
+        return IndexedBatch(torch.tensor(indices), self._collate_fn(list(values)), content, extents)
 
 
 def _digest(batch: Any) -> str:

@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.func import vmap
 from typing_extensions import Self
@@ -25,11 +28,13 @@ class SampleBatch:
         data: the collated batch, which is passed to the task.
         size: B.
         load: collates the samples at these positions of the batch, in this order, and no others.
+        extent: how many numbers each sample holds, (B,), where they were read.
     """
 
     data: Any
     size: int
     load: Callable[[Sequence[int]], Any]
+    extent: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Any], collate: Callable[[list[Any]], Any]) -> Self:
@@ -57,7 +62,7 @@ class SampleBatch:
         """The types and dimensions of the leaves, and which dimensions have length B: equal for batches of one kind."""
         return tuple(
             (leaf.dtype, tuple(length == self.size for length in leaf.shape))
-            if isinstance(leaf, Tensor)
+            if isinstance(leaf, Tensor) and not _has_no_shape(leaf)
             else type(leaf)
             for leaf in deep_leaves(self.data)
         )
@@ -76,6 +81,11 @@ def batch_size(batch: Any) -> int:
             "Return tensors from the collate function, in tuples, lists, dicts or dataclasses."
         )
     return max(sizes, key=sizes.count)
+
+
+def _has_no_shape(leaf: Tensor) -> bool:
+    """Whether it is a nested tensor of the old layout."""
+    return leaf.is_nested and leaf.layout is torch.strided
 
 
 def is_batched(leaf: Any, size: int) -> bool:

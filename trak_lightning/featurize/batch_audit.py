@@ -36,6 +36,9 @@ class BatchAuditor:
 
     If parameters are sharded over ranks, only the first batch is verified: all ranks have the same one. Later batches differ
     between ranks, and autograd then averages their gradients.
+
+    Of the batches whose samples differ in size, the first, second, fourth, eighth and so on are verified too, with a sample
+    that is smaller than another: a batch that was padded, cut or sorted may look like any other.
     """
 
     def __init__(self, model: nn.Module, task: Task, layout: ParameterLayout, seed: int) -> None:
@@ -44,6 +47,7 @@ class BatchAuditor:
         self._layout = layout
         self._seed = seed
         self._structures: set[Any] = set()
+        self._uneven = 0
 
     def due(self, batch: SampleBatch, index: Tensor, *, rehearsed: bool) -> int | None:
         """The position of the sample to compute by itself, or None if this batch is not to be verified."""
@@ -51,8 +55,14 @@ class BatchAuditor:
         first = not self._structures
         new = rehearsed or batch.structure not in self._structures
         self._structures.add(batch.structure)
-        due = first if any_sharded(self._model.parameters()) else new or drawn % SHARE == 0
-        return (drawn // SHARE) % batch.size if due else None
+        if any_sharded(self._model.parameters()):
+            return (drawn // SHARE) % batch.size if first else None
+        smaller = _smaller(batch)
+        if len(smaller):
+            self._uneven += 1
+            if self._uneven.bit_count() == 1:  # 1, 2, 4, 8, …
+                return int(smaller[(drawn // SHARE) % len(smaller)])
+        return (drawn // SHARE) % batch.size if new or drawn % SHARE == 0 else None
 
     def verify(
         self,
@@ -109,13 +119,34 @@ class BatchAuditor:
         ``squeeze()``."""
         one = batch.fetch([position])
         try:
-            with torch.no_grad(), batch_of(1):
-                as_outputs(self._task.output(self._model, one.data), 1, self._task)
+            self._require_outputs(one)
         except DataError:
             if batch.size == 1:
                 raise
             return batch.fetch([position, position])
         return one
+
+    def require_alone(self, batch: SampleBatch, index: Tensor, error: Exception) -> None:
+        """Explain an `error` of the user's code that single samples raise and the whole batch does not.
+
+        Raises:
+            SampleDependenceError: the batch has outputs.
+        """
+        if batch.size == 1 or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            return
+        try:
+            self._require_outputs(batch)
+        except Exception:
+            return
+        for position in range(batch.size):
+            try:
+                self._require_outputs(batch.fetch([position]))
+            except Exception as alone:
+                raise _needs_others(int(index[position]), batch.size, alone) from error
+
+    def _require_outputs(self, batch: SampleBatch) -> None:
+        with torch.no_grad(), batch_of(batch.size):
+            as_outputs(self._task.output(self._model, batch.data), batch.size, self._task)
 
     def _blame(
         self,
@@ -174,6 +205,21 @@ class BatchAuditor:
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
             if (error := _shift(torch.tensor(column[position]), own[0])) > most:
                 refuse(self._model, self._task, sample, error, one.data, batch.data)
+
+
+def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceError:
+    reason = (str(error).splitlines() or [""])[0]
+    return SampleDependenceError(
+        f"the model cannot compute sample {sample} in a batch of one, only in a batch of {size}: {type(error).__name__}: {reason}. "
+        "Attributions are those of single samples, so the output of a sample must not need others: look for sums, means and "
+        "top-k choices over the batch dimension, and for ``squeeze()`` without a dimension, in the model, the task and the collate "
+        "function."
+    )
+
+
+def _smaller(batch: SampleBatch) -> npt.NDArray[np.intp]:
+    """The positions of the samples that hold fewer numbers than the largest of the batch."""
+    return np.flatnonzero([] if batch.extent is None else batch.extent < batch.extent.max())
 
 
 def sample_weights_of(

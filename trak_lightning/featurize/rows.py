@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trak_lightning.data.dataset import IndexedBatch
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError
+from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, TrakError, UnsupportedModelError
 from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.state import requiring, without_fast_path
@@ -120,18 +120,27 @@ class RowComputer:
                 return one(positions[0])
             return self._load([index[position] for position in positions]).batch
 
-        return SampleBatch(indexed.batch, len(index), load)
+        return SampleBatch(indexed.batch, len(index), load, indexed.extent)
 
     def _verified(self, batch: SampleBatch, index: Tensor, position: int | None = None) -> FeatureRows:
         """The rows of a batch, verified if it is due, or by the sample at `position` if one is given."""
         with memory_explained(self._device, batch.size), torch.enable_grad(), without_fast_path():
             try:
-                return self._by(self._extractor, batch, index, position)
-            except UnsupportedModelError as refusal:
-                other = self._extractor.fall_back(self._model, refusal)
-                if other is None:
-                    raise
-                return self._by(other, batch, index, position)
+                return self._by_some(batch, index, position)
+            except TrakError:
+                raise
+            except Exception as error:
+                self._auditor.require_alone(batch, index, error)
+                raise
+
+    def _by_some(self, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
+        try:
+            return self._by(self._extractor, batch, index, position)
+        except UnsupportedModelError as refusal:
+            other = self._extractor.fall_back(self._model, refusal)
+            if other is None:
+                raise
+            return self._by(other, batch, index, position)
 
     def _by(self, extractor: GradientExtractor, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
         kinds = extractor.kinds

@@ -5,7 +5,7 @@ import glob
 import hashlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -90,6 +90,11 @@ def expand(checkpoints: Checkpoints) -> list[CheckpointSource]:
         checkpoints = list(checkpoints.values()) if several else [checkpoints]
     elif isinstance(checkpoints, (str, Path, nn.Module)):
         checkpoints = [checkpoints]
+    elif not isinstance(checkpoints, Iterable):
+        raise CheckpointError(
+            f"checkpoints is {checkpoints!r}, of type {type(checkpoints).__name__}. Give paths, state dicts or modules: one, or a "
+            "list of several."
+        )
     return [found for source in checkpoints for found in _matches(source)]
 
 

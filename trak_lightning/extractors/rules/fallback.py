@@ -88,7 +88,8 @@ def rerun(name: str, module: nn.Module, names: Names, call: RecordedCall, size: 
         return gradients
 
     try:
-        stacked = over_samples(pull_back, samples, grads)
+        with _kept_buffers(module):  # what is assigned under vmap cannot be read outside
+            stacked = over_samples(pull_back, samples, grads)
     except Exception:
         # vmap fails on control flow that depends on values, and on operators without a batching rule; a loop does not.
         call.looped = True
@@ -144,6 +145,16 @@ def _replayed(calls: list[InnerCall], returned: list[Any], seen: list[tuple[Tens
         for module, queue in queues.items():
             stack.enter_context(_forward(module, stand_in(queue)))
         yield
+
+
+@contextmanager
+def _kept_buffers(module: nn.Module) -> Iterator[None]:
+    before = [(each, dict(each._buffers)) for each in module.modules() if each._buffers]
+    try:
+        yield
+    finally:
+        for each, buffers in before:
+            each._buffers.update(buffers)
 
 
 @contextmanager

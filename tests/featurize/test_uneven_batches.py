@@ -1,0 +1,114 @@
+"""Samples of several sizes that are collated into a batch that looks like all others; and models that need their batch."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+
+from trak_lightning import TRAK
+from trak_lightning.data.content import extent
+from trak_lightning.errors import SampleDependenceError
+from trak_lightning.tasks.base import Task
+
+
+class Sum(Task):
+    def output(self, model, batch):
+        return model(batch).sum(1)
+
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.function = nn.Linear(4, 4), nn.Linear(4, 2), function
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def rows(*lengths):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(length, 4, generator=generator) for length in lengths]
+
+
+def padded(samples):
+    return pad_sequence(samples, batch_first=True)
+
+
+def longest_first(samples):
+    return padded(sorted(samples, key=len, reverse=True))
+
+
+def average(model, x):
+    return model.second(model.first(x).tanh().mean(1))
+
+
+def featurize(function, samples, path, collate=torch.stack, **options):
+    trak = TRAK(Apply(function).eval(), Sum(), path, projector="identity", **options)
+    trak.featurize(DataLoader(samples, batch_size=3, collate_fn=collate))
+    return trak
+
+
+@pytest.mark.parametrize("collate", [padded, longest_first])
+@pytest.mark.parametrize("late", [(3, 5, 4), (3, 5, 5), (5, 4, 3)])
+def test_the_only_uneven_batch_among_many_is_verified(collate, late, tmp_path):
+    if collate is longest_first and late == (5, 4, 3):
+        late = (4, 3, 5)
+    with pytest.raises(SampleDependenceError, match="sample 6[012] in a batch of one"):
+        featurize(average, rows(*[5] * 60, *late, *[5] * 30), tmp_path, collate)
+
+
+def test_the_extent_of_a_sample_counts_what_is_padded_or_sorted():
+    nested = {"ids": [1, 2, 3], "text": "four", "image": np.zeros((2, 5)), "pair": (torch.zeros(3, 2), 1), "none": None}
+    assert extent(nested) == 3 + 4 + 10 + 6 + 1 + 1
+    cycle = []
+    cycle.append(cycle)
+    assert extent(cycle) == 1
+
+
+def two_largest(model, x):
+    hidden = model.first(x)
+    return model.second(hidden + hidden.sum(1).topk(2).values.sum())
+
+
+def two_doubled(model, x):
+    hidden = model.first(x)
+    chosen = hidden.sum(1).topk(2).indices
+    return model.second(hidden + torch.zeros(len(x), 1).index_fill(0, chosen, 1.0) * hidden)
+
+
+@pytest.mark.parametrize("function", [two_largest, two_doubled])
+def test_a_model_that_cannot_compute_a_sample_alone_is_refused_by_name(function, tmp_path):
+    with pytest.raises(
+        SampleDependenceError, match=r"cannot compute sample \d in a batch of one.*selected index k out of range"
+    ):
+        featurize(function, list(torch.randn(9, 4)), tmp_path)
+
+
+def test_a_running_mean_in_eval_mode_is_refused_and_the_buffer_is_as_it_was(tmp_path):
+    def centered(model, x):
+        hidden = model.first(x)
+        model.mean = 0.5 * model.mean + 0.5 * hidden.mean(0).detach()
+        return model.second((hidden - model.mean).tanh())
+
+    model = Apply(centered).eval()
+    with pytest.raises(SampleDependenceError):
+        TRAK(model, Sum(), tmp_path, projector="identity").featurize(DataLoader(list(torch.randn(9, 4)), batch_size=3))
+    assert model.mean.tolist() == [0.0] * 4
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_of_the_strided_layout(tmp_path):
+    def each(model, x):
+        return torch.stack([model.second(part.mean(0)) for part in model.first(x).unbind()])
+
+    samples = rows(3, 3, 3, 2, 1, 5)
+    trak = featurize(each, samples, tmp_path, torch.nested.nested_tensor)
+    for sample, row in zip(samples, trak.features()[:], strict=True):
+        model = Apply(each)
+        model(torch.nested.nested_tensor([sample])).sum().backward()
+        expected = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        torch.testing.assert_close(torch.from_numpy(np.asarray(row)), expected, rtol=1e-5, atol=1e-6)
