@@ -19,7 +19,7 @@ CHANGES = {
         None,
         "3 samples of 'train' are not what the stored rows were computed from: 8, 69, 96",
     ),
-    "code": ((), with_tanh, "the stored rows of 'train' under checkpoint .* are not what .*, computed again, the"),
+    "code": ((), with_tanh, "the stored rows of 'train' under checkpoint .* are not what .* computed again, the"),
 }
 
 

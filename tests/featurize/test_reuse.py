@@ -13,6 +13,7 @@ from torch.utils.data.dataloader import DataLoader
 
 from trak_lightning import TRAK, Task
 from trak_lightning.errors import SettingsError, StaleRowsError
+from trak_lightning.featurize.reuse import stored_batch
 from trak_lightning.stores.hdf5 import HDF5Set
 from trak_lightning.stores.memory import MemorySet
 
@@ -209,3 +210,12 @@ def test_a_repair_that_died_is_resumed(written, change, model, train_set, checkp
         np.testing.assert_array_equal(
             resumed.features(checkpoint=checkpoint)[:], fresh.features(checkpoint=checkpoint)[:]
         )
+
+
+def test_rows_are_computed_again_at_several_places(model, train_set, tmp_path):
+    attribute(model, tmp_path).featurize(train_set, batch_size=16, block_size=16)
+    (feature_set,) = (attribute(model, tmp_path).store.open(*key) for key in attribute(model, tmp_path).store.list())
+    positions = np.array(stored_batch(feature_set))
+    assert len(positions) == 16
+    assert (np.diff(positions) == 1).sum() == 8  # eight pairs
+    assert np.diff(positions).max() <= 6  # spread over all 50 samples

@@ -109,7 +109,7 @@ class Featurizer(L.LightningModule):
             self._fitted_projector = self._stored(self.fitting.projection, self._fit_projector)
 
     def verify_stored_rows(self) -> None:
-        """Compute a stored batch again. All ranks follow what rank 0 finds.
+        """Compute some stored rows again. All ranks follow what rank 0 finds.
 
         Raises:
             StaleRowsError: the model, the task, the data or their code has changed.

@@ -15,13 +15,16 @@ import numpy.typing as npt
 from trak_lightning.errors import IncompleteRunError, SettingsError, StaleRowsError
 from trak_lightning.run.fingerprint import UNKNOWN
 from trak_lightning.seeds import derive_seed
-from trak_lightning.stores.base import FeatureRows, FeatureSet
+from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
 
 if TYPE_CHECKING:
     from trak_lightning.data.dataset import AttributionData
 
 VerifyData: TypeAlias = Literal["full", "sampled", "off"]
 """Which samples are read again: all; as many as can be read in `SECONDS`, evenly spread; none."""
+
+PLACES = 8
+"""At how many places of a feature set rows are computed again."""
 
 SECONDS = 1.0
 """How long ``sampled`` may read."""
@@ -75,24 +78,36 @@ def knows_content(feature_set: FeatureSet) -> bool:
     return all((hashes != UNKNOWN).all() for _, hashes in _stored_content(feature_set))
 
 
-def stored_batch(feature_set: FeatureSet) -> range | None:
-    """The positions of one stored batch, drawn as a function of the feature set; None if no batch is stored."""
+def stored_batch(feature_set: FeatureSet) -> list[int] | None:
+    """The positions of as many stored samples as a batch has, in runs at up to `PLACES` places that are spread evenly over the
+    stored rows, beginning where the feature set's name says; None if no row is stored."""
     parts = _stored_samples(feature_set)
     if not parts:
         return None
     spec = feature_set.spec
-    drawn = derive_seed("stored batch", spec.split, spec.checkpoint)
-    samples = parts[drawn % len(parts)]
-    starts = samples[:: spec.batch_size]
-    start = starts[drawn // len(parts) % len(starts)]
-    return range(start, min(start + spec.batch_size, samples.stop))
+    positions = np.concatenate([np.asarray(part) for part in parts])
+    count = min(spec.batch_size, len(positions))
+    places = min(PLACES, count)
+    first = derive_seed("stored batch", spec.split, spec.checkpoint) % len(positions)
+    starts = [first + len(positions) * place // places for place in range(places)]
+    lengths = [count * (place + 1) // places - count * place // places for place in range(places)]
+    chosen = {
+        (start + step) % len(positions) for start, length in zip(starts, lengths, strict=True) for step in range(length)
+    }
+    return sorted(int(positions[place]) for place in chosen)
 
 
 def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> StaleRowsError | None:
-    """Compare a stored batch with the same batch computed again: an error, which names the worst sample, if a row differs by
+    """Compare stored rows with the same rows computed again: an error, which names the worst sample, if a row differs by
     more than rounding."""
-    spec, start = feature_set.spec, int(found.index[0])
-    stored = _stored_rows(feature_set, range(start, start + len(found)))
+    spec = feature_set.spec
+    blocks = found.index // spec.block_size
+    stored = concatenate(
+        [
+            _stored_block(feature_set, block).at(found.index[blocks == block] - block * spec.block_size)
+            for block in np.unique(blocks).tolist()
+        ]
+    )
     exact = precision in ("32-true", "64-true") and feature_set.dtype in ("float32", "float64")
     tolerance = TOLERANCE if exact else LOW_PRECISION_TOLERANCE
     norms = np.linalg.norm(stored.features.astype(np.float64), axis=1)
@@ -109,8 +124,8 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
             worst = int(np.argmax(error))
             return StaleRowsError(
                 f"the stored rows of {spec.split!r} under checkpoint {spec.checkpoint} are not what the model, the task and the "
-                f"data give now: of samples {start}–{start + len(found) - 1}, computed again, the {name} of "
-                f"{int((~(error <= tolerance)).sum())} of {len(found)} differ, most by {error[worst]:.1%} (sample {start + worst}). "
+                f"data give now: of {len(found)} samples that were computed again, the {name} of "
+                f"{int((~(error <= tolerance)).sum())} differ, most by {error[worst]:.1%} (sample {int(found.index[worst])}). "
                 "The code of the model, the task, the loss function or the collate function has changed. Use another run "
                 "directory (or for targets another name), restore the earlier code, or "
                 f"featurize with repair=True (--repair true), which computes all rows of {spec.split!r} again."
@@ -150,12 +165,10 @@ def _stored_samples(feature_set: FeatureSet) -> list[range]:
     return found
 
 
-def _stored_rows(feature_set: FeatureSet, samples: range) -> FeatureRows:
-    """The stored rows of samples of one block."""
-    block = samples.start // feature_set.spec.block_size
+def _stored_block(feature_set: FeatureSet, block: int) -> FeatureRows:
+    """The rows of a block that would be reused, from its first one on."""
     known = feature_set.known_rows(block) if block in feature_set.missing_blocks() else None
-    first = feature_set.spec.block_range(block).start
-    return (known or feature_set.read_block(block))[samples.start - first : samples.stop - first]
+    return known or feature_set.read_block(block)
 
 
 def _stored_content(feature_set: FeatureSet) -> Iterator[tuple[range, npt.NDArray[np.uint64]]]:
@@ -165,7 +178,7 @@ def _stored_content(feature_set: FeatureSet) -> Iterator[tuple[range, npt.NDArra
             if len(samples) == len(feature_set.spec.block_range(block)):
                 yield samples, feature_set.column("content", [block])
             else:
-                yield samples, _stored_rows(feature_set, samples).content
+                yield samples, _stored_block(feature_set, block).content[: len(samples)]
         except IncompleteRunError:  # another process of the job has just discarded the block, to repair it
             continue
 
