@@ -6,7 +6,7 @@ import time
 
 import pytest
 import yaml
-from faults import forks, of_a_terminal, ranks, run
+from faults import forks, in_a_group_of_its_own, ranks, run
 
 CONFIG = {
     "model": {"class_path": "trak_lightning.demos.DigitsCNN", "init_args": {"width": 4}},
@@ -16,11 +16,6 @@ CONFIG = {
 }
 MANY = 500
 """Models: more than are trained before the key is pressed."""
-
-
-def in_a_group_of_its_own():
-    os.setsid()
-    of_a_terminal()
 
 
 def started(folder, arguments, before=None):

@@ -119,6 +119,12 @@ def of_a_terminal():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def in_a_group_of_its_own():
+    """Let Ctrl+C reach this process and those that it starts, and no other."""
+    os.setsid()
+    of_a_terminal()
+
+
 def in_the_background():
     """Let this process be as ``trak … &`` in a script or ``nohup``: it finds SIGINT ignored, and leaves it so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -176,7 +176,7 @@ def test_a_resumed_run_compares_with_the_same_pairs_and_a_lost_bank_is_not_drawn
     assert trak().featurize(data, states, batch_size=16) == 0
     for record in first.run.require_checkpoints():
         first.run.reference(record.id).unlink()
-    with pytest.raises(IncompleteRunError, match=r"references/.*is missing, and features of 'train'"):
+    with pytest.raises(IncompleteRunError, match=r"references/.*is missing, but stored features of 'train'"):
         trak().featurize(data, states, batch_size=16)  # which verifies stored rows
 
 

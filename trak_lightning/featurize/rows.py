@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -89,6 +89,8 @@ class RowComputer:
             with without_fast_path(), batch_of(1):
                 return self._task.output(self._model, one.data)
 
+        with suppress(Exception), torch.no_grad():  # what cannot be computed alone is refused by name later
+            output()  # fills the caches of a model that was not used before
         clear_caches(self._model, output)
         self._cleared = True
 
