@@ -251,7 +251,9 @@ def diagnose(kind: str, *, load: bool) -> Iterator[tuple[Plugin, PluginError | N
             try:
                 find(kind, plugin.name)
                 if not _is_installed(plugin.target.partition(":")[0]):
-                    raise PluginError(f"{plugin} is missing from the installation. Install {plugin.distribution} again.")
+                    raise PluginError(
+                        f"{plugin} is missing from the installation. Install {plugin.distribution} again."
+                    )
                 if load:
                     plugin.load()
                 yield plugin, None
