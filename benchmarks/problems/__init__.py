@@ -12,6 +12,7 @@ import lightning as L
 
 from problems.fashion import FashionCNN, FashionData, PlainCNN
 from problems.glosses import GlossData, GlossTransformer
+from problems.gpt import EntryData, EntryGPT, pretrained
 from problems.mlp import DigitsMLP
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.demos import DigitsCNN, DigitsDataModule
@@ -20,7 +21,9 @@ from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import train_ensemble
 from trak_lightning.runtime.lightning import quiet_lightning
+from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.classification import ImageClassification
+from trak_lightning.tasks.language import CausalLM
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Problem:
     model: Callable[[], L.LightningModule]
     data: Callable[[], L.LightningDataModule]
     epochs: int
+    task: Callable[[], Task] = ImageClassification
+    pretrained: Callable[..., L.LightningModule] | None = None
+    """(data, path) → the model that every training begins with, trained if the file does not exist."""
 
 
 PROBLEMS = {
@@ -48,6 +54,7 @@ PROBLEMS = {
     "fashion-60k": Problem(
         partial(FashionCNN, width=8), partial(FashionData, num_train=60_000, batch_size=128), epochs=5
     ),
+    "gpt": Problem(EntryGPT, EntryData, epochs=3, task=CausalLM, pretrained=pretrained),
 }
 
 
@@ -62,6 +69,7 @@ class Trained:
     """A problem with an ensemble and retrained models."""
 
     model: L.LightningModule
+    task: Task
     train: AttributionData
     targets: AttributionData
     checkpoints: list[Path]
@@ -84,10 +92,13 @@ def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100, f
     data.setup()
     train, targets = AttributionData.of(data.train_dataloader()), AttributionData.of(data.test_dataloader())
 
+    def begin() -> L.LightningModule:
+        return problem.pretrained(data, folder / "pretrained.pt") if problem.pretrained else problem.model()
+
     def fresh(seed: int) -> tuple[L.LightningModule, L.Trainer]:
         with quiet_lightning():
             L.seed_everything(seed, verbose=False)
-            return problem.model(), L.Trainer(
+            return begin(), L.Trainer(
                 accelerator="cpu",
                 max_epochs=problem.epochs,
                 logger=False,
@@ -104,7 +115,7 @@ def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100, f
     checkpoints, _ = train_ensemble(fresh, data, plan("ensemble", fraction), ensemble, where)
     judges = plan("evaluation", 0.5)
     judges.record(folder / "models")
-    Retrainer(fresh, data, ImageClassification(), train, targets).retrain(
+    Retrainer(fresh, data, problem.task(), train, targets).retrain(
         missing(
             [
                 Retraining(output_path(folder / "models", model), judges.subset(model), judges.training_seed(model))
@@ -112,4 +123,4 @@ def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100, f
             ]
         )
     )
-    return Trained(problem.model().eval(), train, targets, checkpoints, folder / "models")
+    return Trained(problem.model().eval(), problem.task(), train, targets, checkpoints, folder / "models")
