@@ -64,6 +64,31 @@ def test_more_models_are_a_new_result_for_which_only_the_new_ones_are_trained(sc
     assert (computed, training.trained, result.values["num_models"]) == (True, 9, 7)
 
 
+def test_at_a_fixed_seed_all_models_share_it_and_are_kept_next_to_those_of_the_other_protocol(scored):
+    training, asked = Training(scored), []
+    list(evaluate(scored, LDS_ONLY, training.retrain))
+
+    def retrain(plan, folder, retrainings):
+        asked.extend(retrainings)
+        training.retrain(plan, folder, retrainings)
+
+    settings = EvaluationSettings(models=4, protocol="fixed_seed", removed=0.25)
+    [(result, computed)] = evaluate(scored, settings, retrain)
+    assert (computed, training.trained, result.kind) == (True, 9, "fixed-seed")
+    assert len({each.seed for each in asked}) == 1
+    assert {len(each.subset) for each in asked} == {round(0.75 * scored.num_train)}
+    assert all(each.keep_batches and each.path.parent.name == "models-fixed_seed-0.25" for each in asked)
+    assert result.values["scores"]["Trak(regularization=0.1)"]["lds"] == pytest.approx(1)
+    [(_, again)] = evaluate(scored, settings, retrain)
+    assert (again, training.trained) == (False, 9)
+
+
+def test_removing_less_than_one_sample_is_refused(scored):
+    settings = EvaluationSettings(models=4, protocol="fixed_seed", removed=0.001)
+    with pytest.raises(DataError, match="evaluation.removed = 0.001 of .* training samples is less than one sample"):
+        list(evaluate(scored, settings, Training(scored).retrain))
+
+
 def test_models_trained_with_other_settings_are_refused_even_if_the_result_is_stored(scored):
     list(evaluate(scored, LDS_ONLY, Training(scored).retrain))
     with pytest.raises(IncompatibleRunError, match="epochs = 1, and 2 is asked for"):
