@@ -71,9 +71,7 @@ def _judge(problem: str, folder: Path, removed: list[float], models: int, m: int
         scores["replay"] = replay.score(test, "image_classification", folder / "run", check=0).values
 
     def trak() -> None:
-        task = TRAK(
-            module.eval(), "image_classification", folder / "run", projector={"name": "sparse_jl", "dim": dim}
-        )
+        task = TRAK(module.eval(), "image_classification", folder / "run", projector={"name": "sparse_jl", "dim": dim})
         task.featurize(loader)
         scores[f"TRAK, k = {dim}, M = 1"] = task.score(test, "trak").values
 
@@ -90,12 +88,17 @@ def _judge(problem: str, folder: Path, removed: list[float], models: int, m: int
             draws = np.random.default_rng(0).choice(each, (2000, len(each))).mean(1)
             low, high = np.quantile(draws, [0.025, 0.975])
             price = f"{cost[method]:.0f} | {cost[method] / training:.1f}"
-            print(f"| {problem} | {share:.0%} | {method} | {each.mean():.3f} [{low:.3f}, {high:.3f}] | {price} |", flush=True)
+            print(
+                f"| {problem} | {share:.0%} | {method} | {each.mean():.3f} [{low:.3f}, {high:.3f}] | {price} |",
+                flush=True,
+            )
 
 
 def _record(module: L.LightningModule, loader: Any, folder: Path, epochs: int) -> None:
     with quiet_lightning():
-        L.Trainer(accelerator="cpu", max_epochs=epochs, **WRITES_NOTHING, callbacks=[Record(folder)]).fit(module, loader)
+        L.Trainer(accelerator="cpu", max_epochs=epochs, **WRITES_NOTHING, callbacks=[Record(folder)]).fit(
+            module, loader
+        )
 
 
 def _cross_entropies(module: L.LightningModule, batch: tuple[Tensor, Tensor]) -> Tensor:
