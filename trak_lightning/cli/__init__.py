@@ -31,6 +31,9 @@ COMMANDS = {
     "completion": "print a script by which bash, zsh or fish completes these commands and their options",
 }
 
+NEED_A_MODEL = ("run", "check", "train", "featurize")
+"""Commands that import torch before they read their options; their help does not wait for it."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status, 0 only if everything asked for is done."""
@@ -56,6 +59,11 @@ def _call(command: str, argv: list[str]) -> int:
     from trak_lightning.errors import TerminatedError, TrakError
 
     try:
+        if command in NEED_A_MODEL and not {"-h", "--help"}.isdisjoint(argv):
+            from trak_lightning.cli.arguments import model_help
+
+            print(model_help(command), end="")
+            return 0
         status = import_module(f"trak_lightning.cli.{command.replace('-', '_')}").main(argv)
         sys.stdout.flush()
         return int(status)
