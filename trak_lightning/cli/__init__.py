@@ -21,6 +21,7 @@ COMMANDS = {
     "score": "attribute the targets to the training samples",
     "evaluate": "retrain models on random subsets and test whether the scores predict them",
     "top": "print the most helpful and most harmful training samples of a target",
+    "tokens": "say which tokens of a training sample moved which tokens of a target",
     "self-influence": "compute the self-influence and leverage of each training sample",
     "report": "write one page, RUN_DIR/report/index.html, that shows targets with their examples",
     "info": "print what a run directory holds, and what is missing",
