@@ -316,7 +316,10 @@ def first_difference(model: nn.Module, task: Task, alone: Any, batch: Any, place
     for (module, first), (_, second), (_, lone) in zip(once, twice, single, strict=False):
         what = f"{names[module]} ({type(module).__name__})"
         if any(one.shape != two.shape or not _close(one, two) for one, two in zip(first, second, strict=False)):
-            return f"The output of {what} differs between two runs on the same batch: it draws random numbers"
+            return (
+                f"The output of {what} differs between two runs on the same batch: it draws random numbers. Draw them in the dataset, "
+                "from a generator seeded by the sample's index: docs/recipes.md"
+            )
         for one, two in zip(first, lone, strict=False):
             by_sample = (
                 one.ndim and two.ndim and (one.shape[0], two.shape[0]) == (size, 1) and one.shape[1:] == two.shape[1:]
