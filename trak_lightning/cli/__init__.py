@@ -14,6 +14,7 @@ from pathlib import Path
 
 COMMANDS = {
     "run": "train, featurize, score and evaluate: the whole job, from one configuration file",
+    "sft": "attribute answers of a fine-tuned language model: its folder, its conversations, and questions",
     "check": "say from one batch what would be attributed and how, or why it cannot be",
     "train": "train an ensemble of checkpoints, each on its own random part of the training set",
     "featurize": "compute and store projected per-sample gradients of training and target samples",
