@@ -48,17 +48,27 @@ class BinaryClassification(SupervisedTask):
         _require_positive(self.pos_weight)
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
-        logits, labels = self.predict(model, batch, ndim=1), self._labels(batch)
-        if logits.ndim == 2 and logits.shape[1] == 1:
-            logits = logits[:, 0]
-        require_binary(logits, labels)
-        return _margins(binary_logits(logits, labels, self.outputs_are), labels)
+        return _margins(self._logits(model, batch), self._labels(batch))
+
+    def probabilities(self, model: nn.Module, batch: Any) -> Tensor:
+        logits = wide(self._logits(model, batch))
+        return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1)
+
+    def class_labels(self, batch: Any) -> Tensor:
+        return self._labels(batch).long()
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self._logistic(batch, output).loss_weight(output)
 
     def curvature(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self._logistic(batch, output).curvature(output)
+
+    def _logits(self, model: nn.Module, batch: Any) -> Tensor:
+        logits, labels = self.predict(model, batch, ndim=1), self._labels(batch)
+        if logits.ndim == 2 and logits.shape[1] == 1:
+            logits = logits[:, 0]
+        require_binary(logits, labels)
+        return binary_logits(logits, labels, self.outputs_are)
 
     def _labels(self, batch: Any) -> Tensor:
         labels = self.targets(batch)
