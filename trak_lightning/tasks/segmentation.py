@@ -1,6 +1,6 @@
 """Images with a label per pixel: a multiclass problem per pixel."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -26,6 +26,8 @@ class Segmentation(TokenMargins):
             exactly minus the gradient of the loss of the image.
         ignore_index: the label of pixels that do not count.
     """
+
+    term: ClassVar[str] = "pixel"
 
     def __init__(
         self,
