@@ -132,9 +132,7 @@ def _interval(found: tuple[float, float, float]) -> str:
 def _ours(trained: Trained, folder: Path, k: int, M: int, further: bool, only: list[str] | None) -> Iterator[Found]:
     run = folder / f"ours-{k}-{M}"
     shutil.rmtree(run, ignore_errors=True)  # so that everything is timed
-    trak = TRAK(
-        trained.model, "image_classification", run, projector={"name": "sparse_jl", "dim": k} if k else "identity"
-    )
+    trak = TRAK(trained.model, trained.task, run, projector={"name": "sparse_jl", "dim": k} if k else "identity")
     started = time.process_time()
     trak.featurize(trained.targets, trained.checkpoints[:M], split="test")
     trak.featurize(trained.train, trained.checkpoints[:M])

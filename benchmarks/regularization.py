@@ -98,7 +98,7 @@ def _curves(
         )
         run = folder / f"curves-{k}"
         projector = {"name": "sparse_jl", "dim": k} if k else "identity"
-        trak = TRAK(trained.model, "image_classification", run, projector=projector)
+        trak = TRAK(trained.model, trained.task, run, projector=projector)
         trak.featurize(trained.train, trained.checkpoints[: ensemble if max(checkpoints) > 1 else 3])
         trak.score(trained.targets, "test", scorer="gradient_dot", top=1)  # which featurizes the targets
         features = load_features(trak.run, trak.store, targets="test")

@@ -205,6 +205,7 @@ class TRAK:
         top: int | None = None,
         groups: npt.ArrayLike | None = None,
         reduction: Reduction = "mean",
+        coefficients: npt.ArrayLike | None = None,
         fabric: Fabric | None = None,
         repair: bool = False,
     ) -> Scores:
@@ -221,6 +222,8 @@ class TRAK:
             top: keep only so many of the best and worst training examples of each target, and no (m, n) matrix.
             groups: (m,) integers: attribute one output a group of targets, in ascending order of these labels.
             reduction: a group's output is the ``mean`` or the ``sum`` of its targets'.
+            coefficients: (m,) numbers that the outputs are multiplied by first: with ``groups=[0, 0]``, ``reduction="sum"`` and
+                ``coefficients=[1, -1]``, the difference of two targets.
             fabric: a launched Fabric, all of whose processes call this and share the work; the first GPU if there is one,
                 else this process, if None.
             repair: as for `featurize`, for the features of the targets.
@@ -243,7 +246,15 @@ class TRAK:
             fabric = Fabric(accelerator="cuda", devices=1)
         compute = LOCAL if fabric is None else FabricCompute(fabric)
         return score_run(
-            self.run, self.store, chosen, targets=name, top=top, groups=groups, reduction=reduction, compute=compute
+            self.run,
+            self.store,
+            chosen,
+            targets=name,
+            top=top,
+            groups=groups,
+            reduction=reduction,
+            coefficients=coefficients,
+            compute=compute,
         )[0]
 
     def self_influence(

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import lightning as L
 
-from problems.fashion import FashionCNN, FashionData
+from problems.fashion import FashionCNN, FashionData, PlainCNN
 from problems.glosses import GlossData, GlossTransformer
+from problems.gpt import EntryData, EntryGPT, pretrained
 from problems.mlp import DigitsMLP
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.demos import DigitsCNN, DigitsDataModule
@@ -20,7 +21,9 @@ from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import train_ensemble
 from trak_lightning.runtime.lightning import quiet_lightning
+from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.classification import ImageClassification
+from trak_lightning.tasks.language import CausalLM
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Problem:
     model: Callable[[], L.LightningModule]
     data: Callable[[], L.LightningDataModule]
     epochs: int
+    task: Callable[[], Task] = ImageClassification
+    pretrained: Callable[..., L.LightningModule] | None = None
+    """(data, path) → the model that every training begins with, trained if the file does not exist."""
 
 
 PROBLEMS = {
@@ -37,15 +43,24 @@ PROBLEMS = {
     "fashion": Problem(FashionCNN, FashionData, epochs=10),
     "glosses": Problem(GlossTransformer, GlossData, epochs=5),
     "noisy": Problem(DigitsMLP, partial(DigitsDataModule, seed=1, label_noise=0.1), epochs=15),
+    "noisy-images": Problem(
+        PlainCNN, partial(FashionData, num_train=2500, start=10_000 - 2500, label_noise=0.1), epochs=10
+    ),
+    "noisy-glosses": Problem(
+        partial(GlossTransformer, vocabulary=1000),
+        partial(GlossData, vocabulary=1000, seed=1, num_train=3000, label_noise=0.2),
+        epochs=8,
+    ),
     "fashion-60k": Problem(
         partial(FashionCNN, width=8), partial(FashionData, num_train=60_000, batch_size=128), epochs=5
     ),
+    "gpt": Problem(EntryGPT, EntryData, epochs=3, task=CausalLM, pretrained=pretrained),
 }
 
 
 def find_fashion(root: Path) -> None:
     """Read the four files of Fashion-MNIST from a folder, for every problem that they belong to."""
-    for name in ("fashion", "fashion-60k"):
+    for name in ("fashion", "noisy-images", "fashion-60k"):
         PROBLEMS[name] = replace(PROBLEMS[name], data=partial(PROBLEMS[name].data, root=root))
 
 
@@ -54,6 +69,7 @@ class Trained:
     """A problem with an ensemble and retrained models."""
 
     model: L.LightningModule
+    task: Task
     train: AttributionData
     targets: AttributionData
     checkpoints: list[Path]
@@ -61,17 +77,28 @@ class Trained:
     """The folder with subsets and outputs of the retrained models."""
 
 
-def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100) -> Trained:
-    """Train what is missing in `folder`: checkpoints to attribute with, and models on other halves to judge scores by."""
+def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100, fraction: float = 0.5) -> Trained:
+    """Train what is missing in `folder`: checkpoints to attribute with, and models on other halves to judge scores by.
+
+    Args:
+        name: of the problem.
+        folder: where models are kept.
+        ensemble: number of checkpoints.
+        models: number of models to judge by.
+        fraction: of the training set that each checkpoint is trained on.
+    """
     problem = PROBLEMS[name]
     data = problem.data()
     data.setup()
     train, targets = AttributionData.of(data.train_dataloader()), AttributionData.of(data.test_dataloader())
 
+    def begin() -> L.LightningModule:
+        return problem.pretrained(data, folder / "pretrained.pt") if problem.pretrained else problem.model()
+
     def fresh(seed: int) -> tuple[L.LightningModule, L.Trainer]:
         with quiet_lightning():
             L.seed_everything(seed, verbose=False)
-            return problem.model(), L.Trainer(
+            return begin(), L.Trainer(
                 accelerator="cpu",
                 max_epochs=problem.epochs,
                 logger=False,
@@ -80,13 +107,15 @@ def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100) -
                 enable_model_summary=False,
             )
 
-    def plan(purpose: str) -> SubsetPlan:
-        return SubsetPlan(purpose, len(train), fraction=0.5, seed=0, recipe={"problem": name, "epochs": problem.epochs})
+    def plan(purpose: str, fraction: float) -> SubsetPlan:
+        recipe = {"problem": name, "epochs": problem.epochs}
+        return SubsetPlan(purpose, len(train), fraction=fraction, seed=0, recipe=recipe)
 
-    checkpoints, _ = train_ensemble(fresh, data, plan("ensemble"), ensemble, folder / "checkpoints")
-    judges = plan("evaluation")
+    where = folder / ("checkpoints" if fraction == 0.5 else f"checkpoints-{fraction:g}")
+    checkpoints, _ = train_ensemble(fresh, data, plan("ensemble", fraction), ensemble, where)
+    judges = plan("evaluation", 0.5)
     judges.record(folder / "models")
-    Retrainer(fresh, data, ImageClassification(), train, targets).retrain(
+    Retrainer(fresh, data, problem.task(), train, targets).retrain(
         missing(
             [
                 Retraining(output_path(folder / "models", model), judges.subset(model), judges.training_seed(model))
@@ -94,4 +123,4 @@ def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100) -
             ]
         )
     )
-    return Trained(problem.model().eval(), train, targets, checkpoints, folder / "models")
+    return Trained(problem.model().eval(), problem.task(), train, targets, checkpoints, folder / "models")

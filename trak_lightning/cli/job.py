@@ -28,6 +28,7 @@ from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
 from trak_lightning.run.atomic import atomic_create, atomic_write
 from trak_lightning.runtime.lightning import quiet_lightning
 from trak_lightning.scoring.score_run import score_run
+from trak_lightning.scoring.scores import Scores
 from trak_lightning.stores.shards import Shard, unfinished
 
 
@@ -194,16 +195,23 @@ class Job:
     def _named(self) -> list[str]:
         return [str(path) for path in expand(self.settings.checkpoints)]
 
-    def score(self) -> Path:
-        """Score the targets; returns the file."""
+    def score(self) -> Scores:
+        """Score the targets, and the groups of them that the DataModule has under ``combination``."""
+        scores = self._score()
+        if (combined := getattr(self.datamodule, "combination", None)) is not None:
+            _, groups, coefficients = combined
+            self._score(groups=groups, coefficients=coefficients, reduction="sum", name="groups")
+        return scores
+
+    def _score(self, **options: Any) -> Scores:
         started = time.perf_counter()
         config = self.settings
         scores, fresh = score_run(
-            self.run, self._store, self.parts.scorer, train=config.train_split, targets=config.target_split
+            self.run, self._store, self.parts.scorer, train=config.train_split, targets=config.target_split, **options
         )
         if self.speaks:
             summary("score", f"{scores.describe()} in {short(scores.path)}", int(fresh), "computed", started)
-        return scores.path
+        return scores
 
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute what the configuration asks for."""

@@ -320,8 +320,9 @@ def first_difference(model: nn.Module, task: Task, alone: SampleBatch, batch: Sa
         what = f"{names[module]} ({type(module).__name__})"
         if any(one.shape != two.shape or not _close(one, two) for one, two in zip(first, second, strict=False)):
             return (
-                f"The output of {what} differs between two runs on the same batch: it draws random numbers, or keeps something "
-                "between calls that is neither a buffer nor an attribute of a module"
+                f"The output of {what} differs between two runs on the same batch: it draws random numbers (draw them in the dataset, "
+                "from a generator seeded by the sample's index: docs/recipes.md), or keeps something between calls that is neither a "
+                "buffer nor an attribute of a module"
             )
         for one, two in zip(first, lone, strict=False):
             by_sample = (

@@ -40,7 +40,9 @@ class Retrainer:
         reference = FitSamples.of(self.task, self.train, len(self.train))
         with interruptible() as check, progress("retrain", len(retrainings)) as advance:
             for each in retrainings:
-                model = train_on_subset(self.recipe, self.datamodule, each.subset, each.seed)[0]
+                model = train_on_subset(
+                    self.recipe, self.datamodule, each.subset, each.seed, keep_batches=each.keep_batches
+                )[0]
                 _store(each.path, each.subset, model_outputs(model, self.task, self.targets, reference))
                 del model
                 advance(1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from trak_lightning.errors import SettingsError
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.state import to_json
 
 _SIZE: ContextVar[int | None] = ContextVar("batch_size", default=None)
@@ -125,6 +126,23 @@ class Task(ABC):
     def fitted(self, found: Mapping[str, Tensor]) -> Self:
         """Return a copy of this task that uses what `fit` returned, on the device of the model. `state` must not change."""
         return self
+
+    @property
+    def meaning(self) -> Meaning:
+        """Say what f means, for people who read scores. Override it, also as a class attribute, where the default is not true:
+
+        log-odds of the right answer, for the logistic loss with the default q; a prediction of a number, for the squared loss;
+        minus the loss, for the linear one.
+        """
+        if self.loss_function == "squared":
+            return Meaning("prediction", "raise the prediction", "lower the prediction", number=True)
+        if self.loss_function == "linear":
+            return Meaning("minus the loss", "lower the loss", "raise the loss")
+        if type(self).loss_weight is not Task.loss_weight:
+            return Meaning()
+        return Meaning(
+            "log-odds of the right answer", "push towards the right answer", "push away from it", "output", "p(answer)"
+        )
 
     @property
     def state(self) -> dict[str, Any]:
