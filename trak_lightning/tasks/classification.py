@@ -76,7 +76,7 @@ class Classification(SupervisedTask):
             }.get(logits.ndim, "For a label per pixel, use task segmentation.")
             raise DataError(
                 f"the model must return logits of shape (B, classes), got {tuple(logits.shape)}. {remedy} Otherwise, use task loss "
-                "with a function of your own."
+                "with a function of your own: docs/recipes.md."
             )
         return class_logits(logits, self.outputs_are)
 
