@@ -1,5 +1,6 @@
 """The command line, as a user runs it: real processes."""
 
+import csv
 import json
 import os
 import re
@@ -343,3 +344,17 @@ def test_self_influence_is_its_formula_and_names_the_largest(finished, config):
     np.testing.assert_allclose(found["leverage"], np.mean([h for _, h in expected], axis=0), rtol=1e-3, atol=1e-6)
     largest = np.argsort(-found["self_influence"], kind="stable")[:10]
     assert f"largest self-influence: {', '.join(map(str, largest))}" in done.stdout
+
+
+def test_suspects_are_written_as_a_table_and_as_indices(finished):
+    run_dir, _ = finished
+    done = trak("suspects", run_dir, "--fdr", "0.3", "--json")
+    assert done.returncode == 0, done.stderr
+    found, indices = json.loads(done.stdout), np.load(run_dir / "suspects" / "indices.npy")
+    assert found["indices"] == indices.tolist()
+    with (run_dir / "suspects" / "suspects.csv").open() as file:
+        assert [int(row["index"]) for row in csv.DictReader(file)] == indices.tolist()
+    assert all(each["label"] in "0123456789" and each["why"] for each in found["suspects"])
+    printed = trak("suspects", run_dir, "-k", "3").stdout
+    assert "models say" in printed
+    assert "predictions of checkpoints not trained on the sample" in printed

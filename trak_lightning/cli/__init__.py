@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "retrain models on random subsets and test whether the scores predict them",
     "top": "print the most helpful and most harmful training samples of a target",
     "self-influence": "compute the self-influence and leverage of each training sample",
+    "suspects": "list training samples whose label is likely wrong, with a stated share of false alarms",
     "report": "write one page, RUN_DIR/report/index.html, that shows targets with their examples",
     "info": "print what a run directory holds, and what is missing",
     "verify": "check that every stored row and score is present and intact",
