@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import h5py
 import numpy as np
 import pytest
 import yaml
-from faults import forks, run
+from faults import trak
 
 from trak_lightning.cli import COMMANDS, NEED_A_MODEL, main
 from trak_lightning.cli.lightning_cli import TrakCLI
@@ -29,18 +27,6 @@ CONFIG = {
     "projector": {"name": "sparse_jl", "dim": 64},
     "evaluation": {"models": 3},
 }
-
-
-def trak(*arguments, timeout=300):
-    """Run a command in a process of its own."""
-    with TemporaryDirectory() as folder:
-        output, errors = Path(folder, "output"), Path(folder, "errors")
-        process = forks().Process(
-            target=run, args=([*map(str, arguments)], output, {"COLUMNS": "200"}), kwargs={"errors": errors}
-        )
-        process.start()
-        process.join(timeout)
-        return subprocess.CompletedProcess(arguments, process.exitcode, output.read_text(), errors.read_text())
 
 
 @pytest.fixture(scope="module")
