@@ -73,7 +73,7 @@ class TrakCLI(LightningCLI):
         for key, base, default, about in (
             ("task", Task, "image_classification", "what is differentiated"),
             ("extractor", GradientExtractor, "auto", "how per-sample gradients are computed"),
-            ("projector", Projector, "sparse_jl", "how gradients are projected to k dimensions"),
+            ("projector", Projector, "auto", "how gradients are projected to k dimensions"),
         ):
             parser.add_subclass_arguments(base, key, help=about)
             parser.set_defaults({key: {"class_path": registry.find(KINDS[key], default).class_path}})
