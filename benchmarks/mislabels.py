@@ -48,7 +48,7 @@ def main(
         "self-influence / loss weight": influence.self_influence / weight,
         "leverage": influence.leverage,
         "1 − p(label)": weight,
-        "1 − p(label), models not trained on it": 1 - held_out_probabilities(features)[0],
+        "1 − p(label), models not trained on it": 1 - held_out_probabilities(features, trak.spec.task.meaning)[0],
         "random": np.random.default_rng(0).random(len(weight)),
     }
     mislabeled(suspicion, np.asarray(data.mislabeled)).print()

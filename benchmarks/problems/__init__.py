@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lightning as L
 
-from problems.fashion import FashionCNN, FashionData
+from problems.fashion import FashionCNN, FashionData, PlainCNN
 from problems.glosses import GlossData, GlossTransformer
 from problems.gpt import EntryData, EntryGPT, pretrained
 from problems.mlp import DigitsMLP
@@ -43,6 +43,14 @@ PROBLEMS = {
     "fashion": Problem(FashionCNN, FashionData, epochs=10),
     "glosses": Problem(GlossTransformer, GlossData, epochs=5),
     "noisy": Problem(DigitsMLP, partial(DigitsDataModule, seed=1, label_noise=0.1), epochs=15),
+    "noisy-images": Problem(
+        PlainCNN, partial(FashionData, num_train=2500, start=10_000 - 2500, label_noise=0.1), epochs=10
+    ),
+    "noisy-glosses": Problem(
+        partial(GlossTransformer, vocabulary=1000),
+        partial(GlossData, vocabulary=1000, seed=1, num_train=3000, label_noise=0.2),
+        epochs=8,
+    ),
     "fashion-60k": Problem(
         partial(FashionCNN, width=8), partial(FashionData, num_train=60_000, batch_size=128), epochs=5
     ),
@@ -52,7 +60,7 @@ PROBLEMS = {
 
 def find_fashion(root: Path) -> None:
     """Read the four files of Fashion-MNIST from a folder, for every problem that they belong to."""
-    for name in ("fashion", "fashion-60k"):
+    for name in ("fashion", "noisy-images", "fashion-60k"):
         PROBLEMS[name] = replace(PROBLEMS[name], data=partial(PROBLEMS[name].data, root=root))
 
 
@@ -69,8 +77,16 @@ class Trained:
     """The folder with subsets and outputs of the retrained models."""
 
 
-def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100) -> Trained:
-    """Train what is missing in `folder`: checkpoints to attribute with, and models on other halves to judge scores by."""
+def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100, fraction: float = 0.5) -> Trained:
+    """Train what is missing in `folder`: checkpoints to attribute with, and models on other halves to judge scores by.
+
+    Args:
+        name: of the problem.
+        folder: where models are kept.
+        ensemble: number of checkpoints.
+        models: number of models to judge by.
+        fraction: of the training set that each checkpoint is trained on.
+    """
     problem = PROBLEMS[name]
     data = problem.data()
     data.setup()
@@ -91,11 +107,13 @@ def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100) -
                 enable_model_summary=False,
             )
 
-    def plan(purpose: str) -> SubsetPlan:
-        return SubsetPlan(purpose, len(train), fraction=0.5, seed=0, recipe={"problem": name, "epochs": problem.epochs})
+    def plan(purpose: str, fraction: float) -> SubsetPlan:
+        recipe = {"problem": name, "epochs": problem.epochs}
+        return SubsetPlan(purpose, len(train), fraction=fraction, seed=0, recipe=recipe)
 
-    checkpoints, _ = train_ensemble(fresh, data, plan("ensemble"), ensemble, folder / "checkpoints")
-    judges = plan("evaluation")
+    where = folder / ("checkpoints" if fraction == 0.5 else f"checkpoints-{fraction:g}")
+    checkpoints, _ = train_ensemble(fresh, data, plan("ensemble", fraction), ensemble, where)
+    judges = plan("evaluation", 0.5)
     judges.record(folder / "models")
     Retrainer(fresh, data, problem.task(), train, targets).retrain(
         missing(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from problems.noise import with_noise
 from trak_lightning.errors import DataError
 
 ROOT = Path("/usr/share/datasets/fashion-mnist")
@@ -59,6 +60,39 @@ class FashionCNN(L.LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
+class PlainCNN(L.LightningModule):
+    """Two strided convolutions and a linear layer, without normalization; SGD with momentum at a constant learning rate.
+
+    Args:
+        width: channels of the first convolution; the second has twice as many.
+        lr: learning rate.
+    """
+
+    def __init__(self, width: int = 16, lr: float = 0.02) -> None:
+        super().__init__()
+        self.lr = lr
+        self.net = nn.Sequential(
+            nn.Conv2d(1, width, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2 * width * 49, 10),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 10) of images (B, 1, 28, 28)."""
+        logits: Tensor = self.net(images)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        return nn.functional.cross_entropy(self(images), labels)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+
+
 class FashionData(L.LightningDataModule):
     """The first images of both parts of Fashion-MNIST, standardised.
 
@@ -67,28 +101,42 @@ class FashionData(L.LightningDataModule):
         num_train: training images.
         num_targets: of the test images.
         batch_size: of both loaders.
+        start: number of the first image of both parts.
+        label_noise: share of the training labels that are replaced by another kind of clothing.
     """
 
-    def __init__(self, root: str | Path = ROOT, num_train: int = 6000, num_targets: int = 500, batch_size: int = 64):
+    def __init__(
+        self,
+        root: str | Path = ROOT,
+        num_train: int = 6000,
+        num_targets: int = 500,
+        batch_size: int = 64,
+        start: int = 0,
+        label_noise: float = 0.0,
+    ) -> None:
         super().__init__()
         self.root = Path(root)
         self.num_train = num_train
         self.num_targets = num_targets
         self.batch_size = batch_size
+        self.start = start
+        self.label_noise = label_noise
 
     def setup(self, stage: str | None = None) -> None:
         images = {part: _idx(self.root / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k")}
         labels = {part: _idx(self.root / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k")}
         mean, std = images["train"].mean(), images["train"].std()
 
-        def dataset(part: str, size: int) -> TensorDataset:
-            pixels = (images[part][:size].astype(np.float32) - mean) / std
+        def dataset(part: str, size: int, noise: float) -> TensorDataset:
+            rows = slice(self.start, self.start + size)
+            pixels = (images[part][rows].astype(np.float32) - mean) / std
             return TensorDataset(
                 torch.tensor(pixels, dtype=torch.float32).unsqueeze(1),
-                torch.tensor(labels[part][:size].astype(np.int64)),
+                with_noise(torch.tensor(labels[part][rows].astype(np.int64)), noise, seed=self.start),
             )
 
-        self.train_set, self.test_set = dataset("train", self.num_train), dataset("t10k", self.num_targets)
+        self.train_set = dataset("train", self.num_train, self.label_noise)
+        self.test_set = dataset("t10k", self.num_targets, 0.0)
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True)

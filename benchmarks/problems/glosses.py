@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trak_lightning_demos.glosses import read_glosses
 
+from problems.noise import with_noise
+
 LENGTH = 24
 """Words of a gloss that are read."""
 
@@ -97,10 +99,22 @@ class GlossData(L.LightningDataModule):
         batch_size: of both loaders.
         vocabulary: number of words told apart; rarer ones are all number 1.
         seed: of the split.
+        num_train: the first of the other glosses; None for all of them.
+        label_noise: share of the training labels that are replaced by another category.
     """
 
-    def __init__(self, num_targets: int = 500, batch_size: int = 128, vocabulary: int = 2500, seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_targets: int = 500,
+        batch_size: int = 128,
+        vocabulary: int = 2500,
+        seed: int = 0,
+        num_train: int | None = None,
+        label_noise: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.num_train = num_train
+        self.label_noise = label_noise
         self.num_targets = num_targets
         self.batch_size = batch_size
         self.vocabulary = vocabulary
@@ -120,8 +134,8 @@ class GlossData(L.LightningDataModule):
             words[row, : len(text)] = torch.tensor([number.get(word, 1) for word in text])
         labels = torch.tensor([categories.index(row.category) for row in rows])
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(self.seed))
-        test, train = order[: self.num_targets], order[self.num_targets :]
-        self.train_set = TensorDataset(words[train], labels[train])
+        test, train = order[: self.num_targets], order[self.num_targets :][: self.num_train]
+        self.train_set = TensorDataset(words[train], with_noise(labels[train], self.label_noise, seed=self.seed))
         self.test_set = TensorDataset(words[test], labels[test])
 
     def train_dataloader(self) -> DataLoader:

@@ -15,6 +15,7 @@ from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.retraining.outputs import missing
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory, RunRecord
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.stores.hdf5 import HDF5Store
 from trak_lightning.testing.stores import SPEC, filled_store
@@ -37,18 +38,13 @@ class Training:
             self.trained += 1
 
 
-def scored_run(folder, **fingerprint):
-    run, store = RunDirectory(folder), HDF5Store()
-    for split in ("train", "test"):
-        spec = replace(SPEC, split=split, fingerprint={**SPEC.fingerprint, **fingerprint})
-        filled_store(store, run.features, spec)
-    run.write(RunRecord(checkpoints=(CheckpointRecord("a1", "a.ckpt"),)))
-    return ScoredRun(run, store, Trak(regularization=0.1), "test")
-
-
 @pytest.fixture
 def scored(tmp_path):
-    return scored_run(tmp_path)
+    run, store = RunDirectory(tmp_path), HDF5Store()
+    for split in ("train", "test"):
+        filled_store(store, run.features, replace(SPEC, split=split))
+    run.write(RunRecord(checkpoints=(CheckpointRecord("a1", "a.ckpt"),)))
+    return ScoredRun(run, store, Trak(regularization=0.1), "test")
 
 
 def test_a_result_is_computed_once_and_read_as_it_was(scored):
@@ -66,6 +62,31 @@ def test_more_models_are_a_new_result_for_which_only_the_new_ones_are_trained(sc
     list(evaluate(scored, LDS_ONLY, training.retrain))
     [(result, computed)] = evaluate(scored, replace(LDS_ONLY, models=7, ceiling=2), training.retrain)
     assert (computed, training.trained, result.values["num_models"]) == (True, 9, 7)
+
+
+def test_at_a_fixed_seed_all_models_share_it_and_are_kept_next_to_those_of_the_other_protocol(scored):
+    training, asked = Training(scored), []
+    list(evaluate(scored, LDS_ONLY, training.retrain))
+
+    def retrain(plan, folder, retrainings):
+        asked.extend(retrainings)
+        training.retrain(plan, folder, retrainings)
+
+    settings = EvaluationSettings(models=4, protocol="fixed_seed", removed=0.25)
+    [(result, computed)] = evaluate(scored, settings, retrain)
+    assert (computed, training.trained, result.kind) == (True, 9, "fixed-seed")
+    assert len({each.seed for each in asked}) == 1
+    assert {len(each.subset) for each in asked} == {round(0.75 * scored.num_train)}
+    assert all(each.keep_batches and each.path.parent.name == "models-fixed_seed-0.25" for each in asked)
+    assert result.values["scores"]["Trak(regularization=0.1)"]["lds"] == pytest.approx(1)
+    [(_, again)] = evaluate(scored, settings, retrain)
+    assert (again, training.trained) == (False, 9)
+
+
+def test_removing_less_than_one_sample_is_refused(scored):
+    settings = EvaluationSettings(models=4, protocol="fixed_seed", removed=0.001)
+    with pytest.raises(DataError, match="evaluation.removed = 0.001 of .* training samples is less than one sample"):
+        list(evaluate(scored, settings, Training(scored).retrain))
 
 
 def test_models_trained_with_other_settings_are_refused_even_if_the_result_is_stored(scored):
@@ -117,14 +138,16 @@ def test_what_is_impossible_is_refused_before_a_model_is_retrained(settings, err
     assert training.trained == 0
 
 
-@pytest.mark.parametrize("loss", ["logistic", "squared", "linear"])
-def test_outputs_are_taken_for_probabilities_of_labels_only_where_they_are_log_odds(loss, tmp_path):
-    scored = scored_run(tmp_path, loss_function=loss)
+@pytest.mark.parametrize(("of", "column"), [("output", "output"), ("loss_weight", "loss_weight"), (None, None)])
+def test_outputs_are_taken_for_probabilities_only_as_the_task_says(of, column, scored):
+    record = scored.run.read()
+    scored.run.write(replace(record, meaning=Meaning(probability=of, probability_name="p(x)")))
     found = suspicions(scored)
-    outputs = scored.checkpoints[0].train.column("output")
-    assert ("1 − p(label)" in found) is (loss == "logistic")
-    if loss == "logistic":
-        np.testing.assert_allclose(found["1 − p(label)"], 1 / (1 + np.exp(outputs)), rtol=1e-6)
+    assert ("1 − p(x)" in found) is (of is not None)
+    if column:
+        values = scored.checkpoints[0].train.column(column)
+        expected = 1 / (1 + np.exp(values)) if of == "output" else np.clip(values, 0, 1)
+        np.testing.assert_allclose(found["1 − p(x)"], expected, rtol=1e-6)
 
 
 RECORDED = {

@@ -147,6 +147,10 @@ def test_settings_that_make_no_sense_are_refused():
         EvaluationSettings(models=5, ceiling=9)
     with pytest.raises(SettingsError, match=r"evaluation.fraction must lie in \(0, 1\], got 2"):
         EvaluationSettings(fraction=2)
+    with pytest.raises(SettingsError, match=r"evaluation.removed must lie in \(0, 1\), got 1"):
+        EvaluationSettings(removed=1)
+    with pytest.raises(SettingsError, match="evaluation.ceiling must be 0 with evaluation.protocol fixed_seed, got 3"):
+        EvaluationSettings(protocol="fixed_seed", ceiling=3)
     with pytest.raises(SettingsError, match="evaluation.workers must be at least 1, got 0"):
         EvaluationSettings(workers=0)
 

@@ -4,10 +4,14 @@ import gc
 import weakref
 
 import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from trak_lightning_demos import TabularDataModule, TabularMLP
 
 from trak_lightning.retraining.subsets import SubsetPlan
-from trak_lightning.retraining.train import train_ensemble
+from trak_lightning.retraining.train import train_ensemble, train_on_subset
 
 
 def test_a_trained_model_is_let_go_before_the_next_is_made(tmp_path, monkeypatch):
@@ -30,3 +34,51 @@ def test_a_trained_model_is_let_go_before_the_next_is_made(tmp_path, monkeypatch
     finally:
         gc.enable()
     assert alive == [0, 0, 0]
+
+
+class Line(L.LightningModule):
+    """y ≈ w·x, least squares by SGD."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1, bias=False)
+        torch.nn.init.zeros_(self.linear.weight)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return ((self.linear(x)[:, 0] - y) ** 2).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Points(L.LightningDataModule):
+    def __init__(self, rows, shuffle=True):
+        super().__init__()
+        self.rows, self.shuffle = rows, shuffle
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(*self.rows), batch_size=4, shuffle=self.shuffle)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_at_a_fixed_seed_only_the_removed_samples_are_missing_from_the_batches(shuffle):
+    rows = torch.randn(10, 3), torch.randn(10)
+    kept = np.array([0, 1, 3, 4, 5, 6, 8, 9])
+
+    def recipe(seed):
+        return Line(), L.Trainer(
+            max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+
+    model, trainer = train_on_subset(recipe, Points(rows, shuffle), kept, 7, keep_batches=True)
+    whole = RandomSampler(range(10), generator=torch.Generator().manual_seed(7)) if shuffle else range(10)
+    weight, steps = torch.zeros(3), 0
+    for _ in range(2):
+        for batch in torch.tensor(list(whole)).split(4):
+            x, y = (part[[row for row in batch.tolist() if row in kept]] for part in rows)
+            if len(x):
+                weight = weight - 0.1 * 2 * (x @ weight - y) @ x / len(x)
+                steps += 1
+    torch.testing.assert_close(model.linear.weight[0].detach(), weight)
+    assert trainer.global_step == steps

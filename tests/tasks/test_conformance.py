@@ -9,8 +9,14 @@ from torch import nn
 from transformers import BatchEncoding
 
 from trak_lightning import Task, registry
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.classification import ImageClassification
 from trak_lightning.testing import TaskConformance
+
+
+def of_label(logits, labels):
+    """Softmax probabilities of the labels."""
+    return logits.softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
 
 
 class TestImageClassification(TaskConformance):
@@ -21,6 +27,9 @@ class TestImageClassification(TaskConformance):
 
     def batch(self, size):
         return torch.randn(size, 2, 4), torch.randint(3, (size,))
+
+    def probability(self, model, batch):
+        return of_label(model(batch[0]), batch[1])
 
 
 class Tagger(nn.Module):
@@ -56,6 +65,11 @@ class TestTokenClassification(TaskConformance):
         ids, labels = torch.randint(9, (size, 5)), torch.randint(3, (size, 5))
         return {"input_ids": ids, "attention_mask": ids > 2, "labels": labels.masked_fill(ids < 3, -100)}
 
+    def probability(self, model, batch):
+        counted = batch["labels"] != -100
+        p = of_label(model(batch["input_ids"], batch["attention_mask"])["logits"], batch["labels"])
+        return (p * counted).sum(1) / counted.sum(1).clamp(min=1)
+
 
 class TestTokensWeightedEachByItself(TestTokenClassification):
     task = staticmethod(partial(registry.create, "tasks", {"name": "token_classification", "level": "token"}))
@@ -70,6 +84,10 @@ class TestBinaryClassification(TaskConformance):
     def batch(self, size):
         return torch.randn(size, 3), torch.randint(2, (size,))
 
+    def probability(self, model, batch):
+        p = model(batch[0])[:, 0].sigmoid()
+        return torch.where(batch[1] == 1, p, 1 - p)
+
     def loss(self, task, model, batch, output):
         return torch.where(batch[1] == 1, 3, 1) * super().loss(task, model, batch, output)
 
@@ -83,6 +101,17 @@ class TestMultilabel(TaskConformance):
 
     def batch(self, size):
         return torch.randn(size, 3), torch.randint(2, (size, 4))
+
+    def probability(self, model, batch):
+        p = model(batch[0]).sigmoid()
+        return torch.where(batch[1] == 1, p, 1 - p).mean(1)
+
+
+class TestMultilabelWithWeights(TestMultilabel):
+    task = staticmethod(partial(registry.create, "tasks", {"name": "multilabel", "pos_weight": 2.0}))
+
+    def probability(self, model, batch):
+        """Unknown: q is no longer 1 − p."""
 
 
 class TestRegression(TaskConformance):
@@ -163,6 +192,10 @@ class KeepsState(SquaredError):
         return super().output(model, batch)
 
 
+class SaysNothing(SquaredError):
+    meaning = Meaning("prediction", "", "")
+
+
 @pytest.mark.parametrize(
     ("wrong", "law"),
     [
@@ -174,6 +207,7 @@ class KeepsState(SquaredError):
         (ReadsParameters, "test_a_stand_in_for_the_model_will_do"),
         (Detaches, "test_the_output_is_differentiable_in_the_parameters"),
         (KeepsState, "test_its_state_is_json_and_does_not_change_by_use"),
+        (SaysNothing, "test_the_probability_that_its_meaning_promises_is_that_of_the_model"),
     ],
 )
 def test_a_wrong_task_fails_the_law_that_it_breaks(wrong, law):

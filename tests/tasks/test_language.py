@@ -37,6 +37,12 @@ class TestCausalLM(TaskConformance):
     exact_loss = False
     model, batch = staticmethod(gpt2), staticmethod(padded)
 
+    def probability(self, model, batch):
+        """The mean over the tokens to predict, not the product."""
+        p = model(**batch).logits[:, :-1].softmax(-1)
+        counted = batch["attention_mask"][:, 1:]
+        return (p.gather(-1, batch["input_ids"][:, 1:, None])[..., 0] * counted).sum(1) / counted.sum(1)
+
 
 class TestSeq2SeqLM(TaskConformance):
     task = Seq2SeqLM

@@ -56,7 +56,7 @@ def retrain_in_processes(argv: Sequence[str], retrainings: Sequence[Retraining],
 def write_share(path: Path, retrainings: Sequence[Retraining]) -> None:
     """The models that one process is to train, as plain arrays."""
     arrays = {f"subset-{number}": each.subset for number, each in enumerate(retrainings)}
-    plan = json.dumps([[str(each.path), each.seed] for each in retrainings])
+    plan = json.dumps([[str(each.path), each.seed, each.keep_batches] for each in retrainings])
     np.savez(path, plan=np.array(plan), **arrays)  # type: ignore[arg-type]
 
 
@@ -64,4 +64,7 @@ def read_share(path: Path) -> list[Retraining]:
     """What `write_share` wrote."""
     with np.load(path, allow_pickle=False) as file:
         plan = json.loads(str(file["plan"]))
-        return [Retraining(Path(name), file[f"subset-{number}"], seed) for number, (name, seed) in enumerate(plan)]
+        return [
+            Retraining(Path(name), file[f"subset-{number}"], seed, keep_batches)
+            for number, (name, seed, keep_batches) in enumerate(plan)
+        ]

@@ -11,7 +11,14 @@ import numpy as np
 from trak_lightning import registry
 from trak_lightning.errors import IncompatibleRunError
 from trak_lightning.evaluation.agreement import agreement, require_several
-from trak_lightning.evaluation.lds_run import lds_result, lds_retrainings, models_folder
+from trak_lightning.evaluation.lds_run import (
+    FIXED_SEED,
+    fixed_seed_folder,
+    fixed_seed_retrainings,
+    lds_result,
+    lds_retrainings,
+    models_folder,
+)
 from trak_lightning.evaluation.leave_one_out import choose_samples, leave_one_out
 from trak_lightning.evaluation.mislabeled import mislabeled, read_positions, suspicions
 from trak_lightning.evaluation.removal import brittleness, choose_correct, counterfactual, rankings
@@ -83,7 +90,7 @@ def experiments(
     n, m, seed = scored.num_train, scored.num_targets, scored.seed
     single = Models(scored.run.evaluation / "retrained", SubsetPlan("retrained", n, 1.0, seed))
     retrained = Retrained(single.folder, single.plan, m, settings.repeats, retrain)
-    found = [_lds(scored, settings, retrain)]
+    found = [(_fixed_seed if settings.protocol == "fixed_seed" else _lds)(scored, settings, retrain)]
     for kind, count in (("counterfactual", settings.counterfactual), ("brittleness", settings.brittleness)):
         if count:
             found.append(_removal(kind, scored, count, retrained, single))
@@ -108,6 +115,20 @@ def _lds(scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain) -> E
 
     asked = {name: getattr(settings, name) for name in ("models", "fraction", "compare", "ceiling")}
     return Experiment("lds", asked, compute, Models(folder, plan))
+
+
+def _fixed_seed(scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain) -> Experiment:
+    plan = SubsetPlan("fixed_seed", scored.num_train, 1 - settings.removed, scored.seed)
+    folder = fixed_seed_folder(scored.run, settings.removed)
+    retrainings = fixed_seed_retrainings(plan, folder, settings)
+    compare = {name: registry.create("scorers", name) for name in settings.compare}
+
+    def compute() -> Result:
+        retrain(plan, folder, retrainings)
+        return lds_result(scored, folder, settings, compare)
+
+    asked = {name: getattr(settings, name) for name in ("models", "removed", "compare")}
+    return Experiment(FIXED_SEED, asked, compute, Models(folder, plan))
 
 
 def _removal(kind: str, scored: ScoredRun, count: int, retrained: Retrained, models: Models) -> Experiment:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trak_lightning.errors import DataError
 from trak_lightning.evaluation.baselines import Random
 from trak_lightning.evaluation.figures import Bar, Intervals
 from trak_lightning.evaluation.lds import bootstrap_both, bootstrap_mean, noise_ceiling, predict, spearman
@@ -21,10 +22,36 @@ from trak_lightning.scoring.gradient_scorers import GradientDot
 from trak_lightning.scoring.inverse import IllConditionedWarning
 from trak_lightning.scoring.trak import Trak
 
+FIXED_SEED = "fixed-seed"
+"""Name of the result of protocol fixed_seed."""
+
 
 def models_folder(run: RunDirectory, fraction: float) -> Path:
     """Where outputs of models trained on random subsets are kept, a folder for each size of subset."""
     return run.evaluation / ("models" if fraction == EvaluationSettings.fraction else f"models-{fraction:g}")
+
+
+def fixed_seed_folder(run: RunDirectory, removed: float) -> Path:
+    """Where outputs of models trained at one seed without random samples are kept, a folder for each number of these."""
+    return run.evaluation / f"models-fixed_seed-{removed:g}"
+
+
+def fixed_seed_retrainings(plan: SubsetPlan, folder: Path, settings: EvaluationSettings) -> list[Retraining]:
+    """Repeat one training, with the seed of the first checkpoint that `trak train` makes, without the samples outside a subset.
+
+    Raises:
+        DataError: the share to remove is less than half a sample.
+    """
+    n = plan.num_samples
+    if len(plan.subset(0)) == n:
+        raise DataError(
+            f"evaluation.removed = {settings.removed:g} of {n} training samples is less than one sample. Remove at least {1 / n:.2g}."
+        )
+    seed = SubsetPlan("ensemble", n, 1.0, plan.seed).training_seed(0)
+    return [
+        Retraining(output_path(folder, model), plan.subset(model), seed, keep_batches=True)
+        for model in range(settings.models)
+    ]
 
 
 def lds_retrainings(plan: SubsetPlan, folder: Path, settings: EvaluationSettings) -> list[Retraining]:
@@ -74,15 +101,22 @@ def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, co
         rows.append(("noise ceiling", f"{ceiling:.3f}", "", ""))
     ours, low, high, *_ = next(iter(found.values()))
     keys = ("lds", "low", "high", "low_models", "high_models")
+    fixed = settings.protocol == "fixed_seed"
+    how = (
+        f"{settings.models} models repeated one training, with the same initialization and batches, each without another random "
+        f"{settings.removed:.3g} of the training set"
+        if fixed
+        else f"{settings.models} models were retrained on random subsets of the training set"
+    )
     return Result(
-        "lds",
-        f"Linear datamodeling score: {settings.models} retrained models, {m} targets",
-        f"Do the scores predict retrained models? {settings.models} models were retrained on random subsets of the training set. "
+        FIXED_SEED if fixed else "lds",
+        f"Linear datamodeling score{' at a fixed seed' if fixed else ''}: {settings.models} retrained models, {m} targets",
+        f"Do the scores predict retrained models? {how}. "
         f"For each of {m} targets, their outputs are compared with the sum of the scores of the examples that each of them was "
         "trained on. The linear datamodeling score is the mean rank correlation: 1 if the scores predict the order of the models "
         "exactly, 0 if they predict nothing. Bars are 95 % intervals over targets; the last column of the table is over targets "
         "and models.",
-        f"LDS {ours:.3f} [{low:.3f}, {high:.3f}] over {settings.models} retrained models",
+        f"LDS {ours:.3f} [{low:.3f}, {high:.3f}] over {settings.models} retrained models{' of one seed' if fixed else ''}",
         ("scores", "LDS", "95 % interval", "over models too"),
         tuple(rows),
         {

@@ -62,10 +62,11 @@ def suspicions(scored: ScoredRun) -> dict[str, Array]:
     checkpoints, settings = scored.checkpoints, scored.scorer.state
     regularization, weights = settings.get("regularization", "auto"), settings.get("weights", "auto")
     found = {"self-influence": self_influence(checkpoints, regularization, weights).self_influence}
-    # For other losses, the sigmoid of the output is not a probability.
-    if checkpoints[0].train.spec.fingerprint.get("loss_function") == "logistic":
-        probabilities, held_out = held_out_probabilities(checkpoints)
-        found["1 − p(label), models not trained on it" if held_out else "1 − p(label)"] = 1 - probabilities
+    meaning = scored.run.read().meaning
+    probabilities, held_out = held_out_probabilities(checkpoints, meaning)
+    if probabilities is not None:
+        name = f"1 − {meaning.probability_name}"
+        found[f"{name}, models not trained on it" if held_out else name] = 1 - probabilities
     found["loss gradient norm"] = np.mean([_gradient_norms(features) for features in checkpoints], axis=0)
     found["random"] = np.random.default_rng(scored.seed).random(scored.num_train)
     return found

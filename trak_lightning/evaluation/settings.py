@@ -1,6 +1,7 @@
 """Settings of `trak evaluate`; the names are those of configuration files. No torch."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trak_lightning.errors import SettingsError
 
@@ -11,7 +12,10 @@ class EvaluationSettings:
 
     Args:
         models: number of models to retrain on random subsets that the ensemble did not use, for the LDS.
-        fraction: share of the training set in each of these subsets.
+        protocol: ``halves`` to train every model on another random subset with another seed; ``fixed_seed`` to repeat one
+            training, with the same initialization and batches, each time without a few random samples.
+        fraction: share of the training set in each subset of protocol ``halves``.
+        removed: share of the training set that each model of protocol ``fixed_seed`` is trained without.
         compare: names of further scorers to compare the chosen one with, such as tracin or influence.
         ceiling: number of these models to retrain with a second seed, to estimate the LDS of a perfect prediction.
         counterfactual: number of targets to retrain models for without their most helpful samples.
@@ -25,7 +29,9 @@ class EvaluationSettings:
     """
 
     models: int = 100
+    protocol: Literal["halves", "fixed_seed"] = "halves"
     fraction: float = 0.5
+    removed: float = 0.05
     compare: list[str] = field(default_factory=list)
     ceiling: int = 0
     counterfactual: int = 0
@@ -47,6 +53,13 @@ class EvaluationSettings:
                 raise SettingsError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.fraction <= 1:
             raise SettingsError(f"evaluation.fraction must lie in (0, 1], got {self.fraction}")
+        if not 0 < self.removed < 1:
+            raise SettingsError(f"evaluation.removed must lie in (0, 1), got {self.removed}")
+        if self.protocol == "fixed_seed" and self.ceiling:
+            raise SettingsError(
+                f"evaluation.ceiling must be 0 with evaluation.protocol fixed_seed, got {self.ceiling}: the ceiling measures the "
+                "noise of other seeds, and here all models have the same"
+            )
         if self.ceiling > self.models:
             raise SettingsError(
                 f"evaluation.ceiling is {self.ceiling}, more than the {self.models} models there are to repeat"

@@ -144,7 +144,7 @@ class FeaturizeJob:
         for found in filter(None, existing):
             self._verify_samples(found)
         sets = [self._completed(plan, found) for plan, found in zip(plans, existing, strict=True)]
-        self.run.register(records)
+        self.run.register(records, self.spec.task.meaning)
         for checkpoint, subset in zip(self.checkpoints, self.subsets, strict=False):  # targets come without subsets
             if subset is not None:
                 self.run.write_subset(checkpoint.id, subset)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
 from trak_lightning.errors import DataError
 from trak_lightning.report import duplicates
@@ -13,9 +12,10 @@ from trak_lightning.report.contents import Example, Fact, Report, Suspect, Targe
 from trak_lightning.report.samples import Samples, Shown
 from trak_lightning.report.trust import evaluated, numerics, read_results
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures, evenly
 from trak_lightning.scoring.scores import Scores
-from trak_lightning.scoring.self_influence import held_out_probabilities, self_influence
+from trak_lightning.scoring.self_influence import columns, held_out_probabilities, self_influence
 
 EXAMPLES = 10
 SUSPECTS = 40
@@ -78,7 +78,7 @@ def gather(
     title: str,
     facts: Sequence[Fact],
     probabilities: Array | None,
-    logistic: bool,
+    meaning: Meaning,
     notes: Sequence[str],
 ) -> Report:
     """Gather the contents of the page.
@@ -89,11 +89,11 @@ def gather(
         title: title of the page.
         facts: facts about the model, shown first.
         probabilities: class probabilities of these targets, (len(positions), C), if the task has classes.
-        logistic: whether sigmoid(f) is the probability of the label.
+        meaning: what the output f means.
         notes: what could not be shown, and why.
     """
     m, _ = sources.scores.shape
-    suspects, held_out = _suspects(sources, logistic)
+    suspects, held_out = _suspects(sources, meaning)
     groups = duplicates.exact(sources.train, sources.targets)
     pairs = duplicates.similar(sources.checkpoints[0].train)
     known = {(i, j) for group in groups or () for i in group.train for j in group.train}
@@ -104,7 +104,7 @@ def gather(
     return Report(
         title=title,
         facts=(*facts, *_facts(sources)),
-        targets=tuple(_targets(sources, positions, probabilities, logistic)),
+        targets=tuple(_targets(sources, positions, probabilities, meaning)),
         num_targets=m,
         suspects=suspects,
         held_out=held_out,
@@ -117,9 +117,10 @@ def gather(
     )
 
 
-def _targets(sources: Sources, positions: Sequence[int], probabilities: Array | None, logistic: bool) -> list[Target]:
+def _targets(sources: Sources, positions: Sequence[int], probabilities: Array | None, meaning: Meaning) -> list[Target]:
     outputs = mean_outputs(sources.checkpoints)
-    of_label = np.mean([expit(f.targets.column("output")) for f in sources.checkpoints], axis=0) if logistic else None
+    found_probabilities = [meaning.probabilities(*columns(features.targets)) for features in sources.checkpoints]
+    of_label = None if meaning.probability is None else np.mean(found_probabilities, axis=0)  # type: ignore[arg-type]
     found = []
     k = min(EXAMPLES, sources.scores.shape[1])
     for place, position in enumerate(positions):
@@ -153,10 +154,10 @@ def _targets(sources: Sources, positions: Sequence[int], probabilities: Array | 
     return found
 
 
-def _suspects(sources: Sources, logistic: bool) -> tuple[tuple[Suspect, ...], bool]:
+def _suspects(sources: Sources, meaning: Meaning) -> tuple[tuple[Suspect, ...], bool]:
     request = sources.scores.settings.get("request", {}).get("scorer", {})
     found = self_influence(sources.checkpoints, request.get("regularization", "auto"), request.get("weights", "auto"))
-    probability, held_out = held_out_probabilities(sources.checkpoints) if logistic else (None, False)
+    probability, held_out = held_out_probabilities(sources.checkpoints, meaning)
     order = np.argsort(-found.self_influence, kind="stable")[:SUSPECTS]
     suspects = tuple(
         Suspect(

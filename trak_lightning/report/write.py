@@ -89,7 +89,7 @@ def write_report(
         title=title or run.path.name,
         facts=_facts(model),
         probabilities=probabilities,
-        logistic=checkpoints[0].train.spec.fingerprint.get("loss_function") == "logistic",
+        meaning=task.meaning if task is not None else run.read().meaning,
         notes=notes,
     )
     written = Path(path) if path is not None else run.path / "report" / "index.html"

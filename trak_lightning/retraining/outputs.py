@@ -24,6 +24,9 @@ class Retraining:
     """Positions (s,) of the training samples to train on."""
     seed: int
     """Seed of initialization and batch order."""
+    keep_batches: bool = False
+    """Whether to draw the batches from the whole training set and then remove what is not in the subset, so that all models
+    of one seed see the other samples in the same batches."""
 
 
 class Retrain(Protocol):

@@ -9,7 +9,8 @@ from typing import TypeAlias
 import lightning as L
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
+import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
 from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import subset_path
@@ -26,12 +27,26 @@ LARGE = 2**20
 
 
 def train_on_subset(
-    recipe: Recipe, datamodule: L.LightningDataModule, subset: npt.NDArray[np.int64], seed: int
+    recipe: Recipe,
+    datamodule: L.LightningDataModule,
+    subset: npt.NDArray[np.int64],
+    seed: int,
+    *,
+    keep_batches: bool = False,
 ) -> tuple[L.LightningModule, L.Trainer]:
-    """Train a fresh model on these samples only, and return it with its Trainer."""
+    """Train a fresh model on these samples only, and return it with its Trainer.
+
+    Args:
+        recipe: seeds everything and makes the model.
+        datamodule: the data.
+        subset: positions (s,) of the samples.
+        seed: of initialization and batch order.
+        keep_batches: whether the batches are those of the whole training set without the other samples.
+    """
     _let_go(datamodule)
     model, trainer = recipe(seed)
-    with quiet_lightning(), without_resuming(trainer), _restricted(datamodule, subset):
+    batches_seed = seed if keep_batches else None
+    with quiet_lightning(), without_resuming(trainer), _restricted(datamodule, subset, batches_seed):
         trainer.fit(model, datamodule=datamodule)
     return model, trainer
 
@@ -78,30 +93,64 @@ def checkpoint_paths(folder: Path, size: int) -> list[Path]:
 
 
 @contextmanager
-def _restricted(datamodule: L.LightningDataModule, subset: npt.NDArray[np.int64]) -> Iterator[None]:
+def _restricted(
+    datamodule: L.LightningDataModule, subset: npt.NDArray[np.int64], batches_seed: int | None
+) -> Iterator[None]:
     # On the instance, so that hooks, validation data and everything else stay the user's own.
     whole = datamodule.train_dataloader
-    datamodule.train_dataloader = lambda: _subset_loader(whole(), subset)  # type: ignore[method-assign]
+    datamodule.train_dataloader = lambda: _subset_loader(whole(), subset, batches_seed)  # type: ignore[method-assign]
     try:
         yield
     finally:
         del datamodule.train_dataloader
 
 
-def _subset_loader(loader: DataLoader, subset: npt.NDArray[np.int64]) -> DataLoader:
+class RemainingBatches(BatchSampler):
+    """The batches of the whole training set, without the samples that were removed; a batch of which nothing is left is skipped.
+
+    The order is drawn from its own generator, because dropout in smaller batches would change the global one.
+
+    Args:
+        loader: of the whole training set.
+        subset: positions (s,) of the samples that remain.
+        seed: of the order, if the loader shuffles.
+    """
+
+    def __init__(self, loader: DataLoader, subset: npt.NDArray[np.int64], seed: int) -> None:
+        shuffled = RandomSampler(loader.dataset, generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+        super().__init__(
+            shuffled if isinstance(loader.sampler, RandomSampler) else loader.sampler,
+            loader.batch_size or 1,
+            loader.drop_last,
+        )
+        self._remain = set(subset.tolist())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in super().__iter__():
+            remaining = [position for position in batch if position in self._remain]
+            if remaining:
+                yield remaining
+
+
+def _subset_loader(loader: DataLoader, subset: npt.NDArray[np.int64], batches_seed: int | None) -> DataLoader:
     if type(loader.sampler) not in (RandomSampler, SequentialSampler):
         raise DataError(
             f"training on random subsets needs a loader that shuffles or keeps the order; this one draws samples with "
             f"{type(loader.sampler).__name__}. Train the checkpoints yourself and name them under checkpoints."
         )
+    kept = {
+        "num_workers": loader.num_workers,
+        "collate_fn": loader.collate_fn,
+        "pin_memory": loader.pin_memory,
+        "persistent_workers": loader.persistent_workers,
+        "multiprocessing_context": loader.multiprocessing_context,
+    }
+    if batches_seed is not None:
+        return DataLoader(loader.dataset, batch_sampler=RemainingBatches(loader, subset, batches_seed), **kept)
     return DataLoader(
         Subset(loader.dataset, subset.tolist()),
         batch_size=loader.batch_size,
         shuffle=isinstance(loader.sampler, RandomSampler),
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
         drop_last=loader.drop_last,
-        persistent_workers=loader.persistent_workers,
-        multiprocessing_context=loader.multiprocessing_context,
+        **kept,
     )

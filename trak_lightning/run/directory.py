@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, IncompleteRunError
 from trak_lightning.run.atomic import atomic_write, sweep
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.numpy_files import read_npy
 
 SCHEMA_VERSION = 1
@@ -34,6 +35,8 @@ class RunRecord:
     checkpoints: tuple[CheckpointRecord, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     """The libraries that last wrote to the run directory, to explain later differences."""
+    meaning: Meaning = field(default_factory=Meaning)
+    """What the output of the task means."""
 
 
 class RunDirectory:
@@ -97,6 +100,7 @@ class RunDirectory:
             schema = found["schema_version"]
             checkpoints = tuple(CheckpointRecord(**entry) for entry in found["checkpoints"])
             versions = dict(found["versions"])
+            meaning = Meaning(**found.get("meaning", {}))
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(
                 f"{path} is not a run record ({type(error).__name__}: {error}). Move the run directory away and start again."
@@ -105,15 +109,16 @@ class RunDirectory:
             raise IncompatibleRunError(
                 f"{path} has schema version {schema}; this trak_lightning reads version {SCHEMA_VERSION}"
             )
-        return RunRecord(schema, checkpoints, versions)
+        return RunRecord(schema, checkpoints, versions, meaning)
 
     def write(self, record: RunRecord) -> None:
         versions = {library: version(library) for library in LIBRARIES}
         with atomic_write(self.path / "run.json") as part:
             part.write_text(json.dumps(asdict(replace(record, versions=versions)), indent=1))
 
-    def register(self, checkpoints: Sequence[CheckpointRecord]) -> None:
-        """Record the checkpoints of this run, in order. More may be added later; none may be left out.
+    def register(self, checkpoints: Sequence[CheckpointRecord], meaning: Meaning | None = None) -> None:
+        """Record the checkpoints of this run, in order, and what the output means. More checkpoints may be added later; none
+        may be left out.
 
         Raises:
             IncompatibleRunError, DataError: as `require_registrable`.
@@ -121,8 +126,9 @@ class RunDirectory:
         sweep(self.path)
         sweep(self.path / "subsets")
         record = self.require_registrable(checkpoints)
-        if tuple(checkpoints) != record.checkpoints:
-            self.write(replace(record, checkpoints=tuple(checkpoints)))
+        changed = replace(record, checkpoints=tuple(checkpoints), meaning=meaning or record.meaning)
+        if changed != record:
+            self.write(changed)
 
     def require_registrable(self, checkpoints: Sequence[CheckpointRecord]) -> RunRecord:
         """Check that `register` would accept the checkpoints; returns the present record.

@@ -57,7 +57,7 @@ def write_run(
     found = open_store(run, options).list()
     if lost := sorted(set(keys) - set(found)):
         raise StorageError(f"{options['name']} has not kept {lost[0][0]}/{lost[0][1]}; choose a store that lasts")
-    run.write(RunRecord(checkpoints=tuple(records)))
+    run.write(RunRecord(checkpoints=tuple(records), meaning=sources[0].read().meaning))
 
 
 def _copy_what_is_known(record: CheckpointRecord, sources: Sequence[RunDirectory], run: RunDirectory) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from trak_lightning.errors import SettingsError
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.state import to_json
 
 _SIZE: ContextVar[int | None] = ContextVar("batch_size", default=None)
+_BEGIN: ContextVar[Callable[[], None] | None] = ContextVar("begin", default=None)
 
 
 @contextmanager
@@ -24,11 +26,23 @@ def batch_of(size: int) -> Iterator[None]:
     The shapes of a batch do not always say: a graph has as many rows as nodes, a sequence-first batch (T, B) begins with
     its length. Whoever collated the samples knows.
     """
-    token = _SIZE.set(size)
+    begin, token = _BEGIN.get(), _SIZE.set(size)
+    if begin is not None:
+        begin()
     try:
         yield
     finally:
         _SIZE.reset(token)
+
+
+@contextmanager
+def before_each_pass(begin: Callable[[], None]) -> Iterator[None]:
+    """Call `begin` whenever `batch_of` is entered: before each pass through the model."""
+    token = _BEGIN.set(begin)
+    try:
+        yield
+    finally:
+        _BEGIN.reset(token)
 
 
 def current_size() -> int | None:
@@ -84,6 +98,10 @@ class Task(ABC):
         """Compute class probabilities (B, C) to show to people; None if the task has no classes."""
         return None
 
+    def class_labels(self, batch: Any) -> Tensor | None:
+        """Find the class of each sample's label, (B,) integers into `probabilities`; None if the task has no classes."""
+        return None
+
     def loss_weight_and_curvature(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
         """Compute q and r of every sample, (B,) each. Called once per batch, after its gradients. Override it where one more
         forward pass gives both."""
@@ -112,6 +130,23 @@ class Task(ABC):
     def fitted(self, found: Mapping[str, Tensor]) -> Self:
         """Return a copy of this task that uses what `fit` returned, on the device of the model. `state` must not change."""
         return self
+
+    @property
+    def meaning(self) -> Meaning:
+        """Say what f means, for people who read scores. Override it, also as a class attribute, where the default is not true:
+
+        log-odds of the right answer, for the logistic loss with the default q; a prediction of a number, for the squared loss;
+        minus the loss, for the linear one.
+        """
+        if self.loss_function == "squared":
+            return Meaning("prediction", "raise the prediction", "lower the prediction", number=True)
+        if self.loss_function == "linear":
+            return Meaning("minus the loss", "lower the loss", "raise the loss")
+        if type(self).loss_weight is not Task.loss_weight:
+            return Meaning()
+        return Meaning(
+            "log-odds of the right answer", "push towards the right answer", "push away from it", "output", "p(answer)"
+        )
 
     @property
     def state(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.errors import DataError, SettingsError
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import Logistic, require_smoothing
 from trak_lightning.tasks.margin import wide
@@ -30,6 +31,8 @@ class BinaryClassification(SupervisedTask):
             that look like probabilities as logits. By default such outputs are refused.
     """
 
+    meaning = Meaning("log-odds of the label", "push towards the label", "push away from it", "output")
+
     def __init__(
         self,
         inputs: Inputs = None,
@@ -53,6 +56,15 @@ class BinaryClassification(SupervisedTask):
             logits = logits[:, 0]
         require_binary(logits, labels)
         return _margins(binary_logits(logits, labels, self.outputs_are), labels)
+
+    def probabilities(self, model: nn.Module, batch: Any) -> Tensor:
+        labels = self._labels(batch)
+        p = torch.sigmoid(self.output(model, batch))
+        positive = torch.where(labels == 1, p, 1 - p)
+        return torch.stack([1 - positive, positive], dim=-1)
+
+    def class_labels(self, batch: Any) -> Tensor:
+        return self._labels(batch).long()
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self._logistic(batch, output).loss_weight(output)
@@ -107,7 +119,11 @@ class Multilabel(SumOfMargins):
         self.label_smoothing = number(label_smoothing, "label_smoothing")
         self.outputs_are = outputs_are
         require_smoothing(self.label_smoothing)
-        _require_positive(*(self.pos_weight if isinstance(self.pos_weight, list) else [self.pos_weight or 1.0]))
+        _require_positive(*_listed(self.pos_weight))
+
+    @property
+    def is_plain(self) -> bool:
+        return self.label_smoothing == 0 and all(weight == 1 for weight in _listed(self.pos_weight))
 
     def terms(self, model: nn.Module, batch: Any) -> Terms:
         labels = self.targets(batch)
@@ -138,6 +154,10 @@ class Multilabel(SumOfMargins):
 def _one_or_numbers(pos_weight: Any) -> float | list[float] | None:
     found = to_json(pos_weight, "pos_weight")
     return numbers(found, "pos_weight") if isinstance(found, list) or found is None else number(found, "pos_weight")
+
+
+def _listed(pos_weight: float | list[float] | None) -> list[float]:
+    return pos_weight if isinstance(pos_weight, list) else [1.0 if pos_weight is None else pos_weight]
 
 
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:

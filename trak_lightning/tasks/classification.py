@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import CrossEntropy, Logistic
 from trak_lightning.tasks.margin import margin
@@ -29,6 +30,8 @@ class Classification(SupervisedTask):
         outputs_are: ``probabilities`` for a model that returns probabilities and was trained with their logarithm; ``logits`` to
             use outputs that look like probabilities as logits, as CrossEntropyLoss does. By default such outputs are refused.
     """
+
+    meaning = Meaning("log-odds of the label", "push towards the label", "push away from it", "output")
 
     def __init__(
         self,
@@ -55,6 +58,9 @@ class Classification(SupervisedTask):
     def probabilities(self, model: nn.Module, batch: Any) -> Tensor:
         return self._logits(model, batch).softmax(dim=-1)
 
+    def class_labels(self, batch: Any) -> Tensor:
+        return self._classes(batch)
+
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self._logistic(model, batch, output).loss_weight(output)
 
@@ -70,7 +76,7 @@ class Classification(SupervisedTask):
             }.get(logits.ndim, "For a label per pixel, use task segmentation.")
             raise DataError(
                 f"the model must return logits of shape (B, classes), got {tuple(logits.shape)}. {remedy} Otherwise, use task loss "
-                "with a function of your own."
+                "with a function of your own: docs/recipes.md."
             )
         return class_logits(logits, self.outputs_are)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from trak_lightning.errors import DataError, SettingsError
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.calling import Arguments
 from trak_lightning.tasks.fields import Inputs, Key, describe, entry, named_entries, select_entries
@@ -49,6 +50,14 @@ class Contrastive(Task):
         outputs: the entries of the model's output that hold φ and ψ; by default `image_embeds` and `text_embeds`, as
             ``CLIPModel`` has them, or the first two of a tuple.
     """
+
+    meaning = Meaning(
+        "margin of the pair over other pairs",
+        "bring image and text closer together",
+        "push them apart",
+        "loss_weight",
+        "p(pair)",
+    )
 
     def __init__(
         self,

@@ -2,11 +2,12 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import Logistic
 from trak_lightning.tasks.memo import Memo
@@ -42,6 +43,9 @@ class SumOfMargins(SupervisedTask):
     A subclass defines the terms.
     """
 
+    term: ClassVar[str] = "answer"
+    """What a term is the right one of, in one word."""
+
     def __init__(
         self,
         inputs: Inputs = None,
@@ -56,6 +60,21 @@ class SumOfMargins(SupervisedTask):
         self.reduction = reduction
         self._weigh_each_term = weigh_each_term
         self._memo = Memo[Terms]()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the loss of every term is −log p_t, so that q_t = 1 − p_t."""
+        return True
+
+    @property
+    def meaning(self) -> Meaning:
+        return Meaning(
+            f"{self.reduction} of the log-odds of the right {self.term}s",
+            f"make the right {self.term}s more likely",
+            "make them less likely",
+            "loss_weight" if self.is_plain else None,
+            f"mean p({self.term})",
+        )
 
     @abstractmethod
     def terms(self, model: nn.Module, batch: Any) -> Terms:

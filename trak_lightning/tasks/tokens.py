@@ -1,7 +1,7 @@
 """Sequences of multiclass problems, one per token."""
 
 from abc import abstractmethod
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -36,6 +36,8 @@ class TokenMargins(SumOfMargins):
             use outputs that look like probabilities as logits, as CrossEntropyLoss does. By default such outputs are refused.
     """
 
+    term: ClassVar[str] = "token"
+
     def __init__(
         self,
         inputs: Inputs = None,
@@ -57,6 +59,10 @@ class TokenMargins(SumOfMargins):
         self.label_smoothing = number(label_smoothing, "label_smoothing")
         self.outputs_are = outputs_are
         self._loss = CrossEntropy(self.class_weight, self.label_smoothing)
+
+    @property
+    def is_plain(self) -> bool:
+        return self._loss.is_plain
 
     @abstractmethod
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:

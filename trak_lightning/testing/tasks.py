@@ -47,6 +47,10 @@ class TaskConformance:
             return torch.nn.functional.softplus(-output)
         return -output if task.loss_function == "linear" else task.loss_weight(model, batch, output).square() / 2
 
+    def probability(self, model: nn.Module, batch: Any) -> Tensor | None:
+        """Compute the probability that the task's `meaning` promises, (B,), from the model alone; None if it promises none."""
+        return None
+
     @pytest.fixture
     def problem(self) -> tuple[Task, nn.Module, Any]:
         with torch.random.fork_rng():
@@ -142,6 +146,22 @@ class TaskConformance:
         torch.testing.assert_close(weight, -slope(loss), rtol=1e-5, atol=1e-7)
         weights_slope = slope(lambda f: task.loss_weight(model, batch, f))
         torch.testing.assert_close(curvature, -weights_slope, rtol=1e-5, atol=1e-7)
+
+    def test_the_probability_that_its_meaning_promises_is_that_of_the_model(
+        self, problem: tuple[Task, nn.Module, Any]
+    ) -> None:
+        task, model, batch = problem
+        assert all((task.meaning.output, task.meaning.raises, task.meaning.lowers))
+        with torch.no_grad():
+            output = task.output(model, batch)
+            columns = [values.numpy() for values in (output, task.loss_weight(model, batch, output))]
+            expected = self.probability(model, batch)
+        found = task.meaning.probabilities(*columns)
+        if expected is None:
+            assert found is None or ((found >= 0) & (found <= 1)).all()
+        else:
+            assert found is not None, "the meaning of this task promises no probability"
+            torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-8, atol=1e-10)
 
     def test_its_state_is_json_and_does_not_change_by_use(self, problem: tuple[Task, nn.Module, Any]) -> None:
         task, model, batch = problem

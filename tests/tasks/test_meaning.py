@@ -1,0 +1,65 @@
+"""Every task says in its own words what its number means, and a run directory remembers it."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from trak_lightning import TRAK, Task, registry
+from trak_lightning.run.meaning import Meaning
+
+WORDS = {
+    "image_classification": ("log-odds of the label", "push towards the label", "p(label)"),
+    "text_classification": ("log-odds of the label", "push towards the label", "p(label)"),
+    "binary_classification": ("log-odds of the label", "push towards the label", "p(label)"),
+    "multilabel": ("sum of the log-odds of the right answers", "make the right answers more likely", "mean p(answer)"),
+    "token_classification": (
+        "sum of the log-odds of the right tokens",
+        "make the right tokens more likely",
+        "mean p(token)",
+    ),
+    "causal_lm": ("sum of the log-odds of the right tokens", "make the right tokens more likely", "mean p(token)"),
+    "seq2seq_lm": ("sum of the log-odds of the right tokens", "make the right tokens more likely", "mean p(token)"),
+    "segmentation": ("mean of the log-odds of the right pixels", "make the right pixels more likely", "mean p(pixel)"),
+    "contrastive": ("margin of the pair over other pairs", "bring image and text closer together", "p(pair)"),
+    "regression": ("prediction", "raise the prediction", None),
+    "loss": ("minus the loss", "lower the loss", None),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_every_built_in_task_has_words_of_its_own(name):
+    meaning = registry.create("tasks", name).meaning
+    probability = meaning.probability_name if meaning.probability else None
+    assert (meaning.output, meaning.raises, probability) == WORDS[name]
+
+
+def test_the_words_of_a_task_of_your_own_follow_from_its_loss():
+    class Margin(Task):
+        def output(self, model, batch): ...
+
+    class Sum(Margin):
+        def loss_weight(self, model, batch, output): ...
+
+    class Number(Margin):
+        loss_function = "squared"
+
+    assert Margin().meaning.probability == "output"
+    assert Sum().meaning == Meaning(), "with a loss weight of its own, sigmoid(f) need not be a probability"
+    assert Number().meaning.number
+
+
+def test_errors_are_ranked_by_what_is_known():
+    output, weight = np.array([-1.0, 0.0, 9.0]), np.array([0.2, 0.9, 0.5])
+    assert Meaning(probability="loss_weight").errors(output, weight).argmax() == 1
+    assert Meaning(probability="output").errors(output, weight).argmax() == 0
+    assert Meaning(number=True).errors(output, -weight).argmax() == 1, "a residual counts by its size"
+    assert Meaning().errors(output, weight).argmax() == 0
+
+
+def test_a_run_directory_remembers_the_words(tmp_path):
+    trak = TRAK(nn.Linear(3, 1).eval(), task="regression", run_dir=tmp_path)
+    assert trak.run.read().meaning == Meaning()
+    trak.featurize(TensorDataset(torch.randn(8, 3), torch.randn(8)))
+    assert trak.run.read().meaning == registry.create("tasks", "regression").meaning

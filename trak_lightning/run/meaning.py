@@ -1,0 +1,56 @@
+"""What the output f of a task means, in words, for everything that shows scores to people. Needs no torch."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the output f of a task means. Recorded in ``run.json``; the defaults are for a task of which nothing is known.
+
+    Reports, `trak top` and suspects say of training examples with positive scores that they *raise*, and of those with negative
+    scores that they *lower*:
+
+    >>> Meaning("log-odds of the label", "push towards the label", "push away from it", probability="output")
+    """
+
+    output: str = "output f"
+    """What f is, without an article."""
+    raises: str = "raise the output f"
+    """What a training example with a positive score does, as a verb phrase in the plural."""
+    lowers: str = "lower it"
+    probability: Literal["output", "loss_weight"] | None = None
+    """How the probability of the right answer follows from what is stored: ``output`` if it is sigmoid(f), ``loss_weight`` if
+    it is 1 − q, None if it does not."""
+    probability_name: str = "p(label)"
+    """What that probability is called. An answer of several parts has their mean: ``mean p(token)``."""
+    number: bool = False
+    """Whether f predicts a number y with squared error: q = y − f, and a larger f is not a better one."""
+
+    @property
+    def headings(self) -> tuple[str, str]:
+        """Headings for examples with the most positive and the most negative scores."""
+        return (self.raises.capitalize(), self.lowers.capitalize()) if self.number else ("Most helpful", "Most harmful")
+
+    def probabilities(self, output: Array, loss_weight: Array) -> Array | None:
+        """Return the probability of the right answer of each sample, shaped like `output`; None if it is not known."""
+        if self.probability is None:
+            return None
+        found: Array = expit(output) if self.probability == "output" else np.clip(1 - loss_weight, 0, 1)
+        return found
+
+    def errors(self, output: Array, loss_weight: Array) -> Array:
+        """Return how wrong the model is about each sample, larger for worse, shaped like `output`.
+
+        That is 1 − p where the probability of the right answer is known, |y − f| for a number, and −f otherwise.
+        """
+        if self.number:
+            return np.abs(loss_weight)
+        probabilities = self.probabilities(output, loss_weight)
+        return -output if probabilities is None else 1 - probabilities
