@@ -53,6 +53,11 @@ class Scores:
                 f"{self.path} is not a score file: {error}. Delete it and run trak score again."
             ) from error
 
+    @property
+    def has_matrix(self) -> bool:
+        """Whether all scores were kept, and not only the best and worst of each target."""
+        return self._offset is not None
+
     @cached_property
     def values(self) -> npt.NDArray[np.float32]:
         """Scores (m targets, n training samples), mapped: read from the file when they are accessed.
@@ -60,7 +65,7 @@ class Scores:
         Raises:
             DataError: only the best and worst of each target were kept.
         """
-        if self._offset is None:
+        if not self.has_matrix:
             raise DataError(
                 f"{self.path} holds the {self._kept} best and worst of each target, and no matrix. Score again without top."
             )
@@ -124,7 +129,7 @@ class Scores:
         """Describe the scores in one line."""
         m, n = self.shape
         chosen = self.settings["scoring"].get("rule")
-        kept = "" if self._offset is not None else f", best {self._kept} kept"
+        kept = "" if self.has_matrix else f", best {self._kept} kept"
         return f"{m} targets × {n} training samples{kept}" + (f", λ: {chosen}" if chosen else "")
 
 

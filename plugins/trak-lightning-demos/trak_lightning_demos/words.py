@@ -32,8 +32,9 @@ class Vocabulary:
         """The numbers of the words, without begin and end."""
         return [self._numbers.get(word, UNKNOWN) for word in words(text)]
 
-    def decode(self, numbers: Iterable[int]) -> str:
-        """The words, up to the end."""
+    def decode(self, numbers: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The words, up to the end; special numbers are always left out. This is the interface of tokenizers of transformers,
+        through which the report shows samples."""
         found = []
         for number in numbers:
             if number == END:
