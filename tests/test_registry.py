@@ -1,7 +1,6 @@
 """Plug-ins are found through entry points; a broken one breaks only itself."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -149,8 +148,23 @@ def test_a_malformed_declaration_of_any_distribution_does_not_hide_the_others(in
     assert [broken.distribution for broken in registry.scan()[1]] == ["acme-broken"]
 
 
-def test_every_declared_built_in_is_in_the_package():
+@pytest.mark.parametrize("plugins_are_imported", [False, True])
+def test_every_plugin_that_is_installed_here_works(plugins_are_imported):
     for kind in registry.BASES:
-        for plugin, error in registry.diagnose(kind):
+        for plugin, error in registry.diagnose(kind, load=plugins_are_imported):
             assert error is None, plugin
-    assert (Path(registry.__file__).parent / "projectors").is_dir()
+
+
+def test_a_plugin_is_found_broken_without_an_import_if_its_module_is_gone_and_with_one_if_it_fails(install):
+    install("acme-gone", "[trak_lightning.projectors]\ngone = acme_gone:Acme\n")
+    install("acme-deep", "[trak_lightning.projectors]\ndeep = trak_lightning.projectors.nowhere:Acme\n")
+    install("acme-proj", "[trak_lightning.projectors]\nacme = acme_proj:Acme\n", "acme_proj", "import nowhere_at_all")
+
+    def broken(load):
+        return {plugin.name: str(error) for plugin, error in registry.diagnose("projectors", load=load) if error}
+
+    found = broken(load=False)
+    assert set(found) == {"gone", "deep"}
+    assert "is missing from the installation. Install acme-gone again." in found["gone"]
+    assert "acme_proj" not in sys.modules
+    assert "No module named 'nowhere_at_all'" in broken(load=True)["acme"]

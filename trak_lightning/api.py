@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from trak_lightning import registry
 from trak_lightning.check.checks import Finding, run_checks
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.decisions.predictions import held_out_predictions
+from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
@@ -205,6 +207,7 @@ class TRAK:
         top: int | None = None,
         groups: npt.ArrayLike | None = None,
         reduction: Reduction = "mean",
+        coefficients: npt.ArrayLike | None = None,
         fabric: Fabric | None = None,
         repair: bool = False,
     ) -> Scores:
@@ -221,6 +224,8 @@ class TRAK:
             top: keep only so many of the best and worst training examples of each target, and no (m, n) matrix.
             groups: (m,) integers: attribute one output a group of targets, in ascending order of these labels.
             reduction: a group's output is the ``mean`` or the ``sum`` of its targets'.
+            coefficients: (m,) numbers that the outputs are multiplied by first: with ``groups=[0, 0]``, ``reduction="sum"`` and
+                ``coefficients=[1, -1]``, the difference of two targets.
             fabric: a launched Fabric, all of whose processes call this and share the work; the first GPU if there is one,
                 else this process, if None.
             repair: as for `featurize`, for the features of the targets.
@@ -229,9 +234,9 @@ class TRAK:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
             model output.
         """
-        if self._job is None:
-            raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
-        self._job.for_targets(name, AttributionData.of(target_dataset, batch_size), repair=repair).compute(name)
+        self._require_job().for_targets(name, AttributionData.of(target_dataset, batch_size), repair=repair).compute(
+            name
+        )
         options = {"regularization": regularization, "weights": weights}
         given = {key: value for key, value in options.items() if value is not None}
         if given and isinstance(scorer, Scorer):
@@ -243,7 +248,15 @@ class TRAK:
             fabric = Fabric(accelerator="cuda", devices=1)
         compute = LOCAL if fabric is None else FabricCompute(fabric)
         return score_run(
-            self.run, self.store, chosen, targets=name, top=top, groups=groups, reduction=reduction, compute=compute
+            self.run,
+            self.store,
+            chosen,
+            targets=name,
+            top=top,
+            groups=groups,
+            reduction=reduction,
+            coefficients=coefficients,
+            compute=compute,
         )[0]
 
     def self_influence(
@@ -256,6 +269,34 @@ class TRAK:
         """
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
         return self_influence(checkpoints, regularization, weights)
+
+    def suspects(self, *, fdr: float = 0.1, class_names: Sequence[str] | None = None) -> Suspects:
+        """Find training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on
+        them; see `trak_lightning.decisions.suspects.find_suspects`.
+
+        >>> suspects = trak.suspects(fdr=0.1)
+        >>> suspects.indices  # positions to drop or review, most suspicious first
+        >>> suspects[0].why
+
+        Args:
+            fdr: the largest expected share of false alarms among the samples that are returned.
+            class_names: names of the classes 0, 1, …
+
+        Raises:
+            IncompleteRunError: nothing was featurized.
+            CheckpointError: a checkpoint cannot be read any more.
+        """
+        job = self._require_job()
+        features = load_features(self.run, self.store, targets=job.train, train=job.train)
+        subset = {each.train.spec.checkpoint: each.subset for each in features}
+        subsets = [subset[checkpoint.id] for checkpoint in job.checkpoints]
+        predictions = held_out_predictions(self.model, self.spec.task, job.splits[job.train], job.checkpoints, subsets)
+        return find_suspects(features, predictions, fdr=fdr, class_names=class_names)
+
+    def _require_job(self) -> FeaturizeJob:
+        if self._job is None:
+            raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
+        return self._job
 
     def _begin(self, splits: Mapping[str, AttributionData], **options: Any) -> FeaturizeJob:
         return FeaturizeJob(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,13 @@ class Plugin:
             PluginError: it cannot be imported, is not a class of the right kind, or was written for another version of
                 the plug-in interface. Names the distribution.
         """
-        base = _import(BASES[self.kind])
+        parent = base(self.kind)
         try:
             found = _import(self.target)
         except Exception as error:  # whatever another distribution raises must break nothing but itself
             raise PluginError(f"{self} could not be loaded: {type(error).__name__}: {error}") from error
-        if not (isinstance(found, type) and issubclass(found, base)):
-            raise PluginError(f"{self} is not a subclass of {base.__module__}.{base.__qualname__}")
+        if not (isinstance(found, type) and issubclass(found, parent)):
+            raise PluginError(f"{self} is not a subclass of {parent.__module__}.{parent.__qualname__}")
         self._require_api(getattr(found, "trak_api", API_VERSION))
         return found
 
@@ -114,6 +115,12 @@ def _import(target: str) -> Any:
     found: Any = importlib.import_module(module)
     for part in attribute.split("."):
         found = getattr(found, part)
+    return found
+
+
+def base(kind: str) -> type:
+    """Return the base class of the plug-ins of one kind."""
+    found: type = _import(BASES[kind])
     return found
 
 
@@ -195,15 +202,15 @@ def create(kind: str, choice: Any) -> Any:
     Raises:
         PluginError: unknown name, a plug-in that cannot be loaded, an object of another kind, or unknown options.
     """
-    base = _import(BASES[kind])
+    parent = base(kind)
     singular = kind.removesuffix("s")
-    if isinstance(choice, base):
+    if isinstance(choice, parent):
         return choice
     if isinstance(choice, str):
         choice = {"name": choice}
     if not isinstance(choice, Mapping) or not isinstance(choice.get("name"), str):
         raise PluginError(
-            f"{singular} must be a name, a dict with a 'name', or a {base.__qualname__} object; got {choice!r}"
+            f"{singular} must be a name, a dict with a 'name', or a {parent.__qualname__} object; got {choice!r}"
         )
     options = {key: value for key, value in choice.items() if key != "name"}
     plugin = resolve(kind, choice["name"])
@@ -227,25 +234,28 @@ def current_path(path: str) -> str:
 
 
 def _is_installed(module: str) -> bool:
-    """Whether the files of trak_lightning hold this module or package."""
-    path = Path(__file__).parent.parent.joinpath(*module.split("."))
-    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+    """Whether there is a file for this module or package. Imports nothing."""
+    package, *names = module.split(".")
+    found = find_spec(package)
+    if found is None or not names:
+        return found is not None
+    stems = [Path(folder, *names) for folder in found.submodule_search_locations or ()]
+    return any((stem / "__init__.py").is_file() or any(stem.parent.glob(f"{stem.name}.*")) for stem in stems)
 
 
-def diagnose(kind: str) -> Iterator[tuple[Plugin, PluginError | None]]:
-    """Yield every plug-in of one kind, with what is wrong with it.
-
-    Plug-ins of other distributions are imported to find out. The built-in ones are only looked up, because importing them
-    would import torch, which takes seconds.
-    """
+def diagnose(kind: str, *, load: bool) -> Iterator[tuple[Plugin, PluginError | None]]:
+    """Yield every plug-in of one kind, with what is wrong with it: with its import and its class if `load`, else only with
+    its declaration, because importing a plug-in may import torch, which takes seconds."""
     for plugin in scan()[0]:
         if plugin.kind == kind:
             try:
                 find(kind, plugin.name)
-                if plugin.distribution != OWN_DISTRIBUTION:
+                if not _is_installed(plugin.target.partition(":")[0]):
+                    raise PluginError(
+                        f"{plugin} is missing from the installation. Install {plugin.distribution} again."
+                    )
+                if load:
                     plugin.load()
-                elif not _is_installed(plugin.target.partition(":")[0]):
-                    raise PluginError(f"{plugin} is missing from the installation. Install trak-lightning again.")
                 yield plugin, None
             except PluginError as error:
                 yield plugin, error

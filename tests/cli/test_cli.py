@@ -1,5 +1,7 @@
 """The command line, as a user runs it: real processes."""
 
+import csv
+import json
 import os
 import re
 import signal
@@ -14,6 +16,9 @@ import numpy as np
 import pytest
 import yaml
 from faults import forks, run
+
+from trak_lightning.cli import COMMANDS, NEED_A_MODEL, main
+from trak_lightning.cli.lightning_cli import TrakCLI
 
 CONFIG = {
     "model": {"class_path": "trak_lightning.demos.DigitsCNN", "init_args": {"width": 4}},
@@ -106,28 +111,47 @@ def test_the_resolved_configuration_can_be_run_again(finished):
     assert (again.returncode, "nothing to do" in again.stdout) == (0, True), again.stderr
 
 
-@pytest.mark.parametrize("command", ["score", "evaluate"])
-def test_scoring_commands_read_the_same_file_and_import_no_torch(command, finished, config):
-    run_dir, _ = finished
+def heavy_imports(*calls):
+    """What these calls of ``trak``, in one process, print, and which modules that take seconds to import they import."""
     code = (
-        "import sys; from trak_lightning.cli import main; "
-        f"rc = main([{command!r}, {str(run_dir)!r}, '--config', {str(config)!r}]); "
-        "sys.exit(rc or 'torch' in sys.modules)"
+        "import json, sys\nimport trak_lightning\nassert 'numpy' not in sys.modules\n"
+        "from trak_lightning.cli import main\n"
+        f"for call in {[[*map(str, call)] for call in calls]!r}:\n"
+        "    try: assert main(call) == 0\n"
+        "    except SystemExit as done: assert not done.code\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "print(json.dumps(sorted(heavy)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "already finished, nothing to do" in done.stdout
+    *lines, heavy = done.stdout.splitlines()
+    return "\n".join(lines), json.loads(heavy)
 
 
-@pytest.mark.parametrize("command", ["score", "evaluate", "top", "plugins"])
-def test_help_of_light_commands_imports_no_torch(command):
-    code = (
-        "import sys\nfrom trak_lightning.cli import main\n"
-        f"try: main([{command!r}, '--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "usage" in done.stdout
+def test_commands_that_find_everything_done_or_only_read_import_no_torch(finished, config):
+    run_dir, _ = finished
+    named = (run_dir, "--config", config)
+    shown, heavy = heavy_imports(
+        ("score", *named), ("evaluate", *named), ("top", run_dir, "--target", 3), ("self-influence", run_dir),
+        ("info", run_dir), ("verify", run_dir), ("plugins",), ("completion", "bash"),
+    )  # fmt: skip
+    assert heavy == []
+    assert shown.count("already finished, nothing to do") == 2
+
+
+def test_help_imports_no_torch():
+    shown, heavy = heavy_imports(("--help",), *((command, "--help") for command in COMMANDS))
+    assert heavy == []
+    assert [line.split()[2] for line in shown.splitlines() if line.startswith("usage:")] == ["COMMAND", *COMMANDS]
+
+
+@pytest.mark.parametrize("command", NEED_A_MODEL)
+def test_help_of_commands_that_need_a_model_is_that_of_the_parser_that_reads_their_options(command, capsys):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        TrakCLI(command, ["--help"])
+    assert capsys.readouterr().out == shown
 
 
 def test_top_prints_the_training_samples_with_the_largest_and_smallest_scores(finished):
@@ -320,3 +344,17 @@ def test_self_influence_is_its_formula_and_names_the_largest(finished, config):
     np.testing.assert_allclose(found["leverage"], np.mean([h for _, h in expected], axis=0), rtol=1e-3, atol=1e-6)
     largest = np.argsort(-found["self_influence"], kind="stable")[:10]
     assert f"largest self-influence: {', '.join(map(str, largest))}" in done.stdout
+
+
+def test_suspects_are_written_as_a_table_and_as_indices(finished):
+    run_dir, _ = finished
+    done = trak("suspects", run_dir, "--fdr", "0.3", "--json")
+    assert done.returncode == 0, done.stderr
+    found, indices = json.loads(done.stdout), np.load(run_dir / "suspects" / "indices.npy")
+    assert found["indices"] == indices.tolist()
+    with (run_dir / "suspects" / "suspects.csv").open() as file:
+        assert [int(row["index"]) for row in csv.DictReader(file)] == indices.tolist()
+    assert all(each["label"] in "0123456789" and each["why"] for each in found["suspects"])
+    printed = trak("suspects", run_dir, "-k", "3").stdout
+    assert "models say" in printed
+    assert "predictions of checkpoints not trained on the sample" in printed

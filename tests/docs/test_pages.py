@@ -25,6 +25,7 @@ CONTINUED = (
     "choosing.md",
     "coming-from.md",
     "evaluation.md",
+    "this-run.md",
     "trust.md",
     pytest.param("quickstart.md", marks=pytest.mark.slow),
 )

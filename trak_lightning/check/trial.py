@@ -8,7 +8,7 @@ from time import perf_counter
 
 from torch.utils.data import DataLoader
 
-from trak_lightning.data.dataset import IndexedBatch
+from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.stores.base import FeatureRows
 

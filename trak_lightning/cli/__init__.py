@@ -14,6 +14,7 @@ from pathlib import Path
 
 COMMANDS = {
     "run": "train, featurize, score and evaluate: the whole job, from one configuration file",
+    "sft": "attribute answers of a fine-tuned language model: its folder, its conversations, and questions",
     "check": "say from one batch what would be attributed and how, or why it cannot be",
     "train": "train an ensemble of checkpoints, each on its own random part of the training set",
     "featurize": "compute and store projected per-sample gradients of training and target samples",
@@ -21,6 +22,7 @@ COMMANDS = {
     "evaluate": "retrain models on random subsets and test whether the scores predict them",
     "top": "print the most helpful and most harmful training samples of a target",
     "self-influence": "compute the self-influence and leverage of each training sample",
+    "suspects": "list training samples whose label is likely wrong, with a stated share of false alarms",
     "report": "write one page, RUN_DIR/report/index.html, that shows targets with their examples",
     "info": "print what a run directory holds, and what is missing",
     "verify": "check that every stored row and score is present and intact",
@@ -29,6 +31,9 @@ COMMANDS = {
     "plugins": "list the installed extractors, projectors, stores, tasks and scorers",
     "completion": "print a script by which bash, zsh or fish completes these commands and their options",
 }
+
+NEED_A_MODEL = ("run", "check", "train", "featurize")
+"""Commands that import torch before they read their options; their help does not wait for it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +60,11 @@ def _call(command: str, argv: list[str]) -> int:
     from trak_lightning.errors import TerminatedError, TrakError
 
     try:
+        if command in NEED_A_MODEL and not {"-h", "--help"}.isdisjoint(argv):
+            from trak_lightning.cli.arguments import model_help
+
+            print(model_help(command), end="")
+            return 0
         status = import_module(f"trak_lightning.cli.{command.replace('-', '_')}").main(argv)
         sys.stdout.flush()
         return int(status)

@@ -7,13 +7,12 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from trak_lightning import registry
 from trak_lightning.cli.command_line import CommandLine
-from trak_lightning.cli.help import command_parser, tidy
+from trak_lightning.cli.help import command_parser, parser_settings, tidy
 from trak_lightning.cli.names import KINDS
 from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.featurize.reuse import VerifyData
 from trak_lightning.retraining.settings import EnsembleSettings
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.scoring.base import Scorer
 from trak_lightning.stores.base import FeatureStore
 
 # Not Any: jsonargparse would import the class that an Any value names.
@@ -70,17 +69,69 @@ PLAIN: dict[str, dict[str, Any]] = {
 
 GROUPS = {"ensemble": EnsembleSettings, "evaluation": EvaluationSettings}
 PLUGINS = {
-    "store": (FeatureStore, "hdf5", "where features live"),
-    "scorer": (Scorer, "trak", "how features become scores"),
+    "store": ("hdf5", "where features live"),
+    "scorer": ("trak", "how features become scores"),
+    "task": ("image_classification", "what is differentiated"),
+    "extractor": ("auto", "how per-sample gradients are computed"),
+    "projector": ("sparse_jl", "how gradients are projected to k dimensions"),
 }
+"""Settings whose value is a plug-in: the default, and what they are for."""
+
 RECIPE = ("model", "data", "trainer", "optimizer", "lr_scheduler")
 """Settings that determine a trained model."""
 
-LIGHTNING = ("seed_everything", *RECIPE, "task", "extractor", "projector")
-"""Settings that only commands with a model read: those of LightningCLI, and plug-ins that need torch."""
+TORCH = ("task", "extractor", "projector")
+"""Settings whose plug-ins need torch."""
 
 SETTINGS = (*PLAIN, *GROUPS, *PLUGINS)
-"""All others."""
+"""All settings but those of LightningCLI."""
+
+MODEL_COMMANDS = {
+    "run": "Train, featurize, score and evaluate: which training examples made the model predict this? Each stage keeps what "
+    "it has made; the same command, run again, does what is missing.",
+    "check": "Say from one batch what would be attributed and how, or why it cannot be. Nothing is stored.",
+    "train": "Train an ensemble of checkpoints, each on its own random part of the training set.",
+    "featurize": "Compute and store projected per-sample gradients of training and target samples.",
+}
+"""The commands that are LightningCLI runs, and what their help says."""
+
+_TRAINER_NOTE = (
+    " Every argument of lightning.Trainer can be set too, as in --trainer.max_epochs 20. RUN_DIR holds everything that a run "
+    "makes; it may stand in the configuration file, as run_dir."
+)
+
+
+def model_parser_settings(command: str) -> dict[str, Any]:
+    """Arguments of the parser of one of `MODEL_COMMANDS`."""
+    return parser_settings(
+        command, "[RUN_DIR] --config FILE [options]", MODEL_COMMANDS.get(command, "") + _TRAINER_NOTE
+    )
+
+
+def model_help(command: str) -> str:
+    """What the parser of one of `MODEL_COMMANDS` prints as its help, without torch, which that parser needs to read values."""
+    parser = ArgumentParser(**model_parser_settings(command))
+    parser.add_argument("-c", "--config", action=ActionConfigFile)
+    parser.add_argument("--seed_everything", type=int)
+
+    def add_unread(*names: str) -> None:
+        for name in names:
+            default, about = PLUGINS.get(name, (None, None))
+            path = default and {"class_path": registry.find(KINDS[name], default).class_path}
+            parser.add_argument_group(name).add_argument(f"--{name}", type=Any, default=path, help=about)
+
+    add_unread("model", "data")
+    add_settings(parser, [name for name in SETTINGS if name not in TORCH])
+    add_json(parser, command)
+    add_unread(*TORCH, "optimizer", "lr_scheduler")
+    tidy(parser)
+    return str(parser.format_help())
+
+
+def add_json(parser: ArgumentParser, command: str) -> None:
+    """Add ``--json`` where a command prints a table."""
+    if command not in ("run", "train", "featurize", "report"):
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def add_settings(parser: ArgumentParser, names: Collection[str] = SETTINGS) -> None:
@@ -91,8 +142,8 @@ def add_settings(parser: ArgumentParser, names: Collection[str] = SETTINGS) -> N
         elif name in GROUPS:
             parser.add_class_arguments(GROUPS[name], name)
         else:
-            base, default, about = PLUGINS[name]
-            parser.add_subclass_arguments(base, name, help=about)
+            default, about = PLUGINS[name]
+            parser.add_subclass_arguments(registry.base(KINDS[name]), name, help=about)
             parser.set_defaults({name: {"class_path": registry.find(KINDS[name], default).class_path}})
 
 
@@ -100,7 +151,7 @@ def light_parser(command: str, description: str, *, reads: Collection[str]) -> A
     """A parser of a command that imports no torch and reads these settings of a run; read with `light_settings`."""
     parser = command_parser(command, "RUN_DIR [options]", description)
     parser.add_argument("-c", "--config", action=ActionConfigFile)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_json(parser, command)
     add_settings(parser, reads)
     tidy(parser)
     return parser
@@ -117,7 +168,7 @@ def light_settings(
     """The settings and the objects that they describe. One configuration file serves all commands: settings that are neither
     in `reads` nor, unread, in `also` are taken out."""
     line = CommandLine.of(argv, renamed=renamed).with_saved_configuration()
-    config = line.parse(parser, reads=reads, drops={*SETTINGS, *LIGHTNING} - {*reads, *also})
+    config = line.parse(parser, reads=reads, drops={*SETTINGS, "seed_everything", *RECIPE} - {*reads, *also})
     return config, parser.instantiate(config)
 
 

@@ -5,10 +5,10 @@ import io
 import re
 from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 
 from trak_lightning import registry
 from trak_lightning.cli import COMMANDS
+from trak_lightning.cli import main as run_command
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.mistakes import UsageError
@@ -61,7 +61,7 @@ def _options(command: str) -> list[str]:
     """The options that the help of a command shows."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        import_module(f"trak_lightning.cli.{command.replace('-', '_')}").main(["--help"])
+        run_command([command, "--help"])
     found = re.findall(r"^  (?:-\w(?: \w+)?, )?(--[\w.]+)", shown.getvalue(), re.MULTILINE)
     return list(dict.fromkeys([*found, "--help"]))
 

@@ -1,6 +1,7 @@
 """What ``trak COMMAND --help`` shows: what a person chooses, with its default, and nothing of the machinery."""
 
 from argparse import SUPPRESS, Action
+from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
@@ -52,15 +53,20 @@ class HelpFormatter(DefaultHelpFormatter):
         return f"{text.rstrip('.')} (default: %(default)s)"
 
 
+def parser_settings(command: str, usage: str, description: str) -> dict[str, Any]:
+    """Arguments of the parser of one command; its mistakes are raised, for `trak_lightning.cli.mistakes`."""
+    return {
+        "prog": f"trak {command}",
+        "usage": f"trak {command} {usage}",
+        "description": description,
+        "exit_on_error": False,
+        "formatter_class": HelpFormatter,
+    }
+
+
 def command_parser(command: str, usage: str, description: str) -> ArgumentParser:
-    """The parser of one command; its mistakes are raised, for `trak_lightning.cli.mistakes`."""
-    return ArgumentParser(
-        prog=f"trak {command}",
-        usage=f"trak {command} {usage}",
-        description=description,
-        exit_on_error=False,
-        formatter_class=HelpFormatter,
-    )
+    """The parser of one command."""
+    return ArgumentParser(**parser_settings(command, usage, description))
 
 
 def tidy(parser: ArgumentParser) -> None:

@@ -8,15 +8,11 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from trak_lightning import registry
-from trak_lightning.cli.arguments import add_settings
+from trak_lightning.cli.arguments import add_json, add_settings, model_parser_settings
 from trak_lightning.cli.command_line import CommandLine
-from trak_lightning.cli.help import HelpFormatter, tidy
+from trak_lightning.cli.help import tidy
 from trak_lightning.cli.names import KINDS
-from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.projectors.base import Projector
 from trak_lightning.runtime.lightning import WRITES_NOTHING, quiet_lightning
-from trak_lightning.tasks.base import Task
 
 NEEDED_BY = {
     "logger": (LearningRateMonitor, DeviceStatsMonitor),
@@ -25,18 +21,6 @@ NEEDED_BY = {
     "enable_model_summary": (ModelSummary,),
 }
 """The callbacks that a Trainer refuses, or that have nothing to do, where one of `WRITES_NOTHING` is left as it is."""
-
-DESCRIPTIONS = {
-    "run": "Train, featurize, score and evaluate: which training examples made the model predict this? Each stage keeps what "
-    "it has made; the same command, run again, does what is missing.",
-    "check": "Say from one batch what would be attributed and how, or why it cannot be. Nothing is stored.",
-    "train": "Train an ensemble of checkpoints, each on its own random part of the training set.",
-    "featurize": "Compute and store projected per-sample gradients of training and target samples.",
-}
-TRAINER_NOTE = (
-    " Every argument of lightning.Trainer can be set too, as in --trainer.max_epochs 20. RUN_DIR holds everything that a run "
-    "makes; it may stand in the configuration file, as run_dir."
-)
 
 
 class TrakCLI(LightningCLI):
@@ -57,26 +41,12 @@ class TrakCLI(LightningCLI):
                 save_config_callback=None,
                 seed_everything_default=False,
                 trainer_defaults=WRITES_NOTHING,
-                parser_kwargs={
-                    "prog": f"trak {command}",
-                    "usage": f"trak {command} [RUN_DIR] --config FILE [options]",
-                    "description": DESCRIPTIONS.get(command, "") + TRAINER_NOTE,
-                    "exit_on_error": False,
-                    "formatter_class": HelpFormatter,
-                },
+                parser_kwargs=model_parser_settings(command),
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_settings(parser)
-        if self._command in ("check", "evaluate", "worker"):
-            parser.add_argument("--json", action="store_true", help="print the result as JSON")
-        for key, base, default, about in (
-            ("task", Task, "image_classification", "what is differentiated"),
-            ("extractor", GradientExtractor, "auto", "how per-sample gradients are computed"),
-            ("projector", Projector, "sparse_jl", "how gradients are projected to k dimensions"),
-        ):
-            parser.add_subclass_arguments(base, key, help=about)
-            parser.set_defaults({key: {"class_path": registry.find(KINDS[key], default).class_path}})
+        add_json(parser, self._command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # LightningCLI's own method warns that sys.argv is there too, which is so for every console script.

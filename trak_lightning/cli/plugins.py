@@ -20,26 +20,27 @@ def main(argv: Sequence[str]) -> int:
     parser = command_parser(
         "plugins",
         "[NAME] [options]",
-        "List every plug-in that is installed, and what is broken; or show one and its options.",
+        "List every plug-in that is installed; or show one and its options.",
     )
     parser.add_argument("--name", type=str | None, default=None, help="a plug-in to show (NAME)")
+    parser.add_argument("--check", action="store_true", help="import every plug-in, and say which are broken")
     parser.add_argument("--json", action="store_true", help="print the list as JSON")
     config = CommandLine.of(argv, positionals=("name",)).parse(parser)
-    return _list(config.json) if config.name is None else _show(config.name)
+    return _list(config.check, config.json) if config.name is None else _show(config.name)
 
 
-def _list(as_json: bool) -> int:
+def _list(check: bool, as_json: bool) -> int:
     unreadable = [f"{each.distribution}: {each.reason}" for each in registry.scan()[1]]
-    found = [(plugin, error) for kind in registry.BASES for plugin, error in registry.diagnose(kind)]
+    found = [(plugin, error) for kind in registry.BASES for plugin, error in registry.diagnose(kind, load=check)]
     if as_json:
         listed = [{**asdict(plugin), "broken": error and str(error)} for plugin, error in found]
         print_json({"plugins": listed, "unreadable": unreadable})
     else:
-        _print(found, unreadable)
+        _print(found, unreadable, "ok" if check else "found")
     return 1 if unreadable or any(error for _, error in found) else 0
 
 
-def _print(found: list[tuple[Plugin, PluginError | None]], unreadable: list[str]) -> None:
+def _print(found: list[tuple[Plugin, PluginError | None]], unreadable: list[str], good: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -47,7 +48,7 @@ def _print(found: list[tuple[Plugin, PluginError | None]], unreadable: list[str]
     for heading in ("kind", "name", "distribution", "state"):
         table.add_column(heading, overflow="fold")
     for plugin, error in found:
-        state = "broken" if error else "ok"
+        state = "broken" if error else good
         table.add_row(plugin.kind.removesuffix("s"), plugin.name, f"{plugin.distribution} {plugin.version}", state)
     console = Console()
     console.print(table)

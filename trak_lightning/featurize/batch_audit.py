@@ -1,7 +1,7 @@
 """Check that the row of a sample does not depend on its batch; if it does, find the first module that mixes samples."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.data.alone import differences
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import DataError, OneSampleAtATime, SampleDependenceError, UnsupportedModelError
@@ -16,6 +17,7 @@ from trak_lightning.extractors.audit import Audit, as_outputs, only, reference, 
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.iterative import sample_gradient
 from trak_lightning.extractors.state import without_fast_path
+from trak_lightning.featurize.unusual import Unusual
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.autocast import without_autocast
 from trak_lightning.model.dtensor import any_sharded
@@ -37,8 +39,7 @@ class BatchAuditor:
     If parameters are sharded over ranks, only the first batch is verified: all ranks have the same one. Later batches differ
     between ranks, and autograd then averages their gradients.
 
-    Of the batches whose samples differ in size, the first, second, fourth, eighth and so on are verified too, with a sample
-    that is smaller than another: a batch that was padded, cut or sorted may look like any other.
+    A batch may look like any other and be unlike them: `Unusual` says which are verified in addition.
     """
 
     def __init__(self, model: nn.Module, task: Task, layout: ParameterLayout, seed: int) -> None:
@@ -47,7 +48,7 @@ class BatchAuditor:
         self._layout = layout
         self._seed = seed
         self._structures: set[Any] = set()
-        self._uneven = 0
+        self._unusual = Unusual()
 
     def due(self, batch: SampleBatch, index: Tensor, *, rehearsed: bool) -> int | None:
         """The position of the sample to compute by itself, or None if this batch is not to be verified."""
@@ -57,11 +58,9 @@ class BatchAuditor:
         self._structures.add(batch.structure)
         if any_sharded(self._model.parameters()):
             return (drawn // SHARE) % batch.size if first else None
-        smaller = _smaller(batch)
-        if len(smaller):
-            self._uneven += 1
-            if self._uneven.bit_count() == 1:  # 1, 2, 4, 8, …
-                return int(smaller[(drawn // SHARE) % len(smaller)])
+        unusual = self._unusual.samples(batch)
+        if len(unusual):
+            return int(unusual[(drawn // SHARE) % len(unusual)])
         return (drawn // SHARE) % batch.size if new or drawn % SHARE == 0 else None
 
     def verify(
@@ -164,7 +163,7 @@ class BatchAuditor:
         alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
         error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0]))
         if error > most:
-            refuse(self._model, self._task, sample, error, one.data, batch.data)
+            refuse(self._model, self._task, sample, error, one, batch)
         raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, "hooks"))
 
     def _compare_outputs(
@@ -177,7 +176,7 @@ class BatchAuditor:
         if one.size == 1:
             again, _ = sample_gradient(self._model, self._task, one, self._layout)
             if (error := _shift(again[0], found[position])) > most:
-                refuse(self._model, self._task, (int(index[position]), 0, 1), error, one.data, one.data)
+                refuse(self._model, self._task, (int(index[position]), 0, 1), error, one, one)
         if batch.size == 1:
             return
         try:
@@ -193,18 +192,19 @@ class BatchAuditor:
         for place in range(batch.size):
             if (error := _shift(output[place], found[place])) > most:
                 sample = int(index[place]), place, batch.size
-                refuse(self._model, self._task, sample, error, batch.fetch([place]).data, batch.data)
+                refuse(self._model, self._task, sample, error, batch.fetch([place]), batch)
 
     def _compare_weights(
         self, batch: SampleBatch, sample: tuple[int, int, int], one: SampleBatch, rows: FeatureRows
     ) -> None:
         most, position = 0.1 if _cast_or_short(self._model) else 1e-2, sample[1]
         with torch.no_grad(), batch_of(one.size):
-            output = as_outputs(self._task.output(self._model, one.data), one.size, self._task)
-            weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
+            data = one.data
+            output = as_outputs(self._task.output(self._model, data), one.size, self._task)
+            weights = self._task.loss_weight_and_curvature(self._model, data, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
             if (error := _shift(torch.tensor(column[position]), own[0])) > most:
-                refuse(self._model, self._task, sample, error, one.data, batch.data)
+                refuse(self._model, self._task, sample, error, one, batch)
 
 
 def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceError:
@@ -215,11 +215,6 @@ def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceE
         "top-k choices over the batch dimension, and for ``squeeze()`` without a dimension, in the model, the task and the collate "
         "function."
     )
-
-
-def _smaller(batch: SampleBatch) -> npt.NDArray[np.intp]:
-    """The positions of the samples that hold fewer numbers than the largest of the batch."""
-    return np.flatnonzero([] if batch.extent is None else batch.extent < batch.extent.max())
 
 
 def sample_weights_of(
@@ -279,62 +274,77 @@ def difference(alone: npt.NDArray[Any], within: npt.NDArray[Any]) -> float:
 
 
 def refuse(
-    model: nn.Module, task: Task, samples: tuple[int, int, int], error: float, alone: Any, batch: Any
+    model: nn.Module, task: Task, samples: tuple[int, int, int], error: float, alone: SampleBatch, batch: SampleBatch
 ) -> NoReturn:
-    """Raise an error that names the module that mixes samples or draws random numbers. `samples` are the sample's index in the
-    dataset, its position in `batch`, and B.
+    """Raise an error that names what the collate function changes, or the module that mixes samples or draws random numbers.
+    `samples` are the sample's index in the dataset, its position in `batch`, and B.
 
     Raises:
         SampleDependenceError: always.
     """
     sample, place, size = samples
-    try:
-        culprit = first_difference(model, task, alone, batch, place, size)
-    except Exception:
-        culprit = None
-    culprit = culprit or "No module was found to cause this: check the task, and code between modules"
     if size == 1:
         raise SampleDependenceError(
             f"the output or gradient of sample {sample} differs by {error:.1%} when it is computed again, so attributions would be "
-            f"random. {culprit}. Likely cause: random layers that ignore model.eval() (F.dropout without "
-            "training=self.training)."
+            f"random. {_culprit(model, task, alone, batch, place)}. Likely cause: random layers that ignore model.eval() (F.dropout "
+            "without training=self.training)."
         )
+    collated = differences(batch.data, [alone.data], [place], size) if alone.size == 1 else {}
+    what = (
+        f"In this batch, the collate function gives it another {' and '.join(list(collated)[:3])} than alone: it may reorder, replace "
+        "or drop samples, or compute something from all of them. Let it keep the samples in their order, each as it is alone"
+        if collated
+        else f"{_culprit(model, task, alone, batch, place)}. Likely causes: random layers that ignore model.eval() (F.dropout without "
+        "training=self.training), batch statistics, a model output that mixes samples, or padding that is not masked"
+    )
     raise SampleDependenceError(
         f"the output or gradient of sample {sample} in a batch of one differs by {error:.1%} from that in a batch of {size}, so "
-        f"attributions would depend on the batch. {culprit}. Likely causes: random layers that ignore model.eval() (F.dropout without "
-        "training=self.training), batch statistics, a model output that mixes samples, padding that is not masked, or a collate "
-        "function that returns samples in another order. To attribute every sample as in a batch of one, use "
+        f"attributions would depend on the batch. {what}. To attribute every sample as in a batch of one, use "
         "extractor='iterative'."
     )
 
 
-def first_difference(model: nn.Module, task: Task, alone: Any, batch: Any, place: int, size: int) -> str | None:
+def _culprit(model: nn.Module, task: Task, alone: SampleBatch, batch: SampleBatch, place: int) -> str:
+    with suppress(Exception):
+        if found := first_difference(model, task, alone, batch, place):
+            return found
+    return "No module was found to cause this: check the task, and code between modules"
+
+
+def first_difference(model: nn.Module, task: Task, alone: SampleBatch, batch: SampleBatch, place: int) -> str | None:
     """Describe the first module whose output for a sample is random, or depends on the batch that the sample is in."""
-    runs = [_outputs(model, task, data, many) for data, many in ((batch, size), (batch, size), (alone, 1))]
+    runs = [_outputs(model, task, each) for each in (batch, batch, alone)]
     names = {module: name or "the model" for name, module in model.named_modules()}
     once, twice, single = ([(module, _tensors(output)) for module, output in run] for run in runs)
     for (module, first), (_, second), (_, lone) in zip(once, twice, single, strict=False):
         what = f"{names[module]} ({type(module).__name__})"
         if any(one.shape != two.shape or not _close(one, two) for one, two in zip(first, second, strict=False)):
-            return f"The output of {what} differs between two runs on the same batch: it draws random numbers"
+            return (
+                f"The output of {what} differs between two runs on the same batch: it draws random numbers (draw them in the dataset, "
+                "from a generator seeded by the sample's index: docs/recipes.md), or keeps something between calls that is neither a "
+                "buffer nor an attribute of a module"
+            )
         for one, two in zip(first, lone, strict=False):
             by_sample = (
-                one.ndim and two.ndim and (one.shape[0], two.shape[0]) == (size, 1) and one.shape[1:] == two.shape[1:]
+                one.ndim
+                and two.ndim
+                and (one.shape[0], two.shape[0]) == (batch.size, 1)
+                and one.shape[1:] == two.shape[1:]
             )
             if by_sample and not _close(one[place], two[0]):
                 return f"The first module whose output for this sample differs is {what}"
     return None
 
 
-def _outputs(model: nn.Module, task: Task, batch: Any, size: int) -> list[tuple[nn.Module, Any]]:
+def _outputs(model: nn.Module, task: Task, batch: SampleBatch) -> list[tuple[nn.Module, Any]]:
     """The output of every module, in the order in which modules return; on the CPU to save GPU memory."""
     found: list[tuple[nn.Module, Any]] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         found.append((module, [tensor.detach().cpu().clone() for tensor in _tensors(output)]))
 
-    with _hooked(model, note), torch.no_grad(), batch_of(size):
-        task.output(model, batch)
+    with _hooked(model, note), torch.no_grad(), batch_of(batch.size):
+        task.output(model, batch.data)
     return found
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from multiprocessing import parent_process
+from time import perf_counter
 from typing import Any
 
 import lightning as L
@@ -10,26 +11,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from trak_lightning.data.dataset import AttributionData, IndexedBatch
+from trak_lightning.data.dataset import AttributionData
+from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
 from trak_lightning.featurize.fitting import FitFile, Fitting
-from trak_lightning.featurize.reuse import stale_rows, stored_batch
+from trak_lightning.featurize.reuse import SECONDS, stale_rows, stored_batches
 from trak_lightning.featurize.rows import RowComputer
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import Sink
 from trak_lightning.model.autocast import cast_anew
 from trak_lightning.model.caches import clear_caches
 from trak_lightning.model.dtensor import any_sharded, shards
+from trak_lightning.model.steady import SteadyState
 from trak_lightning.projectors.base import Projection
 from trak_lightning.runtime.lightning import share_device_mesh, silence
 from trak_lightning.runtime.ranks import agreed
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
-from trak_lightning.tasks.base import Task, batch_of
+from trak_lightning.tasks.base import Task, batch_of, before_each_pass
 
 
 class Featurizer(L.LightningModule):
@@ -109,21 +112,23 @@ class Featurizer(L.LightningModule):
             self._fitted_projector = self._stored(self.fitting.projection, self._fit_projector)
 
     def verify_stored_rows(self) -> None:
-        """Compute some stored rows again. All ranks follow what rank 0 finds.
+        """Compute stored rows again, one batch after another until time is up. All ranks follow what rank 0 finds.
 
         Raises:
             StaleRowsError: the model, the task, the data or their code has changed.
         """
-        positions = agreed(self.trainer, lambda: stored_batch(self.feature_set))
-        if positions is None:
-            return
-        with self.trainer.precision_plugin.predict_step_context(), cast_anew():
-            found = self.computer.rows(self._load(self.data, positions))
-        stale = agreed(self.trainer, lambda: stale_rows(self.feature_set, found, self.spec.precision))
-        if stale is not None and not self._repair:
-            raise stale
-        if stale is not None:
-            agreed(self.trainer, self._discard)
+        batches, deadline = stored_batches(self.feature_set), perf_counter() + SECONDS
+        positions = agreed(self.trainer, lambda: next(batches, None))
+        while positions is not None:
+            with self.trainer.precision_plugin.predict_step_context(), cast_anew():
+                found = self.computer.rows(self._load(self.data, positions))
+            stale = agreed(self.trainer, partial(stale_rows, self.feature_set, found, self.spec.precision))
+            if stale is not None and not self._repair:
+                raise stale
+            if stale is not None:
+                agreed(self.trainer, self._discard)
+                return
+            positions = agreed(self.trainer, lambda: next(batches, None) if perf_counter() < deadline else None)
 
     def _discard(self) -> None:
         self.fitting.run.discard_results()
@@ -180,7 +185,10 @@ class Featurizer(L.LightningModule):
     def _stored(self, file: FitFile, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Read a fit from its file, so that all ranks have the same bits; rank 0 writes the file if there is none."""
         if not agreed(self.trainer, file.exists) and (self._lockstep or self.trainer.is_global_zero):
-            fitted = fit()
+            steady = SteadyState(self.model)
+            with before_each_pass(steady.restore):
+                fitted = fit()
+            steady.restore()
             if self.trainer.is_global_zero:
                 file.save(fitted)
         agreed(self.trainer, file.exists)
@@ -219,7 +227,7 @@ class Featurizer(L.LightningModule):
 
     def _load(self, data: AttributionData, positions: Sequence[int]) -> IndexedBatch:
         """Collate these samples and move the batch to the device, as the Trainer would."""
-        batch = IndexedBatch(torch.tensor(positions), data.batch(positions))
+        batch = data.read(positions)
         return to_device(self.trainer.precision_plugin.convert_input(batch), data.hooks, self.model, self.device)
 
     def _among(self, data: AttributionData, index: Sequence[int], positions: Sequence[int]) -> Any:

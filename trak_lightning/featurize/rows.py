@@ -2,15 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.data.dataset import IndexedBatch
+from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, TrakError, UnsupportedModelError
 from trak_lightning.extractors.audit import as_outputs
@@ -18,10 +17,11 @@ from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.state import requiring, without_fast_path
 from trak_lightning.featurize.batch_audit import BatchAuditor, difference, sample_weights_of
 from trak_lightning.gradients import GradientBlock, ParameterLayout
-from trak_lightning.model.caches import clear_caches
+from trak_lightning.model.steady import SteadyState
 from trak_lightning.projectors.base import Projection
+from trak_lightning.run.fingerprint import UNKNOWN
 from trak_lightning.stores.base import FeatureRows
-from trak_lightning.tasks.base import Task, batch_of
+from trak_lightning.tasks.base import Task, batch_of, before_each_pass
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ class RowComputer:
     Batches of a new kind are verified before their rows are returned, and so is a share of all others.
 
     Args:
-        model: on `device`, with the checkpoint's weights, in eval mode.
+        model: on `device`, with the checkpoint's weights, in eval mode, and no caches of other weights. Every pass begins with
+            the buffers and attributes that it has now.
         task: already fitted, if it needs a fit.
         extractor: computes per-sample gradients.
         projection: P of the checkpoint.
@@ -66,7 +67,8 @@ class RowComputer:
         self._device = device
         self._precision = precision
         self._auditor = BatchAuditor(model, task, layout, seed)
-        self._warned = self._cleared = False
+        self._warned = False
+        self._steady = SteadyState(model)
 
     def account(self, indexed: IndexedBatch) -> list[RuleUse]:
         """Which rule computes which parameters, for a batch that is typical of later ones."""
@@ -78,21 +80,10 @@ class RowComputer:
         Raises:
             DataError, DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError, SampleDependenceError: as named.
         """
+        if indexed.read_again is not None and indexed.read_again.any():
+            raise _unsteady(int(indexed.index[indexed.read_again.argmax()]))
         batch = self.samples(indexed)
-        if not self._cleared:
-            self._clear_caches(batch)
         return replace(self._verified(batch, indexed.index), content=indexed.content)  # type: ignore[arg-type]  # None if unknown
-
-    def _clear_caches(self, batch: SampleBatch) -> None:
-        def output() -> Tensor:
-            one = batch.fetch([0])
-            with without_fast_path(), batch_of(1):
-                return self._task.output(self._model, one.data)
-
-        with suppress(Exception), torch.no_grad():  # what cannot be computed alone is refused by name later
-            output()  # fills the caches of a model that was not used before
-        clear_caches(self._model, output)
-        self._cleared = True
 
     def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
         """Compare the first and last sample of a batch with the same samples in batches of one. Return the largest difference
@@ -113,20 +104,25 @@ class RowComputer:
         """The batch, with a function to fetch and collate its samples again."""
         index = indexed.index.tolist()
 
-        @cache  # while the batch lives
-        def one(position: int) -> Any:
-            return self._load([index[position]]).batch
-
         def load(positions: Sequence[int]) -> Any:
-            if len(positions) == 1:
-                return one(positions[0])
-            return self._load([index[position] for position in positions]).batch
+            found = self._load([index[position] for position in positions])
+            if indexed.content is not None and found.content is not None:
+                before = indexed.content[list(positions)]
+                changed = (before != found.content) & (before != UNKNOWN) & (found.content != UNKNOWN)
+                if changed.any():
+                    raise _unsteady(int(found.index[changed.argmax()]))
+            return found.batch
 
-        return SampleBatch(indexed.batch, len(index), load, indexed.extent)
+        return SampleBatch(indexed.batch, len(index), load, indexed.extent, indexed.differs)
 
     def _verified(self, batch: SampleBatch, index: Tensor, position: int | None = None) -> FeatureRows:
         """The rows of a batch, verified if it is due, or by the sample at `position` if one is given."""
-        with memory_explained(self._device, batch.size), torch.enable_grad(), without_fast_path():
+        with (
+            memory_explained(self._device, batch.size),
+            torch.enable_grad(),
+            without_fast_path(),
+            before_each_pass(self._steady.restore),
+        ):
             try:
                 return self._by_some(batch, index, position)
             except TrakError:
@@ -211,6 +207,14 @@ class RowComputer:
             "Leave them out: parameters=['!NAME'].",
             len(missing), len(self._layout), sum(slot.numel for slot in missing), self._layout.numel, names,
         )  # fmt: skip
+
+
+def _unsteady(sample: int) -> DataError:
+    return DataError(
+        f"sample {sample} is different when it is read again: the dataset draws random numbers for it, or depends on what was read "
+        "before or on the worker process that reads. Scores belong to fixed samples: attribute to the dataset without random "
+        "transforms."
+    )
 
 
 @contextmanager

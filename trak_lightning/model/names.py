@@ -30,9 +30,12 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def renamed(given: Iterable[str], own: Collection[str]) -> dict[str, str]:
     """The model's name for each name in a checkpoint; a name that the model does not know stays as it is.
 
-    Names match if they are equal, or equal without what wrappers inserted at the front or in the middle.
+    Names match if they are equal, or equal without what wrappers inserted at the front or in the middle; or if all names of
+    the model begin with the name of one module, such as the attribute of a LightningModule that holds a pretrained model.
     """
     given = list(given)
+    if prefix := _holder(given, own):
+        return {name: prefix + name for name in given}
     cores = Counter(map(_core, own))
     by_core = {_core(name): name for name in own if cores[_core(name)] == 1}
     exact = set(given) & set(own)
@@ -43,6 +46,14 @@ def renamed(given: Iterable[str], own: Collection[str]) -> dict[str, str]:
     names = {name: name if name in exact else by_core.get(_core(name), name) for name in given}
     taken = Counter(names.values())
     return {name: name if name in exact or taken[new] > 1 else new for name, new in names.items()}
+
+
+def _holder(given: Collection[str], own: Collection[str]) -> str:
+    """The name, with a period, of the one module that holds the model of a checkpoint; empty if there is none."""
+    prefix = next(iter(own), "").partition(".")[0] + "."
+    known = set(own)
+    held = all(name.startswith(prefix) for name in own) and all(prefix + name in known for name in given)
+    return prefix if held and not known & set(given) else ""
 
 
 def tied(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:

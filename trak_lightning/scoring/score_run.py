@@ -27,6 +27,7 @@ def score_run(
     top: int | None = None,
     groups: npt.ArrayLike | None = None,
     reduction: Reduction = "mean",
+    coefficients: npt.ArrayLike | None = None,
     name: str | None = None,
     compute: Compute = LOCAL,
 ) -> tuple[Scores, bool]:
@@ -41,6 +42,7 @@ def score_run(
         top: keep only this many of the largest and smallest scores of each target, and no matrix.
         groups: (m,) integers: score one target per group, the `reduction` of its members.
         reduction: ``mean`` or ``sum``.
+        coefficients: (m,) numbers that outputs of targets are multiplied by before they are reduced.
         name: the name of the score file; if None, that of the target split, with the reduction for groups: ``test-mean``.
         compute: where products are computed and which processes share the work; all of them call this.
 
@@ -55,7 +57,9 @@ def score_run(
         raise DataError(f"top must be at least 1, got {top}")
     checkpoints = load_features(run, store, targets=targets, train=train, compute=compute)
     if groups is not None:
-        checkpoints = [group_targets(features, groups, reduction) for features in checkpoints]
+        checkpoints = [group_targets(features, groups, reduction, coefficients) for features in checkpoints]
+    elif coefficients is not None:
+        raise DataError("coefficients are those of targets in their groups: give groups too")
     request = {**made_from(scorer, checkpoints), "top": top}
     path = run.scores(name or (targets if groups is None else f"{targets}-{reduction}"))
     if compute.agreed(path.exists() and current(Scores(path).settings.get("request")) == current(request)):

@@ -56,19 +56,23 @@ def some_targets(features: CheckpointFeatures, positions: Array) -> CheckpointFe
 
 
 def group_targets(
-    features: CheckpointFeatures, labels: npt.ArrayLike, reduction: Reduction = "mean"
+    features: CheckpointFeatures,
+    labels: npt.ArrayLike,
+    reduction: Reduction = "mean",
+    coefficients: npt.ArrayLike | None = None,
 ) -> CheckpointFeatures:
     """Return the same checkpoint with one target per group, in ascending order of the labels.
 
-    Scores are linear in the target's features, so a group of targets is itself a target.
+    Scores are linear in the target's features, so a group of targets is itself a target, and so is a difference of two.
 
     Args:
         features: of one checkpoint.
         labels: (m,) integers, the group of every target.
         reduction: the group's model output is the ``mean`` or the ``sum`` of its members'.
+        coefficients: (m,) numbers that outputs are multiplied by first; 1 if None.
 
     Raises:
-        DataError: the labels are not m integers, or the reduction is unknown.
+        DataError: the labels are not m integers, the coefficients not m numbers, or the reduction is unknown.
     """
     found = np.asarray(labels)
     m = features.targets.spec.num_samples
@@ -76,9 +80,15 @@ def group_targets(
         raise DataError(f"groups must be {m} integers, one per target; got {found.dtype} of shape {found.shape}")
     if reduction not in get_args(Reduction):
         raise DataError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}")
-    spec = _respecified(features.targets.spec, groups=fingerprint(found.tolist()), reduction=reduction)
+    factors = np.ones(m) if coefficients is None else np.asarray(coefficients)
+    if factors.shape != (m,) or factors.dtype.kind not in "iuf" or not np.isfinite(factors).all():
+        raise DataError(
+            f"coefficients must be {m} numbers, one per target; got {factors.dtype} of shape {factors.shape}"
+        )
+    changes = {} if coefficients is None else {"coefficients": fingerprint(factors.tolist())}
+    spec = _respecified(features.targets.spec, groups=fingerprint(found.tolist()), reduction=reduction, **changes)
     spec = replace(spec, num_samples=len(np.unique(found)))
-    return replace(features, targets=_Groups(features.targets, spec, found, reduction))
+    return replace(features, targets=_Groups(features.targets, spec, found, reduction, factors))
 
 
 def _respecified(spec: FeatureSpec, **changes: Any) -> FeatureSpec:
@@ -117,6 +127,7 @@ class _Groups(FeatureView):
 
     labels: Array
     reduction: str
+    coefficients: Array
 
     def read_block(self, block: int) -> FeatureRows:
         inside = self.spec.block_range(block)
@@ -131,7 +142,7 @@ class _Groups(FeatureView):
             for name in (field.name for field in fields(rows) if field.name != "index"):
                 values = getattr(rows, name)
                 # A group's content is the sum of its members' hashes, modulo 2⁶⁴.
-                values = values if values.dtype.kind == "u" else values.astype(np.float64)
+                values = values if values.dtype.kind == "u" else (values.T * self.coefficients[rows.index]).T
                 total = totals.setdefault(name, np.zeros((len(names), *values.shape[1:]), values.dtype))
                 np.add.at(total, position, values)
         if self.reduction == "mean":

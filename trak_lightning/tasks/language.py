@@ -47,6 +47,11 @@ class CausalLM(TokenMargins):
         arguments = exact(call)
         kwargs = arguments.kwargs or {}
         if "position_ids" in kwargs and kwargs.get("attention_mask") is None:
+            if virtual_tokens(model):
+                raise DataError(
+                    "the batch has position_ids without an attention_mask, as packed documents have, and PEFT ignores them under "
+                    "prompt tuning, so that documents would see each other. Give one document a row."
+                )
             arguments = replace(arguments, kwargs={**kwargs, "use_cache": False})
         next_labels = labels.new_full(labels.shape, self.ignore_index)
         next_labels = torch.cat([labels[:, 1:], next_labels[:, :1]], dim=1)

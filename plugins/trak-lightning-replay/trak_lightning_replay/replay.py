@@ -1,0 +1,388 @@
+"""Differentiate the outputs of a trained model through the run that trained it.
+
+With weights w in the training losses, Σ_i w_i ℓ_i / B in each step, an output f of the trained model is a function of w. Its
+derivative at w = 1 is found in reverse: λ_T = ∂f/∂θ_T, and for each step t, s_{t+1} = h(s_t, g_t) with the gradient g_t of the
+batch at θ_t and the state s_t = (θ_t, moments):
+
+    u = (∂h/∂g)ᵀ λ_{t+1}      ∂f/∂w_i += ∇ℓ_i(θ_t)ᵀ u / B      λ_t = (∂h/∂s)ᵀ λ_{t+1} + ∇²L_t u
+
+Engstrom et al. 2025 (arXiv 2503.13751), Ilyas and Engstrom 2025 (arXiv 2504.13430). States are stored every √T steps and
+computed again in between.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
+
+from trak_lightning import Scores, Task, registry
+from trak_lightning.data.dataset import AttributionData, IndexedBatch
+from trak_lightning.data.transfer import to_device
+from trak_lightning.errors import DataError, OneSampleAtATime
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.runtime.progress import progress
+from trak_lightning.scoring.base import Scoring
+from trak_lightning.scoring.scores import write_scores
+from trak_lightning.seeds import fingerprint
+from trak_lightning.tasks.base import batch_of
+from trak_lightning_replay.optimizers import clipped
+from trak_lightning_replay.recording import Recording, read_state, seed_step, write_state
+from trak_lightning_replay.smoothness import Smoothness, drawn_subsets
+from trak_lightning_replay.trajectory import Snapshot, Trajectory
+
+Losses = Callable[[L.LightningModule, Any], Tensor]
+Adjoint = tuple[list[Tensor], list[list[Tensor]]]
+"""The derivative of one output with respect to parameters and optimizer state."""
+
+AGREEMENT = 1e-4
+"""Largest relative difference between the loss of ``training_step`` and the mean of `losses`, beyond rounding."""
+
+
+class Replay:
+    """A recorded training run, to differentiate and to run again with other weights.
+
+    >>> replay = Replay(module, train_loader, "runs/x/recording")
+    >>> scores = replay.score(test_dataset, "image_classification", "runs/x", name="replayed")
+    >>> scores.top(10).indices  # (m, 10)
+
+    Args:
+        module: the module that was trained; its present weights do not matter.
+        train: the loader that it was trained with, or another one of the same dataset with the same collate function.
+        folder: of the recording.
+        losses: ``losses(module, batch)`` returns the loss of every sample, (B,), whose mean is what ``training_step``
+            returns; the method ``losses(batch)`` of the module if None.
+
+    Raises:
+        IncompleteRunError: there is no recording, or its training did not end.
+        IncompatibleRunError: the module or the data are not those of the recording.
+        DataError: no `losses`.
+    """
+
+    def __init__(
+        self,
+        module: L.LightningModule,
+        train: DataLoader | AttributionData,
+        folder: str | os.PathLike[str],
+        losses: Losses | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.recording = Recording.read(self.folder)
+        self.module = module
+        self.data = AttributionData.of(train)
+        own: Any = getattr(module, "losses", None)
+        if losses is None and not callable(own):
+            raise DataError(
+                f"the loss of single samples is needed: give {type(module).__name__} a method losses(batch) that returns (B,), and let "
+                "training_step return its mean; or pass losses=function(module, batch)."
+            )
+        self._losses: Losses = losses or (lambda module, batch: own(batch))
+        self._trajectory = Trajectory(module, self.data, self.recording, self.folder)
+
+    @property
+    def num_samples(self) -> int:
+        return self.recording.num_samples
+
+    def verify(self) -> None:
+        """Run the whole training again, segment by segment, and compare it bit by bit.
+
+        Raises:
+            IncompatibleRunError: the first step that differs.
+        """
+        with self._trajectory as trajectory, progress("replay", len(self.recording.segments)) as advance:
+            for segment in self.recording.segments:
+                trajectory.require_same_bits(segment)
+                advance(1)
+
+    def outputs(
+        self,
+        targets: "Dataset | DataLoader",
+        task: str | dict[str, Any] | Task,
+        weights: npt.ArrayLike | None = None,
+        groups: npt.ArrayLike | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Train again with a weight for the loss of each training sample, and return the outputs (m,) of the new model.
+
+        Args:
+            targets: the samples to return outputs of.
+            task: what an output is.
+            weights: (n,); a sample of weight 0 is left out, without changing the other samples of its batches. All one if None.
+            groups: (m,) integers: return the mean output of each group instead, in ascending order of these labels.
+        """
+        data, chosen = AttributionData.of(targets), registry.create("tasks", task)
+        members = _members(groups, len(data))
+        given = np.ones(self.num_samples) if weights is None else np.asarray(weights, np.float64)
+        if given.shape != (self.num_samples,):
+            raise DataError(f"weights must have shape ({self.num_samples},), got {given.shape}")
+        with self._trajectory as trajectory:
+            trajectory.load(0)
+            for step in range(self.recording.num_steps):
+                mine = torch.tensor(given[self.recording.batches[step]], dtype=trajectory.parameters[0].dtype)
+                trajectory.step(step, None if (mine == 1).all() else self._weighted(mine))
+            with torch.no_grad():
+                return np.array([float(each) for each in self._outputs(data, chosen, members)])
+
+    def score(
+        self,
+        targets: "Dataset | DataLoader",
+        task: str | dict[str, Any] | Task,
+        run_dir: str | os.PathLike[str],
+        name: str = "replayed",
+        *,
+        groups: npt.ArrayLike | None = None,
+        check: int = 4,
+    ) -> Scores:
+        """Compute ∂f/∂w_i of every target, or of the mean of every group of targets, and write them as a score file.
+
+        An interrupted call is resumed. The training runs again once, each step also backward and once more for each target.
+
+        Args:
+            targets: the samples whose outputs are attributed.
+            task: what an output is.
+            run_dir: scores are written to its folder ``scores``, where `trak top` and `trak report` find them.
+            name: of the score file.
+            groups: (m,) integers: attribute the mean output of each group, in ascending order of these labels.
+            check: trainings without a twentieth of the samples, to compare with what the scores predict; 0 for none.
+
+        Returns:
+            Scores whose ``values`` is an (m, n) array: positive where having that training sample raises the output.
+
+        Raises:
+            IncompatibleRunError: the replay differs from the training.
+            DataError: `losses` are not those of ``training_step``; or the scores do not predict what the trainings of `check` do.
+        """
+        data, chosen = AttributionData.of(targets), registry.create("tasks", task)
+        members = _members(groups, len(data))
+        run = RunDirectory(Path(run_dir))
+        request = {
+            "recording": fingerprint([self.recording.batches, self.recording.losses]),
+            "task": chosen.state,
+            "targets": data.fingerprint(),
+            "groups": [each.tolist() for each in members],
+        }
+        partial = run.path / "replay" / f"{name}.pt"
+        with self._trajectory as trajectory:
+            values = self._backward(trajectory, data, chosen, members, partial, fingerprint(request))
+        scoring = _Computed(values, {"rule": "exact derivative of the recorded run"})
+        if check:
+            found = self.smoothness(values, targets, chosen, groups, check)
+            found.require()
+            scoring.settings["smoothness"] = found.settings
+        scores = write_scores(run.scores(name), scoring, {"request": request})
+        partial.unlink(missing_ok=True)
+        return scores
+
+    def smoothness(
+        self,
+        scores: npt.ArrayLike,
+        targets: "Dataset | DataLoader",
+        task: str | dict[str, Any] | Task,
+        groups: npt.ArrayLike | None = None,
+        subsets: int = 4,
+        removed: float = 0.05,
+        seed: int = 0,
+    ) -> Smoothness:
+        """Train again without some random samples, and compare the outputs with what the scores predict.
+
+        Args:
+            scores: (m, n), as from `score`.
+            targets: as for `score`.
+            task: as for `score`.
+            groups: as for `score`.
+            subsets: the number of trainings.
+            removed: the share of the training samples that each of them leaves out.
+            seed: draws the samples that are left out.
+        """
+        matrix = np.asarray(scores)
+        kept = drawn_subsets(self.num_samples, subsets, removed, seed)
+        before = self.outputs(targets, task, None, groups)
+        with progress("check", subsets) as advance:
+            actual = []
+            for weights in kept:
+                actual.append(self.outputs(targets, task, weights, groups) - before)
+                advance(1)
+        return Smoothness((kept - 1) @ matrix.T, np.array(actual), removed)
+
+    def _backward(
+        self,
+        trajectory: Trajectory,
+        targets: AttributionData,
+        task: Task,
+        members: Sequence[npt.NDArray[np.int64]],
+        partial: Path,
+        request: str,
+    ) -> npt.NDArray[np.float32]:
+        segments = self.recording.segments
+        done = read_state(partial) if partial.exists() else {}
+        if done.get("request") == request:
+            left, adjoints, scores = done["left"], done["adjoints"], done["scores"]
+        else:
+            trajectory.load(self.recording.num_steps)
+            left, scores = len(segments), torch.zeros(len(members), self.num_samples, dtype=torch.float64)
+            adjoints = [self._last(trajectory, output) for output in self._outputs(targets, task, members)]
+        with progress("replay", left) as advance:
+            for number in reversed(range(left)):
+                segment = segments[number]
+                snapshots = trajectory.require_same_bits(segment)
+                for step in reversed(segment):
+                    adjoints = self._step_back(trajectory, step, snapshots.pop(), adjoints, scores)
+                write_state(partial, {"request": request, "left": number, "adjoints": adjoints, "scores": scores})
+                advance(1)
+        return scores.numpy().astype(np.float32)
+
+    def _last(self, trajectory: Trajectory, output: Tensor) -> Adjoint:
+        parameters = trajectory.parameters
+        found = torch.autograd.grad(output, parameters, allow_unused=True)
+        return (
+            [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)],
+            [[torch.zeros_like(p) for _ in trajectory.rule.state] for p in parameters],
+        )
+
+    def _step_back(
+        self, trajectory: Trajectory, step: int, before: Snapshot, adjoints: list[Adjoint], scores: Tensor
+    ) -> list[Adjoint]:
+        """Add to `scores` what a step contributes, and return the adjoints of the state before it."""
+        recording, parameters = self.recording, trajectory.parameters
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before.values, strict=True):
+                parameter.copy_(value)
+        trajectory.train_mode()
+        batch = trajectory.batch(step)
+        seed_step(recording.seed, step)
+        positions = torch.tensor(recording.batches[step])
+        weights = torch.ones(len(positions), dtype=parameters[0].dtype, requires_grad=True)
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+            loss = self._weighted(weights)(batch)
+        self._require_agreement(step, float(loss.detach()))
+        found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        # A parameter without a gradient is left alone by the optimizer.
+        used = [at for at, gradient in enumerate(found) if gradient is not None]
+        gradients = [gradient for gradient in found if gradient is not None]
+        update = _Update(trajectory, step, before, used, gradients)
+        following = []
+        for row, (values, states) in enumerate(adjoints):
+            own_values, own_states, directions = update.pull_back(values, states)
+            pulled = torch.autograd.grad(
+                gradients, [weights, *parameters], directions, retain_graph=True, allow_unused=True
+            )
+            scores[row].index_add_(0, positions, _or_zero(pulled[0], weights).detach().double().cpu())
+            following.append(
+                (
+                    [own + _or_zero(second, own) for own, second in zip(own_values, pulled[1:], strict=True)],
+                    own_states,
+                )
+            )
+        return following
+
+    def _weighted(self, weights: Tensor) -> Callable[[Any], Tensor]:
+        def loss(batch: Any) -> Tensor:
+            with batch_of(len(weights)):
+                found = self._losses(self.module, batch)
+            if found.shape != weights.shape:
+                raise DataError(
+                    f"losses must return one loss per sample, ({len(weights)},), got {tuple(found.shape)}: use reduction='none'"
+                )
+            return (weights.to(found) * found).mean()
+
+        return loss
+
+    def _require_agreement(self, step: int, mean: float) -> None:
+        recorded = self.recording.losses[step]
+        if not abs(mean - recorded) <= AGREEMENT * max(abs(recorded), 1e-3):
+            raise DataError(
+                f"the mean of losses in step {step} is {mean:.6g}, and training_step returned {recorded:.6g}. It must be the mean of the "
+                "same losses, with random numbers drawn in the same order."
+            )
+
+    def _outputs(
+        self, targets: AttributionData, task: Task, members: Sequence[npt.NDArray[np.int64]]
+    ) -> Iterator[Tensor]:
+        """Yield the mean output of each group under the present weights."""
+        self.module.eval()
+        device = self._trajectory.parameters[0].device
+        for group in members:
+            parts = []
+            for first in range(0, len(group), targets.batch_size):
+                positions = group[first : first + targets.batch_size].tolist()
+                try:
+                    parts.append(self._output(targets, task, positions, device))
+                except OneSampleAtATime:
+                    parts.extend(self._output(targets, task, [each], device) for each in positions)
+            yield torch.cat(parts).mean()
+
+    def _output(self, targets: AttributionData, task: Task, positions: list[int], device: torch.device) -> Tensor:
+        indexed = IndexedBatch(torch.tensor(positions), targets.batch(positions))
+        with batch_of(len(positions)):
+            return task.output(self.module, to_device(indexed, targets.hooks, self.module, device).batch)
+
+
+class _Update:
+    """One step of the optimizer, as a function of parameters, state and gradients that can be differentiated."""
+
+    def __init__(
+        self, trajectory: Trajectory, step: int, before: Snapshot, used: Sequence[int], gradients: Sequence[Tensor]
+    ) -> None:
+        recording = trajectory.recording
+        options = [
+            group for group, names in zip(recording.options_at(step), recording.groups, strict=True) for _ in names
+        ]
+        self._used = used
+        self._values = [before.values[at].requires_grad_() for at in used]
+        self._states = [[each.requires_grad_() for each in before.state[at]] for at in used]
+        self._gradients = [gradient.detach().requires_grad_() for gradient in gradients]
+        self._results: list[Tensor] = []
+        with torch.enable_grad():
+            cut = clipped(self._gradients, recording.clip_value, recording.clip_algorithm)
+            for at, value, state, gradient in zip(used, self._values, self._states, cut, strict=True):
+                new, states = trajectory.rule.step(value, gradient, state, before.counts[at], options[at])
+                self._results += [new, *states]
+
+    def pull_back(
+        self, values: Sequence[Tensor], states: Sequence[Sequence[Tensor]]
+    ) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor]]:
+        """Return the adjoints of parameters and state before the step, and those of the gradients that it used."""
+        inputs = [*self._values, *self._gradients, *(each for state in self._states for each in state)]
+        outgoing = [each for at in self._used for each in (values[at], *states[at])]
+        pairs = [(out, given) for out, given in zip(self._results, outgoing, strict=True) if out.requires_grad]
+        found = torch.autograd.grad(
+            [out for out, _ in pairs], inputs, [given for _, given in pairs], retain_graph=True, allow_unused=True
+        )
+        filled = [_or_zero(each, like) for each, like in zip(found, inputs, strict=True)]
+        size = len(self._used)
+        new_values, new_states = list(values), [list(state) for state in states]
+        rest = iter(filled[2 * size :])
+        for at, value in zip(self._used, filled[:size], strict=True):
+            new_values[at] = value
+            new_states[at] = [next(rest) for _ in states[at]]
+        return new_values, new_states, filled[size : 2 * size]
+
+
+class _Computed(Scoring):
+    """Scores that are known already."""
+
+    def __init__(self, values: npt.NDArray[np.float32], settings: dict[str, Any]) -> None:
+        self.num_targets, self.num_train = values.shape
+        self.settings = settings
+        self._values = values
+
+    def tiles(self, start: int, stop: int) -> Iterator[npt.NDArray[np.float32]]:
+        yield self._values[start:stop]
+
+
+def _members(groups: npt.ArrayLike | None, m: int) -> list[npt.NDArray[np.int64]]:
+    """The positions of the targets of each group, in ascending order of the labels."""
+    labels = np.arange(m) if groups is None else np.asarray(groups)
+    if labels.shape != (m,):
+        raise DataError(f"groups must have one label for each of the {m} targets, got shape {labels.shape}")
+    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+
+def _or_zero(found: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if found is None else found

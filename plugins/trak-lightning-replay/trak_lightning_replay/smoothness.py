@@ -1,0 +1,75 @@
+"""Does the derivative say what happens when samples are left out?"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trak_lightning.errors import DataError
+from trak_lightning.seeds import derive_seed
+
+ENOUGH = 0.25
+"""The smallest explained share with which scores are accepted."""
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """Changes of outputs that scores predict, and those of trainings without the samples."""
+
+    predicted: npt.NDArray[np.float64]
+    """(trainings, m)"""
+    actual: npt.NDArray[np.float64]
+    """(trainings, m)"""
+    removed: float
+    """The share of the training samples that each training left out."""
+
+    @property
+    def explained(self) -> float:
+        """1 − Σ(predicted − actual)² / Σ actual²: 1 for a perfect prediction, 0 for one that is no better than 'nothing
+        changes'."""
+        total = float((self.actual**2).sum())
+        return 1 - float(((self.predicted - self.actual) ** 2).sum()) / total if total else 1.0
+
+    @property
+    def correlation(self) -> float:
+        """Pearson's correlation of all predicted and actual changes."""
+        return float(np.corrcoef(self.predicted.ravel(), self.actual.ravel())[0, 1])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For the score file."""
+        return {"explained": self.explained, "trainings": len(self.actual), "removed": self.removed}
+
+    def require(self) -> None:
+        """Refuse scores that do not predict.
+
+        Raises:
+            DataError: says how far off they are, and what helps.
+        """
+        if not self.explained >= ENOUGH:
+            raise DataError(
+                f"the derivative through this run does not say what happens without samples: over {len(self.actual)} trainings without "
+                f"{self.removed:.0%} of them, it explains {self.explained:.2f} of the changes of the outputs (at least {ENOUGH} is "
+                "asked for; 1 is perfect). The run is not smooth enough. Larger batches, a smaller or longer warmed-up learning rate, "
+                "a larger eps of Adam, a smooth activation (GELU instead of ReLU) and wider layers help; or use scorer trak, "
+                "which averages over checkpoints. check=0 computes the scores all the same."
+            )
+
+
+def drawn_subsets(n: int, count: int, removed: float, seed: int) -> npt.NDArray[np.float64]:
+    """Draw weights (count, n) that are 0 at a share of `removed` of the samples, and 1 elsewhere.
+
+    Raises:
+        DataError: the share leaves out no sample, or all.
+    """
+    size = round(removed * n)
+    if not 0 < size < n:
+        raise DataError(
+            f"removed={removed} of {n} samples leaves out {size}; choose a share that leaves out some, not all"
+        )
+    weights = np.ones((count, n))
+    for row, each in enumerate(weights):
+        generator = np.random.Generator(np.random.Philox(derive_seed(seed, "removed", row)))
+        each[generator.permutation(n)[:size]] = 0
+    return weights

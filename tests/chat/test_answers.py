@@ -1,0 +1,109 @@
+"""What is asked of a model: given answers, written answers, spans, groups and differences."""
+
+import json
+
+import pytest
+import torch
+from tiny import chat, make, tokenizer
+
+from trak_lightning import TRAK
+from trak_lightning.chat import Encoder, Generation, Records, collate, read_answers
+from trak_lightning.chat.answers import combination
+from trak_lightning.chat.data import AnswerSet
+from trak_lightning.errors import DataError
+
+WRITE = Generation(max_new_tokens=6)
+ASK = {"prompt": [{"role": "user", "content": "2+2"}]}
+
+
+def answers(rows, name="llama", generation=WRITE, kept=None, model=None, **settings):
+    encoder = Encoder(tokenizer(), settings.pop("max_length", 64), encoder_decoder=name == "t5")
+    return read_answers(Records.read(rows), encoder, model or (lambda: make(name)), generation, kept)
+
+
+def refused():
+    raise AssertionError("nothing is to be written")
+
+
+def target(answer):
+    labels = answer.encoded.labels
+    return tokenizer().decode(labels[labels >= 0])
+
+
+def test_the_answer_that_the_model_writes_is_its_most_probable_one():
+    (answer,) = answers([ASK])
+    prompt = tokenizer().apply_chat_template(ASK["prompt"], tokenize=False, add_generation_prompt=True)
+    model, ids = make("llama"), tokenizer()(prompt)["input_ids"]
+    for _ in range(6):
+        ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
+    assert answer.encoded.input_ids.tolist() == ids
+    assert answer.encoded.labels.tolist() == [-100] * (len(ids) - 6) + ids[-6:]
+
+
+def test_an_encoder_decoder_answers_too():
+    (answer,) = answers([{"prompt": "2+2"}], "t5")
+    assert 0 < len(answer.encoded.labels) <= 6
+    assert answer.encoded.input_ids.tolist() == tokenizer()("2+2")["input_ids"]
+
+
+def test_drawn_answers_depend_on_the_seed_alone():
+    drawn = [answers([ASK], generation=Generation(6, temperature=2.0, seed=seed))[0].text for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_answers_are_kept_and_written_again_only_by_another_model(tmp_path):
+    kept = tmp_path / "answers.jsonl"
+    first = answers([ASK], kept=kept)
+    assert json.loads(kept.read_text())["answer"] == first[0].text
+    assert answers([ASK], kept=kept, model=refused)[0].reply == first[0].reply
+    with pytest.raises(AssertionError, match="nothing is to be written"):
+        answers([ASK], kept=kept, generation=Generation(6, model="other"), model=refused)
+
+
+def test_a_given_answer_is_the_last_one_and_a_span_is_a_part_of_it():
+    whole, part = answers(
+        [chat("hi", "yes", "no, it is Bern."), {**chat("hi", "it is Bern."), "span": "Bern"}], model=refused
+    )
+    assert target(whole) == "no, it is Bern.<|im_end|>"
+    assert (target(part), part.text) == ("Bern", "it is Bern.")
+
+
+def test_chosen_and_rejected_are_scored_as_their_difference_and_groups_as_their_mean(tmp_path):
+    rows = [
+        {"prompt": "2+2=", "chosen": "4", "rejected": "5"},
+        {"prompt": "3+3=", "completion": "6", "group": "sums"},
+        {"prompt": "4+4=", "completion": "8", "group": "sums"},
+        {"prompt": "who", "completion": "me"},
+    ]
+    found = answers(rows, model=refused)
+    names, groups, coefficients = combination(found)
+    assert names == ["example 0: chosen − rejected", "sums", "example 3"]
+    train = [
+        answer.encoded.sample for answer in answers([{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(8)])
+    ]
+    trak = TRAK(make("llama"), "causal_lm", tmp_path, projector={"name": "sparse_jl", "dim": 64})
+    trak.featurize(torch.utils.data.DataLoader(train, batch_size=4, collate_fn=collate))
+    loader = torch.utils.data.DataLoader(AnswerSet(found), batch_size=4, collate_fn=collate)
+    each = torch.tensor(trak.score(loader, name="each", regularization=1.0).values[:])
+    grouped = trak.score(
+        loader, name="each", regularization=1.0, groups=groups, coefficients=coefficients, reduction="sum"
+    ).values[:]
+    expected = torch.stack([each[0] - each[1], (each[2] + each[3]) / 2, each[4]])
+    torch.testing.assert_close(torch.tensor(grouped), expected, rtol=1e-4, atol=1e-5 * float(each.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "message"),
+    [
+        ({**chat("hi", "yes"), "span": "no"}, {}, "asks about the span 'no', which does not occur in its answer"),
+        (chat("hi", "yes"), {"max_length": 20}, "is 26 tokens long, and the model takes 20; a target is not cut off"),
+        (
+            ASK,
+            {"max_length": 26},
+            "prompt of example 0 of list is 22 tokens long; with 6 of an answer the model takes 20",
+        ),
+    ],
+)
+def test_a_target_that_cannot_be_explained_is_refused(row, settings, message):
+    with pytest.raises(DataError, match=message):
+        answers([row], **settings)

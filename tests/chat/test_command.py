@@ -1,0 +1,108 @@
+"""``trak sft``, from the folder of a trainer to answers and the examples behind them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny import chat, make, tokenizer
+
+from trak_lightning import TRAK
+from trak_lightning.chat import ChatDataset, Encoder, collate
+from trak_lightning.cli import main
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.scores import Scores
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+TARGETS = [
+    {"prompt": [{"role": "user", "content": "2+3"}]},
+    chat("2+4", "=6"),
+    {"prompt": "a", "chosen": "b", "rejected": "c"},
+]
+
+
+@pytest.fixture
+def command(folder, lines, conversations, tmp_path, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
+
+    def call(*options, run="run", model=folder, train=conversations, targets=TARGETS):
+        data = ["--data", lines("train.jsonl", train), "--targets", lines("targets.jsonl", targets)]
+        return main(["sft", str(tmp_path / run), "--model", model, *data, "--max-new-tokens", "4", *options])
+
+    return call
+
+
+def test_one_command_scores_given_and_written_answers_as_python_does(command, conversations, folder, tmp_path, capsys):
+    assert command("--projector.dim", "256") == 0
+    shown = capsys.readouterr().out
+    assert "target 1: =6" in shown
+    answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
+    assert [answer["example"] for answer in answers] == [0, 1, 2, 2]
+    assert len(answers[0]["answer_ids"]) <= 4
+    found = Scores(tmp_path / "run" / "scores" / "test.h5").values[:]
+    encoder = Encoder(tokenizer(), 64)
+    loaders = (
+        torch.utils.data.DataLoader(ChatDataset(rows, encoder), batch_size=8, collate_fn=collate)
+        for rows in (conversations, [chat("2+4", "=6")])
+    )
+    trak = TRAK(make("llama"), "causal_lm", tmp_path / "python", projector={"name": "sparse_jl", "dim": 256})
+    trak.featurize(next(loaders))
+    expected = trak.score(next(loaders)).values[:]
+    # Names of parameters seed the projection, and those of the command begin with that of the module.
+    assert np.corrcoef(found[1], expected[0])[0, 1] > 0.9
+    difference = Scores(tmp_path / "run" / "scores" / "groups.h5").values[:][2]
+    np.testing.assert_allclose(difference, found[2] - found[3], rtol=1e-3, atol=1e-4 * abs(found).max())
+
+
+def test_the_same_command_without_options_resumes(command, tmp_path, capsys):
+    command()
+    capsys.readouterr()
+    assert main(["sft", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.count("nothing to do") == 3
+
+
+def test_several_checkpoints_of_an_adapter_are_scored_together(command, folder, tmp_path):
+    for step in (9, 10):
+        model = make("llama", "lora", seed=step)
+        model.peft_config["default"].base_model_name_or_path = folder
+        model.save_pretrained(tmp_path / "out" / f"checkpoint-{step}")
+    assert command(model=str(tmp_path / "out" / "checkpoint-*")) == 0
+    sources = [record.source for record in RunDirectory(tmp_path / "run").read().checkpoints]
+    assert [source.rpartition("-")[2] for source in sources] == ["9", "10"]
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert settings["data"]["init_args"]["model"].endswith("checkpoint-10")
+
+
+def test_an_encoder_decoder_is_attributed_too(command, tmp_path):
+    make("t5").save_pretrained(tmp_path / "t5")
+    tokenizer().save_pretrained(tmp_path / "t5")
+    rows = [{"prompt": f"{n}+1", "completion": str(n + 1)} for n in range(6)]
+    assert command(model=str(tmp_path / "t5"), train=rows, targets=[rows[0], {"prompt": "7+1"}]) == 0
+    assert Scores(tmp_path / "run" / "scores" / "test.h5").values.shape == (2, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": [{"messages": [{"role": "user", "content": "hi"}]}]}, "example 0 of .*train.jsonl has no turn"),
+        ({"targets": []}, "targets.jsonl is empty"),
+        (
+            {"targets": [chat("hi", "x" * 60)]},
+            r"example 0 of .*targets.jsonl is 83 tokens long, and the model takes 64",
+        ),
+        ({"model": "/none"}, "/none"),
+    ],
+)
+def test_a_mistake_is_one_line(command, changes, message, capsys):
+    assert command(**changes) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert re.search(message, error[0])
+
+
+@pytest.mark.parametrize(("argv", "message"), [([], "model is missing"), (["--model", "x"], "data is missing")])
+def test_what_is_missing_is_named(argv, message, capsys, tmp_path):
+    assert main(["sft", str(tmp_path / "run"), *argv]) == 1
+    assert message in capsys.readouterr().err

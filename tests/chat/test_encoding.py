@@ -1,0 +1,77 @@
+"""Which tokens of an example are answers, and which examples are refused."""
+
+import pytest
+from tiny import CHATML, MARKED, chat, tokenizer
+
+from trak_lightning.chat import Encoder
+from trak_lightning.errors import DataError
+
+CHAT = chat("hi", "yes", "no")
+
+
+def answers(record, template=CHATML, **settings):
+    """The text of all tokens that are trained on."""
+    made = tokenizer(template)
+    encoded = Encoder(made, settings.pop("max_length", 200), **settings).encode(record, "example 3")
+    return made.decode(encoded.labels[encoded.labels >= 0])
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_the_turns_of_the_assistant_are_trained_on_up_to_the_token_that_ends_them(template):
+    assert answers(CHAT, template) == "yes<|im_end|>no<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"prompt": "2+2=", "completion": "4"}, "4<|im_end|>"),
+        ({"text": "so it is"}, "so it is<|im_end|>"),
+        ({"text": "so it is<|im_end|>"}, "so it is<|im_end|>"),
+        ({"prompt": CHAT["messages"][:3], "completion": CHAT["messages"][3:]}, "no<|im_end|>"),
+    ],
+)
+def test_a_completion_and_a_text_are_trained_on_up_to_the_end_of_sequence(record, expected):
+    assert answers(record) == expected
+
+
+def test_all_tokens_of_a_conversation_may_be_trained_on():
+    everything = answers(CHAT, train_on="all")
+    assert everything == tokenizer().apply_chat_template(CHAT["messages"], tokenize=False)
+
+
+def test_an_example_is_cut_off_at_the_end():
+    assert answers(chat("hi", "a long answer"), max_length=25) == "a lo"
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused():
+    rewriting = CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last else m['content'][:1] }}")
+    with pytest.raises(DataError, match=r"renders turn 1 of example 3 otherwise .*\{% generation %\}"):
+        answers(CHAT, rewriting)
+
+
+@pytest.mark.parametrize(
+    ("record", "settings", "message"),
+    [
+        ({"messages": CHAT["messages"][:1]}, {}, "example 3 has no turn of the assistant \\(roles: user\\)"),
+        (
+            {"question": "2+2"},
+            {},
+            "example 3 has the columns question; expected messages, prompt and completion, or text",
+        ),
+        (CHAT, {"max_length": 20}, "example 3 has no answer to train on within max_length=20 of its 51 tokens"),
+        (
+            {"prompt": "2", "completion": None},
+            {"encoder_decoder": True},
+            "needs a prompt and a completion, both of them text",
+        ),
+        (CHAT, {"template": None}, "the tokenizer has no chat template"),
+        (
+            CHAT,
+            {"template": "{{ raise_exception('no such role') }}"},
+            "the chat template refuses example 3.*no such role",
+        ),
+    ],
+)
+def test_an_example_without_an_answer_is_refused_by_name(record, settings, message):
+    with pytest.raises(DataError, match=message):
+        answers(record, **{"template": CHATML, **settings})

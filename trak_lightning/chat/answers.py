@@ -1,0 +1,267 @@
+"""What is asked of the model: given answers, answers that it writes itself, parts of answers, and differences of two."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trak_lightning.chat.encoding import Encoded, Encoder, as_messages, conversation
+from trak_lightning.chat.records import Record, Records
+from trak_lightning.errors import DataError
+from trak_lightning.run.atomic import atomic_write
+from trak_lightning.tasks.tokens import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One target: an answer after its prompt.
+
+    Attributes:
+        encoded: its tokens; labels are −100 but for the answer, or the part of it that is asked about.
+        text: the answer.
+        record: the position of the example that it belongs to.
+        group: answers of a group are scored together, next to being scored alone; None for none.
+        coefficient: of this answer in its group: −1 for what is subtracted.
+        reply: the tokens that the model wrote; None for an answer that was given.
+    """
+
+    encoded: Encoded
+    text: str
+    record: int
+    group: str | None = None
+    coefficient: float = 1.0
+    reply: tuple[int, ...] | None = None
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens that the model replied to."""
+        ids: list[int] = self.encoded.input_ids.tolist()
+        begins_with_prompt = len(self.encoded.labels) == len(ids) and self.reply is not None
+        return ids[: -len(self.reply)] if begins_with_prompt and self.reply else ids
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a model answers prompts.
+
+    Args:
+        max_new_tokens: length of an answer at most.
+        temperature: 0 for the most probable token each time; otherwise tokens are drawn.
+        seed: of the draws.
+        model: the folder of the model, by which answers of another model are told apart.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+    model: str = ""
+
+    def write(self, model: nn.Module, prompt: Sequence[int]) -> list[int]:
+        """The tokens that `model` writes after a prompt, or in reply to it if it is an encoder-decoder."""
+        ids = torch.tensor([prompt], device=next(model.parameters()).device)
+        generator: Any = model
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": self.temperature > 0}
+        if self.temperature > 0:
+            options |= {"temperature": self.temperature, "top_k": 0, "top_p": 1.0}
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(self.seed)
+            found = generator.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=_pad(generator), **options
+            )[0].tolist()
+        return found[1:] if generator.config.is_encoder_decoder else found[len(prompt) :]
+
+
+def read_answers(
+    records: Records, encoder: Encoder, model: Callable[[], nn.Module], generation: Generation, kept: Path | None = None
+) -> list[Answer]:
+    """Make targets of examples; what the model must write is written once.
+
+    An example with an answer is one target. One with a ``prompt`` alone, or ``messages`` that do not end with an answer, is
+    answered by the model. One with ``chosen`` and ``rejected`` is two targets, a group whose output is their difference.
+    ``span``, text that occurs in the answer, restricts a target to its tokens; ``group`` names a group. The target in a
+    conversation is its last answer.
+
+    Args:
+        records: the examples.
+        encoder: encodes them. A target longer than its ``max_length`` is refused, and not cut off.
+        model: returns the model; called if there is something to write.
+        generation: how the model writes.
+        kept: a file that keeps the answers; those in it that were written with the same settings are not written again.
+
+    Raises:
+        DataError: an example has no prompt, is longer than ``max_length``, or its span does not occur in the answer.
+    """
+    answers = replace(encoder, train_on="answers", max_length=sys.maxsize)
+    writer = _Writer(model, generation, encoder.max_length, _read_replies(kept, generation))
+    found: list[Answer] = []
+    for number, record in enumerate(records.rows):
+        where = records.where(number)
+        for part, coefficient, group in _parts(record, number):
+            prompt, reply = _open_prompt(part), None
+            if prompt is None:
+                encoded = answers.encode(part, where)
+            else:
+                ids = answers.prompt(prompt, where)
+                reply = writer.reply(ids, where, answers.encoder_decoder)
+                encoded = _after(ids, reply, answers.encoder_decoder)
+            _require_room(encoded, encoder.max_length, where)
+            encoded, text = _narrowed(encoded, record.get("span"), answers, where)
+            found.append(Answer(encoded, text, number, group, coefficient, reply))
+    if kept is not None:
+        _keep(kept, found, generation)
+    return found
+
+
+def combination(answers: Sequence[Answer]) -> tuple[list[str], list[int], list[float]] | None:
+    """The names of all groups, the group of every answer, and its coefficient in it, so that the sum is the mean over the
+    examples of a group. Answers without a group are groups of their own. None if no answer has a group."""
+    if not any(answer.group for answer in answers):
+        return None
+    own = [answer.group or f"example {answer.record}" for answer in answers]
+    names = list(dict.fromkeys(own))
+    examples = {name: len({a.record for a, group in zip(answers, own, strict=True) if group == name}) for name in names}
+    numbers = [names.index(group) for group in own]
+    coefficients = [answer.coefficient / examples[group] for answer, group in zip(answers, own, strict=True)]
+    return names, numbers, coefficients
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Answers that the model writes, or wrote in an earlier run."""
+
+    model: Callable[[], nn.Module]
+    generation: Generation
+    max_length: int
+    replies: dict[tuple[int, ...], tuple[int, ...]]
+
+    def reply(self, prompt: Sequence[int], where: str, encoder_decoder: bool) -> tuple[int, ...]:
+        """The tokens of the answer to a prompt.
+
+        Raises:
+            DataError: the model takes no prompt of that length.
+        """
+        most = self.generation.max_new_tokens
+        room = self.max_length - (0 if encoder_decoder else most)
+        if len(prompt) > room:
+            raise DataError(
+                f"the prompt of {where} is {len(prompt)} tokens long; with {most} of an answer the model takes {max(room, 0)}. "
+                "Shorten it, or lower max_new_tokens."
+            )
+        if tuple(prompt) not in self.replies:
+            self.replies[tuple(prompt)] = tuple(self.generation.write(self._made, prompt))
+        return self.replies[tuple(prompt)]
+
+    @cached_property
+    def _made(self) -> nn.Module:
+        return self.model()
+
+
+def _after(prompt: Sequence[int], reply: Sequence[int], encoder_decoder: bool) -> Encoded:
+    """A prompt and the reply to it, of which only the reply is predicted."""
+    ids, answer = torch.tensor(prompt), torch.tensor(reply)
+    if encoder_decoder:
+        return Encoded(ids, answer)
+    return Encoded(torch.cat([ids, answer]), torch.cat([torch.full_like(ids, IGNORE_INDEX), answer]))
+
+
+def _require_room(encoded: Encoded, limit: int, where: str) -> None:
+    length = max(len(encoded.input_ids), len(encoded.labels))
+    if length > limit:
+        raise DataError(
+            f"{where} is {length} tokens long, and the model takes {limit}; a target is not cut off. Shorten it, or raise "
+            "max_length if the model takes more."
+        )
+
+
+def _parts(record: Record, number: int) -> list[tuple[Record, float, str | None]]:
+    """The answers of an example: what is encoded, its coefficient, and its group."""
+    group = None if record.get("group") is None else str(record["group"])
+    if not {"chosen", "rejected"} <= record.keys():
+        return [(record, 1.0, group)]
+    name = group or f"example {number}: chosen − rejected"
+    return [(_continued(record, "chosen"), 1.0, name), (_continued(record, "rejected"), -1.0, name)]
+
+
+def _open_prompt(record: Record) -> Any:
+    """What the model is to answer; None if there is an answer already."""
+    messages = conversation(record)
+    if messages is not None:
+        return None if messages[-1].get("role") == "assistant" else messages
+    if "completion" in record or "text" in record or "prompt" not in record:
+        return None
+    prompt = record["prompt"]
+    return prompt if isinstance(prompt, str) else as_messages(prompt)
+
+
+def _continued(record: Record, part: str) -> Record:
+    """The example with one of its two answers."""
+    answer, prompt = record[part], record.get("prompt")
+    if prompt is None:
+        return {"messages": answer}
+    return {"prompt": prompt, "completion": answer}
+
+
+def _narrowed(encoded: Encoded, span: Any, encoder: Encoder, where: str) -> tuple[Encoded, str]:
+    """The last answer of a conversation, or the tokens of it that hold `span`; and the text of the whole answer."""
+    labels = encoded.labels if encoder.encoder_decoder else _last_answer(encoded.labels)
+    answer = labels != IGNORE_INDEX
+    text = encoder.tokenizer.decode(labels[answer], skip_special_tokens=True)
+    if span is not None:
+        inside = torch.zeros_like(answer)
+        inside[answer] = _tokens_of(encoder.tokenizer, labels[answer], str(span), where)
+        labels = labels.masked_fill(~inside, IGNORE_INDEX)
+    return Encoded(encoded.input_ids, labels), text
+
+
+def _last_answer(labels: Tensor) -> Tensor:
+    """The labels of the last answer of a conversation; the ones before it belong to what was asked."""
+    counted = (labels != IGNORE_INDEX).nonzero()[:, 0]
+    gaps = (counted.diff() > 1).nonzero()[:, 0]
+    start = int(counted[int(gaps[-1]) + 1]) if len(gaps) else int(counted[0])
+    return torch.cat([torch.full_like(labels[:start], IGNORE_INDEX), labels[start:]])
+
+
+def _tokens_of(tokenizer: Any, ids: Tensor, span: str, where: str) -> Tensor:
+    """Which tokens of an answer hold the text `span`, where it occurs first: (T,) bool."""
+    ends = [len(tokenizer.decode(ids[: place + 1])) for place in range(len(ids))]
+    text = tokenizer.decode(ids)
+    first = text.find(span)
+    if first < 0 or not span:
+        raise DataError(f"{where} asks about the span {span!r}, which does not occur in its answer {text!r}")
+    starts = [0, *ends[:-1]]
+    return torch.tensor([s < first + len(span) and e > first for s, e in zip(starts, ends, strict=True)])
+
+
+def _read_replies(kept: Path | None, generation: Generation) -> dict[tuple[int, ...], tuple[int, ...]]:
+    if kept is None or not kept.exists():
+        return {}
+    found = [json.loads(line) for line in kept.read_text().splitlines()]
+    same = [each for each in found if each.get("generation") == asdict(generation)]
+    return {tuple(each["prompt_ids"]): tuple(each["answer_ids"]) for each in same}
+
+
+def _keep(kept: Path, answers: Sequence[Answer], generation: Generation) -> None:
+    lines = []
+    for number, answer in enumerate(answers):
+        line: dict[str, Any] = {"target": number, "example": answer.record, "answer": answer.text}
+        if answer.group is not None:
+            line |= {"group": answer.group, "coefficient": answer.coefficient}
+        if answer.reply is not None:
+            line |= {"prompt_ids": answer.prompt, "answer_ids": answer.reply, "generation": asdict(generation)}
+        lines.append(json.dumps(line, ensure_ascii=False))
+    with atomic_write(kept) as part:
+        part.write_text("\n".join(lines) + "\n")
+
+
+def _pad(model: Any) -> int:
+    """A token to fill up with, which `generate` asks for and one prompt does not need."""
+    found = model.generation_config.pad_token_id
+    ends = model.generation_config.eos_token_id
+    end = ends[0] if isinstance(ends, list) else ends
+    return int(found if found is not None else end if end is not None else 0)

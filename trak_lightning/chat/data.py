@@ -1,0 +1,161 @@
+"""Conversations as a dataset, and a DataModule of training conversations and questions."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from trak_lightning.chat import loading
+from trak_lightning.chat.answers import Answer, Generation, combination, read_answers
+from trak_lightning.chat.encoding import Encoder, TrainOn
+from trak_lightning.chat.records import Records, Source
+from trak_lightning.errors import DataError, SettingsError
+from trak_lightning.tasks.tokens import IGNORE_INDEX
+
+
+class ChatDataset(Dataset):
+    """Conversations as ``{"input_ids": (T,), "labels": (T,)}``; columns other than those of the conversation are left out.
+
+    All examples are encoded at once, so that one that cannot be is named before anything is computed. Packing would not
+    change a gradient, and is not needed: `collate` pads on the right, which a causal model does not see.
+
+    Args:
+        source: a file (see `trak_lightning.chat.records`), a dataset, or a list of mappings.
+        encoder: encodes each example.
+
+    Raises:
+        DataError: as `Records.read` and `Encoder.encode`.
+    """
+
+    def __init__(self, source: Source, encoder: Encoder) -> None:
+        self.records = Records.read(source)
+        self._encoded = [
+            encoder.encode(record, self.records.where(number)).sample for number, record in enumerate(self.records.rows)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self._encoded[index]
+
+
+def collate(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Pad samples on the right: ``input_ids``, ``attention_mask`` (B, T) and ``labels`` (B, T or U), −100 where padded."""
+    ids = [sample["input_ids"] for sample in samples]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(each) for each in ids], batch_first=True),
+        "labels": pad_sequence([sample["labels"] for sample in samples], batch_first=True, padding_value=IGNORE_INDEX),
+    }
+
+
+class ChatData(L.LightningDataModule):
+    """What a language model was fine-tuned on, and the answers to explain.
+
+    Args:
+        model: folder of the model or adapter, which answers prompts and has the tokenizer.
+        data: training examples; see `trak_lightning.chat.encoding.Encoder` for their columns.
+        targets: held-out answers or prompts; see `trak_lightning.chat.answers.read_answers`.
+        tokenizer: folder of the tokenizer, if it is another.
+        base: folder of the base model, if the adapter in `model` was trained when it was elsewhere.
+        answers: file that keeps the answers of the model.
+        max_length: training examples are cut off there, as in training; what the model takes if None.
+        train_on: ``answers`` if only the assistant's turns were trained on, or ``all`` tokens of a conversation.
+        batch_size: of both loaders.
+        max_new_tokens: length of an answer that the model writes.
+        temperature: 0 to answer with the most probable tokens.
+        seed: of answers that are drawn.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        data: str,
+        targets: str,
+        tokenizer: str | None = None,
+        base: str | None = None,
+        answers: str | None = None,
+        max_length: int | None = None,
+        train_on: TrainOn = "answers",
+        batch_size: int = 8,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if max_length is not None and max_length < 2:
+            raise SettingsError(f"max_length must be at least 2 tokens, got {max_length}")
+        self._model, self._tokenizer, self._base = model, tokenizer, base
+        self._data, self._targets = data, targets
+        self._answers = None if answers is None else Path(answers)
+        self._max_length, self._train_on, self._batch_size = max_length, train_on, batch_size
+        self._generation = Generation(max_new_tokens, temperature, seed, model)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and encode training examples (stage ``fit``) or targets, which the model answers if it must."""
+        if stage == "fit":
+            self.train_set = ChatDataset(self._data, self.encoder)
+        else:
+            self.answers = read_answers(
+                Records.read(self._targets), self.encoder, self._load_model, self._generation, self._answers
+            )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model."""
+        if self._tokenizer is not None:
+            return loading.load_tokenizer(self._tokenizer)
+        return loading.load_tokenizer(self._model, base=self._base)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Encodes training examples and targets."""
+        config = loading.read_config(self._model, base=self._base)
+        loading.require_fitting(self.tokenizer, config, self._model)
+        context = loading.context_length(self.tokenizer, config)
+        if self._max_length is not None and self._max_length > context:
+            raise DataError(f"max_length is {self._max_length}, and {self._model} takes {context} tokens")
+        return Encoder(self.tokenizer, self._max_length or context, self._train_on, config.is_encoder_decoder)
+
+    @property
+    def combination(self) -> tuple[list[str], list[int], list[float]] | None:
+        """Groups and differences of answers; see `trak_lightning.chat.answers.combination`."""
+        return combination(self.answers)
+
+    @property
+    def target_set(self) -> "AnswerSet":
+        """The targets as a dataset."""
+        return AnswerSet(self.answers)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train_set, batch_size=self._batch_size, shuffle=True, collate_fn=collate)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.target_set, batch_size=self._batch_size, collate_fn=collate)
+
+    def render(self, sample: dict[str, Tensor]) -> str:
+        """A sample as text."""
+        return str(self.tokenizer.decode(sample["input_ids"]))
+
+    def _load_model(self) -> torch.nn.Module:
+        return loading.load_model(self._model, base=self._base)
+
+
+class AnswerSet(Dataset):
+    """Targets as samples of a dataset."""
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        self._answers = answers
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self._answers[index].encoded.sample

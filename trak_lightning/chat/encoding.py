@@ -1,0 +1,207 @@
+"""From an example to token ids, and which of them are answers.
+
+Text is rendered once, as in training, and tokenized once; answers are intervals of characters of the rendered text.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from trak_lightning.chat.records import Record
+from trak_lightning.errors import DataError
+from trak_lightning.tasks.tokens import IGNORE_INDEX
+
+TrainOn: TypeAlias = Literal["answers", "all"]
+Messages: TypeAlias = Sequence[dict[str, str]]
+Span: TypeAlias = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example.
+
+    Attributes:
+        input_ids: (T,)
+        labels: of a decoder (T,), `input_ids` where a token is trained on and −100 elsewhere; of an encoder-decoder (U,).
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+
+    @property
+    def sample(self) -> dict[str, Tensor]:
+        """The sample of a dataset."""
+        return {"input_ids": self.input_ids, "labels": self.labels}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encode examples as a trainer does.
+
+    ===================================  ==========================================================================
+    ``messages``                         the chat template of the tokenizer; answers are the turns of the assistant
+    ``prompt`` and ``completion``        strings, or lists of messages; the answer is the completion
+    ``text``                             all of it is trained on
+    ===================================  ==========================================================================
+
+    The turns of the assistant are what the template marks with ``{% generation %}``. From a template without such marks they
+    are found by rendering the conversation up to each turn, and must then be beginnings of the whole. Where there is no
+    template, the end-of-sequence token is appended.
+
+    Args:
+        tokenizer: a fast tokenizer of `transformers`.
+        max_length: longer examples are cut off at the end.
+        train_on: which tokens of a conversation are trained on: the ``answers`` of the assistant, or ``all``.
+        encoder_decoder: encode prompt and completion separately, for models such as T5.
+    """
+
+    tokenizer: Any
+    max_length: int
+    train_on: TrainOn = "answers"
+    encoder_decoder: bool = False
+
+    def encode(self, record: Record, where: str) -> Encoded:
+        """Encode one example; `where` names it in messages.
+
+        Raises:
+            DataError: the example is of no known form, has no answer, or its answer lies behind `max_length`.
+        """
+        encoded = self._pair(record, where) if self.encoder_decoder else self._sequence(record, where)
+        limit = self.max_length
+        cut = Encoded(encoded.input_ids[:limit], encoded.labels[:limit])
+        predicted = cut.labels if self.encoder_decoder else cut.labels[1:]
+        if not (predicted != IGNORE_INDEX).any():
+            length = len(encoded.input_ids)
+            reason = (
+                f"within max_length={limit} of its {length} tokens" if length > limit else f"in its {length} tokens"
+            )
+            raise DataError(f"{where} has no answer to train on {reason}. Leave it out, or raise max_length.")
+        return cut
+
+    def prompt(self, messages: Messages | str, where: str) -> list[int]:
+        """The token ids after which the model answers a conversation or a text."""
+        if isinstance(messages, str):
+            ids: list[int] = self.tokenizer(messages)["input_ids"]
+            # What a tokenizer puts at the end of a text would end the answer before it has begun.
+            ends = not self.encoder_decoder and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
+            return ids[:-1] if ends else ids
+        text = self._render(messages, where, add_generation_prompt=True)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _pair(self, record: Record, where: str) -> Encoded:
+        prompt, completion = record.get("prompt"), record.get("completion")
+        if not isinstance(prompt, str) or not isinstance(completion, str):
+            raise DataError(
+                f"{where} has {_keys(record)}; an encoder-decoder needs a prompt and a completion, both of them text"
+            )
+        ids, labels = self.tokenizer(prompt)["input_ids"], self.tokenizer(text_target=completion)["input_ids"]
+        return Encoded(torch.tensor(ids), torch.tensor(labels))
+
+    def _sequence(self, record: Record, where: str) -> Encoded:
+        messages = conversation(record)
+        if messages is not None:
+            return self._chat(messages, where, answer_from=len(as_messages(record.get("prompt")) or ()))
+        prompt, answer = record.get("prompt"), record.get("completion")
+        if isinstance(prompt, str) and isinstance(answer, str):
+            return self._text(prompt + answer, (len(prompt) if self.train_on == "answers" else 0, len(prompt + answer)))
+        if isinstance(text := record.get("text"), str):
+            return self._text(text, (0, len(text)))
+        raise DataError(
+            f"{where} has {_keys(record)}; expected messages, prompt and completion, or text. Rename the columns."
+        )
+
+    def _text(self, text: str, span: Span) -> Encoded:
+        found = self.tokenizer(text, return_offsets_mapping=True)
+        ids, counted = found["input_ids"], _inside(found["offset_mapping"], [span])
+        end = self.tokenizer.eos_token_id
+        if end is not None and (not ids or ids[-1] != end):
+            ids, counted = [*ids, end], [*counted, True]
+        elif end is not None:
+            counted[-1] = True
+        return _encoded(ids, counted)
+
+    def _chat(self, messages: Messages, where: str, answer_from: int) -> Encoded:
+        if not any(message.get("role") == "assistant" for message in messages):
+            raise DataError(
+                f"{where} has no turn of the assistant (roles: {', '.join(str(m.get('role')) for m in messages)}), so there "
+                "is no answer in it. Leave it out, or rename the roles."
+            )
+        marked = "{% generation" in self._template(where) or "{%- generation" in self._template(where)
+        if marked and self.train_on == "answers" and not answer_from:
+            found = self._apply(messages, where, return_assistant_tokens_mask=True, return_dict=True)
+            return _encoded(found["input_ids"], [bool(each) for each in found["assistant_masks"]])
+        whole = self._render(messages, where)
+        found = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        spans = (
+            list(self._turns(messages, whole, where, answer_from)) if self.train_on == "answers" else [(0, len(whole))]
+        )
+        return _encoded(found["input_ids"], _inside(found["offset_mapping"], spans))
+
+    def _turns(self, messages: Messages, whole: str, where: str, answer_from: int) -> Iterator[Span]:
+        """Where the answers of the assistant are in the rendered conversation, with what ends each."""
+        end = self.tokenizer.eos_token
+        for place, message in enumerate(messages):
+            if message.get("role") != "assistant" or place < answer_from:
+                continue
+            before = self._render(messages[:place], where, add_generation_prompt=True)
+            until = self._render(messages[: place + 1], where)
+            if not (until.startswith(before) and whole.startswith(until)):
+                raise DataError(
+                    f"the chat template renders turn {place} of {where} otherwise in the whole conversation than at its end, "
+                    "so the tokens of the assistant cannot be told from it. Mark them in the template with "
+                    "{% generation %} … {% endgeneration %}, or use train_on='all'."
+                )
+            answer = until[len(before) :]
+            length = answer.rindex(end) + len(end) if end and end in answer else len(answer)
+            yield len(before), len(before) + length
+
+    def _render(self, messages: Messages, where: str, **options: Any) -> str:
+        return str(self._apply(messages, where, tokenize=False, **options))
+
+    def _apply(self, messages: Messages, where: str, **options: Any) -> Any:
+        self._template(where)
+        try:
+            return self.tokenizer.apply_chat_template(messages, **options)
+        except Exception as error:  # templates raise what they like
+            raise DataError(f"the chat template refuses {where}: {type(error).__name__}: {error}") from error
+
+    def _template(self, where: str) -> str:
+        template = getattr(self.tokenizer, "chat_template", None)
+        if not template:
+            raise DataError(
+                f"{where} is a conversation, and the tokenizer has no chat template. Give the folder of a tokenizer with the "
+                "template that the model was trained with, or examples with prompt and completion."
+            )
+        return str(template)
+
+
+def conversation(record: Record) -> Messages | None:
+    """The messages of an example, those of its prompt and completion together; None if it is no conversation."""
+    if (found := as_messages(record.get("messages"))) is not None:
+        return found
+    prompt, completion = as_messages(record.get("prompt")), as_messages(record.get("completion"))
+    return None if prompt is None or completion is None else [*prompt, *completion]
+
+
+def as_messages(value: Any) -> Messages | None:
+    """A list of messages; None for anything else."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
+        return None
+    return [dict(message) for message in value] if all(isinstance(each, dict) for each in value) else None
+
+
+def _inside(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
+    """Whether each token overlaps with one of the intervals; tokens without characters do not."""
+    return [any(start < last and end > first for first, last in spans) and end > start for start, end in offsets]
+
+
+def _encoded(ids: Sequence[int], counted: Sequence[bool]) -> Encoded:
+    input_ids = torch.tensor(ids, dtype=torch.long)
+    return Encoded(input_ids, input_ids.masked_fill(~torch.tensor(counted, dtype=torch.bool), IGNORE_INDEX))
+
+
+def _keys(record: Record) -> str:
+    return f"the columns {', '.join(map(str, record))}" if record else "no columns"

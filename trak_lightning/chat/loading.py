@@ -1,0 +1,176 @@
+"""Models and tokenizers from folders that ``save_pretrained`` or a trainer left, adapters of PEFT included."""
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
+
+from trak_lightning.errors import CheckpointError, DataError
+
+Dtype: TypeAlias = Literal["float32", "bfloat16", "float16", "float64", "auto"]
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
+
+
+def load_model(folder: str | Path, *, base: str | Path | None = None, dtype: Dtype = "float32") -> nn.Module:
+    """Load a language model, in eval mode. An adapter is put on its base model, and is trainable.
+
+    Args:
+        folder: of a model or an adapter, or a name on the hub.
+        base: the base model of an adapter, if it has moved since the adapter was trained.
+        dtype: of the weights; ``auto`` for that of the file.
+
+    Raises:
+        CheckpointError: there is no model, or the adapter was trained on another base.
+    """
+    if is_adapter(folder):
+        return _adapted(folder, base or base_of(folder), dtype)
+    with transformers() as library, _named(folder):
+        model: nn.Module = _auto(folder, library).from_pretrained(folder, dtype=dtype)
+    return model.eval()
+
+
+def load_tokenizer(folder: str | Path, *, base: str | Path | None = None) -> Any:
+    """Load the tokenizer in a folder; if an adapter has none, that of its base model.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    places = [folder, *([base or base_of(folder)] if is_adapter(folder) else [])]
+    found = next((place for place in places if not Path(place).is_dir() or _has_tokenizer(Path(place))), None)
+    if found is None:
+        raise CheckpointError(
+            f"{' and '.join(map(str, places))} holds no tokenizer. Save it there (tokenizer.save_pretrained, or "
+            "Trainer(processing_class=tokenizer)), or name its folder: --tokenizer FOLDER."
+        )
+    with transformers() as library, _named(found):
+        tokenizer = library.AutoTokenizer.from_pretrained(found)
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"the tokenizer in {found} says not which characters a token stands for: use a fast one")
+    return tokenizer
+
+
+def require_fitting(tokenizer: Any, config: Any, model: str | Path) -> None:
+    """Refuse a tokenizer that has tokens for which the model has no embedding.
+
+    Raises:
+        DataError: it is that of another model.
+    """
+    rows = config.get_text_config().vocab_size
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise DataError(
+            f"the tokenizer has tokens up to number {largest}, and {model} embeds {rows}: it is the tokenizer of another model. Name "
+            "that which the model was trained with: --tokenizer FOLDER."
+        )
+
+
+def read_config(folder: str | Path, *, base: str | Path | None = None) -> Any:
+    """The configuration of a model, or of the base model of an adapter."""
+    place = (base or base_of(folder)) if is_adapter(folder) else folder
+    with transformers() as library, _named(place):
+        return library.AutoConfig.from_pretrained(place)
+
+
+def context_length(tokenizer: Any, config: Any) -> int:
+    """How many tokens model and tokenizer take at most."""
+    limits = [tokenizer.model_max_length, getattr(config.get_text_config(), "max_position_embeddings", None)]
+    return min(sys.maxsize, *(int(limit) for limit in limits if limit is not None))
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder is that of an adapter of PEFT."""
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def base_of(folder: str | Path) -> str:
+    """The base model of an adapter: where it was when the adapter was trained.
+
+    Raises:
+        CheckpointError: the adapter does not say, or it is no longer there.
+    """
+    name = json.loads((Path(folder) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    looks_local = name and (name.startswith((".", "/", "~")) or name.count("/") > 1)
+    if not name or (looks_local and not Path(name).is_dir()):
+        raise CheckpointError(
+            f"adapter {folder} was trained on {name or 'a model without a name'}"
+            + (", and there is no such folder" if name else "")
+            + ". Name the base model: --base FOLDER."
+        )
+    return str(name)
+
+
+@contextmanager
+def transformers() -> Iterator[Any]:
+    """The library `transformers`, without its progress bars.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        import transformers as library
+    except ImportError as error:
+        raise DataError("language models need transformers: pip install 'trak-lightning[chat]'") from error
+    shown = library.utils.logging.is_progress_bar_enabled()
+    library.utils.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="`is_gradient_checkpointing` is deprecated"
+            )  # peft, of transformers
+            yield library
+    finally:
+        if shown:
+            library.utils.logging.enable_progress_bar()
+
+
+@contextmanager
+def _named(place: str | Path) -> Iterator[None]:
+    """Raise errors of `transformers` that name the folder."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        steps = sorted(path.name for path in Path(place).glob("checkpoint-*"))
+        hint = f" It holds checkpoints: name {place}/checkpoint-*." if steps else ""
+        raise CheckpointError(f"{place} cannot be loaded: {_first_line(error)}{hint}") from error
+
+
+def _adapted(folder: str | Path, base: str | Path, dtype: Dtype) -> nn.Module:
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:
+        raise DataError(f"{folder} is an adapter of PEFT, which is not installed: pip install peft") from error
+    model = load_model(base, dtype=dtype)
+    try:
+        with transformers():
+            prompts = PeftConfig.from_pretrained(str(folder)).is_prompt_learning
+            adapted: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=not prompts)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"adapter {folder} does not fit its base model, {base}: {_first_line(error)} Name the base that it was trained on: "
+            "--base FOLDER."
+        ) from error
+    if prompts:  # which PEFT refuses to load for training
+        adapted.active_peft_config.inference_mode = False
+        adapted.prompt_encoder.requires_grad_(True)
+    made: nn.Module = adapted.eval()
+    return made
+
+
+def _auto(folder: str | Path, library: Any) -> Any:
+    config = library.AutoConfig.from_pretrained(folder)
+    return library.AutoModelForSeq2SeqLM if config.is_encoder_decoder else library.AutoModelForCausalLM
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300].rstrip(".") + "." if lines else type(error).__name__ + "."

@@ -1,0 +1,99 @@
+"""Read examples as people keep them: JSON lines, JSON, Parquet, a folder of `datasets`, a dataset, or a list of mappings."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from trak_lightning.errors import DataError
+
+Record: TypeAlias = Mapping[str, Any]
+Source: TypeAlias = "str | Path | Iterable[Record]"
+
+FORMATS = "JSON lines (.jsonl), JSON (.json), Parquet (.parquet), or a folder that datasets saved"
+
+
+@dataclass(frozen=True)
+class Records:
+    """The examples of one source, in its order."""
+
+    rows: tuple[Record, ...]
+    name: str
+
+    @classmethod
+    def read(cls, source: Source) -> "Records":
+        """Read all examples.
+
+        Raises:
+            DataError: the source is missing, of another format, broken, or empty; names the line.
+        """
+        path = Path(source) if isinstance(source, (str, Path)) else None
+        name = str(path) if path is not None else type(source).__name__
+        rows = tuple(_read(path) if path is not None else source)  # type: ignore[arg-type]
+        if not rows:
+            raise DataError(f"{name} is empty: there is no example in it")
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise DataError(
+                    f"example {number} of {name} is a {type(row).__name__}; expected a mapping such as "
+                    '{"messages": […]} or {"prompt": …, "completion": …}'
+                )
+        return cls(rows, name)
+
+    def where(self, number: int) -> str:
+        """How an error message names an example, counted from 0 as in scores."""
+        return f"example {number} of {self.name}"
+
+
+def _read(path: Path) -> Iterable[Any]:
+    if path.is_dir():
+        return _datasets().load_from_disk(str(path))
+    if not path.is_file():
+        raise DataError(f"there is no file {path} (looked in {path.absolute().parent})")
+    if path.suffix in (".jsonl", ".ndjson"):
+        return _json_lines(path)
+    if path.suffix == ".json":
+        return _json(path)
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    raise DataError(f"{path} has the ending {path.suffix!r}; expected {FORMATS}")
+
+
+def _json_lines(path: Path) -> Iterable[Any]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{path}:{number} is not valid JSON: {error}. Mend or delete that line.") from error
+
+
+def _json(path: Path) -> Iterable[Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}. If it has one example a line, name it .jsonl.") from error
+    if not isinstance(found, list):
+        raise DataError(f"{path} holds a {type(found).__name__}; expected a list of examples")
+    return found
+
+
+def _parquet(path: Path) -> Iterable[Any]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as error:
+        raise DataError(f"{path} needs the package pyarrow: pip install pyarrow") from error
+    try:
+        return parquet.read_table(path).to_pylist()
+    except ArrowInvalid as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("a folder of data needs the package datasets: pip install datasets") from error
+    return datasets

@@ -1,0 +1,135 @@
+"""``trak sft``: a fine-tuned language model, its conversations and questions → scores."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from trak_lightning.chat.encoding import TrainOn
+from trak_lightning.chat.records import Record
+from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.help import command_parser
+from trak_lightning.cli.mistakes import UsageError
+from trak_lightning.scoring.scores import Scores
+
+SHOWN_TARGETS, SHOWN_EXAMPLES, SHOWN_LETTERS = 5, 3, 100
+
+
+def main(argv: Sequence[str]) -> int:
+    """Featurize conversations and answers, score them, and print the examples behind the first answers."""
+    line, parser = CommandLine.of(argv), _parser()
+    own = {option for action in parser._actions for option in action.option_strings}
+    settings = CommandLine(tuple(option for option in line.options if option.name in own)).parse(parser)
+    others = [option.token for option in line.options if option.name not in own]
+    configured = settings.model or line.configs or line.with_saved_configuration().configs
+    if not configured:
+        raise UsageError("model is missing: name the folder that your trainer left, --model out/checkpoint-300")
+    from trak_lightning.cli.job import Job
+
+    job = Job("sft", [*_configured(settings, line), *others])
+    job.require_compatible()
+    job.featurize(job.checkpoints())
+    scores = job.score()
+    if job.speaks:
+        _print(scores, job.datamodule)
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = command_parser(
+        "sft",
+        "RUN_DIR --model FOLDER --data FILE --targets FILE [options]",
+        "Which training conversations taught a fine-tuned language model its answers? All options of trak featurize work too, "
+        "such as --projector.dim 4096. RUN_DIR keeps the settings: the same command without options resumes.",
+    )
+    text, number = str | None, int | None
+    parser.add_argument(
+        "--model",
+        type=text,
+        default=None,
+        help="folder of a model or PEFT adapter; a pattern for several checkpoints, 'out/checkpoint-*', of which the last answers",
+    )
+    parser.add_argument(
+        "--data",
+        type=text,
+        default=None,
+        help="training conversations: .jsonl, .json, .parquet, or a folder of datasets",
+    )
+    parser.add_argument(
+        "--targets", type=text, default=None, help="held-out answers, or prompts that the model answers"
+    )
+    parser.add_argument("--base", type=text, default=None, help="base model of an adapter, if it has moved")
+    parser.add_argument(
+        "--tokenizer", type=text, default=None, help="folder of the tokenizer; default: that of the model"
+    )
+    parser.add_argument(
+        "--train_on",
+        type=TrainOn,
+        default="answers",
+        help="what was trained on: answers of the assistant, or all tokens",
+    )
+    parser.add_argument("--max_length", type=number, default=None, help="tokens after which training cut examples off")
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="length of answers that the model writes")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="of answers that are drawn; 0: the most probable"
+    )
+    return parser
+
+
+def _configured(settings: Namespace, line: CommandLine) -> list[str]:
+    """The options as a configuration of a run; nothing if they come from a file."""
+    if settings.model is None:
+        return []
+    missing = [name for name in ("data", "targets") if settings[name] is None]
+    if missing or line.value("--run_dir") is None:
+        name = (*missing, "run_dir")[0]
+        raise UsageError(f"{name} is missing: trak sft RUN_DIR --model FOLDER --data FILE --targets FILE")
+    from trak_lightning.chat.loading import read_config
+    from trak_lightning.model.checkpoints import expand, has_wildcard
+
+    checkpoints = [str(path) for path in expand(settings.model)] if has_wildcard(settings.model) else [settings.model]
+    last = checkpoints[-1]
+    config: dict[str, Any] = {
+        "model": {
+            "class_path": "trak_lightning.chat.LanguageModel",
+            "init_args": {"folder": last, "base": settings.base},
+        },
+        "data": {
+            "class_path": "trak_lightning.chat.ChatData",
+            "init_args": {
+                "model": last,
+                "answers": f"{line.value('--run_dir')}/answers.jsonl",
+                "seed": int(line.value("--seed") or 0),
+                **{name: value for name, value in settings.items() if name not in ("model", "help")},
+            },
+        },
+        "checkpoints": checkpoints,
+        "task": "seq2seq_lm" if read_config(last, base=settings.base).is_encoder_decoder else "causal_lm",
+    }
+    return [f"--config={json.dumps(config)}"]
+
+
+def _print(scores: Scores, datamodule: Any) -> None:
+    rows = datamodule.train_set.records.rows
+    for target, answer in list(enumerate(datamodule.answers))[:SHOWN_TARGETS]:
+        print(f"\ntarget {target}: {_short(answer.text)}")
+        best = scores.top(min(SHOWN_EXAMPLES, len(rows)), target=target)
+        for index, value in zip(best.indices, best.values, strict=True):
+            print(f"  {value:+10.4g}  {int(index):>7}  {_short(_words(rows[int(index)]))}")
+
+
+def _words(record: Record) -> str:
+    """An example in one line."""
+    parts = []
+    for name, value in record.items():
+        if isinstance(value, str) and name in ("prompt", "completion", "text"):
+            parts.append(value)
+        elif isinstance(value, (list, tuple)):
+            parts += [str(turn.get("content", "")) for turn in value if isinstance(turn, dict)]
+    return " → ".join(parts)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_LETTERS else line[: SHOWN_LETTERS - 1] + "…"
