@@ -291,7 +291,7 @@ class TRAK:
         subset = {each.train.spec.checkpoint: each.subset for each in features}
         subsets = [subset[checkpoint.id] for checkpoint in job.checkpoints]
         predictions = held_out_predictions(self.model, self.spec.task, job.splits[job.train], job.checkpoints, subsets)
-        return find_suspects(features, predictions, fdr=fdr, class_names=class_names)
+        return find_suspects(features, predictions, self.spec.task.meaning, fdr=fdr, class_names=class_names)
 
     def _require_job(self) -> FeaturizeJob:
         if self._job is None:

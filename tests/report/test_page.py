@@ -162,10 +162,16 @@ FIGURES = {
 def test_every_evaluation_is_shown_with_its_table_and_figure(make):
     path = make("image")
     for kind, figure in FIGURES.items():
-        result = Result(kind, f"The {kind}", "How to read it.", "0.4", ("scores", "LDS"), (("ours", f"0.4{kind}"),), {})
+        values = {"scores": {"ours": {"lds": 0.4, "low": 0.3, "high": 0.5}}, "num_models": 8} if kind == "lds" else {}
+        result = Result(
+            kind, f"The {kind}", "How to read it.", "0.4", ("scores", "LDS"), (("ours", f"0.4{kind}"),), values
+        )
         replace(result, figure=figure).write(path.parents[1] / "evaluation" / f"{kind}-test.json")
     write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2))
     page = Page(path)
+    assert (
+        "0.40 is the rank correlation (at best 1) of what the scores predict with 8 retrained models: good" in page.text
+    )
     for kind, figure in FIGURES.items():
         assert f"The {kind} (test)" in page.text
         assert f"0.4{kind}" in page.text

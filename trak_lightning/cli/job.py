@@ -222,7 +222,13 @@ class Job:
         features = load_features(self.run, self._store, targets=split, train=split)
         subsets = [each.subset for each in features]
         predictions = held_out_predictions(trak.model, trak.spec.task, self.train_data, checkpoints, subsets)
-        return find_suspects(features, predictions, fdr=fdr, class_names=getattr(self.datamodule, "class_names", None))
+        return find_suspects(
+            features,
+            predictions,
+            trak.spec.task.meaning,
+            fdr=fdr,
+            class_names=getattr(self.datamodule, "class_names", None),
+        )
 
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute what the configuration asks for."""

@@ -8,15 +8,17 @@ from typing import Any
 from torch import nn
 
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.decisions.predictions import held_out_predictions
+from trak_lightning.decisions.suspects import find_suspects
 from trak_lightning.errors import CheckpointError
-from trak_lightning.model.checkpoints import Checkpoint
+from trak_lightning.model.checkpoints import Checkpoint, read_checkpoints
 from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.contents import Fact
 from trak_lightning.report.gather import TARGETS, Sources, choose_targets, gather, require_fitting
 from trak_lightning.report.page import page
 from trak_lightning.report.predictions import class_probabilities
 from trak_lightning.report.samples import Samples, decoder
-from trak_lightning.report.suspicion import suspicion
+from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.score_run import load_features
@@ -24,6 +26,9 @@ from trak_lightning.scoring.scores import open_scores
 from trak_lightning.stores.base import FeatureStore
 from trak_lightning.stores.configured import open_store
 from trak_lightning.tasks.base import Task
+
+MOST_PREDICTED = 500_000
+"""Largest number of training samples times checkpoints that are predicted for a page."""
 
 
 def write_report(
@@ -86,20 +91,28 @@ def write_report(
     positions = list(targets) if targets is not None else choose_targets(outcome.error, num_targets)
     require_fitting(sources, positions)
     predict: Callable[..., Any] = lambda data, positions: None  # noqa: E731
-    notes = []
+    notes: list[str] = []
+    found: Sequence[Checkpoint] = ()
     if model is not None and task is not None:
         try:
-            found = checkpoints or [
-                Checkpoint.of(record.source, model, weights_only=weights_only) for record in run.require_checkpoints()
-            ]
+            found = checkpoints or read_checkpoints(run, model, weights_only=weights_only)
             predict = partial(class_probabilities, model, task, found)
         except CheckpointError as error:
             notes.append(f"Predictions are not shown: {error}")
     outcome.predict(partial(predict, chosen), positions)
+    predictions = None
+    if found and model is not None and task is not None and len(train) * len(found) <= MOST_PREDICTED:
+        predictions = held_out_predictions(model, task, train, found, [each.subset for each in features])
+    elif found:
+        notes.append(
+            "The training set is too large to predict for a page: trak suspects finds labels that are likely wrong."
+        )
+    names = getattr(datamodule, "class_names", None)
+    suspects = find_suspects(features, predictions, outcome.meaning, class_names=names)
     report = gather(
         sources,
         outcome,
-        suspicion(features, sources.train, outcome.meaning, partial(predict, train)),
+        Suspicion.of(suspects, sources.train),
         positions,
         title=title or run.path.name,
         facts=_facts(model),

@@ -65,7 +65,7 @@ class Scores:
         Raises:
             DataError: only the best and worst of each target were kept.
         """
-        if not self.has_matrix:
+        if self._offset is None:
             raise DataError(
                 f"{self.path} holds the {self._kept} best and worst of each target, and no matrix. Score again without top."
             )
