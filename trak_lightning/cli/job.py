@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from trak_lightning.api import TRAK
 from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
-from trak_lightning.cli.output import narrated, print_results, short, summary
+from trak_lightning.cli.output import narrated, print_results, print_trust, short, summary
 from trak_lightning.cli.workers import retrain_in_processes
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.predictions import held_out_predictions
@@ -213,6 +213,7 @@ class Job:
         )
         if self.speaks:
             summary("score", f"{scores.describe()} in {short(scores.path)}", int(fresh), "computed", started)
+            print_trust(scores)
         return scores
 
     def suspects(self, fdr: float) -> Suspects:

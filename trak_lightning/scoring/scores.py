@@ -71,6 +71,13 @@ class Scores:
             )
         return np.memmap(self.path, np.float32, mode="r", offset=self._offset, shape=self.shape)
 
+    @property
+    def trust(self) -> dict[str, Any] | None:
+        """The linear datamodeling score that the checkpoints predict for these scores: ``lds``, its interval ``low`` … ``high``,
+        and all of it in words, ``sentence``. None without four checkpoints of recorded subsets, and in files of earlier versions.
+        """
+        return self.settings.get("trust")
+
     def verify(self) -> None:
         """Read the whole file and compare it with the checksums stored in it.
 
