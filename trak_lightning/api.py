@@ -16,6 +16,7 @@ from trak_lightning.check.checks import Finding, run_checks
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.suspects import Suspects, find_suspects
+from trak_lightning.decisions.what_if import WhatIf
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
@@ -291,7 +292,32 @@ class TRAK:
         subset = {each.train.spec.checkpoint: each.subset for each in features}
         subsets = [subset[checkpoint.id] for checkpoint in job.checkpoints]
         predictions = held_out_predictions(self.model, self.spec.task, job.splits[job.train], job.checkpoints, subsets)
-        return find_suspects(features, predictions, fdr=fdr, class_names=class_names)
+        return find_suspects(features, predictions, self.spec.task.meaning, fdr=fdr, class_names=class_names)
+
+    def what_if(
+        self,
+        name: str = "targets",
+        *,
+        regularization: float | str = "auto",
+        weights: str = "auto",
+        split: str = "train",
+    ) -> WhatIf:
+        """Return what answers how the outputs of scored targets would change if a set of training samples had not been there;
+        see `trak_lightning.decisions.what_if.WhatIf`.
+
+        >>> removal = trak.what_if("test").remove(trak.suspects().indices)
+        >>> removal.change, removal.trust  # (m,), and whether the set is too large to be trusted
+
+        Args:
+            name: of the target split, as given to `score`.
+            regularization: λ, as for the ``trak`` scorer.
+            weights: the Gram weighting W, as for the ``trak`` scorer.
+            split: of the training samples.
+
+        Raises:
+            IncompleteRunError: these were not featurized.
+        """
+        return WhatIf(load_features(self.run, self.store, targets=name, train=split), regularization, weights)
 
     def _require_job(self) -> FeaturizeJob:
         if self._job is None:

@@ -55,6 +55,11 @@ class Scores:
                 f"{self.path} is not a score file: {error}. Delete it and run trak score again."
             ) from error
 
+    @property
+    def has_matrix(self) -> bool:
+        """Whether all scores were kept, and not only the best and worst of each target."""
+        return self._offset is not None
+
     @cached_property
     def values(self) -> npt.NDArray[np.float32]:
         """Scores (m targets, n training samples), mapped: read from the file when they are accessed.
@@ -67,6 +72,13 @@ class Scores:
                 f"{self.path} holds the {self._kept} best and worst of each target, and no matrix. Score again without top."
             )
         return np.memmap(self.path, np.float32, mode="r", offset=self._offset, shape=self.shape)
+
+    @property
+    def trust(self) -> dict[str, Any] | None:
+        """The linear datamodeling score that the checkpoints predict for these scores: ``lds``, its interval ``low`` … ``high``,
+        and all of it in words, ``sentence``. None without four checkpoints of recorded subsets, and in files of earlier versions.
+        """
+        return self.settings.get("trust")
 
     def verify(self) -> None:
         """Read the whole file and compare it with the checksums stored in it.
@@ -126,7 +138,7 @@ class Scores:
         """Describe the scores in one line."""
         m, n = self.shape
         chosen = self.settings["scoring"].get("rule")
-        kept = "" if self._offset is not None else f", best {self._kept} kept"
+        kept = "" if self.has_matrix else f", best {self._kept} kept"
         return f"{m} targets × {n} training samples{kept}" + (f", λ: {chosen}" if chosen else "")
 
 
