@@ -17,6 +17,7 @@ from faults import trak
 
 from trak_lightning.cli import COMMANDS, NEED_A_MODEL, main
 from trak_lightning.cli.lightning_cli import TrakCLI
+from trak_lightning.scoring.scores import Scores
 
 CONFIG = {
     "model": {"class_path": "trak_lightning.demos.DigitsCNN", "init_args": {"width": 4}},
@@ -344,3 +345,35 @@ def test_suspects_are_written_as_a_table_and_as_indices(finished):
     printed = trak("suspects", run_dir, "-k", "3").stdout
     assert "models say" in printed
     assert "predictions of checkpoints not trained on the sample" in printed
+
+
+def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
+    run_dir, _ = finished
+    np.save(tmp_path / "mask.npy", np.arange(1737) < 20)
+    by_mask = trak("whatif", run_dir, "--remove", tmp_path / "mask.npy", "--json")
+    assert by_mask.returncode == 0, by_mask.stderr
+    found = json.loads(by_mask.stdout)
+    assert found["samples"] == list(range(20))
+    assert len(found["change"]) == 60
+    by_label = trak("whatif", run_dir, "--remove-label", "7")
+    assert by_label.returncode == 0, by_label.stderr
+    assert "of 1737 samples" in by_label.stdout
+    one = json.loads(trak("whatif", run_dir, "--remove", "[3]", "--json").stdout)
+    scores = Scores(run_dir / "scores" / "test.h5").values
+    assert np.corrcoef(one["change"], -scores[:, 3])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give one of --remove, --remove_label and --remove_where"),
+        (["--remove", "[5000]"], "sample 5000 is out of range: the training set has samples 0 … 1736"),
+        (["--remove", "nothing.npy"], "--remove must be a .npy file of positions or of a mask; nothing.npy"),
+        (["--remove_label", "cat"], "no training sample has the label 'cat'; the labels are 0, 1, 2"),
+        (["--remove_where", "source=web"], "have no column 'source'; their columns are none: a sample is a tuple"),
+    ],
+)
+def test_what_if_says_what_is_wrong_with_a_set(options, message, finished):
+    done = trak("whatif", finished[0], *options)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr

@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from trak_lightning.api import TRAK
 from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
-from trak_lightning.cli.output import narrated, print_results, short, summary
+from trak_lightning.cli.output import narrated, print_results, print_trust, short, summary
 from trak_lightning.cli.workers import retrain_in_processes
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.predictions import held_out_predictions
@@ -119,13 +119,8 @@ class Job:
 
     def _featurize_job(self) -> FeaturizeJob:
         """The featurizing job of training and target samples, without checkpoints."""
-        trak, settings = self.trak(), self.settings
-        return FeaturizeJob(
-            trak.model,
-            trak.spec,
-            trak.run,
-            trak.store,
-            trak.trainer,
+        settings = self.settings
+        return self.trak().job(
             {settings.train_split: self.train_data, settings.target_split: self.target_data},
             train=settings.train_split,
             block_size=settings.block_size,
@@ -213,6 +208,7 @@ class Job:
         )
         if self.speaks:
             summary("score", f"{scores.describe()} in {short(scores.path)}", int(fresh), "computed", started)
+            print_trust(scores)
         return scores
 
     def suspects(self, fdr: float) -> Suspects:
@@ -222,7 +218,13 @@ class Job:
         features = load_features(self.run, self._store, targets=split, train=split)
         subsets = [each.subset for each in features]
         predictions = held_out_predictions(trak.model, trak.spec.task, self.train_data, checkpoints, subsets)
-        return find_suspects(features, predictions, fdr=fdr, class_names=getattr(self.datamodule, "class_names", None))
+        return find_suspects(
+            features,
+            predictions,
+            trak.spec.task.meaning,
+            fdr=fdr,
+            class_names=getattr(self.datamodule, "class_names", None),
+        )
 
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute what the configuration asks for."""

@@ -16,7 +16,7 @@ from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.state import requiring, without_fast_path
 from trak_lightning.featurize.batch_audit import BatchAuditor, difference, sample_weights_of
-from trak_lightning.gradients import GradientBlock, ParameterLayout
+from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.model.steady import SteadyState
 from trak_lightning.projectors.base import Projection
 from trak_lightning.run.fingerprint import UNKNOWN
@@ -37,7 +37,7 @@ class RowComputer:
             the buffers and attributes that it has now.
         task: already fitted, if it needs a fit.
         extractor: computes per-sample gradients.
-        projection: P of the checkpoint.
+        projection: P of the checkpoint, or a sink in its place while P is fitted.
         layout: the parameters attributed to.
         load: collates the samples at these dataset positions with the user's code, and moves the batch to `device`.
         device: where the model is.
@@ -50,7 +50,7 @@ class RowComputer:
         model: nn.Module,
         task: Task,
         extractor: GradientExtractor,
-        projection: Projection,
+        projection: "Projection | HandOn",
         layout: ParameterLayout,
         load: Callable[[Sequence[int]], IndexedBatch],
         *,
@@ -207,6 +207,21 @@ class RowComputer:
             "Leave them out: parameters=['!NAME'].",
             len(missing), len(self._layout), sum(slot.numel for slot in missing), self._layout.numel, names,
         )  # fmt: skip
+
+
+class HandOn:
+    """Hands gradient blocks to a sink in place of projecting them; those of a batch that is refused, too."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def zeros(self, batch_size: int, dtype: torch.dtype) -> Tensor:
+        """Features that stay zero, (B, 1)."""
+        return torch.zeros(batch_size, 1, dtype=dtype)
+
+    def add(self, block: GradientBlock, out: Tensor) -> None:
+        """Hand on a block."""
+        self._sink(block)
 
 
 def _unsteady(sample: int) -> DataError:
