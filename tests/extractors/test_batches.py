@@ -10,10 +10,12 @@ from torch.utils.data import default_collate
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.auto import Auto
+from trak_lightning.extractors.functional import Functional
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.extractors.iterative import Iterative
 from trak_lightning.tasks.base import Task
 from trak_lightning.testing.extractors import autograd_loop, gradients
+from trak_lightning.testing.models import Sum
 
 
 class Calls(Task):
@@ -308,3 +310,9 @@ def test_torchscript():
         torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()),
         [x[0] for x in rows(*[1] * 4)],
     )
+
+
+def test_the_functional_extractor_names_a_sparse_table():
+    model = nn.Sequential(nn.Embedding(11, 4, sparse=True), nn.Flatten(), nn.Linear(8, 1))
+    with pytest.raises(UnsupportedModelError, match=r"module '0' has sparse=True.*sparse=False"):
+        gradients(Functional(), model, Sum(), SampleBatch.of_rows(torch.randint(0, 11, (3, 2)), 3))
