@@ -107,7 +107,7 @@ class BatchAuditor:
             SampleDependenceError: the output or gradient of the sample depends on its batch, or on random numbers.
             UnsupportedModelError: the extractor computed wrong gradients.
         """
-        one = self._alone(batch, position)
+        one = self._alone(batch, position) if compared is None else compared.one
         if extractor.one_by_one:
             self._compare_outputs(batch, index, position, one, rows, chosen)
             return
@@ -232,6 +232,7 @@ class Comparison:
         position: int,
         whole: bool = True,
     ) -> None:
+        self.one = one
         self._references = partial(reference, model, task, batch, layout), partial(reference, model, task, one, layout)
         self._layout = layout
         self._sizes = batch.size, one.size

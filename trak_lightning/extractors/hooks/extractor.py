@@ -30,10 +30,11 @@ class Hooks(GradientExtractor):
     go to the sink and are freed. A module without a rule, or with parameters that are used in other ways, is re-run
     under vmap; the outputs of the modules inside it are replayed.
 
-    Every kind of batch is rehearsed before its first block goes to the sink: batches of two and three samples show which
-    dimensions hold the samples in every module, and the sum of all blocks, with a different weight for each sample, is
-    compared with the ordinary gradient, parameter by parameter. A parameter whose gradient cannot be computed is named in an
-    error, never skipped. A kind is the set of modules that ran, the operations that made the output, and the structure of the batch.
+    Every kind of batch is rehearsed before its first block goes to the sink, or while its blocks go to a sink that can discard
+    them (``restart``): batches of two and three samples show which dimensions hold the samples in every module, and the sum of
+    all blocks, with a different weight for each sample, is compared with the ordinary gradient, parameter by parameter. A
+    parameter whose gradient cannot be computed is named in an error, never skipped. A kind is the set of modules that ran, the
+    operations that made the output, and the structure of the batch.
 
     Memory: the activations, as in training, and the block of one layer.
     """
@@ -55,6 +56,10 @@ class Hooks(GradientExtractor):
                 f"{type(model).__name__} has TorchScript modules, which call no hooks. Use extractor='auto' or 'iterative', or the "
                 "original modules instead of the scripted ones."
             )
+        if any_sharded(model.parameters()) and batch.size < (full := self._full_size(model)):
+            # One rank cannot try out a batch of another size without the others: fill it up with copies of its first sample.
+            filled = batch.fetch([*range(batch.size), *[0] * (full - batch.size)])
+            return self.extract(model, task, filled, layout, _first(batch.size, sink))[: batch.size]
         known = self._of(model, batch, layout)
         if known.plan is not None:
             output = self._planned(known, model, task, batch, layout, sink, rehearsed=None)
@@ -118,6 +123,10 @@ class Hooks(GradientExtractor):
         known = self._known.get(model, {}).get(batch.size == 1)
         return known is None or batch.structure not in {structure for _, structure in known.kinds}
 
+    def _full_size(self, model: nn.Module) -> int:
+        """The number of samples of the largest batch that was rehearsed; 0 if none was."""
+        return max((known.size for known in self._known.get(model, {}).values()), default=0)
+
     def _of(self, model: nn.Module, batch: SampleBatch, layout: ParameterLayout) -> "_Known":
         """What is known of a model. Batches of one are tracked separately, since they do not show which dimensions hold the
         samples."""
@@ -135,6 +144,7 @@ class Hooks(GradientExtractor):
             known.looped |= covered.looped
             if covered.verified:
                 known.kinds.add((covered.path, batch.structure))
+        known.size = max(known.size, batch.size)
         self._known.setdefault(known.model, {})[batch.size == 1] = known
         self._kinds += 1
         return covered
@@ -147,6 +157,7 @@ class _Known:
     model: nn.Module
     planner: Planner
     plan: Plan | None = None
+    size: int = 0
     kinds: set[tuple[Path, Any]] = field(default_factory=set)
     looped: set[str] = field(default_factory=set)
 
@@ -156,6 +167,11 @@ class _Known:
             return (tape.path(output), batch.structure) in self.kinds
         except Reached:
             return False
+
+
+def _first(count: int, sink: Sink) -> Sink:
+    """A sink that passes on the first `count` samples of each block."""
+    return lambda block: sink(block.take(slice(0, count)))
 
 
 @contextmanager
