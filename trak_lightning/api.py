@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from trak_lightning import registry
 from trak_lightning.check.checks import Finding, run_checks
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.decisions.predictions import held_out_predictions
+from trak_lightning.decisions.suspects import Suspects, find_suspects
+from trak_lightning.decisions.what_if import WhatIf
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
@@ -32,7 +35,7 @@ from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 from trak_lightning.scoring.views import Reduction
-from trak_lightning.stores.base import FeatureStore
+from trak_lightning.stores.base import FeatureStore, any_fingerprint
 from trak_lightning.stores.feature_array import FeatureArray
 from trak_lightning.stores.shards import Shard
 from trak_lightning.tasks.base import Task
@@ -84,7 +87,7 @@ class TRAK:
         *,
         parameters: Sequence[str] | None = None,
         extractor: PluginChoice | GradientExtractor = "auto",
-        projector: PluginChoice | Projector = "sparse_jl",
+        projector: PluginChoice | Projector = "auto",
         store: PluginChoice | FeatureStore = "hdf5",
         seed: int = 0,
         trainer: L.Trainer | None = None,
@@ -150,7 +153,7 @@ class TRAK:
         """
         parsed = Shard.parse(shard)
         data = AttributionData.of(train_dataset, batch_size)
-        job = self._begin({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed, repair=repair)
+        job = self.job({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed, repair=repair)
         self._job = job.with_checkpoints(checkpoints, subsets, weights_only=self._weights_only)
         return self._job.compute(split)
 
@@ -191,7 +194,7 @@ class TRAK:
             TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as `featurize` would.
             StorageError: the run directory cannot be written to.
         """
-        return run_checks(self._begin({split: AttributionData.of(data, batch_size)}, train=split), checkpoints)
+        return run_checks(self.job({split: AttributionData.of(data, batch_size)}, train=split), checkpoints)
 
     def score(
         self,
@@ -232,9 +235,9 @@ class TRAK:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
             model output.
         """
-        if self._job is None:
-            raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
-        self._job.for_targets(name, AttributionData.of(target_dataset, batch_size), repair=repair).compute(name)
+        self._require_job().for_targets(name, AttributionData.of(target_dataset, batch_size), repair=repair).compute(
+            name
+        )
         options = {"regularization": regularization, "weights": weights}
         given = {key: value for key, value in options.items() if value is not None}
         if given and isinstance(scorer, Scorer):
@@ -268,7 +271,67 @@ class TRAK:
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
         return self_influence(checkpoints, regularization, weights)
 
-    def _begin(self, splits: Mapping[str, AttributionData], **options: Any) -> FeaturizeJob:
-        return FeaturizeJob(
-            self.model, self.spec, self.run, self.store, self.trainer, splits, verify_data=self._verify_data, **options
-        )
+    def suspects(self, *, fdr: float = 0.1, class_names: Sequence[str] | None = None) -> Suspects:
+        """Find training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on
+        them; see `trak_lightning.decisions.suspects.find_suspects`.
+
+        >>> suspects = trak.suspects(fdr=0.1)
+        >>> suspects.indices  # positions to drop or review, most suspicious first
+        >>> suspects[0].why
+
+        Args:
+            fdr: the largest expected share of false alarms among the samples that are returned.
+            class_names: names of the classes 0, 1, …
+
+        Raises:
+            IncompleteRunError: nothing was featurized.
+            CheckpointError: a checkpoint cannot be read any more.
+        """
+        job = self._require_job()
+        features = load_features(self.run, self.store, targets=job.train, train=job.train)
+        subset = {each.train.spec.checkpoint: each.subset for each in features}
+        subsets = [subset[checkpoint.id] for checkpoint in job.checkpoints]
+        predictions = held_out_predictions(self.model, self.spec.task, job.splits[job.train], job.checkpoints, subsets)
+        return find_suspects(features, predictions, self.spec.task.meaning, fdr=fdr, class_names=class_names)
+
+    def what_if(
+        self,
+        name: str = "targets",
+        *,
+        regularization: float | str = "auto",
+        weights: str = "auto",
+        split: str = "train",
+    ) -> WhatIf:
+        """Return what answers how the outputs of scored targets would change if a set of training samples had not been there;
+        see `trak_lightning.decisions.what_if.WhatIf`.
+
+        >>> removal = trak.what_if("test").remove(trak.suspects().indices)
+        >>> removal.change, removal.trust  # (m,), and whether the set is too large to be trusted
+
+        Args:
+            name: of the target split, as given to `score`.
+            regularization: λ, as for the ``trak`` scorer.
+            weights: the Gram weighting W, as for the ``trak`` scorer.
+            split: of the training samples.
+
+        Raises:
+            IncompleteRunError: these were not featurized.
+        """
+        return WhatIf(load_features(self.run, self.store, targets=name, train=split), regularization, weights)
+
+    def _require_job(self) -> FeaturizeJob:
+        if self._job is None:
+            raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
+        return self._job
+
+    def job(self, splits: Mapping[str, AttributionData], *, train: str, **options: Any) -> FeaturizeJob:
+        """Return the job that featurizes these splits, without checkpoints; settings that are chosen from the data are fixed.
+
+        Args:
+            splits: the data by name.
+            train: which of them is the training set.
+            options: of `FeaturizeJob`.
+        """
+        spec = self.spec.for_run(len(splits[train]), any_fingerprint(self.store))
+        options = {"verify_data": self._verify_data, **options}
+        return FeaturizeJob(self.model, spec, self.run, self.store, self.trainer, splits, train=train, **options)

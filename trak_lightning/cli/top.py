@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.mistakes import UsageError
-from trak_lightning.cli.output import print_json, short
+from trak_lightning.cli.output import print_json, print_trust, short
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.ranking import Ranking, rank
 from trak_lightning.scoring.scores import Scores, open_scores
@@ -34,12 +34,14 @@ def main(argv: Sequence[str]) -> int:
     scores = open_scores(RunDirectory(config.run_dir), config.name)
     helpful, harmful = _rankings(config, scores)
     if config.json:
-        print_json({"path": scores.path, "helpful": _entries(helpful), "harmful": _entries(harmful)})
+        entries = {"helpful": _entries(helpful), "harmful": _entries(harmful)}
+        print_json({"path": scores.path, "trust": scores.trust, **entries})
         return 0
     if config.by_train is None:
         _print(f"Target {config.target} of {short(scores.path)}", "train", helpful, harmful)
     else:
         _print(f"Training sample {config.by_train} of {short(scores.path)}", "target", helpful, harmful)
+    print_trust(scores)
     return 0
 
 

@@ -1,5 +1,6 @@
 """A featurizing job: create feature sets, compute this job's blocks, and restore the model."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,6 +30,8 @@ from trak_lightning.runtime.ranks import follow_rank_zero, outlast_rank_zero, ta
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.shards import Shard
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ class FeaturizeJob:
             DataError: a checkpoint is given twice.
             SettingsError: `block_size` is not positive.
         """
+        if self.train in self.splits and self.spec.projector.reason:
+            log.info("projector  %s", self.spec.projector.reason)
         records = [CheckpointRecord(checkpoint.id, str(checkpoint)) for checkpoint in self.checkpoints]
         self.run.require_registrable(records)
         plans = self._plans([record.id for record in records])

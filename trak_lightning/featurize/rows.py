@@ -16,7 +16,7 @@ from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.state import requiring, without_fast_path
 from trak_lightning.featurize.batch_audit import BatchAuditor, Comparison, difference, sample_weights_of
-from trak_lightning.gradients import GradientBlock, ParameterLayout
+from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.model.steady import SteadyState
 from trak_lightning.projectors.base import Projection
@@ -38,7 +38,7 @@ class RowComputer:
             the buffers and attributes that it has now.
         task: already fitted, if it needs a fit.
         extractor: computes per-sample gradients.
-        projection: P of the checkpoint.
+        projection: P of the checkpoint, or a sink in its place while P is fitted.
         layout: the parameters attributed to.
         load: collates the samples at these dataset positions with the user's code, and moves the batch to `device`.
         device: where the model is.
@@ -51,7 +51,7 @@ class RowComputer:
         model: nn.Module,
         task: Task,
         extractor: GradientExtractor,
-        projection: Projection,
+        projection: "Projection | HandOn",
         layout: ParameterLayout,
         load: Callable[[Sequence[int]], IndexedBatch],
         *,
@@ -149,9 +149,10 @@ class RowComputer:
             rows = self._compute(batch, index, extractor)
             if extractor.kinds == kinds or any_sharded(self._model.parameters()):
                 return rows
-            position = self._auditor.drawn(batch, index)
-        compared = self._auditor.begin(batch, position, extractor)
-        rows = self._compute(batch, index, extractor, compared)
+            position, compared = self._auditor.drawn(batch, index), None
+        else:
+            compared = self._auditor.begin(batch, position, extractor)
+            rows = self._compute(batch, index, extractor, compared)
         # Whether the user chose one sample at a time, or an extractor fell back to it.
         chosen = type(self._extractor).fall_back is GradientExtractor.fall_back
         self._auditor.verify(batch, index, position, extractor, rows, compared, chosen=chosen)
@@ -212,10 +213,25 @@ class RowComputer:
         )  # fmt: skip
 
 
+class HandOn:
+    """Hands gradient blocks to a sink in place of projecting them; those of a batch that is refused, too."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def zeros(self, batch_size: int, dtype: torch.dtype) -> Tensor:
+        """Features that stay zero, (B, 1)."""
+        return torch.zeros(batch_size, 1, dtype=dtype)
+
+    def add(self, block: GradientBlock, out: Tensor) -> None:
+        """Hand on a block."""
+        self._sink(block)
+
+
 class _Rows:
     """A sink that projects blocks, and compares them if they are to be."""
 
-    def __init__(self, projection: Projection, features: Tensor, compared: Comparison | None) -> None:
+    def __init__(self, projection: "Projection | HandOn", features: Tensor, compared: Comparison | None) -> None:
         self._projection = projection
         self._features = features
         self._compared = compared
@@ -227,7 +243,11 @@ class _Rows:
             self._compared(block)
         self._projection.add(block, self._features)
 
-    def restart(self) -> None:
+    @property
+    def restart(self) -> Callable[[], None] | None:
+        return None if isinstance(self._projection, HandOn) else self._restart
+
+    def _restart(self) -> None:
         self.reached.clear()
         self._features.zero_()
         if self._compared is not None:

@@ -22,7 +22,9 @@ KEPT = 100
 """Number of the most helpful and most harmful samples of each target that are stored in addition to the matrix."""
 
 TARGETS_AT_ONCE = 1024
-"""Number of targets that are scored in one pass over the training features."""
+"""Largest number of targets that are scored in one pass over the training features."""
+TARGETS_BYTES = 2**30
+"""Bytes that their features may occupy."""
 
 
 class Scores:
@@ -53,6 +55,11 @@ class Scores:
                 f"{self.path} is not a score file: {error}. Delete it and run trak score again."
             ) from error
 
+    @property
+    def has_matrix(self) -> bool:
+        """Whether all scores were kept, and not only the best and worst of each target."""
+        return self._offset is not None
+
     @cached_property
     def values(self) -> npt.NDArray[np.float32]:
         """Scores (m targets, n training samples), mapped: read from the file when they are accessed.
@@ -65,6 +72,13 @@ class Scores:
                 f"{self.path} holds the {self._kept} best and worst of each target, and no matrix. Score again without top."
             )
         return np.memmap(self.path, np.float32, mode="r", offset=self._offset, shape=self.shape)
+
+    @property
+    def trust(self) -> dict[str, Any] | None:
+        """The linear datamodeling score that the checkpoints predict for these scores: ``lds``, its interval ``low`` … ``high``,
+        and all of it in words, ``sentence``. None without four checkpoints of recorded subsets, and in files of earlier versions.
+        """
+        return self.settings.get("trust")
 
     def verify(self) -> None:
         """Read the whole file and compare it with the checksums stored in it.
@@ -124,7 +138,7 @@ class Scores:
         """Describe the scores in one line."""
         m, n = self.shape
         chosen = self.settings["scoring"].get("rule")
-        kept = "" if self._offset is not None else f", best {self._kept} kept"
+        kept = "" if self.has_matrix else f", best {self._kept} kept"
         return f"{m} targets × {n} training samples{kept}" + (f", λ: {chosen}" if chosen else "")
 
 
@@ -148,7 +162,7 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
 def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, top: int | None = None) -> Scores:
     """Compute all scores and write them tile by tile; with `top`, only that many of the best and worst of each target.
 
-    Memory: a few tiles, the best and worst of `TARGETS_AT_ONCE` targets, and the 64 MiB of the matrix that are written at a
+    Memory: a few tiles, the best and worst of `TARGETS_AT_ONCE` targets and `TARGETS_BYTES`, and the 64 MiB of the matrix that are written at a
     time. Space on the disk is reserved first. The best and worst are stored with their standard errors over checkpoints,
     if the scorer knows them. Processes that share the work write their parts into one file.
 
@@ -159,7 +173,7 @@ def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, t
     compute, mine, kept = scoring.compute, scoring.share, min(top or KEPT, n)
     with shared_file(path, (m, n), whole=top is None, compute=compute) as file:
         best: dict[str, list[Ranking]] = {"top": [], "bottom": []}
-        for rows in chunks(m, 1, TARGETS_AT_ONCE):
+        for rows in chunks(m, max(scoring.target_bytes, TARGETS_BYTES // TARGETS_AT_ONCE), TARGETS_BYTES):
             running = {which: RunningRanking(which, kept, mine.start) for which in best}
             column = mine.start
             for tile in scoring.columns(rows.start, rows.stop, mine):
