@@ -12,13 +12,13 @@ from trak_lightning import TRAK
 from trak_lightning.errors import IncompatibleRunError, SettingsError
 from trak_lightning.projectors import dimensions
 from trak_lightning.projectors.auto import Auto
-from trak_lightning.projectors.dimensions import FEWEST, MOST, TRAIN_BYTES, automatic
+from trak_lightning.projectors.dimensions import FEWEST, MOST, WORK, automatic
 
 
 @pytest.fixture
 def few(monkeypatch):
     """A budget so small that 50 samples × 83 parameters are projected."""
-    for name, value in (("FEWEST", 8), ("MOST", 64), ("TRAIN_BYTES", 4 * 50 * 32)):
+    for name, value in (("FEWEST", 8), ("MOST", 64), ("WORK", 50 * 32**2)):
         monkeypatch.setattr(dimensions, name, value)
 
 
@@ -33,10 +33,17 @@ def more(count):
 
 @pytest.mark.parametrize(
     ("n", "p", "k"),
-    [(1000, 5000, 5000), (1000, 10**6, MOST), (10_000, 10**6, TRAIN_BYTES // 40_000), (10**6, 10**9, FEWEST)],
+    [
+        (1000, 5000, 5000),
+        (1000, 10**6, MOST),
+        (4000, 10**6, WORK // 4000**2),
+        (10_000, 10**6, 3872),
+        (10**6, 10**9, FEWEST),
+    ],
 )
 def test_k_is_what_the_budget_allows_and_never_more_than_p(n, p, k):
     assert automatic(n, p).k == k
+    assert k in (p, FEWEST) or n * k * min(n, k) <= WORK
 
 
 def test_more_samples_never_give_more_dimensions_and_more_parameters_never_fewer():
@@ -56,7 +63,7 @@ def test_a_small_model_is_not_projected(model, train_set, tmp_path):
 @pytest.mark.usefixtures("few")
 def test_resuming_growing_shards_and_targets_keep_k(model, train_set, test_set, checkpoints, tmp_path, monkeypatch):
     trak(model, tmp_path).featurize(train_set, checkpoints[:2], batch_size=8, block_size=8, shard="1/2")
-    monkeypatch.setattr(dimensions, "TRAIN_BYTES", 4 * 50 * 10)  # another version has another budget
+    monkeypatch.setattr(dimensions, "WORK", 50 * 10**2)  # another version has another budget
     trak(model, tmp_path).featurize(train_set, checkpoints[:2], batch_size=8, shard="2/2")
     grown = trak(model, tmp_path)
     grown.featurize(ConcatDataset([train_set, more(200)]), checkpoints, batch_size=8, grow=True)
@@ -85,7 +92,10 @@ def test_the_choice_and_its_reason_are_logged(model, train_set, tmp_path, caplog
     caplog.set_level(logging.INFO)
     trak(model, tmp_path / "projected").featurize(train_set)
     trak(nn.Linear(6, 3).eval(), tmp_path / "not").featurize(train_set)
-    assert "projector  k = 32 of p = 83: 0 MB per checkpoint for n = 50 training samples" in caplog.text
+    assert (
+        "projector  k = 32 of p = 83: what is solved in seconds, 0 MB per checkpoint for n = 50 training samples"
+        in caplog.text
+    )
     assert "projector  all p = 21 gradient entries are kept, without a projection" in caplog.text
 
 

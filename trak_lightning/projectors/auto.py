@@ -36,7 +36,7 @@ class Auto(Projector):
         p = layout.numel
         k, reason = automatic(num_samples, p) if self._dim == "auto" else (min(self._dim, p), None)
         found = SecondMoment(Identity() if k == p else SparseJL(k))
-        found._reason = f"all p = {p:,} gradient entries are kept, without a projection" if k == p else reason
+        found._reason = reason
         return found
 
     def columns(self, layout: ParameterLayout) -> dict[str, slice]:
