@@ -38,7 +38,7 @@ from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 from trak_lightning.scoring.views import Reduction
-from trak_lightning.stores.base import FeatureStore
+from trak_lightning.stores.base import FeatureStore, any_fingerprint
 from trak_lightning.stores.feature_array import FeatureArray
 from trak_lightning.stores.shards import Shard
 from trak_lightning.tasks.base import Task
@@ -90,7 +90,7 @@ class TRAK:
         *,
         parameters: Sequence[str] | None = None,
         extractor: PluginChoice | GradientExtractor = "auto",
-        projector: PluginChoice | Projector = "sparse_jl",
+        projector: PluginChoice | Projector = "auto",
         store: PluginChoice | FeatureStore = "hdf5",
         seed: int = 0,
         trainer: L.Trainer | None = None,
@@ -156,7 +156,7 @@ class TRAK:
         """
         parsed = Shard.parse(shard)
         data = AttributionData.of(train_dataset, batch_size)
-        job = self._begin({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed, repair=repair)
+        job = self.job({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed, repair=repair)
         self._job = job.with_checkpoints(checkpoints, subsets, weights_only=self._weights_only)
         return self._job.compute(split)
 
@@ -197,7 +197,7 @@ class TRAK:
             TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as `featurize` would.
             StorageError: the run directory cannot be written to.
         """
-        return run_checks(self._begin({split: AttributionData.of(data, batch_size)}, train=split), checkpoints)
+        return run_checks(self.job({split: AttributionData.of(data, batch_size)}, train=split), checkpoints)
 
     def score(
         self,
@@ -386,7 +386,14 @@ class TRAK:
             raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
         return self._job
 
-    def _begin(self, splits: Mapping[str, AttributionData], **options: Any) -> FeaturizeJob:
-        return FeaturizeJob(
-            self.model, self.spec, self.run, self.store, self.trainer, splits, verify_data=self._verify_data, **options
-        )
+    def job(self, splits: Mapping[str, AttributionData], *, train: str, **options: Any) -> FeaturizeJob:
+        """Return the job that featurizes these splits, without checkpoints; settings that are chosen from the data are fixed.
+
+        Args:
+            splits: the data by name.
+            train: which of them is the training set.
+            options: of `FeaturizeJob`.
+        """
+        spec = self.spec.for_run(len(splits[train]), any_fingerprint(self.store))
+        options = {"verify_data": self._verify_data, **options}
+        return FeaturizeJob(self.model, spec, self.run, self.store, self.trainer, splits, train=train, **options)

@@ -78,6 +78,8 @@ def parameters(subject: Subject) -> Iterator[Finding]:
         yield Finding("parameters", f"{use.rule:<32} {layers:>12} {use.parameters:>16,} parameters")
     trained = sum(parameter.numel() for parameter in subject.job.model.parameters())
     yield Finding("parameters", f"p = {spec.layout.numel:,} of the model's {trained:,}, in {len(spec.layout)} tensors")
+    if reason := spec.projector.reason:
+        yield Finding("projector", reason)
 
 
 def outputs(subject: Subject) -> Iterator[Finding]:

@@ -125,13 +125,8 @@ class Job:
 
     def _featurize_job(self) -> FeaturizeJob:
         """The featurizing job of training and target samples, without checkpoints."""
-        trak, settings = self.trak(), self.settings
-        return FeaturizeJob(
-            trak.model,
-            trak.spec,
-            trak.run,
-            trak.store,
-            trak.trainer,
+        settings = self.settings
+        return self.trak().job(
             {settings.train_split: self.train_data, settings.target_split: self.target_data},
             train=settings.train_split,
             block_size=settings.block_size,

@@ -27,7 +27,9 @@ KEPT = 100
 """Number of the most helpful and most harmful samples of each target that are stored in addition to the matrix."""
 
 TARGETS_AT_ONCE = 1024
-"""Number of targets that are scored in one pass over the training features."""
+"""Largest number of targets that are scored in one pass over the training features."""
+TARGETS_BYTES = 2**30
+"""Bytes that their features may occupy."""
 
 
 @dataclass(frozen=True)
@@ -305,7 +307,7 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
 def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, top: int | None = None) -> Scores:
     """Compute all scores and write them tile by tile; with `top`, only that many of the best and worst of each target.
 
-    Memory: a few tiles, the best and worst of `TARGETS_AT_ONCE` targets, and the 64 MiB of the matrix that are written at a
+    Memory: a few tiles, the best and worst of `TARGETS_AT_ONCE` targets and `TARGETS_BYTES`, and the 64 MiB of the matrix that are written at a
     time. Space on the disk is reserved first. The best and worst are stored with their standard errors over checkpoints,
     if the scorer knows them. Processes that share the work write their parts into one file.
 
@@ -316,7 +318,7 @@ def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, t
     compute, mine, kept = scoring.compute, scoring.share, min(top or KEPT, n)
     with shared_file(path, (m, n), whole=top is None, compute=compute) as file:
         best: dict[str, list[Ranking]] = {"top": [], "bottom": []}
-        for rows in chunks(m, 1, TARGETS_AT_ONCE):
+        for rows in chunks(m, max(scoring.target_bytes, TARGETS_BYTES // TARGETS_AT_ONCE), TARGETS_BYTES):
             running = {which: RunningRanking(which, kept, mine.start) for which in best}
             column = mine.start
             for tile in scoring.columns(rows.start, rows.stop, mine):
