@@ -85,6 +85,11 @@ class Suspects(Sequence[Suspect]):
     def __iter__(self) -> Iterator[Suspect]:
         return (self._suspect(int(index)) for index in self.indices)
 
+    def __repr__(self) -> str:
+        return "\n".join(
+            [self.describe(), *(f"#{each.index} labeled {each.label}: {each.why}" for each in self.first(5))]
+        )
+
     def describe(self) -> str:
         """Say in one sentence what was found."""
         n = len(self.ranking)

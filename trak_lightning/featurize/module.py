@@ -16,7 +16,7 @@ from trak_lightning.data.transfer import to_device
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
 from trak_lightning.featurize.fitting import FitFile, Fitting
-from trak_lightning.featurize.reuse import SECONDS, stale_rows, stored_batches
+from trak_lightning.featurize.reuse import stale_rows, stored_batches
 from trak_lightning.featurize.rows import HandOn, RowComputer
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import Sink
@@ -47,8 +47,8 @@ class Featurizer(L.LightningModule):
         fitting: the fits of projector and task.
         blocks: the blocks of the set that this job computes.
         stop: whether the process was asked to end.
-        verify: whether to compute a stored batch again first and compare it.
-        repair: if the stored batch differs, compute all rows of the set again instead of raising an error.
+        verify: for how many seconds to compute stored rows again first and compare them, one batch at least; None not to.
+        repair: if a stored row differs, compute all rows of the set again instead of raising an error.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Featurizer(L.LightningModule):
         fitting: Fitting,
         blocks: range,
         stop: StopRequest,
-        verify: bool = False,
+        verify: float | None = None,
         repair: bool = False,
     ) -> None:
         super().__init__()
@@ -95,8 +95,8 @@ class Featurizer(L.LightningModule):
         # handlers.
         self.stop.install(self.trainer)
         self.fit()
-        if self._verify:
-            self.verify_stored_rows()
+        if self._verify is not None:
+            self.verify_stored_rows(self._verify)
         self.batches = self._plan_batches()
         return self.data.loader(self.batches, pin_memory=self.device.type == "cuda")
 
@@ -109,13 +109,13 @@ class Featurizer(L.LightningModule):
         if self.spec.projector.fit_samples:
             self._fitted_projector = self._stored(self.fitting.projection, self._fit_projector)
 
-    def verify_stored_rows(self) -> None:
+    def verify_stored_rows(self, seconds: float) -> None:
         """Compute stored rows again, one batch after another until time is up. All ranks follow what rank 0 finds.
 
         Raises:
             StaleRowsError: the model, the task, the data or their code has changed.
         """
-        batches, deadline = stored_batches(self.feature_set), perf_counter() + SECONDS
+        batches, deadline = stored_batches(self.feature_set), perf_counter() + seconds
         positions = agreed(self.trainer, lambda: next(batches, None))
         while positions is not None:
             with self.trainer.precision_plugin.predict_step_context(), cast_anew():
