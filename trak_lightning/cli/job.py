@@ -20,6 +20,7 @@ from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
+from trak_lightning.evaluation.experiments import require_possible
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.model.checkpoints import Checkpoint, expand, read_checkpoints
@@ -117,15 +118,15 @@ class Job:
         """Refuse to begin, let alone to train, if the features that are there were made with other settings."""
         self._featurize_job().require_compatible()
 
+    def require_evaluable(self) -> None:
+        """Refuse to begin if an evaluation is asked for that is impossible with this data."""
+        counts = {"num_train": len(self.train_data), "num_checkpoints": self.num_checkpoints}
+        require_possible(self.parts.evaluation, self.datamodule, **counts)
+
     def _featurize_job(self) -> FeaturizeJob:
         """The featurizing job of training and target samples, without checkpoints."""
-        trak, settings = self.trak(), self.settings
-        return FeaturizeJob(
-            trak.model,
-            trak.spec,
-            trak.run,
-            trak.store,
-            trak.trainer,
+        settings = self.settings
+        return self.trak().job(
             {settings.train_split: self.train_data, settings.target_split: self.target_data},
             train=settings.train_split,
             block_size=settings.block_size,
@@ -223,7 +224,13 @@ class Job:
         features = load_features(self.run, self._store, targets=split, train=split)
         subsets = [each.subset for each in features]
         predictions = held_out_predictions(trak.model, trak.spec.task, self.train_data, checkpoints, subsets)
-        return find_suspects(features, predictions, fdr=fdr, class_names=getattr(self.datamodule, "class_names", None))
+        return find_suspects(
+            features,
+            predictions,
+            trak.spec.task.meaning,
+            fdr=fdr,
+            class_names=getattr(self.datamodule, "class_names", None),
+        )
 
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute what the configuration asks for."""

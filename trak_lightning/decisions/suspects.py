@@ -15,8 +15,9 @@ from scipy.special import logsumexp
 from trak_lightning.decisions.label_noise import expected_false_alarms, fit_label_noise
 from trak_lightning.errors import SettingsError
 from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
-from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
+from trak_lightning.scoring.self_influence import SelfInfluence, columns, held_out, held_out_mean, self_influence
 
 if TYPE_CHECKING:
     from trak_lightning.decisions.predictions import Predictions
@@ -86,6 +87,11 @@ class Suspects(Sequence[Suspect]):
     def __iter__(self) -> Iterator[Suspect]:
         return (self._suspect(int(index)) for index in self.indices)
 
+    def __repr__(self) -> str:
+        return "\n".join(
+            [self.describe(), *(f"#{each.index} labeled {each.label}: {each.why}" for each in self.first(5))]
+        )
+
     def describe(self) -> str:
         """Say in one sentence what was found."""
         n = len(self.ranking)
@@ -143,6 +149,7 @@ class Suspects(Sequence[Suspect]):
 def find_suspects(
     checkpoints: Sequence[CheckpointFeatures],
     predictions: "Predictions | None",
+    meaning: Meaning,
     *,
     fdr: float = 0.1,
     class_names: Sequence[str] | None = None,
@@ -157,6 +164,7 @@ def find_suspects(
     Args:
         checkpoints: the stored features of the training set.
         predictions: of the classes; None for a task without classes.
+        meaning: what the output of the task means.
         fdr: the largest expected share of right labels among the samples before the cut.
         class_names: names of the classes 0, 1, …
 
@@ -166,7 +174,7 @@ def find_suspects(
     if not 0 < fdr < 1:
         raise SettingsError(f"fdr, the share of false alarms, must lie between 0 and 1, got {fdr}")
     if predictions is None:
-        loss, basis = _losses(checkpoints)
+        loss, basis = _losses(checkpoints, meaning)
         return Suspects(np.argsort(-loss, kind="stable"), 0, fdr, None, None, basis, loss)
     log_p, basis = predictions.log_probabilities, _basis(predictions.held_out)
     seen = predictions.held_out == 0
@@ -211,22 +219,15 @@ def _basis(held_out: Array) -> str:
     )
 
 
-def _losses(checkpoints: Sequence[CheckpointFeatures]) -> tuple[Array, str]:
-    """The loss of each sample under the checkpoints that were not trained on it, (n,), up to a monotone function."""
-    squared = checkpoints[0].train.spec.fingerprint.get("loss_function") == "squared"
-    loss = np.stack(
-        [
-            np.abs(features.train.column("loss_weight")) if squared else -features.train.column("output")
-            for features in checkpoints
-        ]
-    ).astype(np.float64)
-    unseen = np.ones(loss.shape, dtype=bool)
-    for row, features in zip(unseen, checkpoints, strict=True):
-        row[slice(None) if features.subset is None else features.subset] = False
+def _losses(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> tuple[Array, str]:
+    """How wrong the checkpoints that were not trained on a sample are about it, (n,); all checkpoints, where there are none."""
+    unseen = held_out(checkpoints)
+    errors = np.stack([meaning.errors(*columns(features.train)) for features in checkpoints]).astype(np.float64)
     where = "checkpoints not trained on the sample" if unseen.any() else "checkpoints trained on the sample"
-    unseen |= ~unseen.any(0)
-    what = "error" if squared else "minus the output"
-    return (loss * unseen).sum(0) / unseen.sum(0), f"{what} of {where}"
+    what = (
+        "error" if meaning.number else f"1 − {meaning.probability_name}" if meaning.probability else "minus the output"
+    )
+    return held_out_mean(errors, unseen), f"{what} of {where}"
 
 
 def _percent(share: float) -> str:

@@ -77,6 +77,7 @@ class DictionaryDataModule(HeldOut):
         self.num_train = num_train
 
     def setup(self, stage: str | None = None) -> None:
+        self.tokenizer = vocabulary()
         train, test = self.split(len(entries()))
         self.train_set, self.test_set = (
             Entries([entries()[i] for i in part]) for part in (train[: self.num_train], test)

@@ -117,6 +117,7 @@ class EmojiDataModule(HeldOut):
         self.require_targets(len(candidates))
         test = candidates[: self.num_targets]
         train = sorted(set(range(len(names))) - set(test))
+        self.tokenizer = vocabulary()
         images, numbers = emoji_images(), torch.full((len(names), LENGTH), PAD)
         for row, name in enumerate(emoji_names()):
             encoded = [BEGIN, *vocabulary().encode(name)[: LENGTH - 2], END]

@@ -125,6 +125,7 @@ class QuestionDataModule(HeldOut):
         self.subject: Subject = subject
 
     def setup(self, stage: str | None = None) -> None:
+        self.tokenizer = vocabulary(self.subject)
         count = len(facts(self.subject))
         self.require_targets(count)
         random = np.random.default_rng(self.seed)

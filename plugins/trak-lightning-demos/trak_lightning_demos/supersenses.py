@@ -96,6 +96,7 @@ class SupersenseDataModule(HeldOut):
         self.num_train = num_train
 
     def setup(self, stage: str | None = None) -> None:
+        self.tokenizer = vocabulary()
         train, test = self.split(len(glosses()))
         self.train_set, self.test_set = (
             TaggedGlosses([glosses()[i] for i in part]) for part in (train[: self.num_train], test)

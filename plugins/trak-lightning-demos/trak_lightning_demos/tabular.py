@@ -77,8 +77,13 @@ class TabularDataModule(HeldOut):
         super().__init__(num_targets, batch_size, seed)
         self.dataset = dataset
 
+    def render(self, sample: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """An image of a digit as an image."""
+        row, label = sample
+        return (row.view(8, 8) if self.dataset == "digit_properties" else row), label
+
     def setup(self, stage: str | None = None) -> None:
-        rows, labels = _load(self.dataset)
+        rows, labels, self.feature_names, self.class_names = _load(self.dataset)
         self.require_targets(len(rows) - 1)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
         test, train = order[: self.num_targets], order[self.num_targets :]
@@ -88,7 +93,8 @@ class TabularDataModule(HeldOut):
         self.train_set, self.test_set = (TensorDataset(rows[part], labels[part]) for part in (train, test))
 
 
-def _load(dataset: Dataset) -> tuple[Tensor, Tensor]:
+def _load(dataset: Dataset) -> tuple[Tensor, Tensor, list[str], list[str]]:
+    """Rows, labels, and the names of columns and of classes."""
     try:
         from sklearn import datasets
     except ImportError as error:
@@ -96,10 +102,12 @@ def _load(dataset: Dataset) -> tuple[Tensor, Tensor]:
     if dataset == "digit_properties":
         found = datasets.load_digits()
         labels = torch.tensor([[digit in those for those in DIGIT_PROPERTIES.values()] for digit in found.target])
+        classes = list(DIGIT_PROPERTIES)
     else:
         found = getattr(datasets, f"load_{dataset}")()
         labels = torch.tensor(found.target).unsqueeze(1)
-    return torch.tensor(found.data, dtype=torch.float32), labels.float()
+        classes = [str(name) for name in found.get("target_names", [])]
+    return torch.tensor(found.data, dtype=torch.float32), labels.float(), list(found.feature_names), classes
 
 
 def _standardized(values: Tensor, train: Tensor) -> Tensor:

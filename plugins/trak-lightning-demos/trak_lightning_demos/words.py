@@ -32,8 +32,9 @@ class Vocabulary:
         """Return the token ids of the words, without begin and end tokens."""
         return [self._numbers.get(word, UNKNOWN) for word in words(text)]
 
-    def decode(self, numbers: Iterable[int]) -> str:
-        """Return the words of token ids, up to the end token."""
+    def decode(self, numbers: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Return the words of token ids, up to the end token; special tokens are always left out. This is the interface of
+        tokenizers of transformers, through which the report shows samples."""
         found = []
         for number in numbers:
             if number == END:

@@ -1,8 +1,9 @@
 """Make a plan, and rehearse it on a batch before any block is emitted."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import TrakError, UnsupportedModelError
@@ -20,12 +21,24 @@ from trak_lightning.extractors.hooks.plan import (
     layer_of,
 )
 from trak_lightning.extractors.hooks.probe import Probe, Side, dependent
-from trak_lightning.extractors.hooks.tape import CannotDo, ChangedInPlace, Reached, Tape
+from trak_lightning.extractors.hooks.tape import CannotDo, ChangedInPlace, Path, Reached, Tape
 from trak_lightning.extractors.state import requiring
-from trak_lightning.gradients import ParameterLayout
+from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink, restart_of
 from trak_lightning.model.autocast import without_autocast
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.tasks.base import Task, batch_of
+
+
+@dataclass(frozen=True)
+class Covered:
+    """A plan, and the rehearsal of it. `verified`: whether the gradients were compared with those of autograd, which they cannot
+    be unless they are finite."""
+
+    plan: Plan
+    verified: bool
+    output: Tensor
+    path: Path
+    looped: frozenset[str]
 
 
 class Planner:
@@ -46,9 +59,9 @@ class Planner:
         self._whole: set[str] = set()
         self._dependent: dict[tuple[nn.Module, Side], set[int]] = {}
 
-    def cover(self, task: Task, batch: SampleBatch) -> tuple[Plan, bool]:
-        """Make a plan for `batch`. Return it, and whether its gradients were verified: they cannot be if those of the batch are
-        not finite.
+    def cover(self, task: Task, batch: SampleBatch, sink: Sink | None = None) -> Covered:
+        """Make a plan for `batch`, and rehearse it. If `sink` is given, which has a method ``restart``, it receives the blocks of
+        the rehearsal that succeeds.
 
         Raises:
             UnsupportedModelError: no plan gives correct gradients. Names the parameters.
@@ -63,7 +76,7 @@ class Planner:
             plan = self._plan(task, batch)
             finite, audit = expected.finite, Audit(self._layout, expected, weights)
             try:
-                self._rehearse(plan, task, batch, audit)
+                covered = self._rehearse(plan, task, batch, audit, sink)
             except ChangedInPlace as change:
                 if change.module in self._copies:
                     raise
@@ -86,22 +99,35 @@ class Planner:
                     raise
                 self._lift(plan, given, f"{type(error).__name__}: {error}")
             else:
-                if not finite:
-                    return plan, False
-                wrong = audit.wrong()
+                wrong = audit.wrong() if finite else {}
                 if not wrong:
-                    return plan, True
+                    return replace(covered, verified=finite)
+                _restart(sink)
                 some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
                 self._lift(plan, set(wrong), f"{some}{' …' if len(wrong) > 5 else ''}")
             # The audit has overwritten the reference.
             expected = reference(self._model, task, batch, self._layout)
 
-    def _rehearse(self, plan: Plan, task: Task, batch: SampleBatch, audit: Audit) -> None:
-        with Tape(plan, audit, batch.size, self._model, self._layout) as tape, without_autocast(), batch_of(batch.size):
-            output = as_outputs(task.output(self._model, batch.data), batch.size, task)
-            require_graph(output, self._model, task)
-            tape.path(output)
-            tape.backward(output)
+    def _rehearse(self, plan: Plan, task: Task, batch: SampleBatch, audit: Audit, sink: Sink | None) -> Covered:
+        def both(block: GradientBlock) -> None:
+            audit(block)
+            if sink is not None:
+                sink(block)
+
+        try:
+            with (
+                Tape(plan, both, batch.size, self._model, self._layout) as tape,
+                without_autocast(),
+                batch_of(batch.size),
+            ):
+                output = as_outputs(task.output(self._model, batch.data), batch.size, task)
+                require_graph(output, self._model, task)
+                path = tape.path(output)
+                tape.backward(output)
+                return Covered(plan, False, output.detach(), path, frozenset(tape.looped))
+        except Exception:
+            _restart(sink)
+            raise
 
     def _plan(self, task: Task, batch: SampleBatch) -> Plan:
         while True:
@@ -198,3 +224,8 @@ class Planner:
 
 def _by_sample(where: Where) -> bool:
     return where == "one" or isinstance(where, Placement)
+
+
+def _restart(sink: Sink | None) -> None:
+    if sink is not None and (restart := restart_of(sink)):
+        restart()
