@@ -57,3 +57,18 @@ def test_fish_is_told_every_command_and_its_options(script):
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
 def test_the_script_for_zsh_is_read_by_zsh(script):
     subprocess.run(["zsh", "-n", script("zsh")], check=True)
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+@pytest.mark.parametrize(
+    ("line", "proposed"),
+    [
+        ("trak fea", ["featurize"]),
+        ("trak score runs/a --scorer trac", ["tracin"]),
+        ("trak run --evaluation.ce", ["--evaluation.ceiling"]),
+    ],
+)
+def test_fish_completes_commands_options_and_plugin_names(line, proposed, script):
+    asked = ["fish", "-c", f"source {script('fish')}; complete -C '{line}'"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    assert [each.split("\t")[0] for each in done.stdout.splitlines()] == proposed

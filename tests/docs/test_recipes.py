@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from blocks import blocks
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 import trak_lightning
+from trak_lightning.tasks.base import batch_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL))
@@ -24,14 +25,14 @@ CODE = {
 
 
 class Exact(trak_lightning.TRAK):
-    """Without a projection, in batches of seven, and with inner products of gradients as scores."""
+    """Without a projection, and with inner products of gradients as scores."""
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings, projector="identity")
 
     def featurize(self, dataset, **settings):
         self.train = dataset
-        return super().featurize(dataset, **settings, batch_size=7)
+        return super().featurize(dataset, **settings)
 
     def score(self, dataset, **settings):
         scores = super().score(dataset, **settings, scorer="gradient_dot")
@@ -41,16 +42,18 @@ class Exact(trak_lightning.TRAK):
         compared.append(len(expected))
         return scores
 
-    def gradients(self, dataset):
+    def gradients(self, data):
         """(n, p) gradients of the output of each sample collated alone, by autograd, and its loss weights (n, 1)."""
+        dataset, collate = (data.dataset, data.collate_fn) if isinstance(data, DataLoader) else (data, default_collate)
         parameters = [each for each in self.model.parameters() if each.requires_grad]
         rows, weights = [], []
         for sample in dataset:
-            batch = default_collate([sample])
-            output = self.spec.task.output(self.model, batch)
+            batch = collate([sample])
+            with batch_of(1):
+                output = self.spec.task.output(self.model, batch)
+                weights.append(self.spec.task.loss_weight(self.model, batch, output.detach()))
             grads = torch.autograd.grad(output.sum(), parameters)
             rows.append(torch.cat([grad.flatten() for grad in grads]))
-            weights.append(self.spec.task.loss_weight(self.model, batch, output.detach()))
         return torch.stack(rows).numpy(), torch.stack(weights).numpy()
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
-from trak_lightning.errors import SampleDependenceError, UnsupportedModelError
+from trak_lightning.errors import UnsupportedModelError
 
 
 class Cached(nn.Module):
@@ -164,9 +164,15 @@ class Detached(Cached):
 
 
 @pytest.mark.parametrize("detach", [True, False])
-def test_a_cache_that_cuts_off_gradients_is_refused(detach, tmp_path):
-    with pytest.raises(SampleDependenceError, match=r"keeps computed values between calls in cache"):
-        rows(Detached(detach), None, tmp_path)
+def test_a_cache_is_empty_whenever_a_batch_begins_so_that_gradients_flow(detach, tmp_path):
+    torch.manual_seed(3)
+    model = Detached(detach)
+    (found,) = rows(model, None, tmp_path)
+    assert model.cache == {}
+    model.cache = None
+    model.get, model.put = lambda key: None, lambda key, value: None
+    (wanted,) = rows(model, None, tmp_path / "uncached")
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 class Merging(nn.Linear):

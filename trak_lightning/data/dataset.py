@@ -6,12 +6,10 @@ augmentation) raises an error that names it.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -27,30 +25,13 @@ from torch.utils.data import (
 )
 
 from trak_lightning.data.columns import WithoutText
-from trak_lightning.data.content import content_hash, extent, raw_bytes
+from trak_lightning.data.content import content_hash, raw_bytes
+from trak_lightning.data.loading import Batches, BatchPlan, CollateIndexed, Indexed, IndexedBatch
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import DataError, TrakError
 
 # The samplers that draw from the whole dataset: reading it in order gives the same set of samples.
 WHOLE_DATASET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
-
-
-class Batches(Protocol):
-    """Lists of indices, made lazily; the length is their number or an upper bound of it."""
-
-    def __iter__(self) -> Iterator[Sequence[int]]: ...
-
-    def __len__(self) -> int: ...
-
-
-class IndexedBatch(NamedTuple):
-    """A collated batch, the dataset positions of its samples (B,), and their content hashes and extents (B,), where they
-    were read."""
-
-    index: Tensor  # type: ignore[assignment]  # a field, though tuples have a method of that name
-    batch: Any
-    content: npt.NDArray[np.uint64] | None = None
-    extent: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,13 +85,18 @@ class AttributionData:
         return len(self.dataset)
 
     def batch(self, indices: Sequence[int]) -> Any:
-        """The collated batch of these samples.
+        """The collated batch of these samples; raises as `read`."""
+        return self.read(indices).batch
+
+    def read(self, indices: Sequence[int]) -> IndexedBatch:
+        """The collated batch of these samples, with their content.
 
         Raises:
             DataError: the dataset or the collate function fails on them.
         """
         try:
-            return self.collate_fn([self.dataset[i] for i in indices])
+            collate = CollateIndexed(self.dataset, self.collate_fn, compare=False)
+            return collate([(i, self.dataset[i]) for i in indices])
         except TrakError:
             raise
         except Exception as error:
@@ -150,9 +136,9 @@ class AttributionData:
     def loader(self, batches: Batches, *, pin_memory: bool = False) -> DataLoader:
         """A loader of `IndexedBatch`, one for each list of indices in `batches`."""
         return DataLoader(
-            _Indexed(self.dataset),
+            Indexed(self.dataset),
             batch_sampler=BatchPlan(batches),
-            collate_fn=_IndexedCollate(self.collate_fn),
+            collate_fn=CollateIndexed(self.dataset, self.collate_fn),
             num_workers=self.num_workers,
             multiprocessing_context=self.multiprocessing_context,
             pin_memory=pin_memory,
@@ -176,50 +162,6 @@ def check_samplers(loader: DataLoader) -> None:
             f"the loader draws through {type(sampler).__name__}, so its samples may not be those of its dataset. Wrap the "
             "dataset in torch.utils.data.Subset to restrict it, or give the dataset itself."
         )
-
-
-class BatchPlan:
-    """A batch sampler that yields given lists of indices.
-
-    Lightning rebuilds every `BatchSampler`, and every object with ``batch_size`` and ``drop_last``, with its own settings, but
-    not objects without these.
-    """
-
-    sampler: None = None
-    """Lightning 2.5 reads this attribute to find out whether the sampler shuffles."""
-
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (list(batch) for batch in self._batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-
-class _Indexed(Dataset):
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self._dataset[index]
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-
-class _IndexedCollate:
-    def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
-        self._collate_fn = collate_fn
-
-    def __call__(self, samples: list[tuple[int, Any]]) -> IndexedBatch:
-        indices, values = zip(*samples, strict=True)
-        content = np.array(
-            [content_hash(value) for value in values], np.uint64
-        )  # before collating, which may change them
-        extents = np.array([extent(value) for value in values], np.int64)
-        return IndexedBatch(torch.tensor(indices), self._collate_fn(list(values)), content, extents)
 
 
 def _digest(batch: Any) -> str:

@@ -1,8 +1,9 @@
 """Fetch single samples of a batch again, and slice tensors whose first dimension holds the samples."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 from typing_extensions import Self
 
-from trak_lightning.data.trees import deep_leaves, flatten, map_leaves
+from trak_lightning.data.trees import deep_leaves, flatten, map_leaves, snapshot
 from trak_lightning.errors import DataError
 
 
@@ -25,16 +26,20 @@ class SampleBatch:
     again with the user's code.
 
     Args:
-        data: the collated batch, which is passed to the task.
+        collated: the batch.
         size: B.
         load: collates the samples at these positions of the batch, in this order, and no others.
         extent: how many numbers each sample holds, (B,), where they were read.
+        differs: which entries of the batch differ from those of samples collated alone, (B,) by name; see
+            `trak_lightning.data.alone`.
     """
 
-    data: Any
+    collated: Any
     size: int
     load: Callable[[Sequence[int]], Any]
     extent: npt.NDArray[np.int64] | None = None
+    differs: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    _alone: dict[int, "SampleBatch"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, samples: Sequence[Any], collate: Callable[[list[Any]], Any]) -> Self:
@@ -44,18 +49,36 @@ class SampleBatch:
     @classmethod
     def of_rows(cls, data: Any, size: int) -> Self:
         """Create from data in which the first dimension of every tensor holds the samples, if its length is B."""
+        kept = snapshot(data, clone=True)
         return cls(
             data,
             size,
-            lambda positions: map_leaves(lambda leaf: leaf[list(positions)] if is_batched(leaf, size) else leaf, data),
+            lambda positions: map_leaves(
+                lambda leaf: leaf[list(positions)] if is_batched(leaf, size) else snapshot(leaf, clone=True), kept
+            ),
         )
+
+    @property
+    def data(self) -> Any:
+        """The batch to pass to the task, as it was collated: if a model has changed what it was given, this is a copy of the
+        batch collated again."""
+        return self._intact.get()
+
+    @cached_property
+    def _intact(self) -> "_Intact":
+        return _Intact(self.collated, partial(self.load, range(self.size)))  # no closure over self: a reference cycle
 
     def fetch(self, positions: Sequence[int]) -> "SampleBatch":
         """The batch of the samples at these positions, in this order; a sample may occur several times."""
         chosen = list(positions)
-        return SampleBatch(
+        if len(chosen) == 1 and chosen[0] in self._alone:
+            return self._alone[chosen[0]]
+        found = SampleBatch(
             self.load(chosen), len(chosen), lambda positions: self.load([chosen[at] for at in positions])
         )
+        if len(chosen) == 1:
+            self._alone[chosen[0]] = found
+        return found
 
     @property
     def structure(self) -> tuple[Any, ...]:
@@ -66,6 +89,29 @@ class SampleBatch:
             else type(leaf)
             for leaf in deep_leaves(self.data)
         )
+
+
+class _Intact:
+    """Hands out a batch. Once a model has changed it (``x -= mean``, ``batch.pop("labels")``), collate it again, and hand out
+    copies."""
+
+    def __init__(self, batch: Any, again: Callable[[], Any]) -> None:
+        self._batch = batch
+        self._again = again
+        self._seen: list[tuple[int, int]] | None = _versions(batch)
+
+    def get(self) -> Any:
+        if self._seen is not None and _versions(self._batch) != self._seen:
+            self._batch, self._seen = self._again(), None
+        return self._batch if self._seen is not None else snapshot(self._batch, clone=True)
+
+
+def _versions(batch: Any) -> list[tuple[int, int]]:
+    """Which values a batch holds, and how often its tensors were changed in place."""
+    return [
+        (id(leaf), leaf._version if isinstance(leaf, Tensor) and not leaf.is_inference() else 0)
+        for leaf in deep_leaves(batch)
+    ]
 
 
 def batch_size(batch: Any) -> int:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.core.hooks import DataHooks
 from torch import nn
 
-from trak_lightning.data.dataset import IndexedBatch
+from trak_lightning.data.loading import IndexedBatch
 
 
 def to_device(batch: IndexedBatch, datamodule: Any, model: nn.Module, device: torch.device) -> IndexedBatch:

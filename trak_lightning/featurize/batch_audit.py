@@ -1,7 +1,8 @@
 """Check that the row of a sample does not depend on its batch; if it does, find the first module that mixes samples."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.data.alone import differences
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import DataError, OneSampleAtATime, SampleDependenceError, UnsupportedModelError
@@ -16,8 +18,9 @@ from trak_lightning.extractors.audit import Audit, as_outputs, only, reference, 
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.iterative import sample_gradient
 from trak_lightning.extractors.state import without_fast_path
+from trak_lightning.featurize.unusual import Unusual
 from trak_lightning.gradients import GradientBlock, ParameterLayout
-from trak_lightning.model.autocast import without_autocast
+from trak_lightning.model.autocast import is_cast, without_autocast
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows
@@ -37,8 +40,7 @@ class BatchAuditor:
     If parameters are sharded over ranks, only the first batch is verified: all ranks have the same one. Later batches differ
     between ranks, and autograd then averages their gradients.
 
-    Of the batches whose samples differ in size, the first, second, fourth, eighth and so on are verified too, with a sample
-    that is smaller than another: a batch that was padded, cut or sorted may look like any other.
+    A batch may look like any other and be unlike them: `Unusual` says which are verified in addition.
     """
 
     def __init__(self, model: nn.Module, task: Task, layout: ParameterLayout, seed: int) -> None:
@@ -47,22 +49,36 @@ class BatchAuditor:
         self._layout = layout
         self._seed = seed
         self._structures: set[Any] = set()
-        self._uneven = 0
+        self._unusual = Unusual()
 
-    def due(self, batch: SampleBatch, index: Tensor, *, rehearsed: bool) -> int | None:
+    def due(self, batch: SampleBatch, index: Tensor) -> int | None:
         """The position of the sample to compute by itself, or None if this batch is not to be verified."""
         drawn = derive_seed(self._seed, "verify", int(index[0]))
-        first = not self._structures
-        new = rehearsed or batch.structure not in self._structures
+        first, new = not self._structures, batch.structure not in self._structures
         self._structures.add(batch.structure)
         if any_sharded(self._model.parameters()):
-            return (drawn // SHARE) % batch.size if first else None
-        smaller = _smaller(batch)
-        if len(smaller):
-            self._uneven += 1
-            if self._uneven.bit_count() == 1:  # 1, 2, 4, 8, …
-                return int(smaller[(drawn // SHARE) % len(smaller)])
-        return (drawn // SHARE) % batch.size if new or drawn % SHARE == 0 else None
+            return self.drawn(batch, index) if first else None
+        unusual = self._unusual.samples(batch)
+        if len(unusual):
+            return int(unusual[(drawn // SHARE) % len(unusual)])
+        return self.drawn(batch, index) if new or drawn % SHARE == 0 else None
+
+    def drawn(self, batch: SampleBatch, index: Tensor) -> int:
+        """A position that is drawn from the seed."""
+        return (derive_seed(self._seed, "verify", int(index[0])) // SHARE) % batch.size
+
+    def begin(self, batch: SampleBatch, position: int, extractor: GradientExtractor) -> "Comparison | None":
+        """What the blocks of a batch are to be compared with while its rows are computed; None if they cannot be, since they are
+        rounded to 16 bits, or belong to samples that are computed one at a time anyway."""
+        if extractor.one_by_one or is_cast():
+            return None
+        try:
+            whole = not extractor.audits(self._model, batch)
+            return Comparison(
+                self._model, self._task, self._layout, batch, self._alone(batch, position), position, whole
+            )
+        except Exception:  # the batch is not one that can be computed as a whole
+            return None
 
     def verify(
         self,
@@ -71,6 +87,7 @@ class BatchAuditor:
         position: int,
         extractor: GradientExtractor,
         rows: FeatureRows,
+        compared: "Comparison | None" = None,
         *,
         chosen: bool = True,
     ) -> None:
@@ -83,34 +100,28 @@ class BatchAuditor:
             position: the sample to compute by itself.
             extractor: the extractor that computed the rows.
             rows: its rows, in the precision of the run.
+            compared: what has received the blocks of these rows; if None, they are computed again.
             chosen: whether the user chose the extractor, rather than another one falling back to it.
 
         Raises:
             SampleDependenceError: the output or gradient of the sample depends on its batch, or on random numbers.
             UnsupportedModelError: the extractor computed wrong gradients.
         """
-        one = self._alone(batch, position)
+        one = self._alone(batch, position) if compared is None else compared.one
         if extractor.one_by_one:
             self._compare_outputs(batch, index, position, one, rows, chosen)
             return
-        sample = int(index[position]), position, batch.size
-        with without_autocast():
-            alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
-            whole = Audit(
-                self._layout, reference(self._model, self._task, batch, self._layout), sample_weights(batch.size)
-            )
-            single = Audit(self._layout, alone, only(position, batch.size), slack=_SLACK)
-
-            def sink(block: GradientBlock) -> None:
-                whole(block)
-                single(block)
-
-            output = extractor.extract(self._model, self._task, batch, self._layout, sink)
-            wrong = single.wrong()
-            shift = _shift(output[position], alone.output[0])
-            if wrong or shift > single.tolerance:
-                self._blame(batch, one, sample, wrong, shift, single.tolerance)
-        if wrong := whole.wrong():
+        sample, output = (int(index[position]), position, batch.size), torch.from_numpy(rows.output)
+        if compared is None:
+            with without_autocast():
+                compared = Comparison(self._model, self._task, self._layout, batch, one, position)
+                output = extractor.extract(self._model, self._task, batch, self._layout, compared)
+        shift = _shift(output[position], compared.alone.output[0])
+        wrong = compared.single.wrong()
+        if wrong or shift > compared.single.tolerance:
+            with without_autocast():
+                self._blame(batch, one, sample, wrong, shift, compared.single.tolerance)
+        if compared.whole is not None and (wrong := compared.whole.wrong()):
             raise UnsupportedModelError(_wrong_rows(wrong, type(extractor).__name__.lower()))
         self._compare_weights(batch, sample, one, rows)
 
@@ -164,7 +175,7 @@ class BatchAuditor:
         alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
         error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0]))
         if error > most:
-            refuse(self._model, self._task, sample, error, one.data, batch.data)
+            refuse(self._model, self._task, sample, error, one, batch)
         raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, "hooks"))
 
     def _compare_outputs(
@@ -177,7 +188,7 @@ class BatchAuditor:
         if one.size == 1:
             again, _ = sample_gradient(self._model, self._task, one, self._layout)
             if (error := _shift(again[0], found[position])) > most:
-                refuse(self._model, self._task, (int(index[position]), 0, 1), error, one.data, one.data)
+                refuse(self._model, self._task, (int(index[position]), 0, 1), error, one, one)
         if batch.size == 1:
             return
         try:
@@ -193,18 +204,54 @@ class BatchAuditor:
         for place in range(batch.size):
             if (error := _shift(output[place], found[place])) > most:
                 sample = int(index[place]), place, batch.size
-                refuse(self._model, self._task, sample, error, batch.fetch([place]).data, batch.data)
+                refuse(self._model, self._task, sample, error, batch.fetch([place]), batch)
 
     def _compare_weights(
         self, batch: SampleBatch, sample: tuple[int, int, int], one: SampleBatch, rows: FeatureRows
     ) -> None:
         most, position = 0.1 if _cast_or_short(self._model) else 1e-2, sample[1]
         with torch.no_grad(), batch_of(one.size):
-            output = as_outputs(self._task.output(self._model, one.data), one.size, self._task)
-            weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
+            data = one.data
+            output = as_outputs(self._task.output(self._model, data), one.size, self._task)
+            weights = self._task.loss_weight_and_curvature(self._model, data, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
             if (error := _shift(torch.tensor(column[position]), own[0])) > most:
-                refuse(self._model, self._task, sample, error, one.data, batch.data)
+                refuse(self._model, self._task, sample, error, one, batch)
+
+
+class Comparison:
+    """A sink that compares blocks with the gradients that autograd computes for one sample by itself, and for the whole batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        layout: ParameterLayout,
+        batch: SampleBatch,
+        one: SampleBatch,
+        position: int,
+        whole: bool = True,
+    ) -> None:
+        self.one = one
+        self._references = partial(reference, model, task, batch, layout), partial(reference, model, task, one, layout)
+        self._layout = layout
+        self._sizes = batch.size, one.size
+        self._position = position
+        self._compare_whole = whole
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again with the first block."""
+        of_batch, of_one = self._references
+        size, count = self._sizes
+        self.alone = of_one(only(0, count))
+        self.single = Audit(self._layout, self.alone, only(self._position, size), slack=_SLACK)
+        self.whole = Audit(self._layout, of_batch(), sample_weights(size)) if self._compare_whole and size > 1 else None
+
+    def __call__(self, block: GradientBlock) -> None:
+        self.single(block)
+        if self.whole is not None:
+            self.whole(block)
 
 
 def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceError:
@@ -215,11 +262,6 @@ def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceE
         "top-k choices over the batch dimension, and for ``squeeze()`` without a dimension, in the model, the task and the collate "
         "function."
     )
-
-
-def _smaller(batch: SampleBatch) -> npt.NDArray[np.intp]:
-    """The positions of the samples that hold fewer numbers than the largest of the batch."""
-    return np.flatnonzero([] if batch.extent is None else batch.extent < batch.extent.max())
 
 
 def sample_weights_of(
@@ -269,8 +311,7 @@ def _distance(alone: dict[str, Tensor | None], within: dict[str, Tensor | None])
 
 
 def _cast_or_short(model: nn.Module) -> bool:
-    cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    return cast or any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
+    return is_cast() or any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
 
 
 def difference(alone: npt.NDArray[Any], within: npt.NDArray[Any]) -> float:
@@ -279,62 +320,77 @@ def difference(alone: npt.NDArray[Any], within: npt.NDArray[Any]) -> float:
 
 
 def refuse(
-    model: nn.Module, task: Task, samples: tuple[int, int, int], error: float, alone: Any, batch: Any
+    model: nn.Module, task: Task, samples: tuple[int, int, int], error: float, alone: SampleBatch, batch: SampleBatch
 ) -> NoReturn:
-    """Raise an error that names the module that mixes samples or draws random numbers. `samples` are the sample's index in the
-    dataset, its position in `batch`, and B.
+    """Raise an error that names what the collate function changes, or the module that mixes samples or draws random numbers.
+    `samples` are the sample's index in the dataset, its position in `batch`, and B.
 
     Raises:
         SampleDependenceError: always.
     """
     sample, place, size = samples
-    try:
-        culprit = first_difference(model, task, alone, batch, place, size)
-    except Exception:
-        culprit = None
-    culprit = culprit or "No module was found to cause this: check the task, and code between modules"
     if size == 1:
         raise SampleDependenceError(
             f"the output or gradient of sample {sample} differs by {error:.1%} when it is computed again, so attributions would be "
-            f"random. {culprit}. Likely cause: random layers that ignore model.eval() (F.dropout without "
-            "training=self.training)."
+            f"random. {_culprit(model, task, alone, batch, place)}. Likely cause: random layers that ignore model.eval() (F.dropout "
+            "without training=self.training)."
         )
+    collated = differences(batch.data, [alone.data], [place], size) if alone.size == 1 else {}
+    what = (
+        f"In this batch, the collate function gives it another {' and '.join(list(collated)[:3])} than alone: it may reorder, replace "
+        "or drop samples, or compute something from all of them. Let it keep the samples in their order, each as it is alone"
+        if collated
+        else f"{_culprit(model, task, alone, batch, place)}. Likely causes: random layers that ignore model.eval() (F.dropout without "
+        "training=self.training), batch statistics, a model output that mixes samples, or padding that is not masked"
+    )
     raise SampleDependenceError(
         f"the output or gradient of sample {sample} in a batch of one differs by {error:.1%} from that in a batch of {size}, so "
-        f"attributions would depend on the batch. {culprit}. Likely causes: random layers that ignore model.eval() (F.dropout without "
-        "training=self.training), batch statistics, a model output that mixes samples, padding that is not masked, or a collate "
-        "function that returns samples in another order. To attribute every sample as in a batch of one, use "
+        f"attributions would depend on the batch. {what}. To attribute every sample as in a batch of one, use "
         "extractor='iterative'."
     )
 
 
-def first_difference(model: nn.Module, task: Task, alone: Any, batch: Any, place: int, size: int) -> str | None:
+def _culprit(model: nn.Module, task: Task, alone: SampleBatch, batch: SampleBatch, place: int) -> str:
+    with suppress(Exception):
+        if found := first_difference(model, task, alone, batch, place):
+            return found
+    return "No module was found to cause this: check the task, and code between modules"
+
+
+def first_difference(model: nn.Module, task: Task, alone: SampleBatch, batch: SampleBatch, place: int) -> str | None:
     """Describe the first module whose output for a sample is random, or depends on the batch that the sample is in."""
-    runs = [_outputs(model, task, data, many) for data, many in ((batch, size), (batch, size), (alone, 1))]
+    runs = [_outputs(model, task, each) for each in (batch, batch, alone)]
     names = {module: name or "the model" for name, module in model.named_modules()}
     once, twice, single = ([(module, _tensors(output)) for module, output in run] for run in runs)
     for (module, first), (_, second), (_, lone) in zip(once, twice, single, strict=False):
         what = f"{names[module]} ({type(module).__name__})"
         if any(one.shape != two.shape or not _close(one, two) for one, two in zip(first, second, strict=False)):
-            return f"The output of {what} differs between two runs on the same batch: it draws random numbers"
+            return (
+                f"The output of {what} differs between two runs on the same batch: it draws random numbers (draw them in the dataset, "
+                "from a generator seeded by the sample's index: docs/recipes.md), or keeps something between calls that is neither a "
+                "buffer nor an attribute of a module"
+            )
         for one, two in zip(first, lone, strict=False):
             by_sample = (
-                one.ndim and two.ndim and (one.shape[0], two.shape[0]) == (size, 1) and one.shape[1:] == two.shape[1:]
+                one.ndim
+                and two.ndim
+                and (one.shape[0], two.shape[0]) == (batch.size, 1)
+                and one.shape[1:] == two.shape[1:]
             )
             if by_sample and not _close(one[place], two[0]):
                 return f"The first module whose output for this sample differs is {what}"
     return None
 
 
-def _outputs(model: nn.Module, task: Task, batch: Any, size: int) -> list[tuple[nn.Module, Any]]:
+def _outputs(model: nn.Module, task: Task, batch: SampleBatch) -> list[tuple[nn.Module, Any]]:
     """The output of every module, in the order in which modules return; on the CPU to save GPU memory."""
     found: list[tuple[nn.Module, Any]] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         found.append((module, [tensor.detach().cpu().clone() for tensor in _tensors(output)]))
 
-    with _hooked(model, note), torch.no_grad(), batch_of(size):
-        task.output(model, batch)
+    with _hooked(model, note), torch.no_grad(), batch_of(batch.size):
+        task.output(model, batch.data)
     return found
 
 

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from trak_lightning.data.dataset import IndexedBatch
+from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.errors import TrakError
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate

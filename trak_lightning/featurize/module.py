@@ -3,33 +3,34 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from multiprocessing import parent_process
-from typing import Any
+from time import perf_counter
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from trak_lightning.data.dataset import AttributionData, IndexedBatch
-from trak_lightning.data.samples import SampleBatch
+from trak_lightning.data.dataset import AttributionData
+from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
 from trak_lightning.featurize.fitting import FitFile, Fitting
-from trak_lightning.featurize.reuse import stale_rows, stored_batch
-from trak_lightning.featurize.rows import RowComputer
+from trak_lightning.featurize.reuse import stale_rows, stored_batches
+from trak_lightning.featurize.rows import HandOn, RowComputer
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import Sink
 from trak_lightning.model.autocast import cast_anew
 from trak_lightning.model.caches import clear_caches
 from trak_lightning.model.dtensor import any_sharded, shards
+from trak_lightning.model.steady import SteadyState
 from trak_lightning.projectors.base import Projection
 from trak_lightning.runtime.lightning import share_device_mesh, silence
 from trak_lightning.runtime.ranks import agreed
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
-from trak_lightning.tasks.base import Task, batch_of
+from trak_lightning.tasks.base import Task, batch_of, before_each_pass
 
 
 class Featurizer(L.LightningModule):
@@ -46,8 +47,8 @@ class Featurizer(L.LightningModule):
         fitting: the fits of projector and task.
         blocks: the blocks of the set that this job computes.
         stop: whether the process was asked to end.
-        verify: whether to compute a stored batch again first and compare it.
-        repair: if the stored batch differs, compute all rows of the set again instead of raising an error.
+        verify: for how many seconds to compute stored rows again first and compare them, one batch at least; None not to.
+        repair: if a stored row differs, compute all rows of the set again instead of raising an error.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Featurizer(L.LightningModule):
         fitting: Fitting,
         blocks: range,
         stop: StopRequest,
-        verify: bool = False,
+        verify: float | None = None,
         repair: bool = False,
     ) -> None:
         super().__init__()
@@ -94,8 +95,8 @@ class Featurizer(L.LightningModule):
         # handlers.
         self.stop.install(self.trainer)
         self.fit()
-        if self._verify:
-            self.verify_stored_rows()
+        if self._verify is not None:
+            self.verify_stored_rows(self._verify)
         self.batches = self._plan_batches()
         return self.data.loader(self.batches, pin_memory=self.device.type == "cuda")
 
@@ -108,22 +109,24 @@ class Featurizer(L.LightningModule):
         if self.spec.projector.fit_samples:
             self._fitted_projector = self._stored(self.fitting.projection, self._fit_projector)
 
-    def verify_stored_rows(self) -> None:
-        """Compute some stored rows again. All ranks follow what rank 0 finds.
+    def verify_stored_rows(self, seconds: float) -> None:
+        """Compute stored rows again, one batch after another until time is up. All ranks follow what rank 0 finds.
 
         Raises:
             StaleRowsError: the model, the task, the data or their code has changed.
         """
-        positions = agreed(self.trainer, lambda: stored_batch(self.feature_set))
-        if positions is None:
-            return
-        with self.trainer.precision_plugin.predict_step_context(), cast_anew():
-            found = self.computer.rows(self._load(self.data, positions))
-        stale = agreed(self.trainer, lambda: stale_rows(self.feature_set, found, self.spec.precision))
-        if stale is not None and not self._repair:
-            raise stale
-        if stale is not None:
-            agreed(self.trainer, self._discard)
+        batches, deadline = stored_batches(self.feature_set), perf_counter() + seconds
+        positions = agreed(self.trainer, lambda: next(batches, None))
+        while positions is not None:
+            with self.trainer.precision_plugin.predict_step_context(), cast_anew():
+                found = self.computer.rows(self._load(self.data, positions))
+            stale = agreed(self.trainer, partial(stale_rows, self.feature_set, found, self.spec.precision))
+            if stale is not None and not self._repair:
+                raise stale
+            if stale is not None:
+                agreed(self.trainer, self._discard)
+                return
+            positions = agreed(self.trainer, lambda: next(batches, None) if perf_counter() < deadline else None)
 
     def _discard(self) -> None:
         self.fitting.run.discard_results()
@@ -133,14 +136,17 @@ class Featurizer(L.LightningModule):
     @cached_property
     def computer(self) -> RowComputer:
         """Computes the rows of a batch. Use it only after the model is on its device and `fit` was called."""
+        return self._row_computer(self.projection, self.data)
+
+    def _row_computer(self, projection: Projection | HandOn, data: AttributionData) -> RowComputer:
         spec = self.spec
         return RowComputer(
             self.model,
             self.fitted_task,
             spec.extractor,
-            self.projection,
+            projection,
             spec.layout,
-            partial(self._load, self.data),
+            partial(self._load, data),
             device=self.device,
             precision=str(self.trainer.precision),
             seed=derive_seed(spec.seed, self.feature_set.spec.checkpoint),
@@ -184,7 +190,10 @@ class Featurizer(L.LightningModule):
     def _stored(self, file: FitFile, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Read a fit from its file, so that all ranks have the same bits; rank 0 writes the file if there is none."""
         if not agreed(self.trainer, file.exists) and (self._lockstep or self.trainer.is_global_zero):
-            fitted = fit()
+            steady = SteadyState(self.model)
+            with before_each_pass(steady.restore):
+                fitted = fit()
+            steady.restore()
             if self.trainer.is_global_zero:
                 file.save(fitted)
         agreed(self.trainer, file.exists)
@@ -210,22 +219,16 @@ class Featurizer(L.LightningModule):
         size = self.feature_set.spec.batch_size
 
         def gradients(sink: Sink) -> None:
+            computer = self._row_computer(HandOn(sink), data)
             for start in range(0, count, size):
                 batch = self._load(data, positions[start : start + size])
-                with torch.enable_grad(), self.trainer.precision_plugin.predict_step_context(), cast_anew():
-                    samples = SampleBatch(
-                        batch.batch, len(batch.index), partial(self._among, data, batch.index.tolist())
-                    )
-                    spec.extractor.extract(self.model, self.fitted_task, samples, spec.layout, sink)
+                with self.trainer.precision_plugin.predict_step_context(), cast_anew():
+                    computer.rows(batch)
 
         seed = derive_seed(spec.seed, self.feature_set.spec.checkpoint, "fit")
         return spec.projector.fit(spec.layout, gradients, seed=seed)
 
     def _load(self, data: AttributionData, positions: Sequence[int]) -> IndexedBatch:
         """Collate these samples and move the batch to the device, as the Trainer would."""
-        batch = IndexedBatch(torch.tensor(positions), data.batch(positions))
+        batch = data.read(positions)
         return to_device(self.trainer.precision_plugin.convert_input(batch), data.hooks, self.model, self.device)
-
-    def _among(self, data: AttributionData, index: Sequence[int], positions: Sequence[int]) -> Any:
-        """Collate the samples at these positions of a batch, and no others."""
-        return self._load(data, [index[position] for position in positions]).batch

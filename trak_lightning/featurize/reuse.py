@@ -6,6 +6,7 @@ content hashes stored with the rows reveal a changed sample; computing a stored 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -27,7 +28,8 @@ PLACES = 8
 """At how many places of a feature set rows are computed again."""
 
 SECONDS = 1.0
-"""How long ``sampled`` may read."""
+"""How long ``sampled`` may read the samples of a split, and how long rows of its feature sets are computed again, at least one batch
+of each."""
 
 TOLERANCE = 1e-2
 """Largest difference between a stored row and the same row computed again, relative to its norm: devices round differently."""
@@ -78,23 +80,21 @@ def knows_content(feature_set: FeatureSet) -> bool:
     return all((hashes != UNKNOWN).all() for _, hashes in _stored_content(feature_set))
 
 
-def stored_batch(feature_set: FeatureSet) -> list[int] | None:
-    """The positions of as many stored samples as a batch has, in runs at up to `PLACES` places that are spread evenly over the
-    stored rows, beginning where the feature set's name says; None if no row is stored."""
+def stored_batches(feature_set: FeatureSet) -> Iterator[list[int]]:
+    """Yield the positions of all stored samples, as many at a time as a batch has, in runs at up to `PLACES` places. Those of
+    every prefix are spread evenly over the stored rows, beginning where the feature set's name says."""
     parts = _stored_samples(feature_set)
     if not parts:
-        return None
+        return
     spec = feature_set.spec
     positions = np.concatenate([np.asarray(part) for part in parts])
     count = min(spec.batch_size, len(positions))
-    places = min(PLACES, count)
-    first = derive_seed("stored batch", spec.split, spec.checkpoint) % len(positions)
-    starts = [first + len(positions) * place // places for place in range(places)]
-    lengths = [count * (place + 1) // places - count * place // places for place in range(places)]
-    chosen = {
-        (start + step) % len(positions) for start, length in zip(starts, lengths, strict=True) for step in range(length)
-    }
-    return sorted(int(positions[place]) for place in chosen)
+    length = -(-count // PLACES)
+    runs = -(-len(positions) // length)
+    first = derive_seed("stored batch", spec.split, spec.checkpoint) % runs
+    places = iter(_evenly(runs))
+    while chosen := [(first + place) % runs for place in islice(places, count // length)]:
+        yield sorted(int(at) for run in chosen for at in positions[run * length : (run + 1) * length])
 
 
 def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> StaleRowsError | None:

@@ -2,26 +2,27 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.data.dataset import IndexedBatch
+from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, TrakError, UnsupportedModelError
 from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.state import requiring, without_fast_path
-from trak_lightning.featurize.batch_audit import BatchAuditor, difference, sample_weights_of
-from trak_lightning.gradients import GradientBlock, ParameterLayout
-from trak_lightning.model.caches import clear_caches
+from trak_lightning.featurize.batch_audit import BatchAuditor, Comparison, difference, sample_weights_of
+from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
+from trak_lightning.model.dtensor import any_sharded
+from trak_lightning.model.steady import SteadyState
 from trak_lightning.projectors.base import Projection
+from trak_lightning.run.fingerprint import UNKNOWN
 from trak_lightning.stores.base import FeatureRows
-from trak_lightning.tasks.base import Task, batch_of
+from trak_lightning.tasks.base import Task, batch_of, before_each_pass
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,11 @@ class RowComputer:
     Batches of a new kind are verified before their rows are returned, and so is a share of all others.
 
     Args:
-        model: on `device`, with the checkpoint's weights, in eval mode.
+        model: on `device`, with the checkpoint's weights, in eval mode, and no caches of other weights. Every pass begins with
+            the buffers and attributes that it has now.
         task: already fitted, if it needs a fit.
         extractor: computes per-sample gradients.
-        projection: P of the checkpoint.
+        projection: P of the checkpoint, or a sink in its place while P is fitted.
         layout: the parameters attributed to.
         load: collates the samples at these dataset positions with the user's code, and moves the batch to `device`.
         device: where the model is.
@@ -49,7 +51,7 @@ class RowComputer:
         model: nn.Module,
         task: Task,
         extractor: GradientExtractor,
-        projection: Projection,
+        projection: "Projection | HandOn",
         layout: ParameterLayout,
         load: Callable[[Sequence[int]], IndexedBatch],
         *,
@@ -66,7 +68,8 @@ class RowComputer:
         self._device = device
         self._precision = precision
         self._auditor = BatchAuditor(model, task, layout, seed)
-        self._warned = self._cleared = False
+        self._warned = False
+        self._steady = SteadyState(model)
 
     def account(self, indexed: IndexedBatch) -> list[RuleUse]:
         """Which rule computes which parameters, for a batch that is typical of later ones."""
@@ -78,21 +81,10 @@ class RowComputer:
         Raises:
             DataError, DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError, SampleDependenceError: as named.
         """
+        if indexed.read_again is not None and indexed.read_again.any():
+            raise _unsteady(int(indexed.index[indexed.read_again.argmax()]))
         batch = self.samples(indexed)
-        if not self._cleared:
-            self._clear_caches(batch)
         return replace(self._verified(batch, indexed.index), content=indexed.content)  # type: ignore[arg-type]  # None if unknown
-
-    def _clear_caches(self, batch: SampleBatch) -> None:
-        def output() -> Tensor:
-            one = batch.fetch([0])
-            with without_fast_path(), batch_of(1):
-                return self._task.output(self._model, one.data)
-
-        with suppress(Exception), torch.no_grad():  # what cannot be computed alone is refused by name later
-            output()  # fills the caches of a model that was not used before
-        clear_caches(self._model, output)
-        self._cleared = True
 
     def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
         """Compare the first and last sample of a batch with the same samples in batches of one. Return the largest difference
@@ -113,20 +105,25 @@ class RowComputer:
         """The batch, with a function to fetch and collate its samples again."""
         index = indexed.index.tolist()
 
-        @cache  # while the batch lives
-        def one(position: int) -> Any:
-            return self._load([index[position]]).batch
-
         def load(positions: Sequence[int]) -> Any:
-            if len(positions) == 1:
-                return one(positions[0])
-            return self._load([index[position] for position in positions]).batch
+            found = self._load([index[position] for position in positions])
+            if indexed.content is not None and found.content is not None:
+                before = indexed.content[list(positions)]
+                changed = (before != found.content) & (before != UNKNOWN) & (found.content != UNKNOWN)
+                if changed.any():
+                    raise _unsteady(int(found.index[changed.argmax()]))
+            return found.batch
 
-        return SampleBatch(indexed.batch, len(index), load, indexed.extent)
+        return SampleBatch(indexed.batch, len(index), load, indexed.extent, indexed.differs)
 
     def _verified(self, batch: SampleBatch, index: Tensor, position: int | None = None) -> FeatureRows:
         """The rows of a batch, verified if it is due, or by the sample at `position` if one is given."""
-        with memory_explained(self._device, batch.size), torch.enable_grad(), without_fast_path():
+        with (
+            memory_explained(self._device, batch.size),
+            torch.enable_grad(),
+            without_fast_path(),
+            before_each_pass(self._steady.restore),
+        ):
             try:
                 return self._by_some(batch, index, position)
             except TrakError:
@@ -146,28 +143,31 @@ class RowComputer:
 
     def _by(self, extractor: GradientExtractor, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
         kinds = extractor.kinds
-        rows = self._compute(batch, index, extractor)
-        due = self._auditor.due(batch, index, rehearsed=extractor.kinds > kinds)
-        position = due if position is None else position
-        if position is not None:
-            # Whether the user chose one sample at a time, or an extractor fell back to it.
-            chosen = type(self._extractor).fall_back is GradientExtractor.fall_back
-            self._auditor.verify(batch, index, position, extractor, rows, chosen=chosen)
+        if position is None:
+            position = self._auditor.due(batch, index)
+        if position is None:
+            rows = self._compute(batch, index, extractor)
+            if extractor.kinds == kinds or any_sharded(self._model.parameters()):
+                return rows
+            position, compared = self._auditor.drawn(batch, index), None
+        else:
+            compared = self._auditor.begin(batch, position, extractor)
+            rows = self._compute(batch, index, extractor, compared)
+        # Whether the user chose one sample at a time, or an extractor fell back to it.
+        chosen = type(self._extractor).fall_back is GradientExtractor.fall_back
+        self._auditor.verify(batch, index, position, extractor, rows, compared, chosen=chosen)
         return rows
 
-    def _compute(self, batch: SampleBatch, index: Tensor, extractor: GradientExtractor) -> FeatureRows:
-        projection, reached = self._projection, set[str]()
-        features = projection.zeros(batch.size, _accumulator_dtype(self._model))
-
-        def sink(block: GradientBlock) -> None:
-            reached.add(block.name)
-            projection.add(block, features)
-
+    def _compute(
+        self, batch: SampleBatch, index: Tensor, extractor: GradientExtractor, compared: Comparison | None = None
+    ) -> FeatureRows:
+        features = self._projection.zeros(batch.size, _accumulator_dtype(self._model))
+        sink = _Rows(self._projection, features, compared)
         output = extractor.extract(self._model, self._task, batch, self._layout, sink)
         output = as_outputs(output, batch.size, self._task)
-        if not reached and not self._warned:
+        if not sink.reached and not self._warned:
             self._require_gradient(batch)
-        self._warn_of_zeros(reached)
+        self._warn_of_zeros(sink.reached)
         with torch.no_grad():
             loss_weight, curvature = sample_weights_of(self._model, self._task, batch, output, extractor.one_by_one)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
@@ -211,6 +211,55 @@ class RowComputer:
             "Leave them out: parameters=['!NAME'].",
             len(missing), len(self._layout), sum(slot.numel for slot in missing), self._layout.numel, names,
         )  # fmt: skip
+
+
+class HandOn:
+    """Hands gradient blocks to a sink in place of projecting them; those of a batch that is refused, too."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def zeros(self, batch_size: int, dtype: torch.dtype) -> Tensor:
+        """Features that stay zero, (B, 1)."""
+        return torch.zeros(batch_size, 1, dtype=dtype)
+
+    def add(self, block: GradientBlock, out: Tensor) -> None:
+        """Hand on a block."""
+        self._sink(block)
+
+
+class _Rows:
+    """A sink that projects blocks, and compares them if they are to be."""
+
+    def __init__(self, projection: "Projection | HandOn", features: Tensor, compared: Comparison | None) -> None:
+        self._projection = projection
+        self._features = features
+        self._compared = compared
+        self.reached: set[str] = set()
+
+    def __call__(self, block: GradientBlock) -> None:
+        self.reached.add(block.name)
+        if self._compared is not None:
+            self._compared(block)
+        self._projection.add(block, self._features)
+
+    @property
+    def restart(self) -> Callable[[], None] | None:
+        return None if isinstance(self._projection, HandOn) else self._restart
+
+    def _restart(self) -> None:
+        self.reached.clear()
+        self._features.zero_()
+        if self._compared is not None:
+            self._compared.restart()
+
+
+def _unsteady(sample: int) -> DataError:
+    return DataError(
+        f"sample {sample} is different when it is read again: the dataset draws random numbers for it, or depends on what was read "
+        "before or on the worker process that reads. Scores belong to fixed samples: attribute to the dataset without random "
+        "transforms."
+    )
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from itertools import chain
 
 from torch import nn
 
-from trak_lightning.model.caches import CacheState
 from trak_lightning.model.dtensor import is_sharded
+from trak_lightning.model.steady import SteadyState
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def restored(model: nn.Module) -> Iterator[None]:
         name: (tensor.data, tensor.detach().clone())
         for name, tensor in chain(model.named_parameters(), model.named_buffers())
     }
-    kept = CacheState(model)
+    kept = SteadyState(model)
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trak_lightning.data.dataset import AttributionData, IndexedBatch
+from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.transfer import to_device
 from trak_lightning.featurize.fitting import FitSamples
 from trak_lightning.retraining.outputs import Retraining
@@ -56,7 +56,7 @@ def model_outputs(
     model.eval()
 
     def load(data: AttributionData, positions: Sequence[int]) -> Any:
-        batch = IndexedBatch(torch.tensor(positions), data.batch(positions))
+        batch = data.read(positions)
         return to_device(batch, data.hooks, model, model.device).batch
 
     if reference is not None:

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.state import to_json
 
 _SIZE: ContextVar[int | None] = ContextVar("batch_size", default=None)
+_BEGIN: ContextVar[Callable[[], None] | None] = ContextVar("begin", default=None)
 
 
 @contextmanager
@@ -25,11 +26,23 @@ def batch_of(size: int) -> Iterator[None]:
     The shapes of a batch do not always say: a graph has as many rows as nodes, a sequence-first batch (T, B) begins with
     its length. Whoever collated the samples knows.
     """
-    token = _SIZE.set(size)
+    begin, token = _BEGIN.get(), _SIZE.set(size)
+    if begin is not None:
+        begin()
     try:
         yield
     finally:
         _SIZE.reset(token)
+
+
+@contextmanager
+def before_each_pass(begin: Callable[[], None]) -> Iterator[None]:
+    """Call `begin` whenever `batch_of` is entered: before each pass through the model."""
+    token = _BEGIN.set(begin)
+    try:
+        yield
+    finally:
+        _BEGIN.reset(token)
 
 
 def current_size() -> int | None:
@@ -83,6 +96,10 @@ class Task(ABC):
 
     def probabilities(self, model: nn.Module, batch: Any) -> Tensor | None:
         """Compute class probabilities (B, C) to show to people; None if the task has no classes."""
+        return None
+
+    def class_labels(self, batch: Any) -> Tensor | None:
+        """Find the class of each sample's label, (B,) integers into `probabilities`; None if the task has no classes."""
         return None
 
     def loss_weight_and_curvature(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,9 @@ class Classification(SupervisedTask):
     def probabilities(self, model: nn.Module, batch: Any) -> Tensor:
         return self._logits(model, batch).softmax(dim=-1)
 
+    def class_labels(self, batch: Any) -> Tensor:
+        return self._classes(batch)
+
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self._logistic(model, batch, output).loss_weight(output)
 
@@ -73,7 +76,7 @@ class Classification(SupervisedTask):
             }.get(logits.ndim, "For a label per pixel, use task segmentation.")
             raise DataError(
                 f"the model must return logits of shape (B, classes), got {tuple(logits.shape)}. {remedy} Otherwise, use task loss "
-                "with a function of your own."
+                "with a function of your own: docs/recipes.md."
             )
         return class_logits(logits, self.outputs_are)
 

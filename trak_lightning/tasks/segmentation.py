@@ -85,5 +85,5 @@ def _require_pixels(logits: Tensor, labels: Tensor) -> None:
             f"the model must return logits of shape (B, classes, …) for labels of shape (B, …), such as (B, C, H, W) for "
             f"(B, H, W); got logits {tuple(logits.shape)} and labels {tuple(labels.shape)}. If they differ in resolution, resize "
             "the logits at the end of the model's forward, as the training loss does; if classes come last, use task "
-            "token_classification with flattened pixels; otherwise, task loss with a function of your own."
+            "token_classification with flattened pixels; otherwise, task loss with a function of your own: docs/recipes.md."
         )

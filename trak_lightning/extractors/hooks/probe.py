@@ -83,7 +83,7 @@ class Probe:
         """Find whether the entries of one sample are adjacent or interleaved: entries that stay the same when the second sample
         is replaced are those of the first."""
         wanted = {module for module, places in fresh.items() if any(map(_is_flattened, _all(places)))}
-        same, mixed = (_Shapes(self._model, wanted).see(task, batch.fetch(pair)) for pair in ([0, 0], [0, 1]))
+        same, mixed = (_Shapes(self._model, wanted).see(task, batch.fetch(pair).data, 2) for pair in ([0, 0], [0, 1]))
         for module in wanted:
             for side in ("inputs", "outputs"):
                 places: dict[int, Where] = getattr(fresh[module], side)
@@ -95,8 +95,9 @@ class Probe:
     def _pass(
         self, task: Task, batch: SampleBatch, packed: frozenset[int] = frozenset(), unknown: bool = False
     ) -> "_Shapes":
-        content = ContentSizes(deep_leaves(batch.data), packed, batch.size, unknown=unknown) if batch.size > 1 else None
-        return _Shapes(self._model, content=content).see(task, batch)
+        data = batch.data
+        content = ContentSizes(deep_leaves(data), packed, batch.size, unknown=unknown) if batch.size > 1 else None
+        return _Shapes(self._model, content=content).see(task, data, batch.size)
 
 
 def _packed(two: SampleBatch, three: SampleBatch, batch: SampleBatch) -> tuple[list[frozenset[int]], bool]:
@@ -204,15 +205,15 @@ class _Shapes:
         self._given: list[tuple[nn.Module, dict[int, _Sizes]]] = []
         self.calls: dict[nn.Module, list[_Call]] = {}
 
-    def see(self, task: Task, batch: SampleBatch) -> "_Shapes":
+    def see(self, task: Task, data: Any, size: int) -> "_Shapes":
         with ExitStack() as stack:
             for module in self._model.modules():
                 stack.enter_context(_handle(module.register_forward_pre_hook(self._before, with_kwargs=True)))
                 stack.enter_context(_handle(module.register_forward_hook(self._after, with_kwargs=True)))
-            with torch.no_grad(), _checkpointing_unasked(), without_autocast(), batch_of(batch.size):
+            with torch.no_grad(), _checkpointing_unasked(), without_autocast(), batch_of(size):
                 if self._content is not None:
                     stack.enter_context(self._content)
-                task.output(self._model, batch.data)
+                task.output(self._model, data)
         return self
 
     def value(self, module: nn.Module, side: Side, position: int) -> Tensor | None:

@@ -1,0 +1,161 @@
+"""Begin every pass with the state that the checkpoint has, whatever earlier passes have changed."""
+
+import copy
+import functools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trak_lightning.model.dtensor import any_sharded
+
+_INTERNAL = {*vars(nn.Module()), *vars(L.LightningModule())}
+"""Attributes that every module has."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An attribute of a module, or of an object in one."""
+
+    owner: str
+    kind: tuple[type, str]
+    """Class and attribute: what all modules of a class keep is cleared together."""
+    attributes: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.kind[1]
+
+    @property
+    def value(self) -> Any:
+        return self.attributes.get(self.name)
+
+    def __str__(self) -> str:
+        return f"{self.owner}.{self.name}" if self.owner else self.name
+
+
+class SteadyState:
+    """What modules hold besides parameters: buffers, attributes (a step counter, a memory of earlier batches) and what is
+    under ``lru_cache``. A gradient must not depend on how many batches came before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._function_caches = function_caches(model)
+        self._attributes = [
+            (place.attributes, place.name, place.value, contents_of(place.value)) for place in places(model)
+        ]
+        holders = [vars(module) for module in model.modules()] + [attributes for attributes, *_ in self._attributes]
+        self._names = {id(attributes): (attributes, set(attributes)) for attributes in holders}
+        self._buffers = [
+            (module._buffers, name, buffer)
+            for module in model.modules()
+            if not isinstance(module, torch.jit.ScriptModule)
+            for name, buffer in module._buffers.items()
+        ]
+        self._tensors = {id(tensor): _Kept(tensor) for tensor in self._all_tensors()}
+
+    def restore(self) -> None:
+        """Put everything back as it was, in place."""
+        for cache in self._function_caches:
+            cache.cache_clear()
+        for attributes, name, value, contents in self._attributes:
+            if attributes.get(name) is not value:
+                attributes[name] = value
+            if contents is not None and not _same_items(value, contents):
+                _refill(value, contents)
+        sharded = any_sharded(self._model.parameters())  # which adds attributes of its own
+        for attributes, names in self._names.values():
+            if len(attributes) != len(names) and not sharded:
+                for name in attributes.keys() - names - _INTERNAL:
+                    if not callable(attributes[name]):
+                        del attributes[name]
+        for buffers, name, buffer in self._buffers:
+            if buffers.get(name) is not buffer:
+                buffers[name] = buffer
+        for kept in self._tensors.values():
+            kept.restore()
+
+    def _all_tensors(self) -> Iterator[Tensor]:
+        yield from (buffer for _, _, buffer in self._buffers if buffer is not None)
+        for _, _, value, contents in self._attributes:
+            items = contents.values() if isinstance(contents, dict) else contents if contents is not None else [value]
+            yield from (item for item in items if isinstance(item, Tensor) and not isinstance(item, nn.Parameter))
+
+
+class _Kept:
+    """A tensor and its values, to be put back if it was changed in place."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._values = tensor.detach().clone()
+        self._version = _version(tensor)
+
+    def restore(self) -> None:
+        if _version(self._tensor) != self._version:
+            with torch.no_grad():
+                self._tensor.detach().copy_(self._values)
+            self._version = _version(self._tensor)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _same_items(container: Any, contents: Any) -> bool:
+    """Whether a container holds the very same objects."""
+    if len(container) != len(contents):
+        return False
+    if isinstance(container, dict):
+        return all(key in container and container[key] is value for key, value in contents.items())
+    if isinstance(container, set):
+        return bool(container == contents)
+    return all(one is other for one, other in zip(container, contents, strict=True))
+
+
+def function_caches(model: nn.Module) -> list[Any]:
+    """The methods of modules that are under ``functools.lru_cache``."""
+    classes = {base for module in model.modules() for base in type(module).__mro__}
+    return [value for cls in classes for value in vars(cls).values() if isinstance(value, functools._lru_cache_wrapper)]
+
+
+def places(model: nn.Module) -> Iterator[Place]:
+    """The attributes of all modules, and of objects in them, other than parameters, buffers and modules."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        yield from _attributes(name, module, seen)
+
+
+def _attributes(owner: str, holder: Any, seen: set[int]) -> Iterator[Place]:
+    for name, value in list(vars(holder).items()):
+        if isinstance(holder, nn.Module) and (name in _INTERNAL or isinstance(value, L.LightningDataModule)):
+            continue
+        if is_object(value):
+            if id(value) not in seen:
+                seen.add(id(value))
+                yield from _attributes(f"{owner}.{name}" if owner else name, value, seen)
+        else:
+            yield Place(owner, (type(holder), name), vars(holder))
+
+
+def is_object(value: Any) -> bool:
+    return (
+        not isinstance(value, (nn.Module, Tensor, np.ndarray, type, dict, list, set, tuple))
+        and not callable(value)
+        and isinstance(getattr(value, "__dict__", None), dict)
+    )
+
+
+def contents_of(value: Any) -> Any:
+    """A shallow copy of a container that can change in place; None for anything else."""
+    return copy.copy(value) if isinstance(value, (dict, list, set, deque)) else None
+
+
+def _refill(container: Any, contents: Any) -> None:
+    """Put the contents back into a container, in place."""
+    container.clear()
+    container.update(contents) if isinstance(container, (dict, set)) else container.extend(contents)
