@@ -1,7 +1,8 @@
 """The Python API: `TRAK`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning import registry
-from trak_lightning.check.checks import Finding, run_checks
+from trak_lightning.check.checks import Findings, run_checks
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.suspects import Suspects, find_suspects
@@ -27,6 +28,8 @@ from trak_lightning.model.checkpoints import Checkpoints
 from trak_lightning.model.compiled import original
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.projectors.base import Projector
+from trak_lightning.report.samples import samples_of
+from trak_lightning.report.write import write_report
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.scoring.compute import LOCAL
@@ -180,7 +183,7 @@ class TRAK:
 
     def check(
         self, data: DataSource, *, batch_size: int | None = None, split: str = "train", checkpoints: int = 1
-    ) -> list[Finding]:
+    ) -> Findings:
         """Report from a few batches, with the model's current weights, what would be attributed and how, the seconds per batch,
         the peak memory and the disk space. Nothing is stored. See `trak_lightning.check.checks`.
 
@@ -248,7 +251,7 @@ class TRAK:
         if fabric is None and torch.cuda.is_available():
             fabric = Fabric(accelerator="cuda", devices=1)
         compute = LOCAL if fabric is None else FabricCompute(fabric)
-        return score_run(
+        scores, _ = score_run(
             self.run,
             self.store,
             chosen,
@@ -258,7 +261,13 @@ class TRAK:
             reduction=reduction,
             coefficients=coefficients,
             compute=compute,
-        )[0]
+        )
+        if groups is None:
+            job = self._require_job()
+            both = job.splits[job.train], AttributionData.of(target_dataset)
+            train, targets = (samples_of(data, task=self.spec.task) for data in both)
+            scores.samples = train, targets
+        return scores
 
     def self_influence(
         self, *, regularization: float | str = "auto", weights: str = "auto", split: str = "train"
@@ -318,6 +327,59 @@ class TRAK:
             IncompleteRunError: these were not featurized.
         """
         return WhatIf(load_features(self.run, self.store, targets=name, train=split), regularization, weights)
+
+    def report(
+        self,
+        target_dataset: DataSource,
+        name: str = "targets",
+        *,
+        render: Callable[[Any], Any] | None = None,
+        class_names: Sequence[str] | None = None,
+        tokenizer: Any = None,
+        num_targets: int = 24,
+        path: str | Path | None = None,
+    ) -> Path:
+        """Write one self-contained page about scored targets; returns its path, ``run_dir/report/index.html``.
+
+        Args:
+            target_dataset: what was scored.
+            name: as given to `score`.
+            render: converts a sample to what is shown of it, see `trak_lightning.report.Samples`.
+            class_names: names of the classes 0, 1, …; None uses the dataset's ``classes``, if any.
+            tokenizer: converts token ids to text; None uses the data collator's, if any.
+            num_targets: number of targets to show.
+            path: file to write instead.
+
+        Raises:
+            IncompleteRunError: nothing was featurized or scored.
+            DataError: the data is not what was scored, `render` fails, or matplotlib or jinja2 is missing.
+        """
+        job = self._require_job()
+        return write_report(
+            self.run.path,
+            job.splits[job.train],
+            target_dataset,
+            model=self.model,
+            task=self.spec.task,
+            checkpoints=job.checkpoints,
+            render=render,
+            datamodule=None if class_names is None else SimpleNamespace(class_names=class_names),
+            tokenizer=tokenizer,
+            num_targets=num_targets,
+            name=name,
+            train_split=job.train,
+            store=self.store,
+            path=path,
+        )
+
+    def __repr__(self) -> str:
+        spec, parameters = self.spec, sum(each.numel() for each in self.model.parameters())
+        splits = ", ".join(sorted({split for split, _ in self.store.list()})) or "none yet"
+        return (
+            f"TRAK({type(self.model).__name__} of {parameters:,} parameters, {type(spec.task).__name__}, "
+            f"{type(spec.projector).__name__} to k = {spec.dim:,}, run_dir={str(self.run.path)!r}; "
+            f"{len(self.run.read().checkpoints)} checkpoints, features: {splits})"
+        )
 
     def _require_job(self) -> FeaturizeJob:
         if self._job is None:

@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import h5py
 import numpy as np
 import pytest
 import yaml
-from faults import forks, run
+from faults import trak
 
 from trak_lightning.cli import COMMANDS, NEED_A_MODEL, main
 from trak_lightning.cli.lightning_cli import TrakCLI
@@ -30,18 +28,6 @@ CONFIG = {
     "projector": {"name": "sparse_jl", "dim": 64},
     "evaluation": {"models": 3},
 }
-
-
-def trak(*arguments, timeout=300):
-    """Run a command in a process of its own."""
-    with TemporaryDirectory() as folder:
-        output, errors = Path(folder, "output"), Path(folder, "errors")
-        process = forks().Process(
-            target=run, args=([*map(str, arguments)], output, {"COLUMNS": "200"}), kwargs={"errors": errors}
-        )
-        process.start()
-        process.join(timeout)
-        return subprocess.CompletedProcess(arguments, process.exitcode, output.read_text(), errors.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +119,7 @@ def test_commands_that_find_everything_done_or_only_read_import_no_torch(finishe
     run_dir, _ = finished
     named = (run_dir, "--config", config)
     shown, heavy = heavy_imports(
-        ("score", *named), ("evaluate", *named), ("top", run_dir, "--target", 3), ("self-influence", run_dir),
+        ("score", *named), ("evaluate", *named), ("top", run_dir, "--target", 3, "--numbers"), ("self-influence", run_dir),
         ("info", run_dir), ("verify", run_dir), ("plugins",), ("completion", "bash"),
     )  # fmt: skip
     assert heavy == []
@@ -162,6 +148,7 @@ def test_top_prints_the_training_samples_with_the_largest_and_smallest_scores(fi
         order = np.argsort(file["scores"][17])
     for sample in (*order[:3], *order[-3:]):
         assert f" {sample} " in done.stdout
+    assert all(word in done.stdout for word in ("Most helpful", "label", "image 8×8"))
 
 
 def test_other_scorer_settings_give_other_scores(finished, config, tmp_path):
@@ -254,6 +241,8 @@ def test_configurations_are_merged_and_printed(config):
         (("score",), "Run trak featurize first"),
         (("fly",), "unknown command 'fly'"),
         (("run", "--config", "nowhere.yaml"), "there is no configuration file nowhere.yaml"),
+        (("run", "--evaluation.mislabeled", "nowhere.npy"), "must be a .npy file of positions or 'data'; nowhere.npy"),
+        (("run", "--evaluation.agreement=true", "--ensemble.size=1"), "needs at least two; this run has one"),
         (("run", "--evaluation.fraction", "2"), "fraction must lie in (0, 1]"),
         (
             ("run", "--target_split", "holdout"),
@@ -270,6 +259,7 @@ def test_mistakes_are_named_without_a_traceback_and_with_a_failing_exit_status(a
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("checkpoints/*.ckpt")), "nothing is trained before it"
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,17 @@ def test_doubtful_predictions_are_no_label_errors():
     assert fit_label_noise(log_p, labels).rate < 0.01
 
 
+def test_errors_that_the_models_have_learned_are_found():
+    log_p, labels, wrong = labeled(1.7, 0.1, confusable=True)
+    shift = np.roll(np.eye(CLASSES), 1, axis=1)
+    learned = np.log(np.exp(log_softmax(1.7 * log_p, axis=1)) @ (0.9 * np.eye(CLASSES) + 0.1 * shift))
+    model = fit_label_noise(learned, labels)
+    assert model.learned is not None
+    ranking = np.argsort(-model.probability_wrong(learned, labels))
+    assert wrong[ranking[: wrong.sum() // 2]].mean() > 0.9
+    assert fit_label_noise(*labeled(1.7, 0.1)[:2]).learned is None
+
+
 def test_labels_that_are_no_classes_are_refused():
     with pytest.raises(DataError, match=r"labels must be 4 integers in 0 … C − 1"):
         fit_label_noise(np.zeros((4, 3)), np.array([0, 1, 2, 3]))

@@ -77,12 +77,25 @@ def test_it_is_one_newton_step_of_a_logistic_regression(problem, tmp_path):
     np.testing.assert_allclose(found.change, -z @ step, rtol=1e-6)
 
 
-def test_a_larger_set_is_trusted_less(fitted):
+def test_an_answer_says_whether_its_set_is_too_large(fitted):
     what_if = fitted.what_if("test", regularization=RIDGE, weights="gauss_newton")
-    small, large = what_if.remove([3]), what_if.remove(np.arange(55))
-    assert small.leverage < 0.3 < large.leverage < 1
-    assert small.trust.startswith("small enough")
-    assert large.trust.startswith("too large to be trusted")
+    small, large = what_if.remove([3]), what_if.remove(np.arange(13))
+    assert 0 < small.leverage < large.leverage < 1
+    assert small.trust.startswith("small enough for one Newton step: 1.7 % of the training set")
+    assert large.trust.startswith("too large to be trusted: 21.7 % of the training set")
+
+
+def test_a_step_far_beyond_the_summed_scores_is_trusted_in_its_order_only(problem, tmp_path):
+    x, y, z = problem
+    x = x.copy()
+    x[:10] = 9 * np.eye(5)[0]  # nearly all that is known of the first direction
+    x[10:, 0] *= 0.1
+    model = nn.Linear(5, 1, bias=False).double()
+    scorer = {"name": "trak", "regularization": RIDGE, "weights": "gauss_newton"}
+    trak = scored(model, "regression", (x, y), (z, np.zeros(7)), tmp_path, scorer)
+    found = trak.what_if("test", regularization=RIDGE, weights="gauss_newton").remove(np.arange(10))
+    assert found.stretch > 10
+    assert found.trust.startswith("trust the order of the changes, not their size")
 
 
 def test_a_mask_and_positions_are_the_same_set(fitted):

@@ -20,6 +20,7 @@ from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
+from trak_lightning.evaluation.experiments import require_possible
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.model.checkpoints import Checkpoint, expand, read_checkpoints
@@ -116,6 +117,11 @@ class Job:
     def require_compatible(self) -> None:
         """Refuse to begin, let alone to train, if the features that are there were made with other settings."""
         self._featurize_job().require_compatible()
+
+    def require_evaluable(self) -> None:
+        """Refuse to begin if an evaluation is asked for that is impossible with this data."""
+        counts = {"num_train": len(self.train_data), "num_checkpoints": self.num_checkpoints}
+        require_possible(self.parts.evaluation, self.datamodule, **counts)
 
     def _featurize_job(self) -> FeaturizeJob:
         """The featurizing job of training and target samples, without checkpoints."""

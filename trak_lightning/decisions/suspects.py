@@ -59,6 +59,8 @@ class Suspects(Sequence[Suspect]):
     """What the ranking is made from, in words."""
     suspicion: Array
     """(n,) in the order of the training set: probability that the label is wrong; the loss for a task without classes."""
+    learned: bool = False
+    """Whether errors between the same classes were found in what the models have learned (`learned_confusion`)."""
     predictions: "Predictions | None" = None
     class_names: Sequence[str] | None = None
 
@@ -85,6 +87,11 @@ class Suspects(Sequence[Suspect]):
     def __iter__(self) -> Iterator[Suspect]:
         return (self._suspect(int(index)) for index in self.indices)
 
+    def __repr__(self) -> str:
+        return "\n".join(
+            [self.describe(), *(f"#{each.index} labeled {each.label}: {each.why}" for each in self.first(5))]
+        )
+
     def describe(self) -> str:
         """Say in one sentence what was found."""
         n = len(self.ranking)
@@ -95,6 +102,10 @@ class Suspects(Sequence[Suspect]):
         return (
             f"{self.size} of {n} labels are likely wrong, of which about {_percent(self.expected or 0)} are false alarms; "
             f"about {self.errors:.0f} are wrong in all, by {self.basis}"
+            + (
+                "; some classes have always the same wrong label, which models learn: expect more false alarms"
+                * self.learned
+            )
         )
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
@@ -183,6 +194,7 @@ def find_suspects(
         float(wrong.sum()),
         basis,
         wrong,
+        model.learned is not None,
         predictions,
         class_names,
     )

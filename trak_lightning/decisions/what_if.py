@@ -18,8 +18,11 @@ from trak_lightning.scoring.regularization import choose
 from trak_lightning.scoring.views import some_targets
 from trak_lightning.stores.base import FeatureRows
 
-FAR, TOO_FAR = 0.3, 0.6
-"""Leverage of a set above which the size of the changes is doubtful, and above which the whole answer is."""
+LARGEST = 0.2
+"""Share of the training set up to which answers were compared with retraining (docs/benchmarks.md)."""
+
+FAR = 2.5
+"""How many times the summed scores the step may be before measured changes were clearly larger than predicted ones."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,24 @@ class Removal:
     num_train: int
 
     @property
+    def stretch(self) -> float:
+        """How many times the summed scores the change is, in the mean over targets: 1 for samples that are not alike."""
+        summed = float(np.abs(self.summed).sum())
+        return float(np.abs(self.change).sum()) / summed if summed else 1.0
+
+    @property
     def trust(self) -> str:
         """Say whether the set is too large for the answer to be trusted."""
-        share = f"the set is {len(self.samples) / self.num_train:.1%} of the training set and has leverage {self.leverage:.2f}"
-        if self.leverage > TOO_FAR:
-            return f"too large to be trusted: {share}; retrain without it to be sure"
-        if self.leverage > FAR:
-            return f"trust the order of the changes more than their size: {share}"
-        return f"small enough for one Newton step: {share}"
+        share = len(self.samples) / self.num_train
+        size = f"{100 * share:.1f} % of the training set"
+        if share > LARGEST:
+            return f"too large to be trusted: {size}, and answers were compared with retraining up to {100 * LARGEST:.0f} %"
+        if self.stretch > FAR:
+            return (
+                f"trust the order of the changes, not their size: without this set ({size}) the rest fits so differently that the "
+                f"step is {self.stretch:.1f} times the summed scores, and such changes were found to be larger than predicted"
+            )
+        return f"small enough for one Newton step: {size}, {self.stretch:.1f} times the summed scores"
 
     def order(self) -> Array:
         """Return the targets (m,) in the order of their change, those that lose most first."""
@@ -63,6 +76,7 @@ class Removal:
             "summed": self.summed.tolist(),
             "outputs": self.outputs.tolist(),
             "leverage": self.leverage,
+            "stretch": self.stretch,
             "trust": self.trust,
         }
 

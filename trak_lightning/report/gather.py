@@ -97,7 +97,12 @@ def gather(
     shown = examples | {suspect.index for suspect in suspicion.suspects}
     return Report(
         title=title,
-        findings=(outcome.finding(), suspicion.finding, *_duplicated(groups or []), trusted(results)),
+        findings=(
+            outcome.finding(),
+            suspicion.finding,
+            *_duplicated(groups or []),
+            trusted(results, sources.scores.trust),
+        ),
         meaning=outcome.meaning,
         targets=tuple(targets),
         num_targets=sources.scores.shape[0],

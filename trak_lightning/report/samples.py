@@ -1,9 +1,11 @@
 """Show any sample of a dataset as pictures, text, turns of a conversation and tables."""
 
+import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from html import escape
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -58,6 +60,28 @@ class Shown:
 
     parts: tuple[Part, ...]
     label: str | None = None
+
+    @property
+    def line(self) -> str:
+        """Its content without the label, in one line."""
+        pictures = [f"image {part.width}×{part.height}" for part in self.parts if isinstance(part, Picture)]
+        return " ".join([*pictures, Shown(self.parts).words])
+
+    @property
+    def image(self) -> bytes | None:
+        """The file of its first image."""
+        found = next((part.source for part in self.parts if isinstance(part, Picture)), None)
+        return None if found is None else base64.b64decode(found.partition(",")[2])
+
+    @property
+    def html(self) -> str:
+        """Its content as HTML, for notebooks."""
+        style = "height:64px;image-rendering:pixelated"
+        pictures = [
+            f'<img src="{part.source}" style="{style}" alt="">' for part in self.parts if isinstance(part, Picture)
+        ]
+        text = Shown(self.parts).words
+        return "".join([*pictures, f"<div>{escape(text[:200])}</div>" if text else ""])
 
     @property
     def is_wordy(self) -> bool:
@@ -244,6 +268,29 @@ class Samples:
             else:
                 others += self._parts(str(name), value)
         return [*others, *([Table(tuple(fields[:MOST_FIELDS]))] if fields else [])]
+
+
+def samples_of(
+    data: Any,
+    *,
+    render: Callable[[Any], Any] | None = None,
+    datamodule: Any = None,
+    task: Any = None,
+    tokenizer: Any = None,
+) -> Samples:
+    """Show the samples of an `AttributionData` with what is known about it; arguments as for `write_report`."""
+    collate = data.collate_fn
+    bound = getattr(collate, "keywords", {}).get("tokenizer")  # of a partial
+    owners = (datamodule, collate, getattr(collate, "__self__", None))
+    tokenizers = (tokenizer, bound, *(getattr(owner, "tokenizer", None) for owner in owners))
+    return Samples(
+        data.dataset,
+        render=render or getattr(datamodule, "render", None),
+        decode=next((found for each in tokenizers if (found := decoder(each))), None),
+        class_names=getattr(datamodule, "class_names", None) or getattr(data.dataset, "classes", None),
+        feature_names=getattr(datamodule, "feature_names", None),
+        label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
+    )
 
 
 def _array(value: Any) -> Any:

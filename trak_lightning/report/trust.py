@@ -35,9 +35,11 @@ def evaluated(name: str, result: Result) -> Panel:
     return Panel(title, result.text, result.svg(name), result.columns, result.rows)
 
 
-def trusted(results: Sequence[tuple[str, Result]]) -> Finding:
-    """Say in one sentence how far to trust the scores."""
+def trusted(results: Sequence[tuple[str, Result]], predicted: Mapping[str, Any] | None) -> Finding:
+    """Say in one sentence how far to trust the scores: as measured by retraining, or as the checkpoints predict."""
     measured = next((result.values for _, result in results if result.kind == "lds"), None)
+    if measured is None and predicted is not None:
+        return Finding(f"{predicted['lds']:.2f}", f"{predicted['sentence']}.", "trust")
     if measured is None:
         return Finding("Trust", "in the scores has not been measured yet: trak evaluate does, by retraining.", "trust")
     lds, low, high = (next(iter(measured["scores"].values()))[key] for key in ("lds", "low", "high"))

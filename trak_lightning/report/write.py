@@ -17,7 +17,7 @@ from trak_lightning.report.contents import Fact
 from trak_lightning.report.gather import TARGETS, Sources, choose_targets, gather, require_fitting
 from trak_lightning.report.page import page
 from trak_lightning.report.predictions import class_probabilities
-from trak_lightning.report.samples import Samples, decoder
+from trak_lightning.report.samples import samples_of
 from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory
@@ -85,7 +85,10 @@ def write_report(
     scores = open_scores(run, name)
     features = load_features(run, store, targets=target_split or scores.path.stem, train=train_split)
     train, chosen = AttributionData.of(train_data), AttributionData.of(target_data)
-    shown = [_samples(data, render, datamodule, task, tokenizer) for data in (train, chosen)]
+    shown = [
+        samples_of(data, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer)
+        for data in (train, chosen)
+    ]
     sources = Sources(run, scores, features, *shown)
     outcome = Outcome.of(features, task.meaning if task is not None else run.read().meaning)
     positions = list(targets) if targets is not None else choose_targets(outcome.error, num_targets)
@@ -122,23 +125,6 @@ def write_report(
     with atomic_write(written) as part:
         part.write_text(page(report), encoding="utf-8")
     return written
-
-
-def _samples(
-    data: AttributionData, render: Callable[[Any], Any] | None, datamodule: Any, task: Task | None, tokenizer: Any
-) -> Samples:
-    collate = data.collate_fn
-    bound = getattr(collate, "keywords", {}).get("tokenizer")  # of a partial
-    owners = (datamodule, collate, getattr(collate, "__self__", None))
-    tokenizers = (tokenizer, bound, *(getattr(owner, "tokenizer", None) for owner in owners))
-    return Samples(
-        data.dataset,
-        render=render or getattr(datamodule, "render", None),
-        decode=next((found for each in tokenizers if (found := decoder(each))), None),
-        class_names=getattr(datamodule, "class_names", None),
-        feature_names=getattr(datamodule, "feature_names", None),
-        label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
-    )
 
 
 def _facts(model: nn.Module | None) -> list[Fact]:

@@ -1,6 +1,7 @@
 """From the feature sets of a run directory to a score file."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy.typing as npt
@@ -67,7 +68,8 @@ def score_run(
         return Scores(path), False
     fitted = scorer.fit(checkpoints)
     trust = predicted_lds(fitted, checkpoints)
-    settings = {"request": request, "trust": None if trust is None else trust.to_json()}
+    meaning = asdict(run.read().meaning)
+    settings = {"request": request, "trust": None if trust is None else trust.to_json(), "meaning": meaning}
     return write_scores(path, fitted, settings, top=top), True
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import hyp2f1, stdtrit
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, evenly
 from trak_lightning.scoring.calibration import knows_subsets, masks, weighted_sums
@@ -30,7 +31,7 @@ class Trust:
     lds: float
     low: float
     high: float
-    """95 % interval, by the jackknife over checkpoints."""
+    """95 % interval, by the jackknife over checkpoints; it does not know by how much the prediction itself is biased."""
     gain: float
     """What `MORE` further checkpoints would add."""
     checkpoints: int
@@ -65,7 +66,7 @@ def predicted_lds(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -
     predicted, outputs = _predictions(scoring, checkpoints)
     whole = _estimate(predicted, outputs, range(M))
     left_out = np.array([_estimate(predicted, outputs, [j for j in range(M) if j != i]) for i in range(M)])
-    error = 2 * float(np.sqrt((M - 1) / M * ((left_out - left_out.mean(0)) ** 2).sum(0))[0])
+    error = float(stdtrit(M - 1, 0.975) * np.sqrt((M - 1) / M * ((left_out - left_out.mean(0)) ** 2).sum(0))[0])
     lds, gain = (float(value) for value in whole)
     return Trust(lds, max(lds - error, -1.0), min(lds + error, 1.0), gain, M)
 
@@ -121,5 +122,5 @@ def _correlation(predicted: Array, observed: Array) -> float:
     norm = np.sqrt((centered[0] ** 2).sum(0) * (centered[1] ** 2).sum(0))
     known = norm > 0
     found = (centered[0] * centered[1]).sum(0)[known] / norm[known]
-    S = len(predicted)
-    return float((found * (1 + (1 - found**2) / (2 * max(S - 4, 1)))).mean()) if known.any() else 0.0
+    unbiased = found * hyp2f1(0.5, 0.5, (len(predicted) - 2) / 2, 1 - found**2)
+    return float(unbiased.mean()) if known.any() else 0.0
