@@ -15,7 +15,7 @@ from trak_lightning.extractors.audit import as_outputs, require_graph
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.hooks.plan import Plan
 from trak_lightning.extractors.hooks.planner import Covered, Planner
-from trak_lightning.extractors.hooks.tape import CannotDo, Path, Reached, Tape
+from trak_lightning.extractors.hooks.tape import Path, PlanFailed, Reached, Tape
 from trak_lightning.gradients import ParameterLayout, Sink, restart_of
 from trak_lightning.model.autocast import is_cast
 from trak_lightning.model.dtensor import any_sharded
@@ -95,7 +95,7 @@ class Hooks(GradientExtractor):
             try:
                 with _explained():
                     output = task.output(model, batch.data)
-            except CannotDo:
+            except PlanFailed:
                 if rehearsed is not None:
                     raise
                 return None
