@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from trak_lightning.data.dataset import IndexedBatch
+from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.errors import SettingsError
 from trak_lightning.extractors.state import parameters_of, requiring
 from trak_lightning.featurize.compute import predict
@@ -56,7 +56,8 @@ def token_rows(job: FeaturizeJob, split: str, samples: Sequence[int]) -> list[Ma
             raise SettingsError(
                 f"sample {sample} is out of range: {split} has samples 0 … {len(job.splits[split]) - 1}"
             )
-    trainer, found = job.trainer or default_trainer(), []
+    trainer = job.trainer or default_trainer()
+    found: list[Mapping[int, TokenRows]] = []
     for checkpoint, feature_set in zip(job.checkpoints, job.feature_sets[split], strict=True):
         with uncompiled(job.model), restored(job.model), quiet_lightning():
             checkpoint.load_into(job.model)
