@@ -31,6 +31,10 @@ __version__ = "0.1.0"
 __all__ = ["TRAK", "FeatureStore", "GradientExtractor", "Projector", "Scorer", "Scores", "Task", "TrakError"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)

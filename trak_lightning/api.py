@@ -1,7 +1,8 @@
 """The Python API: `TRAK`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -12,8 +13,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning import registry
-from trak_lightning.check.checks import Finding, run_checks
+from trak_lightning.check.checks import Findings, run_checks
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.decisions.predictions import held_out_predictions
+from trak_lightning.decisions.suspects import Suspects, find_suspects
+from trak_lightning.decisions.what_if import WhatIf
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
@@ -24,6 +28,8 @@ from trak_lightning.model.checkpoints import Checkpoints
 from trak_lightning.model.compiled import original
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.projectors.base import Projector
+from trak_lightning.report.samples import samples_of
+from trak_lightning.report.write import write_report
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.scoring.compute import LOCAL
@@ -32,7 +38,7 @@ from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 from trak_lightning.scoring.views import Reduction
-from trak_lightning.stores.base import FeatureStore
+from trak_lightning.stores.base import FeatureStore, any_fingerprint
 from trak_lightning.stores.feature_array import FeatureArray
 from trak_lightning.stores.shards import Shard
 from trak_lightning.tasks.base import Task
@@ -84,7 +90,7 @@ class TRAK:
         *,
         parameters: Sequence[str] | None = None,
         extractor: PluginChoice | GradientExtractor = "auto",
-        projector: PluginChoice | Projector = "sparse_jl",
+        projector: PluginChoice | Projector = "auto",
         store: PluginChoice | FeatureStore = "hdf5",
         seed: int = 0,
         trainer: L.Trainer | None = None,
@@ -150,7 +156,7 @@ class TRAK:
         """
         parsed = Shard.parse(shard)
         data = AttributionData.of(train_dataset, batch_size)
-        job = self._begin({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed, repair=repair)
+        job = self.job({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed, repair=repair)
         self._job = job.with_checkpoints(checkpoints, subsets, weights_only=self._weights_only)
         return self._job.compute(split)
 
@@ -177,7 +183,7 @@ class TRAK:
 
     def check(
         self, data: DataSource, *, batch_size: int | None = None, split: str = "train", checkpoints: int = 1
-    ) -> list[Finding]:
+    ) -> Findings:
         """Report from a few batches, with the model's current weights, what would be attributed and how, the seconds per batch,
         the peak memory and the disk space. Nothing is stored. See `trak_lightning.check.checks`.
 
@@ -191,7 +197,7 @@ class TRAK:
             TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as `featurize` would.
             StorageError: the run directory cannot be written to.
         """
-        return run_checks(self._begin({split: AttributionData.of(data, batch_size)}, train=split), checkpoints)
+        return run_checks(self.job({split: AttributionData.of(data, batch_size)}, train=split), checkpoints)
 
     def score(
         self,
@@ -232,9 +238,9 @@ class TRAK:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
             model output.
         """
-        if self._job is None:
-            raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
-        self._job.for_targets(name, AttributionData.of(target_dataset, batch_size), repair=repair).compute(name)
+        self._require_job().for_targets(name, AttributionData.of(target_dataset, batch_size), repair=repair).compute(
+            name
+        )
         options = {"regularization": regularization, "weights": weights}
         given = {key: value for key, value in options.items() if value is not None}
         if given and isinstance(scorer, Scorer):
@@ -245,7 +251,7 @@ class TRAK:
         if fabric is None and torch.cuda.is_available():
             fabric = Fabric(accelerator="cuda", devices=1)
         compute = LOCAL if fabric is None else FabricCompute(fabric)
-        return score_run(
+        scores, _ = score_run(
             self.run,
             self.store,
             chosen,
@@ -255,7 +261,13 @@ class TRAK:
             reduction=reduction,
             coefficients=coefficients,
             compute=compute,
-        )[0]
+        )
+        if groups is None:
+            job = self._require_job()
+            both = job.splits[job.train], AttributionData.of(target_dataset)
+            train, targets = (samples_of(data, task=self.spec.task) for data in both)
+            scores.samples = train, targets
+        return scores
 
     def self_influence(
         self, *, regularization: float | str = "auto", weights: str = "auto", split: str = "train"
@@ -268,7 +280,120 @@ class TRAK:
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
         return self_influence(checkpoints, regularization, weights)
 
-    def _begin(self, splits: Mapping[str, AttributionData], **options: Any) -> FeaturizeJob:
-        return FeaturizeJob(
-            self.model, self.spec, self.run, self.store, self.trainer, splits, verify_data=self._verify_data, **options
+    def suspects(self, *, fdr: float = 0.1, class_names: Sequence[str] | None = None) -> Suspects:
+        """Find training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on
+        them; see `trak_lightning.decisions.suspects.find_suspects`.
+
+        >>> suspects = trak.suspects(fdr=0.1)
+        >>> suspects.indices  # positions to drop or review, most suspicious first
+        >>> suspects[0].why
+
+        Args:
+            fdr: the largest expected share of false alarms among the samples that are returned.
+            class_names: names of the classes 0, 1, …
+
+        Raises:
+            IncompleteRunError: nothing was featurized.
+            CheckpointError: a checkpoint cannot be read any more.
+        """
+        job = self._require_job()
+        features = load_features(self.run, self.store, targets=job.train, train=job.train)
+        subset = {each.train.spec.checkpoint: each.subset for each in features}
+        subsets = [subset[checkpoint.id] for checkpoint in job.checkpoints]
+        predictions = held_out_predictions(self.model, self.spec.task, job.splits[job.train], job.checkpoints, subsets)
+        return find_suspects(features, predictions, self.spec.task.meaning, fdr=fdr, class_names=class_names)
+
+    def what_if(
+        self,
+        name: str = "targets",
+        *,
+        regularization: float | str = "auto",
+        weights: str = "auto",
+        split: str = "train",
+    ) -> WhatIf:
+        """Return what answers how the outputs of scored targets would change if a set of training samples had not been there;
+        see `trak_lightning.decisions.what_if.WhatIf`.
+
+        >>> removal = trak.what_if("test").remove(trak.suspects().indices)
+        >>> removal.change, removal.trust  # (m,), and whether the set is too large to be trusted
+
+        Args:
+            name: of the target split, as given to `score`.
+            regularization: λ, as for the ``trak`` scorer.
+            weights: the Gram weighting W, as for the ``trak`` scorer.
+            split: of the training samples.
+
+        Raises:
+            IncompleteRunError: these were not featurized.
+        """
+        return WhatIf(load_features(self.run, self.store, targets=name, train=split), regularization, weights)
+
+    def report(
+        self,
+        target_dataset: DataSource,
+        name: str = "targets",
+        *,
+        render: Callable[[Any], Any] | None = None,
+        class_names: Sequence[str] | None = None,
+        tokenizer: Any = None,
+        num_targets: int = 24,
+        path: str | Path | None = None,
+    ) -> Path:
+        """Write one self-contained page about scored targets; returns its path, ``run_dir/report/index.html``.
+
+        Args:
+            target_dataset: what was scored.
+            name: as given to `score`.
+            render: converts a sample to what is shown of it, see `trak_lightning.report.Samples`.
+            class_names: names of the classes 0, 1, …; None uses the dataset's ``classes``, if any.
+            tokenizer: converts token ids to text; None uses the data collator's, if any.
+            num_targets: number of targets to show.
+            path: file to write instead.
+
+        Raises:
+            IncompleteRunError: nothing was featurized or scored.
+            DataError: the data is not what was scored, `render` fails, or matplotlib or jinja2 is missing.
+        """
+        job = self._require_job()
+        return write_report(
+            self.run.path,
+            job.splits[job.train],
+            target_dataset,
+            model=self.model,
+            task=self.spec.task,
+            checkpoints=job.checkpoints,
+            render=render,
+            datamodule=None if class_names is None else SimpleNamespace(class_names=class_names),
+            tokenizer=tokenizer,
+            num_targets=num_targets,
+            name=name,
+            train_split=job.train,
+            store=self.store,
+            path=path,
         )
+
+    def __repr__(self) -> str:
+        spec, parameters = self.spec, sum(each.numel() for each in self.model.parameters())
+        splits = ", ".join(sorted({split for split, _ in self.store.list()})) or "none yet"
+        return (
+            f"TRAK({type(self.model).__name__} of {parameters:,} parameters, {type(spec.task).__name__}, "
+            f"{type(spec.projector).__name__} to k = {spec.dim:,}, run_dir={str(self.run.path)!r}; "
+            f"{len(self.run.read().checkpoints)} checkpoints, features: {splits})"
+        )
+
+    def _require_job(self) -> FeaturizeJob:
+        if self._job is None:
+            raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
+        return self._job
+
+    def job(self, splits: Mapping[str, AttributionData], *, train: str, **options: Any) -> FeaturizeJob:
+        """Return the job that featurizes these splits, without checkpoints; settings that are chosen from the data are fixed.
+
+        Args:
+            splits: the data by name.
+            train: which of them is the training set.
+            options: of `FeaturizeJob`.
+        """
+        spec = self.spec.for_run(len(splits[train]), any_fingerprint(self.store))
+        options = {"verify_data": self._verify_data, **options}
+        return FeaturizeJob(self.model, spec, self.run, self.store, self.trainer, splits, train=train, **options)

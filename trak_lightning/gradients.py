@@ -154,6 +154,17 @@ class GradientBlock(ABC):
     def dense(self) -> Tensor:
         """Form the dense gradients: (B, *parameter.shape)."""
 
+    def weighted_sum(self, weights: Tensor, numel: int) -> Tensor:
+        """``Σ_b weights[b] · grad[b]`` for weights (B,), with `numel` entries, the size of the parameter."""
+        total: Tensor | None = None
+        for samples, part in self.chunks(numel):
+            grad = part.dense()
+            grad = grad.reshape(len(grad), -1)
+            added = weights[samples].to(grad) @ grad
+            total = added if total is None else total.add_(added)
+        assert total is not None
+        return total
+
     def take(self, samples: slice) -> Self:
         """Slice the block by samples."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -206,6 +217,10 @@ class OuterProductBlock(GradientBlock):
     def dense(self) -> Tensor:
         return torch.bmm(self.left.transpose(1, 2), self.right)
 
+    def weighted_sum(self, weights: Tensor, numel: int) -> Tensor:
+        left = self.left * weights.to(self.left)[:, None, None]
+        return left.flatten(0, 1).T @ self.right.flatten(0, 1)
+
 
 @dataclass(frozen=True)
 class ConvolutionBlock(GradientBlock):
@@ -213,7 +228,8 @@ class ConvolutionBlock(GradientBlock):
 
     ``grad = combine(left, right)`` with ``left`` (B, d_left, *positions) and ``right`` (B, d_right, *positions), where
     `combine` is bilinear and acts sample by sample. With one group it pairs every channel of `left` with every channel
-    of `right`, for any number of channels, so a projector may reduce the channels first.
+    of `right`, for any number of channels, so a projector may reduce the channels first. It may have a method ``summed`` that
+    adds up the samples.
     """
 
     left: Tensor
@@ -224,6 +240,13 @@ class ConvolutionBlock(GradientBlock):
 
     def dense(self) -> Tensor:
         return self.combine(self.left, self.right)
+
+    def weighted_sum(self, weights: Tensor, numel: int) -> Tensor:
+        summed = getattr(self.combine, "summed", None)
+        if summed is None:
+            return super().weighted_sum(weights, numel)
+        total: Tensor = summed(self.left * weights.to(self.left).view(-1, *[1] * (self.left.ndim - 1)), self.right)
+        return total
 
 
 @dataclass(frozen=True)
@@ -246,8 +269,20 @@ class RowSparseBlock(GradientBlock):
         grad = self.row_grad.new_zeros(B, self.num_rows, d)
         return grad.scatter_add_(1, self.rows.unsqueeze(-1).expand(B, T, d), self.row_grad)
 
+    def weighted_sum(self, weights: Tensor, numel: int) -> Tensor:
+        grad = self.row_grad * weights.to(self.row_grad)[:, None, None]
+        total = grad.new_zeros(self.num_rows, grad.shape[-1])
+        return total.index_add_(0, self.rows.flatten(), grad.flatten(0, 1))
+
 
 Sink: TypeAlias = Callable[[GradientBlock], None]
 """The function that receives blocks from an extractor. A parameter may have several blocks (a module called twice, tied
 weights); their sum is its gradient, and since projections are linear, a sink may add up their projections. If `extract`
-raises, discard all blocks of that batch."""
+raises, discard all blocks of that batch. A sink that has a method ``restart()`` is told so when the blocks so far are to be
+discarded and others follow."""
+
+
+def restart_of(sink: Sink) -> Callable[[], None] | None:
+    """The method of a sink that discards what it has received; None if it has none."""
+    found: Callable[[], None] | None = getattr(sink, "restart", None)
+    return found

@@ -1,11 +1,9 @@
 """`trak check`: one batch tells what would be attributed to, or why it cannot be."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import yaml
+from faults import trak
 from torch import nn
 from torch.nn import functional as F
 
@@ -84,8 +82,7 @@ def test_the_command_prints_the_account_and_fails_when_featurizing_would(tmp_pat
 
     def trak_check():
         config.write_text(yaml.safe_dump(settings))
-        command = [sys.executable, "-m", "trak_lightning", "check", "--config", str(config)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return trak("check", "--config", config)
 
     done = trak_check()
     assert (done.returncode, done.stderr) == (0, "")

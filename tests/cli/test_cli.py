@@ -1,5 +1,6 @@
 """The command line, as a user runs it: real processes."""
 
+import csv
 import json
 import os
 import re
@@ -7,17 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import h5py
 import numpy as np
 import pytest
 import yaml
-from faults import forks, run
+from faults import trak
 
 from trak_lightning.cli import COMMANDS, NEED_A_MODEL, main
 from trak_lightning.cli.lightning_cli import TrakCLI
+from trak_lightning.scoring.scores import Scores
 
 CONFIG = {
     "model": {"class_path": "trak_lightning.demos.DigitsCNN", "init_args": {"width": 4}},
@@ -28,18 +28,6 @@ CONFIG = {
     "projector": {"name": "sparse_jl", "dim": 64},
     "evaluation": {"models": 3},
 }
-
-
-def trak(*arguments, timeout=300):
-    """Run a command in a process of its own."""
-    with TemporaryDirectory() as folder:
-        output, errors = Path(folder, "output"), Path(folder, "errors")
-        process = forks().Process(
-            target=run, args=([*map(str, arguments)], output, {"COLUMNS": "200"}), kwargs={"errors": errors}
-        )
-        process.start()
-        process.join(timeout)
-        return subprocess.CompletedProcess(arguments, process.exitcode, output.read_text(), errors.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +119,7 @@ def test_commands_that_find_everything_done_or_only_read_import_no_torch(finishe
     run_dir, _ = finished
     named = (run_dir, "--config", config)
     shown, heavy = heavy_imports(
-        ("score", *named), ("evaluate", *named), ("top", run_dir, "--target", 3), ("self-influence", run_dir),
+        ("score", *named), ("evaluate", *named), ("top", run_dir, "--target", 3, "--numbers"), ("self-influence", run_dir),
         ("info", run_dir), ("verify", run_dir), ("plugins",), ("completion", "bash"),
     )  # fmt: skip
     assert heavy == []
@@ -160,6 +148,7 @@ def test_top_prints_the_training_samples_with_the_largest_and_smallest_scores(fi
         order = np.argsort(file["scores"][17])
     for sample in (*order[:3], *order[-3:]):
         assert f" {sample} " in done.stdout
+    assert all(word in done.stdout for word in ("Most helpful", "label", "image 8×8"))
 
 
 def test_other_scorer_settings_give_other_scores(finished, config, tmp_path):
@@ -252,6 +241,8 @@ def test_configurations_are_merged_and_printed(config):
         (("score",), "Run trak featurize first"),
         (("fly",), "unknown command 'fly'"),
         (("run", "--config", "nowhere.yaml"), "there is no configuration file nowhere.yaml"),
+        (("run", "--evaluation.mislabeled", "nowhere.npy"), "must be a .npy file of positions or 'data'; nowhere.npy"),
+        (("run", "--evaluation.agreement=true", "--ensemble.size=1"), "needs at least two; this run has one"),
         (("run", "--evaluation.fraction", "2"), "fraction must lie in (0, 1]"),
         (
             ("run", "--target_split", "holdout"),
@@ -268,6 +259,7 @@ def test_mistakes_are_named_without_a_traceback_and_with_a_failing_exit_status(a
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("checkpoints/*.ckpt")), "nothing is trained before it"
 
 
 @pytest.mark.parametrize(
@@ -343,3 +335,49 @@ def test_self_influence_is_its_formula_and_names_the_largest(finished, config):
     np.testing.assert_allclose(found["leverage"], np.mean([h for _, h in expected], axis=0), rtol=1e-3, atol=1e-6)
     largest = np.argsort(-found["self_influence"], kind="stable")[:10]
     assert f"largest self-influence: {', '.join(map(str, largest))}" in done.stdout
+
+
+def test_suspects_are_written_as_a_table_and_as_indices(finished):
+    run_dir, _ = finished
+    done = trak("suspects", run_dir, "--fdr", "0.3", "--json")
+    assert done.returncode == 0, done.stderr
+    found, indices = json.loads(done.stdout), np.load(run_dir / "suspects" / "indices.npy")
+    assert found["indices"] == indices.tolist()
+    with (run_dir / "suspects" / "suspects.csv").open() as file:
+        assert [int(row["index"]) for row in csv.DictReader(file)] == indices.tolist()
+    assert all(each["label"] in "0123456789" and each["why"] for each in found["suspects"])
+    printed = trak("suspects", run_dir, "-k", "3").stdout
+    assert "models say" in printed
+    assert "predictions of checkpoints not trained on the sample" in printed
+
+
+def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
+    run_dir, _ = finished
+    np.save(tmp_path / "mask.npy", np.arange(1737) < 20)
+    by_mask = trak("whatif", run_dir, "--remove", tmp_path / "mask.npy", "--json")
+    assert by_mask.returncode == 0, by_mask.stderr
+    found = json.loads(by_mask.stdout)
+    assert found["samples"] == list(range(20))
+    assert len(found["change"]) == 60
+    by_label = trak("whatif", run_dir, "--remove-label", "7")
+    assert by_label.returncode == 0, by_label.stderr
+    assert "of 1737 samples" in by_label.stdout
+    one = json.loads(trak("whatif", run_dir, "--remove", "[3]", "--json").stdout)
+    scores = Scores(run_dir / "scores" / "test.h5").values
+    assert np.corrcoef(one["change"], -scores[:, 3])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give one of --remove, --remove_label and --remove_where"),
+        (["--remove", "[5000]"], "sample 5000 is out of range: the training set has samples 0 … 1736"),
+        (["--remove", "nothing.npy"], "--remove must be a .npy file of positions or of a mask; nothing.npy"),
+        (["--remove_label", "cat"], "no training sample has the label 'cat'; the labels are 0, 1, 2"),
+        (["--remove_where", "source=web"], "have no column 'source'; their columns are none: a sample is a tuple"),
+    ],
+)
+def test_what_if_says_what_is_wrong_with_a_set(options, message, finished):
+    done = trak("whatif", finished[0], *options)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr

@@ -63,3 +63,16 @@ def test_a_layer_without_a_rule_is_refused_by_name(job, tmp_path):
     codes, log = on_two_ranks(job, tmp_path / "run", *options, "--extractor", "hooks")
     assert 0 not in codes
     assert "parameters net.9.factor are sharded over devices" in log
+
+
+@pytest.mark.slow
+def test_a_last_batch_of_one_sample(job, tmp_path):
+    some = ("--data", "growing.SomeDigits", "--data.num_train", "97", "--batch_size", "32")
+    codes, log = on_two_ranks(job, tmp_path / "run", "--model", "sharded_cnn.ShardedCNN", *some)
+    assert codes == [0, 0], log
+    assert job.finish(tmp_path / "whole", *some)[0] == 0
+    found, whole = rows(tmp_path / "run"), rows(tmp_path / "whole")
+    for key in whole:
+        if key[1] == "features":
+            one, other = (np.frombuffer(each[key], np.float32) for each in (found, whole))
+            np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())

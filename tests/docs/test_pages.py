@@ -24,6 +24,7 @@ DOCS = ROOT / "docs"
 CONTINUED = (
     "choosing.md",
     "coming-from.md",
+    "decisions.md",
     "evaluation.md",
     "this-run.md",
     "trust.md",

@@ -1,12 +1,9 @@
 """Evaluations on models whose answers are known."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import yaml
+from faults import trak
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
@@ -179,17 +176,7 @@ def test_everything_at_once_from_the_command_line(tmp_path):
         },
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-
-    def trak(command):
-        return subprocess.run(
-            [sys.executable, "-m", "trak_lightning", command, "--config", str(tmp_path / "config.yaml")],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        )
-
-    done = trak("run")
+    done = trak("run", "--config", tmp_path / "config.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "run" / "evaluation"
     lds = read_result(folder / "lds-test.json")
@@ -207,6 +194,6 @@ def test_everything_at_once_from_the_command_line(tmp_path):
         assert result.headline in done.stdout
         assert [(folder / f"{kind}-test{suffix}").exists() for suffix in (".svg", ".png")] == [figure] * 2
     models = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}
-    again = trak("evaluate")
+    again = trak("evaluate", "--config", tmp_path / "config.yaml")
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")} == models

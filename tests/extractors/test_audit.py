@@ -6,7 +6,8 @@ from torch import nn
 
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.extractors.audit import Audit, reference, sample_weights
-from trak_lightning.gradients import DenseBlock, ParameterLayout
+from trak_lightning.extractors.rules.convolution import convolution
+from trak_lightning.gradients import DenseBlock, OuterProductBlock, ParameterLayout, RowSparseBlock
 from trak_lightning.testing.extractors import autograd_loop
 from trak_lightning.testing.models import Sum
 
@@ -39,3 +40,28 @@ def test_errors_are_distinguished_from_rounding_in_the_precision_of_the_model(be
         for name, grad in grads.items():
             audit(DenseBlock(name, grad * (1 + error) if name == "0.weight" else grad))
         assert audit.wrong().keys() == wrong, error
+
+
+def convolved(**options):
+    module = nn.Conv2d(4, 6, 3, **options)
+    input = torch.randn(5, 4, 8, 8)
+    (block,) = convolution(module, {"weight": "weight"}, input, torch.randn_like(module(input)))
+    return block
+
+
+BLOCKS = {
+    "a matrix per sample": lambda: DenseBlock("weight", torch.randn(5, 4, 3)),
+    "a number per sample": lambda: DenseBlock("scale", torch.randn(5)),
+    "outer products": lambda: OuterProductBlock("weight", torch.randn(5, 7, 4), torch.randn(5, 7, 3)),
+    "rows of a table": lambda: RowSparseBlock("weight", torch.randint(0, 6, (5, 7)), torch.randn(5, 7, 3), 6),
+    "a convolution": convolved,
+    "a convolution in groups": lambda: convolved(groups=2, stride=2, padding=1),
+}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_weighted_sum_of_samples_is_that_of_their_dense_gradients(kind):
+    block, weights = BLOCKS[kind](), sample_weights(5)
+    expected = torch.tensordot(weights.float(), block.dense(), 1)
+    found = block.weighted_sum(weights, expected.numel()).view_as(expected)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

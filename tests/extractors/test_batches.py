@@ -10,10 +10,13 @@ from torch.utils.data import default_collate
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.auto import Auto
+from trak_lightning.extractors.functional import Functional
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.extractors.iterative import Iterative
+from trak_lightning.gradients import ParameterLayout
 from trak_lightning.tasks.base import Task
 from trak_lightning.testing.extractors import autograd_loop, gradients
+from trak_lightning.testing.models import Sum
 
 
 class Calls(Task):
@@ -308,3 +311,63 @@ def test_torchscript():
         torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()),
         [x[0] for x in rows(*[1] * 4)],
     )
+
+
+def test_the_functional_extractor_names_a_sparse_table():
+    model = nn.Sequential(nn.Embedding(11, 4, sparse=True), nn.Flatten(), nn.Linear(8, 1))
+    with pytest.raises(UnsupportedModelError, match=r"module '0' has sparse=True.*sparse=False"):
+        gradients(Functional(), model, Sum(), SampleBatch.of_rows(torch.randint(0, 11, (3, 2)), 3))
+
+
+def test_under_sharding_a_smaller_last_batch_is_filled_up_and_needs_no_rehearsal_of_its_own(monkeypatch):
+    monkeypatch.setattr("trak_lightning.extractors.hooks.extractor.any_sharded", lambda parameters: True)
+    model, x, hooks = (
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(),
+        torch.randn(9, 3).double(),
+        Hooks(),
+    )
+    expected = autograd_loop(model, Sum(), x, 9)
+    for first, last in ((0, 4), (4, 8), (8, 9)):
+        output, found = gradients(hooks, model, Sum(), SampleBatch.of_rows(x[first:last], last - first))
+        torch.testing.assert_close(output, expected[0][first:last])
+        for name, grad in found.items():
+            torch.testing.assert_close(grad, expected[1][name][first:last])
+    assert hooks.kinds == 1
+
+
+class Restartable:
+    def __init__(self, size):
+        self.size, self.restarts, self.found = size, 0, {}
+
+    def __call__(self, block):
+        dense = block.dense().reshape(self.size, -1)
+        self.found[block.name] = self.found.get(block.name, 0) + dense
+
+    def restart(self):
+        self.restarts += 1
+        self.found = {}
+
+
+class ChangesInPlace(nn.Module):
+    """Changes the input of its second layer after the call, which the rehearsal finds when the third has pushed its blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.second.weight.requires_grad_(False)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        hidden += self.second(hidden)
+        return self.third(hidden)
+
+
+def test_a_sink_that_can_restart_has_the_blocks_of_the_rehearsal_that_succeeds():
+    model, x = ChangesInPlace().double(), torch.randn(4, 3).double()
+    sink = Restartable(4)
+    output = Hooks().extract(model, Sum(), SampleBatch.of_rows(x, 4), ParameterLayout.of(model), sink)
+    expected = autograd_loop(model, Sum(), x, 4)
+    torch.testing.assert_close(output, expected[0])
+    assert sink.restarts
+    for name, grad in expected[1].items():
+        torch.testing.assert_close(sink.found[name], grad.flatten(1))

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import h5py
 import pytest
@@ -40,7 +41,7 @@ class Job:
         self._forks = forks()
         self.checkpoints = checkpoints
         if not checkpoints:
-            done = self.call("train", "--run_dir", folder / "trained")
+            done = trak("train", "--config", self.config, "--run_dir", folder / "trained")
             assert done.returncode == 0, done.stderr
             self.checkpoints = sorted((folder / "trained" / "checkpoints").glob("*.ckpt"))
 
@@ -70,12 +71,6 @@ class Job:
             command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
         )
 
-    def call(self, *arguments):
-        command = [sys.executable, "-m", "trak_lightning", arguments[0], "--config", self.config, *arguments[1:]]
-        return subprocess.run(
-            [*map(str, command)], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=900
-        )
-
 
 def forks():
     """Makes processes that need no seconds to import torch."""
@@ -94,6 +89,18 @@ def run(argv, output, environment, before=None, errors=None):
     if before is not None:
         before()
     sys.exit(main(argv))
+
+
+def trak(*arguments, timeout=900):
+    """``trak ARGUMENTS`` in a forked process, run to its end."""
+    with TemporaryDirectory() as folder:
+        output, errors = Path(folder, "output"), Path(folder, "errors")
+        process = forks().Process(
+            target=run, args=([*map(str, arguments)], output, {"COLUMNS": "200"}), kwargs={"errors": errors}
+        )
+        process.start()
+        process.join(timeout)
+        return subprocess.CompletedProcess(arguments, process.exitcode, output.read_text(), errors.read_text())
 
 
 def without_privileges():

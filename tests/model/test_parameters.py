@@ -102,3 +102,31 @@ def test_a_compiled_model_gives_the_features_of_the_model_itself(how, model, tra
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
     if how == "inside":
         assert type(compiled[0]).__name__ == "OptimizedModule"
+
+
+class Conv1D(nn.Module):
+    """A linear layer as GPT-2 has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+
+@pytest.fixture
+def tied():
+    model = nn.Sequential()
+    model.table, model.layer, model.lm_head = nn.Embedding(6, 4), Conv1D(), nn.Linear(4, 6, bias=False)
+    model.lm_head.weight = model.table.weight
+    return model
+
+
+def test_the_second_name_of_tied_weights_is_explained(tied):
+    with pytest.raises(
+        SettingsError, match=r"lm_head.weight, which is the same tensor as table.weight .*write 'table.weight'"
+    ):
+        ParameterLayout.of(tied, ["lm_head.*"])
+
+
+def test_linear_layers_that_are_not_of_class_linear_are_pointed_out(tied, caplog):
+    assert [slot.name for slot in ParameterLayout.of(tied, ["type:Linear"])] == ["table.weight"]
+    assert "type:Linear leaves out the layers of class Conv1D" in caplog.text

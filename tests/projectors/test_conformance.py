@@ -11,6 +11,7 @@ from trak_lightning.projectors import Projector
 from trak_lightning.projectors.chain import Chain
 from trak_lightning.projectors.dense import Gaussian, Rademacher
 from trak_lightning.projectors.random_mask import RandomMask
+from trak_lightning.projectors.second_moment import SecondMoment
 from trak_lightning.projectors.sparse_jl import SparseJL
 from trak_lightning.projectors.two_sided import LowRank, TwoStage
 from trak_lightning.testing import ProjectorConformance
@@ -43,6 +44,14 @@ VARIANTS = {
     },
     "SparseJLOfSeveral": {"projector": staticmethod(lambda dim: SparseJL(dim, nnz=min(dim, 3)))},
     "Identity": {"projector": registry.find("projectors", "identity").load(), "takes_dim": False, "random": False},
+    "Second_Moment": {
+        "projector": staticmethod(lambda dim: SecondMoment(SparseJL(dim), fit_samples=4)),
+        "unbiased": False,
+    },
+    "SecondMomentOfTwoStage": {
+        "projector": staticmethod(lambda dim: SecondMoment(TwoStage(dim), fit_samples=4)),
+        "unbiased": False,
+    },
     "RademacherInTiles": {"projector": staticmethod(lambda dim: Rademacher(dim, memory_budget=0))},
     "TwoStageSketched": {"projector": staticmethod(lambda dim: TwoStage(dim, sketch=6)), "spread": 4},
 } | {
@@ -51,7 +60,8 @@ VARIANTS = {
 }
 
 for plugin in registry.scan()[0]:
-    if plugin.kind == "projectors" and plugin.distribution == "trak-lightning":
+    # auto is one of the others, as soon as it knows the training set.
+    if plugin.kind == "projectors" and plugin.distribution == "trak-lightning" and plugin.name != "auto":
         title = plugin.name.title()
         VARIANTS.setdefault(title, {"projector": plugin.load()})
 

@@ -5,6 +5,7 @@ import torch
 from torch.utils.data import Dataset
 
 from trak_lightning import Task
+from trak_lightning.tasks.margin import margin
 
 HOSTILE = '<script>document.title="broken"</script><img src=x onerror="document.title=1">'
 WORDS = ("plain", "words", "& <b>markup</b>", "“quotes” and 'apostrophes'", "שלום", HOSTILE)
@@ -36,8 +37,7 @@ FORMS = {
 
 class Margin(Task):
     def output(self, model, batch):
-        logits = model(batch["x"])
-        return logits.log_softmax(-1)[torch.arange(len(logits)), batch["label"]]
+        return margin(model(batch["x"]), batch["label"])
 
     def probabilities(self, model, batch):
         return model(batch["x"]).softmax(-1)

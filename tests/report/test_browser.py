@@ -1,9 +1,14 @@
 """The page in a real browser: Chromium, driven by Playwright, neither of which the tests' requirements bring."""
 
+import csv
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 from hostile import HOSTILE
+
+from trak_lightning.scoring.scores import Scores
 
 pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
@@ -44,13 +49,17 @@ def test_it_loads_in_silence_fits_the_screen_and_text_stays_text(opened):
     assert said == []
     assert tab.title() == "run · training data attribution"
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    assert tab.evaluate(
-        "(table => table.scrollWidth <= table.clientWidth)(document.querySelector('#suspects .scroll'))"
-    )
+    cut_off = """Array.from(document.querySelectorAll('.caption, .verdict dd, .findings a, .gallery li, nav'))
+        .filter((each) => each.scrollWidth > each.clientWidth + 1).map((each) => each.outerHTML.slice(0, 200))"""
+    assert tab.evaluate(cut_off) == []
     assert HOSTILE in tab.inner_text("body")
 
 
-@pytest.mark.parametrize("form", ["image"], indirect=True)
+only_images = pytest.mark.parametrize("form", ["image"], indirect=True)
+only_text = pytest.mark.parametrize("form", ["text"], indirect=True)
+
+
+@only_images
 def test_search_and_sort_act(opened):
     tab, said = opened
     before = visible(tab)
@@ -65,23 +74,79 @@ def test_search_and_sort_act(opened):
     tab.fill("#search", "")
     tab.select_option("#sort", "index")
     assert visible(tab) == sorted(before)
-    tab.select_option("#sort", "-output")
-    outputs = [float(each.get_attribute("data-output")) for each in tab.query_selector_all(".target")]
-    assert outputs == sorted(outputs, reverse=True)
-    if tab.query_selector("#wrong"):
-        tab.check("#wrong")
-        assert {
-            each.get_attribute("data-wrong") for each in tab.query_selector_all(".target") if each.is_visible()
-        } == {"1"}
+    tab.select_option("#sort", "-error")
+    errors = [float(each.get_attribute("data-error")) for each in tab.query_selector_all(".target")]
+    assert errors == sorted(errors, reverse=True)
+    tab.check("#wrong")
+    wrong = {each.get_attribute("data-wrong") for each in tab.query_selector_all(".target") if each.is_visible()}
+    assert wrong == {"1"}
     assert said == []
 
 
-@pytest.mark.parametrize("form", ["image"], indirect=True)
-def test_the_table_is_sorted_from_the_keyboard(opened):
+@only_images
+def test_suspects_are_marked_from_the_keyboard_and_copied(opened):
+    tab, said = opened
+    boxes = tab.query_selector_all(".marker")
+    for box in boxes[1:3]:
+        box.focus()
+        tab.keyboard.press("Space")
+    assert tab.inner_text("#marked") == f"2 of {len(boxes)} marked"
+    chosen = [box.get_attribute("value") for box in boxes[1:3]]
+    tab.click("#copy-indices")
+    assert tab.input_value("#copied") == f"[{', '.join(chosen)}]"
+    tab.click("#copy-csv")
+    header, *rows = csv.reader(tab.input_value("#copied").splitlines())
+    assert header == ["index", "label", "says", "why"]
+    assert [row[0] for row in rows] == chosen
+    assert all(row[1] in ("cat", "dog", HOSTILE) for row in rows)
+    tab.click("#mark-all")
+    assert tab.inner_text("#marked") == f"{len(boxes)} of {len(boxes)} marked"
+    tab.select_option("#suspect-sort", "index")
+    numbers = [int(each.get_attribute("data-index")) for each in tab.query_selector_all(".gallery li")]
+    assert numbers == sorted(numbers)
+    assert said == []
+
+
+@only_images
+def test_an_example_opens_on_all_targets_that_it_helps_and_harms(opened):
+    tab, said = opened
+    button = tab.query_selector(".target .open")
+    train = int(button.get_attribute("data-open"))
+    button.focus()
+    tab.keyboard.press("Enter")
+    assert tab.is_visible("#detail")
+    assert tab.inner_text("#detail-title") == f"Training example #{train}"
+    scores = Scores(Path(tab.url.removeprefix("file://")).parents[1] / "scores" / "test.h5").values[:, train]
+    for kind, expected in (("helpful", (-scores).argsort()), ("harmful", scores.argsort())):
+        shown = tab.eval_on_selector_all(f"#detail .{kind} li", "all => all.map((each) => each.textContent)")
+        assert [int(re.search(r"#(\d+)", line)[1]) for line in shown] == expected[: len(shown)].tolist()
+    tab.keyboard.press("Escape")
+    assert not tab.is_visible("#detail")
+    assert tab.evaluate("document.activeElement.dataset.open") == str(train), "the focus is back where it was"
+    tab.click(".gallery .sample img")
+    assert tab.is_visible("#detail")
+    link = tab.query_selector("#detail a")
+    target = link.get_attribute("href")
+    link.click()
+    assert not tab.is_visible("#detail")
+    assert tab.url.endswith(target)
+    assert said == []
+
+
+@only_text
+def test_words_that_an_example_shares_with_its_target_are_marked(opened):
     tab, _ = opened
-    tab.focus("th:nth-child(2) button")
-    for expected in ("descending", "ascending"):
-        tab.keyboard.press("Enter")
-        assert tab.get_attribute("th:nth-child(2)", "aria-sort") == expected
-        numbers = [int(cell.inner_text()[1:]) for cell in tab.query_selector_all("#suspects td:nth-child(2)")]
-        assert numbers == sorted(numbers, reverse=expected == "descending")
+    for card in tab.query_selector_all(".target"):
+        own = card.query_selector(".subject .text").inner_text().lower()
+        for mark in card.query_selector_all("mark"):
+            assert mark.text_content().lower() in own
+
+
+@only_text
+def test_what_is_folded_says_so_and_unfolds(opened):
+    tab, _ = opened
+    before = len(tab.query_selector_all(".target:first-child .evidence .sample:visible"))
+    tab.click(".target:first-child details summary")
+    assert len(tab.query_selector_all(".target:first-child .evidence .sample:visible")) == before + 7
+    assert all(each.is_visible() for each in tab.query_selector_all(".folded + .unfold"))
+    assert len(tab.query_selector_all(".folded")) == len(tab.query_selector_all(".folded + .unfold"))

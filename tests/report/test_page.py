@@ -6,8 +6,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from hostile import HOSTILE, Margin, Rows
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
 from trak_lightning.errors import DataError, IncompleteRunError
@@ -50,7 +52,7 @@ class Page(HTMLParser):
 def test_every_kind_of_sample_makes_a_page_that_stands_alone_and_escapes_what_is_in_it(make, form):
     path = make(form)
     page = Page(path)
-    assert len(page.all("script")) == 1
+    assert [each.get("type") for each in page.all("script")] == ["application/json", None]
     assert not any("onerror" in attributes for _, attributes in page.elements)
     assert HOSTILE in page.text
     assert page.all("img") or form in ("text", "table")
@@ -68,9 +70,49 @@ def test_targets_have_the_examples_and_scores_of_the_score_file(make):
     scores = Scores(path.parents[1] / "scores" / "test.h5")
     for target in (3, 7):
         section = re.split(r"Target #\d+", text)[(3, 7).index(target) + 1]
-        found = [int(number) for number in re.findall(r"#(\d+)", section)][:20]
+        found = [int(number) for number in re.findall(r"#(\d+): the targets", section)][:20]
         ranking = [*scores.top(10, target=target).indices, *scores.bottom(10, target=target).indices]
         assert found == [int(index) for index in ranking]
+
+
+def test_it_opens_with_findings_and_ends_with_settings(make):
+    text = " ".join(Page(make("image")).text.split())
+    torch.manual_seed(0)
+    model, data = nn.Linear(6, 3), Rows("image", 12, 2)
+    mean = sum((scale * model(data.inputs)).softmax(-1) for scale in (1.0, 0.5))
+    wrong = int((mean.argmax(-1) != data.labels).sum())
+    assert 1 < wrong < 12
+    assert f"{(12 - wrong) / 12:.1%} of 12 targets are predicted correctly; {wrong} are mistakes." in text
+    assert "in the scores has not been measured yet" in text
+    assert text.index("predicted correctly") < text.index("Targets and their examples") < text.index("run directory")
+
+
+@pytest.mark.parametrize(("task", "labels"), [("regression", lambda y: y), ("multilabel", lambda y: (y > 0).float())])
+def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
+    torch.manual_seed(0)
+    outputs = 1 if task == "regression" else 3
+    x, model = torch.randn(30, 4), nn.Linear(4, outputs).eval()
+    data = TensorDataset(x, labels(torch.randn(30, outputs)))
+    trak = TRAK(model, task=task, run_dir=tmp_path, projector="identity")
+    trak.featurize(data)
+    trak.score(data, name="test")
+    page = Page(write_report(tmp_path, data, data, num_targets=3))
+    text = " ".join(page.text.split())
+    first = int(next(each for each in page.all("article"))["data-index"])
+    with torch.no_grad():
+        y = data.tensors[1]
+        if task == "regression":
+            residuals = (y - model(x))[:, 0]
+            assert first == int(residuals.abs().argmax()), "mistakes are far from the label, whether above or below"
+            assert "Most helpful" not in text
+            towards, away = ("Raise", "Lower") if residuals[first] > 0 else ("Lower", "Raise")
+            section = text.split("Target #")[1]
+            assert re.search(f"{towards} the prediction . towards the label", section)
+            assert re.search(f"{away} the prediction . away from the label", section)
+        else:
+            p = torch.where(y == 1, model(x).sigmoid(), 1 - model(x).sigmoid()).mean(1)
+            assert first == int(p.argmin())
+            assert f"mean p(answer){p.min():.3f}" in text
 
 
 def test_every_image_has_words_for_who_cannot_see_it_and_controls_have_labels(make):
@@ -120,10 +162,16 @@ FIGURES = {
 def test_every_evaluation_is_shown_with_its_table_and_figure(make):
     path = make("image")
     for kind, figure in FIGURES.items():
-        result = Result(kind, f"The {kind}", "How to read it.", "0.4", ("scores", "LDS"), (("ours", f"0.4{kind}"),), {})
+        values = {"scores": {"ours": {"lds": 0.4, "low": 0.3, "high": 0.5}}, "num_models": 8} if kind == "lds" else {}
+        result = Result(
+            kind, f"The {kind}", "How to read it.", "0.4", ("scores", "LDS"), (("ours", f"0.4{kind}"),), values
+        )
         replace(result, figure=figure).write(path.parents[1] / "evaluation" / f"{kind}-test.json")
     write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2))
     page = Page(path)
+    assert (
+        "0.40 is the rank correlation (at best 1) of what the scores predict with 8 retrained models: good" in page.text
+    )
     for kind, figure in FIGURES.items():
         assert f"The {kind} (test)" in page.text
         assert f"0.4{kind}" in page.text

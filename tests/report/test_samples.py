@@ -11,7 +11,7 @@ from PIL import Image
 from trak_lightning.errors import DataError
 from trak_lightning.report import Samples
 from trak_lightning.report.pictures import Picture
-from trak_lightning.report.samples import Table, Text
+from trak_lightning.report.samples import Table, Text, Turn, decoder
 
 
 def shown(sample, **options):
@@ -74,6 +74,49 @@ def test_classes_of_tokens_are_not_decoded():
         Text("[7, 8, 9]"),
         Table((("labels[0]", "0"), ("labels[1]", "1"), ("labels[2]", "-100"))),
     )
+
+
+def test_numbers_and_several_classes_are_labels_too():
+    assert shown((torch.rand(5), torch.tensor([1.3186]))).label == "1.319"
+    assert shown((torch.rand(5), torch.tensor(-2.5))).label == "-2.5"
+    assert (
+        shown((torch.rand(5), torch.tensor([1.0, 0.0, 1.0])), class_names=["red", "green", "blue"]).label == "red, blue"
+    )
+    assert shown((torch.rand(5), torch.tensor([0, 0, 0]))).label == "none"
+
+
+TURNS = [("user", "Is it raining?"), ("assistant", "No.\nIt is not.")]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": role, "content": text} for role, text in TURNS],
+        [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in TURNS],
+    ],
+    ids=["text", "parts"],
+)
+def test_a_conversation_is_shown_as_turns(messages):
+    assert shown({"messages": messages, "label": 1}).parts == tuple(Turn(*turn) for turn in TURNS)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "<|im_start|>{}\n{}<|im_end|>\n",
+        "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>",
+        "<start_of_turn>{}\n{}<end_of_turn>\n",
+        "<|{}|>\n{}</s>\n",
+    ],
+    ids=["ChatML", "Llama 3", "Gemma", "Zephyr"],
+)
+def test_turns_are_found_in_what_a_chat_template_wrote(template):
+    class Tokenizer:
+        def decode(self, ids, skip_special_tokens=False):
+            assert not skip_special_tokens, "the special tokens say whose turn it is"
+            return "".join(template.format(*turn) for turn in TURNS)
+
+    assert shown({"input_ids": [1, 2, 3]}, decode=decoder(Tokenizer())).parts == tuple(Turn(*turn) for turn in TURNS)
 
 
 def test_an_image_text_pair_is_both_and_has_no_label():

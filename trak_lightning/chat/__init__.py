@@ -1,11 +1,32 @@
-"""Fine-tuned language models: from the folder of a trainer and a file of conversations to datasets and models."""
+"""Fine-tuned language models: from the folder of a trainer and a file of conversations to datasets and models.
 
-from trak_lightning.chat.answers import Answer, Generation, read_answers
-from trak_lightning.chat.data import ChatData, ChatDataset, collate
-from trak_lightning.chat.encoding import Encoder
-from trak_lightning.chat.loading import load_model, load_tokenizer
-from trak_lightning.chat.module import LanguageModel
-from trak_lightning.chat.records import Records
+Names are imported on first use, so that reading the options of ``trak sft`` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trak_lightning.chat.answers import Answer, Generation, read_answers
+    from trak_lightning.chat.data import ChatData, ChatDataset, collate
+    from trak_lightning.chat.encoding import Encoder
+    from trak_lightning.chat.loading import load_model, load_tokenizer
+    from trak_lightning.chat.module import LanguageModel
+    from trak_lightning.chat.records import Records
+
+_MODULES = {
+    "Answer": "answers",
+    "ChatData": "data",
+    "ChatDataset": "data",
+    "Encoder": "encoding",
+    "Generation": "answers",
+    "LanguageModel": "module",
+    "Records": "records",
+    "collate": "data",
+    "load_model": "loading",
+    "load_tokenizer": "loading",
+    "read_answers": "answers",
+}
 
 __all__ = [
     "Answer",
@@ -20,3 +41,9 @@ __all__ = [
     "load_tokenizer",
     "read_answers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

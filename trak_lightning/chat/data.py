@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning.chat import loading
 from trak_lightning.chat.answers import Answer, Generation, combination, read_answers
-from trak_lightning.chat.encoding import Encoder, TrainOn
-from trak_lightning.chat.records import Records, Source
+from trak_lightning.chat.encoding import Encoder
+from trak_lightning.chat.records import Records, Source, TrainOn
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.tasks.tokens import IGNORE_INDEX
 

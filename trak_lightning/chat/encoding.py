@@ -5,16 +5,15 @@ Text is rendered once, as in training, and tokenized once; answers are intervals
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from trak_lightning.chat.records import Record
+from trak_lightning.chat.records import Record, TrainOn
 from trak_lightning.errors import DataError
 from trak_lightning.tasks.tokens import IGNORE_INDEX
 
-TrainOn: TypeAlias = Literal["answers", "all"]
 Messages: TypeAlias = Sequence[dict[str, str]]
 Span: TypeAlias = tuple[int, int]
 

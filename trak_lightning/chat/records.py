@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from trak_lightning.errors import DataError
 
 Record: TypeAlias = Mapping[str, Any]
+TrainOn: TypeAlias = Literal["answers", "all"]
 Source: TypeAlias = "str | Path | Iterable[Record]"
 
 FORMATS = "JSON lines (.jsonl), JSON (.json), Parquet (.parquet), or a folder that datasets saved"

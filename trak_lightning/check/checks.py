@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from statistics import median
 
@@ -36,6 +37,18 @@ class Finding:
 
     topic: str
     text: str
+
+
+class Findings(list[Finding]):
+    """All lines, which read as a report."""
+
+    def __repr__(self) -> str:
+        width = max((len(each.topic) for each in self), default=0)
+        return "\n".join(f"{each.topic:{width}}  {each.text}" for each in self)
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{escape(each.topic)}</th><td>{escape(each.text)}</td></tr>" for each in self)
+        return f"<table>{''.join(rows)}</table>"
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,8 @@ def parameters(subject: Subject) -> Iterator[Finding]:
         yield Finding("parameters", f"{use.rule:<32} {layers:>12} {use.parameters:>16,} parameters")
     trained = sum(parameter.numel() for parameter in subject.job.model.parameters())
     yield Finding("parameters", f"p = {spec.layout.numel:,} of the model's {trained:,}, in {len(spec.layout)} tensors")
+    if reason := spec.projector.reason:
+        yield Finding("projector", reason)
 
 
 def outputs(subject: Subject) -> Iterator[Finding]:
@@ -128,7 +143,7 @@ def disk(subject: Subject) -> Iterator[Finding]:
 CHECKS: list[Callable[[Subject], Iterator[Finding]]] = [parameters, outputs, independence, time, memory, disk]
 
 
-def run_checks(job: FeaturizeJob, checkpoints: int = 1) -> list[Finding]:
+def run_checks(job: FeaturizeJob, checkpoints: int = 1) -> Findings:
     """Try a few batches of the only split of `job` with the model's current weights; nothing is stored.
 
     Args:
@@ -149,7 +164,7 @@ def run_checks(job: FeaturizeJob, checkpoints: int = 1) -> list[Finding]:
         predict(trainer, trial, [])
         subject = Subject(job, trial, checkpoints, trainer.world_size)
         with trainer.precision_plugin.predict_step_context():
-            return [finding for check in CHECKS for finding in check(subject)]
+            return Findings(finding for check in CHECKS for finding in check(subject))
 
 
 def _row_bytes(store: FeatureStore, spec: FeatureSpec, rows: FeatureRows, near: Path) -> float:

@@ -22,6 +22,8 @@ COMMANDS = {
     "evaluate": "retrain models on random subsets and test whether the scores predict them",
     "top": "print the most helpful and most harmful training samples of a target",
     "self-influence": "compute the self-influence and leverage of each training sample",
+    "suspects": "list training samples whose label is likely wrong, with a stated share of false alarms",
+    "whatif": "predict how the outputs of targets would change if a set of training samples had not been there",
     "report": "write one page, RUN_DIR/report/index.html, that shows targets with their examples",
     "info": "print what a run directory holds, and what is missing",
     "verify": "check that every stored row and score is present and intact",

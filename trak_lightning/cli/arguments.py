@@ -73,7 +73,7 @@ PLUGINS = {
     "scorer": ("trak", "how features become scores"),
     "task": ("image_classification", "what is differentiated"),
     "extractor": ("auto", "how per-sample gradients are computed"),
-    "projector": ("sparse_jl", "how gradients are projected to k dimensions"),
+    "projector": ("auto", "how gradients are projected to k dimensions"),
 }
 """Settings whose value is a plug-in: the default, and what they are for."""
 

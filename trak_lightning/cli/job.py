@@ -13,21 +13,24 @@ from jsonargparse import Namespace
 from trak_lightning.api import TRAK
 from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
-from trak_lightning.cli.output import narrated, print_results, short, summary
+from trak_lightning.cli.output import narrated, print_results, print_trust, short, summary
 from trak_lightning.cli.workers import retrain_in_processes
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.decisions.predictions import held_out_predictions
+from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
+from trak_lightning.evaluation.experiments import require_possible
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.featurize.job import FeaturizeJob
-from trak_lightning.model.checkpoints import Checkpoint, expand
+from trak_lightning.model.checkpoints import Checkpoint, expand, read_checkpoints
 from trak_lightning.retraining.outputs import Retraining, missing
 from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
 from trak_lightning.run.atomic import atomic_create, atomic_write
 from trak_lightning.runtime.lightning import quiet_lightning
-from trak_lightning.scoring.score_run import score_run
+from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.stores.shards import Shard, unfinished
 
@@ -115,15 +118,15 @@ class Job:
         """Refuse to begin, let alone to train, if the features that are there were made with other settings."""
         self._featurize_job().require_compatible()
 
+    def require_evaluable(self) -> None:
+        """Refuse to begin if an evaluation is asked for that is impossible with this data."""
+        counts = {"num_train": len(self.train_data), "num_checkpoints": self.num_checkpoints}
+        require_possible(self.parts.evaluation, self.datamodule, **counts)
+
     def _featurize_job(self) -> FeaturizeJob:
         """The featurizing job of training and target samples, without checkpoints."""
-        trak, settings = self.trak(), self.settings
-        return FeaturizeJob(
-            trak.model,
-            trak.spec,
-            trak.run,
-            trak.store,
-            trak.trainer,
+        settings = self.settings
+        return self.trak().job(
             {settings.train_split: self.train_data, settings.target_split: self.target_data},
             train=settings.train_split,
             block_size=settings.block_size,
@@ -211,7 +214,23 @@ class Job:
         )
         if self.speaks:
             summary("score", f"{scores.describe()} in {short(scores.path)}", int(fresh), "computed", started)
+            print_trust(scores)
         return scores
+
+    def suspects(self, fdr: float) -> Suspects:
+        """Find the training samples whose label is likely wrong."""
+        split, trak = self.settings.train_split, self.trak()
+        checkpoints = read_checkpoints(self.run, trak.model, weights_only=self.settings.weights_only)
+        features = load_features(self.run, self._store, targets=split, train=split)
+        subsets = [each.subset for each in features]
+        predictions = held_out_predictions(trak.model, trak.spec.task, self.train_data, checkpoints, subsets)
+        return find_suspects(
+            features,
+            predictions,
+            trak.spec.task.meaning,
+            fdr=fdr,
+            class_names=getattr(self.datamodule, "class_names", None),
+        )
 
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute what the configuration asks for."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trak_lightning.evaluation.result import Result
+from trak_lightning.scoring.scores import Scores
 
 
 def summary(stage: str, what: str, new: int | None = None, verb: str = "", started: float | None = None) -> None:
@@ -22,6 +23,12 @@ def summary(stage: str, what: str, new: int | None = None, verb: str = "", start
     else:
         done = " (already finished, nothing to do)"
     print(f"{stage:<10} {what}{done}", flush=True)
+
+
+def print_trust(scores: Scores) -> None:
+    """Print how far the checkpoints trust the scores, where they can tell."""
+    if scores.trust is not None:
+        summary("trust", scores.trust["sentence"])
 
 
 def short(path: Path) -> Path:

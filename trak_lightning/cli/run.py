@@ -12,6 +12,7 @@ def main(argv: Sequence[str]) -> int:
     if job.shard.count > 1:
         raise SettingsError(f"trak run does all of a run; give --shard {job.shard} to trak featurize")
     job.require_compatible()
+    job.require_evaluable()
     job.featurize(job.train())
     job.score()
     job.evaluate()

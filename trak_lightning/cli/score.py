@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
-from trak_lightning.cli.output import print_json, short, summary
+from trak_lightning.cli.output import print_json, print_trust, short, summary
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.compute import LOCAL, Compute
@@ -65,9 +65,18 @@ def main(argv: Sequence[str]) -> int:
         compute=compute,
     )
     if compute.rank == 0 and config.json:
-        print_json({"path": scores.path, "shape": scores.shape, "computed": fresh, "settings": scores.settings})
+        print_json(
+            {
+                "path": scores.path,
+                "shape": scores.shape,
+                "computed": fresh,
+                "trust": scores.trust,
+                "settings": scores.settings,
+            }
+        )
     elif compute.rank == 0:
         summary("score", f"{scores.describe()} in {short(scores.path)}", int(fresh), "computed", started)
+        print_trust(scores)
     return 0
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from trak_lightning.chat.encoding import TrainOn
-from trak_lightning.chat.records import Record
+from trak_lightning.chat.records import Record, TrainOn
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.mistakes import UsageError

@@ -1,17 +1,23 @@
 """``trak top``: the most helpful and most harmful training samples of a target."""
 
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 from jsonargparse import Namespace
 
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.mistakes import UsageError
-from trak_lightning.cli.output import print_json, short
+from trak_lightning.cli.output import print_json, print_trust, short
+from trak_lightning.errors import DataError
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.display import ranking_table
 from trak_lightning.scoring.ranking import Ranking, rank
 from trak_lightning.scoring.scores import Scores, open_scores
+
+if TYPE_CHECKING:
+    from trak_lightning.report.samples import Samples
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,18 +35,42 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("-k", type=int, default=10, help="number of samples to print on either side")
     parser.add_argument("--name", type=str | None, default=None, help="score file; default: the only one")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
     config = CommandLine.of(argv, renamed={"--train": "--by_train"}).parse(parser)
     scores = open_scores(RunDirectory(config.run_dir), config.name)
     helpful, harmful = _rankings(config, scores)
     if config.json:
-        print_json({"path": scores.path, "helpful": _entries(helpful), "harmful": _entries(harmful)})
+        entries = {"helpful": _entries(helpful), "harmful": _entries(harmful)}
+        print_json({"path": scores.path, "trust": scores.trust, **entries})
         return 0
-    if config.by_train is None:
-        _print(f"Target {config.target} of {short(scores.path)}", "train", helpful, harmful)
-    else:
-        _print(f"Training sample {config.by_train} of {short(scores.path)}", "target", helpful, harmful)
+    from rich.console import Console
+
+    run, what = RunDirectory(config.run_dir), "train" if config.by_train is None else "target"
+    samples = None if config.numbers else _samples(run, scores, what)
+    title = f"Target {config.target}" if what == "train" else f"Training sample {config.by_train}"
+    headings = scores.meaning.headings
+    Console().print(ranking_table(f"{title} of {short(scores.path)}", what, headings, (helpful, harmful), samples))
+    print_trust(scores)
     return 0
+
+
+def _samples(run: RunDirectory, scores: Scores, what: str) -> "Samples | None":
+    """Show the samples of the run's configuration; None, with the reason on standard error, if that is not possible."""
+    if not run.config.exists():
+        return None
+    try:
+        from trak_lightning.cli.job import Job
+        from trak_lightning.report.samples import samples_of
+
+        job = Job("top", [str(run.path)])
+        data = job.train_data if what == "train" else job.target_data
+        if len(data) != scores.shape[what == "train"]:
+            raise DataError(f"the data has {len(data)} samples, and scores are of {scores.shape[what == 'train']}")
+        return samples_of(data, datamodule=job.datamodule, task=job.parts.task)
+    except Exception as error:  # a user's data module may raise anything, and the numbers are there
+        print(f"samples are not shown: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
 
 
 def _rankings(config: Namespace, scores: Scores) -> tuple[Ranking, Ranking]:
@@ -60,22 +90,3 @@ def _entries(ranking: Ranking) -> list[dict[str, float]]:
         {"index": int(index), "score": float(value)}
         for index, value in zip(ranking.indices, ranking.values, strict=True)
     ]
-
-
-def _print(title: str, what: str, helpful: Ranking, harmful: Ranking) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for heading in ("rank", f"helpful: {what} index", "score", f"harmful: {what} index", "score"):
-        table.add_column(heading, justify="right", no_wrap=heading == "score")
-    for place in range(len(helpful.indices)):
-        table.add_row(str(place + 1), *_entry(helpful, place), *_entry(harmful, place))
-    Console().print(table)
-
-
-def _entry(ranking: Ranking, place: int) -> tuple[str, str]:
-    value = f"{ranking.values[place]:+.4g}"
-    if ranking.spread is not None and np.isfinite(ranking.spread[place]):
-        value += f" ± {ranking.spread[place]:.2g}"
-    return str(ranking.indices[place]), value

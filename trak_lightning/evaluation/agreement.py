@@ -18,13 +18,13 @@ FIRST = 10
 """Number of most helpful samples to compare as a set."""
 
 
-def require_several(checkpoints: Sequence[CheckpointFeatures]) -> None:
+def require_several(checkpoints: int) -> None:
     """Check that there is something to compare.
 
     Raises:
         DataError: there is only one checkpoint.
     """
-    if len(checkpoints) < 2:
+    if checkpoints < 2:
         raise DataError(
             "evaluation.agreement compares checkpoints and needs at least two; this run has one. Add checkpoints, or leave "
             "the setting out."
@@ -38,7 +38,7 @@ def agreement(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> Resu
     Raises:
         DataError: there is only one checkpoint.
     """
-    require_several(checkpoints)
+    require_several(len(checkpoints))
     rows = evenly(checkpoints[0].targets.spec.num_samples, TARGETS)
     checkpoints = [some_targets(features, rows) for features in checkpoints]
     single = [_scores(scorer, [features]) for features in checkpoints]

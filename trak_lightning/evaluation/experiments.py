@@ -83,6 +83,21 @@ def evaluate(
         yield result, True
 
 
+def require_possible(settings: EvaluationSettings, datamodule: Any, *, num_train: int, num_checkpoints: int) -> None:
+    """Check what can be checked before anything is trained.
+
+    Raises:
+        DataError: mislabeled samples are unknown, or there is one checkpoint to compare with itself.
+        PluginError: a scorer to compare with is unknown.
+    """
+    for name in settings.compare:
+        registry.create("scorers", name)
+    if settings.mislabeled:
+        read_positions(settings.mislabeled, datamodule, num_train)
+    if settings.agreement:
+        require_several(num_checkpoints)
+
+
 def experiments(
     scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain, datamodule: Callable[[], Any]
 ) -> list[Experiment]:
@@ -99,7 +114,7 @@ def experiments(
     if settings.mislabeled:
         found.append(_mislabeled(scored, settings.mislabeled, datamodule))
     if settings.agreement:
-        require_several(scored.checkpoints)
+        require_several(len(scored.checkpoints))
         found.append(Experiment("agreement", {}, lambda: agreement(scored.scorer, scored.checkpoints)))
     return found
 

@@ -46,7 +46,10 @@ class Curves:
                 axis.set_xscale("log")
             axis.set_xlabel(self.x_label)
             axis.set_ylabel(self.y_label)
-            axis.legend()
+            lines = sorted(
+                axis.get_lines(), key=lambda line: -line.get_ydata()[-1]
+            )  # the order of the lines at their ends
+            axis.legend(lines, [line.get_label() for line in lines])
             yield figure
 
 

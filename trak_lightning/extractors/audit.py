@@ -16,6 +16,9 @@ from trak_lightning.tasks.base import Task, batch_of
 _ROUNDED = 1e-11
 """A gradient with a larger relative error was computed in less than float64 somewhere."""
 
+_MEASURED = 4
+"""Of how many samples of a block the size is measured."""
+
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Relative errors of correct gradients by the precision of the model; 0.1 for 16 bits."""
 
@@ -102,7 +105,8 @@ class Audit:
     def __init__(self, layout: ParameterLayout, expected: Reference, weights: Tensor, slack: float = 1.0) -> None:
         self._layout = layout
         self._weights = weights
-        self._size = _norm([grad for grad in expected.grads.values() if grad is not None])
+        self._norms = {name: 0.0 if grad is None else float(grad.norm()) for name, grad in expected.grads.items()}
+        self._size = sum(norm**2 for norm in self._norms.values()) ** 0.5
         self.tolerance = min(slack * _TOLERANCES.get(expected.precision, 0.1), 0.3)
         self._left = dict(expected.grads)
         self._sizes: dict[str, float] = {}
@@ -110,26 +114,24 @@ class Audit:
     def __call__(self, block: GradientBlock) -> None:
         slot = self._layout.by_name[block.name]
         block.require(slot, len(self._weights))
-        of_block = self._weights[block.samples]
-        for samples, part in block.chunks(slot.numel):
-            chosen = of_block[samples].nonzero()[:, 0]
-            if not len(chosen):
-                continue
-            first, last = int(chosen[0]), int(chosen[-1]) + 1
-            grad = part.take(slice(first, last)).dense().detach()
-            grad = grad.reshape(len(grad), -1)
-            weights = of_block[samples][first:last].to(grad)
-            weighted = weights @ grad
-            left = self._left[block.name]
-            if left is None:
-                self._left[block.name] = weighted.neg_()
-            else:
-                left.sub_(weighted.view_as(left))
-            self._sizes[block.name] = self._sizes.get(block.name, 0.0) + float(weights @ grad.norm(dim=1))
-            del grad  # before the next chunk is formed
+        weights = self._weights[block.samples]
+        chosen = weights.nonzero()[:, 0]
+        if not len(chosen):
+            return
+        samples = slice(int(chosen[0]), int(chosen[-1]) + 1)
+        part, weights = block.take(samples), weights[samples]
+        # One sample as it is projected, and many with little memory.
+        weighted = part.dense()[0] * float(weights) if len(part) == 1 else part.weighted_sum(weights, slot.numel)
+        weighted = weighted.detach()
+        left = self._left[block.name]
+        if left is None:
+            self._left[block.name] = weighted.neg_()
+        else:
+            left.sub_(weighted.view_as(left))
+        self._sizes[block.name] = self._sizes.get(block.name, 0.0) + _size(part, weights)
 
     def wrong(self) -> dict[str, str]:
-        """The parameters that differ from the reference, and how; errors are measured against Σ_b ‖g_b‖."""
+        """The parameters that differ from the reference, and how; errors are measured against Σ_b ‖w_b g_b‖."""
         found: dict[str, str] = {}
         for name, left in self._left.items():
             if name not in self._sizes:
@@ -140,10 +142,19 @@ class Audit:
                 continue
             error = float(left.norm())
             # A gradient that is zero except for rounding, such as that of the bias of attention keys, is noise in both.
-            scale = max(self._sizes[name], 1e-3 * self._size)
+            scale = max(self._sizes[name], self._norms[name], 1e-3 * self._size)
             if not error <= self.tolerance * scale:
                 found[name] = f"off by {error / scale:.2g} of its size" if scale else "not finite"
         return found
+
+
+def _size(block: GradientBlock, weights: Tensor) -> float:
+    """About Σ_b ‖w_b g_b‖, from at most `_MEASURED` samples."""
+    step = -(-len(block) // _MEASURED)
+    norms = [
+        float(weights[at]) * float(block.take(slice(at, at + 1)).dense().norm()) for at in range(0, len(block), step)
+    ]
+    return step * sum(norms)
 
 
 def require_graph(output: Tensor, model: nn.Module, task: Task) -> None:

@@ -1,6 +1,7 @@
 """Choose the extractor for each batch: hooks where they are exact, else one sample at a time."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
@@ -11,7 +12,7 @@ from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor, RuleUse, describe
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.extractors.iterative import Iterative
-from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
+from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink, restart_of
 from trak_lightning.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -62,19 +63,13 @@ class Auto(GradientExtractor):
             self._last, self._last_alone = ref(batch), self._refused.get(model, 0) >= _PATIENCE
         if self._last_alone:
             return self._alone.extract(model, task, batch, layout, sink)
-        begun = False
-
-        def watched(block: GradientBlock) -> None:
-            nonlocal begun
-            begun = True
-            sink(block)
-
+        watched = _Watched(sink)
         kinds = self._hooks.kinds
         try:
             output = self._hooks.extract(model, task, batch, layout, watched)
         except UnsupportedModelError as refusal:
             self._refused[model] = self._refused.get(model, 0) + 1
-            if begun:
+            if watched.begun:
                 raise  # the caller discards what the sink has received, and starts again with `fall_back`
             self._last_alone = True
             return self.fall_back(model, refusal).extract(model, task, batch, layout, sink)
@@ -86,6 +81,9 @@ class Auto(GradientExtractor):
             self._described[model] = layout.fingerprint
             log.info("gradients  hooks: %s", describe(self._hooks.account(model, task, batch, layout)))
         return output
+
+    def audits(self, model: nn.Module, batch: SampleBatch) -> bool:
+        return self._refused.get(model, 0) < _PATIENCE and self._hooks.audits(model, batch)
 
     def _count(self, model: nn.Module, size: int, rehearsals: int) -> None:
         """Switch to one sample at a time if the batches so far took more passes than their samples would have taken."""
@@ -116,6 +114,27 @@ class Auto(GradientExtractor):
             except UnsupportedModelError as refusal:
                 self.fall_back(model, refusal)
         return self._alone.account(model, task, batch, layout)
+
+
+class _Watched:
+    """A sink that knows whether it has received blocks."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.begun = False
+
+    def __call__(self, block: GradientBlock) -> None:
+        self.begun = True
+        self._sink(block)
+
+    @property
+    def restart(self) -> Callable[[], None] | None:
+        return None if restart_of(self._sink) is None else self._restart
+
+    def _restart(self) -> None:
+        self.begun = False
+        if (restart := restart_of(self._sink)) is not None:
+            restart()
 
 
 def _reason(refusal: UnsupportedModelError) -> str:

@@ -58,6 +58,10 @@ class GradientExtractor(ABC):
         """How many kinds of batches this extractor has rehearsed; when the number grows, the caller verifies the batch."""
         return 0
 
+    def audits(self, model: nn.Module, batch: SampleBatch) -> bool:
+        """Whether `extract` will certainly compare the gradients of this batch with autograd itself, since it is of a new kind."""
+        return False
+
     def fall_back(self, model: nn.Module, refusal: UnsupportedModelError) -> "GradientExtractor | None":
         """The extractor to use instead for a batch that this one refused, or computed wrongly; None if there is none."""
         return None

@@ -35,6 +35,7 @@ class Functional(GradientExtractor):
 
     def extract(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, sink: Sink) -> Tensor:
         require_whole(model, "functional")
+        _require_dense(model)
         each = [flatten(batch.fetch([position]).data)[0] for position in range(batch.size)]
         leaves, rebuild = flatten(batch.fetch([0]).data)
         batched = [position for position, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -72,6 +73,20 @@ class Functional(GradientExtractor):
         for slot in layout:
             sink(DenseBlock(slot.name, gradients[slot.name]))
         return outputs.detach()
+
+
+def _require_dense(model: nn.Module) -> None:
+    """Refuse embeddings with sparse gradients, which vmap does not know.
+
+    Raises:
+        UnsupportedModelError: names them.
+    """
+    sparse = [name for name, module in model.named_modules() if getattr(module, "sparse", False) is True]
+    if sparse:
+        raise UnsupportedModelError(
+            f"module {sparse[0]!r} has sparse=True, and the functional extractor cannot compute sparse gradients. Use sparse=False, which "
+            "gives the same numbers, or extractor='auto' or 'iterative'."
+        )
 
 
 def _stacked(each: Sequence[list[Any]], batched: Sequence[int]) -> list[Tensor]:

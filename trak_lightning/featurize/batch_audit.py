@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,7 +20,7 @@ from trak_lightning.extractors.iterative import sample_gradient
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.featurize.unusual import Unusual
 from trak_lightning.gradients import GradientBlock, ParameterLayout
-from trak_lightning.model.autocast import without_autocast
+from trak_lightning.model.autocast import is_cast, without_autocast
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows
@@ -50,18 +51,34 @@ class BatchAuditor:
         self._structures: set[Any] = set()
         self._unusual = Unusual()
 
-    def due(self, batch: SampleBatch, index: Tensor, *, rehearsed: bool) -> int | None:
+    def due(self, batch: SampleBatch, index: Tensor) -> int | None:
         """The position of the sample to compute by itself, or None if this batch is not to be verified."""
         drawn = derive_seed(self._seed, "verify", int(index[0]))
-        first = not self._structures
-        new = rehearsed or batch.structure not in self._structures
+        first, new = not self._structures, batch.structure not in self._structures
         self._structures.add(batch.structure)
         if any_sharded(self._model.parameters()):
-            return (drawn // SHARE) % batch.size if first else None
+            return self.drawn(batch, index) if first else None
         unusual = self._unusual.samples(batch)
         if len(unusual):
             return int(unusual[(drawn // SHARE) % len(unusual)])
-        return (drawn // SHARE) % batch.size if new or drawn % SHARE == 0 else None
+        return self.drawn(batch, index) if new or drawn % SHARE == 0 else None
+
+    def drawn(self, batch: SampleBatch, index: Tensor) -> int:
+        """A position that is drawn from the seed."""
+        return (derive_seed(self._seed, "verify", int(index[0])) // SHARE) % batch.size
+
+    def begin(self, batch: SampleBatch, position: int, extractor: GradientExtractor) -> "Comparison | None":
+        """What the blocks of a batch are to be compared with while its rows are computed; None if they cannot be, since they are
+        rounded to 16 bits, or belong to samples that are computed one at a time anyway."""
+        if extractor.one_by_one or is_cast():
+            return None
+        try:
+            whole = not extractor.audits(self._model, batch)
+            return Comparison(
+                self._model, self._task, self._layout, batch, self._alone(batch, position), position, whole
+            )
+        except Exception:  # the batch is not one that can be computed as a whole
+            return None
 
     def verify(
         self,
@@ -70,6 +87,7 @@ class BatchAuditor:
         position: int,
         extractor: GradientExtractor,
         rows: FeatureRows,
+        compared: "Comparison | None" = None,
         *,
         chosen: bool = True,
     ) -> None:
@@ -82,34 +100,28 @@ class BatchAuditor:
             position: the sample to compute by itself.
             extractor: the extractor that computed the rows.
             rows: its rows, in the precision of the run.
+            compared: what has received the blocks of these rows; if None, they are computed again.
             chosen: whether the user chose the extractor, rather than another one falling back to it.
 
         Raises:
             SampleDependenceError: the output or gradient of the sample depends on its batch, or on random numbers.
             UnsupportedModelError: the extractor computed wrong gradients.
         """
-        one = self._alone(batch, position)
+        one = self._alone(batch, position) if compared is None else compared.one
         if extractor.one_by_one:
             self._compare_outputs(batch, index, position, one, rows, chosen)
             return
-        sample = int(index[position]), position, batch.size
-        with without_autocast():
-            alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
-            whole = Audit(
-                self._layout, reference(self._model, self._task, batch, self._layout), sample_weights(batch.size)
-            )
-            single = Audit(self._layout, alone, only(position, batch.size), slack=_SLACK)
-
-            def sink(block: GradientBlock) -> None:
-                whole(block)
-                single(block)
-
-            output = extractor.extract(self._model, self._task, batch, self._layout, sink)
-            wrong = single.wrong()
-            shift = _shift(output[position], alone.output[0])
-            if wrong or shift > single.tolerance:
-                self._blame(batch, one, sample, wrong, shift, single.tolerance)
-        if wrong := whole.wrong():
+        sample, output = (int(index[position]), position, batch.size), torch.from_numpy(rows.output)
+        if compared is None:
+            with without_autocast():
+                compared = Comparison(self._model, self._task, self._layout, batch, one, position)
+                output = extractor.extract(self._model, self._task, batch, self._layout, compared)
+        shift = _shift(output[position], compared.alone.output[0])
+        wrong = compared.single.wrong()
+        if wrong or shift > compared.single.tolerance:
+            with without_autocast():
+                self._blame(batch, one, sample, wrong, shift, compared.single.tolerance)
+        if compared.whole is not None and (wrong := compared.whole.wrong()):
             raise UnsupportedModelError(_wrong_rows(wrong, type(extractor).__name__.lower()))
         self._compare_weights(batch, sample, one, rows)
 
@@ -207,6 +219,41 @@ class BatchAuditor:
                 refuse(self._model, self._task, sample, error, one, batch)
 
 
+class Comparison:
+    """A sink that compares blocks with the gradients that autograd computes for one sample by itself, and for the whole batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        layout: ParameterLayout,
+        batch: SampleBatch,
+        one: SampleBatch,
+        position: int,
+        whole: bool = True,
+    ) -> None:
+        self.one = one
+        self._references = partial(reference, model, task, batch, layout), partial(reference, model, task, one, layout)
+        self._layout = layout
+        self._sizes = batch.size, one.size
+        self._position = position
+        self._compare_whole = whole
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again with the first block."""
+        of_batch, of_one = self._references
+        size, count = self._sizes
+        self.alone = of_one(only(0, count))
+        self.single = Audit(self._layout, self.alone, only(self._position, size), slack=_SLACK)
+        self.whole = Audit(self._layout, of_batch(), sample_weights(size)) if self._compare_whole and size > 1 else None
+
+    def __call__(self, block: GradientBlock) -> None:
+        self.single(block)
+        if self.whole is not None:
+            self.whole(block)
+
+
 def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceError:
     reason = (str(error).splitlines() or [""])[0]
     return SampleDependenceError(
@@ -264,8 +311,7 @@ def _distance(alone: dict[str, Tensor | None], within: dict[str, Tensor | None])
 
 
 def _cast_or_short(model: nn.Module) -> bool:
-    cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    return cast or any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
+    return is_cast() or any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
 
 
 def difference(alone: npt.NDArray[Any], within: npt.NDArray[Any]) -> float:

@@ -1,5 +1,6 @@
 """A featurizing job: create feature sets, compute this job's blocks, and restore the model."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRun
 from trak_lightning.featurize.compute import Assignment, BlockComputer
 from trak_lightning.featurize.fitting import FitSamples, Fitting, TrainingSet
 from trak_lightning.featurize.module import Featurizer
-from trak_lightning.featurize.reuse import ContentSample, VerifyData, knows_content, require_unchanged
+from trak_lightning.featurize.reuse import SECONDS, ContentSample, VerifyData, knows_content, require_unchanged
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.model.checkpoints import Checkpoint, Checkpoints, CheckpointSource, distinct, expand, subset_path
 from trak_lightning.model.compiled import uncompiled
@@ -29,6 +30,8 @@ from trak_lightning.runtime.ranks import follow_rank_zero, outlast_rank_zero, ta
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.shards import Shard
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ class FeaturizeJob:
             DataError: a checkpoint is given twice.
             SettingsError: `block_size` is not positive.
         """
+        if self.train in self.splits and self.spec.projector.reason:
+            log.info("projector  %s", self.spec.projector.reason)
         records = [CheckpointRecord(checkpoint.id, str(checkpoint)) for checkpoint in self.checkpoints]
         self.run.require_registrable(records)
         plans = self._plans([record.id for record in records])
@@ -170,7 +175,8 @@ class FeaturizeJob:
             follow_rank_zero(stop)
 
         def featurizer(part: Assignment, verify: bool) -> Featurizer:
-            return self.module(Featurizer, split, part.feature_set, part.blocks, stop, verify=verify)
+            seconds = SECONDS / len(assignments) if verify else None
+            return self.module(Featurizer, split, part.feature_set, part.blocks, stop, verify=seconds)
 
         bar = progress(f"featurize {split}", missing, enabled=trainer.is_global_zero)
         with uncompiled(self.model), quiet_lightning(), stop.watching(trainer), bar as advance:
@@ -188,7 +194,7 @@ class FeaturizeJob:
         blocks: range,
         stop: StopRequest,
         *,
-        verify: bool = False,
+        verify: float | None = None,
     ) -> Featurizer:
         """Create a `Featurizer`, or a subclass of it, for some blocks of a feature set."""
         fitting = Fitting.of(self._training, self.run, feature_set.spec.fingerprint)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from multiprocessing import parent_process
 from time import perf_counter
-from typing import Any
 
 import lightning as L
 import torch
@@ -13,13 +12,12 @@ from torch.utils.data import DataLoader
 
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.loading import IndexedBatch
-from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
 from trak_lightning.featurize.fitting import FitFile, Fitting
-from trak_lightning.featurize.reuse import SECONDS, stale_rows, stored_batches
-from trak_lightning.featurize.rows import RowComputer
+from trak_lightning.featurize.reuse import stale_rows, stored_batches
+from trak_lightning.featurize.rows import HandOn, RowComputer
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import Sink
 from trak_lightning.model.autocast import cast_anew
@@ -49,8 +47,8 @@ class Featurizer(L.LightningModule):
         fitting: the fits of projector and task.
         blocks: the blocks of the set that this job computes.
         stop: whether the process was asked to end.
-        verify: whether to compute a stored batch again first and compare it.
-        repair: if the stored batch differs, compute all rows of the set again instead of raising an error.
+        verify: for how many seconds to compute stored rows again first and compare them, one batch at least; None not to.
+        repair: if a stored row differs, compute all rows of the set again instead of raising an error.
     """
 
     def __init__(
@@ -63,7 +61,7 @@ class Featurizer(L.LightningModule):
         fitting: Fitting,
         blocks: range,
         stop: StopRequest,
-        verify: bool = False,
+        verify: float | None = None,
         repair: bool = False,
     ) -> None:
         super().__init__()
@@ -97,8 +95,8 @@ class Featurizer(L.LightningModule):
         # handlers.
         self.stop.install(self.trainer)
         self.fit()
-        if self._verify:
-            self.verify_stored_rows()
+        if self._verify is not None:
+            self.verify_stored_rows(self._verify)
         self.batches = self._plan_batches()
         return self.data.loader(self.batches, pin_memory=self.device.type == "cuda")
 
@@ -111,13 +109,13 @@ class Featurizer(L.LightningModule):
         if self.spec.projector.fit_samples:
             self._fitted_projector = self._stored(self.fitting.projection, self._fit_projector)
 
-    def verify_stored_rows(self) -> None:
+    def verify_stored_rows(self, seconds: float) -> None:
         """Compute stored rows again, one batch after another until time is up. All ranks follow what rank 0 finds.
 
         Raises:
             StaleRowsError: the model, the task, the data or their code has changed.
         """
-        batches, deadline = stored_batches(self.feature_set), perf_counter() + SECONDS
+        batches, deadline = stored_batches(self.feature_set), perf_counter() + seconds
         positions = agreed(self.trainer, lambda: next(batches, None))
         while positions is not None:
             with self.trainer.precision_plugin.predict_step_context(), cast_anew():
@@ -147,13 +145,17 @@ class Featurizer(L.LightningModule):
             device=self.device,
             fitted=self._fitted_projector,
         )
+        return self._row_computer(projection, self.data)
+
+    def _row_computer(self, projection: Projection | HandOn, data: AttributionData) -> RowComputer:
+        spec = self.spec
         return RowComputer(
             self.model,
             self._fitted_task,
             spec.extractor,
             projection,
             spec.layout,
-            partial(self._load, self.data),
+            partial(self._load, data),
             device=self.device,
             precision=str(self.trainer.precision),
             seed=derive_seed(spec.seed, self.feature_set.spec.checkpoint),
@@ -214,13 +216,11 @@ class Featurizer(L.LightningModule):
         size = self.feature_set.spec.batch_size
 
         def gradients(sink: Sink) -> None:
+            computer = self._row_computer(HandOn(sink), data)
             for start in range(0, count, size):
                 batch = self._load(data, positions[start : start + size])
-                with torch.enable_grad(), self.trainer.precision_plugin.predict_step_context(), cast_anew():
-                    samples = SampleBatch(
-                        batch.batch, len(batch.index), partial(self._among, data, batch.index.tolist())
-                    )
-                    spec.extractor.extract(self.model, self._fitted_task, samples, spec.layout, sink)
+                with self.trainer.precision_plugin.predict_step_context(), cast_anew():
+                    computer.rows(batch)
 
         seed = derive_seed(spec.seed, self.feature_set.spec.checkpoint, "fit")
         return spec.projector.fit(spec.layout, gradients, seed=seed)
@@ -229,7 +229,3 @@ class Featurizer(L.LightningModule):
         """Collate these samples and move the batch to the device, as the Trainer would."""
         batch = data.read(positions)
         return to_device(self.trainer.precision_plugin.convert_input(batch), data.hooks, self.model, self.device)
-
-    def _among(self, data: AttributionData, index: Sequence[int], positions: Sequence[int]) -> Any:
-        """Collate the samples at these positions of a batch, and no others."""
-        return self._load(data, [index[position] for position in positions]).batch

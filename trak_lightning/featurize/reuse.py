@@ -28,7 +28,8 @@ PLACES = 8
 """At how many places of a feature set rows are computed again."""
 
 SECONDS = 1.0
-"""How long ``sampled`` may read samples; and how long rows are computed again, one batch of them at least."""
+"""How long ``sampled`` may read the samples of a split, and how long rows of its feature sets are computed again, at least one batch
+of each."""
 
 TOLERANCE = 1e-2
 """Largest difference between a stored row and the same row computed again, relative to its norm: devices round differently."""

@@ -15,8 +15,9 @@ from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradien
 from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.state import requiring, without_fast_path
-from trak_lightning.featurize.batch_audit import BatchAuditor, difference, sample_weights_of
-from trak_lightning.gradients import GradientBlock, ParameterLayout
+from trak_lightning.featurize.batch_audit import BatchAuditor, Comparison, difference, sample_weights_of
+from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
+from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.model.steady import SteadyState
 from trak_lightning.projectors.base import Projection
 from trak_lightning.run.fingerprint import UNKNOWN
@@ -37,7 +38,7 @@ class RowComputer:
             the buffers and attributes that it has now.
         task: already fitted, if it needs a fit.
         extractor: computes per-sample gradients.
-        projection: P of the checkpoint.
+        projection: P of the checkpoint, or a sink in its place while P is fitted.
         layout: the parameters attributed to.
         load: collates the samples at these dataset positions with the user's code, and moves the batch to `device`.
         device: where the model is.
@@ -50,7 +51,7 @@ class RowComputer:
         model: nn.Module,
         task: Task,
         extractor: GradientExtractor,
-        projection: Projection,
+        projection: "Projection | HandOn",
         layout: ParameterLayout,
         load: Callable[[Sequence[int]], IndexedBatch],
         *,
@@ -142,28 +143,31 @@ class RowComputer:
 
     def _by(self, extractor: GradientExtractor, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
         kinds = extractor.kinds
-        rows = self._compute(batch, index, extractor)
-        due = self._auditor.due(batch, index, rehearsed=extractor.kinds > kinds)
-        position = due if position is None else position
-        if position is not None:
-            # Whether the user chose one sample at a time, or an extractor fell back to it.
-            chosen = type(self._extractor).fall_back is GradientExtractor.fall_back
-            self._auditor.verify(batch, index, position, extractor, rows, chosen=chosen)
+        if position is None:
+            position = self._auditor.due(batch, index)
+        if position is None:
+            rows = self._compute(batch, index, extractor)
+            if extractor.kinds == kinds or any_sharded(self._model.parameters()):
+                return rows
+            position, compared = self._auditor.drawn(batch, index), None
+        else:
+            compared = self._auditor.begin(batch, position, extractor)
+            rows = self._compute(batch, index, extractor, compared)
+        # Whether the user chose one sample at a time, or an extractor fell back to it.
+        chosen = type(self._extractor).fall_back is GradientExtractor.fall_back
+        self._auditor.verify(batch, index, position, extractor, rows, compared, chosen=chosen)
         return rows
 
-    def _compute(self, batch: SampleBatch, index: Tensor, extractor: GradientExtractor) -> FeatureRows:
-        projection, reached = self._projection, set[str]()
-        features = projection.zeros(batch.size, _accumulator_dtype(self._model))
-
-        def sink(block: GradientBlock) -> None:
-            reached.add(block.name)
-            projection.add(block, features)
-
+    def _compute(
+        self, batch: SampleBatch, index: Tensor, extractor: GradientExtractor, compared: Comparison | None = None
+    ) -> FeatureRows:
+        features = self._projection.zeros(batch.size, _accumulator_dtype(self._model))
+        sink = _Rows(self._projection, features, compared)
         output = extractor.extract(self._model, self._task, batch, self._layout, sink)
         output = as_outputs(output, batch.size, self._task)
-        if not reached and not self._warned:
+        if not sink.reached and not self._warned:
             self._require_gradient(batch)
-        self._warn_of_zeros(reached)
+        self._warn_of_zeros(sink.reached)
         with torch.no_grad():
             loss_weight, curvature = sample_weights_of(self._model, self._task, batch, output, extractor.one_by_one)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
@@ -207,6 +211,47 @@ class RowComputer:
             "Leave them out: parameters=['!NAME'].",
             len(missing), len(self._layout), sum(slot.numel for slot in missing), self._layout.numel, names,
         )  # fmt: skip
+
+
+class HandOn:
+    """Hands gradient blocks to a sink in place of projecting them; those of a batch that is refused, too."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def zeros(self, batch_size: int, dtype: torch.dtype) -> Tensor:
+        """Features that stay zero, (B, 1)."""
+        return torch.zeros(batch_size, 1, dtype=dtype)
+
+    def add(self, block: GradientBlock, out: Tensor) -> None:
+        """Hand on a block."""
+        self._sink(block)
+
+
+class _Rows:
+    """A sink that projects blocks, and compares them if they are to be."""
+
+    def __init__(self, projection: "Projection | HandOn", features: Tensor, compared: Comparison | None) -> None:
+        self._projection = projection
+        self._features = features
+        self._compared = compared
+        self.reached: set[str] = set()
+
+    def __call__(self, block: GradientBlock) -> None:
+        self.reached.add(block.name)
+        if self._compared is not None:
+            self._compared(block)
+        self._projection.add(block, self._features)
+
+    @property
+    def restart(self) -> Callable[[], None] | None:
+        return None if isinstance(self._projection, HandOn) else self._restart
+
+    def _restart(self) -> None:
+        self.reached.clear()
+        self._features.zero_()
+        if self._compared is not None:
+            self._compared.restart()
 
 
 def _unsteady(sample: int) -> DataError:

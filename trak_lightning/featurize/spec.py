@@ -1,6 +1,7 @@
 """The settings that determine a feature, in addition to the weights and the sample."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trak_lightning.extractors.base import GradientExtractor
@@ -28,6 +29,16 @@ class FeaturizeSpec:
     layout: ParameterLayout
     seed: int = 0
     precision: str = "32-true"
+
+    def for_run(self, num_samples: int, stored: Mapping[str, Any] | None) -> "FeaturizeSpec":
+        """Return the settings of a run with n training samples: those of the projector that are chosen from data are fixed.
+
+        Args:
+            num_samples: n.
+            stored: the fingerprint of a feature set of the run; None if there is none yet.
+        """
+        projector = self.projector.for_run(self.layout, num_samples, stored and stored.get("projector"))
+        return replace(self, projector=projector)
 
     @property
     def dim(self) -> int:

@@ -62,7 +62,7 @@ class TRAKExplainer(Explainer):
         model_id: str = "trak",
         batch_size: int = 64,
         parameters: Sequence[str] | None = None,
-        projector: PluginChoice = "sparse_jl",
+        projector: PluginChoice = "auto",
         extractor: PluginChoice = "auto",
         scorer: PluginChoice = "trak",
         seed: int = 0,

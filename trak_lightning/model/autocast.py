@@ -11,6 +11,11 @@ AutocastState: TypeAlias = tuple[str, torch.dtype] | None
 """Device and dtype; None where autocast is off."""
 
 
+def is_cast() -> bool:
+    """Whether autocast is on, on any device."""
+    return any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+
+
 def autocast_state(leaves: list[Any]) -> AutocastState:
     """Record the current autocast state where a module is called with `leaves`; the backward pass does not know it."""
     device = next((leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)), "cpu")

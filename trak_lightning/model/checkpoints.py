@@ -21,6 +21,7 @@ from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.dtensor import load, whole
 from trak_lightning.model.names import belongs_to_a_loss, named_tensors, renamed, tied
 from trak_lightning.model.restore import restored
+from trak_lightning.run.directory import RunDirectory
 
 CheckpointSource: TypeAlias = str | Path | nn.Module | Mapping[str, Any]
 """A file or folder (see `trak_lightning.model.weight_files`), a state dict, or a module with the weights."""
@@ -96,6 +97,25 @@ def expand(checkpoints: Checkpoints) -> list[CheckpointSource]:
             "list of several."
         )
     return [found for source in checkpoints for found in _matches(source)]
+
+
+def read_checkpoints(run: RunDirectory, model: nn.Module, *, weights_only: bool = True) -> list[Checkpoint]:
+    """Read the checkpoints of a run again, from the files that they were featurized from.
+
+    Raises:
+        CheckpointError: a file is no longer there, or holds other weights.
+        IncompleteRunError: nothing was featurized.
+    """
+    found = []
+    for record in run.require_checkpoints():
+        checkpoint = Checkpoint.of(record.source, model, weights_only=weights_only)
+        if checkpoint.id != record.id:
+            raise CheckpointError(
+                f"{record.source} holds other weights than those that were featurized (checkpoint {checkpoint.id}, expected "
+                f"{record.id}). Restore the file, or featurize it in another run directory."
+            )
+        found.append(checkpoint)
+    return found
 
 
 def distinct(checkpoints: Sequence[Checkpoint]) -> list[int]:

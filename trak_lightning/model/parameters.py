@@ -1,6 +1,7 @@
 """Select the parameters to attribute to: patterns of names, of module types, or the last layers."""
 
 import difflib
+import logging
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
@@ -10,6 +11,8 @@ from torch.nn.parameter import is_lazy
 from trak_lightning.errors import SettingsError, UnsupportedModelError
 from trak_lightning.model.adapters import IS_TRAINABLE, frozen_by_peft
 from trak_lightning.model.compiled import original_name
+
+log = logging.getLogger(__name__)
 
 
 def select(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Parameter]:
@@ -77,12 +80,29 @@ def _matching(model: nn.Module, named: dict[str, nn.Parameter], pattern: str) ->
         wanted = {id(parameter) for parameter in parameters}
         found = {name for name, parameter in named.items() if id(parameter) in wanted}
     if not found:
+        _explain_tied(model, pattern)
         nearest = difflib.get_close_matches(value or pattern, known, n=3, cutoff=0.3) or known[:3]
         raise SettingsError(
             f"parameters: {pattern!r} matches nothing in {type(model).__name__}; the nearest are "
             f"{', '.join(dict.fromkeys(nearest))}. Patterns are those of file names, such as 'layer4.*' or '*.bias'."
         )
     return found
+
+
+def _explain_tied(model: nn.Module, pattern: str) -> None:
+    """Refuse a pattern that matches only a further name of parameters that two modules share.
+
+    Raises:
+        SettingsError: names the tied parameter and the name that it goes by.
+    """
+    first = {id(parameter): original_name(name) for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if fnmatchcase(original_name(name), pattern):
+            used = first[id(parameter)]
+            raise SettingsError(
+                f"parameters: {pattern!r} matches {original_name(name)}, which is the same tensor as {used} (the weights are tied). Its "
+                f"gradient is the sum over both modules, and it goes by its first name: write {used!r}."
+            )
 
 
 def _of_type(model: nn.Module, name: str) -> tuple[list[nn.Parameter], list[str]]:
@@ -93,6 +113,11 @@ def _of_type(model: nn.Module, name: str) -> tuple[list[nn.Parameter], list[str]
         known += names[:1] if next(module.parameters(), None) is not None else []
         if name in names:
             parameters += module.parameters()
+    if name == "Linear" and "Conv1D" in known:
+        log.warning(
+            "parameters  type:Linear leaves out the layers of class Conv1D, which are most of the linear layers of GPT-2: write "
+            "type:Conv1D as well."
+        )
     return parameters, known
 
 

@@ -82,6 +82,8 @@ class Projector(ABC):  # noqa: B024  `block` or `bind` is overridden, either wil
     fit_samples: int = 0
     """Number of training samples that `fit` needs; 0 for a projector that is not fitted."""
 
+    _reason: str | None = None
+
     def __init__(self, dim: int = 2048, per: Literal["model", "layer"] = "model") -> None:
         if dim < 1:
             raise SettingsError(f"dim must be a positive number of dimensions, got {dim}")
@@ -134,6 +136,23 @@ class Projector(ABC):  # noqa: B024  `block` or `bind` is overridden, either wil
             seed: derived from the run's seed and the checkpoint.
         """
         return {}
+
+    def for_run(self, layout: ParameterLayout, num_samples: int, stored: Mapping[str, Any] | None) -> "Projector":
+        """Return the projector of a run: this one, unless some of its settings are chosen from the data.
+
+        Every process of a run and every later call must choose the same, so the choice may depend on these arguments only.
+
+        Args:
+            layout: the parameters.
+            num_samples: n, the number of training samples.
+            stored: the `state` of the projector that features of this run were made with; None if there are none.
+        """
+        return self
+
+    @property
+    def reason(self) -> str | None:
+        """What `for_run` has chosen and why, in one line; None if it chose nothing."""
+        return self._reason
 
     @property
     def state(self) -> dict[str, Any]:

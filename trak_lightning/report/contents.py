@@ -3,7 +3,18 @@
 from dataclasses import dataclass, field
 
 from trak_lightning.report.duplicates import Group, Pair
+from trak_lightning.report.links import Effects
 from trak_lightning.report.samples import Shown
+from trak_lightning.run.meaning import Meaning
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence at the top of the page: what was found, with its number in front, and the section that shows it."""
+
+    number: str
+    text: str
+    section: str
 
 
 @dataclass(frozen=True)
@@ -19,30 +30,35 @@ class Example:
 
 @dataclass(frozen=True)
 class Target:
-    """A target, the prediction of the model, and the examples behind it."""
+    """A target, the prediction of the models, and the examples behind it."""
 
     index: int
     shown: Shown
-    output: float
-    """f, averaged over checkpoints."""
-    probability: float | None
-    """Probability of the label, averaged over checkpoints."""
-    prediction: str | None
+    label: str | None
+    facts: tuple[tuple[str, str], ...]
+    """Names and values: the prediction, the probability of the label, the output."""
+    error: float
+    """Larger for targets that the models get more wrong."""
     correct: bool | None
+    raises: str
+    """What helpful examples do."""
+    lowers: str
     helpful: tuple[Example, ...]
     harmful: tuple[Example, ...]
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A training sample with large self-influence."""
+    """A training sample that may be mislabeled."""
 
     index: int
     shown: Shown
-    self_influence: float
-    leverage: float
-    probability: float | None
-    """Probability of its label under the checkpoints that were not trained on it, or under all if there are none or this is unknown."""
+    label: str | None
+    says: str | None
+    """What the models say, if that is not the label."""
+    why: str
+    likely: bool
+    """Whether its label is likely wrong, and not just the next in line."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,6 @@ class Fact:
 
     name: str
     value: str
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,22 +85,22 @@ class Report:
     """The page."""
 
     title: str
-    facts: tuple[Fact, ...]
+    findings: tuple[Finding, ...]
+    meaning: Meaning
     targets: tuple[Target, ...]
     num_targets: int
     suspects: tuple[Suspect, ...]
-    held_out: bool
-    """Whether `Suspect.probability` is from checkpoints that were not trained on the sample."""
+    suspicion: str
+    """How suspects were found, in a sentence."""
     evaluations: tuple[Panel, ...]
+    expert: tuple[Panel, ...]
+    """Plots that are folded."""
     settings: tuple[Fact, ...]
     groups: tuple[Group, ...] | None = None
     pairs: tuple[Pair, ...] | None = None
     twins: dict[str, Shown] = field(default_factory=dict)
     """The samples of groups and pairs as shown, by ``train-3`` or ``target-3``."""
+    effects: dict[int, Effects] = field(default_factory=dict)
+    """The targets that each training sample on the page helps and harms."""
     notes: tuple[str, ...] = ()
     """What could not be shown, and why."""
-
-    @property
-    def leverage(self) -> bool:
-        """Whether leverage differs from self-influence."""
-        return any(abs(each.leverage - each.self_influence) > 1e-6 * abs(each.leverage) for each in self.suspects)

@@ -8,17 +8,18 @@ import numpy as np
 
 from trak_lightning.errors import DataError
 from trak_lightning.report import duplicates
-from trak_lightning.report.contents import Example, Fact, Report, Suspect, Target
+from trak_lightning.report.accuracy import Outcome
+from trak_lightning.report.contents import Example, Fact, Finding, Report, Target
+from trak_lightning.report.links import effects
 from trak_lightning.report.samples import Samples, Shown
-from trak_lightning.report.trust import evaluated, numerics, read_results
+from trak_lightning.report.suspicion import Suspicion
+from trak_lightning.report.trust import evaluated, numerics, read_results, trusted
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures, evenly
+from trak_lightning.scoring.ranking import Ranking
 from trak_lightning.scoring.scores import Scores
-from trak_lightning.scoring.self_influence import columns, held_out_probabilities, self_influence
 
 EXAMPLES = 10
-SUSPECTS = 40
 TARGETS = 24
 
 
@@ -33,24 +34,18 @@ class Sources:
     targets: Samples
 
 
-def choose_targets(outputs: Array, count: int = TARGETS) -> list[int]:
-    """Choose which targets to show if none are named: two thirds have the smallest mean output, the model's mistakes and
-    doubts; the others are spread evenly over the rest.
+def choose_targets(errors: Array, count: int = TARGETS) -> list[int]:
+    """Choose which targets to show if none are named: two thirds have the largest errors; the others are spread evenly over
+    the rest.
 
     Args:
-        outputs: (m,).
+        errors: (m,).
     """
-    order = np.argsort(outputs, kind="stable")
+    order = np.argsort(-errors, kind="stable")
     worst = order[: max(1, count * 2 // 3)]
     rest = order[len(worst) :]
     spread = rest[evenly(len(rest), count - len(worst))]
     return [int(position) for position in (*worst, *spread)][:count]
-
-
-def mean_outputs(checkpoints: Sequence[CheckpointFeatures]) -> Array:
-    """Output f of each target, averaged over checkpoints: (m,)."""
-    outputs: Array = np.mean([features.targets.column("output") for features in checkpoints], axis=0)
-    return outputs
 
 
 def require_fitting(sources: Sources, positions: Sequence[int]) -> None:
@@ -73,103 +68,108 @@ def require_fitting(sources: Sources, positions: Sequence[int]) -> None:
 
 def gather(
     sources: Sources,
+    outcome: Outcome,
+    suspicion: Suspicion,
     positions: Sequence[int],
     *,
     title: str,
     facts: Sequence[Fact],
-    probabilities: Array | None,
-    meaning: Meaning,
     notes: Sequence[str],
 ) -> Report:
     """Gather the contents of the page.
 
     Args:
         sources: what the page is made from.
+        outcome: what the models say about the targets.
+        suspicion: training samples that may be mislabeled.
         positions: positions of the targets to show.
         title: title of the page.
-        facts: facts about the model, shown first.
-        probabilities: class probabilities of these targets, (len(positions), C), if the task has classes.
-        meaning: what the output f means.
+        facts: facts about the model.
         notes: what could not be shown, and why.
     """
-    m, _ = sources.scores.shape
-    suspects, held_out = _suspects(sources, meaning)
     groups = duplicates.exact(sources.train, sources.targets)
     pairs = duplicates.similar(sources.checkpoints[0].train)
     known = {(i, j) for group in groups or () for i in group.train for j in group.train}
     pairs = None if pairs is None else [pair for pair in pairs if (pair.first, pair.second) not in known]
     results, outdated = read_results(sources.run)
-    panels = [evaluated(name, result) for name, result in results]
-    panels += numerics(sources.scores.settings.get("scoring", {}), sources.checkpoints)
+    targets = [_target(sources, outcome, position) for position in positions]
+    examples = {each.index for target in targets for each in (*target.helpful, *target.harmful)}
+    shown = examples | {suspect.index for suspect in suspicion.suspects}
     return Report(
         title=title,
-        facts=(*facts, *_facts(sources)),
-        targets=tuple(_targets(sources, positions, probabilities, meaning)),
-        num_targets=m,
-        suspects=suspects,
-        held_out=held_out,
-        evaluations=tuple(panels),
-        settings=tuple(_settings(sources)),
+        findings=(
+            outcome.finding(),
+            suspicion.finding,
+            *_duplicated(groups or []),
+            trusted(results, sources.scores.trust),
+        ),
+        meaning=outcome.meaning,
+        targets=tuple(targets),
+        num_targets=sources.scores.shape[0],
+        suspects=suspicion.suspects,
+        suspicion=suspicion.text,
+        evaluations=tuple(evaluated(name, result) for name, result in results),
+        expert=tuple(numerics(sources.scores.settings.get("scoring", {}), sources.checkpoints)),
+        settings=(*facts, *_facts(sources), *_settings(sources)),
         groups=None if groups is None else tuple(groups),
         pairs=None if pairs is None else tuple(pairs),
         twins=_twins(sources, groups or [], pairs or []),
+        effects=effects(sources.scores, shown, sources.targets.label),
         notes=(*notes, *outdated),
     )
 
 
-def _targets(sources: Sources, positions: Sequence[int], probabilities: Array | None, meaning: Meaning) -> list[Target]:
-    outputs = mean_outputs(sources.checkpoints)
-    found_probabilities = [meaning.probabilities(*columns(features.targets)) for features in sources.checkpoints]
-    of_label = None if meaning.probability is None else np.mean(found_probabilities, axis=0)  # type: ignore[arg-type]
-    found = []
-    k = min(EXAMPLES, sources.scores.shape[1])
-    for place, position in enumerate(positions):
-        shown = sources.targets.show(position)
-        predicted = None if probabilities is None else sources.targets.class_name(int(probabilities[place].argmax()))
-        rankings = (sources.scores.top(k, target=position), sources.scores.bottom(k, target=position))
-        helpful, harmful = (
-            tuple(
-                Example(
-                    int(index),
-                    sources.train.show(int(index)),
-                    float(value),
-                    None if ranking.spread is None or not np.isfinite(ranking.spread[i]) else float(ranking.spread[i]),
-                )
-                for i, (index, value) in enumerate(zip(ranking.indices, ranking.values, strict=True))
-            )
-            for ranking in rankings
-        )
-        found.append(
-            Target(
-                index=position,
-                shown=shown,
-                output=float(outputs[position]),
-                probability=None if of_label is None else float(of_label[position]),
-                prediction=predicted,
-                correct=None if predicted is None or shown.label is None else predicted == shown.label,
-                helpful=helpful,
-                harmful=harmful,
-            )
-        )
-    return found
+def _target(sources: Sources, outcome: Outcome, position: int) -> Target:
+    k, shown = min(EXAMPLES, sources.scores.shape[1]), sources.targets.show(position)
+    meaning, output, residual = outcome.meaning, float(outcome.output[position]), float(outcome.residual[position])
+    label = f"{output + residual:.4g}" if meaning.number else shown.label
+    facts = [(meaning.output, f"{output:.4g}".replace("-", "−"))]
+    if outcome.probability is not None:
+        facts.insert(0, (meaning.probability_name, f"{outcome.probability[position]:.3f}"))
+    predicted = outcome.predicted.get(position)
+    if predicted is not None:
+        says = sources.targets.class_name(int(predicted.argmax()))
+        facts.insert(0, ("models say", f"{says} ({predicted.max():.0%})"))
+    raises, lowers = meaning.raises, meaning.lowers
+    if meaning.number:
+        near, away = "towards the label", "away from the label"
+        raises, lowers = (near, away) if residual > 0 else (away, near)
+    return Target(
+        index=position,
+        shown=shown,
+        label=label,
+        facts=tuple(facts),
+        error=float(outcome.error[position]),
+        correct=outcome.correct(position),
+        raises=raises,
+        lowers=lowers,
+        helpful=_examples(sources, sources.scores.top(k, target=position)),
+        harmful=_examples(sources, sources.scores.bottom(k, target=position)),
+    )
 
 
-def _suspects(sources: Sources, meaning: Meaning) -> tuple[tuple[Suspect, ...], bool]:
-    request = sources.scores.settings.get("request", {}).get("scorer", {})
-    found = self_influence(sources.checkpoints, request.get("regularization", "auto"), request.get("weights", "auto"))
-    probability, held_out = held_out_probabilities(sources.checkpoints, meaning)
-    order = np.argsort(-found.self_influence, kind="stable")[:SUSPECTS]
-    suspects = tuple(
-        Suspect(
+def _examples(sources: Sources, ranking: Ranking) -> tuple[Example, ...]:
+    spreads = [None] * len(ranking.indices) if ranking.spread is None else ranking.spread
+    return tuple(
+        Example(
             int(index),
             sources.train.show(int(index)),
-            float(found.self_influence[index]),
-            float(found.leverage[index]),
-            None if probability is None else float(probability[index]),
+            float(value),
+            None if spread is None or not np.isfinite(spread) else float(spread),
         )
-        for index in order
+        for index, value, spread in zip(ranking.indices, ranking.values, spreads, strict=True)
     )
-    return suspects, held_out
+
+
+def _duplicated(groups: Sequence[duplicates.Group]) -> list[Finding]:
+    leaked = sum(bool(group.targets) for group in groups)
+    conflicting = sum(group.conflicting for group in groups)
+    found = []
+    if leaked:
+        found.append(Finding(f"{leaked:,}", "samples are in the training set and among the targets.", "duplicates"))
+    if conflicting:
+        found.append(Finding(f"{conflicting:,}", "samples are there twice, with different labels.", "duplicates"))
+    return found
 
 
 def _facts(sources: Sources) -> list[Fact]:
@@ -177,14 +177,10 @@ def _facts(sources: Sources) -> list[Fact]:
     spec = sources.checkpoints[0].train.spec
     rule = sources.scores.settings.get("scoring", {}).get("rule")
     facts = [
-        Fact("training examples", f"{n:,}"),
-        Fact("targets", f"{m:,}"),
-        Fact("checkpoints", str(len(sources.checkpoints))),
-        Fact("projected to", f"k = {spec.dim:,}"),
+        Fact("data", f"{n:,} training examples, {m:,} targets"),
+        Fact("checkpoints", f"{len(sources.checkpoints)}, projected to k = {spec.dim:,}"),
     ]
-    if rule:
-        facts.append(Fact("λ", rule))
-    return facts
+    return facts + ([Fact("λ", rule)] if rule else [])
 
 
 def _settings(sources: Sources) -> list[Fact]:

@@ -26,7 +26,8 @@ def page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["signed"] = lambda value: f"{value:+#.2g}".rstrip(".").replace("-", "−")
+    environment.filters["signed"] = _signed
+    environment.filters["spread"] = lambda value: f"{value:.1g}"
     templates = files("trak_lightning.report") / "templates"
     script = (templates / "page.js").read_text()
     return environment.get_template("page.html").render(
@@ -36,3 +37,10 @@ def page(report: Report) -> str:
         style=(templates / "page.css").read_text(),
         version=__version__,
     )
+
+
+def _signed(value: float) -> str:
+    """Two digits."""
+    if abs(value) >= 100:
+        return f"{value:+,.0f}".replace("-", "−")
+    return f"{value:+#.2g}".rstrip(".").replace("-", "−")

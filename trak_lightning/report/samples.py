@@ -1,8 +1,11 @@
-"""Show any sample of a dataset as pictures, text and tables."""
+"""Show any sample of a dataset as pictures, text, turns of a conversation and tables."""
 
+import base64
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from html import escape
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,8 +14,10 @@ from trak_lightning.errors import DataError
 from trak_lightning.report.pictures import Picture, is_image, picture
 from trak_lightning.tasks.fields import LABEL_NAMES
 
-LONGEST_TEXT = 600
+LONGEST_TEXT = 1200
 MOST_FIELDS = 16
+MOST_CLASSES = 64
+"""Longest vector of 0 and 1 that is taken for several labels."""
 HIDDEN_KEYS = ("attention_mask", "token_type_ids", "position_ids")
 
 
@@ -24,13 +29,29 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What one side of a conversation says."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Table:
     """Names and values."""
 
     fields: tuple[tuple[str, str], ...]
 
 
-Part: TypeAlias = Picture | Text | Table
+Part: TypeAlias = Picture | Text | Turn | Table
+
+_TURNS = (
+    re.compile(r"<\|im_start\|>\s*(\w+)\n(.*?)(?:<\|im_end\|>|$)", re.DOTALL),
+    re.compile(r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>(.*?)(?:<\|eot_id\|>|$)", re.DOTALL),
+    re.compile(r"<start_of_turn>\s*(\w+)\n(.*?)(?:<end_of_turn>|$)", re.DOTALL),
+    re.compile(r"<\|(user|assistant|system)\|>\s*(.*?)(?=<\|(?:user|assistant|system|end)\|>|</s>|$)", re.DOTALL),
+)
+"""Turns as the chat templates of ChatML, Llama 3, Gemma and Zephyr write them."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +62,58 @@ class Shown:
     label: str | None = None
 
     @property
+    def line(self) -> str:
+        """Its content without the label, in one line."""
+        pictures = [f"image {part.width}×{part.height}" for part in self.parts if isinstance(part, Picture)]
+        return " ".join([*pictures, Shown(self.parts).words])
+
+    @property
+    def image(self) -> bytes | None:
+        """The file of its first image."""
+        found = next((part.source for part in self.parts if isinstance(part, Picture)), None)
+        return None if found is None else base64.b64decode(found.partition(",")[2])
+
+    @property
+    def html(self) -> str:
+        """Its content as HTML, for notebooks."""
+        style = "height:64px;image-rendering:pixelated"
+        pictures = [
+            f'<img src="{part.source}" style="{style}" alt="">' for part in self.parts if isinstance(part, Picture)
+        ]
+        text = Shown(self.parts).words
+        return "".join([*pictures, f"<div>{escape(text[:200])}</div>" if text else ""])
+
+    @property
+    def is_wordy(self) -> bool:
+        """Whether it has parts that take space to read."""
+        return not all(isinstance(part, Picture) for part in self.parts)
+
+    @property
     def words(self) -> str:
         """All its text, for search and screen readers."""
         found = [] if self.label is None else [self.label]
         for part in self.parts:
-            if isinstance(part, Text):
+            if isinstance(part, (Text, Turn)):
                 found.append(part.text)
             elif isinstance(part, Table):
                 found += [f"{name} {value}" for name, value in part.fields]
         return " ".join(found)
+
+
+def decoder(tokenizer: Any) -> Callable[[list[int]], str] | None:
+    """Return what converts token ids to text; special tokens are left out, except for those around turns of a conversation.
+
+    None if `tokenizer` does not decode.
+    """
+    decode = getattr(tokenizer, "decode", None)
+    if decode is None:
+        return None
+
+    def text(ids: list[int]) -> str:
+        whole = str(decode(ids))
+        return whole if any(turn.search(whole) for turn in _TURNS) else str(decode(ids, skip_special_tokens=True))
+
+    return text
 
 
 class Samples:
@@ -58,10 +122,10 @@ class Samples:
     Args:
         dataset: a map-style dataset.
         render: converts a sample to what is shown of it; None shows the sample itself. Both may be text, an image (tensor or
-            array (H, W), (C, H, W) or (H, W, C), or a PIL image), numbers, a mapping of names to any of these, a sequence of
-            them, or a `Shown`. The label is the second element of a pair, if it is an integer, or the entry ``label`` of a
-            mapping, if it is an integer or text.
-        decode: converts token ids to text; a tokenizer's ``decode``. It is given one-dimensional integer tensors and lists of
+            array (H, W), (C, H, W) or (H, W, C), or a PIL image), numbers, a conversation (a list of mappings with ``role`` and
+            ``content``), a mapping of names to any of these, a sequence of them, or a `Shown`. The label is the second element of
+            a pair or the entry ``label`` of a mapping, if it is a number, text, or a vector of 0 and 1, one per class.
+        decode: converts token ids to text, see `decoder`. It is given one-dimensional integer tensors and lists of
             integers, but not entries of a mapping that have one value per token of its ``input_ids``.
         class_names: names of labels 0, 1, …
         feature_names: names of the entries of one-dimensional float tensors.
@@ -100,12 +164,20 @@ class Samples:
             str(names[number]) if names is not None and number is not None and 0 <= number < len(names) else str(label)
         )
 
+    def label(self, index: int) -> str | None:
+        """The label of a sample as shown, without making pictures."""
+        sample = self._rendered(index)
+        return sample.label if isinstance(sample, Shown) else self._label(self.split(sample)[1])
+
     def _show(self, index: int) -> Shown:
+        return self.shown(self._rendered(index))
+
+    def _rendered(self, index: int) -> Any:
         sample = self._dataset[index]
         if self._render is None:
-            return self.shown(sample)
+            return sample
         try:
-            return self.shown(self._render(sample))
+            return self._render(sample)
         except Exception as error:
             raise DataError(
                 f"render failed on sample {index} of {type(self._dataset).__name__}: {type(error).__name__}: {error}. It receives "
@@ -117,16 +189,28 @@ class Samples:
         if isinstance(value, Shown):
             return value
         content, label = self.split(value)
-        return Shown(tuple(self._parts("", content)), None if label is None else self.class_name(label))
+        return Shown(tuple(self._parts("", content)), self._label(label))
 
-    def split(self, sample: Any) -> tuple[Any, int | str | None]:
+    def _label(self, label: Any) -> str | None:
+        if isinstance(label, tuple):
+            return ", ".join(self.class_name(i) for i, is_one in enumerate(label) if is_one) or "none"
+        return None if label is None else self.class_name(label)
+
+    def split(self, sample: Any) -> tuple[Any, int | str | tuple[int, ...] | None]:
         """Split a sample into its content and its label, None if it has none."""
         if isinstance(sample, Mapping):
-            key = next((key for key in self._label_keys if key in sample and _is_label(sample[key])), None)
+            tokens = _array(sample.get("input_ids"))
+            found = (key for key in self._label_keys if key in sample and _is_label(sample[key]))
+            key = next((key for key in found if not _same_shape(_array(sample[key]), tokens)), None)
             if key is None:
                 return sample, None
             return {name: part for name, part in sample.items() if name != key}, _plain(sample[key])
-        if isinstance(sample, (tuple, list)) and len(sample) == 2 and _integer(sample[1]) is not None:
+        if (
+            isinstance(sample, (tuple, list))
+            and len(sample) == 2
+            and _array(sample[1]) is not None
+            and _is_label(sample[1])
+        ):
             return sample[0], _plain(sample[1])
         return sample, None
 
@@ -134,9 +218,11 @@ class Samples:
         if value is None:
             return []
         if isinstance(value, str):
-            return [Text(value if len(value) <= LONGEST_TEXT else value[:LONGEST_TEXT] + " …")]
+            return [Text(_shortened(value))]
         if isinstance(value, Mapping):
             return self._fields(value)
+        if isinstance(value, (tuple, list)) and value and all(map(_is_turn, value)):
+            return [Turn(str(each["role"]), _shortened(_content(each["content"]))) for each in value]
         array = _array(value)
         if array is None and isinstance(value, (tuple, list)):
             return [part for element in value for part in self._parts(name, element)]
@@ -152,7 +238,9 @@ class Samples:
 
     def _vector(self, name: str, array: Any, *, decode: bool = True) -> list[Part]:
         if array.dtype.kind in "iu" and self._decode is not None and decode:
-            return self._parts(name, self._decode([number for number in array.tolist() if number >= 0]))
+            text = self._decode([number for number in array.tolist() if number >= 0])
+            turns = next((found for pattern in _TURNS if (found := pattern.findall(text))), [])
+            return [Turn(role, _shortened(said.strip())) for role, said in turns] or [Text(_shortened(text.strip()))]
         names = self._feature_names
         if names is None or len(names) != len(array):
             names = [f"{name or 'x'}[{i}]" for i in range(min(len(array), MOST_FIELDS))]
@@ -182,6 +270,29 @@ class Samples:
         return [*others, *([Table(tuple(fields[:MOST_FIELDS]))] if fields else [])]
 
 
+def samples_of(
+    data: Any,
+    *,
+    render: Callable[[Any], Any] | None = None,
+    datamodule: Any = None,
+    task: Any = None,
+    tokenizer: Any = None,
+) -> Samples:
+    """Show the samples of an `AttributionData` with what is known about it; arguments as for `write_report`."""
+    collate = data.collate_fn
+    bound = getattr(collate, "keywords", {}).get("tokenizer")  # of a partial
+    owners = (datamodule, collate, getattr(collate, "__self__", None))
+    tokenizers = (tokenizer, bound, *(getattr(owner, "tokenizer", None) for owner in owners))
+    return Samples(
+        data.dataset,
+        render=render or getattr(datamodule, "render", None),
+        decode=next((found for each in tokenizers if (found := decoder(each))), None),
+        class_names=getattr(datamodule, "class_names", None) or getattr(data.dataset, "classes", None),
+        feature_names=getattr(datamodule, "feature_names", None),
+        label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
+    )
+
+
 def _array(value: Any) -> Any:
     """A tensor, array, number or list of integers as an array; None for anything else."""
     integers = isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(each, int) for each in value)
@@ -199,9 +310,32 @@ def _same_shape(first: Any, second: Any) -> bool:
     return first is not None and second is not None and first.shape == second.shape
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …"
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"role", "content"} <= set(value)
+
+
+def _content(content: Any) -> str:
+    """The text of a turn, which may be a list of parts."""
+    if isinstance(content, (tuple, list)):
+        return "\n".join(
+            str(part.get("text", f"[{part.get('type')}]")) for part in content if isinstance(part, Mapping)
+        )
+    return "" if content is None else str(content)
+
+
 def _plain(label: Any) -> Any:
-    number = _integer(label)
-    return label if number is None else number
+    """An integer, text, or a tuple of 0 and 1; other numbers as text."""
+    array = _array(label)
+    if array is None:
+        return label
+    if array.size > 1:
+        return tuple(int(each) for each in array)
+    number = array.reshape(-1)[0]
+    return int(number) if number.dtype.kind in "biu" or number in (0, 1) else _number(number)
 
 
 def _integer(value: Any) -> int | None:
@@ -212,7 +346,12 @@ def _integer(value: Any) -> int | None:
 
 
 def _is_label(value: Any) -> bool:
-    return isinstance(value, str) or _integer(value) is not None
+    array = _array(value)
+    if array is None:
+        return isinstance(value, str)
+    return array.size == 1 or (
+        array.ndim == 1 and 1 < len(array) <= MOST_CLASSES and bool(np.isin(array, (0, 1)).all())
+    )
 
 
 def _number(value: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from trak_lightning.errors import IncompatibleRunError
 from trak_lightning.evaluation.drawing import SERIES, axes, inline_svg
 from trak_lightning.evaluation.result import Result, read_result
-from trak_lightning.report.contents import Panel
+from trak_lightning.report.contents import Finding, Panel
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.system import System
@@ -33,6 +33,26 @@ def evaluated(name: str, result: Result) -> Panel:
     """Show the result of an evaluation, with the name of its targets."""
     title = f"{result.title} ({name.removeprefix(f'{result.kind}-')})"
     return Panel(title, result.text, result.svg(name), result.columns, result.rows)
+
+
+def trusted(results: Sequence[tuple[str, Result]], predicted: Mapping[str, Any] | None) -> Finding:
+    """Say in one sentence how far to trust the scores: as measured by retraining, or as the checkpoints predict."""
+    measured = next((result.values for _, result in results if result.kind == "lds"), None)
+    if measured is None and predicted is not None:
+        return Finding(f"{predicted['lds']:.2f}", f"{predicted['sentence']}.", "trust")
+    if measured is None:
+        return Finding("Trust", "in the scores has not been measured yet: trak evaluate does, by retraining.", "trust")
+    lds, low, high = (next(iter(measured["scores"].values()))[key] for key in ("lds", "low", "high"))
+    if not low > 0:
+        words = "not distinguishable from chance"
+    else:
+        words = "weak" if lds < 0.15 else "moderate" if lds < 0.35 else "good"
+    return Finding(
+        f"{lds:.2f}",
+        f"is the rank correlation (at best 1) of what the scores predict with {measured['num_models']} retrained models: {words} "
+        f"(95 % interval {low:.2f} … {high:.2f}).",
+        "trust",
+    )
 
 
 def numerics(scoring: Mapping[str, Any], checkpoints: Sequence[CheckpointFeatures]) -> Iterator[Panel]:

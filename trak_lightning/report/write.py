@@ -1,18 +1,24 @@
 """Write ``RUN_DIR/report/index.html``."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.decisions.predictions import held_out_predictions
+from trak_lightning.decisions.suspects import find_suspects
 from trak_lightning.errors import CheckpointError
+from trak_lightning.model.checkpoints import Checkpoint, read_checkpoints
+from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.contents import Fact
-from trak_lightning.report.gather import TARGETS, Sources, choose_targets, gather, mean_outputs, require_fitting
+from trak_lightning.report.gather import TARGETS, Sources, choose_targets, gather, require_fitting
 from trak_lightning.report.page import page
-from trak_lightning.report.predictions import mean_probabilities
-from trak_lightning.report.samples import Samples
+from trak_lightning.report.predictions import class_probabilities
+from trak_lightning.report.samples import samples_of
+from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.score_run import load_features
@@ -20,6 +26,9 @@ from trak_lightning.scoring.scores import open_scores
 from trak_lightning.stores.base import FeatureStore
 from trak_lightning.stores.configured import open_store
 from trak_lightning.tasks.base import Task
+
+MOST_PREDICTED = 500_000
+"""Largest number of training samples times checkpoints that are predicted for a page."""
 
 
 def write_report(
@@ -29,8 +38,10 @@ def write_report(
     *,
     model: nn.Module | None = None,
     task: Task | None = None,
+    checkpoints: Sequence[Checkpoint] | None = None,
     render: Callable[[Any], Any] | None = None,
     datamodule: Any = None,
+    tokenizer: Any = None,
     targets: Sequence[int] | None = None,
     num_targets: int = TARGETS,
     name: str | None = None,
@@ -49,10 +60,12 @@ def write_report(
         target_data: the targets that were scored: dataset or loader.
         model: the model, to show predictions; needs `task`. None leaves predictions out.
         task: the task that the run was made with.
+        checkpoints: the checkpoints that were featurized; None reads their files again.
         render: converts a sample to what is shown of it, see `trak_lightning.report.Samples`; None uses the DataModule's
             method ``render``, if any.
         datamodule: object whose ``render``, ``tokenizer``, ``class_names`` and ``feature_names`` are used, where it has them.
             The data collator's tokenizer is used if the object has none.
+        tokenizer: converts lists of token ids to text, if not that of `datamodule` or of the data collator.
         targets: positions of the targets to show; None chooses `num_targets`, most of them mistakes.
         num_targets: number of targets to choose.
         name: name of the score file; None if there is only one.
@@ -70,26 +83,42 @@ def write_report(
     run = RunDirectory(run_dir)
     store = store or open_store(run)
     scores = open_scores(run, name)
-    checkpoints = load_features(run, store, targets=target_split or scores.path.stem, train=train_split)
+    features = load_features(run, store, targets=target_split or scores.path.stem, train=train_split)
     train, chosen = AttributionData.of(train_data), AttributionData.of(target_data)
-    sources = Sources(
-        run, scores, checkpoints, _samples(train, render, datamodule, task), _samples(chosen, render, datamodule, task)
-    )
-    positions = list(targets) if targets is not None else choose_targets(mean_outputs(checkpoints), num_targets)
+    shown = [
+        samples_of(data, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer)
+        for data in (train, chosen)
+    ]
+    sources = Sources(run, scores, features, *shown)
+    outcome = Outcome.of(features, task.meaning if task is not None else run.read().meaning)
+    positions = list(targets) if targets is not None else choose_targets(outcome.error, num_targets)
     require_fitting(sources, positions)
-    probabilities, notes = None, []
+    predict: Callable[..., Any] = lambda data, positions: None  # noqa: E731
+    notes: list[str] = []
+    found: Sequence[Checkpoint] = ()
     if model is not None and task is not None:
         try:
-            probabilities = mean_probabilities(run, model, task, chosen, positions, weights_only=weights_only)
+            found = checkpoints or read_checkpoints(run, model, weights_only=weights_only)
+            predict = partial(class_probabilities, model, task, found)
         except CheckpointError as error:
             notes.append(f"Predictions are not shown: {error}")
+    outcome.predict(partial(predict, chosen), positions)
+    predictions = None
+    if found and model is not None and task is not None and len(train) * len(found) <= MOST_PREDICTED:
+        predictions = held_out_predictions(model, task, train, found, [each.subset for each in features])
+    elif found:
+        notes.append(
+            "The training set is too large to predict for a page: trak suspects finds labels that are likely wrong."
+        )
+    names = getattr(datamodule, "class_names", None)
+    suspects = find_suspects(features, predictions, outcome.meaning, class_names=names)
     report = gather(
         sources,
+        outcome,
+        Suspicion.of(suspects, sources.train),
         positions,
         title=title or run.path.name,
         facts=_facts(model),
-        probabilities=probabilities,
-        meaning=task.meaning if task is not None else run.read().meaning,
         notes=notes,
     )
     written = Path(path) if path is not None else run.path / "report" / "index.html"
@@ -98,27 +127,7 @@ def write_report(
     return written
 
 
-def _samples(data: AttributionData, render: Callable[[Any], Any] | None, datamodule: Any, task: Task | None) -> Samples:
-    return Samples(
-        data.dataset,
-        render=render or getattr(datamodule, "render", None),
-        decode=_decoder(datamodule, data.collate_fn),
-        class_names=getattr(datamodule, "class_names", None),
-        feature_names=getattr(datamodule, "feature_names", None),
-        label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
-    )
-
-
-def _decoder(*owners: Any) -> Callable[[list[int]], str] | None:
-    """What converts token ids to text, from the first of the owners that has a tokenizer."""
-    for owner in owners:
-        decode = getattr(getattr(owner, "tokenizer", None), "decode", None)
-        if decode is not None:
-            return lambda ids: str(decode(ids, skip_special_tokens=True))
-    return None
-
-
 def _facts(model: nn.Module | None) -> list[Fact]:
     if model is None:
         return []
-    return [Fact("model", type(model).__name__, f"{sum(p.numel() for p in model.parameters()):,} parameters")]
+    return [Fact("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters")]

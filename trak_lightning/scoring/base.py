@@ -50,11 +50,14 @@ class Scoring(ABC):
     """What was chosen from the data (λ of every checkpoint, calibration curve). JSON values."""
 
     compute: Compute = LOCAL
+    target_bytes: int = 1
+    """Bytes of one target's features under all checkpoints, in float64."""
 
     def __init__(self, checkpoints: Sequence[CheckpointFeatures]) -> None:
         self.compute = checkpoints[0].compute
         self.num_targets = checkpoints[0].targets.spec.num_samples
         self.num_train = checkpoints[0].train.spec.num_samples
+        self.target_bytes = sum(8 * features.targets.spec.dim for features in checkpoints)
         self.settings = {}
 
     @abstractmethod
@@ -88,7 +91,7 @@ class Scoring(ABC):
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
         """Yield all rows in order, in blocks of bounded size."""
-        step = max(1, block_bytes // (8 * self.num_train))
+        step = max(1, block_bytes // max(8 * self.num_train, self.target_bytes))
         for start in range(0, self.num_targets, step):
             yield self.rows(start, min(start + step, self.num_targets))
 

@@ -34,16 +34,21 @@ class Calibration:
     """``curve``: LDS at every λ/trace in ``relative``, for each weighting."""
 
 
+def knows_subsets(checkpoints: Sequence[CheckpointFeatures]) -> bool:
+    """Return whether there are `FEWEST` checkpoints or more, each with the part of the training set that it was trained on."""
+    return len(checkpoints) >= FEWEST and all(
+        features.subset is not None and len(features.subset) < features.train.spec.num_samples
+        for features in checkpoints
+    )
+
+
 def require_calibration(checkpoints: Sequence[CheckpointFeatures]) -> None:
     """Refuse checkpoints whose subsets are not known.
 
     Raises:
         DataError: there are fewer than four checkpoints, or subsets are unknown or hold every sample.
     """
-    if len(checkpoints) >= FEWEST and all(
-        features.subset is not None and len(features.subset) < features.train.spec.num_samples
-        for features in checkpoints
-    ):
+    if knows_subsets(checkpoints):
         return
     unknown = sum(features.subset is None for features in checkpoints)
     raise DataError(
@@ -76,9 +81,10 @@ def _curves(checkpoints: Sequence[CheckpointFeatures], weightings: Sequence[str]
     judges = evenly(n, JUDGES)
     outputs = np.stack([features.train.column("output")[judges] for features in checkpoints]).astype(np.float64)
     predicted = np.zeros((len(weightings), len(GRID), M, len(judges)))
-    masks = _masks(checkpoints)
+    loss_weights = np.stack([features.train.column("loss_weight") for features in checkpoints], axis=1)
+    subsets = masks(checkpoints, loss_weights.astype(np.float64))
     for m, features in enumerate(checkpoints):
-        sums, rows = _sums(features, masks), features.train.take(judges)
+        sums, rows = weighted_sums(features, subsets), features.train.take(judges)
         others = [j for j in range(M) if j != m]
         for w, name in enumerate(weightings):
             predicted[w][:, others] += System(features, name).products(sums, rows, GRID)[:, others]
@@ -105,22 +111,23 @@ def _agreement(predicted: Array, observed: Array, members: Array) -> float:
     return float(found.mean()) if len(found) else 0.0
 
 
-def _masks(checkpoints: Sequence[CheckpointFeatures]) -> Array:
-    r"""(1_{S_j} − \|S_j|/n) ∘ (q averaged over the checkpoints other than j), one column for each j: (n, M).
+def masks(checkpoints: Sequence[CheckpointFeatures], coefficients: Array) -> Array:
+    r"""(1_{S_j} − \|S_j|/n) ∘ (coefficients averaged over the checkpoints other than j), one column for each j: (n, M).
 
     Without subtracting the mean, sums for different j would differ because their scores come from different checkpoints,
     whatever the subset.
+
+    Args:
+        checkpoints: with recorded subsets.
+        coefficients: (n, M), such as the loss weights.
     """
-    loss_weights = np.stack([features.train.column("loss_weight") for features in checkpoints], axis=1).astype(
-        np.float64
-    )
-    n, M = loss_weights.shape
-    masks = np.empty_like(loss_weights)
+    n, M = coefficients.shape
+    found = np.empty_like(coefficients)
     for j, features in enumerate(checkpoints):
         member = np.zeros(n)
         member[features.subset] = 1
-        masks[:, j] = (member - member.mean()) * (loss_weights.sum(1) - loss_weights[:, j]) / (M - 1)
-    return masks
+        found[:, j] = (member - member.mean()) * (coefficients.sum(1) - coefficients[:, j]) / (M - 1)
+    return found
 
 
 def _members(checkpoints: Sequence[CheckpointFeatures], samples: Array) -> Array:
@@ -128,12 +135,12 @@ def _members(checkpoints: Sequence[CheckpointFeatures], samples: Array) -> Array
     return np.stack([np.isin(samples, np.asarray(features.subset)) for features in checkpoints])
 
 
-def _sums(features: CheckpointFeatures, masks: Array) -> Array:
-    """Return maskᵀ Φ: (M, k)."""
-    total = np.zeros((masks.shape[1], features.train.spec.dim))
+def weighted_sums(features: CheckpointFeatures, weights: Array) -> Array:
+    """Return weightsᵀ Φ for weights (n, M): (M, k)."""
+    total = np.zeros((weights.shape[1], features.train.spec.dim))
     for rows in shared_blocks(features):
         stored = as_computed(rows.features)
-        total += masks[rows.index].T.astype(stored.dtype) @ stored
+        total += weights[rows.index].T.astype(stored.dtype) @ stored
     return features.compute.total(total)
 
 

@@ -1,6 +1,7 @@
 """From the feature sets of a run directory to a score file."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from trak_lightning.run.fingerprint import current
 from trak_lightning.scoring.base import CheckpointFeatures, Scorer
 from trak_lightning.scoring.compute import LOCAL, Compute
 from trak_lightning.scoring.scores import Scores, write_scores
+from trak_lightning.scoring.trust import predicted_lds
 from trak_lightning.scoring.views import Reduction, group_targets
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureStore
@@ -65,7 +67,10 @@ def score_run(
     if compute.agreed(path.exists() and current(Scores(path).settings.get("request")) == current(request)):
         return Scores(path), False
     fitted = scorer.fit(checkpoints)
-    return write_scores(path, fitted, {"request": request}, top=top), True
+    trust = predicted_lds(fitted, checkpoints)
+    meaning = asdict(run.read().meaning)
+    settings = {"request": request, "trust": None if trust is None else trust.to_json(), "meaning": meaning}
+    return write_scores(path, fitted, settings, top=top), True
 
 
 def load_features(

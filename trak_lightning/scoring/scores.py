@@ -1,8 +1,11 @@
 """Score files: written as a whole, read lazily."""
 
 import json
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ import numpy.typing as npt
 from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import first_difference
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Scoring, chunks
+from trak_lightning.scoring.display import ShowsSamples, figure, ranking_html, ranking_table, shortened
 from trak_lightning.scoring.ranking import Ranking, RunningRanking, merged, rank
 from trak_lightning.scoring.score_writer import CHECKSUMS, checksums, shared_file
 
@@ -22,17 +27,80 @@ KEPT = 100
 """Number of the most helpful and most harmful samples of each target that are stored in addition to the matrix."""
 
 TARGETS_AT_ONCE = 1024
-"""Number of targets that are scored in one pass over the training features."""
+"""Largest number of targets that are scored in one pass over the training features."""
+TARGETS_BYTES = 2**30
+"""Bytes that their features may occupy."""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The scores of one target, as ``scores[17]`` returns them."""
+
+    scores: "Scores"
+    target: int
+
+    @property
+    def values(self) -> npt.NDArray[np.float32]:
+        """The score of every training sample, (n,)."""
+        return self.scores.values[self.target]
+
+    def top(self, k: int = 10) -> Ranking:
+        """Return the k most helpful training samples, (k,)."""
+        return self.scores.top(k, target=self.target)
+
+    def bottom(self, k: int = 10) -> Ranking:
+        """Return the k most harmful training samples, most harmful first, (k,)."""
+        return self.scores.bottom(k, target=self.target)
+
+    def show(self, k: int = 10) -> None:
+        """Print the k most helpful and most harmful training samples, with labels and text if the data is at hand."""
+        from rich.console import Console
+
+        train = None if self.scores.samples is None else self.scores.samples[0]
+        Console().print(ranking_table(self._title, "train", self.scores.meaning.headings, self._sides(k), train))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self.values, dtype=dtype)
+
+    def __len__(self) -> int:
+        return self.scores.shape[1]
+
+    def __repr__(self) -> str:
+        helpful, harmful = self._sides(3)
+        return (
+            f"{self._title}: {', '.join(f'#{i} {v:+.3g}' for i, v in zip(*helpful[:2], strict=True))} … "
+            f"{', '.join(f'#{i} {v:+.3g}' for i, v in zip(*harmful[:2], strict=True))}"
+        )
+
+    def _repr_html_(self) -> str:
+        train = None if self.scores.samples is None else self.scores.samples[0]
+        return ranking_html(self._title, self.scores.meaning.headings, self._sides(5), train)
+
+    @property
+    def _title(self) -> str:
+        shown = None if self.scores.samples is None else self.scores.samples[1].show(self.target)
+        if shown is None:
+            return f"Target {self.target}"
+        label = "" if shown.label is None else f", {shown.label}"
+        return f"Target {self.target}{label}: {shortened(shown.line)}"
+
+    def _sides(self, k: int) -> tuple[Ranking, Ranking]:
+        k = min(k, len(self))
+        return self.top(k), self.bottom(k)
 
 
 class Scores:
     """A score file.
 
-    A positive score means that having that sample in training raises the target's model output.
+    A positive score means that having that sample in training raises the target's model output. ``np.asarray(scores)`` is the
+    matrix (m, n), ``scores[17]`` the scores of one target.
 
     Raises:
         CorruptFileError: the file is not a score file.
     """
+
+    samples: tuple[ShowsSamples, ShowsSamples] | None = None
+    """Shows training samples and targets, if the data is at hand: of scores that `TRAK.score` returned."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -53,6 +121,11 @@ class Scores:
                 f"{self.path} is not a score file: {error}. Delete it and run trak score again."
             ) from error
 
+    @property
+    def has_matrix(self) -> bool:
+        """Whether all scores were kept, and not only the best and worst of each target."""
+        return self._offset is not None
+
     @cached_property
     def values(self) -> npt.NDArray[np.float32]:
         """Scores (m targets, n training samples), mapped: read from the file when they are accessed.
@@ -65,6 +138,92 @@ class Scores:
                 f"{self.path} holds the {self._kept} best and worst of each target, and no matrix. Score again without top."
             )
         return np.memmap(self.path, np.float32, mode="r", offset=self._offset, shape=self.shape)
+
+    @property
+    def trust(self) -> dict[str, Any] | None:
+        """The linear datamodeling score that the checkpoints predict for these scores: ``lds``, its interval ``low`` … ``high``,
+        and all of it in words, ``sentence``. None without four checkpoints of recorded subsets, and in files of earlier versions.
+        """
+        return self.settings.get("trust")
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the output means that the scores are about."""
+        return Meaning(**self.settings.get("meaning", {}))
+
+    def __len__(self) -> int:
+        """The number of targets m."""
+        return self.shape[0]
+
+    def __getitem__(self, target: int) -> Attribution:
+        """Return the scores of one target.
+
+        Raises:
+            IndexError: there is no such target.
+            TypeError: `target` is no integer.
+        """
+        number, m = operator.index(target), len(self)
+        if not -m <= number < m:
+            raise IndexError(f"target {number} is out of range: {self.path} has targets 0 … {m - 1}")
+        return Attribution(self, number % m)
+
+    def __iter__(self) -> Iterator[Attribution]:
+        return (Attribution(self, target) for target in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self.values, dtype=dtype) if copy else np.asarray(self.values, dtype=dtype)
+
+    def __repr__(self) -> str:
+        return f"Scores({str(self.path)!r}): {self.describe()}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>" + "".join(self[i]._repr_html_() for i in range(min(3, len(self))))
+
+    def to_frame(self, k: int = 10) -> Any:
+        """Return the k most helpful and k most harmful training samples of every target as a pandas DataFrame, one row each:
+        target, side, rank, train, score, spread, and labels if the data is at hand.
+
+        Raises:
+            DataError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise DataError(f"to_frame needs pandas ({error}): pip install pandas") from error
+        m, k = self.shape[0], min(k, self.shape[1])
+        frames = []
+        for side, ranking in (("helpful", self.top(k)), ("harmful", self.bottom(k))):
+            spread = np.full((m, k), np.nan) if ranking.spread is None else ranking.spread
+            columns = {
+                "target": np.repeat(np.arange(m), k),
+                "side": side,
+                "rank": np.tile(np.arange(1, k + 1), m),
+                "train": ranking.indices.ravel(),
+                "score": ranking.values.ravel(),
+                "spread": spread.ravel(),
+            }
+            frames.append(pd.DataFrame(columns))
+        frame = pd.concat(frames).sort_values(
+            ["target", "side", "rank"], ascending=[True, False, True], ignore_index=True
+        )
+        if self.samples is not None:
+            for column, samples in zip(("train", "target"), self.samples, strict=True):
+                frame[f"{column}_label"] = [samples.label(index) for index in frame[column].tolist()]
+        return frame
+
+    def plot(self, targets: Sequence[int] = (0, 1, 2), k: int = 5) -> Any:
+        """Draw some targets with their k most helpful and k most harmful training samples, as a matplotlib figure.
+
+        Raises:
+            DataError: the data is not at hand, or matplotlib is not installed.
+        """
+        if self.samples is None:
+            raise DataError(
+                "there are no samples to draw: plot the scores that TRAK.score returned, which knows the data"
+            )
+        chosen = [self[target] for target in targets if target < len(self)]
+        sides = [each._sides(k) for each in chosen]
+        return figure([each.target for each in chosen], self.meaning.headings, sides, self.samples)
 
     def verify(self) -> None:
         """Read the whole file and compare it with the checksums stored in it.
@@ -124,7 +283,7 @@ class Scores:
         """Describe the scores in one line."""
         m, n = self.shape
         chosen = self.settings["scoring"].get("rule")
-        kept = "" if self._offset is not None else f", best {self._kept} kept"
+        kept = "" if self.has_matrix else f", best {self._kept} kept"
         return f"{m} targets × {n} training samples{kept}" + (f", λ: {chosen}" if chosen else "")
 
 
@@ -148,7 +307,7 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
 def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, top: int | None = None) -> Scores:
     """Compute all scores and write them tile by tile; with `top`, only that many of the best and worst of each target.
 
-    Memory: a few tiles, the best and worst of `TARGETS_AT_ONCE` targets, and the 64 MiB of the matrix that are written at a
+    Memory: a few tiles, the best and worst of `TARGETS_AT_ONCE` targets and `TARGETS_BYTES`, and the 64 MiB of the matrix that are written at a
     time. Space on the disk is reserved first. The best and worst are stored with their standard errors over checkpoints,
     if the scorer knows them. Processes that share the work write their parts into one file.
 
@@ -159,7 +318,7 @@ def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, t
     compute, mine, kept = scoring.compute, scoring.share, min(top or KEPT, n)
     with shared_file(path, (m, n), whole=top is None, compute=compute) as file:
         best: dict[str, list[Ranking]] = {"top": [], "bottom": []}
-        for rows in chunks(m, 1, TARGETS_AT_ONCE):
+        for rows in chunks(m, max(scoring.target_bytes, TARGETS_BYTES // TARGETS_AT_ONCE), TARGETS_BYTES):
             running = {which: RunningRanking(which, kept, mine.start) for which in best}
             column = mine.start
             for tile in scoring.columns(rows.start, rows.stop, mine):

@@ -300,3 +300,8 @@ class FeatureStore(ABC):
     @abstractmethod
     def list(self) -> list[tuple[str, str]]:
         """The (split, checkpoint) of every set, sorted."""
+
+
+def any_fingerprint(store: FeatureStore) -> dict[str, Any] | None:
+    """The fingerprint of one of the feature sets; None if there are none."""
+    return next((store.open(*name).spec.fingerprint for name in store.list()), None)

@@ -98,6 +98,10 @@ class Task(ABC):
         """Compute class probabilities (B, C) to show to people; None if the task has no classes."""
         return None
 
+    def class_labels(self, batch: Any) -> Tensor | None:
+        """Find the class of each sample's label, (B,) integers into `probabilities`; None if the task has no classes."""
+        return None
+
     def loss_weight_and_curvature(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
         """Compute q and r of every sample, (B,) each. Called once per batch, after its gradients. Override it where one more
         forward pass gives both."""

@@ -63,6 +63,9 @@ class BinaryClassification(SupervisedTask):
         positive = torch.where(labels == 1, p, 1 - p)
         return torch.stack([1 - positive, positive], dim=-1)
 
+    def class_labels(self, batch: Any) -> Tensor:
+        return self._labels(batch).long()
+
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self._logistic(batch, output).loss_weight(output)
 

@@ -58,6 +58,9 @@ class Classification(SupervisedTask):
     def probabilities(self, model: nn.Module, batch: Any) -> Tensor:
         return self._logits(model, batch).softmax(dim=-1)
 
+    def class_labels(self, batch: Any) -> Tensor:
+        return self._classes(batch)
+
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self._logistic(model, batch, output).loss_weight(output)
 

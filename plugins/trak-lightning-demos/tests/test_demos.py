@@ -264,8 +264,8 @@ def test_rows_come_from_parquet_files_as_well(tmp_path):
     ("name", "content", "message"),
     [
         ("rows.jsonl", '{"inputs": "x"}\n', "has no column 'facts'; its columns are inputs"),
-        ("rows.jsonl", "x\n", "must hold one JSON object a line"),
-        ("rows.jsonl", "", "there is no row in"),
+        ("rows.jsonl", "x\n", "must hold one JSON object per line"),
+        ("rows.jsonl", "", "no rows were found in"),
         ("other.jsonl", "", "there is no file"),
     ],
 )

@@ -20,16 +20,16 @@ _PIXELS = 3 * 32 * 32
 
 
 class CIFAR10DataModule(L.LightningDataModule):
-    """Pairs (image, label): images (3, 32, 32) standardised by channel, labels 0 … C−1 in the order of `classes`.
+    """Pairs (image, label): images (3, 32, 32) standardized by channel, labels 0 … C−1 in the order of `classes`.
 
-    Reads the binary version, in which nothing is pickled: https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz
+    Reads the binary version, which contains no pickled objects: https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz
 
     Args:
         root: the folder ``cifar-10-batches-bin`` of that archive.
-        classes: names of the classes that are told apart, such as cat and dog for CIFAR-2; all ten if None.
-        num_train: training images, the first ones; all if None.
-        num_targets: test images, the first ones; all if None.
-        batch_size: of both loaders.
+        classes: names of the classes to use, such as cat and dog for CIFAR-2; all ten if None.
+        num_train: use only the first so many training images; all if None.
+        num_targets: use only the first so many test images; all if None.
+        batch_size: batch size of both loaders.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class CIFAR10DataModule(L.LightningDataModule):
         return DataLoader(self.test_set, batch_size=self.batch_size)
 
     def _read(self, files: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Images (n, 3, 32, 32) in 0 … 1, and labels (n,), of the wanted classes."""
+        """Images (n, 3, 32, 32) in 0 … 1, and labels (n,), of the chosen classes."""
         records = np.concatenate([_records(self.root / file) for file in files])
         number = np.full(len(CLASSES), -1)
         number[[CLASSES.index(name) for name in self.classes]] = np.arange(len(self.classes))
@@ -77,7 +77,7 @@ class CIFAR10DataModule(L.LightningDataModule):
 
 
 def _records(path: Path) -> npt.NDArray[np.uint8]:
-    """(n, 1 + 3072): a label, then the red, green and blue planes of an image."""
+    """Read a file of records: (n, 1 + 3072), each a label and the red, green and blue planes of an image."""
     if not path.is_file():
         raise DataError(
             f"there is no {path}. Unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz and name its folder "
@@ -86,6 +86,6 @@ def _records(path: Path) -> npt.NDArray[np.uint8]:
     found = np.fromfile(path, np.uint8)
     if not len(found) or len(found) % (1 + _PIXELS) or (found[:: 1 + _PIXELS] >= len(CLASSES)).any():
         raise DataError(
-            f"{path} is not a file of CIFAR-10's binary version: its {len(found)} bytes are no records of 3,073"
+            f"{path} is not a file of CIFAR-10's binary version: its {len(found)} bytes are not whole records of 3,073 bytes"
         )
     return found.reshape(-1, 1 + _PIXELS)

@@ -1,4 +1,4 @@
-"""MS COCO captions: images with what people wrote about them, as https://cocodataset.org has them."""
+"""MS COCO captions: images with captions that people wrote, as published on https://cocodataset.org."""
 
 import json
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ from trak_lightning_demos.pretrained import locate, transformers
 
 
 class CocoCaptions(L.LightningDataModule):
-    """Images and captions as CLIP takes them: `input_ids`, `attention_mask`, `pixel_values`.
+    """Images and captions as inputs of CLIP: `input_ids`, `attention_mask`, `pixel_values`.
 
     Args:
-        pretrained: whose tokenizer and image processor: of the hub, or a folder.
+        pretrained: model whose tokenizer and image processor are used: a name on the hub, or a folder.
         train_captions: the JSON file of captions, such as ``captions_train2014.json``.
-        train_images: the folder of images that it names, such as ``train2014``.
-        test_captions: the same of the targets.
-        test_images: the same of the targets.
-        captions_per_image: the first so many of each image, each a pair of its own.
-        num_train: training pairs, the first in an order drawn by `seed`; all if None.
-        num_targets: targets, drawn in the same way; all if None.
-        max_length: tokens that are read of a caption; every text is filled up to that.
-        batch_size: of both loaders.
-        num_workers: processes that read images.
-        seed: of what is drawn.
+        train_images: the folder with the images that `train_captions` names, such as ``train2014``.
+        test_captions: the JSON file of captions of the targets.
+        test_images: the folder with the images of the targets.
+        captions_per_image: number of captions to use of each image; each makes a pair.
+        num_train: number of training pairs, drawn at random by `seed`; all if None.
+        num_targets: number of targets, drawn in the same way; all if None.
+        max_length: number of tokens that every caption is cut or padded to.
+        batch_size: batch size of both loaders.
+        num_workers: worker processes that read images.
+        seed: seed of all random choices.
     """
 
     def __init__(
@@ -87,15 +87,15 @@ class CocoCaptions(L.LightningDataModule):
         order = np.random.default_rng([self.seed, stream]).permutation(len(rows))[:count]
         chosen = [(images / rows[i][0], rows[i][1]) for i in order]
         if chosen and not chosen[0][0].is_file():
-            raise DataError(f"there is no image {chosen[0][0]}, which {captions} names. Give the folder it is in.")
+            raise DataError(f"there is no image {chosen[0][0]}, which {captions} names. Name the folder that has it.")
         return CaptionedImages(chosen, self._tokenizer, self._images, self.max_length)
 
 
 def read_captions(path: Path, captions_per_image: int) -> list[tuple[str, str]]:
-    """(file name, caption), in the order of the images in the file.
+    """Read pairs (file name, caption), in the order of the images in the file.
 
     Raises:
-        DataError: it is not a captions file.
+        DataError: this is not a file of captions.
     """
     if not path.is_file():
         raise DataError(f"there is no file {path} (looked in {path.absolute().parent})")
@@ -117,7 +117,7 @@ def read_captions(path: Path, captions_per_image: int) -> list[tuple[str, str]]:
 
 
 class CaptionedImages(Dataset):
-    """Images, read when they are asked for, and their captions; ``captions`` and ``paths`` are for people."""
+    """Images, read on access, with their captions; ``captions`` and ``paths`` are for display."""
 
     def __init__(self, pairs: list[tuple[Path, str]], tokenizer: Any, processor: Any, max_length: int) -> None:
         self.paths = [path for path, _ in pairs]

@@ -1,4 +1,4 @@
-"""A small GPT-2 that writes dictionary entries: 7,591 words with what they mean (WordNet 3.0), trained from scratch."""
+"""A small GPT-2, trained from scratch on dictionary entries: 7,591 words with their definitions (WordNet 3.0)."""
 
 from functools import cache
 from typing import Any
@@ -13,19 +13,19 @@ from trak_lightning_demos.pretrained import transformers
 from trak_lightning_demos.words import BEGIN, END, PAD, Vocabulary, padded
 
 LENGTH = 32
-"""Words of an entry, with begin and end; what is longer is cut off."""
+"""Number of tokens of an entry, begin and end included; longer entries are cut."""
 VOCABULARY = 4000
 
 
 @cache
 def entries() -> list[str]:
-    """``word : gloss``, in the order of the file."""
+    """Return the entries, ``word : gloss``, in the order of the file."""
     return [f"{gloss.word} : {gloss.gloss}" for gloss in read_glosses()]
 
 
 @cache
 def vocabulary() -> Vocabulary:
-    """The most frequent words of all entries."""
+    """Return a vocabulary of the most frequent words of all entries."""
     return Vocabulary(entries(), VOCABULARY)
 
 
@@ -33,10 +33,10 @@ class DictionaryGPT(TransformerModule):
     """GPT-2 with two layers.
 
     Args:
-        width: of all layers.
+        width: hidden size of all layers.
         layers: number of layers.
         lr: peak learning rate.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
     """
 
     def __init__(self, width: int = 64, layers: int = 2, lr: float = 3e-3, weight_decay: float = 0.1) -> None:
@@ -61,13 +61,13 @@ class DictionaryGPT(TransformerModule):
 
 
 class DictionaryDataModule(HeldOut):
-    """Entries: `input_ids`, `attention_mask`, `labels` (−100 where an entry has ended).
+    """Entries: `input_ids`, `attention_mask`, `labels` (−100 for padding).
 
     Args:
         num_targets: entries held out as the test set; the others are the training set.
-        num_train: training samples, the first in an order drawn by `seed`; all if None.
-        batch_size: of both loaders.
-        seed: of the split.
+        num_train: number of training samples, drawn at random by `seed`; all if None.
+        batch_size: batch size of both loaders.
+        seed: seed of the split.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class DictionaryDataModule(HeldOut):
         self.num_train = num_train
 
     def setup(self, stage: str | None = None) -> None:
+        self.tokenizer = vocabulary()
         train, test = self.split(len(entries()))
         self.train_set, self.test_set = (
             Entries([entries()[i] for i in part]) for part in (train[: self.num_train], test)
@@ -84,14 +85,14 @@ class DictionaryDataModule(HeldOut):
 
     @staticmethod
     def collate(samples: list[list[int]]) -> dict[str, Any]:
-        """A batch of entries, filled up."""
+        """Collate entries to a padded batch."""
         ids: Tensor = padded(samples)
         there = ids != PAD
         return {"input_ids": ids, "attention_mask": there.long(), "labels": ids.masked_fill(~there, -100)}
 
 
 class Entries(Dataset):
-    """Texts as numbers, with begin and end."""
+    """Texts as token ids, with begin and end tokens."""
 
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts

@@ -19,29 +19,31 @@ from trak_lightning_demos.words import BEGIN, END, PAD, Vocabulary, words
 DATA = Path(__file__).parent / "data"
 PIXELS = 24
 LENGTH = 12
-"""Words of a name, with begin and end."""
+"""Number of tokens of a name, begin and end included."""
 FREQUENT = 3
-"""How many names all words of a target's must be in, so that the model can know what they mean."""
+"""A target is drawn only if each word of its name is in at least this many names, so that the model can learn the word."""
 
 
 @cache
 def emoji_names() -> list[str]:
-    """Of all emoji, in the order of `emoji_images`."""
+    """Return the names of all emoji, in the order of `emoji_images`."""
     return [row["name"] for row in read_table(DATA / "emoji.tsv.gz")]
 
 
 @cache
 def vocabulary() -> Vocabulary:
-    """The words of all names."""
+    """Return the vocabulary of all names."""
     return Vocabulary(emoji_names())
 
 
 def emoji_images() -> Tensor:
-    """(1636, 3, 24, 24), from −1 to 1."""
+    """Return all pictures, (1636, 3, 24, 24), with values in [−1, 1]."""
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError("the emoji are a PNG file, which takes Pillow: pip install 'trak-lightning-demos'") from error
+        raise DataError(
+            "the emoji are a PNG file, and reading it needs Pillow: pip install 'trak-lightning-demos'"
+        ) from error
     with Image.open(DATA / "emoji.png") as sheet:
         pixels = torch.from_numpy(np.array(sheet.convert("RGB")))
     rows, columns = pixels.shape[0] // PIXELS, pixels.shape[1] // PIXELS
@@ -53,11 +55,11 @@ class EmojiCLIP(TransformerModule):
     """CLIP with two small transformers, trained from scratch.
 
     Args:
-        width: of both transformers.
-        layers: of each.
-        patch: pixels of the side of a patch.
+        width: hidden size of both transformers.
+        layers: number of layers of each transformer.
+        patch: side of a patch, in pixels.
         lr: peak learning rate.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
     """
 
     def __init__(
@@ -92,14 +94,14 @@ class EmojiCLIP(TransformerModule):
 
 
 class EmojiDataModule(HeldOut):
-    """Emoji with their names, as ``CLIPModel`` takes them: `input_ids`, `attention_mask`, `pixel_values`.
+    """Emoji with their names, as inputs of ``CLIPModel``: `input_ids`, `attention_mask`, `pixel_values`.
 
-    Targets are drawn from those whose words are all in three names at least, so that they can be recognised at all.
+    Targets are drawn from the emoji whose words each occur in at least three names, so that they can be recognized.
 
     Args:
-        num_targets: held out as the test set; the others are the training set.
-        batch_size: of both loaders.
-        seed: of the split.
+        num_targets: number of emoji held out as the test set; the others are the training set.
+        batch_size: batch size of both loaders.
+        seed: seed of the split.
     """
 
     def __init__(self, num_targets: int = 200, batch_size: int = 128, seed: int = 0) -> None:
@@ -115,6 +117,7 @@ class EmojiDataModule(HeldOut):
         self.require_targets(len(candidates))
         test = candidates[: self.num_targets]
         train = sorted(set(range(len(names))) - set(test))
+        self.tokenizer = vocabulary()
         images, numbers = emoji_images(), torch.full((len(names), LENGTH), PAD)
         for row, name in enumerate(emoji_names()):
             encoded = [BEGIN, *vocabulary().encode(name)[: LENGTH - 2], END]
@@ -123,7 +126,7 @@ class EmojiDataModule(HeldOut):
 
 
 class Pairs(Dataset):
-    """Images (n, 3, H, W) with texts (n, T), PAD where a text has ended; ``names`` are for people."""
+    """Images (n, 3, H, W) with texts (n, T), padded with PAD; ``names`` are for display."""
 
     def __init__(self, images: Tensor, texts: Tensor, positions: list[int]) -> None:
         self._images = images

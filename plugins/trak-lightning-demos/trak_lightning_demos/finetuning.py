@@ -1,5 +1,4 @@
-"""How the demos are trained: AdamW, one cycle; models of ``transformers``, from scratch or from pretrained weights, on their own
-loss."""
+"""Training of the demos with AdamW and a one-cycle schedule; ``transformers`` models, from scratch or pretrained, on their own loss."""
 
 from typing import Any, Literal
 
@@ -12,11 +11,11 @@ from trak_lightning_demos.pretrained import locate, transformers
 
 
 class OneCycle(L.LightningModule):
-    """A module that is trained with AdamW, one cycle.
+    """Train a module with AdamW and a one-cycle learning rate schedule.
 
     Args:
         lr: peak learning rate.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
     """
 
     def __init__(self, lr: float, weight_decay: float) -> None:
@@ -28,24 +27,24 @@ class OneCycle(L.LightningModule):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        # Of ten steps, the schedule would divide by the length of its rise, 0.1 · 10 − 1.
+        # With ten steps, the schedule would divide by the length of its warm-up, 0.1 · 10 − 1 = 0.
         rise = 0.1 if steps != 10 else 0.2
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr, total_steps=steps, pct_start=rise)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
 class TransformerModule(OneCycle):
-    """A model of ``transformers`` that returns its loss when it is given labels. Subclasses make ``self.model``.
+    """Train a ``transformers`` model that returns its loss if labels are among its inputs. Subclasses set ``self.model``.
 
     Args:
         lr: peak learning rate.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
     """
 
     model: nn.Module
 
     def forward(self, **inputs: Tensor) -> Any:
-        """What the transformer returns."""
+        """Return the output of the transformer."""
         return self.model(**inputs)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -54,14 +53,14 @@ class TransformerModule(OneCycle):
 
 
 class PretrainedTransformer(TransformerModule):
-    """Any model that one of the ``AutoModel`` classes loads.
+    """Fine-tune any model that one of the ``AutoModel`` classes loads.
 
     Args:
-        pretrained: of the hub, or a folder.
-        architecture: ``AutoModelForSeq2SeqLM``, ``AutoModelForCausalLM``, ``AutoModel`` or another of these classes.
-        weights: ``pretrained``, or ``random`` for the same architecture trained from scratch.
+        pretrained: name of a model on the Hugging Face hub, or a folder.
+        architecture: ``AutoModelForSeq2SeqLM``, ``AutoModelForCausalLM``, ``AutoModel`` or another ``AutoModel`` class.
+        weights: ``pretrained``, or ``random`` to train the same architecture from scratch.
         lr: peak learning rate.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
     """
 
     def __init__(
@@ -83,17 +82,17 @@ class PretrainedTransformer(TransformerModule):
                 self.model = auto.from_config(library.AutoConfig.from_pretrained(source))
             else:
                 self.model = auto.from_pretrained(source)
-        self.model.train()  # loaded models come in eval mode, in which dropout would stay off
+        self.model.train()  # pretrained models are loaded in eval mode, and Lightning would leave dropout off
 
 
 class CLIP(PretrainedTransformer):
-    """CLIP: two towers, trained on the contrastive loss over each batch.
+    """Train CLIP, which has two towers, with the contrastive loss of each batch.
 
     Args:
-        pretrained: of the hub, or a folder.
-        weights: ``pretrained``, or ``random`` for the same architecture trained from scratch.
+        pretrained: name of a model on the Hugging Face hub, or a folder.
+        weights: ``pretrained``, or ``random`` to train the same architecture from scratch.
         lr: peak learning rate.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""FTRACE-TREx: sentences of Wikipedia that state facts, and questions about these facts (Akyürek et al. 2022), as the Hugging
-Face dataset ``ekinakyurek/ftrace`` has them."""
+"""FTRACE-TREx: Wikipedia sentences that state facts, and questions about these facts (Akyürek et al. 2022), in the format of the
+Hugging Face dataset ``ekinakyurek/ftrace``."""
 
 import gzip
 import json
@@ -21,20 +21,20 @@ INPUT, TARGET = "inputs_pretokenized", "targets_pretokenized"
 class FTrace(L.LightningDataModule):
     """Abstracts as the training set and queries as targets: `input_ids`, `attention_mask`, `labels`.
 
-    ``train_set.facts`` and ``test_set.facts`` hold for every sample the facts it is about, ``predicate,object,subject``; a
-    training example supports a target if they have one in common.
+    ``train_set.facts`` and ``test_set.facts`` hold the facts of each sample, ``predicate,object,subject``; a training
+    example supports a target if they have a fact in common.
 
     Args:
-        pretrained: whose tokenizer: of the hub, or a folder.
-        abstracts: files of the configuration ``abstracts``: ``.parquet``, as they are on the hub, or ``.jsonl``. Paths may have
-            wildcards, ``**`` for any folders.
+        pretrained: model whose tokenizer is used: a name on the hub, or a folder.
+        abstracts: files of the configuration ``abstracts``: ``.parquet``, as on the hub, or ``.jsonl``. Paths may have wildcards,
+            with ``**`` for folders of any depth.
         queries: files of the configuration ``queries``.
-        num_train: training samples, the first in an order drawn by `seed`; all if None.
-        num_targets: targets, drawn in the same way; all if None.
-        max_length: tokens that are read of an input.
-        max_target_length: tokens of a target.
-        batch_size: of both loaders.
-        seed: of what is drawn.
+        num_train: number of training samples, drawn at random by `seed`; all if None.
+        num_targets: number of targets, drawn in the same way; all if None.
+        max_length: number of tokens of an input; longer inputs are cut.
+        max_target_length: number of tokens of a target; longer ones are cut.
+        batch_size: batch size of both loaders.
+        seed: seed of all random choices.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class FTrace(L.LightningDataModule):
 
 
 class MaskedSentences(Dataset):
-    """(input, target) texts, each with the facts that it is about."""
+    """Pairs of texts (input, target), each with its facts."""
 
     def __init__(self, rows: list[dict[str, Any]], facts: list[frozenset[str]]) -> None:
         self.texts = [(str(row[INPUT]), str(row[TARGET])) for row in rows]
@@ -112,13 +112,13 @@ class MaskedSentences(Dataset):
 
 
 def read_rows(files: list[str], columns: list[str]) -> list[dict[str, Any]]:
-    """The rows of ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` files, one after the other; those that a wildcard matches by name.
+    """Read the rows of ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` files in order; files that a wildcard matches are sorted by name.
 
     Raises:
-        DataError: a file is missing, of another kind, or without one of the columns.
+        DataError: a file is missing, has another format, or lacks one of the columns.
     """
     rows: list[dict[str, Any]] = []
-    # pathlib has no pattern with a root of its own
+    # pathlib cannot expand an absolute pattern
     matched = [found for name in files for found in sorted(glob(name, recursive=True)) or [name]]  # noqa: PTH207
     for path in map(Path, matched):
         if not path.is_file():
@@ -129,7 +129,7 @@ def read_rows(files: list[str], columns: list[str]) -> list[dict[str, Any]]:
             raise DataError(f"{path} has no column {missing[0]!r}; its columns are {', '.join(found[0])}")
         rows += found
     if not rows:
-        raise DataError(f"there is no row in {', '.join(map(str, files)) or 'no file'}")
+        raise DataError(f"no rows were found in {', '.join(map(str, files)) or 'no file'}")
     return rows
 
 
@@ -138,7 +138,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         from pyarrow import parquet
     except ImportError as error:
         raise DataError(
-            f"reading {path} takes pyarrow: pip install pyarrow, or write .jsonl with datasets' to_json"
+            f"reading {path} needs pyarrow: pip install pyarrow, or write .jsonl with datasets' to_json"
         ) from error
     rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
     return rows
@@ -149,4 +149,4 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             return [json.loads(line) for line in file if line.strip()]
         except ValueError as error:
-            raise DataError(f"{path} must hold one JSON object a line, or be a .parquet file: {error}") from error
+            raise DataError(f"{path} must hold one JSON object per line, or be a .parquet file: {error}") from error

@@ -1,4 +1,4 @@
-"""WordNet 3.0: 7,591 words with what they mean, in ten categories. Copyright 2006 by Princeton University; the licence lies beside
+"""WordNet 3.0: 7,591 words with their definitions, in ten categories. Copyright 2006 by Princeton University; the license is next to
 the data."""
 
 from pathlib import Path
@@ -10,7 +10,7 @@ GLOSSES = Path(__file__).parent / "data" / "wordnet_glosses.tsv.gz"
 
 
 class Gloss(NamedTuple):
-    """A word, what it means, and what kind of thing it is."""
+    """A word, its definition, and its category."""
 
     category: str
     word: str
@@ -18,5 +18,5 @@ class Gloss(NamedTuple):
 
 
 def read_glosses() -> list[Gloss]:
-    """All glosses, in the order of the file."""
+    """Return all glosses, in the order of the file."""
     return [Gloss(row["category"], row["word"], row["gloss"]) for row in read_table(GLOSSES)]

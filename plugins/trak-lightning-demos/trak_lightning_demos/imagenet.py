@@ -1,4 +1,4 @@
-"""ImageNet (Russakovsky et al. 2015), or any other folder with a folder of images for each class."""
+"""ImageNet (Russakovsky et al. 2015), or any other folder with one folder of images per class."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,27 +14,27 @@ from torch.utils.data import DataLoader, Dataset
 from trak_lightning.errors import DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the three channels of ImageNet."""
+"""Mean and standard deviation of the three channels of ImageNet."""
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 
 Image: TypeAlias = Any
-"""Of Pillow."""
+"""An image of Pillow, which is imported only when an image is read."""
 
 
 class ImageNetDataModule(L.LightningDataModule):
-    """Pairs (image, label): images (3, size, size) standardised, labels 0 … C−1 in the alphabetical order of folder names.
+    """Pairs (image, label): images (3, size, size) standardized, labels 0 … C−1 in the alphabetical order of folder names.
 
-    Folders are ``root/train/<class>/*.JPEG`` and ``root/val/<class>/*.JPEG``. Models are trained on random crops, mirrored at
-    random (``train_dataloader``); what is attributed to are the same images cropped at the centre (``attribution_dataloader``,
-    which ``train_split: attribution`` names).
+    Folders are ``root/train/<class>/*.JPEG`` and ``root/val/<class>/*.JPEG``. Models are trained on random crops, randomly
+    mirrored (``train_dataloader``); scores are about the same images, center-cropped (``attribution_dataloader``, which
+    ``train_split: attribution`` names).
 
     Args:
         root: the folder with ``train`` and ``val``.
-        size: pixels of a side; the shorter side of an image is made 8/7 as long before its centre is taken.
-        num_targets: images of ``val``, evenly spread; all if None.
-        batch_size: of all loaders.
-        num_workers: of all loaders.
+        size: side of the cropped images in pixels; the shorter side is resized to 8/7 of it before center-cropping.
+        num_targets: number of images of ``val``, evenly spaced; all if None.
+        batch_size: batch size of all loaders.
+        num_workers: worker processes of each loader.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ImageNetDataModule(L.LightningDataModule):
         return self._loader(self.train_set, shuffle=True)
 
     def attribution_dataloader(self) -> DataLoader:
-        """The training images without random crops."""
+        """Return a loader of the training images without random crops."""
         return self._loader(self.attribution_set)
 
     def test_dataloader(self) -> DataLoader:
@@ -72,10 +72,10 @@ class ImageFolder(Dataset):
     """The images in the folders of some classes, in alphabetical order.
 
     Args:
-        root: holds a folder for each class.
+        root: a folder with one folder per class.
         classes: names of these folders.
-        transform: from an image to an image of the wanted size.
-        limit: so many of the images, evenly spread; all if None.
+        transform: maps an image to an image of the wanted size.
+        limit: number of images to use, evenly spaced; all if None.
     """
 
     def __init__(
@@ -104,27 +104,27 @@ class ImageFolder(Dataset):
 
 
 def class_names(folder: Path) -> list[str]:
-    """The folders in a folder, sorted.
+    """List the folders in a folder, sorted.
 
     Raises:
         DataError: there are none.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not names:
-        raise DataError(f"there are no folders of classes in {folder}: expected {folder}/<class>/*.JPEG")
+        raise DataError(f"there are no class folders in {folder}: expected {folder}/<class>/*.JPEG")
     return names
 
 
 def centre_crop(image: Image, size: int) -> Image:
-    """The central square of side 7/8 of the shorter side, resized."""
+    """Crop the central square whose side is 7/8 of the shorter side, and resize it."""
     side = min(image.size) * 7 / 8
     left, top = ((length - side) / 2 for length in image.size)
     return image.resize((size, size), _bilinear(), box=(left, top, left + side, top + side))
 
 
 def random_crop(image: Image, size: int) -> Image:
-    """A random part with 8 to 100 % of the area and sides of ratio 3:4 to 4:3, resized, mirrored half of the time (Szegedy et
-    al. 2015). Draws from torch's generator, which differs between workers and epochs."""
+    """Crop a random region with 8 to 100 % of the area and an aspect ratio of 3:4 to 4:3, resize it, and mirror it with
+    probability 1/2 (Szegedy et al. 2015). Uses torch's generator, which differs between workers and epochs."""
     width, height = image.size
     for _ in range(10):
         area = width * height * float(torch.empty(1).uniform_(0.08, 1))
@@ -144,7 +144,7 @@ def _open(path: Path) -> Image:
         from PIL import Image as pillow
         from PIL import UnidentifiedImageError
     except ImportError as error:
-        raise DataError("images are read with Pillow: pip install pillow") from error
+        raise DataError("reading images needs Pillow: pip install pillow") from error
     try:
         return pillow.open(path)
     except (UnidentifiedImageError, OSError) as error:

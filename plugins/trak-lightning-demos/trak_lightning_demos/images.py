@@ -1,4 +1,4 @@
-"""Training the residual networks of the paper."""
+"""Training of the residual networks of the paper."""
 
 from typing import Literal
 
@@ -12,16 +12,16 @@ ARCHITECTURES = {"resnet9": ResNet9, "resnet18": ResNet18}
 
 
 class ImageClassifier(L.LightningModule):
-    """A residual network trained with SGD, Nesterov momentum 0.9, one cycle.
+    """Train a residual network with SGD, Nesterov momentum 0.9 and a one-cycle schedule.
 
     Args:
         architecture: ``resnet9`` for 32×32 images, ``resnet18`` for 224×224.
-        num_classes: classes.
+        num_classes: number of classes.
         lr: peak learning rate.
-        weight_decay: of SGD.
-        label_smoothing: of the loss; to be given to the task as well.
-        shift: training images are moved by up to so many pixels, and mirrored, at random; 0 for neither. Done to batches,
-            in the training step, so that the samples themselves stay what they are.
+        weight_decay: weight decay of SGD.
+        label_smoothing: label smoothing of the loss; give it to the task too.
+        shift: maximum number of pixels by which training images are randomly shifted; they are randomly mirrored too; 0 for
+            neither. This augments batches in the training step, so that the samples themselves do not change.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ImageClassifier(L.LightningModule):
         self.shift = shift
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of images (B, 3, H, W)."""
+        """Compute logits (B, C) of images (B, 3, H, W)."""
         logits: Tensor = self.net(images)
         return logits
 
@@ -63,8 +63,8 @@ class ImageClassifier(L.LightningModule):
 
 
 def shift_and_mirror(images: Tensor, shift: int) -> Tensor:
-    """Each image (B, C, H, W) moved by −shift … shift pixels in both directions, with what lies at its edge mirrored, and half
-    of all images turned left to right."""
+    """Shift each image (B, C, H, W) by −shift … shift pixels in both directions, with reflection padding, and mirror it
+    horizontally with probability 1/2."""
     B, _, H, W = images.shape
     device = images.device
     padded = nn.functional.pad(images, (shift,) * 4, mode="reflect")

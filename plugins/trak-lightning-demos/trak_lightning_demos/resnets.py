@@ -26,8 +26,8 @@ class ResNet9(nn.Sequential):
 
 
 class ResNet18(nn.Sequential):
-    """He et al. 2016, for 224×224 images: 11,689,512 parameters with 1000 classes. Parameters have the names that torchvision
-    gives them, so that checkpoints of either fit."""
+    """He et al. 2016, for 224×224 images: 11,689,512 parameters with 1000 classes. Parameters are named as in torchvision, so that
+    checkpoints of either load."""
 
     def __init__(self, classes: int = 1000) -> None:
         stages = {

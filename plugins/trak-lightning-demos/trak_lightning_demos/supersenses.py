@@ -1,5 +1,4 @@
-"""A small BERT that tags the words of definitions with the kind of thing that they are: WordNet's glosses, whose words are
-themselves in the dictionary."""
+"""A small BERT that tags each word of a WordNet gloss with its category, which the dictionary's own entry of the word gives."""
 
 from functools import cache
 
@@ -12,28 +11,28 @@ from trak_lightning_demos.pretrained import transformers
 from trak_lightning_demos.words import PAD, Vocabulary, labelled, words
 
 LENGTH = 32
-"""Words of a gloss that are read."""
+"""Maximum number of words of a gloss; longer glosses are cut."""
 VOCABULARY = 4000
 SHORTEST = 4
-"""Letters of the shortest word that is looked up; ``a``, ``can`` and the like are in the dictionary, but not for what they mean
-in a gloss."""
+"""Minimum number of letters of a tagged word. The entries of ``a``, ``can`` and the like do not have the meaning that these words
+have in a gloss."""
 
 
 @cache
 def glosses() -> list[str]:
-    """Those in which a word has a tag."""
+    """Return the glosses that have a tagged word."""
     return [gloss.gloss for gloss in read_glosses() if any(tags(gloss.gloss))]
 
 
 @cache
 def categories() -> list[str]:
-    """The kinds of things, in alphabetical order."""
+    """Return the categories, in alphabetical order."""
     return sorted({gloss.category for gloss in read_glosses()})
 
 
 @cache
 def _dictionary() -> dict[str, str]:
-    """The category of every word that has but one."""
+    """Return the category of every word that has only one."""
     found: dict[str, set[str]] = {}
     for gloss in read_glosses():
         found.setdefault(gloss.word.lower(), set()).add(gloss.category)
@@ -41,13 +40,13 @@ def _dictionary() -> dict[str, str]:
 
 
 def tags(gloss: str) -> list[str | None]:
-    """The category of each word of a gloss, as the dictionary has it; None for words that are not in it."""
+    """Look up the category of each word of a gloss; None for words that are not tagged."""
     return [_dictionary().get(word) for word in words(gloss)]
 
 
 @cache
 def vocabulary() -> Vocabulary:
-    """The most frequent words of all glosses."""
+    """Return a vocabulary of the most frequent words of all glosses."""
     return Vocabulary(glosses(), VOCABULARY)
 
 
@@ -55,10 +54,10 @@ class SupersenseTagger(TransformerModule):
     """BERT with two layers, trained from scratch.
 
     Args:
-        width: of all layers.
+        width: hidden size of all layers.
         layers: number of layers.
         lr: peak learning rate.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
     """
 
     def __init__(self, width: int = 32, layers: int = 2, lr: float = 5e-3, weight_decay: float = 0.1) -> None:
@@ -81,13 +80,13 @@ class SupersenseTagger(TransformerModule):
 
 
 class SupersenseDataModule(HeldOut):
-    """Glosses: `input_ids`, `attention_mask`, `labels` (−100 where a word has no tag, or the gloss has ended).
+    """Glosses: `input_ids`, `attention_mask`, `labels` (−100 for words without a tag and padding).
 
     Args:
-        num_targets: glosses held out as the test set.
-        num_train: training samples, the first in an order drawn by `seed`; all if None.
-        batch_size: of both loaders.
-        seed: of the split.
+        num_targets: number of glosses held out as the test set.
+        num_train: number of training samples, drawn at random by `seed`; all if None.
+        batch_size: batch size of both loaders.
+        seed: seed of the split.
     """
 
     def __init__(
@@ -97,6 +96,7 @@ class SupersenseDataModule(HeldOut):
         self.num_train = num_train
 
     def setup(self, stage: str | None = None) -> None:
+        self.tokenizer = vocabulary()
         train, test = self.split(len(glosses()))
         self.train_set, self.test_set = (
             TaggedGlosses([glosses()[i] for i in part]) for part in (train[: self.num_train], test)
@@ -106,7 +106,7 @@ class SupersenseDataModule(HeldOut):
 
 
 class TaggedGlosses(Dataset):
-    """Glosses as numbers, with the numbers of their tags."""
+    """Glosses as token ids, with the ids of their tags."""
 
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts

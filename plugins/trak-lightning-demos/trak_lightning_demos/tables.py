@@ -9,11 +9,11 @@ from trak_lightning.errors import DataError
 
 
 def read_table(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a ``.csv`` or ``.tsv`` file with a line of column names, packed with gzip or not. Tab-separated files have no
-    quotation marks around values, as those of GLUE.
+    """Read the rows of a ``.csv`` or ``.tsv`` file with a header line, gzipped or not. Quotation marks have no meaning in
+    tab-separated files, as in those of GLUE.
 
     Raises:
-        DataError: there is no such file, or a row has more or fewer values than there are columns.
+        DataError: the file does not exist, or a row has more or fewer values than there are columns.
     """
     path = Path(path)
     if not path.is_file():
@@ -22,7 +22,7 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
     kind = Path(path.stem).suffix if packed else path.suffix
     if kind not in (".csv", ".tsv"):
         raise DataError(
-            f"{path} must be a .csv or .tsv file, or one of these packed as .gz; it ends in {path.suffix!r}"
+            f"{path} must be a .csv or .tsv file, or one of these with .gz added; it ends in {path.suffix!r}"
         )
     quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
     with (gzip.open if packed else open)(path, "rt", encoding="utf-8", newline="") as file:
@@ -35,10 +35,10 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
 
 
 def columns(rows: list[dict[str, str]], names: list[str], path: str | Path) -> list[tuple[str, ...]]:
-    """The values of some columns of every row.
+    """Return the values of some columns of every row.
 
     Raises:
-        DataError: there is no such column.
+        DataError: a column does not exist.
     """
     known = list(rows[0]) if rows else []
     for name in names:

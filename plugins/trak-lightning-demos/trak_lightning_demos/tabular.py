@@ -1,5 +1,4 @@
-"""Data sets that ship with scikit-learn and are not about classes: a number, a yes or no, or several of these to predict; and a
-small network for them."""
+"""Regression, binary and multilabel data sets that scikit-learn contains, and a small network for them."""
 
 from typing import Literal, TypeAlias
 
@@ -19,19 +18,19 @@ DIGIT_PROPERTIES = {
     "straight stroke": {1, 4, 5, 7},
     "large": {5, 6, 7, 8, 9},
 }
-"""What is asked of an image of a digit, and the digits for which the answer is yes."""
+"""Yes-or-no questions about an image of a digit, and the digits for which the answer is yes."""
 
 
 class TabularMLP(OneCycle):
-    """Two hidden layers.
+    """Train a network with two hidden layers.
 
     Args:
-        features: numbers in a row of the table.
-        outputs: numbers that are predicted, or logits.
-        loss: ``squared``, or ``logistic`` for yes and no.
-        width: of the hidden layers.
+        features: number of features of a row.
+        outputs: number of predicted values or logits.
+        loss: ``squared`` for regression, ``logistic`` for binary labels.
+        width: size of the hidden layers.
         lr: peak learning rate.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class TabularMLP(OneCycle):
         )
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(B, outputs) of rows (B, features)."""
+        """Map rows (B, features) to (B, outputs)."""
         predicted: Tensor = self.net(rows)
         return predicted
 
@@ -62,34 +61,40 @@ class TabularMLP(OneCycle):
 
 
 class TabularDataModule(HeldOut):
-    """Pairs (row, label): rows (p,) and numbers to predict standardised, yes and no as 1 and 0; labels (1,), or (4,) for
-    ``digit_properties``. A fixed split by `seed`.
+    """Pairs (row, label), split by `seed`: rows (p,) and regression labels are standardized, binary labels are 0 and 1; labels have
+    the shape (1,), or (4,) for ``digit_properties``.
 
     Args:
-        dataset: ``diabetes`` (442 patients, the progression of their disease), ``breast_cancer`` (569 tumours, benign or not), or
-            ``digit_properties`` (1,797 images of 8×8 pixels: is the digit even, has it a closed loop, has it a straight
-            stroke, is it larger than four?).
-        num_targets: rows held out as the test set; the others are the training set.
-        batch_size: of both loaders.
-        seed: of the split.
+        dataset: ``diabetes`` (442 patients, the progression of their disease), ``breast_cancer`` (569 tumors, benign or not), or
+            ``digit_properties`` (1,797 images of 8×8 pixels: is the digit even, does it have a closed loop, does it have a
+            straight stroke, is it larger than four?).
+        num_targets: number of rows held out as the test set; the others are the training set.
+        batch_size: batch size of both loaders.
+        seed: seed of the split.
     """
 
     def __init__(self, dataset: Dataset, num_targets: int = 100, batch_size: int = 32, seed: int = 0) -> None:
         super().__init__(num_targets, batch_size, seed)
         self.dataset = dataset
 
+    def render(self, sample: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """An image of a digit as an image."""
+        row, label = sample
+        return (row.view(8, 8) if self.dataset == "digit_properties" else row), label
+
     def setup(self, stage: str | None = None) -> None:
-        rows, labels = _load(self.dataset)
+        rows, labels, self.feature_names, self.class_names = _load(self.dataset)
         self.require_targets(len(rows) - 1)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
         test, train = order[: self.num_targets], order[self.num_targets :]
-        rows = _standardised(rows, train)
+        rows = _standardized(rows, train)
         if self.dataset == "diabetes":
-            labels = _standardised(labels, train)
+            labels = _standardized(labels, train)
         self.train_set, self.test_set = (TensorDataset(rows[part], labels[part]) for part in (train, test))
 
 
-def _load(dataset: Dataset) -> tuple[Tensor, Tensor]:
+def _load(dataset: Dataset) -> tuple[Tensor, Tensor, list[str], list[str]]:
+    """Rows, labels, and the names of columns and of classes."""
     try:
         from sklearn import datasets
     except ImportError as error:
@@ -97,13 +102,15 @@ def _load(dataset: Dataset) -> tuple[Tensor, Tensor]:
     if dataset == "digit_properties":
         found = datasets.load_digits()
         labels = torch.tensor([[digit in those for those in DIGIT_PROPERTIES.values()] for digit in found.target])
+        classes = list(DIGIT_PROPERTIES)
     else:
         found = getattr(datasets, f"load_{dataset}")()
         labels = torch.tensor(found.target).unsqueeze(1)
-    return torch.tensor(found.data, dtype=torch.float32), labels.float()
+        classes = [str(name) for name in found.get("target_names", [])]
+    return torch.tensor(found.data, dtype=torch.float32), labels.float(), list(found.feature_names), classes
 
 
-def _standardised(values: Tensor, train: Tensor) -> Tensor:
-    """By column, with mean and deviation of the training rows; a constant column becomes 0."""
+def _standardized(values: Tensor, train: Tensor) -> Tensor:
+    """Standardize each column with the mean and standard deviation of the training rows; a constant column becomes 0."""
     mean, std = values[train].mean(0), values[train].std(0)
     return (values - mean) / torch.where(std > 0, std, 1)

@@ -1,5 +1,5 @@
-"""Classifying text with a pretrained transformer: any that ``AutoModelForSequenceClassification`` loads, on any table of texts
-and labels."""
+"""Text classification with any pretrained transformer that ``AutoModelForSequenceClassification`` loads, on any table of texts and
+labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +18,14 @@ from trak_lightning_demos.tables import columns, read_table
 
 
 class TextClassifier(TransformerModule):
-    """A pretrained transformer with a new classification head, trained with AdamW, one cycle.
+    """Train a pretrained transformer with a new classification head, with AdamW and a one-cycle schedule.
 
     Args:
-        pretrained: of the hub, or a folder.
-        num_labels: classes.
-        trainable: which parameters are trained, as patterns (see `trak_lightning.model.parameters.select`); all if None.
+        pretrained: name of a model on the Hugging Face hub, or a folder.
+        num_labels: number of classes.
+        trainable: patterns of the parameters to train (see `trak_lightning.model.parameters.select`); all if None.
         lr: peak learning rate.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class TextClassifier(TransformerModule):
             self.model = library.AutoModelForSequenceClassification.from_pretrained(
                 locate(pretrained), num_labels=num_labels
             )
-        self.model.train()  # it comes in eval mode, which Lightning would keep
+        self.model.train()  # it is loaded in eval mode, which Lightning would keep
         trained = select(self.model, trainable)
         self.model.requires_grad_(False)
         for parameter in trained.values():
@@ -50,24 +50,23 @@ class TextClassifier(TransformerModule):
 
 
 class TextDataModule(L.LightningDataModule):
-    """Texts with labels from ``.csv`` or ``.tsv`` files; WordNet's glosses with the category of the word they define if none is
-    named.
+    """Texts with labels from ``.csv`` or ``.tsv`` files; if none is named, WordNet's glosses with the category of the defined word.
 
-    A batch is what the tokenizer's ``pad`` returns, with ``labels``. Labels are numbered in alphabetical order.
+    A batch is the output of the tokenizer's ``pad``, with ``labels``. Labels are numbered in alphabetical order.
 
     Args:
-        pretrained: whose tokenizer: of the hub, or a folder.
+        pretrained: model whose tokenizer is used: a name on the hub, or a folder.
         train_file: training samples; the glosses if None.
         test_file: targets; if None, `num_targets` of the training file are held out.
-        text: the column of the text; of two, pairs are classified.
+        text: the column of the text, or two columns to classify pairs.
         label: the column of the label.
-        num_train: training samples, the first of the file in an order drawn by `seed`; all if None.
-        num_targets: targets, drawn in the same way; all of `test_file` if None.
-        label_noise: share of the training labels that are replaced by another, drawn by `seed`; ``mislabeled`` has their
-            positions.
-        max_length: tokens that are read.
-        batch_size: of both loaders.
-        seed: of all that is drawn.
+        num_train: number of training samples, drawn at random by `seed`; all if None.
+        num_targets: number of targets, drawn in the same way; all of `test_file` if None.
+        label_noise: fraction of the training labels that are replaced by another label, drawn by `seed`; ``mislabeled`` holds
+            their positions.
+        max_length: number of tokens of a text; longer texts are cut.
+        batch_size: batch size of both loaders.
+        seed: seed of all random choices.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class TextDataModule(L.LightningDataModule):
         return [rows[row] for row in np.random.default_rng([self.seed, stream]).permutation(len(rows))]
 
     def _mislabel(self, numbers: Any) -> tuple[Any, Any]:
-        """Labels, some of them changed to another, and the positions of these."""
+        """Replace some labels by another label; return the labels and the positions of the replaced ones."""
         random = np.random.default_rng([self.seed, 2])
         planted = np.zeros(len(numbers), dtype=bool)
         planted[random.permutation(len(numbers))[: round(self.label_noise * len(numbers))]] = True
@@ -154,7 +153,7 @@ class TextDataModule(L.LightningDataModule):
 
 
 class EncodedTexts(Dataset):
-    """Texts as lists of tokens, each with its label."""
+    """Tokenized texts, each with its label."""
 
     def __init__(self, samples: list[dict[str, Any]]) -> None:
         self._samples = samples

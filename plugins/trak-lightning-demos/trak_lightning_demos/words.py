@@ -1,4 +1,4 @@
-"""Words as numbers, for the small language models that are trained from scratch."""
+"""A word-level tokenizer for the small language models that are trained from scratch."""
 
 import re
 from collections import Counter
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 PAD, BEGIN, END, UNKNOWN = range(4)
-"""The first four numbers; words follow."""
+"""The first four token ids; words follow."""
 
 
 class Vocabulary:
-    """The most frequent words of some texts, lower case, and punctuation marks.
+    """The most frequent words and punctuation marks of some texts, in lower case.
 
     Args:
-        texts: where the words are from.
-        size: of the vocabulary, the four special numbers included; all words if None.
+        texts: texts to collect words from.
+        size: size of the vocabulary, including the four special tokens; all words if None.
     """
 
     def __init__(self, texts: Iterable[str], size: int | None = None) -> None:
@@ -29,11 +29,12 @@ class Vocabulary:
         return len(self.words)
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of the words, without begin and end."""
+        """Return the token ids of the words, without begin and end tokens."""
         return [self._numbers.get(word, UNKNOWN) for word in words(text)]
 
-    def decode(self, numbers: Iterable[int]) -> str:
-        """The words, up to the end."""
+    def decode(self, numbers: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Return the words of token ids, up to the end token; special tokens are always left out. This is the interface of
+        tokenizers of transformers, through which the report shows samples."""
         found = []
         for number in numbers:
             if number == END:
@@ -44,17 +45,17 @@ class Vocabulary:
 
 
 def words(text: str) -> list[str]:
-    """The words and punctuation marks of a text."""
+    """Split a text into words and punctuation marks."""
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 def padded(rows: Sequence[Sequence[int]], value: int = PAD) -> Tensor:
-    """(B, T), filled up on the right."""
+    """Pad sequences on the right: (B, T)."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 def labelled(samples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
-    """Samples with `input_ids` and `labels` as a batch; `labels` are −100 where one has ended."""
+    """Collate samples with `input_ids` and `labels` to a batch; `labels` are padded with −100."""
     ids = padded([sample["input_ids"] for sample in samples])
     return {
         "input_ids": ids,

@@ -24,7 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning import Scores, Task, registry
-from trak_lightning.data.dataset import AttributionData, IndexedBatch
+from trak_lightning.data.dataset import AttributionData
+from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.errors import DataError, OneSampleAtATime
 from trak_lightning.run.directory import RunDirectory

@@ -15,7 +15,8 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from trak_lightning.data.dataset import AttributionData, IndexedBatch
+from trak_lightning.data.dataset import AttributionData
+from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.errors import IncompatibleRunError, UnsupportedModelError
 from trak_lightning_replay.optimizers import RULES

@@ -3,10 +3,10 @@
 Words used in these modules:
 
 * layer: a module whose parameter gradients a layer rule computes (`trak_lightning.extractors.rules`);
-* shell: a module without a rule, which is re-run to differentiate its outputs with respect to its parameters;
-* home of a parameter: the layer or shell that computes its gradient, which is its owner or a module that encloses it;
-* lift: move the home of a parameter to the next enclosing module;
-* plan: the layers and shells that together compute the gradient of every parameter;
+* re-run module (`Rerun`): a module without a rule, which is run again to differentiate its outputs with respect to its parameters;
+* handler of a parameter: the layer or re-run module that computes its gradient; this is its owner or a module that encloses it;
+* lift: make the next enclosing module the handler of a parameter;
+* plan: the layers and re-run modules that together compute the gradient of every parameter;
 * probe: forward passes on two, three and B samples that show which dimensions of every tensor hold the samples;
 * tape: the hooks that record one forward pass and make gradient blocks in its backward pass;
 * anchor: a leaf that makes layer outputs require a gradient while no parameter does;

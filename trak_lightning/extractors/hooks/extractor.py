@@ -14,9 +14,10 @@ from trak_lightning.errors import TrakError, UnsupportedModelError
 from trak_lightning.extractors.audit import as_outputs, require_graph
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.hooks.plan import Plan
-from trak_lightning.extractors.hooks.planner import Planner
-from trak_lightning.extractors.hooks.tape import CannotDo, Path, Reached, Tape
-from trak_lightning.gradients import ParameterLayout, Sink
+from trak_lightning.extractors.hooks.planner import Covered, Planner
+from trak_lightning.extractors.hooks.tape import Path, PlanFailed, Reached, Tape
+from trak_lightning.gradients import ParameterLayout, Sink, restart_of
+from trak_lightning.model.autocast import is_cast
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.tasks.base import Task, batch_of
 
@@ -29,10 +30,11 @@ class Hooks(GradientExtractor):
     go to the sink and are freed. A module without a rule, or with parameters that are used in other ways, is re-run
     under vmap; the outputs of the modules inside it are replayed.
 
-    Every kind of batch is rehearsed before its first block goes to the sink: batches of two and three samples show which
-    dimensions hold the samples in every module, and the sum of all blocks, with a different weight for each sample, is
-    compared with the ordinary gradient, parameter by parameter. A parameter whose gradient cannot be computed is named in an
-    error, never skipped. A kind is the set of modules that ran, the operations that made the output, and the structure of the batch.
+    Every kind of batch is rehearsed before its first block goes to the sink, or while its blocks go to a sink that can discard
+    them (``restart``): batches of two and three samples show which dimensions hold the samples in every module, and the sum of
+    all blocks, with a different weight for each sample, is compared with the ordinary gradient, parameter by parameter. A
+    parameter whose gradient cannot be computed is named in an error, never skipped. A kind is the set of modules that ran, the
+    operations that made the output, and the structure of the batch.
 
     Memory: the activations, as in training, and the block of one layer.
     """
@@ -54,36 +56,58 @@ class Hooks(GradientExtractor):
                 f"{type(model).__name__} has TorchScript modules, which call no hooks. Use extractor='auto' or 'iterative', or the "
                 "original modules instead of the scripted ones."
             )
-        known, rehearsed = self._of(model, task, batch, layout)
-        while True:
-            with Tape(known.plan, sink, batch.size, model, layout) as tape, batch_of(batch.size):
-                output = self._forward(model, task, batch, again=rehearsed is None)
-                if output is not None and (rehearsed is not None or known.seen(tape, output, batch)):
-                    if rehearsed:
-                        known.kinds.add((tape.path(output), batch.structure))
-                    tape.backward(output)
-                    known.looped |= tape.looped
-                    return output.detach()
-            del output
+        if any_sharded(model.parameters()) and batch.size < (full := self._full_size(model)):
+            # One rank cannot try out a batch of another size without the others: fill it up with copies of its first sample.
+            filled = batch.fetch([*range(batch.size), *[0] * (full - batch.size)])
+            return self.extract(model, task, filled, layout, _first(batch.size, sink))[: batch.size]
+        known = self._of(model, batch, layout)
+        if known.plan is not None:
+            output = self._planned(known, model, task, batch, layout, sink, rehearsed=None)
+            if output is not None:
+                return output
             if any_sharded(model.parameters()):
                 raise UnsupportedModelError(
                     "a batch runs other modules or operations than earlier ones, and the hooks extractor cannot check it because "
                     "parameters are sharded over devices. Use the strategy ddp, or a model whose path does not depend on the data."
                 )
-            rehearsed = self._rehearse(known, task, batch)
-
-    def _forward(self, model: nn.Module, task: Task, batch: SampleBatch, *, again: bool) -> Tensor | None:
-        """Compute the outputs under a tape; return None if the plan does not fit the batch and it may be planned `again`."""
-        try:
-            with _explained():
-                output = task.output(model, batch.data)
-        except CannotDo:
-            if not again:
-                raise
-            return None
-        output = as_outputs(output, batch.size, task)
-        require_graph(output, model, task)
+        if restart_of(sink) is not None and not is_cast():  # a rehearsal is without autocast
+            return self._rehearse(known, task, batch, sink).output
+        rehearsed = self._rehearse(known, task, batch).verified
+        output = self._planned(known, model, task, batch, layout, sink, rehearsed=rehearsed)
+        assert output is not None
         return output
+
+    def _planned(
+        self,
+        known: "_Known",
+        model: nn.Module,
+        task: Task,
+        batch: SampleBatch,
+        layout: ParameterLayout,
+        sink: Sink,
+        *,
+        rehearsed: bool | None,
+    ) -> Tensor | None:
+        """Follow the plan; return None if the batch is of an unknown kind. `rehearsed` says whether a rehearsal of this very batch
+        was verified, None if there was none."""
+        assert known.plan is not None
+        with Tape(known.plan, sink, batch.size, model, layout) as tape, batch_of(batch.size):
+            try:
+                with _explained():
+                    output = task.output(model, batch.data)
+            except PlanFailed:
+                if rehearsed is not None:
+                    raise
+                return None
+            output = as_outputs(output, batch.size, task)
+            require_graph(output, model, task)
+            if rehearsed is None and not known.seen(tape, output, batch):
+                return None
+            if rehearsed:
+                known.kinds.add((tape.path(output), batch.structure))
+            tape.backward(output)
+            known.looped |= tape.looped
+            return output.detach()
 
     def looped(self, model: nn.Module) -> float:
         """The share of the parameters that are computed by re-running modules one sample after the other."""
@@ -91,36 +115,49 @@ class Hooks(GradientExtractor):
         return len(known.looped) / known.parameters if known is not None else 0.0
 
     def account(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout) -> list[RuleUse]:
-        return self._of(model, task, batch, layout)[0].plan.account(layout)
+        known = self._of(model, batch, layout)
+        plan = self._rehearse(known, task, batch).plan if known.plan is None else known.plan
+        return plan.account(layout)
 
-    def _of(
-        self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout
-    ) -> tuple["_Known", bool | None]:
-        """What is known of a model, and what `_rehearse` returned, or None if the batch was not rehearsed. Batches of one are
-        tracked separately, since they do not show which dimensions hold the samples."""
-        both = self._known.setdefault(model, {})
-        known = both.get(batch.size == 1)
+    def audits(self, model: nn.Module, batch: SampleBatch) -> bool:
+        known = self._known.get(model, {}).get(batch.size == 1)
+        return known is None or batch.structure not in {structure for _, structure in known.kinds}
+
+    def _full_size(self, model: nn.Module) -> int:
+        """The number of samples of the largest batch that was rehearsed; 0 if none was."""
+        return max((known.size for known in self._known.get(model, {}).values()), default=0)
+
+    def _of(self, model: nn.Module, batch: SampleBatch, layout: ParameterLayout) -> "_Known":
+        """What is known of a model. Batches of one are tracked separately, since they do not show which dimensions hold the
+        samples."""
+        known = self._known.setdefault(model, {}).get(batch.size == 1)
         if known is not None and known.layout == layout.fingerprint:
-            return known, None
-        known = _Known(layout.fingerprint, len(layout.by_name), Planner(model, layout))
-        rehearsed = self._rehearse(known, task, batch)
-        both[batch.size == 1] = known
-        return known, rehearsed
+            return known
+        return _Known(layout.fingerprint, len(layout.by_name), model, Planner(model, layout))
 
-    def _rehearse(self, known: "_Known", task: Task, batch: SampleBatch) -> bool:
-        """Plan for a batch. Return whether the gradients were verified: they cannot be unless they are finite."""
+    def _rehearse(self, known: "_Known", task: Task, batch: SampleBatch, sink: Sink | None = None) -> Covered:
+        """Plan for a batch, and remember its kind if the rehearsal was verified and its blocks went to the `sink`."""
         with _explained():
-            known.plan, finite = known.planner.cover(task, batch)
+            covered = known.planner.cover(task, batch, sink)
+        known.plan = covered.plan
+        if sink is not None:
+            known.looped |= covered.looped
+            if covered.verified:
+                known.kinds.add((covered.path, batch.structure))
+        known.size = max(known.size, batch.size)
+        self._known.setdefault(known.model, {})[batch.size == 1] = known
         self._kinds += 1
-        return finite
+        return covered
 
 
 @dataclass
 class _Known:
     layout: str
     parameters: int
+    model: nn.Module
     planner: Planner
-    plan: Plan = field(init=False)
+    plan: Plan | None = None
+    size: int = 0
     kinds: set[tuple[Path, Any]] = field(default_factory=set)
     looped: set[str] = field(default_factory=set)
 
@@ -130,6 +167,11 @@ class _Known:
             return (tape.path(output), batch.structure) in self.kinds
         except Reached:
             return False
+
+
+def _first(count: int, sink: Sink) -> Sink:
+    """A sink that passes on the first `count` samples of each block."""
+    return lambda block: sink(block.take(slice(0, count)))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inner:
-    """A module inside a shell whose outputs are replayed. `inputs` are the arguments that depend on the shell's parameters."""
+    """A module inside a re-run module, whose outputs are replayed. `inputs` are the arguments that depend on the re-run module's parameters."""
 
     module: nn.Module
     inputs: dict[int, Where]
@@ -37,8 +37,8 @@ class Inner:
 
 
 @dataclass(frozen=True)
-class Shell:
-    """A module that is re-run to compute the gradients of the parameters in `names`. `outputs` are those that depend on them."""
+class Rerun:
+    """A module that is run again to compute the gradients of the parameters in `names`. `outputs` are those that depend on them."""
 
     name: str
     module: nn.Module
@@ -54,7 +54,7 @@ class Plan:
     inputs are changed in place after the call, and must be copied."""
 
     layers: tuple[Layer, ...]
-    shells: tuple[Shell, ...]
+    reruns: tuple[Rerun, ...]
     unused: tuple[str, ...]
     copies: frozenset[str]
 
@@ -63,8 +63,8 @@ class Plan:
         modules: dict[str, list[Mapping[str, str]]] = {}
         for layer in self.layers:
             modules.setdefault(type(layer.module).__name__, []).append(layer.names)
-        for shell in self.shells:
-            modules.setdefault(f"{type(shell.module).__name__} (re-run)", []).append(shell.names)
+        for rerun in self.reruns:
+            modules.setdefault(f"{type(rerun.module).__name__} (re-run)", []).append(rerun.names)
         if self.unused:
             modules["not used by the output"] = [{name: name for name in self.unused}]
         counted: set[str] = set()
@@ -78,17 +78,17 @@ class Plan:
 
 @dataclass
 class Location:
-    """One of the places where a model holds a parameter; tied parameters have several. `home` is the path of the module that
+    """One of the places where a model holds a parameter; tied parameters have several. `handler` is the path of the module that
     computes its gradient: its owner, or a module that encloses the owner."""
 
     path: str
     name: str
-    home: str
+    handler: str
     lifted: bool = field(default=False)
 
 
-class Homes:
-    """Every parameter of the layout, and its home: the module that is to compute its gradient."""
+class Handlers:
+    """Every parameter of the layout, with its handler: the module that computes its gradient."""
 
     def __init__(self, model: nn.Module, layout: ParameterLayout) -> None:
         self._model = model
@@ -107,29 +107,29 @@ class Homes:
         enclosing module that is called."""
         seen = set(called)
         for location in self._of(used):
-            if self.modules[location.home] not in seen and (location.lifted or not self._elsewhere(location, seen)):
+            if self.modules[location.handler] not in seen and (location.lifted or not self._elsewhere(location, seen)):
                 self.lift(location, seen)
 
     def active(self, used: set[str], called: Iterable[nn.Module]) -> dict[str, dict[str, str]]:
-        """Map the path of every called home to its parameters: name in the module → name in the layout."""
+        """Map the path of every called handler to its parameters: name in the module → name in the layout."""
         seen, found = set(called), dict[str, dict[str, str]]()
         for location in self._of(used):
-            if self.modules[location.home] in seen:
-                key = location.path[len(location.home) + 1 :] if location.home else location.path
-                found.setdefault(location.home, {})[key] = location.name
+            if self.modules[location.handler] in seen:
+                key = location.path[len(location.handler) + 1 :] if location.handler else location.path
+                found.setdefault(location.handler, {})[key] = location.name
         return found
 
     def lift(self, location: Location, called: set[nn.Module]) -> None:
-        """Move the home of a parameter to the next enclosing module that is called.
+        """Make the next enclosing module that is called the handler of a parameter.
 
         Raises:
             UnsupportedModelError: no enclosing module is called.
         """
-        home = location.home
-        while home:
-            home = home.rpartition(".")[0]
-            if self.modules[home] in called:
-                location.home, location.lifted = home, True
+        handler = location.handler
+        while handler:
+            handler = handler.rpartition(".")[0]
+            if self.modules[handler] in called:
+                location.handler, location.lifted = handler, True
                 return
         raise UnsupportedModelError(
             f"the hooks extractor cannot separate the samples where parameter {location.name} of {type(self._model).__name__} is "
@@ -138,27 +138,29 @@ class Homes:
             f"parameters=['!{location.name}']."
         )
 
-    def adopt(self, used: set[str], homes: set[str]) -> set[str]:
-        """Assign parameters that were never used to the one of `homes` that encloses them, if other parameters were lifted to it;
+    def adopt(self, used: set[str], handlers: set[str]) -> set[str]:
+        """Assign parameters that were never used to the one of `handlers` that encloses them, if other parameters were lifted to it;
         return their names."""
-        lifting = {location.home for location in self._of(used) if location.lifted} & homes
+        lifting = {location.handler for location in self._of(used) if location.lifted} & handlers
         found = set()
         for location in self.locations:
-            home = next((home for home in lifting if location.path.startswith(f"{home}.")), None)
-            if location.name not in used and home is not None:
-                location.home, location.lifted = home, True
+            handler = next((handler for handler in lifting if location.path.startswith(f"{handler}.")), None)
+            if location.name not in used and handler is not None:
+                location.handler, location.lifted = handler, True
                 found.add(location.name)
         return found
 
-    def at(self, name: str, home: str | None = None) -> list[Location]:
-        """The locations of a parameter of the layout, or only those with this home."""
-        return [location for location in self.locations if location.name == name and home in (None, location.home)]
+    def at(self, name: str, handler: str | None = None) -> list[Location]:
+        """The locations of a parameter of the layout, or only those with this handler."""
+        return [
+            location for location in self.locations if location.name == name and handler in (None, location.handler)
+        ]
 
     def _of(self, used: set[str]) -> list[Location]:
         return [location for location in self.locations if location.name in used]
 
     def _elsewhere(self, location: Location, called: set[nn.Module]) -> bool:
-        return any(self.modules[other.home] in called for other in self.at(location.name) if other is not location)
+        return any(self.modules[other.handler] in called for other in self.at(location.name) if other is not location)
 
 
 def layer_of(
@@ -173,7 +175,7 @@ def layer_of(
     return Layer(name, module, rule, ruled, places.outputs.get(0, "unknown")), rest
 
 
-def can_do(layer: Layer) -> bool:
+def rule_applies(layer: Layer) -> bool:
     """Whether the dimensions that hold the samples are those that the layer's rule needs."""
     if layer.place == "one":
         return not layer.rule.whole_call

@@ -12,16 +12,16 @@ from trak_lightning.data.trees import flatten, snapshot
 from trak_lightning.errors import TrakError, UnsupportedModelError
 from trak_lightning.extractors.hooks.graph import walk
 from trak_lightning.extractors.hooks.placement import Misplaced, Placement, Where, locate
-from trak_lightning.extractors.hooks.plan import Inner, Layer, Plan, Shell
+from trak_lightning.extractors.hooks.plan import Inner, Layer, Plan, Rerun
 from trak_lightning.extractors.rules import LayerCall
-from trak_lightning.extractors.rules.fallback import InnerCall, Leaves, RecordedCall, rerun
+from trak_lightning.extractors.rules.fallback import InnerCall, Leaves, RecordedCall, rerun_gradients
 from trak_lightning.extractors.state import kept_grads, parameters_of, requiring
 from trak_lightning.gradients import DenseBlock, GradientBlock, OuterProductBlock, ParameterLayout, RowSparseBlock, Sink
 from trak_lightning.model.autocast import autocast_state, under_autocast
 from trak_lightning.model.dtensor import any_sharded
 
 
-class CannotDo(UnsupportedModelError):
+class PlanFailed(UnsupportedModelError):
     """The gradients of the parameters in `names` cannot be computed by the modules that the plan assigns them to."""
 
     def __init__(self, names: Iterable[str], reason: str) -> None:
@@ -40,8 +40,8 @@ class ChangedInPlace(UnsupportedModelError):
         )
 
 
-class Reached(CannotDo):
-    """The output depends on parameters through operations outside their homes, which the plan does not cover."""
+class Reached(PlanFailed):
+    """The output depends on parameters through operations outside their handlers, which the plan does not cover."""
 
     def __init__(self, names: Iterable[str]) -> None:
         found = sorted(names)
@@ -87,7 +87,7 @@ class _Together(torch.autograd.Function):
 class Tape:
     """Hooks on every module that the plan names, for one forward and backward pass.
 
-    While the tape is open, a parameter requires a gradient only outside its homes. The output then depends on a parameter
+    While the tape is open, a parameter requires a gradient only outside its handlers. The output then depends on a parameter
     only if the model uses it in a way that the plan does not cover, and the autograd graph shows that for any values. A
     context manager: hooks are removed on exit.
     """
@@ -106,7 +106,7 @@ class Tape:
         self._handles: list[Any] = []
         self._stack = ExitStack()
         self._open: dict[str, list[RecordedCall]] = {}
-        self._waiting: list[tuple[Shell, RecordedCall]] = []
+        self._waiting: list[tuple[Rerun, RecordedCall]] = []
         self._replaying = False
         self._called: set[str] = set()
         self.looped: set[str] = set()
@@ -117,17 +117,17 @@ class Tape:
         self._stack.enter_context(kept_grads(list(self._watched.values())))
         if not self._sharded:
             for layer in self._plan.layers:
-                self._around_home(layer.module, layer.names.values())
-            for shell in self._plan.shells:
-                self._around_home(shell.module, shell.names.values())
+                self._around_handler(layer.module, layer.names.values())
+            for rerun in self._plan.reruns:
+                self._around_handler(rerun.module, rerun.names.values())
         for layer in self._plan.layers:
             self._handles.append(layer.module.register_forward_hook(self._on_layer(layer), with_kwargs=True))
-        for shell in self._plan.shells:
-            self._handles.append(shell.module.register_forward_pre_hook(self._before_shell(shell), with_kwargs=True))
-            self._handles.append(shell.module.register_forward_hook(self._after_shell(shell), with_kwargs=True))
-        for shell in self._plan.shells:
-            for inner in shell.inner:
-                before, after = self._around_inner(shell, inner)
+        for rerun in self._plan.reruns:
+            self._handles.append(rerun.module.register_forward_pre_hook(self._before_call(rerun), with_kwargs=True))
+            self._handles.append(rerun.module.register_forward_hook(self._after_call(rerun), with_kwargs=True))
+        for rerun in self._plan.reruns:
+            for inner in rerun.inner:
+                before, after = self._around_inner(rerun, inner)
                 self._handles.append(inner.module.register_forward_pre_hook(before, with_kwargs=True))
                 self._handles.append(inner.module.register_forward_hook(after, with_kwargs=True))
         return self
@@ -142,7 +142,7 @@ class Tape:
         """The path that a forward pass took.
 
         Raises:
-            Reached: it used parameters outside their homes.
+            Reached: it used parameters outside their handlers.
         """
         operations, leaves = walk(output)
         reached = {name for name, parameter in self._watched.items() if id(parameter) in leaves}
@@ -154,7 +154,7 @@ class Tape:
         """Push the blocks of all layers.
 
         Raises:
-            Reached: inside a reentrant checkpoint, a parameter was used outside its homes.
+            Reached: inside a reentrant checkpoint, a parameter was used outside its handlers.
         """
         # Not autograd.grad, which reentrant checkpointing refuses; only the anchor is a leaf that requires a gradient.
         output.backward(torch.ones_like(output))
@@ -165,8 +165,8 @@ class Tape:
             while self._waiting:
                 self._rerun(*self._waiting.pop())
 
-    def _around_home(self, module: nn.Module, planned: Iterable[str]) -> None:
-        """Turn off ``requires_grad`` of parameters while their home runs."""
+    def _around_handler(self, module: nn.Module, planned: Iterable[str]) -> None:
+        """Turn off ``requires_grad`` of parameters while their handler runs."""
         names = [name for name in planned if name in self._watched]
 
         def before(_: nn.Module, args: Any) -> None:
@@ -250,44 +250,44 @@ class Tape:
         try:
             yield
         except Misplaced as error:
-            raise CannotDo(names, str(error)) from error
+            raise PlanFailed(names, str(error)) from error
 
-    def _before_shell(self, shell: Shell) -> Callable[..., Any]:
+    def _before_call(self, rerun: Rerun) -> Callable[..., Any]:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._idle():
                 return
-            given = self._leaves(shell, (args, kwargs), shell.inputs)
+            given = self._leaves(rerun, (args, kwargs), rerun.inputs)
             call = RecordedCall(given, [], autocast_state(flatten((args, kwargs))[0]))
-            self._open.setdefault(shell.name, []).append(call)
+            self._open.setdefault(rerun.name, []).append(call)
 
         return before
 
-    def _after_shell(self, shell: Shell) -> Callable[..., Any]:
+    def _after_call(self, rerun: Rerun) -> Callable[..., Any]:
         def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            self._called.add(shell.name)
-            if self._idle() or not self._open.get(shell.name):
+            self._called.add(rerun.name)
+            if self._idle() or not self._open.get(rerun.name):
                 return output
-            call = self._open[shell.name].pop()
-            if shell.inner:
-                self._waiting.append((shell, call))
+            call = self._open[rerun.name].pop()
+            if rerun.inner:
+                self._waiting.append((rerun, call))
 
             def on_backward(grads: list[Tensor | None]) -> None:
                 for position, grad in enumerate(grads):
                     if grad is not None:
-                        call.output_grads[position] = self._split(shell, grad, shell.outputs[position])
-                if not shell.inner:
-                    self._rerun(shell, call)
+                        call.output_grads[position] = self._split(rerun, grad, rerun.outputs[position])
+                if not rerun.inner:
+                    self._rerun(rerun, call)
 
-            return self._tap(output, on_backward, shell.outputs)
+            return self._tap(output, on_backward, rerun.outputs)
 
         return after
 
-    def _around_inner(self, shell: Shell, inner: Inner) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def _around_inner(self, rerun: Rerun, inner: Inner) -> tuple[Callable[..., Any], Callable[..., Any]]:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self._idle() or not self._open.get(shell.name):
+            if self._idle() or not self._open.get(rerun.name):
                 return None
             call = InnerCall(inner.module)
-            frame = self._open[shell.name][-1]
+            frame = self._open[rerun.name][-1]
             frame.entered.append(call)
             if len(frame.entered) > 1:
                 return None  # nested in a module whose output is replayed
@@ -298,34 +298,34 @@ class Tape:
                     leaf = self._on_graph(self._over_batch(leaves[position]) if where == "one" else leaves[position])
                     # A separate view, so that its gradient is that of this use only.
                     leaves[position] = leaf = leaf.view_as(leaf)
-                    leaf.register_hook(self._collect(shell, call, position, where))
+                    leaf.register_hook(self._collect(rerun, call, position, where))
             return rebuild(leaves)
 
         def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if self._idle() or not self._open.get(shell.name):
+            if self._idle() or not self._open.get(rerun.name):
                 return
-            call = self._open[shell.name][-1].entered.pop()
-            call.returned = self._leaves(shell, output, inner.outputs)
+            call = self._open[rerun.name][-1].entered.pop()
+            call.returned = self._leaves(rerun, output, inner.outputs)
 
         return before, after
 
-    def _collect(self, shell: Shell, call: InnerCall, position: int, where: Where) -> Callable[[Tensor], None]:
+    def _collect(self, rerun: Rerun, call: InnerCall, position: int, where: Where) -> Callable[[Tensor], None]:
         def on_backward(grad: Tensor | None) -> None:
             if grad is not None:
-                call.input_grads[position] = self._split(shell, grad, where)
+                call.input_grads[position] = self._split(rerun, grad, where)
 
         return on_backward
 
-    def _split(self, shell: Shell, value: Tensor, where: Where) -> Tensor:
-        with self._doing(shell.names.values()):
+    def _split(self, rerun: Rerun, value: Tensor, where: Where) -> Tensor:
+        with self._doing(rerun.names.values()):
             place = locate(where, value, self._size)
             if place is None:
                 raise Misplaced(
-                    f"module {shell.name!r} takes or returns a value of shape {tuple(value.shape)} that all samples share"
+                    f"module {rerun.name!r} takes or returns a value of shape {tuple(value.shape)} that all samples share"
                 )
-            return place.split(value, self._size, f"module {shell.name!r}")
+            return place.split(value, self._size, f"module {rerun.name!r}")
 
-    def _leaves(self, shell: Shell, tree: Any, places: Mapping[int, Where]) -> Leaves:
+    def _leaves(self, rerun: Rerun, tree: Any, places: Mapping[int, Where]) -> Leaves:
         """Copy the leaves of `tree`; split those that hold samples by sample."""
         leaves, rebuild = flatten(tree)
         values, batched = [snapshot(leaf, clone=True) for leaf in leaves], []
@@ -333,7 +333,7 @@ class Tape:
             if isinstance(value, Tensor):
                 place = locate(places.get(position, "unknown"), value, self._size)
                 if place is not None:
-                    values[position] = self._split(shell, value, place)
+                    values[position] = self._split(rerun, value, place)
                     batched.append(position)
         return Leaves(values, rebuild, batched)
 
@@ -374,17 +374,17 @@ class Tape:
             leaves[position] = value
         return rebuild(leaves)
 
-    def _rerun(self, shell: Shell, call: RecordedCall) -> None:
+    def _rerun(self, rerun: Rerun, call: RecordedCall) -> None:
         if not call.output_grads and not any(inner.input_grads for inner in call.inner):
             return
         self._replaying = True
         try:
-            with torch.enable_grad(), self._doing(shell.names.values()):
-                blocks = list(rerun(shell.name, shell.module, shell.names, call, self._size))
+            with torch.enable_grad(), self._doing(rerun.names.values()):
+                blocks = list(rerun_gradients(rerun.name, rerun.module, rerun.names, call, self._size))
         finally:
             self._replaying = False
         if call.looped:
-            self.looped.update(shell.names.values())
+            self.looped.update(rerun.names.values())
         with torch.no_grad():
             for block in blocks:
                 self._sink(block)

@@ -73,6 +73,10 @@ class _WeightProduct:
             grad[samples] = product(left[samples], right[samples])
         return grad
 
+    def summed(self, left: Tensor, right: Tensor) -> Tensor:
+        """``Σ_b grad[b]``, as an ordinary backward pass computes it."""
+        return self._backward(left, right, left.shape[1], self.groups)
+
     def _unfolded(self, left: Tensor, right: Tensor) -> Tensor:
         """Multiply by the patches of the input that each kernel entry is applied to."""
         padding = [side for size in reversed(self.padding) for side in (size, size)]
@@ -95,11 +99,17 @@ class _WeightProduct:
     def _grouped(self, left: Tensor, right: Tensor) -> Tensor:
         """Run the backward pass of one convolution in which every sample is a group of channels."""
         B, channels = len(left), right.shape[1] // self.groups
-        # The backward pass requires a weight but uses only its shape.
-        weight = left.new_empty(()).expand(B * left.shape[1], channels, *self.kernel_size)
+        grad = self._backward(
+            left.flatten(0, 1).unsqueeze(0), right.flatten(0, 1).unsqueeze(0), B * left.shape[1], B * self.groups
+        )
+        return grad.view(*left.shape[:2], channels, *self.kernel_size)
+
+    def _backward(self, left: Tensor, right: Tensor, outputs: int, groups: int) -> Tensor:
+        # It requires a weight but uses only its shape.
+        weight = left.new_empty(()).expand(outputs, right.shape[1] // groups, *self.kernel_size)
         gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-            left.flatten(0, 1).unsqueeze(0),
-            right.flatten(0, 1).unsqueeze(0),
+            left,
+            right,
             weight,
             None,
             self.stride,
@@ -107,7 +117,7 @@ class _WeightProduct:
             self.dilation,
             False,
             [0] * len(self.kernel_size),
-            B * self.groups,
+            groups,
             [False, True, False],
         )
-        return gradients[1].view(*left.shape[:2], channels, *self.kernel_size)
+        return gradients[1]

@@ -54,7 +54,9 @@ class RecordedCall:
     """Whether vmap could not re-run it, so that samples were re-run one after the other."""
 
 
-def rerun(name: str, module: nn.Module, names: Names, call: RecordedCall, size: int) -> Iterator[GradientBlock]:
+def rerun_gradients(
+    name: str, module: nn.Module, names: Names, call: RecordedCall, size: int
+) -> Iterator[GradientBlock]:
     """Exact per-sample gradients of the parameters in `names`; under vmap where possible, else sample by sample.
     `size` is B.
 

@@ -1,0 +1,156 @@
+"""Labels that are likely wrong: planted errors are found, and as many of the alarms are false as was said."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from trak_lightning import TRAK
+from trak_lightning.decisions.label_noise import fit_label_noise
+from trak_lightning.errors import CheckpointError, DataError, IncompleteRunError, SettingsError
+
+CLASSES = 5
+
+
+def labeled(sharpness, rate, seed=0, n=10_000, confusable=False):
+    """Log-probabilities that are `sharpness` times too soft, labels drawn from the right ones, and which of them are wrong."""
+    generator = np.random.default_rng(seed)
+    logits = 4 * generator.standard_normal((n, CLASSES))
+    classes = (sharpness * logits + generator.gumbel(size=logits.shape)).argmax(1)
+    wrong = generator.random(n) < rate
+    shift = 1 if confusable else generator.integers(1, CLASSES, n)
+    return log_softmax(logits, axis=1), np.where(wrong, (classes + shift) % CLASSES, classes), wrong
+
+
+@pytest.mark.parametrize("confusable", [False, True])
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_the_share_of_false_alarms_is_the_one_asked_for(rate, confusable):
+    log_p, labels, wrong = labeled(1.7, rate, confusable=confusable)
+    model = fit_label_noise(log_p, labels)
+    probability = model.probability_wrong(log_p, labels)
+    assert model.rate == pytest.approx(rate, abs=0.015)
+    ranking = np.argsort(-probability)
+    for fdr in (0.05, 0.2):
+        size = int((np.cumsum(1 - probability[ranking]) <= fdr * np.arange(1, len(ranking) + 1)).sum())
+        found = wrong[ranking[:size]]
+        assert 1 - found.mean() == pytest.approx(fdr, abs=0.04)
+
+
+def test_doubtful_predictions_are_no_label_errors():
+    log_p, labels, _ = labeled(0.4, 0.0)
+    assert fit_label_noise(log_p, labels).rate < 0.01
+
+
+def test_errors_that_the_models_have_learned_are_found():
+    log_p, labels, wrong = labeled(1.7, 0.1, confusable=True)
+    shift = np.roll(np.eye(CLASSES), 1, axis=1)
+    learned = np.log(np.exp(log_softmax(1.7 * log_p, axis=1)) @ (0.9 * np.eye(CLASSES) + 0.1 * shift))
+    model = fit_label_noise(learned, labels)
+    assert model.learned is not None
+    ranking = np.argsort(-model.probability_wrong(learned, labels))
+    assert wrong[ranking[: wrong.sum() // 2]].mean() > 0.9
+    assert fit_label_noise(*labeled(1.7, 0.1)[:2]).learned is None
+
+
+def test_labels_that_are_no_classes_are_refused():
+    with pytest.raises(DataError, match=r"labels must be 4 integers in 0 … C − 1"):
+        fit_label_noise(np.zeros((4, 3)), np.array([0, 1, 2, 3]))
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """Three clouds of points, a tenth of the labels wrong."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randint(0, 3, (400,), generator=generator)
+    points = torch.randn(400, 6, generator=generator) + 3 * torch.eye(3, 6)[classes]
+    wrong = torch.randperm(400, generator=generator)[:40]
+    labels = classes.clone()
+    labels[wrong] = (labels[wrong] + torch.randint(1, 3, (40,), generator=generator)) % 3
+    return TensorDataset(points, labels), wrong.numpy()
+
+
+def trained_on(data, subset):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    points, labels = data[subset]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(points), labels).backward()
+        optimizer.step()
+    return model.eval().state_dict()
+
+
+@pytest.fixture(scope="module")
+def halves(noisy):
+    subsets = [np.random.default_rng(seed).permutation(400)[:200] for seed in range(6)]
+    return subsets, [trained_on(noisy[0], subset) for subset in subsets]
+
+
+def featurized(noisy, folder, checkpoints, task="image_classification", subsets=None):
+    trak = TRAK(nn.Linear(6, 3).eval(), task, folder, projector="identity")
+    trak.featurize(noisy[0], checkpoints, subsets=subsets)
+    return trak
+
+
+def test_planted_label_errors_are_found(noisy, halves, tmp_path):
+    trak = featurized(noisy, tmp_path, halves[1], subsets=halves[0])
+    weights = [parameter.clone() for parameter in trak.model.parameters()]
+    suspects = trak.suspects(fdr=0.1, class_names=["red", "green", "blue"])
+    found = np.isin(suspects.indices, noisy[1])
+    assert found.mean() >= 0.85
+    assert found.sum() >= 30
+    assert suspects.expected <= 0.1
+    first = suspects[0]
+    label = int(noisy[0][first.index][1])
+    assert first.label == ["red", "green", "blue"][label] != first.says
+    assert first.says in first.why
+    assert f"{suspects.size} of 400 labels" in suspects.describe()
+    assert all(map(torch.equal, weights, trak.model.parameters()))
+
+
+def test_a_smaller_share_of_false_alarms_gives_fewer_suspects_of_the_same_ranking(noisy, halves, tmp_path):
+    trak = featurized(noisy, tmp_path, halves[1], subsets=halves[0])
+    strict, loose = trak.suspects(fdr=0.01), trak.suspects(fdr=0.3)
+    assert 0 < len(strict) < len(loose)
+    assert strict.indices.tolist() == loose.indices[: len(strict)].tolist()
+
+
+def test_without_recorded_subsets_the_ranking_says_what_it_is_made_from(noisy, halves, tmp_path):
+    suspects = featurized(noisy, tmp_path, halves[1]).suspects()
+    assert "corrected by leaving it out in closed form" in suspects.basis
+    assert np.isin(suspects.ranking[:40], noisy[1]).mean() > 0.7
+
+
+def test_a_task_without_classes_is_ranked_by_the_error_and_not_cut(noisy, tmp_path):
+    points, _ = noisy[0].tensors
+    values = points @ torch.arange(6.0)
+    values[7] += 100
+    trak = TRAK(nn.Linear(6, 1).eval(), "regression", tmp_path, projector="identity")
+    trak.featurize(TensorDataset(points, values))
+    suspects = trak.suspects()
+    assert (suspects.ranking[0], len(suspects), suspects.expected) == (7, 0, None)
+    assert "no cut: the task has no classes" in suspects.describe()
+
+
+@pytest.mark.parametrize("fdr", [0.0, 1.0, float("nan")])
+def test_a_share_of_false_alarms_lies_between_0_and_1(fdr, noisy, halves, tmp_path):
+    with pytest.raises(SettingsError, match="must lie between 0 and 1"):
+        featurized(noisy, tmp_path, halves[1][:1]).suspects(fdr=fdr)
+
+
+def test_suspects_need_features(tmp_path):
+    with pytest.raises(IncompleteRunError, match="call featurize"):
+        TRAK(nn.Linear(6, 3).eval(), "image_classification", tmp_path).suspects()
+
+
+def test_a_checkpoint_file_that_was_overwritten_is_refused(noisy, halves, tmp_path):
+    from trak_lightning.model.checkpoints import read_checkpoints
+
+    torch.save(halves[1][0], tmp_path / "model.pt")
+    trak = featurized(noisy, tmp_path / "run", [tmp_path / "model.pt"])
+    torch.save(halves[1][1], tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="holds other weights"):
+        read_checkpoints(trak.run, trak.model)

@@ -1,0 +1,121 @@
+"""Outputs without a set of training samples are those of models that were refitted without it, where a closed form exists."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from trak_lightning import TRAK
+from trak_lightning.errors import DataError
+
+RIDGE = 3.0
+
+
+@pytest.fixture(scope="module")
+def problem():
+    generator = np.random.default_rng(0)
+    x, z = generator.standard_normal((60, 5)), generator.standard_normal((7, 5))
+    x[0] *= 4
+    x[1] = x[0]  # twins: one alone is replaced by the other
+    return x, x @ generator.standard_normal(5) + generator.standard_normal(60), z
+
+
+def ridge(x, y):
+    return np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y)
+
+
+def scored(model, task, train, targets, folder, scorer):
+    trak = TRAK(model.double().eval(), task, folder, projector="identity", store={"name": "hdf5", "dtype": "float64"})
+    trak.featurize(TensorDataset(*map(torch.tensor, train)))
+    trak.score(TensorDataset(*map(torch.tensor, targets)), name="test", scorer=scorer)
+    return trak
+
+
+@pytest.fixture
+def fitted(problem, tmp_path):
+    x, y, z = problem
+    model = nn.Linear(5, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor(ridge(x, y)))
+    scorer = {"name": "trak", "regularization": RIDGE, "weights": "gauss_newton"}
+    return scored(model, "regression", (x, y), (z, np.zeros(7)), tmp_path, scorer)
+
+
+@pytest.mark.parametrize("removed", [[4], [0, 1], list(range(10, 50))], ids=["one", "twins", "more than dimensions"])
+def test_it_is_the_exact_refit_of_a_ridge_regression(removed, problem, fitted):
+    x, y, z = problem
+    rest = np.setdiff1d(np.arange(60), removed)
+    found = fitted.what_if("test", regularization=RIDGE, weights="gauss_newton").remove(removed)
+    np.testing.assert_allclose(found.change, z @ (ridge(x[rest], y[rest]) - ridge(x, y)), rtol=1e-6, atol=1e-9)
+
+
+def test_a_set_of_twins_changes_more_than_the_sum_of_its_scores(problem, fitted):
+    found = fitted.what_if("test", regularization=RIDGE, weights="gauss_newton").remove([0, 1])
+    scores = fitted.run.scores("test")
+    from trak_lightning import Scores
+
+    np.testing.assert_allclose(found.summed, -np.asarray(Scores(scores).values)[:, :2].sum(1), rtol=1e-5)
+    assert np.abs(found.change).sum() > 1.05 * np.abs(found.summed).sum()
+
+
+def test_it_is_one_newton_step_of_a_logistic_regression(problem, tmp_path):
+    x, y, z = problem
+    labels, theta = (y > 0).astype(int), np.full(5, 0.3)
+    model = nn.Linear(5, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor(theta))
+    scorer = {"name": "trak", "regularization": RIDGE, "weights": "gauss_newton"}
+    trak = scored(model, "binary_classification", (x, labels), (z, np.ones(7, int)), tmp_path, scorer)
+    removed = np.arange(12)
+    found = trak.what_if("test", regularization=RIDGE, weights="gauss_newton").remove(removed)
+    sign = 2 * labels - 1
+    p = 1 / (1 + np.exp(-sign * (x @ theta)))
+    rest = np.arange(12, 60)
+    hessian = (x[rest] * (p * (1 - p))[rest, None]).T @ x[rest] + RIDGE * np.eye(5)
+    step = np.linalg.solve(hessian, (sign * (1 - p))[removed] @ x[removed])
+    np.testing.assert_allclose(found.change, -z @ step, rtol=1e-6)
+
+
+def test_an_answer_says_whether_its_set_is_too_large(fitted):
+    what_if = fitted.what_if("test", regularization=RIDGE, weights="gauss_newton")
+    small, large = what_if.remove([3]), what_if.remove(np.arange(13))
+    assert 0 < small.leverage < large.leverage < 1
+    assert small.trust.startswith("small enough for one Newton step: 1.7 % of the training set")
+    assert large.trust.startswith("too large to be trusted: 21.7 % of the training set")
+
+
+def test_a_step_far_beyond_the_summed_scores_is_trusted_in_its_order_only(problem, tmp_path):
+    x, y, z = problem
+    x = x.copy()
+    x[:10] = 9 * np.eye(5)[0]  # nearly all that is known of the first direction
+    x[10:, 0] *= 0.1
+    model = nn.Linear(5, 1, bias=False).double()
+    scorer = {"name": "trak", "regularization": RIDGE, "weights": "gauss_newton"}
+    trak = scored(model, "regression", (x, y), (z, np.zeros(7)), tmp_path, scorer)
+    found = trak.what_if("test", regularization=RIDGE, weights="gauss_newton").remove(np.arange(10))
+    assert found.stretch > 10
+    assert found.trust.startswith("trust the order of the changes, not their size")
+
+
+def test_a_mask_and_positions_are_the_same_set(fitted):
+    what_if = fitted.what_if("test", regularization=RIDGE)
+    mask = np.zeros(60, dtype=bool)
+    mask[[5, 3]] = True
+    assert what_if.remove(mask).samples.tolist() == what_if.remove([5, 3, 5]).samples.tolist() == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([60], "sample 60 is out of range: the training set has samples 0 … 59"),
+        ([-1], "sample -1 is out of range"),
+        ([0.5], "must be positions, integers"),
+        ([], "must hold some of the 60 training samples"),
+        (range(60), "and not all; it holds 60"),
+        (np.ones(7, dtype=bool), "a mask of 60 bools; got bool of shape"),
+    ],
+)
+def test_samples_that_are_no_set_are_refused(samples, message, fitted):
+    with pytest.raises(DataError, match=message):
+        fitted.what_if("test", regularization=RIDGE).remove(samples)

@@ -1,0 +1,119 @@
+"""What the objects of the Python interface look like in a terminal and in a notebook."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import trak_lightning
+from trak_lightning import TRAK
+from trak_lightning.errors import DataError
+from trak_lightning.scoring.scores import Scores
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+class Named(TensorDataset):
+    classes = ("cat", HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def trak(tmp_path_factory):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+    made = TRAK(model, task="image_classification", run_dir=tmp_path_factory.mktemp("run"), projector="identity")
+    states = [{name: scale * tensor for name, tensor in model.state_dict().items()} for scale in (1, 2)]
+    made.featurize(Named(torch.rand(20, 1, 4, 4), torch.arange(20) % 2), states)
+    return made
+
+
+@pytest.fixture(scope="module")
+def targets():
+    return Named(torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 2)
+
+
+@pytest.fixture(scope="module")
+def scores(trak, targets):
+    return trak.score(targets, name="test")
+
+
+def test_trak_says_what_it_is(trak, scores):
+    assert repr(trak).startswith("TRAK(Sequential of 34 parameters, ImageClassification, Identity to k = 34, run_dir=")
+    assert repr(trak).endswith("2 checkpoints, features: test, train)")
+
+
+def test_scores_are_a_matrix_and_a_sequence_of_targets(scores):
+    assert repr(scores).startswith(f"Scores({str(scores.path)!r}): 6 targets × 20 training samples")
+    matrix = np.asarray(scores)
+    np.testing.assert_array_equal(matrix, scores.values)
+    assert (len(scores), np.shape(scores)) == (6, (6, 20))
+    np.testing.assert_array_equal([np.asarray(target) for target in scores], matrix)
+    np.testing.assert_array_equal(scores[-1], matrix[5])
+    assert scores[2].top(3).indices.tolist() == (-matrix[2]).argsort(kind="stable")[:3].tolist()
+    with pytest.raises(IndexError, match="target 6 is out of range: .* has targets 0 … 5"):
+        scores[6]
+
+
+def test_a_target_is_shown_with_labels_where_the_data_is_at_hand_and_as_numbers_elsewhere(scores, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    best = int(scores[1].top(1).indices[0])
+    scores[1].show(2)
+    shown = capsys.readouterr().out
+    assert f"Target 1, {HOSTILE}: image 4×4" in " ".join(shown.split())
+    assert all(word in shown for word in ("Most helpful", "Most harmful", "cat", "image 4×4", f" {best} "))
+    Scores(scores.path)[1].show(2)
+    numbers = capsys.readouterr().out
+    assert f" {best} " in numbers
+    assert "cat" not in numbers
+
+
+def test_a_notebook_shows_pictures_and_escapes_the_rest(scores):
+    html = scores[1]._repr_html_()
+    assert html.count('<img src="data:image/png;base64,') == 10
+    assert "&lt;script&gt;" in html
+    assert HOSTILE not in html
+    assert scores._repr_html_().count("<table>") == 3
+    assert "<img" not in Scores(scores.path)._repr_html_()
+
+
+def test_scores_become_a_table(scores):
+    pytest.importorskip("pandas")
+    frame = scores.to_frame(k=3)
+    assert len(frame) == 6 * 2 * 3
+    first = frame[(frame.target == 4) & (frame.side == "helpful")]
+    matrix = np.asarray(scores)
+    np.testing.assert_array_equal(first.score, np.sort(matrix[4])[::-1][:3])
+    np.testing.assert_array_equal(matrix[4, first.train], first.score)
+    assert set(frame.train_label) == set(Named.classes)
+
+
+def test_scores_are_drawn_next_to_their_targets(scores):
+    figure = scores.plot(targets=(0, 5), k=2)
+    assert len(figure.axes) == 2 * (1 + 2 + 2)
+    assert all(len(axis.images) == 1 for axis in figure.axes)
+    with pytest.raises(DataError, match="there are no samples to draw"):
+        Scores(scores.path).plot()
+
+
+def test_a_report_is_written_from_the_objects_at_hand(trak, scores, targets):
+    text = trak.report(targets, name="test").read_text()
+    assert "targets are predicted correctly" in text, "checkpoints that were given as state dicts are used"
+
+
+def test_findings_read_as_a_report(trak, targets):
+    findings = trak.check(targets)
+    lines = repr(findings).splitlines()
+    assert len(lines) >= len(findings)
+    assert lines[0].startswith(findings[0].topic)
+    assert findings._repr_html_().count("<tr>") == len(findings)
+
+
+def test_suspects_are_listed_with_their_labels(trak):
+    found = trak.suspects()
+    first = found.first(1)[0]
+    assert f"#{first.index} labeled {first.label}: {first.why}" in repr(found)
+
+
+def test_names_are_completed():
+    assert {"TRAK", "Scores", "Task"} <= set(dir(trak_lightning))

@@ -1,0 +1,236 @@
+"""Training samples whose label is likely wrong, and how many of them to expect to be right. No torch.
+
+Shapes: n training samples, C classes.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from scipy.special import logsumexp
+
+from trak_lightning.decisions.label_noise import expected_false_alarms, fit_label_noise
+from trak_lightning.errors import SettingsError
+from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.meaning import Meaning
+from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.self_influence import SelfInfluence, columns, held_out, held_out_mean, self_influence
+
+if TYPE_CHECKING:
+    from trak_lightning.decisions.predictions import Predictions
+
+HIGHEST_LEVERAGE = 0.99
+"""The leverage of a sample that is alone in its direction is 1 up to rounding."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A training sample, and what speaks against its label."""
+
+    index: int
+    """Position in the training set."""
+    label: str | None
+    says: str | None
+    """The class that the models find most probable."""
+    wrong: float | None
+    """Probability that the label is wrong; None for a task without classes."""
+    why: str
+    """The evidence, in words."""
+
+
+@dataclass(frozen=True)
+class Suspects(Sequence[Suspect]):
+    """Training samples in the order of suspicion, and a cut. As a sequence it holds the samples before the cut."""
+
+    ranking: Array
+    """(n,) positions of all training samples, most suspicious first."""
+    size: int
+    """The number of samples before the cut."""
+    fdr: float
+    """The share of false alarms asked for."""
+    expected: float | None
+    """The share of false alarms expected before the cut; None if there is none or it cannot be estimated."""
+    errors: float | None
+    """The estimated number of wrong labels in the whole training set."""
+    basis: str
+    """What the ranking is made from, in words."""
+    suspicion: Array
+    """(n,) in the order of the training set: probability that the label is wrong; the loss for a task without classes."""
+    learned: bool = False
+    """Whether errors between the same classes were found in what the models have learned (`learned_confusion`)."""
+    predictions: "Predictions | None" = None
+    class_names: Sequence[str] | None = None
+
+    @property
+    def indices(self) -> Array:
+        """(size,) positions of the samples before the cut, to drop or to review."""
+        return self.ranking[: self.size]
+
+    def first(self, count: int) -> list[Suspect]:
+        """Return the `count` most suspicious samples, whether before the cut or not."""
+        return [self._suspect(int(index)) for index in self.ranking[:count]]
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, place: int) -> Suspect: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Suspect]: ...
+    def __getitem__(self, place: int | slice) -> Suspect | list[Suspect]:
+        found = self.indices[place]
+        return [self._suspect(int(index)) for index in found] if isinstance(place, slice) else self._suspect(int(found))
+
+    def __iter__(self) -> Iterator[Suspect]:
+        return (self._suspect(int(index)) for index in self.indices)
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            [self.describe(), *(f"#{each.index} labeled {each.label}: {each.why}" for each in self.first(5))]
+        )
+
+    def describe(self) -> str:
+        """Say in one sentence what was found."""
+        n = len(self.ranking)
+        if self.predictions is None:
+            return f"{n} training samples ranked by {self.basis}; no cut: the task has no classes"
+        if not self.size:
+            return f"no label is suspicious enough for {_percent(self.fdr)} false alarms; {n} training samples ranked by {self.basis}"
+        return (
+            f"{self.size} of {n} labels are likely wrong, of which about {_percent(self.expected or 0)} are false alarms; "
+            f"about {self.errors:.0f} are wrong in all, by {self.basis}"
+            + (
+                "; some classes have always the same wrong label, which models learn: expect more false alarms"
+                * self.learned
+            )
+        )
+
+    def to_json(self, count: int | None = None) -> dict[str, Any]:
+        """Return the findings as JSON values, with the first `count` samples; those before the cut if None."""
+        shown = self.first(self.size if count is None else count)
+        return {
+            "found": self.describe(),
+            "indices": self.indices.tolist(),
+            "fdr": self.fdr,
+            "expected_false_alarms": self.expected,
+            "estimated_errors": self.errors,
+            "basis": self.basis,
+            "suspects": [asdict(each) for each in shown],
+        }
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the samples before the cut as a table: index, label, says, wrong, why."""
+        with atomic_write(Path(path)) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(Suspect)])
+            writer.writeheader()
+            writer.writerows(asdict(each) for each in self)
+
+    def _suspect(self, index: int) -> Suspect:
+        found = self.predictions
+        if found is None:
+            return Suspect(index, None, None, None, f"{self.basis}: {self.suspicion[index]:.4g}")
+        label, log_p = int(found.labels[index]), found.log_probabilities[index].astype(np.float64)
+        p = np.exp(log_p - logsumexp(log_p))
+        best, count = int(p.argmax()), int(found.held_out[index])
+        who = f"{count} model{'s' * (count != 1)} not trained on it" if count else "models trained on it"
+        says = self._name(best)
+        why = f"{who}: p({self._name(label)}) {_percent(p[label])}"
+        why += "" if best == label else f", p({says}) {_percent(p[best])}"
+        return Suspect(index, self._name(label), says, float(self.suspicion[index]), why)
+
+    def _name(self, label: int) -> str:
+        names = self.class_names
+        return str(names[label]) if names is not None and label < len(names) else str(label)
+
+
+def find_suspects(
+    checkpoints: Sequence[CheckpointFeatures],
+    predictions: "Predictions | None",
+    meaning: Meaning,
+    *,
+    fdr: float = 0.1,
+    class_names: Sequence[str] | None = None,
+) -> Suspects:
+    """Rank training samples by the probability that their label is wrong, and cut where the expected share of false alarms
+    exceeds `fdr`.
+
+    With classes, `LabelNoise` is fitted to the predictions of checkpoints that were not trained on the sample. Where every
+    checkpoint was, the log-odds of the label are first lowered by self-influence / (1 − leverage), the closed form of leaving
+    the sample out. Without classes, the ranking is by the loss, and there is no cut.
+
+    Args:
+        checkpoints: the stored features of the training set.
+        predictions: of the classes; None for a task without classes.
+        meaning: what the output of the task means.
+        fdr: the largest expected share of right labels among the samples before the cut.
+        class_names: names of the classes 0, 1, …
+
+    Raises:
+        SettingsError: `fdr` is not between 0 and 1.
+    """
+    if not 0 < fdr < 1:
+        raise SettingsError(f"fdr, the share of false alarms, must lie between 0 and 1, got {fdr}")
+    if predictions is None:
+        loss, basis = _losses(checkpoints, meaning)
+        return Suspects(np.argsort(-loss, kind="stable"), 0, fdr, None, None, basis, loss)
+    log_p, basis = predictions.log_probabilities, _basis(predictions.held_out)
+    seen = predictions.held_out == 0
+    if seen.any():
+        log_p = log_p.copy()
+        log_p[seen, predictions.labels[seen]] -= _leave_one_out_fall(self_influence(checkpoints))[seen]
+    model = fit_label_noise(log_p, predictions.labels)
+    wrong = model.probability_wrong(log_p, predictions.labels)
+    ranking = np.argsort(-wrong, kind="stable")
+    expected = expected_false_alarms(wrong[ranking])
+    size = int(np.searchsorted(expected, fdr, side="right"))
+    return Suspects(
+        ranking,
+        size,
+        fdr,
+        float(expected[size - 1]) if size else None,
+        float(wrong.sum()),
+        basis,
+        wrong,
+        model.learned is not None,
+        predictions,
+        class_names,
+    )
+
+
+def _leave_one_out_fall(found: SelfInfluence) -> Array:
+    """How much the output of each sample would fall without it, (n,): one Newton step (Pregibon 1981)."""
+    fall: Array = found.self_influence / (1 - np.minimum(found.leverage, HIGHEST_LEVERAGE))
+    return fall
+
+
+def _basis(held_out: Array) -> str:
+    seen = int((held_out == 0).sum())
+    if seen == len(held_out):
+        return (
+            "predictions of checkpoints trained on the sample, corrected by leaving it out in closed form; those of checkpoints "
+            "trained on random halves (trak train) find more"
+        )
+    basis = "predictions of checkpoints not trained on the sample"
+    return (
+        f"{basis} ({seen} samples on which all were: corrected by leaving them out in closed form)" if seen else basis
+    )
+
+
+def _losses(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> tuple[Array, str]:
+    """How wrong the checkpoints that were not trained on a sample are about it, (n,); all checkpoints, where there are none."""
+    unseen = held_out(checkpoints)
+    errors = np.stack([meaning.errors(*columns(features.train)) for features in checkpoints]).astype(np.float64)
+    where = "checkpoints not trained on the sample" if unseen.any() else "checkpoints trained on the sample"
+    what = (
+        "error" if meaning.number else f"1 − {meaning.probability_name}" if meaning.probability else "minus the output"
+    )
+    return held_out_mean(errors, unseen), f"{what} of {where}"
+
+
+def _percent(share: float) -> str:
+    if share < 0.005:
+        return "< 1 %"
+    return "> 99 %" if share > 0.995 else f"{100 * share:.0f} %"

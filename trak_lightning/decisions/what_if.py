@@ -1,0 +1,205 @@
+"""What if some training samples had not been there? One Newton step for the whole set. No torch.
+
+Shapes: n training samples, m targets, s removed samples, k dimensions, M checkpoints.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse.linalg import LinearOperator, cg, eigsh
+
+from trak_lightning.errors import DataError
+from trak_lightning.scoring.base import Array, CheckpointFeatures, require_compatible
+from trak_lightning.scoring.gram import diagonal
+from trak_lightning.scoring.regularization import choose
+from trak_lightning.scoring.views import some_targets
+from trak_lightning.stores.base import FeatureRows
+
+LARGEST = 0.2
+"""Share of the training set up to which answers were compared with retraining (docs/benchmarks.md)."""
+
+FAR = 2.5
+"""How many times the summed scores the step may be before measured changes were clearly larger than predicted ones."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How outputs of targets would change if a set of training samples had not been there: f(θ₋S) − f(θ)."""
+
+    samples: Array
+    """(s,) positions of the removed training samples, ascending."""
+    change: Array
+    """(m,) by one Newton step for the set, averaged over checkpoints."""
+    spread: Array
+    """(m,) standard error of `change` over checkpoints; NaN with one."""
+    summed: Array
+    """(m,) minus the sum of the scores of the set: what the samples would do one by one."""
+    outputs: Array
+    """(m,) f, averaged over checkpoints."""
+    leverage: float
+    """In 0 … 1: the largest share, over all directions, of the fit that comes from the set, averaged over checkpoints."""
+    num_train: int
+
+    @property
+    def stretch(self) -> float:
+        """How many times the summed scores the change is, in the mean over targets: 1 for samples that are not alike."""
+        summed = float(np.abs(self.summed).sum())
+        return float(np.abs(self.change).sum()) / summed if summed else 1.0
+
+    @property
+    def trust(self) -> str:
+        """Say whether the set is too large for the answer to be trusted."""
+        share = len(self.samples) / self.num_train
+        size = f"{100 * share:.1f} % of the training set"
+        if share > LARGEST:
+            return f"too large to be trusted: {size}, and answers were compared with retraining up to {100 * LARGEST:.0f} %"
+        if self.stretch > FAR:
+            return (
+                f"trust the order of the changes, not their size: without this set ({size}) the rest fits so differently that the "
+                f"step is {self.stretch:.1f} times the summed scores, and such changes were found to be larger than predicted"
+            )
+        return f"small enough for one Newton step: {size}, {self.stretch:.1f} times the summed scores"
+
+    def order(self) -> Array:
+        """Return the targets (m,) in the order of their change, those that lose most first."""
+        return np.argsort(self.change, kind="stable")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as JSON values."""
+        return {
+            "samples": self.samples.tolist(),
+            "change": self.change.tolist(),
+            "spread": [None if np.isnan(each) else float(each) for each in self.spread],
+            "summed": self.summed.tolist(),
+            "outputs": self.outputs.tolist(),
+            "leverage": self.leverage,
+            "stretch": self.stretch,
+            "trust": self.trust,
+        }
+
+
+class WhatIf:
+    """Answers for any number of sets; the factors are computed once and kept in the run directory.
+
+    With A = ΦᵀWΦ + λI, the Newton step without the set S changes the output of a target z by
+    ``−φ(z)ᵀ (A − Φ_SᵀW_SΦ_S)⁻¹ Φ_Sᵀ q_S = −φ(z)ᵀ A⁻¹Φ_Sᵀ (I − W_S Φ_S A⁻¹ Φ_Sᵀ)⁻¹ q_S``, where q is averaged over
+    checkpoints. For a small set it is minus the sum of the scores; for a larger one it accounts for samples that share a
+    direction, each of which would be replaced by the others if it alone were removed.
+
+    Args:
+        checkpoints: the stored features.
+        regularization: λ, as for the ``trak`` scorer.
+        weights: the Gram weighting W, as for the ``trak`` scorer.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[CheckpointFeatures],
+        regularization: float | str = "auto",
+        weights: str = "auto",
+    ) -> None:
+        require_compatible(checkpoints)
+        self._checkpoints = checkpoints
+        chosen = choose(regularization, weights, checkpoints)
+        self._inverses = [system.inverse(value) for system, value in zip(chosen.systems, chosen.values, strict=True)]
+        self._weighting = chosen.systems[0].weighting
+        self.num_train = checkpoints[0].train.spec.num_samples
+        m = checkpoints[0].targets.spec.num_samples
+        self._targets = [features.targets.rows(0, m) for features in checkpoints]
+        self._outputs = np.stack([rows.output for rows in self._targets]).astype(np.float64).mean(0)
+
+    def remove(self, samples: npt.ArrayLike) -> Removal:
+        """Predict the outputs without some training samples.
+
+        Args:
+            samples: positions (s,), or a mask (n,).
+
+        Raises:
+            DataError: they are no positions in the training set, or all of them.
+        """
+        removed = positions(samples, self.num_train)
+        rows = [_rows(features, removed) for features in self._checkpoints]
+        q = np.stack([each.loss_weight for each in rows]).astype(np.float64).mean(0)
+        summed, change, leverages = [], [], []
+        for inverse, targets, each in zip(self._inverses, self._targets, rows, strict=True):
+            block = _Block(inverse.solve(each.features), each.features, diagonal(each, self._weighting))
+            z = targets.features.astype(np.float64)
+            summed.append(-z @ (q @ block.solved))
+            change.append(-z @ (block.coefficients(q) @ block.solved))
+            leverages.append(block.leverage())
+        M, changes = len(change), np.stack(change)
+        spread = changes.std(0, ddof=1) / M**0.5 if M > 1 else np.full(changes.shape[1], np.nan)
+        return Removal(
+            removed,
+            changes.mean(0),
+            spread,
+            np.mean(summed, 0),
+            self._outputs,
+            float(np.mean(leverages)),
+            self.num_train,
+        )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A set of samples under one checkpoint, with K = Φ_S A⁻¹ Φ_Sᵀ, which is never formed."""
+
+    solved: Array
+    """Φ_S A⁻¹ (s, k)"""
+    features: Array
+    """Φ_S (s, k)"""
+    weights: Array
+    """Diagonal of W_S (s,)"""
+
+    def coefficients(self, q: Array) -> Array:
+        """Return (I − WK)⁻¹ q = q + W^½ (I − W^½KW^½)⁻¹ W^½ K q: (s,)."""
+        root = np.sqrt(self.weights)
+        system = LinearOperator(
+            (len(q), len(q)), lambda v: np.ravel(v) - self._leverages(np.ravel(v)), dtype=np.float64
+        )
+        found, _ = cg(system, root * (self.solved @ (q @ self.features)), rtol=1e-8, maxiter=500)
+        coefficients: Array = q + root * found
+        return coefficients
+
+    def leverage(self) -> float:
+        """Return the largest eigenvalue of W^½KW^½, which is below 1."""
+        s = len(self.weights)
+        if s == 1:
+            return float(self._leverages(np.ones(1))[0])
+        operator = LinearOperator((s, s), lambda v: self._leverages(np.ravel(v)), dtype=np.float64)
+        return float(eigsh(operator, k=1, v0=np.ones(s), tol=1e-3, return_eigenvectors=False)[0])
+
+    def _leverages(self, v: Array) -> Array:
+        root = np.sqrt(self.weights)
+        found: Array = root * (self.solved @ ((root * v) @ self.features))
+        return found
+
+
+def positions(samples: npt.ArrayLike, n: int) -> Array:
+    """Return the positions, ascending and distinct, that a mask (n,) or an array of integers selects.
+
+    Raises:
+        DataError: they are neither, lie outside of 0 … n − 1, or select none or all.
+    """
+    found = np.asarray(samples)
+    if found.dtype == bool and found.shape == (n,):
+        found = np.flatnonzero(found)
+    if found.ndim != 1 or (found.dtype.kind not in "iu" and found.size):
+        raise DataError(
+            f"the samples must be positions, integers of shape (s,), or a mask of {n} bools; got {found.dtype} of shape {found.shape}"
+        )
+    found = np.unique(found.astype(np.int64))
+    if len(found) and not 0 <= found[0] <= found[-1] < n:
+        wrong = found[0] if found[0] < 0 else found[-1]
+        raise DataError(f"sample {wrong} is out of range: the training set has samples 0 … {n - 1}")
+    if not 0 < len(found) < n:
+        raise DataError(f"the set must hold some of the {n} training samples and not all; it holds {len(found)}")
+    return found
+
+
+def _rows(features: CheckpointFeatures, samples: Array) -> FeatureRows:
+    chosen = replace(features, targets=features.train)
+    return some_targets(chosen, samples).targets.read_block(0)

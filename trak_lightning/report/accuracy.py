@@ -1,0 +1,94 @@
+"""How right are the models about the targets? Means over checkpoints, in the words of the task."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trak_lightning.report.contents import Finding
+from trak_lightning.run.meaning import Meaning
+from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.self_influence import columns
+
+Predict = Callable[[Sequence[int]], Array | None]
+"""Maps positions to class probabilities (checkpoints, s, C); None where there are no classes or no model."""
+
+MOST_PREDICTED = 5_000
+"""Largest number of targets that are predicted to count mistakes."""
+
+ROUNDING = 5e-3
+"""Difference of two probabilities that may come from the precision in which features were computed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the models say about m targets.
+
+    Attributes:
+        output: f of each target, (m,).
+        residual: q of each target, (m,): y − f for a number.
+        probability: of the right answer, (m,), if known.
+        error: larger for targets that the models get more wrong, (m,).
+        predicted: class probabilities of some targets by position, (C,) each.
+    """
+
+    meaning: Meaning
+    output: Array
+    residual: Array
+    probability: Array | None
+    error: Array
+    predicted: dict[int, Array]
+
+    @classmethod
+    def of(cls, checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> "Outcome":
+        """Average over checkpoints."""
+        stored = [columns(features.targets) for features in checkpoints]
+        output, residual = np.mean(stored, axis=0)
+        found = [meaning.probabilities(*each) for each in stored]
+        probability = None if meaning.probability is None else np.mean(found, axis=0)  # type: ignore[arg-type]
+        error = meaning.errors(output, residual) if probability is None else 1 - probability
+        return cls(meaning, output, residual, probability, error, {})
+
+    def predict(self, predict: Predict, positions: Sequence[int]) -> None:
+        """Predict the targets at `positions`, and those that may be mistakes: with p(label) > 1/2 a target is none."""
+        if self.probability is None:
+            return
+        doubtful = np.flatnonzero(self.probability <= 0.5)
+        wanted = sorted({*positions, *(doubtful.tolist() if len(doubtful) <= MOST_PREDICTED else ())})
+        found = predict(wanted)
+        if found is not None:
+            self.predicted.update(zip(wanted, found.mean(0), strict=True))
+
+    def correct(self, position: int) -> bool | None:
+        """Whether the right answer is the most probable class; None if that is unknown."""
+        if self.probability is None or position not in self.predicted:
+            return None
+        return bool(self.probability[position] >= self.predicted[position].max() - ROUNDING)
+
+    def finding(self) -> Finding:
+        """Say in one sentence how right the models are."""
+        m, name = len(self.output), self.meaning.probability_name
+        if self.meaning.number:
+            label = self.output + self.residual
+            return Finding(
+                f"± {np.sqrt(np.mean(self.residual**2)):.3g}",
+                f"is the error of the predictions of {m:,} targets (root mean square), which themselves vary by "
+                f"± {label.std():.3g}.",
+                "targets",
+            )
+        if self.probability is None:
+            return Finding(
+                f"{self.output.mean():.3g}", f"is the mean of the {self.meaning.output} over {m:,} targets.", "targets"
+            )
+        doubtful = np.flatnonzero(self.probability <= 0.5)
+        if self.predicted and all(int(position) in self.predicted for position in doubtful):
+            wrong = sum(self.correct(int(position)) is False for position in doubtful)
+            mistakes = "1 is a mistake" if wrong == 1 else f"{wrong:,} are mistakes"
+            return Finding(
+                f"{(m - wrong) / m:.1%}", f"of {m:,} targets are predicted correctly; {mistakes}.", "targets"
+            )
+        if self.meaning.probability == "output":
+            return Finding(
+                f"{len(doubtful):,}", f"of {m:,} targets have {name} below 50 %, and may be mistakes.", "targets"
+            )
+        return Finding(f"{self.probability.mean():.0%}", f"is {name} on average over {m:,} targets.", "targets")

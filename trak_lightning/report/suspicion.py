@@ -1,0 +1,38 @@
+"""Training samples that may be mislabeled, in words."""
+
+from dataclasses import dataclass
+
+from scipy.special import softmax
+
+from trak_lightning.decisions.suspects import Suspects
+from trak_lightning.report.contents import Finding, Suspect
+from trak_lightning.report.samples import Samples
+
+SUSPECTS = 40
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """Suspects, how they were found, and the sentence about them at the top of the page."""
+
+    suspects: tuple[Suspect, ...]
+    text: str
+    finding: Finding
+
+    @classmethod
+    def of(cls, found: Suspects, train: Samples) -> "Suspicion":
+        """Show the first suspects, those before the cut as likely wrong."""
+        n, predicted = len(found.ranking), found.predictions
+        count = min(n, max(SUSPECTS, min(len(found), 2 * SUSPECTS)))
+        suspects = []
+        for place, each in enumerate(found.first(count)):
+            shown, says = train.show(each.index), None
+            if predicted is not None and each.says != each.label:
+                says = f"{each.says} ({softmax(predicted.log_probabilities[each.index]).max():.0%})"
+            label = shown.label if each.label is None else each.label
+            suspects.append(Suspect(each.index, shown, label, says, each.why, place < len(found)))
+        if found.size:
+            finding = Finding(f"{found.size:,}", found.describe().removeprefix(f"{found.size} ") + ".", "suspects")
+        else:
+            finding = Finding(f"{count}", f"training examples to look at first, of {n:,}.", "suspects")
+        return cls(tuple(suspects), f"most suspicious first, by {found.basis}", finding)

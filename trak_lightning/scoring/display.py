@@ -1,0 +1,139 @@
+"""Rankings for people: as a table of a terminal, as HTML of a notebook, as a figure. No torch."""
+
+import io
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any, Protocol
+
+import numpy as np
+
+from trak_lightning.errors import DataError
+from trak_lightning.scoring.ranking import Ranking
+
+LINE = 60
+"""Characters of a sample's text in a table."""
+
+
+class ShownSample(Protocol):
+    """What is shown of a sample, such as `trak_lightning.report.Shown`."""
+
+    @property
+    def label(self) -> str | None: ...
+
+    @property
+    def line(self) -> str:
+        """Its content in one line."""
+
+    @property
+    def html(self) -> str: ...
+
+    @property
+    def image(self) -> bytes | None:
+        """The file of its first image."""
+
+
+class ShowsSamples(Protocol):
+    """Shows the samples of a dataset, such as `trak_lightning.report.Samples`."""
+
+    def show(self, index: int) -> ShownSample: ...
+
+    def label(self, index: int) -> str | None: ...
+
+
+def ranking_table(
+    title: str, what: str, headings: Sequence[str], rankings: Sequence[Ranking], samples: ShowsSamples | None = None
+) -> Any:
+    """Make a table (of rich) of the most positive and the most negative scores; with label and text where there are samples.
+
+    Args:
+        title: the title of the table.
+        what: what is ranked, ``train`` or ``target``.
+        headings: of both rankings.
+        rankings: of one target each, (k,).
+        samples: shows what is ranked.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left")
+    if samples is None:
+        for heading in ("rank", *(each for name in headings for each in (f"{name}: {what} index", "score"))):
+            table.add_column(heading, justify="right", no_wrap=heading == "score")
+        for place, row in enumerate(zip(*map(_rows, rankings), strict=True)):
+            table.add_row(str(place + 1), *(each for side in row for each in side))
+        return table
+    for heading in (f"{what} index", "score", "label", "sample"):
+        table.add_column(heading, justify="right" if heading in ("score", f"{what} index") else "left")
+    for heading, ranking in zip(headings, rankings, strict=True):
+        table.add_section()
+        table.add_row("", "", "", Text(heading, style="bold"))
+        for index, score in _rows(ranking):
+            shown = samples.show(int(index))
+            table.add_row(index, score, Text(shown.label or ""), Text(shortened(shown.line)))
+    return table
+
+
+def ranking_html(title: str, headings: Sequence[str], rankings: Sequence[Ranking], samples: ShowsSamples | None) -> str:
+    """Make HTML of rankings of one target, for notebooks. Everything from data is escaped."""
+    rows = []
+    for heading, ranking in zip(headings, rankings, strict=True):
+        cells = []
+        for index, score in _rows(ranking):
+            shown = None if samples is None else samples.show(int(index))
+            label = "" if shown is None or shown.label is None else f"<b>{escape(shown.label)}</b> "
+            content = "" if shown is None else shown.html
+            cells.append(
+                f"<td style='text-align:left;vertical-align:top'>{content}<div>{label}{score} #{index}</div></td>"
+            )
+        rows.append(f"<tr><th>{escape(heading)}</th>{''.join(cells)}</tr>")
+    return f"<table><caption>{escape(title)}</caption>{''.join(rows)}</table>"
+
+
+def figure(
+    targets: Sequence[int],
+    headings: Sequence[str],
+    rankings: Sequence[Sequence[Ranking]],
+    samples: Sequence[ShowsSamples],
+) -> Any:
+    """Draw each target next to its most positive and most negative training samples: images, or the first words of others.
+
+    Raises:
+        DataError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.image import imread
+    except ImportError as error:
+        raise DataError(f"plots need matplotlib ({error}): pip install 'trak-lightning[report]'") from error
+    train, target_samples = samples
+    k = len(rankings[0][0].indices)
+    drawn = Figure(figsize=(1.3 * (2 * k + 1), 1.7 * len(targets)), layout="constrained")
+    grid = drawn.subplots(len(targets), 2 * k + 1, squeeze=False)
+    for axes, target, sides in zip(grid, targets, rankings, strict=True):
+        shown = [(target_samples.show(target), f"target {target}")]
+        for side in sides:
+            shown += [(train.show(int(index)), score) for index, score in _rows(side)]
+        for axis, (sample, title) in zip(axes, shown, strict=True):
+            axis.set_axis_off()
+            axis.set_title(f"{sample.label or ''}\n{title.partition(' ±')[0]}", fontsize=8)
+            if sample.image is None:
+                axis.text(0.5, 0.5, shortened(sample.line), ha="center", va="center", wrap=True, fontsize=6)
+            else:
+                axis.imshow(imread(io.BytesIO(sample.image)), cmap="gray")
+    drawn.suptitle(f"target · {headings[0]} · {headings[1]}", fontsize=9)
+    return drawn
+
+
+def shortened(text: str, length: int = LINE) -> str:
+    """One line of at most `length` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 2]} …"
+
+
+def _rows(ranking: Ranking) -> Iterator[tuple[str, str]]:
+    """Index and score in words, best first."""
+    for place, (index, value) in enumerate(zip(ranking.indices, ranking.values, strict=True)):
+        score = f"{value:+.4g}"
+        if ranking.spread is not None and np.isfinite(ranking.spread[place]):
+            score += f" ± {ranking.spread[place]:.2g}"
+        yield str(index), score
