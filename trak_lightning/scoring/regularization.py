@@ -17,25 +17,26 @@ from trak_lightning.scoring.system import System
 DEFAULT_WEIGHTING = "residual"
 
 
-PROJECTION = 0.5
+PROJECTION = 0.4
 SEEN = 5.0
-RULE = 0.4
+RULE = 0.6
 SMALLEST = 0.01
 """Constants of `automatic` and `problem`, found by experiment: see docs/regularization.md."""
 
 
 def automatic(k: int, M: int, problem: float) -> float:
-    """Return λ/trace of ``auto``, the sum of two parts: ``½ / (k·M^¼) + problem``.
+    """Return λ/trace of ``auto``, the sum of two parts: ``(0.4/k + problem) / M^¼``.
 
     The first is what the projection causes. What k dimensions have no room for is spread over all of them, so that
-    eigenvalues below their mean, trace/k, are noise of the projection; averaging over checkpoints removes some of it.
+    eigenvalues below their mean, trace/k, are noise of the projection. Averaging over checkpoints removes some of what either
+    part is for.
 
     Args:
         k: number of dimensions.
         M: number of checkpoints.
         problem: what the problem causes, as `problem` returns it.
     """
-    return PROJECTION / (k * M**0.25) + problem
+    return (PROJECTION / k + problem) / M**0.25
 
 
 def problem(systems: Sequence[System]) -> float:
@@ -43,7 +44,7 @@ def problem(systems: Sequence[System]) -> float:
 
     Without recorded subsets it is 1/n. With them, let λ₁ be such that scores predict a fifth of the observed effect of
     training on a sample on its own loss weight, and e the relative standard error of that observation. The result is
-    ``λ₁^(1 − s) · (1/n)^s`` with s = (0.4 + e²)/(1 + e²): shrunk towards the rule for checkpoints without subsets. It is the
+    ``λ₁^(1 − s) · (1/n)^s`` with s = (0.6 + e²)/(1 + e²): shrunk towards the rule for checkpoints without subsets. It is the
     geometric mean over checkpoints; λ₁ is at least 1/(100·n).
     """
     return float(np.exp(np.mean([np.log(_problem(system)) for system in systems])))
