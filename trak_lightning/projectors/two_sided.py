@@ -94,7 +94,7 @@ class LowRank(Projector):
                     sides.append(spec.fitted[f"{slot.name}:{name}"].to(spec.device))
                 else:
                     sides.append(_signs(size, self.rank, derive_seed(seed, name), spec.device))
-            return TwoSidedBlock(shape, sides[0], sides[1], _place)
+            return TwoSidedMap(shape, sides[0], sides[1], _place)
 
         return block
 
@@ -173,7 +173,7 @@ class TwoStage(Projector):
             return second
         left = _signs(slot.shape[0], self.sketch, derive_seed(seed, "left"), device)
         right = _signs(slot.shape[1], self.sketch, derive_seed(seed, "right"), device)
-        return TwoSidedBlock(slot.shape, left, right, lambda sketched, out: second(sketched.flatten(1), out))
+        return TwoSidedMap(slot.shape, left, right, lambda sketched, out: second(sketched.flatten(1), out))
 
     def _is_sketched(self, slot: ParameterSlot) -> bool:
         return len(slot.shape) > 1 and max(slot.shape[:2]) > self.sketch
@@ -184,7 +184,7 @@ class TwoStage(Projector):
         return prod(min(size, self.sketch) for size in slot.shape[:2]) * prod(slot.shape[2:])
 
 
-class TwoSidedBlock:
+class TwoSidedMap:
     """A G Bᵀ for the gradients of one parameter.
 
     Args:
