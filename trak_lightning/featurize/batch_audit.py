@@ -54,8 +54,9 @@ class BatchAuditor:
     def due(self, batch: SampleBatch, index: Tensor) -> int | None:
         """The position of the sample to compute by itself, or None if this batch is not to be verified."""
         drawn = derive_seed(self._seed, "verify", int(index[0]))
-        first, new = not self._structures, batch.structure not in self._structures
-        self._structures.add(batch.structure)
+        structure = batch.structure
+        first, new = not self._structures, structure not in self._structures
+        self._structures.add(structure)
         if any_sharded(self._model.parameters()):
             return self.drawn(batch, index) if first else None
         unusual = self._unusual.samples(batch)
@@ -336,13 +337,23 @@ def refuse(
             "without training=self.training)."
         )
     collated = differences(batch.data, [alone.data], [place], size) if alone.size == 1 else {}
-    what = (
-        f"In this batch, the collate function gives it another {' and '.join(list(collated)[:3])} than alone: it may reorder, replace "
-        "or drop samples, or compute something from all of them. Let it keep the samples in their order, each as it is alone"
-        if collated
-        else f"{_culprit(model, task, alone, batch, place)}. Likely causes: random layers that ignore model.eval() (F.dropout without "
-        "training=self.training), batch statistics, a model output that mixes samples, or padding that is not masked"
-    )
+    other = [name for name, differs in batch.differs.items() if differs[place]]  # also where samples are concatenated
+    if collated:
+        what = (
+            f"In this batch, the collate function makes something else of it than alone (in {', '.join(list(collated)[:3])}): it may "
+            "reorder, replace or drop samples, or compute something from all of them. Let it keep the samples in their order, each as "
+            "it is alone"
+        )
+    else:
+        what = (
+            f"{_culprit(model, task, alone, batch, place)}. Likely causes: random layers that ignore model.eval() (F.dropout without "
+            "training=self.training), batch statistics, a model output that mixes samples, padding that is not masked"
+            + (
+                f", or the collate function, which makes other entries of it than alone ({', '.join(other[:3])})"
+                if other
+                else ""
+            )
+        )
     raise SampleDependenceError(
         f"the output or gradient of sample {sample} in a batch of one differs by {error:.1%} from that in a batch of {size}, so "
         f"attributions would depend on the batch. {what}. To attribute every sample as in a batch of one, use "

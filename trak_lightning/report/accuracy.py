@@ -91,4 +91,4 @@ class Outcome:
             return Finding(
                 f"{len(doubtful):,}", f"of {m:,} targets have {name} below 50 %, and may be mistakes.", "targets"
             )
-        return Finding(f"{self.probability.mean():.0%}", f"is {name} on average over {m:,} targets.", "targets")
+        return Finding(f"{self.probability.mean():.0%}", f"{name}, averaged over {m:,} targets.", "targets")

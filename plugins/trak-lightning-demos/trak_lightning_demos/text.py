@@ -117,6 +117,7 @@ class TextDataModule(L.LightningDataModule):
         if unknown:
             raise DataError(f"label {min(unknown)!r} is among the targets and not among the training samples")
         numbers, self.mislabeled = self._mislabel(np.array([self.labels.index(label) for *_, label in train]))
+        self.class_names = self.labels
         self.train_set = self._encoded(train, numbers.tolist())
         self.test_set = self._encoded(test, [self.labels.index(label) for *_, label in test])
 

@@ -89,6 +89,7 @@
     const source = document.querySelector(`li[data-train="${index}"]`);
     const sample = source.querySelector(".sample").cloneNode(true);
     sample.classList.replace("small", "large");
+    sample.classList.remove("folded");
     const body = byId("detail-body");
     body.replaceChildren(sample);
     const suspect = byId(`suspect-${index}`);
