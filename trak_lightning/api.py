@@ -23,6 +23,7 @@ from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.reuse import VerifyData, require_verify_data
 from trak_lightning.featurize.spec import FeaturizeSpec
+from trak_lightning.featurize.token_rows import token_rows
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.model.checkpoints import Checkpoints
 from trak_lightning.model.compiled import original
@@ -37,6 +38,7 @@ from trak_lightning.scoring.fabric import FabricCompute
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
+from trak_lightning.scoring.token_scores import TokenScores, token_values
 from trak_lightning.scoring.views import Reduction
 from trak_lightning.stores.base import FeatureStore, any_fingerprint
 from trak_lightning.stores.feature_array import FeatureArray
@@ -268,6 +270,48 @@ class TRAK:
             train, targets = (samples_of(data, task=self.spec.task) for data in both)
             scores.samples = train, targets
         return scores
+
+    def token_scores(
+        self,
+        target_dataset: DataSource,
+        pairs: Sequence[tuple[int, int]],
+        name: str = "targets",
+        *,
+        scorer: PluginChoice | Scorer = "trak",
+        batch_size: int | None = None,
+    ) -> list[TokenScores]:
+        """Say which tokens of a training sample moved which tokens of a target, for a few pairs that were scored.
+
+        The values of a pair sum to its score, up to rounding. They take one backward pass per token of each sample.
+
+        >>> tokens = trak.token_scores(test, [(0, 17)], scorer="trak")[0]
+        >>> tokens.values.sum(0)  # how much each token of training sample 17 moved target 0
+
+        Args:
+            target_dataset: the targets, as given to `score`.
+            pairs: (target, training sample), by position.
+            name: the name that the targets were scored under.
+            scorer: the scorer that they were scored with.
+            batch_size: as for `score`.
+
+        Raises:
+            SettingsError: the task is no sum over tokens, or the scorer is not linear in features.
+            StaleRowsError: stored rows are not those of the samples.
+            IncompleteRunError: the targets were not scored.
+        """
+        job = self._require_job()
+        targets = job.for_targets(name, AttributionData.of(target_dataset, batch_size))
+        checkpoints = load_features(self.run, self.store, targets=name, train=job.train)
+        scoring = registry.create("scorers", scorer).fit(checkpoints)
+        of_target = token_rows(targets, name, sorted({target for target, _ in pairs}))
+        of_example = token_rows(job, job.train, sorted({example for _, example in pairs}))
+        found = []
+        for target, example in pairs:
+            left, right = [each[target] for each in of_target], [each[example] for each in of_example]
+            features = [each.features for each in left], [each.features for each in right]
+            values = token_values(scoring, target, example, *features)
+            found.append(TokenScores(target, example, values, left[0].positions, right[0].positions))
+        return found
 
     def self_influence(
         self, *, regularization: float | str = "auto", weights: str = "auto", split: str = "train"

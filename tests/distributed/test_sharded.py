@@ -1,5 +1,6 @@
 """ModelParallelStrategy (FSDP2): every rank holds a part of every parameter."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,10 @@ def test_a_layer_without_a_rule_is_refused_by_name(job, tmp_path):
 
 @pytest.mark.slow
 def test_a_last_batch_of_one_sample(job, tmp_path):
-    some = ("--data", "growing.SomeDigits", "--data.num_train", "97", "--batch_size", "32")
+    # A copy, because of the original it is known that it was trained on all samples.
+    checkpoint = shutil.copy(job.checkpoints[0], tmp_path / "copy.ckpt")
+    data = ("--data", "growing.SomeDigits", "--data.num_train", "97")
+    some = ("--checkpoints", f"[{checkpoint}]", *data)
     codes, log = on_two_ranks(job, tmp_path / "run", "--model", "sharded_cnn.ShardedCNN", *some)
     assert codes == [0, 0], log
     assert job.finish(tmp_path / "whole", *some)[0] == 0

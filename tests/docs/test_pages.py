@@ -26,6 +26,7 @@ CONTINUED = (
     "coming-from.md",
     "decisions.md",
     "evaluation.md",
+    "language-models.md",
     "this-run.md",
     "trust.md",
     pytest.param("quickstart.md", marks=pytest.mark.slow),
@@ -45,7 +46,7 @@ def test_the_blocks_of_a_page_run_in_order(name, environment, tmp_path):
             (tmp_path / block.file).write_text(block.code)
         elif block.language == "python" and ("quanda" not in block.code or find_spec("quanda")):
             session.append(block.code)
-        elif block.language == "bash":
+        elif block.language == "bash" and (not block.needs or find_spec(block.needs)):
             run(["bash", "-euc", block.code], environment, tmp_path, f"{name}:{block.line}")
     if session:
         run([sys.executable, "-c", "\n".join(session)], environment, tmp_path, name)

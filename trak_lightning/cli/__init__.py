@@ -21,6 +21,7 @@ COMMANDS = {
     "score": "attribute the targets to the training samples",
     "evaluate": "retrain models on random subsets and test whether the scores predict them",
     "top": "print the most helpful and most harmful training samples of a target",
+    "tokens": "say which tokens of a training sample moved which tokens of a target",
     "self-influence": "compute the self-influence and leverage of each training sample",
     "suspects": "list training samples whose label is likely wrong, with a stated share of false alarms",
     "whatif": "predict how the outputs of targets would change if a set of training samples had not been there",

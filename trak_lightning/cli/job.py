@@ -32,6 +32,7 @@ from trak_lightning.run.atomic import atomic_create, atomic_write
 from trak_lightning.runtime.lightning import quiet_lightning
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
+from trak_lightning.scoring.token_scores import TokenScores
 from trak_lightning.stores.shards import Shard, unfinished
 
 
@@ -205,6 +206,12 @@ class Job:
             _, groups, coefficients = combined
             self._score(groups=groups, coefficients=coefficients, reduction="sum", name="groups")
         return scores
+
+    def token_scores(self, pairs: Sequence[tuple[int, int]]) -> list[TokenScores]:
+        """Split the scores of (target, training sample) by tokens."""
+        trak, settings = self.trak(), self.settings
+        trak.featurize(self.train_data, self.checkpoints(), split=settings.train_split, block_size=settings.block_size)
+        return trak.token_scores(self.target_data, pairs, settings.target_split, scorer=self.parts.scorer)
 
     def _score(self, **options: Any) -> Scores:
         started = time.perf_counter()

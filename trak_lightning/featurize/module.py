@@ -75,7 +75,7 @@ class Featurizer(L.LightningModule):
         self._blocks = blocks
         self._verify = verify
         self._repair = repair
-        self._fitted_task: Task = spec.task
+        self.fitted_task: Task = spec.task
         self._fitted_projector: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
@@ -104,7 +104,7 @@ class Featurizer(L.LightningModule):
         """Fit the task and the projector, or read the fits that are stored."""
         if self.spec.task.fit_samples:
             found = self._stored(self.fitting.reference, self._fit_task)
-            self._fitted_task = self.spec.task.fitted({name: tensor.to(self.device) for name, tensor in found.items()})
+            self.fitted_task = self.spec.task.fitted({name: tensor.to(self.device) for name, tensor in found.items()})
         clear_caches(self.model, self._some_output)
         if self.spec.projector.fit_samples:
             self._fitted_projector = self._stored(self.fitting.projection, self._fit_projector)
@@ -136,22 +136,13 @@ class Featurizer(L.LightningModule):
     @cached_property
     def computer(self) -> RowComputer:
         """Computes the rows of a batch. Use it only after the model is on its device and `fit` was called."""
-        spec = self.spec
-        projection = Projection(
-            spec.projector,
-            spec.layout,
-            seed=spec.seed,
-            checkpoint=self.feature_set.spec.checkpoint,
-            device=self.device,
-            fitted=self._fitted_projector,
-        )
-        return self._row_computer(projection, self.data)
+        return self._row_computer(self.projection, self.data)
 
     def _row_computer(self, projection: Projection | HandOn, data: AttributionData) -> RowComputer:
         spec = self.spec
         return RowComputer(
             self.model,
-            self._fitted_task,
+            self.fitted_task,
             spec.extractor,
             projection,
             spec.layout,
@@ -159,6 +150,18 @@ class Featurizer(L.LightningModule):
             device=self.device,
             precision=str(self.trainer.precision),
             seed=derive_seed(spec.seed, self.feature_set.spec.checkpoint),
+        )
+
+    @cached_property
+    def projection(self) -> Projection:
+        """P of the checkpoint. Use it only after the model is on its device and `fit` was called."""
+        return Projection(
+            self.spec.projector,
+            self.spec.layout,
+            seed=self.spec.seed,
+            checkpoint=self.feature_set.spec.checkpoint,
+            device=self.device,
+            fitted=self._fitted_projector,
         )
 
     def transfer_batch_to_device(self, batch: IndexedBatch, device: torch.device, dataloader_idx: int) -> IndexedBatch:
@@ -200,7 +203,7 @@ class Featurizer(L.LightningModule):
         """The output of the first training sample."""
         batch = self._load(self.fitting.training.data, [0]).batch
         with self.trainer.precision_plugin.predict_step_context(), cast_anew(), without_fast_path(), batch_of(1):
-            return self._fitted_task.output(self.model, batch)
+            return self.fitted_task.output(self.model, batch)
 
     def _fit_task(self) -> dict[str, Tensor]:
         reference = self.fitting.training.reference

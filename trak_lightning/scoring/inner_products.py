@@ -89,12 +89,12 @@ class InnerProducts(Scoring):
         require_compatible(checkpoints)
         super().__init__(checkpoints)
         self.parts = tuple(parts)
-        self._checkpoints = tuple(checkpoints)
-        self._average = average
+        self.checkpoints = tuple(checkpoints)
+        self.average = average
 
     @property
     def share(self) -> range:
-        return share(self._checkpoints[0])  # whole blocks: each is read by one process
+        return share(self.checkpoints[0])  # whole blocks: each is read by one process
 
     def tiles(self, start: int, stop: int) -> Iterator[Array]:
         for tile in self.columns(start, stop, range(self.num_train)):
@@ -103,11 +103,11 @@ class InnerProducts(Scoring):
     def columns(self, start: int, stop: int, columns: range) -> Iterator[Tile]:
         left = [
             features.compute.left(part.left(features.targets.rows(start, stop).features))
-            for part, features in zip(self.parts, self._checkpoints, strict=True)
+            for part, features in zip(self.parts, self.checkpoints, strict=True)
         ]
         M, b = len(left), stop - start
-        readers = [RowReader(features.train, columns, reads_ahead(M, features.train)) for features in self._checkpoints]
-        width = _width(b, self._checkpoints[0].train.spec.block_size)
+        readers = [RowReader(features.train, columns, reads_ahead(M, features.train)) for features in self.checkpoints]
+        width = _width(b, self.checkpoints[0].train.spec.block_size)
         # One for the first checkpoint's products, which are kept, and one that the others share.
         buffers = [np.empty(0), np.empty(0)]
         for first in range(columns.start, columns.stop, width):
@@ -124,14 +124,14 @@ class InnerProducts(Scoring):
                     coefficients[m, piece] = self.parts[m].coefficient(rows)
                     done += len(rows)
                 assert products is not None
-                if self._average == "scores":
+                if self.average == "scores":
                     products *= coefficients[m].astype(products.dtype)
                 moments.add(products)
             yield self._tile(moments, coefficients)
 
     def _tile(self, moments: Moments, coefficients: Array) -> Tile:
         scores = moments.mean()
-        if self._average == "scores":
+        if self.average == "scores":
             return Tile(scores, moments.standard_error)
         mean = coefficients.mean(0)
         scores *= mean.astype(scores.dtype)

@@ -38,6 +38,8 @@ class CausalLM(TokenMargins):
         class_weight: one weight per token of the vocabulary, as in the loss that the model was trained with.
     """
 
+    shift = 1
+
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         batch, mask = _without_mask(batch)
         if self.labels is None and _has_no_labels(batch):

@@ -46,6 +46,9 @@ class SumOfMargins(SupervisedTask):
     term: ClassVar[str] = "answer"
     """What a term is the right one of, in one word."""
 
+    shift: ClassVar[int] = 0
+    """The position of the label of the first term."""
+
     def __init__(
         self,
         inputs: Inputs = None,
@@ -82,13 +85,20 @@ class SumOfMargins(SupervisedTask):
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
         terms = self.terms(model, batch)
-        margins = torch.where(terms.counted, terms.margins, 0)
-        if self._weigh_each_term:
-            margins = margins * _relative(terms)
-        total = margins.sum(1)
+        total = self._weighted(terms).sum(1)
         output = total if self.reduction == "sum" else total / _count(terms)
         self._memo.keep(batch, output, replace(terms, margins=terms.margins.detach()))
         return output
+
+    def summands(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """Compute what each term adds to the output of its sample, (B, T), differentiable, and whether it counts, (B, T)."""
+        terms = self.terms(model, batch)
+        weighted = self._weighted(terms)
+        return weighted if self.reduction == "sum" else weighted / _count(terms).unsqueeze(1), terms.counted
+
+    def _weighted(self, terms: Terms) -> Tensor:
+        margins = torch.where(terms.counted, terms.margins, 0)
+        return margins * _relative(terms) if self._weigh_each_term else margins
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self.loss_weight_and_curvature(model, batch, output)[0]

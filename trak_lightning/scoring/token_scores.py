@@ -1,0 +1,89 @@
+"""A score as a sum over pairs of tokens: which tokens of a training sample moved which tokens of an answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trak_lightning.errors import SettingsError, StaleRowsError
+from trak_lightning.scoring.base import Array, Scoring
+from trak_lightning.scoring.inner_products import InnerProducts
+
+TOLERANCE = 1e-3
+"""The difference of a row from the sum over its tokens, relative to the norms of these, that rounding may cause in float32."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """The score of one training sample for one target, token by token.
+
+    Attributes:
+        target: position of the target.
+        example: position of the training sample.
+        values: (T, U), whose sum is the score: positive where the training sample's token made the target's token more likely.
+        target_positions: (T,) positions of the target's tokens among its labels.
+        example_positions: (U,) positions of the training sample's tokens among its labels.
+    """
+
+    target: int
+    example: int
+    values: Array
+    target_positions: Array
+    example_positions: Array
+
+    @property
+    def score(self) -> float:
+        """The score of the pair."""
+        return float(self.values.sum())
+
+
+def token_values(
+    scoring: Scoring, target: int, example: int, of_target: Sequence[Array], of_example: Sequence[Array]
+) -> Array:
+    """Split the score of a pair: (T, U), in float64.
+
+    Scores are bilinear in the features of target and training sample, which are sums over their tokens.
+
+    Args:
+        scoring: a fitted scorer that is a sum of inner products.
+        target: position of the target.
+        example: position of the training sample.
+        of_target: features of the target's tokens under each checkpoint, (T, k).
+        of_example: features of the training sample's tokens under each checkpoint, (U, k).
+
+    Raises:
+        SettingsError: the scorer is not linear in the features of a sample.
+        StaleRowsError: a stored row is not the sum over the tokens.
+    """
+    if not isinstance(scoring, InnerProducts):
+        raise SettingsError(
+            f"scores of {type(scoring).__name__} are no sums over tokens: use scorer trak without a threshold"
+        )
+    products, coefficients = [], []
+    for part, features, left, right in zip(scoring.parts, scoring.checkpoints, of_target, of_example, strict=True):
+        targets, examples = features.targets.rows(target, target + 1), features.train.rows(example, example + 1)
+        left = left * _scale(left, targets.features[0], "target", target)
+        right = right * _scale(right, examples.features[0], "training sample", example)
+        solved, whole = part.left(left), part.left(left.sum(0, keepdims=True))[0]
+        if not np.allclose(solved.sum(0), whole, rtol=0, atol=TOLERANCE * np.abs(solved).sum(0).max()):
+            raise SettingsError(
+                "scores of this scorer are no sums over tokens, since it scales each row: use trak or tracin"
+            )
+        products.append(solved.astype(np.float64) @ right.T.astype(np.float64))
+        coefficients.append(float(part.coefficient(examples)[0]))
+    if scoring.average == "factors":
+        return np.asarray(np.mean(products, axis=0) * np.mean(coefficients))
+    return np.asarray(np.mean([c * product for c, product in zip(coefficients, products, strict=True)], axis=0))
+
+
+def _scale(tokens: Array, row: Array, what: str, position: int) -> float:
+    """What the sum over tokens must be multiplied by to be the row: 1, or less where rows are scaled to unit length."""
+    total = tokens.sum(0, dtype=np.float64)
+    scale = float(row @ total / max(total @ total, np.finfo(np.float64).tiny))
+    difference = np.linalg.norm(row - scale * total)
+    if difference > TOLERANCE * abs(scale) * np.linalg.norm(tokens, axis=1).sum():
+        raise StaleRowsError(
+            f"the stored row of {what} {position} is not the sum over its tokens (it differs by {difference:.3g}): data, model or "
+            "code has changed since it was computed. Featurize again with repair=True."
+        )
+    return scale
