@@ -6,7 +6,7 @@
 
 Computes the linear datamodeling score for λ/trace from 1/31 to 1/100,000 with the models of `benchmarks/lds.py`, which are trained
 if they are missing. Groups of M checkpoints are the first M, the next M and so on; curves are means over at most three groups. Prints
-a row for each problem, k and M, and at the end what the rule reaches on each problem with its constant chosen on the others.
+a row for each problem, k and M.
 """
 
 import json
@@ -22,7 +22,7 @@ from trak_lightning import TRAK
 from trak_lightning.evaluation.lds import spearman
 from trak_lightning.retraining.outputs import read_outputs
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.regularization import automatic
+from trak_lightning.scoring.regularization import automatic, problem
 from trak_lightning.scoring.rows import as_computed
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.system import System
@@ -39,6 +39,7 @@ def main(
     models: int = 100,
     ensemble: int = 10,
     fashion: Path = ROOT,
+    fraction: float = 0.5,
 ) -> None:
     """Print the table.
 
@@ -50,35 +51,21 @@ def main(
         models: number of retrained models to evaluate with.
         ensemble: number of checkpoints to choose from.
         fashion: folder with the four files of Fashion-MNIST.
+        fraction: of the training set that each checkpoint is trained on.
     """
     find_fashion(fashion)
-    found: dict[tuple[str, int, int, int], Array] = {}
     print("| problem | k | M | best LDS | at trace/ | above 97 % from trace/ | to trace/ | `auto`: trace/ | reaches |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for problem in problems:
+    for name in problems:
         for k in dims:
-            n, dim, curves = _curves(problem, folder / problem, k, checkpoints, models, ensemble)
-            for M, curve in curves.items():
-                found[problem, n, dim, M] = curve
+            for M, (curve, chosen) in _curves(name, folder / name, k, checkpoints, models, ensemble, fraction).items():
                 good = RELATIVE[curve >= 0.97 * curve.max()]
-                chosen = automatic(n, dim, M)
                 ends = f"{1 / good[0]:.0f} | {1 / good[-1]:.0f}"
                 best = f"{curve.max():.3f} | {1 / RELATIVE[curve.argmax()]:.0f}"
-                reached = f"{1 / chosen:.0f} | {share(curve, chosen):.1%}"
-                print(f"| {problem} | {k or 'p'} | {M} | {best} | {ends} | {reached} |", flush=True)
-    for left_out in problems if len(problems) > 1 else []:
-        factors = np.logspace(-1, 1, 81)
-        worst = [
-            min(share(curve, factor * automatic(*key[1:])) for key, curve in found.items() if key[0] != left_out)
-            for factor in factors
-        ]
-        factor = factors[int(np.argmax(worst))]
-        reached_there = min(
-            share(curve, factor * automatic(*key[1:])) for key, curve in found.items() if key[0] == left_out
-        )
-        print(
-            f"{left_out}: λ × {factor:.2f} is best on the others ({max(worst):.1%}); here {reached_there:.1%} at the least"
-        )
+                reached = (
+                    f"{1 / np.exp(np.log(chosen).mean()):.0f} | {np.mean([share(curve, each) for each in chosen]):.1%}"
+                )
+                print(f"| {name} | {k or 'p'} | {M} | {best} | {ends} | {reached} |", flush=True)
 
 
 def share(curve: Array, relative: float) -> float:
@@ -87,12 +74,12 @@ def share(curve: Array, relative: float) -> float:
 
 
 def _curves(
-    problem: str, folder: Path, k: int, checkpoints: list[int], models: int, ensemble: int
-) -> tuple[int, int, dict[int, Array]]:
-    """n, k and the mean LDS at every λ for each M; kept in `folder`."""
-    kept = folder / f"curves-{k}-{models}-{'-'.join(map(str, checkpoints))}.json"
+    name: str, folder: Path, k: int, checkpoints: list[int], models: int, ensemble: int, fraction: float
+) -> dict[int, tuple[Array, list[float]]]:
+    """For each M, the mean LDS at every λ, and what `auto` chooses for each group of checkpoints; kept in `folder`."""
+    kept = folder / f"curves-{k}-{models}-{fraction:g}-{'-'.join(map(str, checkpoints))}.json"
     if not kept.exists():
-        trained = prepare(problem, folder, ensemble=ensemble, models=models)
+        trained = prepare(name, folder, ensemble=ensemble, models=models, fraction=fraction)
         subsets, outputs = read_outputs(
             trained.models, models, num_samples=len(trained.train), num_targets=len(trained.targets)
         )
@@ -125,10 +112,16 @@ def _curves(
             M: np.mean([[spearman(each, outputs).mean() for each in predicted[group]] for group in ranges], 0).tolist()
             for M, ranges in groups.items()
         }
-        kept.write_text(json.dumps({"n": len(trained.train), "k": features[0].train.spec.dim, "lds": lds}))
+        dim = features[0].train.spec.dim
+        parts = [problem([System(each, "residual")]) for each in features]
+        chosen = {
+            M: [automatic(dim, M, float(np.exp(np.mean(np.log([parts[m] for m in group]))))) for group in ranges]
+            for M, ranges in groups.items()
+        }
+        kept.write_text(json.dumps({"lds": lds, "auto": chosen}))
         shutil.rmtree(run)
     read = json.loads(kept.read_text())
-    return read["n"], read["k"], {int(M): np.array(curve) for M, curve in read["lds"].items()}
+    return {int(M): (np.array(curve), read["auto"][M]) for M, curve in read["lds"].items()}
 
 
 if __name__ == "__main__":

@@ -55,21 +55,91 @@ def test_calibration_comes_close_to_the_best_regularization_on_models_it_has_not
 
 @pytest.mark.parametrize("checkpoints", [1, 4, 8])
 def test_auto_is_a_fraction_of_the_trace_that_falls_with_the_number_of_checkpoints(checkpoints, ensemble):
-    spec = ensemble[0][0].train.spec
-    settings = Trak("auto").fit(ensemble[0][:checkpoints]).settings
-    divisor = 0.8 * np.sqrt(spec.num_samples * min(spec.dim, 4 * spec.num_samples)) * checkpoints**0.25
-    np.testing.assert_allclose(settings["regularization"], np.array(settings["trace"]) / divisor)
-    assert settings["rule"] == f"auto: trace/{divisor:.0f}"
+    sets = [replace(each, subset=None) for each in ensemble[0][:checkpoints]]
+    spec = sets[0].train.spec
+    settings = Trak("auto").fit(sets).settings
+    relative = (0.4 / spec.dim + 1 / spec.num_samples) / checkpoints**0.25
+    np.testing.assert_allclose(settings["regularization"], np.array(settings["trace"]) * relative)
+    assert settings["rule"] == f"auto: trace/{1 / relative:.0f}"
 
 
-@pytest.mark.parametrize(("n", "k"), [(400, 400), (400, 1600), (1000, 500)])
-def test_auto_is_of_the_size_of_the_noise_that_a_random_projection_adds_to_the_gram_matrix(n, k):
+@pytest.mark.parametrize(("n", "k"), [(400, 400), (1000, 500), (1000, 100)])
+def test_the_part_of_the_projection_is_of_the_size_of_the_eigenvalues_that_are_its_noise(n, k):
+    """Gradients with four large directions and a tail that k dimensions have no room for."""
     rng = np.random.default_rng(0)
-    gradients = rng.standard_normal((n, 5000)) / np.sqrt(5000)
-    exact = gradients @ gradients.T
+    scale = np.concatenate([[20.0] * 4, np.ones(4996)]) / np.sqrt(5000)
+    gradients = rng.standard_normal((n, 5000)) * scale
     features = gradients @ rng.choice([-1.0, 1.0], (5000, k)) / np.sqrt(k)
-    noise = np.linalg.norm(features @ features.T - exact, 2)
-    assert 0.15 * noise < automatic(n, k, 1) * np.trace(exact) < noise
+    values = np.linalg.eigvalsh(features.T @ features)
+    noise = values[:-4].mean()
+    assert 0.3 * noise < automatic(k, 1, 0.0) * values.sum() < noise
+
+
+def seen_half(features, rng, n, k, *, weights="residual"):
+    """A checkpoint that was trained on half of the samples, with what scores say of the effect of each on itself."""
+    X, q, r = rng.standard_normal((n, k)) * np.geomspace(3, 0.01, k), rng.uniform(0.1, 1, n), rng.uniform(0.1, 1, n)
+    subset = np.sort(rng.permutation(n)[: n // 2])
+    q[subset] *= 0.5
+    W = {"residual": q, "none": np.ones(n), "gauss_newton": r, "fisher": q**2}[weights]
+    gram = (X * W[:, None]).T @ X
+
+    def effect(regularization):
+        leverage = np.einsum("nk,kn->n", X, np.linalg.solve(gram + regularization * np.eye(k), X.T))
+        return float((r * q * leverage).mean())
+
+    return features(X, X[:1], q, r, subset=subset), np.trace(gram), effect
+
+
+@pytest.mark.parametrize("weights", ["residual", "none", "gauss_newton", "fisher"])
+@pytest.mark.parametrize(("n", "k"), [(300, 40), (60, 200), (1, 1)])
+def test_the_predicted_effect_of_samples_on_themselves_is_that_of_the_inverse(n, k, weights, features, rng):
+    checkpoint, trace, effect = seen_half(features, rng, n, k, weights=weights)
+    nodes, found = System(checkpoint, weights).own_effects()
+    for regularization in np.array([1e-1, 1e-3, 1e-5]) * trace:
+        np.testing.assert_allclose((found / (nodes + regularization)).sum(), effect(regularization), rtol=0.2)
+
+
+@pytest.mark.parametrize(("n", "k"), [(20, 50), (20, 20), (50, 20)])
+def test_with_orthogonal_gradients_the_predicted_effect_is_exact(n, k, features, rng):
+    size = min(n, k)
+    X = np.zeros((n, k))
+    X[:size, :size] = np.diag(rng.uniform(0.5, 2, size))
+    q, r = rng.uniform(0.1, 1, n), rng.uniform(0.1, 1, n)
+    nodes, found = System(features(X, X[:1], q, r), "residual").own_effects()
+    squares = (X**2).sum(1)
+    for regularization in (1.0, 0.01):
+        expected = (r * q * squares / (q * squares + regularization)).mean()
+        np.testing.assert_allclose((found / (nodes + regularization)).sum(), expected, rtol=1e-6)
+
+
+def test_auto_predicts_a_fifth_of_the_observed_effect_before_it_is_shrunk(features, rng):
+    n, k = 400, 300
+    checkpoint, trace, effect = seen_half(features, rng, n, k)
+    [found] = Trak().fit([checkpoint]).settings["regularization"]
+    q = checkpoint.train.column("loss_weight")
+    member = np.isin(np.arange(n), checkpoint.subset)
+    parts = q[~member], q[member]
+    seen = parts[0].mean() - parts[1].mean()
+    error = sum(part.var(ddof=1) / len(part) for part in parts) / seen**2
+    share = (0.6 + error) / (1 + error)
+    problem = found / trace - 0.4 / k
+    before = (problem * n**share) ** (1 / (1 - share))
+    assert effect(before * trace) == pytest.approx(seen / 5, rel=0.15)
+
+
+def test_auto_ignores_subsets_that_training_left_no_trace_of(features, rng):
+    X, subset = rng.standard_normal((30, 5)), np.arange(15)
+    q = np.where(np.isin(np.arange(30), subset), 0.9, 0.5)  # larger where trained
+    expected = Trak().fit([features(X, X[:1], q)]).settings["regularization"]
+    for known in (subset, np.arange(30), np.arange(29)):
+        checkpoint = features(X, X[:1], q, subset=known)
+        assert Trak().fit([checkpoint]).settings["regularization"] == pytest.approx(expected)
+
+
+def test_auto_does_not_depend_on_the_targets(features, rng):
+    X, q, subset = rng.standard_normal((30, 5)), rng.uniform(0, 1, 30), np.arange(0, 30, 2)
+    chosen = [Trak().fit([features(X, targets, q, subset=subset)]).settings for targets in (X[:2], 100 * X[:7])]
+    assert chosen[0] == chosen[1]
 
 
 @pytest.mark.parametrize(("n", "k"), [(20, 6), (6, 20), (5, 1), (1, 5), (12, 12)])

@@ -5,24 +5,61 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from trak_lightning.errors import SettingsError
 from trak_lightning.scoring.base import CheckpointFeatures
 from trak_lightning.scoring.calibration import GRID, JUDGES, calibration, require_calibration
 from trak_lightning.scoring.gram import WEIGHTINGS
+from trak_lightning.scoring.seen import observed, regularization_for
 from trak_lightning.scoring.system import System
 
 DEFAULT_WEIGHTING = "residual"
 
 
-def automatic(n: int, k: int, M: int) -> float:
-    """Return λ/trace of ``auto``: ``1.25 / ( √(n·min(k, 4n)) · M^¼ )`` for n samples, k dimensions and M checkpoints.
+PROJECTION = 0.4
+SEEN = 5.0
+RULE = 0.6
+SMALLEST = 0.01
+"""Constants of `automatic` and `problem`, found by experiment: see docs/regularization.md."""
 
-    The random projection changes an inner product of two features by about ‖φ‖²/√k, and so adds noise to the n × n Gram
-    matrix whose eigenvalues are of the order of trace/√(nk). λ suppresses that noise. Beyond k = 4n the noise is no longer
-    what limits λ, and averaging over checkpoints removes part of it. The constants were found by experiment: see
-    docs/regularization.md.
+
+def automatic(k: int, M: int, problem: float) -> float:
+    """Return λ/trace of ``auto``, the sum of two parts: ``(0.4/k + problem) / M^¼``.
+
+    The first is what the projection causes. What k dimensions have no room for is spread over all of them, so that
+    eigenvalues below their mean, trace/k, are noise of the projection. Averaging over checkpoints removes some of what either
+    part is for.
+
+    Args:
+        k: number of dimensions.
+        M: number of checkpoints.
+        problem: what the problem causes, as `problem` returns it.
     """
-    return 1.25 / ((n * min(k, 4 * n)) ** 0.5 * M**0.25)
+    return (PROJECTION / k + problem) / M**0.25
+
+
+def problem(systems: Sequence[System]) -> float:
+    """Return the part of λ/trace that the problem causes, whatever k: label noise, early stopping, weight decay.
+
+    Without recorded subsets it is 1/n. With them, let λ₁ be such that scores predict a fifth of the observed effect of
+    training on a sample on its own loss weight, and e the relative standard error of that observation. The result is
+    ``λ₁^(1 − s) · (1/n)^s`` with s = (0.6 + e²)/(1 + e²): shrunk towards the rule for checkpoints without subsets. It is the
+    geometric mean over checkpoints; λ₁ is at least 1/(100·n).
+    """
+    return float(np.exp(np.mean([np.log(_problem(system)) for system in systems])))
+
+
+def _problem(system: System) -> float:
+    rule = 1 / system.features.train.spec.num_samples
+    seen = observed(system.features)
+    if seen is None or seen.value <= 0:
+        return rule
+    smallest = SMALLEST * rule * system.trace
+    found = regularization_for(seen.value / SEEN, system.own_effects(), smallest, system.trace) / system.trace
+    error = (seen.error / seen.value) ** 2
+    share = (RULE + error) / (1 + error)
+    return float(found ** (1 - share) * rule**share)
 
 
 @dataclass(frozen=True)
@@ -69,13 +106,14 @@ def choose(
         require_calibration(checkpoints)
         found = calibration(checkpoints, WEIGHTINGS if weighting == "auto" else (chosen,))
         chosen, relative, rule, curve = found.weighting, found.relative, "calibrate", found.settings
-    elif regularization == "auto":
-        relative, rule = _automatic(checkpoints), "auto"
-    elif isinstance(regularization, str):
+    elif isinstance(regularization, str) and regularization != "auto":
         relative, rule = 1 / (_divisor(regularization) or 1), ""
     else:
         relative, rule = None, "number"
     systems = tuple(System(features, chosen) for features in checkpoints)
+    if regularization == "auto":
+        k = checkpoints[0].train.spec.dim
+        relative, rule = automatic(k, len(systems), problem(systems)), "auto"
     traces = [system.trace for system in systems]
     values = [float(regularization)] * len(systems) if relative is None else [relative * trace for trace in traces]
     if relative is not None:
@@ -88,17 +126,12 @@ def rules(regularization: float | str, weighting: str, checkpoints: Sequence[Che
     """Return what `choose` decides, or decides by, beyond the settings: other values give other scores. JSON values."""
     found: dict[str, Any] = {}
     if regularization == "auto":
-        found["regularization"] = _automatic(checkpoints)
+        found["regularization"] = [PROJECTION, SEEN, RULE]
     elif regularization == "calibrate":
         found["regularization"] = [GRID.tolist(), JUDGES]
     if weighting == "auto":
         found["weights"] = list(WEIGHTINGS) if regularization == "calibrate" else DEFAULT_WEIGHTING
     return found
-
-
-def _automatic(checkpoints: Sequence[CheckpointFeatures]) -> float:
-    spec = checkpoints[0].train.spec
-    return automatic(spec.num_samples, spec.dim, len(checkpoints))
 
 
 def _divisor(text: str) -> float | None:

@@ -25,6 +25,7 @@ from trak_lightning.scoring.inverse import (
     warn_of_rounded_rank,
 )
 from trak_lightning.scoring.rows import as_computed, shared_blocks
+from trak_lightning.scoring.seen import predicted
 
 
 class System:
@@ -38,6 +39,10 @@ class System:
     def trace(self) -> float:
         """trace(ΦᵀWΦ) = Σ_i w_i ‖φ_i‖², the unit in which λ is chosen."""
         return float(np.trace(self._gram, dtype=np.float64))
+
+    def own_effects(self) -> Array:
+        """Return what `seen.predicted` does: how scores predict the effect of training on a sample on itself, for any λ."""
+        return self._keep("own-effects", None, lambda: predicted(self.features, self._gram, self.weighting))
 
     def inverse(self, regularization: float) -> Inverse:
         """Return (ΦᵀWΦ + λI)⁻¹: from a Cholesky factor for λ > 0; from eigenvectors for λ = 0 or if there is no factor.
