@@ -22,6 +22,10 @@ class SelfInfluence(NamedTuple):
     leverage: Array
     """``w_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``, in 0 … 1: the share of a sample's fit that comes from the sample itself."""
 
+    def __repr__(self) -> str:
+        largest = ", ".join(f"#{index}" for index in np.argsort(-self.self_influence, kind="stable")[:3])
+        return f"SelfInfluence of {len(self.leverage)} training samples, largest: {largest}"
+
 
 def self_influence(
     checkpoints: Sequence[CheckpointFeatures], regularization: float | str = "auto", weights: str = "auto"
