@@ -316,7 +316,7 @@ class TRAK:
     def self_influence(
         self, *, regularization: float | str = "auto", weights: str = "auto", split: str = "train"
     ) -> SelfInfluence:
-        """Self-influence and leverage of every training example; settings as for the ``trak`` scorer.
+        """Self-influence, which is never negative, and leverage of every training example; settings as for the ``trak`` scorer.
 
         Raises:
             IncompleteRunError: nothing was featurised.
