@@ -320,6 +320,7 @@ class TRAK:
 
         Raises:
             IncompleteRunError: nothing was featurised.
+            SettingsError: there is no such rule for λ, or no such weighting.
         """
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
         return self_influence(checkpoints, regularization, weights)
@@ -364,11 +365,12 @@ class TRAK:
         Args:
             name: of the target split, as given to `score`.
             regularization: λ, as for the ``trak`` scorer.
-            weights: the Gram weighting W, as for the ``trak`` scorer.
+            weights: the Gram weighting W, as for the ``trak`` scorer; ``gauss_newton`` for the exact refit of a ridge regression.
             split: of the training samples.
 
         Raises:
             IncompleteRunError: these were not featurized.
+            SettingsError: there is no such rule for λ, or no such weighting.
         """
         return WhatIf(load_features(self.run, self.store, targets=name, train=split), regularization, weights)
 
