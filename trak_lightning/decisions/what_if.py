@@ -98,7 +98,12 @@ class WhatIf:
     Args:
         checkpoints: the stored features.
         regularization: λ, as for the ``trak`` scorer.
-        weights: the Gram weighting W, as for the ``trak`` scorer.
+        weights: the Gram weighting W, as for the ``trak`` scorer. With ``gauss_newton`` (W = ∂²ℓ/∂f²) the step is Newton's:
+            for a linear or ridge regression whose λ is given, the exact refit. Other weightings approximate it.
+
+    Raises:
+        SettingsError: there is no such rule for λ, or no such weighting.
+        DataError: ``calibrate`` without recorded subsets.
     """
 
     def __init__(
