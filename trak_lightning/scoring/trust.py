@@ -126,5 +126,6 @@ def _correlation(predicted: Array, observed: Array) -> float:
     norm = np.sqrt((centered[0] ** 2).sum(0) * (centered[1] ** 2).sum(0))
     known = norm > 0
     found = (centered[0] * centered[1]).sum(0)[known] / norm[known]
-    unbiased = found * hyp2f1(0.5, 0.5, (len(predicted) - 2) / 2, 1 - found**2)
+    # Over few models the correction is large, and infinite over two: no correlation is beyond ±1.
+    unbiased = np.clip(found * hyp2f1(0.5, 0.5, (len(predicted) - 2) / 2, 1 - found**2), -1, 1)
     return float(unbiased.mean()) if known.any() else 0.0
