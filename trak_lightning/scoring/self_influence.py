@@ -25,6 +25,10 @@ class SelfInfluence(NamedTuple):
     """``q_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``: self-influence with the sign of q, positive where the output rises. It is negative
     for a regression whose label is below the output."""
 
+    def __repr__(self) -> str:
+        largest = ", ".join(f"#{index}" for index in np.argsort(-self.self_influence, kind="stable")[:3])
+        return f"SelfInfluence of {len(self.leverage)} training samples, largest: {largest}"
+
 
 def self_influence(
     checkpoints: Sequence[CheckpointFeatures], regularization: float | str = "auto", weights: str = "auto"
