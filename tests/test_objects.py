@@ -55,6 +55,21 @@ def test_scores_are_a_matrix_and_a_sequence_of_targets(scores):
         scores[6]
 
 
+def test_one_target_is_chosen_at_a_time(scores):
+    with pytest.raises(TypeError, match=r"indexed with one integer, the target, got slice\(3, 5, None\)"):
+        scores[3:5]
+
+
+def test_answers_are_shown_in_one_line(trak, scores):
+    what_if = trak.what_if("test")
+    assert repr(what_if) == "WhatIf: 6 targets, 20 training samples, 2 checkpoints"
+    removal = what_if.remove([0, 1, 2])
+    assert repr(removal).startswith("Removal of 3 of 20 training samples: 6 outputs change by ")
+    assert repr(removal).endswith(removal.trust)
+    found = trak.self_influence()
+    assert repr(found).startswith(f"SelfInfluence of 20 training samples, largest: #{found.self_influence.argmax()}, #")
+
+
 def test_a_target_is_shown_with_labels_where_the_data_is_at_hand_and_as_numbers_elsewhere(scores, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     best = int(scores[1].top(1).indices[0])

@@ -316,10 +316,11 @@ class TRAK:
     def self_influence(
         self, *, regularization: float | str = "auto", weights: str = "auto", split: str = "train"
     ) -> SelfInfluence:
-        """Self-influence and leverage of every training example; settings as for the ``trak`` scorer.
+        """Self-influence, which is never negative, and leverage of every training example; settings as for the ``trak`` scorer.
 
         Raises:
             IncompleteRunError: nothing was featurised.
+            SettingsError: there is no such rule for λ, or no such weighting.
         """
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
         return self_influence(checkpoints, regularization, weights)
@@ -364,11 +365,12 @@ class TRAK:
         Args:
             name: of the target split, as given to `score`.
             regularization: λ, as for the ``trak`` scorer.
-            weights: the Gram weighting W, as for the ``trak`` scorer.
+            weights: the Gram weighting W, as for the ``trak`` scorer; ``gauss_newton`` for the exact refit of a ridge regression.
             split: of the training samples.
 
         Raises:
             IncompleteRunError: these were not featurized.
+            SettingsError: there is no such rule for λ, or no such weighting.
         """
         return WhatIf(load_features(self.run, self.store, targets=name, train=split), regularization, weights)
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, SettingsError
 
 RIDGE = 3.0
 
@@ -119,3 +119,14 @@ def test_a_mask_and_positions_are_the_same_set(fitted):
 def test_samples_that_are_no_set_are_refused(samples, message, fitted):
     with pytest.raises(DataError, match=message):
         fitted.what_if("test", regularization=RIDGE).remove(samples)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"regularization": each} for each in ("nonsense", -1, None, "trace/0")] + [{"weights": "nonsense"}],
+    ids=lambda wrong: f"{wrong}",
+)
+def test_settings_that_a_scorer_refuses_are_refused_by_name(wrong, fitted):
+    for ask in (lambda: fitted.what_if("test", **wrong), lambda: fitted.self_influence(**wrong)):
+        with pytest.raises(SettingsError, match=f"{next(iter(wrong))} must be .*{next(iter(wrong.values()))}"):
+            ask()

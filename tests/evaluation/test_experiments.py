@@ -112,6 +112,7 @@ def test_precision_counts_known_samples_among_the_most_suspicious():
     result = mislabeled({"rising": suspicion, "falling": -suspicion}, np.array([99, 98, 95, 0]))
     assert result.values["rising"]["precision"] == {"4": 0.5, "10": 0.3, "50": 0.06}
     assert result.values["falling"]["precision"]["10"] == 0.1
+    assert result.headline.endswith("precision 0.50 at 4")  # not that at 50, the last column
     assert result.figure.series[0].y[-1] == 1
 
 

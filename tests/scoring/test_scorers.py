@@ -133,9 +133,19 @@ def test_groups_that_do_not_fit_the_targets_are_refused(wrong, sets):
 def test_self_influence_and_leverage(arrays, sets):
     found = self_influence(sets, RIDGE, "gauss_newton")
     parts = [(quadratic(X, inverse(X, r)), q, r) for X, _, q, r in arrays]
-    np.testing.assert_allclose(found.self_influence, mean(h * q for h, q, _ in parts))
+    np.testing.assert_allclose(found.self_influence, mean(h * abs(q) for h, q, _ in parts))
+    np.testing.assert_allclose(found.output_change, mean(h * q for h, q, _ in parts))
     np.testing.assert_allclose(found.leverage, mean(h * r for h, _, r in parts))
     assert (found.leverage < 1).all()
+
+
+def test_labels_of_a_regression_that_are_too_low_and_too_high_have_the_largest_self_influence(rng, features):
+    X, wrong = rng.standard_normal((60, 3)), [3, 30, 41, 55]
+    y = X @ [1.0, -2.0, 0.5] + 0.1 * rng.standard_normal(60)
+    y[wrong] += [9, -9, 9, -9]
+    q = y - X @ np.linalg.lstsq(X, y, rcond=None)[0]
+    found = self_influence([features(X, X[:1], q, np.ones(60))], weights="gauss_newton").self_influence
+    assert sorted(np.argsort(-found)[:4]) == wrong
 
 
 def test_kept_scores_carry_their_standard_error_over_checkpoints(arrays, sets, tmp_path):

@@ -19,8 +19,8 @@ def main(argv: Sequence[str]) -> int:
     started = time.perf_counter()
     parser = light_parser(
         "self-influence",
-        "Self-influence (large for mislabeled and rare samples) and leverage of each training sample, written to "
-        "RUN_DIR/scores/self_influence.npz.",
+        "Self-influence (how far a training sample moves its own output, up or down: large for mislabeled and rare samples) "
+        "and leverage of each training sample, written to RUN_DIR/scores/self_influence.npz.",
         reads=READS,
     )
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")

@@ -158,8 +158,8 @@ def find_suspects(
     exceeds `fdr`.
 
     With classes, `LabelNoise` is fitted to the predictions of checkpoints that were not trained on the sample. Where every
-    checkpoint was, the log-odds of the label are first lowered by self-influence / (1 − leverage), the closed form of leaving
-    the sample out. Without classes, the ranking is by the loss, and there is no cut.
+    checkpoint was, the log-odds of the label are first lowered by qφᵀ(ΦᵀWΦ + λI)⁻¹φ / (1 − leverage), the closed form of
+    leaving the sample out. Without classes, the ranking is by the loss, and there is no cut.
 
     Args:
         checkpoints: the stored features of the training set.
@@ -202,7 +202,7 @@ def find_suspects(
 
 def _leave_one_out_fall(found: SelfInfluence) -> Array:
     """How much the output of each sample would fall without it, (n,): one Newton step (Pregibon 1981)."""
-    fall: Array = found.self_influence / (1 - np.minimum(found.leverage, HIGHEST_LEVERAGE))
+    fall: Array = found.output_change / (1 - np.minimum(found.leverage, HIGHEST_LEVERAGE))
     return fall
 
 

@@ -43,6 +43,12 @@ class Removal:
     """In 0 … 1: the largest share, over all directions, of the fit that comes from the set, averaged over checkpoints."""
     num_train: int
 
+    def __repr__(self) -> str:
+        return (
+            f"Removal of {len(self.samples)} of {self.num_train} training samples: {len(self.change)} outputs change by "
+            f"{self.change.min():+.3g} … {self.change.max():+.3g}; {self.trust}"
+        )
+
     @property
     def stretch(self) -> float:
         """How many times the summed scores the change is, in the mean over targets: 1 for samples that are not alike."""
@@ -92,7 +98,12 @@ class WhatIf:
     Args:
         checkpoints: the stored features.
         regularization: λ, as for the ``trak`` scorer.
-        weights: the Gram weighting W, as for the ``trak`` scorer.
+        weights: the Gram weighting W, as for the ``trak`` scorer. With ``gauss_newton`` (W = ∂²ℓ/∂f²) the step is Newton's:
+            for a linear or ridge regression whose λ is given, the exact refit. Other weightings approximate it.
+
+    Raises:
+        SettingsError: there is no such rule for λ, or no such weighting.
+        DataError: ``calibrate`` without recorded subsets.
     """
 
     def __init__(
@@ -110,6 +121,12 @@ class WhatIf:
         m = checkpoints[0].targets.spec.num_samples
         self._targets = [features.targets.rows(0, m) for features in checkpoints]
         self._outputs = np.stack([rows.output for rows in self._targets]).astype(np.float64).mean(0)
+
+    def __repr__(self) -> str:
+        return (
+            f"WhatIf: {len(self._outputs)} targets, {self.num_train} training samples, {len(self._checkpoints)} "
+            f"checkpoint{'s' * (len(self._checkpoints) != 1)}"
+        )
 
     def remove(self, samples: npt.ArrayLike) -> Removal:
         """Predict the outputs without some training samples.

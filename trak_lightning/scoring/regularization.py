@@ -15,6 +15,7 @@ from trak_lightning.scoring.seen import observed, regularization_for
 from trak_lightning.scoring.system import System
 
 DEFAULT_WEIGHTING = "residual"
+WEIGHTING_CHOICES = ("auto", *WEIGHTINGS)
 
 
 PROJECTION = 0.4
@@ -92,14 +93,27 @@ def parse(regularization: float | str) -> float | str:
     return value
 
 
+def one_of(name: str, value: str, known: Sequence[str]) -> str:
+    """Return `value`.
+
+    Raises:
+        SettingsError: it is not one of `known`.
+    """
+    if value not in known:
+        raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    return value
+
+
 def choose(
     regularization: float | str, weighting: str, checkpoints: Sequence[CheckpointFeatures]
 ) -> RegularizedSystems:
     """Choose λ of every checkpoint by the given rule, and the Gram weighting if that is ``auto``.
 
     Raises:
+        SettingsError: there is no such rule or weighting.
         DataError: ``calibrate`` without recorded subsets.
     """
+    regularization, weighting = parse(regularization), one_of("weights", weighting, WEIGHTING_CHOICES)
     chosen = DEFAULT_WEIGHTING if weighting == "auto" else weighting
     curve: dict[str, Any] = {}
     if regularization == "calibrate":

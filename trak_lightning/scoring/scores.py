@@ -162,7 +162,12 @@ class Scores:
             IndexError: there is no such target.
             TypeError: `target` is no integer.
         """
-        number, m = operator.index(target), len(self)
+        try:
+            number, m = operator.index(target), len(self)
+        except TypeError as error:
+            raise TypeError(
+                f"scores are indexed with one integer, the target, got {target!r}; np.asarray(scores)[…] takes any index"
+            ) from error
         if not -m <= number < m:
             raise IndexError(f"target {number} is out of range: {self.path} has targets 0 … {m - 1}")
         return Attribution(self, number % m)

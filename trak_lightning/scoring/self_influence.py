@@ -17,25 +17,37 @@ class SelfInfluence(NamedTuple):
     """One number per training sample, (n,), averaged over checkpoints."""
 
     self_influence: Array
-    """``q_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``: how much having a sample in training raises its own output. Large for mislabeled
-    and for rare samples."""
+    """``|q_i| φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``: how far having a sample in training moves its own output, in the direction that
+    lowers its loss. Never negative; large for mislabeled and for rare samples."""
     leverage: Array
     """``w_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``, in 0 … 1: the share of a sample's fit that comes from the sample itself."""
+    output_change: Array
+    """``q_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``: self-influence with the sign of q, positive where the output rises. It is negative
+    for a regression whose label is below the output."""
+
+    def __repr__(self) -> str:
+        largest = ", ".join(f"#{index}" for index in np.argsort(-self.self_influence, kind="stable")[:3])
+        return f"SelfInfluence of {len(self.leverage)} training samples, largest: {largest}"
 
 
 def self_influence(
     checkpoints: Sequence[CheckpointFeatures], regularization: float | str = "auto", weights: str = "auto"
 ) -> SelfInfluence:
-    """Compute self-influence and leverage of every training sample; settings as for the ``trak`` scorer."""
+    """Compute self-influence and leverage of every training sample; settings as for the ``trak`` scorer.
+
+    Self-influence is the size of a sample's effect on itself, whatever the sign of its loss weight, so that a regression's
+    labels that are too low rank as high as those that are too large.
+    """
     require_compatible(checkpoints)
     chosen = choose(regularization, weights, checkpoints)
-    influence, leverage = (np.zeros(checkpoints[0].train.spec.num_samples) for _ in range(2))
+    influence, leverage, change = (np.zeros(checkpoints[0].train.spec.num_samples) for _ in range(3))
     for system, value in zip(chosen.systems, chosen.values, strict=True):
         quadratic = system.quadratic(value)
         for rows in system.features.train.blocks():
-            influence[rows.index] += rows.loss_weight * quadratic[rows.index]
+            influence[rows.index] += np.abs(rows.loss_weight) * quadratic[rows.index]
+            change[rows.index] += rows.loss_weight * quadratic[rows.index]
             leverage[rows.index] += diagonal(rows, system.weighting) * quadratic[rows.index]
-    return SelfInfluence(influence / len(checkpoints), leverage / len(checkpoints))
+    return SelfInfluence(*(total / len(checkpoints) for total in (influence, leverage, change)))
 
 
 def held_out_probabilities(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> tuple[Array | None, bool]:

@@ -5,11 +5,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from trak_lightning.errors import SettingsError
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, Scoring, require_compatible
-from trak_lightning.scoring.gram import WEIGHTINGS, Weighting, diagonal
+from trak_lightning.scoring.gram import Weighting, diagonal
 from trak_lightning.scoring.inner_products import Average, InnerProducts, Part, loss_weight
-from trak_lightning.scoring.regularization import choose, parse, rules
+from trak_lightning.scoring.regularization import WEIGHTING_CHOICES, choose, one_of, parse, rules
 from trak_lightning.scoring.system import System
 from trak_lightning.scoring.thresholding import SoftThreshold, parse_threshold
 from trak_lightning.scoring.views import unit_norm
@@ -46,9 +45,9 @@ class Trak(Scorer):
         threshold: float | str = 0.0,
     ) -> None:
         self.regularization = parse(regularization)
-        self.weights = _one_of("weights", weights, ("auto", *WEIGHTINGS))
-        self.average = _one_of("average", average, get_args(Average))
-        self.normalize = _one_of("normalize", normalize, get_args(Normalize))
+        self.weights = one_of("weights", weights, WEIGHTING_CHOICES)
+        self.average = one_of("average", average, get_args(Average))
+        self.normalize = one_of("normalize", normalize, get_args(Normalize))
         self.threshold = parse_threshold(threshold)
 
     def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:
@@ -119,9 +118,3 @@ class Influence(Trak):
 
     def __init__(self, regularization: float | str = "auto", normalize: Normalize = "none") -> None:
         super().__init__(regularization, "gauss_newton", "scores", normalize)
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> str:
-    if value not in known:
-        raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    return value

@@ -116,6 +116,14 @@ def test_scores_are_the_derivatives_of_outputs_by_weights_of_samples(
         np.testing.assert_allclose(scores.values[:, sample], (ends[0] - ends[1]) / 2e-5, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("groups", [[[0, 1], [2]], [0.0] * TARGETS, [0, 1]])
+def test_groups_are_one_integer_label_a_target(recorded: tuple[Net, Path], groups: Any) -> None:
+    replay = Replay(recorded[0], _loader(), recorded[1])
+    assert repr(replay).endswith(f"over {N} training samples")
+    with pytest.raises(DataError, match=r"groups must be \(6,\) integers, one label a target"):
+        replay.outputs(_samples(TARGETS, 1), "image_classification", groups=groups)
+
+
 def test_the_module_is_left_as_it_was(recorded: tuple[Net, Path]) -> None:
     module, folder = recorded
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -158,6 +166,7 @@ def test_a_run_that_is_not_smooth_is_refused(recorded: tuple[Net, Path], tmp_pat
     module, folder = recorded
     replay = Replay(module, _loader(), folder)
     found = replay.smoothness(np.full((TARGETS, N), 100.0), _samples(TARGETS, 1), "image_classification")
+    assert repr(found).startswith("Smoothness(explained=-")
     with pytest.raises(DataError, match="Larger batches"):
         found.require()
 

@@ -87,6 +87,12 @@ class Replay:
         self._losses: Losses = losses or (lambda module, batch: own(batch))
         self._trajectory = Trajectory(module, self.data, self.recording, self.folder)
 
+    def __repr__(self) -> str:
+        return (
+            f"Replay({type(self.module).__name__}, folder={str(self.folder)!r}): {self.recording.num_steps} steps over "
+            f"{self.num_samples} training samples"
+        )
+
     @property
     def num_samples(self) -> int:
         return self.recording.num_samples
@@ -379,9 +385,14 @@ class _Computed(Scoring):
 
 def _members(groups: npt.ArrayLike | None, m: int) -> list[npt.NDArray[np.int64]]:
     """The positions of the targets of each group, in ascending order of the labels."""
-    labels = np.arange(m) if groups is None else np.asarray(groups)
-    if labels.shape != (m,):
-        raise DataError(f"groups must have one label for each of the {m} targets, got shape {labels.shape}")
+    try:
+        labels = np.arange(m) if groups is None else np.asarray(groups)
+    except ValueError as error:  # lists of several lengths
+        raise DataError(f"groups must be ({m},) integers, one label a target, not a list of positions") from error
+    if labels.shape != (m,) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"groups must be ({m},) integers, one label a target; got {labels.dtype} of shape {labels.shape}"
+        )
     return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
 

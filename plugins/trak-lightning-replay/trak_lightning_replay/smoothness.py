@@ -24,6 +24,13 @@ class Smoothness:
     removed: float
     """The share of the training samples that each training left out."""
 
+    def __repr__(self) -> str:
+        trainings, m = self.actual.shape
+        return (
+            f"Smoothness(explained={self.explained:.3f}): {m} outputs, {trainings} "
+            f"trainings without {self.removed:.1%} of the samples"
+        )
+
     @property
     def explained(self) -> float:
         """1 − Σ(predicted − actual)² / Σ actual²: 1 for a perfect prediction, 0 for one that is no better than 'nothing
