@@ -429,7 +429,10 @@ class TRAK:
 
     def _require_job(self) -> FeaturizeJob:
         if self._job is None:
-            raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
+            raise IncompleteRunError(
+                "no training data yet: call featurize(train_dataset, checkpoints=…) first. What is stored in the run directory is "
+                "verified and not computed again. Scores that are stored can be read without: Scores(run_dir / 'scores/NAME.h5')"
+            )
         return self._job
 
     def job(self, splits: Mapping[str, AttributionData], *, train: str, **options: Any) -> FeaturizeJob:

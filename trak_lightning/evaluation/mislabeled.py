@@ -106,7 +106,7 @@ def mislabeled(suspicion: dict[str, Array], positions: Array) -> Result:
         "Training examples are inspected in the order of each measure, most suspicious first. AUC is the probability that a "
         "mislabeled example comes before a correct one; precision at k is the share of mislabeled ones among the first k. The curve "
         "shows the share of all mislabeled examples found after inspecting part of the training set.",
-        f"AUC {rows[0][1]} by self-influence, precision {rows[0][-1]} at {len(positions)}",
+        f"AUC {rows[0][1]} by self-influence, precision {rows[0][2 + at.index(len(positions))]} at {len(positions)}",
         ("by", "AUC", *(f"precision at {k}" for k in at)),
         tuple(rows),
         values,
