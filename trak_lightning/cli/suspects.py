@@ -70,7 +70,7 @@ def _print(found: Suspects, count: int) -> None:
     from rich.table import Table
 
     table, shown = Table(box=None), found.first(count)
-    columns = {
+    columns: dict[str, list[str | None]] = {
         "index": [str(each.index) for each in shown],
         "label": [each.label for each in shown],
         "models say": [each.says for each in shown],
