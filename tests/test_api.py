@@ -23,7 +23,9 @@ from trak_lightning.errors import (
     StorageError,
     TrainModeError,
 )
+from trak_lightning.report import write_report
 from trak_lightning.scoring import regularization
+from trak_lightning.scoring.scores import open_scores
 from trak_lightning.stores.memory import MemoryStore
 from trak_lightning.tasks.margin import margin
 
@@ -97,10 +99,10 @@ def test_scores_by_a_rule_that_was_changed_are_computed_again(
     trak.featurize(train_set, checkpoints)
     before = trak.score(test_set).path.stat().st_mtime_ns
     assert trak.score(test_set).path.stat().st_mtime_ns == before
-    monkeypatch.setattr(regularization, "automatic", lambda n, k, M: 1 / 7)
+    monkeypatch.setattr(regularization, "PROJECTION", 1000.0)
     after = trak.score(test_set)
     assert after.path.stat().st_mtime_ns != before
-    assert after.settings["scoring"]["rule"] == "auto: trace/7"
+    assert after.settings["scoring"]["rule"] == "auto: trace/0"
 
 
 def test_what_is_there_is_not_computed_again(model, train_set, test_set, checkpoints, tmp_path):
@@ -167,7 +169,7 @@ def test_dropout_that_ignores_eval_mode_is_refused(train_set, tmp_path):
             return super().forward(nn.functional.dropout(x, 0.5))
 
     with pytest.raises(
-        SampleDependenceError, match=r"differs by .*Draw them in the dataset.*docs/recipes.md.*F.dropout"
+        SampleDependenceError, match=r"differs by .*draw them in the dataset.*docs/recipes.md.*F.dropout"
     ):
         attribute(AlwaysDrops(6, 3).eval(), tmp_path, extractor="iterative").featurize(train_set)
 
@@ -300,3 +302,21 @@ def test_a_task_of_ones_own_needs_one_method(train_set, tmp_path):
     trak = TRAK(nn.Linear(6, 3).eval(), task=FirstLogit(), run_dir=tmp_path, projector="identity")
     trak.featurize(train_set)
     np.testing.assert_allclose(rows(trak)[0][:, :6], train_set.tensors[0].numpy(), rtol=1e-6)
+
+
+def test_without_a_name_the_scores_of_the_targets_named_test_are_opened(
+    model, train_set, test_set, checkpoints, tmp_path
+):
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set, checkpoints)
+    for name in ("other", "test"):
+        trak.score(test_set, name=name)
+    assert open_scores(trak.run).path.stem == "test"
+
+
+def test_a_page_about_groups_of_targets_is_refused(model, train_set, test_set, checkpoints, tmp_path):
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set, checkpoints)
+    trak.score(test_set, name="test", groups=np.arange(len(test_set)) % 2)
+    with pytest.raises(DataError, match="scores of 2 groups of 9 targets"):
+        write_report(tmp_path, train_set, test_set, name="test-mean", target_split="test", store=trak.store)

@@ -330,8 +330,8 @@ class TRAK:
         them; see `trak_lightning.decisions.suspects.find_suspects`.
 
         >>> suspects = trak.suspects(fdr=0.1)
-        >>> suspects.indices  # positions to drop or review, most suspicious first
-        >>> suspects[0].why
+        >>> suspects.indices  # positions to drop or review, most suspicious first; empty for a task without classes
+        >>> suspects.first(10)[0].why  # whether before the cut or not
 
         Args:
             fdr: the largest expected share of false alarms among the samples that are returned.
@@ -359,7 +359,7 @@ class TRAK:
         """Return what answers how the outputs of scored targets would change if a set of training samples had not been there;
         see `trak_lightning.decisions.what_if.WhatIf`.
 
-        >>> removal = trak.what_if("test").remove(trak.suspects().indices)
+        >>> removal = trak.what_if("test").remove([3, 17])  # or trak.suspects().indices, if there are any
         >>> removal.change, removal.trust  # (m,), and whether the set is too large to be trusted
 
         Args:
@@ -429,7 +429,10 @@ class TRAK:
 
     def _require_job(self) -> FeaturizeJob:
         if self._job is None:
-            raise IncompleteRunError("no checkpoints yet: call featurize(train_dataset, checkpoints=…) first")
+            raise IncompleteRunError(
+                "no training data yet: call featurize(train_dataset, checkpoints=…) first. What is stored in the run directory is "
+                "verified and not computed again. Scores that are stored can be read without: Scores(run_dir / 'scores/NAME.h5')"
+            )
         return self._job
 
     def job(self, splits: Mapping[str, AttributionData], *, train: str, **options: Any) -> FeaturizeJob:

@@ -181,7 +181,7 @@ def unknown(what: str, name: str, known: list[str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1)
     return (
         f"no {what} named {name!r} is installed"
-        + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+        + (f"; did you mean {nearest[0]!r}?" if nearest else ".")
         + f" Installed: {', '.join(known) or 'none'}."
     )
 

@@ -171,7 +171,7 @@ MISTAKES = {
     "scores are asked for before features": (
         lambda path: attribute().score(samples()),
         errors.IncompleteRunError,
-        r"no checkpoints yet: call featurize\(train_dataset, checkpoints=…\) first",
+        r"no training data yet: call featurize\(train_dataset, checkpoints=…\) first",
     ),
     "training has diverged": (
         lambda path: attribute().featurize(

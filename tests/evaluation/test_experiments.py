@@ -11,11 +11,14 @@ from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.evaluation.lds import bootstrap_both, noise_ceiling, spearman
 from trak_lightning.evaluation.leave_one_out import leave_one_out
 from trak_lightning.evaluation.mislabeled import auc, mislabeled, read_positions
-from trak_lightning.evaluation.removal import brittleness, choose_correct, counterfactual, rankings
+from trak_lightning.evaluation.removal import brittleness, choose_targets, counterfactual, rankings
 from trak_lightning.evaluation.result import read_result
 from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.retraining.outputs import Retrained, missing
 from trak_lightning.retraining.subsets import SubsetPlan
+from trak_lightning.tasks.classification import ImageClassification
+from trak_lightning.tasks.language import CausalLM
+from trak_lightning.tasks.regression import Regression
 
 N, M = 60, 4
 
@@ -75,9 +78,18 @@ def test_brittleness_is_the_fewest_removals_that_turn_the_sum_negative(effects, 
 
 
 def test_targets_that_the_models_get_wrong_are_not_asked_about():
-    assert choose_correct(np.array([-1.0, 2.0, -0.1, 3.0, 0.5]), 2).tolist() == [1, 4]
+    meaning = ImageClassification().meaning
+    assert choose_targets("brittleness", np.array([-1.0, 2.0, -0.1, 3.0, 0.5]), meaning, 2).tolist() == [1, 4]
     with pytest.raises(DataError, match="the label of none of 1 targets"):
-        choose_correct(np.array([-1.0]), 5)
+        choose_targets("brittleness", np.array([-1.0]), meaning, 5)
+
+
+@pytest.mark.parametrize("task", [Regression(), CausalLM()])
+def test_outputs_without_a_right_and_a_wrong_side_can_fall_but_not_flip(task):
+    outputs = np.array([-3.0, -2.0, -1.0])
+    assert choose_targets("counterfactual", outputs, task.meaning, 2).tolist() == [0, 2]
+    with pytest.raises(DataError, match=f"that of this run is the {task.meaning.output}. Use counterfactual"):
+        choose_targets("brittleness", outputs, task.meaning, 2)
 
 
 def test_leave_one_out_is_the_correlation_with_measured_effects(effects, retrained):

@@ -147,7 +147,10 @@ def _importable(path: str) -> str:
 
 
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    nearest = difflib.get_close_matches(name, sorted(known), n=1)
+    settings = sorted(each for each in known if not each.endswith(".help"))
+    nearest = difflib.get_close_matches(name, settings, n=1) or difflib.get_close_matches(
+        name.partition(".")[0], settings, n=1
+    )
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
 
 

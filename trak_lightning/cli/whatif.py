@@ -130,8 +130,8 @@ def _print(removal: Removal, count: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Outputs f of the targets without the samples", title_justify="left")
-    for heading in ("loses: target", "f", "change", "gains: target", "f", "change"):
+    table = Table(title="Outputs f of the targets, by number, without the samples", title_justify="left")
+    for heading in ("loses", "f", "change", "gains", "f", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
     order = removal.order()
     for low, high in zip(order[:count], order[::-1][:count], strict=True):
@@ -140,7 +140,7 @@ def _print(removal: Removal, count: int) -> None:
 
 
 def _entry(removal: Removal, target: int) -> tuple[str, str, str]:
-    change = f"{removal.change[target]:+.3g}"
+    change = f"{removal.change[target]:+.2g}"
     if np.isfinite(removal.spread[target]):
-        change += f" ± {removal.spread[target]:.2g}"
+        change += f" ±{removal.spread[target]:.1g}"
     return str(target), f"{removal.outputs[target]:.3g}", change

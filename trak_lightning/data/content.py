@@ -85,7 +85,7 @@ def _feed_tensor(digest: xxh3_64, value: Tensor) -> None:
         value = value.to_dense()
     digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
     if value.is_cpu and value.is_contiguous() and value.dtype in _NUMPY and not (value.is_conj() or value.is_neg()):
-        digest.update(value.detach().numpy())  # the same bytes, in a third of the time
+        digest.update(value.detach().numpy().data)  # the same bytes, in a third of the time
     else:
         digest.update(raw_bytes(value))
 

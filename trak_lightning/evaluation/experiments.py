@@ -21,7 +21,7 @@ from trak_lightning.evaluation.lds_run import (
 )
 from trak_lightning.evaluation.leave_one_out import choose_samples, leave_one_out
 from trak_lightning.evaluation.mislabeled import mislabeled, read_positions, suspicions
-from trak_lightning.evaluation.removal import brittleness, choose_correct, counterfactual, rankings
+from trak_lightning.evaluation.removal import brittleness, choose_targets, counterfactual, rankings
 from trak_lightning.evaluation.result import Result, read_result
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.evaluation.settings import EvaluationSettings
@@ -147,7 +147,7 @@ def _fixed_seed(scored: ScoredRun, settings: EvaluationSettings, retrain: Retrai
 
 
 def _removal(kind: str, scored: ScoredRun, count: int, retrained: Retrained, models: Models) -> Experiment:
-    targets = choose_correct(scored.outputs, count)
+    targets = choose_targets(kind, scored.outputs, scored.run.read().meaning, count)
 
     def compute() -> Result:
         ordered = rankings(np.asarray(scored.scores[targets]), scored.gradient_similarity(targets), scored.seed)

@@ -12,6 +12,7 @@ from trak_lightning.evaluation.figures import Curves, Series
 from trak_lightning.evaluation.lds import bootstrap_mean
 from trak_lightning.evaluation.result import Result
 from trak_lightning.retraining.outputs import Retrained
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, evenly
 from trak_lightning.seeds import derive_seed
 
@@ -25,12 +26,22 @@ Rankings = Mapping[str, Array]
 """Name → (t, n): for each target the training samples in the order of removal."""
 
 
-def choose_correct(outputs: Array, count: int) -> Array:
-    """Choose at most `count` targets that the models get right (mean output f > 0), spread evenly; returns their positions.
+def choose_targets(kind: str, outputs: Array, meaning: Meaning, count: int) -> Array:
+    """Choose at most `count` targets, spread evenly; returns their positions.
+
+    Where f > 0 says that the models get a target right, those are chosen that they do. Other outputs (numbers, sums of log-odds,
+    losses) can fall, but no prediction flips at 0.
 
     Raises:
-        DataError: the models get no target right.
+        DataError: the models get no target right, or the evaluation is not defined for this output.
     """
+    if meaning != Meaning() and meaning.probability != "output":
+        if kind == "brittleness":
+            raise DataError(
+                f"brittleness needs an output that is negative where the model is wrong, such as the log-odds of a label; that of this "
+                f"run is the {meaning.output}. Use counterfactual."
+            )
+        return evenly(len(outputs), count)
     right = np.flatnonzero(outputs > 0)
     if not len(right):
         raise DataError(

@@ -12,6 +12,7 @@ from trak_lightning.report.contents import Finding, Panel
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.system import System
+from trak_lightning.scoring.trust import in_words
 
 
 def read_results(run: RunDirectory) -> tuple[list[tuple[str, Result]], list[str]]:
@@ -43,10 +44,11 @@ def trusted(results: Sequence[tuple[str, Result]], predicted: Mapping[str, Any] 
     if measured is None:
         return Finding("Trust", "in the scores has not been measured yet: trak evaluate does, by retraining.", "trust")
     lds, low, high = (next(iter(measured["scores"].values()))[key] for key in ("lds", "low", "high"))
-    if not low > 0:
-        words = "not distinguishable from chance"
-    else:
-        words = "weak" if lds < 0.15 else "moderate" if lds < 0.35 else "good"
+    if np.isnan(lds):
+        return Finding(
+            "Trust", f"cannot be measured with {measured['num_models']} retrained models: evaluate with more.", "trust"
+        )
+    words = in_words(lds) if low > 0 else "not distinguishable from chance"
     return Finding(
         f"{lds:.2f}",
         f"is the rank correlation (at best 1) of what the scores predict with {measured['num_models']} retrained models: {words} "

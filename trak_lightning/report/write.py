@@ -10,7 +10,7 @@ from torch import nn
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.suspects import find_suspects
-from trak_lightning.errors import CheckpointError
+from trak_lightning.errors import CheckpointError, DataError
 from trak_lightning.model.checkpoints import Checkpoint, read_checkpoints
 from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.contents import Fact
@@ -84,6 +84,10 @@ def write_report(
     store = store or open_store(run)
     scores = open_scores(run, name)
     features = load_features(run, store, targets=target_split or scores.path.stem, train=train_split)
+    if len(scores) != (m := features[0].targets.spec.num_samples):
+        raise DataError(
+            f"{scores.path} has scores of {len(scores)} groups of {m} targets, and a page shows single targets. Name another score file."
+        )
     train, chosen = AttributionData.of(train_data), AttributionData.of(target_data)
     shown = [
         samples_of(data, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer)

@@ -297,8 +297,12 @@ class Scores:
         return f"{m} targets × {n} training samples{kept}" + (f", λ: {chosen}" if chosen else "")
 
 
+DEFAULT = "test"
+"""The name of the targets that commands score if none is given."""
+
+
 def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
-    """Open a score file of a run; without a name, the only one.
+    """Open a score file of a run; without a name, the only one, or that of `DEFAULT` targets.
 
     Raises:
         IncompleteRunError: there is no score file.
@@ -307,11 +311,11 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
     found = sorted(path.stem for path in (run.path / "scores").glob("*.h5"))
     if not found:
         raise IncompleteRunError(f"there are no scores in {run.path / 'scores'}. Run trak score first.")
-    if name is None and len(found) > 1:
+    if name is None and len(found) > 1 and DEFAULT not in found:
         raise DataError(f"{run.path} has several score files, {', '.join(found)}: choose one with --name")
     if name is not None and name not in found:
         raise DataError(f"{run.path} has no scores named {name!r}; it has {', '.join(found)}")
-    return Scores(run.scores(name or found[0]))
+    return Scores(run.scores(name or (DEFAULT if DEFAULT in found else found[0])))
 
 
 def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, top: int | None = None) -> Scores:

@@ -24,6 +24,11 @@ MORE = 3
 WORDS = ((0.05, "very weak"), (0.15, "weak"), (0.3, "moderate"), (0.5, "good"), (1.0, "very good"))
 
 
+def in_words(lds: float) -> str:
+    """Call a linear datamodeling score weak, moderate or good."""
+    return next(word for limit, word in WORDS if lds <= limit)
+
+
 @dataclass(frozen=True)
 class Trust:
     """The linear datamodeling score that retraining would give, as predicted from the checkpoints of the run."""
@@ -38,9 +43,8 @@ class Trust:
 
     @property
     def sentence(self) -> str:
-        word = next(word for limit, word in WORDS if self.lds <= limit)
         return (
-            f"{word}: sums of scores would predict retrained models with a rank correlation (LDS) of about {self.lds:.2f} "
+            f"{in_words(self.lds)}: sums of scores would predict retrained models with a rank correlation (LDS) of about {self.lds:.2f} "
             f"[{self.low:.2f}, {self.high:.2f}]; {MORE} more checkpoints would bring about {max(self.gain, 0):.2f}"
         )
 
@@ -122,5 +126,6 @@ def _correlation(predicted: Array, observed: Array) -> float:
     norm = np.sqrt((centered[0] ** 2).sum(0) * (centered[1] ** 2).sum(0))
     known = norm > 0
     found = (centered[0] * centered[1]).sum(0)[known] / norm[known]
-    unbiased = found * hyp2f1(0.5, 0.5, (len(predicted) - 2) / 2, 1 - found**2)
+    # Over few models the correction is large, and infinite over two: no correlation is beyond ±1.
+    unbiased = np.clip(found * hyp2f1(0.5, 0.5, (len(predicted) - 2) / 2, 1 - found**2), -1, 1)
     return float(unbiased.mean()) if known.any() else 0.0
