@@ -134,6 +134,7 @@ def _target(sources: Sources, outcome: Outcome, position: int) -> Target:
     if meaning.number:
         near, away = "towards the label", "away from the label"
         raises, lowers = (near, away) if residual > 0 else (away, near)
+    helpful, harmful = sources.scores.sides(k, position)
     return Target(
         index=position,
         shown=shown,
@@ -143,8 +144,8 @@ def _target(sources: Sources, outcome: Outcome, position: int) -> Target:
         correct=outcome.correct(position),
         raises=raises,
         lowers=lowers,
-        helpful=_examples(sources, sources.scores.top(k, target=position)),
-        harmful=_examples(sources, sources.scores.bottom(k, target=position)),
+        helpful=_examples(sources, helpful),
+        harmful=_examples(sources, harmful),
     )
 
 
