@@ -420,11 +420,12 @@ class TRAK:
 
     def __repr__(self) -> str:
         spec, parameters = self.spec, sum(each.numel() for each in self.model.parameters())
+        count = len(self.run.read().checkpoints)
         splits = ", ".join(sorted({split for split, _ in self.store.list()})) or "none yet"
         return (
             f"TRAK({type(self.model).__name__} of {parameters:,} parameters, {type(spec.task).__name__}, "
             f"{type(spec.projector).__name__} to k = {spec.dim:,}, run_dir={str(self.run.path)!r}; "
-            f"{len(self.run.read().checkpoints)} checkpoints, features: {splits})"
+            f"{count} checkpoint{'s' * (count != 1)}, features: {splits})"
         )
 
     def _require_job(self) -> FeaturizeJob:

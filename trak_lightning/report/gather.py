@@ -166,10 +166,12 @@ def _duplicated(groups: Sequence[duplicates.Group]) -> list[Finding]:
     leaked = sum(bool(group.targets) for group in groups)
     conflicting = sum(group.conflicting for group in groups)
     found = []
-    if leaked:
-        found.append(Finding(f"{leaked:,}", "samples are in the training set and among the targets.", "duplicates"))
-    if conflicting:
-        found.append(Finding(f"{conflicting:,}", "samples are there twice, with different labels.", "duplicates"))
+    for count, what in (
+        (leaked, "in the training set and among the targets."),
+        (conflicting, "there twice, with different labels."),
+    ):
+        if count:
+            found.append(Finding(f"{count:,}", f"{'sample is' if count == 1 else 'samples are'} {what}", "duplicates"))
     return found
 
 

@@ -186,7 +186,8 @@ class Scores:
 
     def to_frame(self, k: int = 10) -> Any:
         """Return up to k helpful (positive score) and k harmful (negative) training samples of every target, most so first, as a
-        pandas DataFrame, one row each: target, side, rank, train, score, spread, and labels if the data is at hand.
+        pandas DataFrame, one row each: target, side, rank, train, score, spread, and labels if the data is at hand. Where outputs
+        predict numbers, the sides are ``raises`` and ``lowers``.
 
         Raises:
             DataError: pandas is not installed.
@@ -197,7 +198,8 @@ class Scores:
             raise DataError(f"to_frame needs pandas ({error}): pip install pandas") from error
         m, k = self.shape[0], min(k, self.shape[1])
         frames = []
-        for side, ranking in (("helpful", self.top(k)), ("harmful", self.bottom(k))):
+        sides = ("raises", "lowers") if self.meaning.number else ("helpful", "harmful")
+        for side, ranking in zip(sides, (self.top(k), self.bottom(k)), strict=True):
             spread = np.full((m, k), np.nan) if ranking.spread is None else ranking.spread
             columns = {
                 "target": np.repeat(np.arange(m), k),
@@ -209,7 +211,7 @@ class Scores:
             }
             frames.append(pd.DataFrame(columns))
         found = pd.concat(frames)
-        frame = found[found.score.where(found.side == "helpful", -found.score) > 0].sort_values(
+        frame = found[found.score.where(found.side == sides[0], -found.score) > 0].sort_values(
             ["target", "side", "rank"], ascending=[True, False, True], ignore_index=True
         )
         if self.samples is not None:
