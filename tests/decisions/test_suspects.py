@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
+from trak_lightning.cli.suspects import write
 from trak_lightning.decisions.label_noise import fit_label_noise
 from trak_lightning.errors import CheckpointError, DataError, IncompleteRunError, SettingsError
 
@@ -136,8 +137,11 @@ def test_a_task_without_classes_is_ranked_by_the_error_and_not_cut(noisy, tmp_pa
     assert (suspects.ranking[0], len(suspects), suspects.expected) == (7, 0, None)
     assert "no cut: the task has no classes" in suspects.describe()
     assert f"#7 labeled {values[7]:.6g}: error of " in repr(suspects)
-    suspects.to_csv(tmp_path / "ranking.csv")
-    with (tmp_path / "ranking.csv").open() as file:
+    (tmp_path / "suspects").mkdir()
+    (tmp_path / "suspects" / "indices.npy").touch()  # of a version that wrote it without a cut
+    write(suspects, tmp_path / "suspects")
+    assert not (tmp_path / "suspects" / "indices.npy").exists()
+    with (tmp_path / "suspects" / "suspects.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["index", "label", "error", "why"]
     assert [int(row["index"]) for row in rows] == suspects.ranking.tolist()

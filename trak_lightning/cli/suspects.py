@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +48,18 @@ def main(argv: Sequence[str]) -> int:
 
     found = Job("suspects", [str(run.path)]).suspects(options.fdr)
     folder = run.path / "suspects"
+    write(found, folder)
+    if options.json:
+        print_json({"path": folder, **found.to_json(max(options.k, len(found)))})
+    else:
+        _print(found, options.k)
+        where = short(folder) if found.has_cut else f"{short(folder)} holds the whole ranking, and no indices.npy"
+        summary("suspects", f"{found.describe()}; {where}", len(found.ranking), "samples", started)
+    return 0
+
+
+def write(found: Suspects, folder: Path) -> None:
+    """Write the table, the same as JSON and, if there is a cut, the positions before it."""
     found.to_csv(folder / "suspects.csv")
     with atomic_write(folder / "suspects.json") as part:
         part.write_text(json.dumps(found.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
@@ -56,13 +69,6 @@ def main(argv: Sequence[str]) -> int:
             np.save(file, found.indices)
     else:
         indices.unlink(missing_ok=True)
-    if options.json:
-        print_json({"path": folder, **found.to_json(max(options.k, len(found)))})
-    else:
-        _print(found, options.k)
-        where = short(folder) if found.has_cut else f"{short(folder)} holds the whole ranking, and no indices.npy"
-        summary("suspects", f"{found.describe()}; {where}", len(found.ranking), "samples", started)
-    return 0
 
 
 def _print(found: Suspects, count: int) -> None:
