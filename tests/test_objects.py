@@ -43,6 +43,12 @@ def test_trak_says_what_it_is(trak, scores):
     assert repr(trak).endswith("2 checkpoints, features: test, train)")
 
 
+def test_one_checkpoint_is_not_called_checkpoints(tmp_path):
+    trak = TRAK(nn.Linear(3, 1).eval(), task="regression", run_dir=tmp_path, projector="identity")
+    trak.featurize(TensorDataset(torch.rand(8, 3), torch.rand(8)))
+    assert repr(trak).endswith("; 1 checkpoint, features: train)")
+
+
 def test_scores_are_a_matrix_and_a_sequence_of_targets(scores):
     assert repr(scores).startswith(f"Scores({str(scores.path)!r}): 6 targets × 20 training samples")
     matrix = np.asarray(scores)
@@ -101,6 +107,16 @@ def test_scores_become_a_table(scores):
     np.testing.assert_array_equal(first.score, np.sort(matrix[4])[::-1][:3])
     np.testing.assert_array_equal(matrix[4, first.train], first.score)
     assert set(frame.train_label) == set(Named.classes)
+
+
+def test_the_table_of_predicted_numbers_says_raises_and_lowers(tmp_path):
+    pytest.importorskip("pandas")
+    trak = TRAK(nn.Linear(3, 1).eval(), task="regression", run_dir=tmp_path, projector="identity")
+    data = TensorDataset(torch.rand(8, 3), torch.rand(8))
+    trak.featurize(data)
+    frame = trak.score(data).to_frame(k=8)
+    assert set(frame.side) == {"raises", "lowers"}
+    assert ((frame.score > 0) == (frame.side == "raises")).all()
 
 
 def test_scores_are_drawn_next_to_their_targets(scores):

@@ -330,8 +330,8 @@ class TRAK:
         them; see `trak_lightning.decisions.suspects.find_suspects`.
 
         >>> suspects = trak.suspects(fdr=0.1)
-        >>> suspects.indices  # positions to drop or review, most suspicious first
-        >>> suspects[0].why
+        >>> suspects.indices  # positions to drop or review, most suspicious first; empty for a task without classes
+        >>> suspects.first(10)[0].why  # whether before the cut or not
 
         Args:
             fdr: the largest expected share of false alarms among the samples that are returned.
@@ -359,7 +359,7 @@ class TRAK:
         """Return what answers how the outputs of scored targets would change if a set of training samples had not been there;
         see `trak_lightning.decisions.what_if.WhatIf`.
 
-        >>> removal = trak.what_if("test").remove(trak.suspects().indices)
+        >>> removal = trak.what_if("test").remove([3, 17])  # or trak.suspects().indices, if there are any
         >>> removal.change, removal.trust  # (m,), and whether the set is too large to be trusted
 
         Args:
@@ -420,11 +420,12 @@ class TRAK:
 
     def __repr__(self) -> str:
         spec, parameters = self.spec, sum(each.numel() for each in self.model.parameters())
+        count = len(self.run.read().checkpoints)
         splits = ", ".join(sorted({split for split, _ in self.store.list()})) or "none yet"
         return (
             f"TRAK({type(self.model).__name__} of {parameters:,} parameters, {type(spec.task).__name__}, "
             f"{type(spec.projector).__name__} to k = {spec.dim:,}, run_dir={str(self.run.path)!r}; "
-            f"{len(self.run.read().checkpoints)} checkpoints, features: {splits})"
+            f"{count} checkpoint{'s' * (count != 1)}, features: {splits})"
         )
 
     def _require_job(self) -> FeaturizeJob:

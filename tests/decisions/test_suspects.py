@@ -1,5 +1,7 @@
 """Labels that are likely wrong: planted errors are found, and as many of the alarms are false as was said."""
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +135,25 @@ def test_a_task_without_classes_is_ranked_by_the_error_and_not_cut(noisy, tmp_pa
     suspects = trak.suspects()
     assert (suspects.ranking[0], len(suspects), suspects.expected) == (7, 0, None)
     assert "no cut: the task has no classes" in suspects.describe()
+    assert f"#7 labeled {values[7]:.6g}: error of " in repr(suspects)
+    suspects.to_csv(tmp_path / "ranking.csv")
+    with (tmp_path / "ranking.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["index", "label", "error", "why"]
+    assert [int(row["index"]) for row in rows] == suspects.ranking.tolist()
+    assert float(rows[0]["error"]) == pytest.approx(float((values[7] - trak.model(points[7])).detach().abs()), rel=1e-5)
+    assert [each["index"] for each in suspects.to_json()["suspects"]] == suspects.ranking.tolist()
+    assert suspects.to_json()["indices"] is None
+    with pytest.raises(IndexError, match=r"0 samples are before the cut; see first\(k\)"):
+        suspects[0]
+
+
+def test_a_loss_has_no_label_to_show(noisy, tmp_path):
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    suspects = featurized(noisy, tmp_path, None, task={"name": "loss", "function": loss}).suspects()
+    assert "label" not in repr(suspects).replace(suspects.describe(), "")
 
 
 @pytest.mark.parametrize("fdr", [0.0, 1.0, float("nan")])

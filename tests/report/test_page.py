@@ -16,6 +16,7 @@ from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.evaluation.figures import Bar, Curves, Intervals, Series
 from trak_lightning.evaluation.result import Result
 from trak_lightning.report import write_report
+from trak_lightning.scoring.ranking import signed
 from trak_lightning.scoring.scores import Scores
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -71,8 +72,21 @@ def test_targets_have_the_examples_and_scores_of_the_score_file(make):
     for target in (3, 7):
         section = re.split(r"Target #\d+", text)[(3, 7).index(target) + 1]
         found = [int(number) for number in re.findall(r"#(\d+): the targets", section)][:20]
-        ranking = [*scores.top(10, target=target).indices, *scores.bottom(10, target=target).indices]
-        assert found == [int(index) for index in ranking]
+        helpful, harmful = scores.sides(10, target)
+        assert found == [*helpful.indices, *harmful.indices]
+
+
+def test_a_side_without_scores_of_its_sign_says_none(make, monkeypatch):
+    sides = Scores.sides
+
+    def without_harmful(scores, k, target):
+        helpful, harmful = sides(scores, k, target)
+        return helpful, signed(harmful, "top")
+
+    monkeypatch.setattr(Scores, "sides", without_harmful)
+    page = Page(make("image"))
+    assert len(re.findall(r"▼[^#]*\snone\s", page.text)) == 6
+    assert {each["data-harmful"] for each in page.all("article") if "data-harmful" in each} == {"0"}
 
 
 def test_it_opens_with_findings_and_ends_with_settings(make):

@@ -57,6 +57,18 @@ def test_top_and_bottom_are_a_stable_sort(k, scores, values):
     np.testing.assert_array_equal(one.indices, scores.top(k).indices[3])
 
 
+def test_helpful_samples_have_positive_and_harmful_ones_negative_scores(tmp_path, capsys):
+    given = np.array([[3, -1, 2, 0], [1, 2, 3, 4]], np.float32)
+    scores = write_scores(tmp_path / "signs.h5", Given(given), {})
+    helpful, harmful = scores.sides(3, 0)
+    assert (helpful.indices.tolist(), harmful.indices.tolist()) == ([0, 2], [1])
+    assert scores.bottom(3, target=0).indices.tolist() == [1, 3, 2]
+    scores[1].show(3)
+    assert "none" in capsys.readouterr().out
+    assert repr(scores[1]).endswith("… none")
+    assert "<td>none</td>" in scores[1]._repr_html_()
+
+
 def test_out_of_range_requests_are_refused(scores):
     with pytest.raises(DataError, match="k must lie in 1 … 250"):
         scores.top(251)

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import BatchEncoding
 
 from trak_lightning import Task, registry
+from trak_lightning.errors import SettingsError
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.classification import ImageClassification
 from trak_lightning.testing import TaskConformance
@@ -145,6 +146,34 @@ class RegressionConformance(TaskConformance):
 
     def batch(self, size):
         return torch.randn(size, 3), torch.randn(size)
+
+
+class Poisson(SquaredError):
+    """Right: f is the log of the rate; a loss of another form, whose `meaning` is its own."""
+
+    loss_function = "logistic"
+    meaning = Meaning("log of the rate", "raise the rate", "lower the rate")
+
+    def loss_weight(self, model, batch, output):
+        return batch[1] - output.exp()
+
+    def curvature(self, model, batch, output):
+        return output.exp()
+
+
+class TestPoisson(RegressionConformance):
+    task = Poisson
+
+    def loss(self, task, model, batch, output):
+        return output.exp() - batch[1] * output
+
+
+def test_a_loss_function_that_is_not_known_is_refused_by_name():
+    class Unknown(Poisson):
+        loss_function = "poisson"
+
+    with pytest.raises(SettingsError, match="must be one of logistic, squared, linear, got 'poisson'.*override"):
+        _ = Unknown().state
 
 
 class TestSquaredError(RegressionConformance):

@@ -108,7 +108,8 @@ def time(subject: Subject) -> Iterator[Finding]:
     total = subject.checkpoints * (batches * seconds / subject.processes + trial.fit_seconds) + first
     yield Finding(
         "time",
-        f"{_duration(seconds)} per batch of {spec.batch_size} × {batches:,} batches × {subject.checkpoints} checkpoints"
+        f"{_duration(seconds)} per batch of {spec.batch_size} × {batches:,} batches × {subject.checkpoints} "
+        f"checkpoint{'s' * (subject.checkpoints != 1)}"
         + (f" ÷ {subject.processes} processes" if subject.processes > 1 else "")
         + f" = {_duration(total)} for {spec.split!r}; training, scoring and retraining are not estimated",
     )

@@ -85,7 +85,7 @@ class Job:
         if self.settings.checkpoints is not None:
             named = self._named()
             if self.speaks:
-                summary("train", f"nothing to train: {len(named)} checkpoints are named")
+                summary("train", f"nothing to train: {len(named)} named checkpoint{'s' * (len(named) != 1)}")
             return named
         started = time.perf_counter()
         ensemble = self.settings.ensemble
@@ -94,7 +94,13 @@ class Job:
         self.keep_configuration(atomic_create)  # until the features have been found to be made with the same
         paths, trained = train_ensemble(self._fresh, self.datamodule, plan, ensemble.size, self.run.checkpoints)
         if self.speaks:
-            summary("train", f"{len(paths)} checkpoints in {short(self.run.checkpoints)}", trained, "trained", started)
+            summary(
+                "train",
+                f"{len(paths)} checkpoint{'s' * (len(paths) != 1)} in {short(self.run.checkpoints)}",
+                trained,
+                "trained",
+                started,
+            )
         return [str(path) for path in paths]
 
     def featurize(self, checkpoints: list[str]) -> None:

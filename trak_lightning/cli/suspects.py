@@ -17,13 +17,14 @@ from trak_lightning.run.directory import RunDirectory
 
 
 def main(argv: Sequence[str]) -> int:
-    """Rank the training samples, print the first, and store those before the cut."""
+    """Rank the training samples, print the first, and store those before the cut, or all if there is none."""
     started = time.perf_counter()
     parser = command_parser(
         "suspects",
         "RUN_DIR [options]",
         "Training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on them. "
-        "Writes RUN_DIR/suspects/suspects.csv, suspects.json and indices.npy.",
+        "Writes RUN_DIR/suspects/suspects.csv, suspects.json and indices.npy. A task without classes is ranked by its error, "
+        "without a cut: the table holds the whole ranking, and there is no indices.npy.",
     )
     parser.add_argument("--run_dir", type=str, required=True, help="a featurized run directory; also by position")
     parser.add_argument(
@@ -49,13 +50,18 @@ def main(argv: Sequence[str]) -> int:
     found.to_csv(folder / "suspects.csv")
     with atomic_write(folder / "suspects.json") as part:
         part.write_text(json.dumps(found.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
-    with atomic_write(folder / "indices.npy") as part, part.open("wb") as file:
-        np.save(file, found.indices)
+    indices = folder / "indices.npy"
+    if found.has_cut:
+        with atomic_write(indices) as part, part.open("wb") as file:
+            np.save(file, found.indices)
+    else:
+        indices.unlink(missing_ok=True)
     if options.json:
         print_json({"path": folder, **found.to_json(max(options.k, len(found)))})
     else:
         _print(found, options.k)
-        summary("suspects", f"{found.describe()}; {short(folder)}", len(found.ranking), "samples", started)
+        where = short(folder) if found.has_cut else f"{short(folder)} holds the whole ranking, and no indices.npy"
+        summary("suspects", f"{found.describe()}; {where}", len(found.ranking), "samples", started)
     return 0
 
 
@@ -63,13 +69,20 @@ def _print(found: Suspects, count: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None)
-    for heading in ("index", "label", "models say", "wrong", "why"):
+    table, shown = Table(box=None), found.first(count)
+    columns: dict[str, list[str | None]] = {
+        "index": [str(each.index) for each in shown],
+        "label": [each.label for each in shown],
+        "models say": [each.says for each in shown],
+        "wrong": [None if each.wrong is None else f"{100 * each.wrong:.0f} %" for each in shown],
+        "why": [each.why for each in shown],
+    }
+    known = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
+    for heading in known:
         numeric = heading in ("index", "wrong")
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for place, each in enumerate(found.first(count)):
+    for place, row in enumerate(zip(*known.values(), strict=True)):
         if place == len(found) > 0:
             table.add_section()
-        wrong = "" if each.wrong is None else f"{100 * each.wrong:.0f} %"
-        table.add_row(str(each.index), each.label or "", each.says or "", wrong, each.why)
+        table.add_row(*row)
     Console().print(table)

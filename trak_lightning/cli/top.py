@@ -13,7 +13,7 @@ from trak_lightning.cli.output import print_json, print_trust, short
 from trak_lightning.errors import DataError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.display import ranking_table
-from trak_lightning.scoring.ranking import Ranking, rank
+from trak_lightning.scoring.ranking import Ranking, rank, signed
 from trak_lightning.scoring.scores import Scores, open_scores
 
 if TYPE_CHECKING:
@@ -77,12 +77,15 @@ def _rankings(config: Namespace, scores: Scores) -> tuple[Ranking, Ranking]:
     if (config.target is None) == (config.by_train is None):
         raise UsageError("give either --target or --by_train, the position of one sample")
     if config.by_train is None:
-        return scores.top(config.k, target=config.target), scores.bottom(config.k, target=config.target)
+        return scores.sides(config.k, config.target)
     effects = scores.effects(config.by_train)[None]
     if not 1 <= config.k <= scores.shape[0]:
         raise UsageError(f"k must lie in 1 … {scores.shape[0]}, the number of targets, got {config.k}")
     helpful, harmful = (rank(effects, which, config.k) for which in ("top", "bottom"))
-    return Ranking(helpful.indices[0], helpful.values[0]), Ranking(harmful.indices[0], harmful.values[0])
+    return (
+        signed(Ranking(helpful.indices[0], helpful.values[0]), "top"),
+        signed(Ranking(harmful.indices[0], harmful.values[0]), "bottom"),
+    )
 
 
 def _entries(ranking: Ranking) -> list[dict[str, float]]:

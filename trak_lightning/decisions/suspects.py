@@ -5,7 +5,7 @@ Shapes: n training samples, C classes.
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -33,17 +33,23 @@ class Suspect:
     index: int
     """Position in the training set."""
     label: str | None
+    """The class, or the number y; None for a task that has neither."""
     says: str | None
-    """The class that the models find most probable."""
+    """The class that the models find most probable; None for a task without classes."""
     wrong: float | None
     """Probability that the label is wrong; None for a task without classes."""
+    error: float | None
+    """What the ranking is by for a task without classes (`Suspects.basis`); None for a task with classes."""
     why: str
     """The evidence, in words."""
 
 
 @dataclass(frozen=True)
 class Suspects(Sequence[Suspect]):
-    """Training samples in the order of suspicion, and a cut. As a sequence it holds the samples before the cut."""
+    """Training samples in the order of suspicion, and a cut. As a sequence it holds the samples before the cut.
+
+    A task without classes has no cut: the sequence is empty, and `first` reads the ranking.
+    """
 
     ranking: Array
     """(n,) positions of all training samples, most suspicious first."""
@@ -58,11 +64,18 @@ class Suspects(Sequence[Suspect]):
     basis: str
     """What the ranking is made from, in words."""
     suspicion: Array
-    """(n,) in the order of the training set: probability that the label is wrong; the loss for a task without classes."""
+    """(n,) in the order of the training set: probability that the label is wrong; the error for a task without classes."""
     learned: bool = False
     """Whether errors between the same classes were found in what the models have learned (`learned_confusion`)."""
     predictions: "Predictions | None" = None
     class_names: Sequence[str] | None = None
+    numbers: Array | None = None
+    """(n,) the numbers y to predict, for a task that predicts numbers."""
+
+    @property
+    def has_cut(self) -> bool:
+        """Whether the task has classes, so that the ranking can be cut."""
+        return self.predictions is not None
 
     @property
     def indices(self) -> Array:
@@ -81,21 +94,24 @@ class Suspects(Sequence[Suspect]):
     @overload
     def __getitem__(self, place: slice) -> list[Suspect]: ...
     def __getitem__(self, place: int | slice) -> Suspect | list[Suspect]:
-        found = self.indices[place]
-        return [self._suspect(int(index)) for index in found] if isinstance(place, slice) else self._suspect(int(found))
+        if isinstance(place, slice):
+            return [self._suspect(int(index)) for index in self.indices[place]]
+        if not -self.size <= place < self.size:
+            raise IndexError(f"place {place} is out of range: {self.size} samples are before the cut; see first(k)")
+        return self._suspect(int(self.indices[place]))
 
     def __iter__(self) -> Iterator[Suspect]:
         return (self._suspect(int(index)) for index in self.indices)
 
     def __repr__(self) -> str:
-        return "\n".join(
-            [self.describe(), *(f"#{each.index} labeled {each.label}: {each.why}" for each in self.first(5))]
-        )
+        labels = ("" if each.label is None else f" labeled {each.label}" for each in self.first(5))
+        lines = (f"#{each.index}{label}: {each.why}" for each, label in zip(self.first(5), labels, strict=True))
+        return "\n".join([self.describe(), *lines])
 
     def describe(self) -> str:
         """Say in one sentence what was found."""
         n = len(self.ranking)
-        if self.predictions is None:
+        if not self.has_cut:
             return f"{n} training samples ranked by {self.basis}; no cut: the task has no classes"
         if not self.size:
             return f"no label is suspicious enough for {_percent(self.fdr)} false alarms; {n} training samples ranked by {self.basis}"
@@ -109,11 +125,12 @@ class Suspects(Sequence[Suspect]):
         )
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
-        """Return the findings as JSON values, with the first `count` samples; those before the cut if None."""
-        shown = self.first(self.size if count is None else count)
+        """Return the findings as JSON values, with the first `count` samples. If None, with those before the cut, or all if
+        there is none; ``indices`` is null then."""
+        shown = self.first(self._written if count is None else count)
         return {
             "found": self.describe(),
-            "indices": self.indices.tolist(),
+            "indices": self.indices.tolist() if self.has_cut else None,
             "fdr": self.fdr,
             "expected_false_alarms": self.expected,
             "estimated_errors": self.errors,
@@ -122,24 +139,33 @@ class Suspects(Sequence[Suspect]):
         }
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the samples before the cut as a table: index, label, says, wrong, why."""
+        """Write the samples before the cut as a table: index, label, says, wrong, why.
+
+        If there is no cut, write all of the ranking: index, label where it is a number, error, why.
+        """
+        known = [name for name, value in asdict(self.first(1)[0]).items() if value is not None]
         with atomic_write(Path(path)) as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Suspect)])
+            writer = csv.DictWriter(file, known, extrasaction="ignore")
             writer.writeheader()
-            writer.writerows(asdict(each) for each in self)
+            writer.writerows(asdict(each) for each in self.first(self._written))
+
+    @property
+    def _written(self) -> int:
+        return self.size if self.has_cut else len(self.ranking)
 
     def _suspect(self, index: int) -> Suspect:
         found = self.predictions
         if found is None:
-            return Suspect(index, None, None, None, f"{self.basis}: {self.suspicion[index]:.4g}")
-        label, log_p = int(found.labels[index]), found.log_probabilities[index].astype(np.float64)
+            label, error = None if self.numbers is None else f"{self.numbers[index]:.6g}", float(self.suspicion[index])
+            return Suspect(index, label, None, None, error, f"{self.basis}: {error:.4g}")
+        number, log_p = int(found.labels[index]), found.log_probabilities[index].astype(np.float64)
         p = np.exp(log_p - logsumexp(log_p))
         best, count = int(p.argmax()), int(found.held_out[index])
         who = f"{count} model{'s' * (count != 1)} not trained on it" if count else "models trained on it"
         says = self._name(best)
-        why = f"{who}: p({self._name(label)}) {_percent(p[label])}"
-        why += "" if best == label else f", p({says}) {_percent(p[best])}"
-        return Suspect(index, self._name(label), says, float(self.suspicion[index]), why)
+        why = f"{who}: p({self._name(number)}) {_percent(p[number])}"
+        why += "" if best == number else f", p({says}) {_percent(p[best])}"
+        return Suspect(index, self._name(number), says, float(self.suspicion[index]), None, why)
 
     def _name(self, label: int) -> str:
         names = self.class_names
@@ -159,7 +185,7 @@ def find_suspects(
 
     With classes, `LabelNoise` is fitted to the predictions of checkpoints that were not trained on the sample. Where every
     checkpoint was, the log-odds of the label are first lowered by qφᵀ(ΦᵀWΦ + λI)⁻¹φ / (1 − leverage), the closed form of
-    leaving the sample out. Without classes, the ranking is by the loss, and there is no cut.
+    leaving the sample out. Without classes, the ranking is by the error, and there is no cut.
 
     Args:
         checkpoints: the stored features of the training set.
@@ -174,8 +200,10 @@ def find_suspects(
     if not 0 < fdr < 1:
         raise SettingsError(f"fdr, the share of false alarms, must lie between 0 and 1, got {fdr}")
     if predictions is None:
-        loss, basis = _losses(checkpoints, meaning)
-        return Suspects(np.argsort(-loss, kind="stable"), 0, fdr, None, None, basis, loss)
+        errors, basis = _errors(checkpoints, meaning)
+        output, residual = columns(checkpoints[0].train)
+        numbers = output + residual if meaning.number else None
+        return Suspects(np.argsort(-errors, kind="stable"), 0, fdr, None, None, basis, errors, numbers=numbers)
     log_p, basis = predictions.log_probabilities, _basis(predictions.held_out)
     seen = predictions.held_out == 0
     if seen.any():
@@ -219,7 +247,7 @@ def _basis(held_out: Array) -> str:
     )
 
 
-def _losses(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> tuple[Array, str]:
+def _errors(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> tuple[Array, str]:
     """How wrong the checkpoints that were not trained on a sample are about it, (n,); all checkpoints, where there are none."""
     unseen = held_out(checkpoints)
     errors = np.stack([meaning.errors(*columns(features.train)) for features in checkpoints]).astype(np.float64)

@@ -134,6 +134,7 @@ def _target(sources: Sources, outcome: Outcome, position: int) -> Target:
     if meaning.number:
         near, away = "towards the label", "away from the label"
         raises, lowers = (near, away) if residual > 0 else (away, near)
+    helpful, harmful = sources.scores.sides(k, position)
     return Target(
         index=position,
         shown=shown,
@@ -143,8 +144,8 @@ def _target(sources: Sources, outcome: Outcome, position: int) -> Target:
         correct=outcome.correct(position),
         raises=raises,
         lowers=lowers,
-        helpful=_examples(sources, sources.scores.top(k, target=position)),
-        harmful=_examples(sources, sources.scores.bottom(k, target=position)),
+        helpful=_examples(sources, helpful),
+        harmful=_examples(sources, harmful),
     )
 
 
@@ -165,10 +166,12 @@ def _duplicated(groups: Sequence[duplicates.Group]) -> list[Finding]:
     leaked = sum(bool(group.targets) for group in groups)
     conflicting = sum(group.conflicting for group in groups)
     found = []
-    if leaked:
-        found.append(Finding(f"{leaked:,}", "samples are in the training set and among the targets.", "duplicates"))
-    if conflicting:
-        found.append(Finding(f"{conflicting:,}", "samples are there twice, with different labels.", "duplicates"))
+    for count, what in (
+        (leaked, "in the training set and among the targets."),
+        (conflicting, "there twice, with different labels."),
+    ):
+        if count:
+            found.append(Finding(f"{count:,}", f"{'sample is' if count == 1 else 'samples are'} {what}", "duplicates"))
     return found
 
 

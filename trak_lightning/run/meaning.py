@@ -31,7 +31,9 @@ class Meaning:
     probability_name: str = "p(label)"
     """What that probability is called. An answer of several parts has their mean: ``mean p(token)``."""
     number: bool = False
-    """Whether f predicts a number y with squared error: q = y − f, and a larger f is not a better one."""
+    """Whether f predicts a number y with squared error: q = y − f, and a larger f is not a better one. Reports and suspects then
+    show y = f + q and the error |q|, and say `raises` and `lowers` in place of helpful and harmful. False where q is anything
+    else, such as y − exp(f) of a Poisson regression."""
 
     @property
     def headings(self) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,8 @@ from trak_lightning.scoring.ranking import Ranking
 
 LINE = 60
 """Characters of a sample's text in a table."""
+NONE = ("none", "")
+"""In place of index and score where no score has the sign."""
 
 
 class ShownSample(Protocol):
@@ -59,7 +62,8 @@ def ranking_table(
     if samples is None:
         for heading in ("rank", *(each for name in headings for each in (f"{name}: {what} index", "score"))):
             table.add_column(heading, justify="right", no_wrap=heading == "score")
-        for place, row in enumerate(zip(*map(_rows, rankings), strict=True)):
+        sides = [list(_rows(ranking)) or [NONE] for ranking in rankings]
+        for place, row in enumerate(zip_longest(*sides, fillvalue=("", ""))):
             table.add_row(str(place + 1), *(each for side in row for each in side))
         return table
     for heading in (f"{what} index", "score", "label", "sample"):
@@ -67,6 +71,8 @@ def ranking_table(
     for heading, ranking in zip(headings, rankings, strict=True):
         table.add_section()
         table.add_row("", "", "", Text(heading, style="bold"))
+        if not len(ranking.indices):
+            table.add_row(*NONE)
         for index, score in _rows(ranking):
             shown = samples.show(int(index))
             table.add_row(index, score, Text(shown.label or ""), Text(shortened(shown.line)))
@@ -85,7 +91,7 @@ def ranking_html(title: str, headings: Sequence[str], rankings: Sequence[Ranking
             cells.append(
                 f"<td style='text-align:left;vertical-align:top'>{content}<div>{label}{score} #{index}</div></td>"
             )
-        rows.append(f"<tr><th>{escape(heading)}</th>{''.join(cells)}</tr>")
+        rows.append(f"<tr><th>{escape(heading)}</th>{''.join(cells) or f'<td>{NONE[0]}</td>'}</tr>")
     return f"<table><caption>{escape(title)}</caption>{''.join(rows)}</table>"
 
 
@@ -106,15 +112,19 @@ def figure(
     except ImportError as error:
         raise DataError(f"plots need matplotlib ({error}): pip install 'trak-lightning[report]'") from error
     train, target_samples = samples
-    k = len(rankings[0][0].indices)
+    k = max([1, *(len(side.indices) for sides in rankings for side in sides)])
     drawn = Figure(figsize=(1.3 * (2 * k + 1), 1.7 * len(targets)), layout="constrained")
     grid = drawn.subplots(len(targets), 2 * k + 1, squeeze=False)
     for axes, target, sides in zip(grid, targets, rankings, strict=True):
-        shown = [(target_samples.show(target), f"target {target}")]
+        shown: list[tuple[ShownSample, str] | None] = [(target_samples.show(target), f"target {target}")]
         for side in sides:
             shown += [(train.show(int(index)), score) for index, score in _rows(side)]
-        for axis, (sample, title) in zip(axes, shown, strict=True):
+            shown += [None] * (k - len(side.indices))
+        for axis, found in zip(axes, shown, strict=True):
             axis.set_axis_off()
+            if found is None:
+                continue
+            sample, title = found
             axis.set_title(f"{sample.label or ''}\n{title.partition(' ±')[0]}", fontsize=8)
             if sample.image is None:
                 axis.text(0.5, 0.5, shortened(sample.line), ha="center", va="center", wrap=True, fontsize=6)

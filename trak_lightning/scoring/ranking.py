@@ -39,6 +39,13 @@ def rank(scores: Array, which: str, k: int, indices: Array | None = None, spread
     )
 
 
+def signed(ranking: Ranking, which: str) -> Ranking:
+    """Keep the positive scores of a ranking of one target (``top``), or the negative ones (``bottom``); there may be none."""
+    kept = ranking.values > 0 if which == "top" else ranking.values < 0
+    spread = None if ranking.spread is None else ranking.spread[kept]
+    return Ranking(ranking.indices[kept], ranking.values[kept], spread)
+
+
 class RunningRanking:
     """The k best entries of rows that arrive in blocks of columns: O(k) memory per row.
 

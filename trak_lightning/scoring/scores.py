@@ -19,7 +19,7 @@ from trak_lightning.run.fingerprint import first_difference
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Scoring, chunks
 from trak_lightning.scoring.display import ShowsSamples, figure, ranking_html, ranking_table, shortened
-from trak_lightning.scoring.ranking import Ranking, RunningRanking, merged, rank
+from trak_lightning.scoring.ranking import Ranking, RunningRanking, merged, rank, signed
 from trak_lightning.scoring.score_writer import CHECKSUMS, checksums, shared_file
 
 SCHEMA_VERSION = 1
@@ -53,7 +53,7 @@ class Attribution:
         return self.scores.bottom(k, target=self.target)
 
     def show(self, k: int = 10) -> None:
-        """Print the k most helpful and most harmful training samples, with labels and text if the data is at hand."""
+        """Print up to k helpful (positive) and k harmful (negative) training samples, with labels and text if at hand."""
         from rich.console import Console
 
         train = None if self.scores.samples is None else self.scores.samples[0]
@@ -68,8 +68,8 @@ class Attribution:
     def __repr__(self) -> str:
         helpful, harmful = self._sides(3)
         return (
-            f"{self._title}: {', '.join(f'#{i} {v:+.3g}' for i, v in zip(*helpful[:2], strict=True))} … "
-            f"{', '.join(f'#{i} {v:+.3g}' for i, v in zip(*harmful[:2], strict=True))}"
+            f"{self._title}: {', '.join(f'#{i} {v:+.3g}' for i, v in zip(*helpful[:2], strict=True)) or 'none'} … "
+            f"{', '.join(f'#{i} {v:+.3g}' for i, v in zip(*harmful[:2], strict=True)) or 'none'}"
         )
 
     def _repr_html_(self) -> str:
@@ -86,7 +86,7 @@ class Attribution:
 
     def _sides(self, k: int) -> tuple[Ranking, Ranking]:
         k = min(k, len(self))
-        return self.top(k), self.bottom(k)
+        return self.scores.sides(k, self.target)
 
 
 class Scores:
@@ -185,8 +185,9 @@ class Scores:
         return f"<p>{escape(repr(self))}</p>" + "".join(self[i]._repr_html_() for i in range(min(3, len(self))))
 
     def to_frame(self, k: int = 10) -> Any:
-        """Return the k most helpful and k most harmful training samples of every target as a pandas DataFrame, one row each:
-        target, side, rank, train, score, spread, and labels if the data is at hand.
+        """Return up to k helpful (positive score) and k harmful (negative) training samples of every target, most so first, as a
+        pandas DataFrame, one row each: target, side, rank, train, score, spread, and labels if the data is at hand. Where outputs
+        predict numbers, the sides are ``raises`` and ``lowers``.
 
         Raises:
             DataError: pandas is not installed.
@@ -197,7 +198,8 @@ class Scores:
             raise DataError(f"to_frame needs pandas ({error}): pip install pandas") from error
         m, k = self.shape[0], min(k, self.shape[1])
         frames = []
-        for side, ranking in (("helpful", self.top(k)), ("harmful", self.bottom(k))):
+        sides = ("raises", "lowers") if self.meaning.number else ("helpful", "harmful")
+        for side, ranking in zip(sides, (self.top(k), self.bottom(k)), strict=True):
             spread = np.full((m, k), np.nan) if ranking.spread is None else ranking.spread
             columns = {
                 "target": np.repeat(np.arange(m), k),
@@ -208,7 +210,8 @@ class Scores:
                 "spread": spread.ravel(),
             }
             frames.append(pd.DataFrame(columns))
-        frame = pd.concat(frames).sort_values(
+        found = pd.concat(frames)
+        frame = found[found.score.where(found.side == sides[0], -found.score) > 0].sort_values(
             ["target", "side", "rank"], ascending=[True, False, True], ignore_index=True
         )
         if self.samples is not None:
@@ -255,6 +258,10 @@ class Scores:
     def bottom(self, k: int = 10, *, target: int | None = None) -> Ranking:
         """Return the k most harmful training samples, most harmful first."""
         return self._ranking("bottom", k, target)
+
+    def sides(self, k: int, target: int) -> tuple[Ranking, Ranking]:
+        """Return up to k training samples with the most positive scores for a target, and up to k with the most negative ones."""
+        return signed(self.top(k, target=target), "top"), signed(self.bottom(k, target=target), "bottom")
 
     def effects(self, train: int) -> npt.NDArray[np.float32]:
         """Return the scores of one training sample for all targets: (m,).

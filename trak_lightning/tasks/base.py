@@ -15,6 +15,8 @@ from trak_lightning.errors import SettingsError
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.state import to_json
 
+LOSS_FUNCTIONS = ("logistic", "squared", "linear")
+
 _SIZE: ContextVar[int | None] = ContextVar("batch_size", default=None)
 _BEGIN: ContextVar[Callable[[], None] | None] = ContextVar("begin", default=None)
 
@@ -62,15 +64,18 @@ class Task(ABC):
     ...         return model(x)[:, 0] * y
 
     The other methods default to the logistic loss ℓ(f) = log(1 + exp(−f)), which is the cross-entropy of every
-    classifier whose f is the log-odds log(p/(1−p)) of the correct answer. Override `loss_weight`, `curvature` and
-    `loss_function` together for any other loss.
+    classifier whose f is the log-odds log(p/(1−p)) of the correct answer. For any other loss, override `loss_weight` and
+    `curvature`, set `loss_function` if ℓ has one of its other forms, and `meaning` if it has not.
 
     An output must depend on its own sample only, and must not depend on chance; both are checked on the first batch.
     """
 
     loss_function: ClassVar[str] = "logistic"
-    """ℓ as a function of f, for solvers that need it: ``logistic`` ℓ = a·log(1+exp(−f)) + b·log(1+exp(f)), with a = 1 and
-    b = 0 unless classes are weighted or labels are smoothed; ``squared`` ℓ = q²/2; ``linear`` ℓ = −f."""
+    """The form of ℓ, from which the default `meaning` follows; scores are made from q and r.
+
+    ``logistic``: ℓ = a·log(1+exp(−f)) + b·log(1+exp(f)), with a = 1 and b = 0 unless classes are weighted or labels are smoothed.
+    ``squared``: f predicts a number y, q = y − f and ℓ = q²/2. ``linear``: f is minus the loss, ℓ = −f, q = 1 and r = 0. A loss of
+    another form (Poisson: f = log of the rate μ, q = y − μ, r = μ) keeps the default ``logistic`` and says what f means in `meaning`."""
 
     fit_samples: int = 0
     """The number of training samples that `fit` sees under each checkpoint, before any output; 0 for a task that needs none."""
@@ -153,9 +158,14 @@ class Task(ABC):
         """Describe the settings that determine the output, as JSON, for the run directory: all public attributes.
 
         Raises:
-            SettingsError: an attribute cannot be recorded, or hides a method of the task.
+            SettingsError: an attribute cannot be recorded, or hides a method of the task; or `loss_function` is no known form.
         """
         own = f"{type(self).__module__}.{type(self).__qualname__}"
+        if self.loss_function not in LOSS_FUNCTIONS:
+            raise SettingsError(
+                f"loss_function of {own} must be one of {', '.join(LOSS_FUNCTIONS)}, got {self.loss_function!r}. For a loss of another "
+                "form, leave it out, and override loss_weight, curvature and meaning."
+            )
         if callable(getattr(type(self), "weights", None)):
             raise SettingsError(
                 f"{own} has a method `weights`, which is now called `loss_weight_and_curvature`. Rename it."

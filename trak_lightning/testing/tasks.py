@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from trak_lightning.data.samples import take_sample
 from trak_lightning.data.trees import map_leaves
-from trak_lightning.tasks.base import Task
+from trak_lightning.tasks.base import LOSS_FUNCTIONS, Task
 
 SIZE = 4
 STEP = 1e-5
@@ -42,7 +42,7 @@ class TaskConformance:
         raise NotImplementedError
 
     def loss(self, task: Task, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        """Compute ℓ(f) of every sample, (B,), for any f. Override it for a weighted loss."""
+        """Compute ℓ(f) of every sample, (B,), for any f. Override it for a weighted loss, and for a loss of another form."""
         if task.loss_function == "logistic":
             return torch.nn.functional.softplus(-output)
         return -output if task.loss_function == "linear" else task.loss_weight(model, batch, output).square() / 2
@@ -124,7 +124,7 @@ class TaskConformance:
         self, problem: tuple[Task, nn.Module, Any]
     ) -> None:
         task, model, batch = problem
-        assert task.loss_function in ("logistic", "squared", "linear")
+        assert task.loss_function in LOSS_FUNCTIONS, f"loss_function must be one of {', '.join(LOSS_FUNCTIONS)}"
         output = task.output(model, batch).detach()
         weight, curvature = (value(model, batch, output) for value in (task.loss_weight, task.curvature))
         torch.testing.assert_close(
