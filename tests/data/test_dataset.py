@@ -86,3 +86,11 @@ def test_a_collate_function_that_drops_samples_is_named_with_the_sample():
     )
     with pytest.raises(DataError, match=r"samples 12 of list cannot be read and collated .* must not drop any"):
         data.fingerprint()
+
+
+def test_samples_of_different_sizes_without_a_loader_are_told_what_is_missing():
+    data = AttributionData.of([torch.ones(length) for length in (3, 4)])
+    with pytest.raises(
+        DataError, match=r"samples 0, 1 of list have different sizes.*Give a DataLoader with the collate_fn"
+    ):
+        data.batch([0, 1])
