@@ -137,6 +137,8 @@ def _named(place: str | Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         steps = sorted(path.name for path in Path(place).glob("checkpoint-*"))
         hint = f" It holds checkpoints: name {place}/checkpoint-*." if steps else ""
+        if not Path(place).exists():
+            hint = " There is no such folder here. If it is the base model of an adapter, say where it is now: --base FOLDER."
         raise CheckpointError(f"{place} cannot be loaded: {_first_line(error)}{hint}") from error
 
 
