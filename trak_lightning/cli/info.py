@@ -16,7 +16,7 @@ from trak_lightning.stores.base import FeatureSet, FeatureStore
 def main(argv: Sequence[str]) -> int:
     """Print the contents of a run directory. Return 1 if a feature set is damaged, else 0."""
     parser = stored_parser("info", "Print what a run directory holds, and what is missing.")
-    config = CommandLine.of(argv).parse(parser)
+    config = CommandLine.of(argv, parser).parse()
     run, store = opened(config)
     found = _contents(run, store)
     if config.json:

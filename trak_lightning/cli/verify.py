@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     """Check, and print each fault; exit status 1 if there is one."""
     started = time.perf_counter()
     parser = stored_parser("verify", "Check that every stored row and score is present and is what was written.")
-    config = CommandLine.of(argv).parse(parser)
+    config = CommandLine.of(argv, parser).parse()
     run, store = opened(config)
     sets = store.list()
     rows, faults = _verify_features(store, sets)

@@ -118,12 +118,12 @@ class BatchAuditor:
                 compared = Comparison(self._model, self._task, self._layout, batch, one, position)
                 output = extractor.extract(self._model, self._task, batch, self._layout, compared)
         shift = _shift(output[position], compared.alone.output[0])
-        wrong = compared.single.wrong()
+        wrong, name = compared.single.wrong(), type(extractor).__name__.lower()
         if wrong or shift > compared.single.tolerance:
             with without_autocast():
-                self._blame(batch, one, sample, wrong, shift, compared.single.tolerance)
+                self._blame(batch, one, sample, wrong, shift, compared.single.tolerance, name)
         if compared.whole is not None and (wrong := compared.whole.wrong()):
-            raise UnsupportedModelError(_wrong_rows(wrong, type(extractor).__name__.lower()))
+            raise UnsupportedModelError(_wrong_rows(wrong, name))
         self._compare_weights(batch, sample, one, rows)
 
     def _alone(self, batch: SampleBatch, position: int) -> SampleBatch:
@@ -168,16 +168,17 @@ class BatchAuditor:
         wrong: dict[str, str],
         shift: float,
         most: float,
+        extractor: str,
     ) -> NoReturn:
         """Find the cause of a difference between a sample by itself and in its batch: the model, if autograd differs too, or the
-        extractor."""
+        `extractor`."""
         _, position, size = sample
         within = reference(self._model, self._task, batch, self._layout, only(position, size))
         alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
         error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0]))
         if error > most:
             refuse(self._model, self._task, sample, error, one, batch)
-        raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, "hooks"))
+        raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, extractor))
 
     def _compare_outputs(
         self, batch: SampleBatch, index: Tensor, position: int, one: SampleBatch, rows: FeatureRows, chosen: bool
