@@ -82,5 +82,5 @@ def test_a_loader_compares_each_batch_and_reads_a_sample_twice():
     dataset = Drifting()
     found = CollateIndexed(dataset, reverse)([(index, dataset[index]) for index in range(4)])
     assert {name: differs.tolist() for name, differs in found.differs.items()} == {"the batch": [True] * 4}
-    assert found.read_again.sum() == 1
+    assert found.changed_on_reread.sum() == 1
     assert len(readings) == 5
