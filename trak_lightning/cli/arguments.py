@@ -12,7 +12,7 @@ from trak_lightning.cli.help import command_parser, parser_settings, tidy
 from trak_lightning.cli.names import KINDS
 from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.featurize.reuse import VerifyData
-from trak_lightning.retraining.settings import EnsembleSettings
+from trak_lightning.retraining.ensemble_settings import EnsembleSettings
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.stores.base import FeatureStore
 
