@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from trak_lightning.data.alone import differences
+from trak_lightning.data.collation_check import differences
 from trak_lightning.data.content import content_hash, extent
 from trak_lightning.data.trees import snapshot
 from trak_lightning.run.fingerprint import UNKNOWN

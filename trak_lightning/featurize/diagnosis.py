@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.data.alone import differences
+from trak_lightning.data.collation_check import differences
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import SampleDependenceError

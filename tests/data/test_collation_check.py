@@ -6,7 +6,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
-from trak_lightning.data.alone import differences
+from trak_lightning.data.collation_check import differences
 from trak_lightning.data.loading import CollateIndexed
 
 SAMPLES = [(torch.arange(1.0 + n, 4.0 + n + n % 3), n % 4) for n in range(6)]
