@@ -14,9 +14,9 @@ from trak_lightning.featurize.block_writer import BlockWriter
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.model.checkpoints import Checkpoint
 from trak_lightning.model.leave_unchanged import leave_unchanged
-from trak_lightning.runtime.lightning import interruptible, without_resuming
+from trak_lightning.runtime.lightning import without_resuming
 from trak_lightning.runtime.ranks import agreed, lost_ranks, will_join_group
-from trak_lightning.runtime.signals import StopRequest
+from trak_lightning.runtime.signals import StopRequest, interruptible
 from trak_lightning.stores.base import FeatureSet
 
 POLL_SECONDS = 0.2
