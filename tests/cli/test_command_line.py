@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from trak_lightning.cli import COMMANDS, main
 from trak_lightning.cli.command_line import CommandLine, from_lightning
-from trak_lightning.cli.mistakes import fault_in
+from trak_lightning.cli.error_messages import fault_in
 from trak_lightning.errors import SettingsError
 
 PARSER = ArgumentParser()

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader
 
-from trak_lightning.cli.mistakes import UsageError, explained
+from trak_lightning.cli.error_messages import UsageError, explained
 from trak_lightning.cli.names import KINDS, Names
 from trak_lightning.errors import DataError
 

@@ -10,8 +10,8 @@ from trak_lightning import registry
 from trak_lightning.cli import COMMANDS
 from trak_lightning.cli import main as run_command
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
 from trak_lightning.cli.names import KINDS
 
 INSTALL = {

@@ -5,7 +5,7 @@ from typing import Any
 
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.output import print_json, short
-from trak_lightning.cli.stored import opened, stored_parser
+from trak_lightning.cli.store_arguments import opened, stored_parser
 from trak_lightning.errors import CorruptFileError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_bytes, format_ranges

@@ -7,7 +7,7 @@ from pathlib import Path
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import summary
-from trak_lightning.cli.stored import add_store, chosen
+from trak_lightning.cli.store_arguments import add_store, chosen
 from trak_lightning.stores.merge import merge
 
 

@@ -9,8 +9,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from trak_lightning.chat.records import Record, TrainOn
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
 from trak_lightning.scoring.scores import Scores
 
 SHOWN_TARGETS, SHOWN_EXAMPLES, SHOWN_LETTERS = 5, 3, 100

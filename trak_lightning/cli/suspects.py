@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
 from trak_lightning.cli.output import print_json, short, summary
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.errors import IncompleteRunError

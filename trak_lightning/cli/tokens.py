@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
 from trak_lightning.cli.output import print_json
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.scores import open_scores

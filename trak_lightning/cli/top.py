@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
 from trak_lightning.cli.output import print_json, print_trust, short
 from trak_lightning.errors import DataError
 from trak_lightning.run.directory import RunDirectory

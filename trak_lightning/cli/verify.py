@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.output import print_json, short, summary
-from trak_lightning.cli.stored import opened, stored_parser
+from trak_lightning.cli.store_arguments import opened, stored_parser
 from trak_lightning.errors import TrakError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_ranges
