@@ -163,7 +163,7 @@ def test_plugins_as_json_and_to_a_reader_that_has_seen_enough():
 
 
 def test_every_command_is_a_module():
-    folder = Path(sys.modules["trak_lightning.cli"].__file__).parent
+    folder = Path(sys.modules["trak_lightning.cli"].__file__).parent / "commands"
     assert {name for name in COMMANDS if not (folder / f"{name.replace('-', '_')}.py").exists()} == set()
 
 

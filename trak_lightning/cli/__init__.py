@@ -1,4 +1,4 @@
-"""The command line: ``trak COMMAND …``, one module per command.
+"""The command line: ``trak COMMAND …``, one module per command in `commands`.
 
 A command's module is imported only when the command is called. Commands that need a model are LightningCLI runs (`job`);
 the others answer without importing torch.
@@ -67,7 +67,7 @@ def _call(command: str, argv: list[str]) -> int:
 
             print(model_help(command), end="")
             return 0
-        status = import_module(f"trak_lightning.cli.{command.replace('-', '_')}").main(argv)
+        status = import_module(f"trak_lightning.cli.commands.{command.replace('-', '_')}").main(argv)
         sys.stdout.flush()
         return int(status)
     except KeyboardInterrupt:
