@@ -8,22 +8,23 @@
 """
 
 import json
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader
 
-from trak_lightning.cli.mistakes import UsageError, explained
+from trak_lightning.cli.error_messages import UsageError, explained
 from trak_lightning.cli.names import KINDS, Names
 from trak_lightning.errors import DataError
 
-FLAGS = ("--help", "-h", "--json", "--print_config")
-"""Options without a value."""
+PRINT_CONFIG = "--print_config"
+"""The option that takes a value only behind an equals sign."""
 
 CLASSES = {f"--{key}_class": key for key in ("model", "data", "optimizer", "lr_scheduler")}
 """Options that name the class whose settings stand without a class path in the configuration."""
@@ -61,8 +62,9 @@ class Option:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The options of a command, in order."""
+    """The options of a command, in order, and the parser that reads them."""
 
+    parser: ArgumentParser
     options: tuple[Option, ...]
     values: tuple[str, ...] = ()
     """What the parser takes by position."""
@@ -71,6 +73,7 @@ class CommandLine:
     def of(
         cls,
         argv: Sequence[str],
+        parser: ArgumentParser,
         *,
         positionals: Sequence[str] | None = ("run_dir",),
         renamed: Mapping[str, str] | None = None,
@@ -79,15 +82,17 @@ class CommandLine:
 
         Args:
             argv: what follows the command.
+            parser: that of the command, which knows the options that take no value.
             positionals: the options that may be given by position alone; if None, the parser takes any number of values.
             renamed: old option → new option; the old one works, and a line on standard error names the new one.
 
         Raises:
             UsageError: there are more positions than `positionals`.
         """
-        options, values = _split(argv)
+        flags = {name for action in parser._actions if action.nargs == 0 for name in action.option_strings}
+        options, values = _split(argv, {*flags, PRINT_CONFIG})
         if positionals is None:
-            return cls(tuple(options), tuple(values))
+            return cls(parser, tuple(options), tuple(values))
         if len(values) > len(positionals):
             raise UsageError(f"unexpected argument {values[len(positionals)]!r}. {_LISTS}")
         named = [Option(f"--{name}", value) for name, value in zip(positionals, values, strict=False)]
@@ -97,7 +102,7 @@ class CommandLine:
             if any(option.name == old for option in options):
                 print(f"trak: {old} is now {new}; the old name still works", file=sys.stderr)
         options = [Option((renamed or {}).get(option.name, option.name), option.value) for option in options]
-        return cls((*options, *named))  # the last one wins, also over a configuration file
+        return cls(parser, (*options, *named))  # the last one wins, also over a configuration file
 
     def value(self, name: str) -> str | None:
         """The last value of an option, or None."""
@@ -114,20 +119,20 @@ class CommandLine:
         if self.configs or run_dir is None:
             return self
         saved = Path(run_dir).expanduser() / "config.yaml"
-        return CommandLine((Option("--config", str(saved)), *self.options)) if saved.is_file() else self
+        return replace(self, options=(Option("--config", str(saved)), *self.options)) if saved.is_file() else self
 
-    def parse(self, parser: ArgumentParser, *, reads: Collection[str] = (), drops: Collection[str] = ()) -> Namespace:
-        """The settings, by `parser`; `reads` and `drops` as for `argv`.
+    def parse(self, *, reads: Collection[str] = (), drops: Collection[str] = ()) -> Namespace:
+        """Return the settings; `reads` and `drops` as for `argv`.
 
         Raises:
             UsageError: in one line, what is wrong with them and where.
         """
         argv = self.argv(reads=reads, drops=drops)
         try:
-            return parser.parse_args(argv)
+            return self.parser.parse_args(argv)
         except ArgumentError as error:
             options = [option.key for option in self.options]
-            raise UsageError(explained(error.message, parser, options, self.configs)) from error
+            raise UsageError(explained(error.message, self.parser, options, self.configs)) from error
 
     def argv(self, *, reads: Collection[str], drops: Collection[str] = ()) -> list[str]:
         """The arguments for a parser.
@@ -196,7 +201,7 @@ def from_lightning(config: Mapping[str, Any], classes: Mapping[str, str | None])
     return found
 
 
-def _split(argv: Sequence[str]) -> tuple[list[Option], list[str]]:
+def _split(argv: Sequence[str], flags: Collection[str]) -> tuple[list[Option], list[str]]:
     """Options, and what belongs to none."""
     options, values = [], []
     tokens = list(argv)
@@ -209,7 +214,7 @@ def _split(argv: Sequence[str]) -> tuple[list[Option], list[str]]:
         name = "--config" if name == "-c" else _underscored(name)
         if equals:
             options.append(Option(name, value))
-        elif name in FLAGS or not tokens or tokens[0].startswith("--"):
+        elif name in flags or not tokens or re.match(r"--|-[A-Za-z]", tokens[0]):
             options.append(Option(name))
         else:
             options.append(Option(name, tokens.pop(0)))

@@ -14,7 +14,7 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.transfer import to_device
 from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import Checkpoint
-from trak_lightning.model.restore import restored
+from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.scoring.base import Array
 from trak_lightning.tasks.base import Task, batch_of
 
@@ -62,7 +62,7 @@ def held_out_predictions(
     used = np.where(held_out > 0, ~seen, True)
     total: Array | None = None
     labels = np.zeros(n, dtype=np.int64)
-    with restored(model), torch.no_grad():
+    with leave_unchanged(model), torch.no_grad():
         for checkpoint, mine in zip(checkpoints, used, strict=True):
             checkpoint.load_into(model)
             model.eval()

@@ -9,7 +9,7 @@ from torch import nn
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.transfer import to_device
 from trak_lightning.model.checkpoints import Checkpoint
-from trak_lightning.model.restore import restored
+from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.scoring.base import Array
 from trak_lightning.tasks.base import Task, batch_of
 
@@ -28,7 +28,7 @@ def class_probabilities(
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     found_by: list[Array] = []
-    with restored(model), torch.no_grad():
+    with leave_unchanged(model), torch.no_grad():
         model.eval()
         for checkpoint in checkpoints:
             checkpoint.load_into(model)

@@ -113,10 +113,9 @@ class Scorer(ABC):
         """
 
     def rules(self, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
-        """Return the values that rules such as ``auto`` give for these checkpoints. JSON values.
+        """Return the constants behind settings such as ``auto``. JSON values.
 
-        They are stored next to `state` in the score file, so that scores that an earlier version made by another rule are
-        computed again.
+        They are stored next to `state` in the score file: if a later version changes a rule, scores are computed again.
         """
         return {}
 

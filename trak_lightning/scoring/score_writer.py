@@ -16,7 +16,7 @@ import xxhash
 from trak_lightning.run.atomic import atomic_write, new_hdf5
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.compute import Compute
-from trak_lightning.stores.arrays import checksum
+from trak_lightning.stores.schema import checksum
 
 CHECKSUMS = "xxh3_64"
 """Attribute: the XXH3-64 of every dataset and of the attribute ``settings``, as JSON."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
 from trak_lightning.cli.output import print_json, print_trust, short
 from trak_lightning.errors import DataError
 from trak_lightning.run.directory import RunDirectory
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--name", type=str | None, default=None, help="score file; default: the only one")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
-    config = CommandLine.of(argv, renamed={"--train": "--by_train"}).parse(parser)
+    config = CommandLine.of(argv, parser, renamed={"--train": "--by_train"}).parse()
     scores = open_scores(RunDirectory(config.run_dir), config.name)
     helpful, harmful = _rankings(config, scores)
     if config.json:

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--save_dir", type=str, required=True, help="the save_dir of a TRAKer (SAVE_DIR)")
     parser.add_argument("--run_dir", type=str, required=True, help="the run directory to make (RUN_DIR)")
-    config = CommandLine.of(argv, positionals=("save_dir", "run_dir")).parse(parser)
+    config = CommandLine.of(argv, parser, positionals=("save_dir", "run_dir")).parse()
     run = RunDirectory(config.run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
     for line in describe(import_traker(config.save_dir, run, open_store(run)), run):

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from trak_lightning.chat.records import Record, TrainOn
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
 from trak_lightning.scoring.scores import Scores, open_scores
 
 SHOWN_TARGETS, SHOWN_EXAMPLES, SHOWN_LETTERS = 5, 3, 100
@@ -17,9 +18,10 @@ SHOWN_TARGETS, SHOWN_EXAMPLES, SHOWN_LETTERS = 5, 3, 100
 
 def main(argv: Sequence[str]) -> int:
     """Featurize conversations and answers, score them, and print the examples behind the first answers."""
-    line, parser = CommandLine.of(argv), _parser()
+    parser = _parser()
+    line = CommandLine.of(argv, parser)
     own = {option for action in parser._actions for option in action.option_strings}
-    settings = CommandLine(tuple(option for option in line.options if option.name in own)).parse(parser)
+    settings = replace(line, options=tuple(option for option in line.options if option.name in own)).parse()
     others = [option.token for option in line.options if option.name not in own]
     configured = settings.model or line.configs or line.with_saved_configuration().configs
     if not configured:
