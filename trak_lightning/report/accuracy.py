@@ -8,7 +8,7 @@ import numpy as np
 from trak_lightning.report.contents import Finding
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
-from trak_lightning.scoring.self_influence import columns
+from trak_lightning.scoring.held_out import output_and_loss_weight
 
 Predict = Callable[[Sequence[int]], Array | None]
 """Maps positions to class probabilities (checkpoints, s, C); None where there are no classes or no model."""
@@ -42,7 +42,7 @@ class Outcome:
     @classmethod
     def of(cls, checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> "Outcome":
         """Average over checkpoints."""
-        stored = [columns(features.targets) for features in checkpoints]
+        stored = [output_and_loss_weight(features.targets) for features in checkpoints]
         output, residual = np.mean(stored, axis=0)
         found = [meaning.probabilities(*each) for each in stored]
         probability = None if meaning.probability is None else np.mean(found, axis=0)  # type: ignore[arg-type]
