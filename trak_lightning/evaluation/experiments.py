@@ -105,7 +105,8 @@ def experiments(
     n, m, seed = scored.num_train, scored.num_targets, scored.seed
     single = Models(scored.run.evaluation / "retrained", SubsetPlan("retrained", n, 1.0, seed))
     retrained = Retrained(single.folder, single.plan, m, settings.repeats, retrain)
-    found = [(_fixed_seed if settings.protocol == "fixed_seed" else _lds)(scored, settings, retrain)]
+    lds = _fixed_seed if settings.protocol == "fixed_seed" else _lds
+    found = [lds(scored, settings, retrain)] if settings.models else []
     for kind, count in (("counterfactual", settings.counterfactual), ("brittleness", settings.brittleness)):
         if count:
             found.append(_removal(kind, scored, count, retrained, single))

@@ -1,7 +1,7 @@
 """``trak sft``: a fine-tuned language model, its conversations and questions → scores."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from trak_lightning.chat.records import Record, TrainOn
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.scoring.scores import Scores
+from trak_lightning.scoring.scores import Scores, open_scores
 
 SHOWN_TARGETS, SHOWN_EXAMPLES, SHOWN_LETTERS = 5, 3, 100
 
@@ -33,7 +33,12 @@ def main(argv: Sequence[str]) -> int:
     job.featurize(job.checkpoints())
     scores = job.score()
     if job.speaks:
-        _print(scores, job.datamodule)
+        data: Any = job.datamodule
+        rows = data.train_set.records.rows
+        for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:
+            _print(f"target {target}: {_short(answer.text)}", scores, target, rows)
+        for group, title in list(_groups(data))[:SHOWN_TARGETS]:
+            _print(title, open_scores(job.run, "groups"), group, rows)
     return 0
 
 
@@ -111,13 +116,19 @@ def _configured(settings: Namespace, line: CommandLine) -> list[str]:
     return [f"--config={json.dumps(config)}"]
 
 
-def _print(scores: Scores, datamodule: Any) -> None:
-    rows = datamodule.train_set.records.rows
-    for target, answer in list(enumerate(datamodule.answers))[:SHOWN_TARGETS]:
-        print(f"\ntarget {target}: {_short(answer.text)}")
-        best = scores.top(min(SHOWN_EXAMPLES, len(rows)), target=target)
-        for index, value in zip(best.indices, best.values, strict=True):
-            print(f"  {value:+10.4g}  {int(index):>7}  {_short(_words(rows[int(index)]))}")
+def _groups(datamodule: Any) -> Iterator[tuple[int, str]]:
+    """The row and the title of every group of answers that was asked for."""
+    for group, name in enumerate(datamodule.combination[0] if datamodule.combination else ()):
+        members = [answer for answer in datamodule.answers if answer.group == name]
+        if members:
+            yield group, f"{name} ({_short(' '.join(('− ' if a.coefficient < 0 else '+ ') + a.text for a in members))})"
+
+
+def _print(title: str, scores: Scores, target: int, rows: Sequence[Record]) -> None:
+    print(f"\n{title}")
+    best = scores.top(min(SHOWN_EXAMPLES, len(rows)), target=target)
+    for index, value in zip(best.indices, best.values, strict=True):
+        print(f"  {value:+10.4g}  {int(index):>7}  {_short(_words(rows[int(index)]))}")
 
 
 def _words(record: Record) -> str:
