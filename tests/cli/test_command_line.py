@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from trak_lightning.cli import COMMANDS, main
-from trak_lightning.cli.command_line import CommandLine, from_lightning
+from trak_lightning.cli.command_line import CommandLine, normalized_config
 from trak_lightning.cli.error_messages import fault_in
 from trak_lightning.errors import SettingsError
 
@@ -83,7 +83,7 @@ def test_a_configuration_of_lightning_cli_loses_what_is_for_fit_and_gets_its_cla
         "ckpt_path": None,
         "weights_only": None,
     }
-    assert from_lightning(saved, {"model": "mine.Net", "data": "mine.Digits"}) == {
+    assert normalized_config(saved, {"model": "mine.Net", "data": "mine.Digits"}) == {
         "trainer": {"max_epochs": 1},
         "model": {"class_path": "mine.Net", "init_args": {"width": 64}},
         "data": {"class_path": "mine.Digits", "init_args": {}},

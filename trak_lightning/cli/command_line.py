@@ -3,7 +3,7 @@
 - ``--max-epochs`` and ``--max_epochs`` are the same option.
 - The run directory is written first, without ``--run_dir``; without ``--config``, its own configuration is used.
 - One configuration file serves all commands: settings that a command does not read are taken out.
-- A file that LightningCLI saved is a configuration file: `from_lightning`.
+- A file that LightningCLI saved is a configuration file: `normalized_config`.
 - Plug-ins have short names: `trak_lightning.cli.names`.
 """
 
@@ -180,7 +180,7 @@ def load_config(source: str) -> dict[str, Any]:
     return config
 
 
-def from_lightning(config: Mapping[str, Any], classes: Mapping[str, str | None]) -> dict[str, Any]:
+def normalized_config(config: Mapping[str, Any], classes: Mapping[str, str | None]) -> dict[str, Any]:
     """A configuration that LightningCLI saved, as a configuration of ours.
 
     It says null where nothing was chosen, has settings of ``fit``, and no class paths where the program had classes, which
@@ -238,7 +238,7 @@ def _plugin(option: Option, names: Names) -> Option:
 
 def _config(source: str, names: Names, drops: Collection[str], classes: Mapping[str, str | None]) -> str:
     config = load_config(source)
-    kept = {key: value for key, value in from_lightning(config, classes).items() if key not in drops}
+    kept = {key: value for key, value in normalized_config(config, classes).items() if key not in drops}
     expanded = {key: names.expand(key, value) for key, value in kept.items()}
     # Unchanged files stay files, so that paths in them keep being relative to them.
     return source if expanded == config else json.dumps(expanded, default=str)
