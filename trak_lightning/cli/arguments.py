@@ -158,10 +158,10 @@ def light_settings(
     also: Collection[str] = (),
     renamed: Mapping[str, str] | None = None,
 ) -> tuple[Namespace, Namespace]:
-    """The settings and the objects that they describe. One configuration file serves all commands: settings that are neither
+    """Return the settings and the objects that they describe. One configuration file serves all commands: settings that are neither
     in `reads` nor, unread, in `also` are taken out."""
     line = CommandLine.of(argv, parser, renamed=renamed).with_saved_configuration()
-    config = line.parse(reads=reads, drops={*SETTINGS, "seed_everything", *RECIPE} - {*reads, *also})
+    config = line.parse(uses=reads, drops={*SETTINGS, "seed_everything", *RECIPE} - {*reads, *also})
     return config, parser.instantiate(config)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a table of both."""
+    """Print the most helpful and most harmful samples; return 0."""
     parser = command_parser(
         "top",
         "RUN_DIR (--target I | --by_train I) [options]",
@@ -64,9 +64,10 @@ def _samples(run: RunDirectory, scores: Scores, what: str) -> "Samples | None":
         from trak_lightning.report.samples import samples_of
 
         job = Job("top", [str(run.path)])
-        data = job.train_data if what == "train" else job.target_data
-        if len(data) != scores.shape[what == "train"]:
-            raise DataError(f"the data has {len(data)} samples, and scores are of {scores.shape[what == 'train']}")
+        targets, train = scores.shape
+        data, expected = (job.train_data, train) if what == "train" else (job.target_data, targets)
+        if len(data) != expected:
+            raise DataError(f"the data has {len(data)} samples, and scores are of {expected}")
         return samples_of(data, datamodule=job.datamodule, task=job.parts.task)
     except Exception as error:  # a user's data module may raise anything, and the numbers are there
         print(f"samples are not shown: {type(error).__name__}: {error}", file=sys.stderr)
