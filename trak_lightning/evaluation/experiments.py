@@ -122,12 +122,12 @@ def experiments(
 def _lds(scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain) -> Experiment:
     n, seed = scored.num_train, scored.seed
     if settings.protocol == "fixed_seed":
-        kind, asked = FIXED_SEED, ("models", "removed", "compare")
+        kind, asked = FIXED_SEED, ["models", "removed", "compare"]
         plan = SubsetPlan("fixed_seed", n, 1 - settings.removed, seed)
         folder = fixed_seed_folder(scored.run, settings.removed)
         retrainings = fixed_seed_retrainings(plan, folder, settings)
     else:
-        kind, asked = "lds", ("models", "fraction", "compare", "ceiling")
+        kind, asked = "lds", ["models", "fraction", "compare", "ceiling"]
         plan = SubsetPlan("evaluation", n, settings.fraction, seed)
         folder = models_folder(scored.run, settings.fraction)
         retrainings = lds_retrainings(plan, folder, settings)
