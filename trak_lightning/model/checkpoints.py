@@ -169,8 +169,9 @@ def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only:
     folder = None if isinstance(source, Mapping) else weight_files.adapter_folder(Path(source))
     if folder is not None:
         adapters.require_same_settings(folder, model)
-    in_adapter = adapters.names_in_file(model)
     names = match_names(given, own)
+    # PEFT is asked only about what is missing, since it cannot say of every adapter.
+    in_adapter = {} if own.keys() <= set(names.values()) else adapters.names_in_file(model)
     names |= {name: in_adapter[name] for name in given if names[name] not in own and name in in_adapter}
     named = {names[name]: tensor for name, tensor in given.items()}
     named |= {name: named[other] for name, other in tied(named, own).items()}
