@@ -58,12 +58,7 @@ def trusted(results: Sequence[tuple[str, Result]], predicted: Mapping[str, Any] 
 
 
 def numerics(scoring: Mapping[str, Any], checkpoints: Sequence[CheckpointFeatures]) -> Iterator[Panel]:
-    """Show how λ was chosen, if by calibration, and the spectrum that it cuts.
-
-    Args:
-        scoring: what the scorer recorded in the score file.
-        checkpoints: the features that were scored.
-    """
+    """Show how λ was chosen, if by calibration, and the spectrum that it cuts; `scoring` is from the score file."""
     values, traces = scoring.get("regularization", []), scoring.get("trace", [])
     if curve := scoring.get("curve"):
         chosen = values[0] / traces[0] if values and traces and traces[0] and values[0] else None
