@@ -11,8 +11,8 @@ from trak_lightning.evaluation.result import Result, read_result
 from trak_lightning.report.contents import Headline, Panel
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.predicted_lds import in_words
 from trak_lightning.scoring.system import System
-from trak_lightning.scoring.trust import in_words
 
 
 def read_results(run: RunDirectory) -> tuple[list[tuple[str, Result]], list[str]]:
