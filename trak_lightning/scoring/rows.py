@@ -19,14 +19,14 @@ def as_computed(features: Array) -> Array:
 def share(features: CheckpointFeatures, source: FeatureSet | None = None) -> range:
     """Return the rows of this process, of `source` or of the training samples: whole blocks."""
     spec = (source or features.train).spec
-    blocks = features.compute.share(spec.num_blocks)
+    blocks = features.backend.share(spec.num_blocks)
     return range(*(min(edge * spec.block_size, spec.num_samples) for edge in (blocks.start, blocks.stop)))
 
 
 def shared_blocks(features: CheckpointFeatures, source: FeatureSet | None = None) -> Iterator[FeatureRows]:
     """Read the blocks of this process, of `source` or of the training samples, in order."""
     source = source or features.train
-    return source.blocks(features.compute.share(source.spec.num_blocks))
+    return source.blocks(features.backend.share(source.spec.num_blocks))
 
 
 class RowReader:
