@@ -40,7 +40,7 @@ for flag in ("--json", "--numbers"):
     ids=lambda each: " ".join(each),
 )
 def test_what_is_typed_becomes_what_the_parser_takes(typed, read):
-    assert CommandLine.of(typed, PARSER, renamed={"--top": "--keep"}).argv(reads=(), drops=("model",)) == read
+    assert CommandLine.of(typed, PARSER, renamed={"--top": "--keep"}).argv(uses=(), drops=("model",)) == read
 
 
 def test_the_new_name_of_an_option_is_said_on_standard_error(capsys):
@@ -67,7 +67,7 @@ def test_the_configuration_of_the_run_directory_is_used_unless_another_is_named(
 
 def test_settings_that_a_command_does_not_read_are_taken_out_of_the_file(tmp_path):
     (tmp_path / "config.yaml").write_text("{run_dir: x, model: mine.Net, scorer: trak}")
-    (config,) = CommandLine.of(["-c", str(tmp_path / "config.yaml")], PARSER).argv(reads=(), drops=("model",))
+    (config,) = CommandLine.of(["-c", str(tmp_path / "config.yaml")], PARSER).argv(uses=(), drops=("model",))
     assert json.loads(config.removeprefix("--config=")) == {
         "run_dir": "x",
         "scorer": {"class_path": "trak_lightning.scoring.trak.Trak"},

@@ -156,18 +156,15 @@ CHECKS: list[Callable[[Subject], Iterator[Finding]]] = [parameters, outputs, ind
 
 
 def run_checks(job: FeaturizeJob, checkpoints: int = 1) -> Findings:
-    """Try a few batches of the only split of `job` with the model's current weights; nothing is stored.
-
-    Args:
-        job: without checkpoints.
-        checkpoints: how many there will be.
+    """Try a few batches of the only split of `job` with the model's current weights; nothing is stored. `checkpoints` is how many there
+    will be.
 
     Raises:
         TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as featurizing would.
         StorageError: the run directory cannot be written to.
     """
     require_eval(job.model)
-    (split,) = job.splits
+    split = job.train
     feature_set = MemorySet(job.plan(split, "check"))
     trainer = job.trainer or default_trainer()
     with uncompiled(job.model), leave_unchanged(job.model), quiet_lightning():

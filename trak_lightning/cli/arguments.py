@@ -50,6 +50,11 @@ PLAIN: dict[str, dict[str, Any]] = {
         "default": False,
         "help": "true: the data may have more samples than those featurized, after these; only the new ones are computed",
     },
+    "curvature_draws": {
+        "type": int,
+        "default": 0,
+        "help": "how many times labels are drawn from the model for each training sample, for further rows of the Gram matrix",
+    },
     "verify_data": {
         "type": VerifyData,
         "default": "sampled",
@@ -158,10 +163,10 @@ def light_settings(
     also: Collection[str] = (),
     renamed: Mapping[str, str] | None = None,
 ) -> tuple[Namespace, Namespace]:
-    """The settings and the objects that they describe. One configuration file serves all commands: settings that are neither
+    """Return the settings and the objects that they describe. One configuration file serves all commands: settings that are neither
     in `reads` nor, unread, in `also` are taken out."""
     line = CommandLine.of(argv, parser, renamed=renamed).with_saved_configuration()
-    config = line.parse(reads=reads, drops={*SETTINGS, "seed_everything", *RECIPE} - {*reads, *also})
+    config = line.parse(uses=reads, drops={*SETTINGS, "seed_everything", *RECIPE} - {*reads, *also})
     return config, parser.instantiate(config)
 
 

@@ -40,7 +40,7 @@ LIGHTNING_ONLY = ("ckpt_path", "verbose")
 
 @dataclass(frozen=True)
 class Option:
-    """``--name value``."""
+    """One option, ``--name value``."""
 
     name: str
     value: str | None = None
@@ -62,7 +62,7 @@ class Option:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The options of a command, in order, and the parser that reads them."""
+    """The options of a command, in order, and its parser."""
 
     parser: ArgumentParser
     options: tuple[Option, ...]
@@ -114,38 +114,38 @@ class CommandLine:
         return [option.value for option in self.options if option.name == "--config" and option.value is not None]
 
     def with_saved_configuration(self) -> "CommandLine":
-        """Unless a configuration is named, that of the run directory, if there is one."""
+        """Add the configuration of the run directory, if there is one and no other is named."""
         run_dir = self.value("--run_dir")
         if self.configs or run_dir is None:
             return self
         saved = Path(run_dir).expanduser() / "config.yaml"
         return replace(self, options=(Option("--config", str(saved)), *self.options)) if saved.is_file() else self
 
-    def parse(self, *, reads: Collection[str] = (), drops: Collection[str] = ()) -> Namespace:
-        """Return the settings; `reads` and `drops` as for `argv`.
+    def parse(self, *, uses: Collection[str] = (), drops: Collection[str] = ()) -> Namespace:
+        """Return the settings; `uses` and `drops` as for `argv`.
 
         Raises:
             UsageError: in one line, what is wrong with them and where.
         """
-        argv = self.argv(reads=reads, drops=drops)
+        argv = self.argv(uses=uses, drops=drops)
         try:
             return self.parser.parse_args(argv)
         except ArgumentError as error:
             options = [option.key for option in self.options]
             raise UsageError(explained(error.message, self.parser, options, self.configs)) from error
 
-    def argv(self, *, reads: Collection[str], drops: Collection[str] = ()) -> list[str]:
-        """The arguments for a parser.
+    def argv(self, *, uses: Collection[str], drops: Collection[str] = ()) -> list[str]:
+        """Return the arguments for the parser.
 
         Args:
-            reads: plug-in settings whose classes the command uses.
+            uses: plug-in settings whose classes the command uses.
             drops: settings that the command does not read.
 
         Raises:
             DataError: a configuration file cannot be read.
             PluginError: an unknown plug-in name.
         """
-        names = Names(reads)
+        names = Names(uses)
         classes = {CLASSES[option.name]: option.value for option in self.options if option.name in CLASSES}
         arguments = [
             Option(option.name, _config(option.value, names, drops, classes)).token
@@ -181,10 +181,10 @@ def load_config(source: str) -> dict[str, Any]:
 
 
 def normalized_config(config: Mapping[str, Any], classes: Mapping[str, str | None]) -> dict[str, Any]:
-    """A configuration that LightningCLI saved, as a configuration of ours.
+    """Return a configuration without what only Lightning's ``fit`` reads.
 
-    It says null where nothing was chosen, has settings of ``fit``, and no class paths where the program had classes, which
-    are then in `classes`.
+    A file that LightningCLI saved says null where nothing was chosen, has settings of ``fit``, and no class paths where the
+    program had classes, which are then in `classes`.
     """
     found = {key: value for key, value in config.items() if key not in LIGHTNING_ONLY}
     for key in ("weights_only", "optimizer", "lr_scheduler"):
@@ -202,7 +202,7 @@ def normalized_config(config: Mapping[str, Any], classes: Mapping[str, str | Non
 
 
 def _split(argv: Sequence[str], flags: Collection[str]) -> tuple[list[Option], list[str]]:
-    """Options, and what belongs to none."""
+    """Split the arguments into options and the values that belong to none."""
     options, values = [], []
     tokens = list(argv)
     while tokens:

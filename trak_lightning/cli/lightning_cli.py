@@ -51,7 +51,7 @@ class TrakCLI(LightningCLI):
         # LightningCLI's own method warns that sys.argv is there too, which is so for every console script.
         tidy(parser)
         line = CommandLine.of(self._argv, parser).with_saved_configuration()
-        self.config: Namespace = line.parse(reads=tuple(KINDS))
+        self.config: Namespace = line.parse(uses=tuple(KINDS))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer without the callbacks that have nothing to do here."""

@@ -116,14 +116,13 @@ class Suspects(Sequence[Suspect]):
             return f"{n} training samples ranked by {self.basis}; no cut: the task has no classes"
         if not self.size:
             return f"no label is suspicious enough for {_percent(self.fdr)} false alarms; {n} training samples ranked by {self.basis}"
-        return (
+        found = (
             f"{self.size} of {n} labels are likely wrong, of which about {_percent(self.expected or 0)} are false alarms; "
             f"about {self.errors:.0f} are wrong in all, by {self.basis}"
-            + (
-                "; some classes have always the same wrong label, which models learn: expect more false alarms"
-                * self.learned
-            )
         )
+        if self.learned:
+            found += "; some classes have always the same wrong label, which models learn: expect more false alarms"
+        return found
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
         """Return the findings as JSON values, with the first `count` samples. If None, with those before the cut, or all if

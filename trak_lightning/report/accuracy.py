@@ -11,7 +11,7 @@ from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.held_out import output_and_loss_weight
 
 Predict = Callable[[Sequence[int]], Array | None]
-"""Maps positions to class probabilities (checkpoints, s, C); None where there are no classes or no model."""
+"""Maps positions to mean class probabilities (s, C); None where there are no classes."""
 
 MOST_PREDICTED = 5_000
 """Largest number of targets that are predicted to count mistakes."""
@@ -57,7 +57,7 @@ class Outcome:
         wanted = sorted({*positions, *(doubtful.tolist() if len(doubtful) <= MOST_PREDICTED else ())})
         found = predict(wanted)
         if found is not None:
-            self.predicted.update(zip(wanted, found.mean(0), strict=True))
+            self.predicted.update(zip(wanted, found, strict=True))
 
     def correct(self, position: int) -> bool | None:
         """Whether the right answer is the most probable class; None if that is unknown."""

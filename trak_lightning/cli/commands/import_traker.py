@@ -11,7 +11,7 @@ from trak_lightning.stores.configured import open_store
 
 
 def main(argv: Sequence[str]) -> int:
-    """Import, and print what was imported."""
+    """Import the features, and print what was read."""
     parser = command_parser(
         "import-traker",
         "SAVE_DIR RUN_DIR",

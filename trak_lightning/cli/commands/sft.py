@@ -11,9 +11,10 @@ from trak_lightning.chat.records import Record, TrainOn
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
+from trak_lightning.scoring.display import shortened
 from trak_lightning.scoring.scores import Scores, open_scores
 
-SHOWN_TARGETS, SHOWN_EXAMPLES, SHOWN_LETTERS = 5, 3, 100
+SHOWN_TARGETS, SHOWN_EXAMPLES, SHOWN_CHARACTERS = 5, 3, 100
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         data: Any = job.datamodule
         rows = data.train_set.records.rows
         for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:
-            _print(f"target {target}: {_short(answer.text)}", scores, target, rows)
+            _print(f"target {target}: {shortened(answer.text, SHOWN_CHARACTERS)}", scores, target, rows)
         for group, title in list(_groups(data))[:SHOWN_TARGETS]:
             _print(title, open_scores(job.run, "groups"), group, rows)
     return 0
@@ -57,7 +58,7 @@ def _parser() -> ArgumentParser:
         "--model",
         type=text,
         default=None,
-        help="folder of a model or PEFT adapter; a pattern for several checkpoints, 'out/checkpoint-*', of which the last answers",
+        help="folder of a model or PEFT adapter; a pattern for several checkpoints, 'out/checkpoint-*', the last one generates the answers",
     )
     parser.add_argument(
         "--data",
@@ -78,11 +79,11 @@ def _parser() -> ArgumentParser:
         default="answers",
         help="what was trained on: answers of the assistant, or all tokens",
     )
-    parser.add_argument("--max_length", type=number, default=None, help="tokens after which training cut examples off")
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="length of answers that the model writes")
     parser.add_argument(
-        "--temperature", type=float, default=0.0, help="of answers that are drawn; 0: the most probable"
+        "--max_length", type=number, default=None, help="maximum sequence length used in training, in tokens"
     )
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="maximum tokens to generate")
+    parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 decodes greedily")
     parser.add_argument(
         "--check", type=bool, default=False, help="only say how many seconds, how much memory and disk it would take"
     )
@@ -127,14 +128,15 @@ def _groups(datamodule: Any) -> Iterator[tuple[int, str]]:
     for group, name in enumerate(datamodule.combination[0] if datamodule.combination else ()):
         members = [answer for answer in datamodule.answers if answer.group == name]
         if members:
-            yield group, f"{name} ({_short(' '.join(('− ' if a.coefficient < 0 else '+ ') + a.text for a in members))})"
+            terms = " ".join(("− " if answer.coefficient < 0 else "+ ") + answer.text for answer in members)
+            yield group, f"{name} ({shortened(terms, SHOWN_CHARACTERS)})"
 
 
 def _print(title: str, scores: Scores, target: int, rows: Sequence[Record]) -> None:
     print(f"\n{title}")
     best = scores.top(min(SHOWN_EXAMPLES, len(rows)), target=target)
     for index, value in zip(best.indices, best.values, strict=True):
-        print(f"  {value:+10.4g}  {int(index):>7}  {_short(_words(rows[int(index)]))}")
+        print(f"  {value:+10.4g}  {int(index):>7}  {shortened(_words(rows[int(index)]), SHOWN_CHARACTERS)}")
 
 
 def _words(record: Record) -> str:
@@ -146,8 +148,3 @@ def _words(record: Record) -> str:
         elif isinstance(value, (list, tuple)):
             parts += [str(turn.get("content", "")) for turn in value if isinstance(turn, dict)]
     return " → ".join(parts)
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN_LETTERS else line[: SHOWN_LETTERS - 1] + "…"
