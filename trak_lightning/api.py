@@ -33,9 +33,9 @@ from trak_lightning.projectors.base import Projector
 from trak_lightning.report.samples import samples_of
 from trak_lightning.report.write import write_report
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.backend import LOCAL
 from trak_lightning.scoring.base import Scorer
-from trak_lightning.scoring.compute import LOCAL
-from trak_lightning.scoring.fabric import FabricCompute
+from trak_lightning.scoring.fabric import FabricBackend
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
@@ -253,7 +253,7 @@ class TRAK:
         chosen = registry.create("scorers", scorer)
         if fabric is None and torch.cuda.is_available():
             fabric = Fabric(accelerator="cuda", devices=1)
-        compute = LOCAL if fabric is None else FabricCompute(fabric)
+        backend = LOCAL if fabric is None else FabricBackend(fabric)
         scores, _ = score_run(
             self.run,
             self.store,
@@ -263,7 +263,7 @@ class TRAK:
             groups=groups,
             reduction=reduction,
             coefficients=coefficients,
-            compute=compute,
+            backend=backend,
         )
         if groups is None:
             job = self._require_job()

@@ -14,7 +14,7 @@ from trak_lightning.api import TRAK
 from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
 from trak_lightning.cli.output import narrated, print_results, print_trust, short, summary
-from trak_lightning.cli.workers import retrain_in_processes
+from trak_lightning.cli.retrain_processes import retrain_in_processes
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.suspects import Suspects, find_suspects

@@ -17,7 +17,7 @@ from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
 from trak_lightning.featurize.fitting import FitFile, Fitting
 from trak_lightning.featurize.reuse import stale_rows, stored_batches
-from trak_lightning.featurize.rows import HandOn, RowComputer
+from trak_lightning.featurize.rows import PassThrough, RowComputer
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import Sink
 from trak_lightning.model.autocast import cast_anew
@@ -138,7 +138,7 @@ class Featurizer(L.LightningModule):
         """Computes the rows of a batch. Use it only after the model is on its device and `fit` was called."""
         return self._row_computer(self.projection, self.data)
 
-    def _row_computer(self, projection: Projection | HandOn, data: AttributionData) -> RowComputer:
+    def _row_computer(self, projection: Projection | PassThrough, data: AttributionData) -> RowComputer:
         spec = self.spec
         return RowComputer(
             self.model,
@@ -219,7 +219,7 @@ class Featurizer(L.LightningModule):
         size = self.feature_set.spec.batch_size
 
         def gradients(sink: Sink) -> None:
-            computer = self._row_computer(HandOn(sink), data)
+            computer = self._row_computer(PassThrough(sink), data)
             for start in range(0, count, size):
                 batch = self._load(data, positions[start : start + size])
                 with self.trainer.precision_plugin.predict_step_context(), cast_anew():

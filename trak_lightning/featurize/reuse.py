@@ -1,7 +1,7 @@
-"""Verify stored rows before they are reused: the samples, by their content, and a batch of rows, by computing it again.
+"""Verify stored rows before they are reused: samples, by their content hashes, and rows, by computing some again. No torch.
 
-Does not import torch. Names and class paths do not reveal a changed label, loss function, task, activation or helper module. The
-content hashes stored with the rows reveal a changed sample; computing a stored batch again reveals the rest.
+Names and class paths do not reveal a changed label, loss function, task, activation or helper module. Hashes reveal a changed
+sample; rows that are computed again, for a second per split and at least one batch per feature set, reveal the rest.
 """
 
 from collections.abc import Iterator, Sequence

@@ -9,7 +9,7 @@ import numpy as np
 from trak_lightning.errors import DataError
 from trak_lightning.report import duplicates
 from trak_lightning.report.accuracy import Outcome
-from trak_lightning.report.contents import Example, Fact, Finding, Report, Target
+from trak_lightning.report.contents import Example, Fact, Headline, Report, Target
 from trak_lightning.report.links import effects
 from trak_lightning.report.samples import Samples, Shown
 from trak_lightning.report.suspicion import Suspicion
@@ -97,9 +97,9 @@ def gather(
     shown = examples | {suspect.index for suspect in suspicion.suspects}
     return Report(
         title=title,
-        findings=(
-            outcome.finding(),
-            suspicion.finding,
+        headlines=(
+            outcome.headline(),
+            suspicion.headline,
             *_duplicated(groups or []),
             trusted(results, sources.scores.trust),
         ),
@@ -162,7 +162,7 @@ def _examples(sources: Sources, ranking: Ranking) -> tuple[Example, ...]:
     )
 
 
-def _duplicated(groups: Sequence[duplicates.Group]) -> list[Finding]:
+def _duplicated(groups: Sequence[duplicates.Group]) -> list[Headline]:
     leaked = sum(bool(group.targets) for group in groups)
     conflicting = sum(group.conflicting for group in groups)
     found = []
@@ -171,7 +171,7 @@ def _duplicated(groups: Sequence[duplicates.Group]) -> list[Finding]:
         (conflicting, "there twice, with different labels."),
     ):
         if count:
-            found.append(Finding(f"{count:,}", f"{'sample is' if count == 1 else 'samples are'} {what}", "duplicates"))
+            found.append(Headline(f"{count:,}", f"{'sample is' if count == 1 else 'samples are'} {what}", "duplicates"))
     return found
 
 

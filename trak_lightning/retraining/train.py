@@ -16,8 +16,9 @@ from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import subset_path
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.run.atomic import atomic_write
-from trak_lightning.runtime.lightning import interruptible, quiet_lightning, without_resuming
+from trak_lightning.runtime.lightning import quiet_lightning, without_resuming
 from trak_lightning.runtime.progress import progress
+from trak_lightning.runtime.signals import interruptible
 
 Recipe: TypeAlias = Callable[[int], tuple[L.LightningModule, L.Trainer]]
 """Seeds everything and returns a fresh model and Trainer."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
 from trak_lightning.run.fingerprint import current
-from trak_lightning.scoring.compute import LOCAL, Compute
+from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.stores.base import FeatureSet
 
 Array = npt.NDArray[Any]
@@ -30,7 +30,7 @@ class CheckpointFeatures:
     """Positions of the training samples that it was trained on; None if unknown."""
     cache: Path | None = None
     """Folder for what is computed once (Gram matrix, factors, leverages); with None, it is computed every time."""
-    compute: Compute = LOCAL
+    backend: Backend = LOCAL
     """Where matrix products are computed."""
 
 
@@ -49,12 +49,12 @@ class Scoring(ABC):
     settings: dict[str, Any]
     """What was chosen from the data (λ of every checkpoint, calibration curve). JSON values."""
 
-    compute: Compute = LOCAL
+    backend: Backend = LOCAL
     target_bytes: int = 1
     """Bytes of one target's features under all checkpoints, in float64."""
 
     def __init__(self, checkpoints: Sequence[CheckpointFeatures]) -> None:
-        self.compute = checkpoints[0].compute
+        self.backend = checkpoints[0].backend
         self.num_targets = checkpoints[0].targets.spec.num_samples
         self.num_train = checkpoints[0].train.spec.num_samples
         self.target_bytes = sum(8 * features.targets.spec.dim for features in checkpoints)
@@ -83,7 +83,7 @@ class Scoring(ABC):
     @property
     def share(self) -> range:
         """The training samples whose scores this process computes, where several share the work."""
-        return self.compute.share(self.num_train)
+        return self.backend.share(self.num_train)
 
     def rows(self, start: int, stop: int) -> Array:
         """Return the scores of the targets ``start … stop`` for all training samples, (stop − start, n)."""
@@ -113,10 +113,9 @@ class Scorer(ABC):
         """
 
     def rules(self, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
-        """Return the values that rules such as ``auto`` give for these checkpoints. JSON values.
+        """Return the constants behind settings such as ``auto``. JSON values.
 
-        They are stored next to `state` in the score file, so that scores that an earlier version made by another rule are
-        computed again.
+        They are stored next to `state` in the score file: if a later version changes a rule, scores are computed again.
         """
         return {}
 
@@ -153,9 +152,9 @@ def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
                     f"{expected.spec.num_samples}: they belong to different data"
                 )
         train, targets = features.train.spec, features.targets.spec
-        if features.compute.world_size > train.num_blocks:
+        if features.backend.world_size > train.num_blocks:
             raise DataError(
-                f"{features.compute.world_size} processes cannot share the {train.num_blocks} blocks of {train.split}/"
+                f"{features.backend.world_size} processes cannot share the {train.num_blocks} blocks of {train.split}/"
                 f"{train.checkpoint}: use at most {train.num_blocks} devices, or featurize in smaller blocks"
             )
         for key in ("parameters", "projector", "seed", "precision"):

@@ -141,7 +141,7 @@ def weighted_sums(features: CheckpointFeatures, weights: Array) -> Array:
     for rows in shared_blocks(features):
         stored = as_computed(rows.features)
         total += weights[rows.index].T.astype(stored.dtype) @ stored
-    return features.compute.total(total)
+    return features.backend.all_reduce(total)
 
 
 def peak(curve: Array) -> tuple[float, float]:

@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
+from trak_lightning.scoring.backend import PANEL
 from trak_lightning.scoring.base import Array, CheckpointFeatures, chunks
-from trak_lightning.scoring.compute import PANEL
 from trak_lightning.scoring.rows import as_computed, share, shared_blocks
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 
@@ -78,10 +78,10 @@ def _pieces(blocks: Iterable[FeatureRows], weighting: str) -> Iterator[Piece]:
 
 
 def _primal(features: CheckpointFeatures, weighting: str) -> Array:
-    squares = features.compute.squares(features.train.spec.dim)
+    squares = features.backend.gram_sum(features.train.spec.dim)
     for piece in _pieces(shared_blocks(features), weighting):
         squares.add(piece.features * piece.root[:, None])
-    return features.compute.total(squares.result())
+    return features.backend.all_reduce(squares.result())
 
 
 def _dual(features: CheckpointFeatures, weighting: str) -> Array:
@@ -91,7 +91,7 @@ def _dual(features: CheckpointFeatures, weighting: str) -> Array:
     for held in chunks(len(mine), 4 * features.train.spec.dim):
         first, last = mine.start + held.start, mine.start + held.stop
         panels = [
-            (panel, features.compute.left(panel.features))
+            (panel, features.backend.left_factor(panel.features))
             for panel in _pieces([features.train.rows(first, last)], weighting)
         ]
         if not total.size:
@@ -108,7 +108,7 @@ def _dual(features: CheckpointFeatures, weighting: str) -> Array:
                 out *= root[: stop - samples.start]
                 if stop > panel.samples.start:
                     out[:] = np.tril(out, panel.samples.start - samples.start)
-    return features.compute.total(total)
+    return features.backend.all_reduce(total)
 
 
 def _upto(features: FeatureSet, stop: int) -> Iterator[FeatureRows]:

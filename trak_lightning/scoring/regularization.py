@@ -136,11 +136,11 @@ def choose(
     return RegularizedSystems(systems, tuple(values), settings)
 
 
-def rules(regularization: float | str, weighting: str, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
-    """Return what `choose` decides, or decides by, beyond the settings: other values give other scores. JSON values."""
+def rules(regularization: float | str, weighting: str) -> dict[str, Any]:
+    """Return the constants that `choose` decides by under these settings, for `Scorer.rules`."""
     found: dict[str, Any] = {}
     if regularization == "auto":
-        found["regularization"] = [PROJECTION, SEEN, RULE]
+        found["regularization"] = [PROJECTION, SEEN, RULE, SMALLEST]
     elif regularization == "calibrate":
         found["regularization"] = [GRID.tolist(), JUDGES]
     if weighting == "auto":

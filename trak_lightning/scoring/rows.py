@@ -19,13 +19,13 @@ def as_computed(features: Array) -> Array:
 def share(features: CheckpointFeatures) -> range:
     """Return the training samples of this process: whole blocks."""
     spec = features.train.spec
-    blocks = features.compute.share(spec.num_blocks)
+    blocks = features.backend.share(spec.num_blocks)
     return range(*(min(edge * spec.block_size, spec.num_samples) for edge in (blocks.start, blocks.stop)))
 
 
 def shared_blocks(features: CheckpointFeatures) -> Iterator[FeatureRows]:
     """Read the blocks of training samples of this process, in order."""
-    return features.train.blocks(features.compute.share(features.train.spec.num_blocks))
+    return features.train.blocks(features.backend.share(features.train.spec.num_blocks))
 
 
 class RowReader:

@@ -66,7 +66,7 @@ def predicted(features: CheckpointFeatures, gram: Array, weighting: str) -> Arra
             vectors[rows.index] = probes
         else:
             vectors += as_computed(rows.features).astype(np.float64).T @ probes
-    vectors = features.compute.total(vectors)
+    vectors = features.backend.all_reduce(vectors)
     nodes, weights = quadrature(gram, vectors, min(STEPS, len(gram)))
     nodes = np.maximum(nodes, 0)
     return np.stack([nodes.ravel(), (weights * nodes if dual else weights).ravel() / (n * PROBES)])

@@ -130,7 +130,7 @@ class System:
         found = np.zeros(self.features.train.spec.num_samples)
         for rows in shared_blocks(self.features):
             found[rows.index] = np.einsum("bk,bk->b", inverse.solve(rows.features), as_computed(rows.features))
-        return self.features.compute.total(found)
+        return self.features.backend.all_reduce(found)
 
     def _keep(self, name: str, key: Any, calculate: Callable[[], Array]) -> Array:
         return cached(self.features, f"{name}-{self.weighting}", [self.weighting, key], calculate)

@@ -64,7 +64,7 @@ class Trak(Scorer):
         return SoftThreshold(scoring, self.threshold) if self.threshold else scoring
 
     def rules(self, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
-        return rules(self.regularization, self.weights, checkpoints)
+        return rules(self.regularization, self.weights)
 
     def _coefficient(self, system: System, regularization: float) -> Callable[[FeatureRows], Array]:
         """Return the factor of inner products with training samples."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
-from trak_lightning.cli.known import column_of, labels_of
 from trak_lightning.cli.output import print_json, short, summary
+from trak_lightning.cli.train_values import column_of, labels_of
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.base import Array

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         "--title", type=str | None, default=None, help="title of the page; default: the run directory's name"
     )
     parser.add_argument("--output", type=str | None, default=None, help="default: RUN_DIR/report/index.html")
-    options = CommandLine.of(argv).parse(parser)
+    options = CommandLine.of(argv, parser).parse()
     started = time.perf_counter()
     run = RunDirectory(options.run_dir)
     open_scores(run, options.name)  # what is missing is said before torch is imported

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
 from trak_lightning.cli.output import print_json, short, summary
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.errors import IncompleteRunError
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("-k", type=int, default=20, help="number of samples to print")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = CommandLine.of(argv).parse(parser)
+    options = CommandLine.of(argv, parser).parse()
     if options.k < 1:
         raise UsageError(f"-k, the number of samples to print, must be at least 1, got {options.k}")
     run = RunDirectory(options.run_dir)

@@ -67,14 +67,13 @@ def fault_in(message: str) -> Fault:
     if found := re.match(r"Import path .*does not correspond to a subclass of (\w+)", text):
         return Fault(f"expected a subclass of {found[1]}")
     if found := re.match(r"(?:Option|Group '(?P<group>[^']+)' does not accept option) '?(?P<name>[^']+)'", text):
-        return Fault(
-            "unknown", key=(*(found["group"] or "").split("."), *found["name"].split("."))[not found["group"] :]
-        )
+        group = found["group"].split(".") if found["group"] else []
+        return Fault("unknown", key=(*group, *found["name"].split(".")))
     return Fault(" ".join(text.split()))
 
 
 def _of_union(errors: Sequence[str], value: str) -> Fault:
-    """Choose, from the errors of all types that were tried for a value, the one that explains most."""
+    """Return the most specific of the errors that `value` gave as each of the types that are allowed."""
     telling = [error for error in errors if not error.startswith(("Expected a ", "Not a valid subclass"))]
     if telling:
         lines = telling[0].split("\n", 1)
