@@ -41,7 +41,7 @@ from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 from trak_lightning.scoring.token_scores import TokenScores, token_values
 from trak_lightning.scoring.views import Reduction
-from trak_lightning.stores.base import FeatureStore, any_fingerprint
+from trak_lightning.stores.base import FeatureStore, any_fingerprint, drawn_split
 from trak_lightning.stores.feature_array import FeatureArray
 from trak_lightning.stores.shards import Shard
 from trak_lightning.tasks.base import Task
@@ -77,6 +77,8 @@ class TRAK:
         weights_only: False unpickles checkpoint files, which executes code in them.
         verify_data: which samples are read again before their stored rows are reused: ``full`` reads all, ``sampled`` as many
             as can be read in a second, evenly spread, ``off`` none.
+        curvature_draws: how many times labels are drawn from the model for each training sample, for further rows of the Gram
+            matrix: see docs/choosing.md.
 
     Raises:
         PluginError: an unknown name; suggests the nearest.
@@ -99,6 +101,7 @@ class TRAK:
         trainer: L.Trainer | None = None,
         weights_only: bool = True,
         verify_data: VerifyData = "sampled",
+        curvature_draws: int = 0,
     ) -> None:
         self.model = original(model)
         self.run = RunDirectory(run_dir)
@@ -111,6 +114,7 @@ class TRAK:
             layout=ParameterLayout.of(model, parameters),
             seed=seed,
             precision=str(trainer.precision) if trainer else "32-true",
+            curvature_draws=curvature_draws,
         )
         require_eval(model)
         self.store.bind(self.run.features)
@@ -161,7 +165,7 @@ class TRAK:
         data = AttributionData.of(train_dataset, batch_size)
         job = self.job({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed, repair=repair)
         self._job = job.with_checkpoints(checkpoints, subsets, weights_only=self._weights_only)
-        return self._job.compute(split)
+        return sum(map(self._job.compute, self._job.splits))
 
     def features(self, split: str = "train", checkpoint: int = 0) -> FeatureArray:
         """Return the stored features of a split under one checkpoint, read only where they are indexed.
@@ -478,5 +482,7 @@ class TRAK:
             options: of `FeaturizeJob`.
         """
         spec = self.spec.for_run(len(splits[train]), any_fingerprint(self.store))
+        drawn = {drawn_split(train, number): splits[train] for number in range(1, spec.curvature_draws + 1)}
+        splits = {**splits, **drawn}
         options = {"verify_data": self._verify_data, **options}
         return FeaturizeJob(self.model, spec, self.run, self.store, self.trainer, splits, train=train, **options)

@@ -156,7 +156,7 @@ def run_checks(job: FeaturizeJob, checkpoints: int = 1) -> Findings:
         StorageError: the run directory cannot be written to.
     """
     require_eval(job.model)
-    (split,) = job.splits
+    split = job.train
     feature_set = MemorySet(job.plan(split, "check"))
     trainer = job.trainer or default_trainer()
     with uncompiled(job.model), leave_unchanged(job.model), quiet_lightning():

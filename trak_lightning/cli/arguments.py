@@ -50,6 +50,11 @@ PLAIN: dict[str, dict[str, Any]] = {
         "default": False,
         "help": "true: the data may have more samples than those featurized, after these; only the new ones are computed",
     },
+    "curvature_draws": {
+        "type": int,
+        "default": 0,
+        "help": "how many times labels are drawn from the model for each training sample, for further rows of the Gram matrix",
+    },
     "verify_data": {
         "type": VerifyData,
         "default": "sampled",

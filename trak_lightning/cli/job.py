@@ -111,7 +111,7 @@ class Job:
             job.prepare()
             self.keep_configuration()
             computed = sum(map(job.compute, job.splits))
-        rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
+        rows = len(checkpoints) * sum(map(len, job.splits.values()))
         if self.speaks:
             what = f"{rows} rows in {self._store.elsewhere or short(self.run.features)}"
             if self.shard.count > 1:
@@ -178,6 +178,7 @@ class Job:
             seed=self.settings.seed,
             trainer=self._cli.trainer,
             weights_only=self.settings.weights_only,
+            curvature_draws=self.settings.curvature_draws,
         )
 
     def checkpoints(self) -> list[str]:

@@ -14,6 +14,7 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.extractors.state import without_fast_path
+from trak_lightning.featurize.batch_audit import BatchAuditor
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
 from trak_lightning.featurize.fitting import FitFile, Fitting
 from trak_lightning.featurize.reuse import stale_rows, stored_batches
@@ -31,6 +32,7 @@ from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
+from trak_lightning.tasks.drawn import positioned
 
 
 class Featurizer(L.LightningModule):
@@ -149,8 +151,13 @@ class Featurizer(L.LightningModule):
             partial(self._load, data),
             device=self.device,
             precision=str(self.trainer.precision),
-            seed=derive_seed(spec.seed, self.feature_set.spec.checkpoint),
+            auditor=self._auditor,
         )
+
+    @cached_property
+    def _auditor(self) -> BatchAuditor:
+        seed = derive_seed(self.spec.seed, self.feature_set.spec.checkpoint)
+        return BatchAuditor(self.model, self.fitted_task, self.spec.layout, seed)
 
     @cached_property
     def projection(self) -> Projection:
@@ -201,7 +208,8 @@ class Featurizer(L.LightningModule):
 
     def _some_output(self) -> Tensor:
         """The output of the first training sample."""
-        batch = self._load(self.fitting.training.data, [0]).batch
+        indexed = self._load(self.fitting.training.data, [0])
+        batch = positioned(self.fitted_task, indexed.batch, indexed.index)
         with self.trainer.precision_plugin.predict_step_context(), cast_anew(), without_fast_path(), batch_of(1):
             return self.fitted_task.output(self.model, batch)
 

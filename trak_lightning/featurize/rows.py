@@ -23,6 +23,7 @@ from trak_lightning.projectors.base import Projection
 from trak_lightning.run.fingerprint import UNKNOWN
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
+from trak_lightning.tasks.drawn import positioned
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class RowComputer:
         load: collates the samples at these dataset positions with the user's code, and moves the batch to `device`.
         device: where the model is.
         precision: the precision of the Trainer.
-        seed: determines, with their positions, which batches are verified.
+        auditor: verifies batches; what it knows of kinds of batches is shared by all that use it.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class RowComputer:
         *,
         device: torch.device,
         precision: str,
-        seed: int = 0,
+        auditor: BatchAuditor,
     ) -> None:
         self._model = model
         self._task = task
@@ -67,7 +68,7 @@ class RowComputer:
         self._load = load
         self._device = device
         self._precision = precision
-        self._auditor = BatchAuditor(model, task, layout, seed)
+        self._auditor = auditor
         self._warned = False
         self._steady = SteadyState(model)
 
@@ -112,9 +113,10 @@ class RowComputer:
                 changed = (before != found.content) & (before != UNKNOWN) & (found.content != UNKNOWN)
                 if changed.any():
                     raise _unsteady(int(found.index[changed.argmax()]))
-            return found.batch
+            return positioned(self._task, found.batch, found.index)
 
-        return SampleBatch(indexed.batch, len(index), load, indexed.extent, indexed.differs)
+        data = positioned(self._task, indexed.batch, indexed.index)
+        return SampleBatch(data, len(index), load, indexed.extent, indexed.differs)
 
     def _verified(self, batch: SampleBatch, index: Tensor, position: int | None = None) -> FeatureRows:
         """The rows of a batch, verified if it is due, or by the sample at `position` if one is given."""

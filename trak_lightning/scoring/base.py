@@ -32,6 +32,13 @@ class CheckpointFeatures:
     """Folder for what is computed once (Gram matrix, factors, leverages); with None, it is computed every time."""
     backend: Backend = LOCAL
     """Where matrix products are computed."""
+    with_drawn: FeatureSet | None = None
+    """The training rows and those with drawn labels, `trak_lightning.scoring.views.with_drawn`; None if there are no such rows."""
+
+    @property
+    def gram_rows(self) -> FeatureSet:
+        """The rows that the Gram matrix is made of."""
+        return self.with_drawn or self.train
 
 
 class Tile(NamedTuple):
@@ -139,7 +146,8 @@ def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
         raise IncompleteRunError("there are no features to score: no checkpoint was featurized")
     first = checkpoints[0]
     for features in checkpoints:
-        for found, expected in ((features.train, first.train), (features.targets, first.targets)):
+        sets = (features.train, first.train), (features.targets, first.targets), (features.gram_rows, first.gram_rows)
+        for found, expected in sets:
             name = f"{found.spec.split}/{found.spec.checkpoint}"
             if missing := found.missing_blocks():
                 raise IncompleteRunError(

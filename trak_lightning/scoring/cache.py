@@ -30,7 +30,7 @@ def cached(features: CheckpointFeatures, name: str, key: Any, calculate: Callabl
     folder, backend = features.cache, features.backend
     if folder is None:
         return calculate()
-    path = folder / f"{name}-{fingerprint([VERSION, identity(features.train.spec), key])}.npy"
+    path = folder / f"{name}-{fingerprint([VERSION, identity(features.gram_rows.spec), key])}.npy"
     found = _read(path)
     if backend.all_reduce(np.array(float(found is not None))) == backend.world_size and found is not None:
         return found

@@ -13,7 +13,7 @@ from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.scoring.base import CheckpointFeatures, Scorer
 from trak_lightning.scoring.scores import Scores, write_scores
 from trak_lightning.scoring.trust import predicted_lds
-from trak_lightning.scoring.views import Reduction, group_targets
+from trak_lightning.scoring.views import Reduction, group_targets, with_drawn
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureStore
 from trak_lightning.stores.shards import unfinished
@@ -89,11 +89,12 @@ def load_features(
             )
     return [
         CheckpointFeatures(
-            train=store.open(train, checkpoint.id),
+            train=(rows := store.open(train, checkpoint.id)),
             targets=store.open(targets, checkpoint.id),
             subset=run.read_subset(checkpoint.id),
             cache=run.path / "factors" / train / checkpoint.id,
             backend=backend,
+            with_drawn=with_drawn(rows, store),
         )
         for checkpoint in run.require_checkpoints()
     ]
@@ -103,7 +104,7 @@ def made_from(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> dict
     """Return everything that determines the scores: if it agrees, they need not be computed again. JSON values."""
     described: list[Any] = [
         [
-            features.train.spec.fingerprint,
+            features.gram_rows.spec.fingerprint,
             features.targets.spec.fingerprint,
             None if features.subset is None else features.subset.tolist(),
         ]
