@@ -18,9 +18,9 @@ from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures, evenly, require_compatible
+from trak_lightning.scoring.held_out import held_out, held_out_mean, output_and_loss_weight
 from trak_lightning.scoring.regularization import choose
 from trak_lightning.scoring.rows import as_computed
-from trak_lightning.scoring.self_influence import columns, held_out, held_out_mean
 
 MEMORY = 2**31
 """Bytes for candidates. A larger pool is cut into random parts, and a share of the budget is chosen from each."""
@@ -231,11 +231,11 @@ class _Pool:
         unseen = held_out(checkpoints)
         f, q = (
             held_out_mean(np.stack(each), unseen)
-            for each in zip(*(columns(features.train) for features in checkpoints), strict=True)
+            for each in zip(*(output_and_loss_weight(features.train) for features in checkpoints), strict=True)
         )
         fz, qz = (
             np.mean(each, 0)[targets]
-            for each in zip(*(columns(features.targets) for features in checkpoints), strict=True)
+            for each in zip(*(output_and_loss_weight(features.targets) for features in checkpoints), strict=True)
         )
         if meaning.number:
             middle = (f + q).mean()
