@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import numpy.typing as npt
@@ -19,10 +19,10 @@ from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.decisions.what_if import WhatIf
-from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.errors import DataError, IncompleteRunError, require_option
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
-from trak_lightning.featurize.reuse import VerifyData, require_verify_data
+from trak_lightning.featurize.reuse import VerifyData
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.featurize.token_rows import token_rows
 from trak_lightning.gradients import ParameterLayout
@@ -118,7 +118,7 @@ class TRAK:
         )
         require_eval(model)
         self.store.bind(self.run.features)
-        require_verify_data(verify_data)
+        require_option("verify_data", verify_data, get_args(VerifyData))
         self._weights_only = weights_only
         self._verify_data = verify_data
         self._job: FeaturizeJob | None = None

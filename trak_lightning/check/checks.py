@@ -145,11 +145,8 @@ CHECKS: list[Callable[[Subject], Iterator[Finding]]] = [parameters, outputs, ind
 
 
 def run_checks(job: FeaturizeJob, checkpoints: int = 1) -> Findings:
-    """Try a few batches of the only split of `job` with the model's current weights; nothing is stored.
-
-    Args:
-        job: without checkpoints.
-        checkpoints: how many there will be.
+    """Try a few batches of the only split of `job` with the model's current weights; nothing is stored. `checkpoints` is how many there
+    will be.
 
     Raises:
         TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as featurizing would.

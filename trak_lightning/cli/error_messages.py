@@ -92,14 +92,8 @@ def _type(name: str) -> str:
 
 
 def explained(message: str, parser: ArgumentParser, given: Sequence[str], configs: Sequence[str]) -> str:
-    """Convert an error message of jsonargparse to one line.
-
-    Args:
-        message: the error message.
-        parser: the parser that raised it.
-        given: the settings given as options, such as ``projector.dim``.
-        configs: the configuration files, in order.
-    """
+    """Convert an error message of `parser` to one line. `given` are the settings given as options, such as ``projector.dim``, and
+    `configs` the configuration files, in order."""
     if found := re.match(r"unrecognized arguments: (--?)([^=\s]+)", message):
         options = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
         return f"unknown option {found[1]}{found[2]}{_nearest(found[2], options, found[1])}"

@@ -66,13 +66,8 @@ def lds_retrainings(plan: SubsetPlan, folder: Path, settings: EvaluationSettings
 
 
 def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, compare: dict[str, Scorer]) -> Result:
-    """LDS of the scores, of λ = 0, of the scorers to compare, of the gradient dot product and of random scores.
-
-    Args:
-        scored: the scores.
-        folder: holds the outputs of the retrained models.
-        settings: how many models there are.
-        compare: further scorers, by name.
+    """LDS of the scores, of λ = 0, of the scorers to compare, of the gradient dot product and of random scores, by the outputs of
+    the retrained models in `folder`.
 
     Raises:
         IncompleteRunError: models have not been retrained.

@@ -35,12 +35,8 @@ class Sources:
 
 
 def choose_targets(errors: Array, count: int = TARGETS) -> list[int]:
-    """Choose which targets to show if none are named: two thirds have the largest errors; the others are spread evenly over
-    the rest.
-
-    Args:
-        errors: (m,).
-    """
+    """Choose which targets to show, by their `errors` (m,): two thirds have the largest; the others are spread evenly over the
+    rest."""
     order = np.argsort(-errors, kind="stable")
     worst = order[: max(1, count * 2 // 3)]
     rest = order[len(worst) :]
@@ -76,17 +72,7 @@ def gather(
     facts: Sequence[Fact],
     notes: Sequence[str],
 ) -> Report:
-    """Gather the contents of the page.
-
-    Args:
-        sources: what the page is made from.
-        outcome: what the models say about the targets.
-        suspicion: training samples that may be mislabeled.
-        positions: positions of the targets to show.
-        title: title of the page.
-        facts: facts about the model.
-        notes: what could not be shown, and why.
-    """
+    """Gather the contents of the page, which shows the targets at `positions`; `notes` say what could not be shown, and why."""
     groups = duplicates.exact(sources.train, sources.targets)
     pairs = duplicates.similar(sources.checkpoints[0].train)
     known = {(i, j) for group in groups or () for i in group.train for j in group.train}

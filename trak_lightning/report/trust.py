@@ -11,8 +11,8 @@ from trak_lightning.evaluation.result import Result, read_result
 from trak_lightning.report.contents import Headline, Panel
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.predicted_lds import in_words
 from trak_lightning.scoring.system import System
-from trak_lightning.scoring.trust import in_words
 
 
 def read_results(run: RunDirectory) -> tuple[list[tuple[str, Result]], list[str]]:
@@ -58,12 +58,7 @@ def trusted(results: Sequence[tuple[str, Result]], predicted: Mapping[str, Any] 
 
 
 def numerics(scoring: Mapping[str, Any], checkpoints: Sequence[CheckpointFeatures]) -> Iterator[Panel]:
-    """Show how λ was chosen, if by calibration, and the spectrum that it cuts.
-
-    Args:
-        scoring: what the scorer recorded in the score file.
-        checkpoints: the features that were scored.
-    """
+    """Show how λ was chosen, if by calibration, and the spectrum that it cuts; `scoring` is from the score file."""
     values, traces = scoring.get("regularization", []), scoring.get("trace", [])
     if curve := scoring.get("curve"):
         chosen = values[0] / traces[0] if values and traces and traces[0] and values[0] else None

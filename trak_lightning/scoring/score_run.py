@@ -11,8 +11,8 @@ from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import current
 from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.scoring.base import CheckpointFeatures, Scorer
+from trak_lightning.scoring.predicted_lds import predicted_lds
 from trak_lightning.scoring.scores import Scores, write_scores
-from trak_lightning.scoring.trust import predicted_lds
 from trak_lightning.scoring.views import Reduction, group_targets, with_drawn
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureStore

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trak_lightning.cli.command_line import CommandLine
-from trak_lightning.cli.output import print_json, short
+from trak_lightning.cli.output import print_json, short_path
 from trak_lightning.cli.store_arguments import opened, stored_parser
 from trak_lightning.errors import CorruptFileError
 from trak_lightning.run.directory import RunDirectory
@@ -77,7 +77,7 @@ def _print(run: RunDirectory, found: dict[str, Any]) -> None:
             each["missing"] or "none",
         )
     console = Console(soft_wrap=True)
-    console.print(str(short(run.path)), markup=False, highlight=False)
+    console.print(str(short_path(run.path)), markup=False, highlight=False)
     if found["features"]:
         Console().print(table)
     else:

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.output import print_json, print_trust, short
+from trak_lightning.cli.output import print_json, print_trust, short_path
 from trak_lightning.errors import DataError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.display import ranking_table
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     samples = None if config.numbers else _samples(run, scores, what)
     title = f"Target {config.target}" if what == "train" else f"Training sample {config.by_train}"
     headings = scores.meaning.headings
-    Console().print(ranking_table(f"{title} of {short(scores.path)}", what, headings, (helpful, harmful), samples))
+    Console().print(ranking_table(f"{title} of {short_path(scores.path)}", what, headings, (helpful, harmful), samples))
     print_trust(scores)
     return 0
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trak_lightning.cli.command_line import CommandLine
-from trak_lightning.cli.output import print_json, short, summary
+from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.store_arguments import opened, stored_parser
 from trak_lightning.errors import TrakError
 from trak_lightning.run.directory import RunDirectory
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         print(fault)
     result = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "all present and as written"
     what = f"{rows} rows of {len(sets)} feature sets" + (f" and {len(score_files)} score files" if score_files else "")
-    summary("verify", f"{what} in {short(run.path)}: {result}", rows or None, "checked", started)
+    summary("verify", f"{what} in {short_path(run.path)}: {result}", rows or None, "checked", started)
     return 1 if faults else 0
 
 
