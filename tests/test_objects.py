@@ -99,7 +99,6 @@ def test_a_notebook_shows_pictures_and_escapes_the_rest(scores):
 
 
 def test_scores_become_a_table(scores):
-    pytest.importorskip("pandas")
     frame = scores.to_frame(k=3)
     assert len(frame) == 6 * 2 * 3
     first = frame[(frame.target == 4) & (frame.side == "helpful")]
@@ -110,7 +109,6 @@ def test_scores_become_a_table(scores):
 
 
 def test_the_table_of_predicted_numbers_says_raises_and_lowers(tmp_path):
-    pytest.importorskip("pandas")
     trak = TRAK(nn.Linear(3, 1).eval(), task="regression", run_dir=tmp_path, projector="identity")
     data = TensorDataset(torch.rand(8, 3), torch.rand(8))
     trak.featurize(data)
