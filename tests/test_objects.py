@@ -43,9 +43,11 @@ def test_trak_says_what_it_is(trak, scores):
     assert repr(trak).endswith("2 checkpoints, features: test, train)")
 
 
-def test_one_checkpoint_is_not_called_checkpoints(tmp_path):
-    trak = TRAK(nn.Linear(3, 1).eval(), task="regression", run_dir=tmp_path, projector="identity")
+def test_k_is_named_once_it_is_chosen_and_one_checkpoint_is_not_called_checkpoints(tmp_path):
+    trak = TRAK(nn.Linear(3, 1).eval(), task="regression", run_dir=tmp_path)
+    assert "Regression, Auto, run_dir=" in repr(trak)
     trak.featurize(TensorDataset(torch.rand(8, 3), torch.rand(8)))
+    assert " to k = 4, run_dir=" in repr(trak)
     assert repr(trak).endswith("; 1 checkpoint, features: train)")
 
 

@@ -20,7 +20,7 @@ _CANNOT_BIND = re.compile(
     r"missing \d+ required positional argument"
 )
 
-_BY_NAME = re.compile(r"invalid data type 'str'|tensor.* indices must be .*str|too many dimensions 'str'")
+_BY_NAME = re.compile(r"invalid data type 'str'|too many indices for tensor|too many dimensions 'str'")
 """What torch says of ``tensor["name"]``."""
 
 WHOLE = "If its forward takes the whole batch as one argument, write inputs: '*'."
@@ -45,7 +45,7 @@ class Arguments:
         except (TypeError, IndexError) as error:
             if _BY_NAME.search(str(error)):
                 raise DataError(
-                    f"the model looks up a name in a tensor that it was called with ({error}). {WHOLE}"
+                    f"the model cannot index the tensor that it was called with ({error}). {WHOLE}"
                 ) from error
             if (refused := _refused(error)) not in kwargs:
                 raise
