@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +40,7 @@ def test_one_command_scores_given_and_written_answers_as_python_does(command, co
     assert command("--projector.dim", "256") == 0
     shown = capsys.readouterr().out
     assert "target 1: =6" in shown
+    assert "example 2: chosen − rejected (+ b − c)" in shown
     answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
     assert [answer["example"] for answer in answers] == [0, 1, 2, 2]
     assert len(answers[0]["answer_ids"]) <= 4
@@ -73,6 +76,17 @@ def test_several_checkpoints_of_an_adapter_are_scored_together(command, folder, 
     assert [source.rpartition("-")[2] for source in sources] == ["9", "10"]
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert settings["data"]["init_args"]["model"].endswith("checkpoint-10")
+
+
+def test_the_configuration_file_runs(folder, lines, conversations, tmp_path, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "out/checkpoint-300")
+    lines("train.jsonl", conversations)
+    lines("prompts.jsonl", TARGETS)
+    configuration = Path(__file__).parents[2] / "configs" / "sft.yaml"
+    assert main(["run", "--config", str(configuration), "--data.max_new_tokens", "4"]) == 0
+    assert Scores("runs/sft/scores/groups.h5").values.shape == (3, 9)
 
 
 def test_an_encoder_decoder_is_attributed_too(command, tmp_path):

@@ -23,7 +23,7 @@ from trak_lightning.featurize.compute import predict
 from trak_lightning.featurize.job import FeaturizeJob, default_trainer
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.eval_mode import require_eval
-from trak_lightning.model.restore import restored
+from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.run.formatting import format_bytes
 from trak_lightning.runtime.lightning import quiet_lightning
 from trak_lightning.runtime.signals import StopRequest
@@ -145,21 +145,18 @@ CHECKS: list[Callable[[Subject], Iterator[Finding]]] = [parameters, outputs, ind
 
 
 def run_checks(job: FeaturizeJob, checkpoints: int = 1) -> Findings:
-    """Try a few batches of the only split of `job` with the model's current weights; nothing is stored.
-
-    Args:
-        job: without checkpoints.
-        checkpoints: how many there will be.
+    """Try a few batches of the only split of `job` with the model's current weights; nothing is stored. `checkpoints` is how many there
+    will be.
 
     Raises:
         TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as featurizing would.
         StorageError: the run directory cannot be written to.
     """
     require_eval(job.model)
-    (split,) = job.splits
+    split = job.train
     feature_set = MemorySet(job.plan(split, "check"))
     trainer = job.trainer or default_trainer()
-    with uncompiled(job.model), restored(job.model), quiet_lightning():
+    with uncompiled(job.model), leave_unchanged(job.model), quiet_lightning():
         trial = job.module(Trial, split, feature_set, range(feature_set.spec.num_blocks), StopRequest())
         assert isinstance(trial, Trial)
         predict(trainer, trial, [])

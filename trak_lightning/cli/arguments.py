@@ -6,13 +6,14 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from trak_lightning import registry
+from trak_lightning.cli import COMMANDS
 from trak_lightning.cli.command_line import CommandLine, load_config
+from trak_lightning.cli.error_messages import UsageError, missing
 from trak_lightning.cli.help import command_parser, parser_settings, tidy
-from trak_lightning.cli.mistakes import UsageError, missing
 from trak_lightning.cli.names import KINDS
 from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.featurize.reuse import VerifyData
-from trak_lightning.retraining.settings import EnsembleSettings
+from trak_lightning.retraining.ensemble_settings import EnsembleSettings
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.stores.base import FeatureStore
 
@@ -49,6 +50,11 @@ PLAIN: dict[str, dict[str, Any]] = {
         "type": bool,
         "default": False,
         "help": "true: the data may have more samples than those featurized, after these; only the new ones are computed",
+    },
+    "curvature_draws": {
+        "type": int,
+        "default": 0,
+        "help": "how many times labels are drawn from the model for each training sample, for further rows of the Gram matrix",
     },
     "verify_data": {
         "type": VerifyData,
@@ -87,30 +93,22 @@ TORCH = ("task", "extractor", "projector")
 SETTINGS = (*PLAIN, *GROUPS, *PLUGINS)
 """All settings but those of LightningCLI."""
 
-MODEL_COMMANDS = {
-    "run": "Train, featurize, score and evaluate: which training examples made the model predict this? Each stage keeps what "
-    "it has made; the same command, run again, does what is missing.",
-    "check": "Say from one batch what would be attributed and how, or why it cannot be. Nothing is stored.",
-    "train": "Train an ensemble of checkpoints, each on its own random part of the training set.",
-    "featurize": "Compute and store projected per-sample gradients of training and target samples.",
-}
-"""The commands that are LightningCLI runs, and what their help says."""
-
 _TRAINER_NOTE = (
-    " Every argument of lightning.Trainer can be set too, as in --trainer.max_epochs 20. RUN_DIR holds everything that a run "
+    "Every argument of lightning.Trainer can be set too, as in --trainer.max_epochs 20. RUN_DIR holds everything that a run "
     "makes; it may stand in the configuration file, as run_dir."
 )
 
 
 def model_parser_settings(command: str) -> dict[str, Any]:
-    """Arguments of the parser of one of `MODEL_COMMANDS`."""
+    """Arguments of the parser of a command that needs a model."""
+    about = COMMANDS.get(command, "")
     return parser_settings(
-        command, "[RUN_DIR] --config FILE [options]", MODEL_COMMANDS.get(command, "") + _TRAINER_NOTE
+        command, "[RUN_DIR] --config FILE [options]", f"{about[:1].upper()}{about[1:]}. {_TRAINER_NOTE}"
     )
 
 
 def refuse_early(command: str, argv: Sequence[str]) -> None:
-    """Find mistakes in the settings of one of `MODEL_COMMANDS` that need no torch to be seen.
+    """Find mistakes in the settings of one of `NEED_A_MODEL` that need no torch to be seen.
 
     Raises:
         UsageError: one in a setting of ours, or there is no model or no data.
@@ -126,7 +124,7 @@ def refuse_early(command: str, argv: Sequence[str]) -> None:
 
 
 def model_help(command: str) -> str:
-    """What the parser of one of `MODEL_COMMANDS` prints as its help, without torch, which that parser needs to read values."""
+    """What the parser of one of `NEED_A_MODEL` prints as its help, without torch, which that parser needs to read values."""
     return str(_parser_without_torch(command).format_help())
 
 
@@ -151,7 +149,7 @@ def _parser_without_torch(command: str) -> ArgumentParser:
 
 def add_json(parser: ArgumentParser, command: str) -> None:
     """Add ``--json`` where a command prints a table."""
-    if command not in ("run", "train", "featurize", "report"):
+    if command not in ("run", "sft", "train", "featurize", "report"):
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -186,10 +184,10 @@ def light_settings(
     also: Collection[str] = (),
     renamed: Mapping[str, str] | None = None,
 ) -> tuple[Namespace, Namespace]:
-    """The settings and the objects that they describe. One configuration file serves all commands: settings that are neither
+    """Return the settings and the objects that they describe. One configuration file serves all commands: settings that are neither
     in `reads` nor, unread, in `also` are taken out."""
-    line = CommandLine.of(argv, renamed=renamed).with_saved_configuration()
-    config = line.parse(parser, reads=reads, drops={*SETTINGS, "seed_everything", *RECIPE} - {*reads, *also})
+    line = CommandLine.of(argv, parser, renamed=renamed).with_saved_configuration()
+    config = line.parse(uses=reads, drops={*SETTINGS, "seed_everything", *RECIPE} - {*reads, *also})
     return config, parser.instantiate(config)
 
 

@@ -13,8 +13,8 @@ from jsonargparse import Namespace
 from trak_lightning.api import TRAK
 from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
-from trak_lightning.cli.output import narrated, print_results, print_trust, short, summary
-from trak_lightning.cli.workers import retrain_in_processes
+from trak_lightning.cli.output import narrated, print_results, print_trust, short_path, summary
+from trak_lightning.cli.retrain_processes import retrain_in_processes
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.suspects import Suspects, find_suspects
@@ -96,7 +96,7 @@ class Job:
         if self.speaks:
             summary(
                 "train",
-                f"{len(paths)} checkpoint{'s' * (len(paths) != 1)} in {short(self.run.checkpoints)}",
+                f"{len(paths)} checkpoint{'s' * (len(paths) != 1)} in {short_path(self.run.checkpoints)}",
                 trained,
                 "trained",
                 started,
@@ -111,9 +111,9 @@ class Job:
             job.prepare()
             self.keep_configuration()
             computed = sum(map(job.compute, job.splits))
-        rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
+        rows = len(checkpoints) * sum(map(len, job.splits.values()))
         if self.speaks:
-            what = f"{rows} rows in {self._store.elsewhere or short(self.run.features)}"
+            what = f"{rows} rows in {self._store.elsewhere or short_path(self.run.features)}"
             if self.shard.count > 1:
                 unfinished = self._unfinished()
                 what = f"shard {self.shard} of {what}; " + (
@@ -178,6 +178,7 @@ class Job:
             seed=self.settings.seed,
             trainer=self._cli.trainer,
             weights_only=self.settings.weights_only,
+            curvature_draws=self.settings.curvature_draws,
         )
 
     def checkpoints(self) -> list[str]:
@@ -226,7 +227,7 @@ class Job:
             self.run, self._store, self.parts.scorer, train=config.train_split, targets=config.target_split, **options
         )
         if self.speaks:
-            summary("score", f"{scores.describe()} in {short(scores.path)}", int(fresh), "computed", started)
+            summary("score", f"{scores.describe()} in {short_path(scores.path)}", int(fresh), "computed", started)
             print_trust(scores)
         return scores
 

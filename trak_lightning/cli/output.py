@@ -31,7 +31,7 @@ def print_trust(scores: Scores) -> None:
         summary("trust", scores.trust["sentence"])
 
 
-def short(path: Path) -> Path:
+def short_path(path: Path) -> Path:
     """A path as a person in the working directory writes it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) and path != here else path

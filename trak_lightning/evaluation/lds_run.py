@@ -66,13 +66,8 @@ def lds_retrainings(plan: SubsetPlan, folder: Path, settings: EvaluationSettings
 
 
 def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, compare: dict[str, Scorer]) -> Result:
-    """LDS of the scores, of λ = 0, of the scorers to compare, of the gradient dot product and of random scores.
-
-    Args:
-        scored: the scores.
-        folder: holds the outputs of the retrained models.
-        settings: how many models there are.
-        compare: further scorers, by name.
+    """LDS of the scores, of λ = 0, of the scorers to compare, of the gradient dot product and of random scores, by the outputs of
+    the retrained models in `folder`.
 
     Raises:
         IncompleteRunError: models have not been retrained.
@@ -83,16 +78,7 @@ def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, co
     if settings.ceiling:
         again = read_outputs(folder / "again", settings.ceiling, num_samples=n, num_targets=m)[1]
         ceiling = noise_ceiling(outputs[: settings.ceiling], again)
-    found = {}
-    with warnings.catch_warnings():
-        # The ill-conditioned Gram matrix of a baseline is not the user's concern.
-        warnings.simplefilter("ignore", IllConditionedWarning)
-        for name, blocks in _candidates(scored, compare).items():
-            predicted = predict(blocks, subsets)
-            found[name] = (
-                *bootstrap_mean(spearman(predicted, outputs), seed=scored.seed),
-                *bootstrap_both(predicted, outputs, seed=scored.seed),
-            )
+    found = _judged(scored, subsets, outputs, compare)
     rows = [
         (name, f"{mean:.3f}", f"{low:.3f} … {high:.3f}", f"{low_models:.3f} … {high_models:.3f}")
         for name, (mean, low, high, low_models, high_models) in found.items()
@@ -127,6 +113,23 @@ def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, co
         },
         Intervals(tuple(Bar(name, *values[:3]) for name, values in found.items()), "linear datamodeling score"),
     )
+
+
+def _judged(
+    scored: ScoredRun, subsets: Array, outputs: Array, compare: dict[str, Scorer]
+) -> dict[str, tuple[float, ...]]:
+    """Name → LDS, its interval over targets, and that over targets and models."""
+    found: dict[str, tuple[float, ...]] = {}
+    with warnings.catch_warnings():
+        # The ill-conditioned Gram matrix of a baseline is not the user's concern.
+        warnings.simplefilter("ignore", IllConditionedWarning)
+        for name, blocks in _candidates(scored, compare).items():
+            predicted = predict(blocks, subsets)
+            found[name] = (
+                *bootstrap_mean(spearman(predicted, outputs), seed=scored.seed),
+                *bootstrap_both(predicted, outputs, seed=scored.seed),
+            )
+    return found
 
 
 def _candidates(scored: ScoredRun, compare: dict[str, Scorer]) -> dict[str, Iterable[Array]]:

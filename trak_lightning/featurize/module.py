@@ -14,10 +14,11 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.extractors.state import without_fast_path
+from trak_lightning.featurize.batch_audit import BatchAuditor
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
 from trak_lightning.featurize.fitting import FitFile, Fitting
 from trak_lightning.featurize.reuse import stale_rows, stored_batches
-from trak_lightning.featurize.rows import HandOn, RowComputer
+from trak_lightning.featurize.rows import PassThrough, RowComputer
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import Sink
 from trak_lightning.model.autocast import cast_anew
@@ -31,6 +32,7 @@ from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
+from trak_lightning.tasks.drawn import positioned
 
 
 class Featurizer(L.LightningModule):
@@ -138,7 +140,7 @@ class Featurizer(L.LightningModule):
         """Computes the rows of a batch. Use it only after the model is on its device and `fit` was called."""
         return self._row_computer(self.projection, self.data)
 
-    def _row_computer(self, projection: Projection | HandOn, data: AttributionData) -> RowComputer:
+    def _row_computer(self, projection: Projection | PassThrough, data: AttributionData) -> RowComputer:
         spec = self.spec
         return RowComputer(
             self.model,
@@ -149,8 +151,13 @@ class Featurizer(L.LightningModule):
             partial(self._load, data),
             device=self.device,
             precision=str(self.trainer.precision),
-            seed=derive_seed(spec.seed, self.feature_set.spec.checkpoint),
+            auditor=self._auditor,
         )
+
+    @cached_property
+    def _auditor(self) -> BatchAuditor:
+        seed = derive_seed(self.spec.seed, self.feature_set.spec.checkpoint)
+        return BatchAuditor(self.model, self.fitted_task, self.spec.layout, seed)
 
     @cached_property
     def projection(self) -> Projection:
@@ -201,7 +208,8 @@ class Featurizer(L.LightningModule):
 
     def _some_output(self) -> Tensor:
         """The output of the first training sample."""
-        batch = self._load(self.fitting.training.data, [0]).batch
+        indexed = self._load(self.fitting.training.data, [0])
+        batch = positioned(self.fitted_task, indexed.batch, indexed.index)
         with self.trainer.precision_plugin.predict_step_context(), cast_anew(), without_fast_path(), batch_of(1):
             return self.fitted_task.output(self.model, batch)
 
@@ -219,7 +227,7 @@ class Featurizer(L.LightningModule):
         size = self.feature_set.spec.batch_size
 
         def gradients(sink: Sink) -> None:
-            computer = self._row_computer(HandOn(sink), data)
+            computer = self._row_computer(PassThrough(sink), data)
             for start in range(0, count, size):
                 batch = self._load(data, positions[start : start + size])
                 with self.trainer.precision_plugin.predict_step_context(), cast_anew():

@@ -15,7 +15,7 @@ class SoftThreshold(Scoring):
         self.num_targets, self.num_train = scoring.num_targets, scoring.num_train
         self.settings = {**scoring.settings, "threshold": {"value": threshold}}
         self.threshold = threshold
-        self.compute, self.target_bytes = scoring.compute, scoring.target_bytes
+        self.backend, self.target_bytes = scoring.backend, scoring.target_bytes
         self._scoring = scoring
 
     @property

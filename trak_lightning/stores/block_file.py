@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, IncompleteRunError, PluginError, TrakError
 from trak_lightning.run.atomic import atomic_hdf5
-from trak_lightning.stores.arrays import SCHEMA_VERSION, checksum, layout
 from trak_lightning.stores.encoding import LARGEST_COMPRESSED, Compression
+from trak_lightning.stores.schema import SCHEMA_VERSION, checksum, layout
 
 Array = npt.NDArray[Any]
 BITSHUFFLE = 32008

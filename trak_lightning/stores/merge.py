@@ -13,11 +13,11 @@ from trak_lightning.run.atomic import atomic_hdf5
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import require_same
 from trak_lightning.run.formatting import format_ranges
-from trak_lightning.stores.arrays import NUMBERS, SCHEMA_VERSION, checksum, to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.stores.configured import open_store
 from trak_lightning.stores.encoding import STORED
 from trak_lightning.stores.manifest import Manifest
+from trak_lightning.stores.schema import NUMBERS, SCHEMA_VERSION, checksum, to_arrays
 from trak_lightning.stores.transfer import write_run
 from trak_lightning.stores.validation import identity
 

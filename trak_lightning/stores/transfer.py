@@ -23,14 +23,9 @@ def write_run(
     sets: Iterable[tuple[FeatureSpec, Iterable[FeatureRows]]],
     dtype: str,
 ) -> None:
-    """Fill a new run directory with features, and copy from `sources` what scoring and further featurizing need.
+    """Fill a new run directory with `sets`, and copy from `sources` what scoring and further featurizing need.
 
-    Args:
-        run: the new run directory.
-        choice: the store, as a name or as ``{"name": …, **options}``.
-        sources: the run directories from which the features come.
-        sets: the spec of each feature set, with the rows of all its blocks in order.
-        dtype: the default for the store's option ``dtype``, if it has one.
+    `choice` is a store's name, or ``{"name": …, **options}``; `dtype` is the default for its option of that name.
 
     Raises:
         StorageError: a set could not be stored, or the store does not keep it.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from trak_lightning.cli.command_line import CommandLine
-from trak_lightning.cli.output import print_json, short
-from trak_lightning.cli.stored import opened, stored_parser
+from trak_lightning.cli.output import print_json, short_path
+from trak_lightning.cli.store_arguments import opened, stored_parser
 from trak_lightning.errors import CorruptFileError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_bytes, format_ranges
@@ -16,7 +16,7 @@ from trak_lightning.stores.base import FeatureSet, FeatureStore
 def main(argv: Sequence[str]) -> int:
     """Print the contents of a run directory. Return 1 if a feature set is damaged, else 0."""
     parser = stored_parser("info", "Print what a run directory holds, and what is missing.")
-    config = CommandLine.of(argv).parse(parser)
+    config = CommandLine.of(argv, parser).parse()
     run, store = opened(config)
     found = _contents(run, store)
     if config.json:
@@ -77,7 +77,7 @@ def _print(run: RunDirectory, found: dict[str, Any]) -> None:
             each["missing"] or "none",
         )
     console = Console(soft_wrap=True)
-    console.print(str(short(run.path)), markup=False, highlight=False)
+    console.print(str(short_path(run.path)), markup=False, highlight=False)
     if found["features"]:
         Console().print(table)
     else:

@@ -9,7 +9,7 @@ import numpy as np
 from jsonargparse import Namespace
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
-from trak_lightning.cli.mistakes import UsageError
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.output import print_json, summary
 from trak_lightning.decisions.what_if import Removal, WhatIf
 from trak_lightning.errors import DataError

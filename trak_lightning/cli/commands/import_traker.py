@@ -11,7 +11,7 @@ from trak_lightning.stores.configured import open_store
 
 
 def main(argv: Sequence[str]) -> int:
-    """Import, and print what was imported."""
+    """Import the features, and print what was read."""
     parser = command_parser(
         "import-traker",
         "SAVE_DIR RUN_DIR",
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--save_dir", type=str, required=True, help="the save_dir of a TRAKer (SAVE_DIR)")
     parser.add_argument("--run_dir", type=str, required=True, help="the run directory to make (RUN_DIR)")
-    config = CommandLine.of(argv, positionals=("save_dir", "run_dir")).parse(parser)
+    config = CommandLine.of(argv, parser, positionals=("save_dir", "run_dir")).parse()
     run = RunDirectory(config.run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
     for line in describe(import_traker(config.save_dir, run, open_store(run)), run):

@@ -8,7 +8,7 @@ from typing import Any
 
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.output import short, summary
+from trak_lightning.cli.output import short_path, summary
 from trak_lightning.errors import IncompleteRunError, SettingsError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_bytes
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         "--title", type=str | None, default=None, help="title of the page; default: the run directory's name"
     )
     parser.add_argument("--output", type=str | None, default=None, help="default: RUN_DIR/report/index.html")
-    options = CommandLine.of(argv).parse(parser)
+    options = CommandLine.of(argv, parser).parse()
     started = time.perf_counter()
     run = RunDirectory(options.run_dir)
     open_scores(run, options.name)  # what is missing is said before torch is imported
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         weights_only=job.settings.weights_only,
         path=options.output,
     )
-    summary("report", f"{short(written)} ({format_bytes(written.stat().st_size)})", 1, "page", started)
+    summary("report", f"{short_path(written)} ({format_bytes(written.stat().st_size)})", 1, "page", started)
     return 0
 
 

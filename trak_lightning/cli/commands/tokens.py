@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
 from trak_lightning.cli.output import print_json
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.scores import open_scores
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-k", type=int, default=3, help="number of most helpful training samples, if none is named")
     parser.add_argument("--name", type=str | None, default="test", help="score file")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    config = CommandLine.of(argv).parse(parser)
+    config = CommandLine.of(argv, parser).parse()
     if config.target is None:
         raise UsageError("target is missing: --target 0")
     run = RunDirectory(config.run_dir)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
-from trak_lightning.cli.output import print_json, short, summary
+from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.self_influence import self_influence
@@ -39,5 +39,5 @@ def main(argv: Sequence[str]) -> int:
         )
     else:
         shown = ", ".join(map(str, largest))
-        summary("self", f"{short(path)}; largest self-influence: {shown}", len(found.leverage), "samples", started)
+        summary("self", f"{short_path(path)}; largest self-influence: {shown}", len(found.leverage), "samples", started)
     return 0

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--name", type=str | None, default=None, help="a plug-in to show (NAME)")
     parser.add_argument("--check", action="store_true", help="import every plug-in, and say which are broken")
     parser.add_argument("--json", action="store_true", help="print the list as JSON")
-    config = CommandLine.of(argv, positionals=("name",)).parse(parser)
+    config = CommandLine.of(argv, parser, positionals=("name",)).parse()
     return _list(config.check, config.json) if config.name is None else _show(config.name)
 
 

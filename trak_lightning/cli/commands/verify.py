@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trak_lightning.cli.command_line import CommandLine
-from trak_lightning.cli.output import print_json, short, summary
-from trak_lightning.cli.stored import opened, stored_parser
+from trak_lightning.cli.output import print_json, short_path, summary
+from trak_lightning.cli.store_arguments import opened, stored_parser
 from trak_lightning.errors import TrakError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_ranges
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     """Check, and print each fault; exit status 1 if there is one."""
     started = time.perf_counter()
     parser = stored_parser("verify", "Check that every stored row and score is present and is what was written.")
-    config = CommandLine.of(argv).parse(parser)
+    config = CommandLine.of(argv, parser).parse()
     run, store = opened(config)
     sets = store.list()
     rows, faults = _verify_features(store, sets)
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         print(fault)
     result = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "all present and as written"
     what = f"{rows} rows of {len(sets)} feature sets" + (f" and {len(score_files)} score files" if score_files else "")
-    summary("verify", f"{what} in {short(run.path)}: {result}", rows or None, "checked", started)
+    summary("verify", f"{what} in {short_path(run.path)}: {result}", rows or None, "checked", started)
     return 1 if faults else 0
 
 

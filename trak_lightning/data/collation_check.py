@@ -44,12 +44,13 @@ def differences(batch: Any, alone: Sequence[Any], positions: Sequence[int], size
 def _compare(
     name: str, whole: Any, parts: list[Any], places: list[int], size: int, found: dict[str, Differs], depth: int
 ) -> None:
+    """Compare an entry of a batch, called `name`, with the same entry of the samples at `places`; add what differs to `found`."""
     nodes = [_opened(node) for node in (whole, *parts)]
     whole, parts = nodes[0], nodes[1:]
     if any(type(part) is not type(whole) for part in parts) or not depth:
         return
     if isinstance(whole, Tensor):
-        differs = _differing(whole, parts, places, size)
+        differs = _differing_samples(whole, parts, places, size)
         if differs is not None:
             found[name or "the batch"] = _marked(differs, places, size)
     elif isinstance(whole, Mapping):
@@ -63,7 +64,7 @@ def _compare(
                 inside = f"{name}[{number}]"
                 _compare(inside, value, [part[number] for part in parts], places, size, found, depth - 1)
         elif len(whole) == size and all(len(part) == 1 for part in parts):
-            each = [_unlike(whole[place], part[0]) for place, part in zip(places, parts, strict=True)]
+            each = [_contents_differ(whole[place], part[0]) for place, part in zip(places, parts, strict=True)]
             found[name or "the batch"] = _marked(each, places, size)
 
 
@@ -77,7 +78,7 @@ def _opened(node: Any) -> Any:
     return dict(attributes) if isinstance(attributes, dict) else node
 
 
-def _unlike(one: Any, other: Any) -> bool:
+def _contents_differ(one: Any, other: Any) -> bool:
     first, second = content_hash(one), content_hash(other)
     return first != second and UNKNOWN not in (first, second)
 
@@ -88,8 +89,12 @@ def _marked(differs: Sequence[bool], places: Sequence[int], size: int) -> Differ
     return marked
 
 
-def _differing(whole: Tensor, parts: list[Tensor], places: list[int], size: int) -> list[bool] | None:
-    """Which samples differ; None if no dimension shows where they are."""
+def _differing_samples(whole: Tensor, parts: list[Tensor], places: list[int], size: int) -> list[bool] | None:
+    """Which samples differ; None if no dimension shows where they are.
+
+    Several dimensions may show them, and samples may be stacked, joined or woven. The reading in which fewest samples differ
+    counts: a batch that holds its samples is equal in the right one, and a wrong one must not accuse it.
+    """
     tensors = [whole, *parts]
     if any(tensor.is_nested or tensor.layout != torch.strided or tensor.ndim != whole.ndim for tensor in tensors):
         return None
@@ -97,16 +102,18 @@ def _differing(whole: Tensor, parts: list[Tensor], places: list[int], size: int)
     for dim in range(whole.ndim):
         lengths = [part.shape[dim] for part in parts]
         if whole.shape[dim] == size and set(lengths) == {1}:
-            found.append(_unlike_slices(whole, parts, places, dim))
+            found.append(_differing_slices(whole, parts, places, dim))
         elif len(parts) == size and sum(lengths) == whole.shape[dim]:
-            found.append([not _follows(*pair) for pair in zip(whole.split(lengths, dim), parts, strict=True)])
+            found.append(
+                [not _equal_up_to_offset(*pair) for pair in zip(whole.split(lengths, dim), parts, strict=True)]
+            )
             if set(lengths) == {lengths[0]}:
                 woven = whole.unflatten(dim, (lengths[0], size)).unbind(dim + 1)
-                found.append([not _same(*pair) for pair in zip(woven, parts, strict=True)])
+                found.append([not _equal_aligned(*pair) for pair in zip(woven, parts, strict=True)])
     return min(found, key=sum) if found else None
 
 
-def _unlike_slices(whole: Tensor, parts: list[Tensor], places: list[int], dim: int) -> list[bool]:
+def _differing_slices(whole: Tensor, parts: list[Tensor], places: list[int], dim: int) -> list[bool]:
     rest = whole.shape[:dim], whole.shape[dim + 1 :]
     if all((part.shape[:dim], part.shape[dim + 1 :]) == rest for part in parts):
         chosen = (
@@ -116,10 +123,10 @@ def _unlike_slices(whole: Tensor, parts: list[Tensor], places: list[int], dim: i
         )
         if torch.equal(chosen, torch.cat(parts, dim)):
             return [False] * len(parts)
-    return [not _same(whole.narrow(dim, place, 1), part) for place, part in zip(places, parts, strict=True)]
+    return [not _equal_aligned(whole.narrow(dim, place, 1), part) for place, part in zip(places, parts, strict=True)]
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _equal_aligned(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are equal where both are, aligned at either end."""
     sizes = list(map(min, one.shape, other.shape))
     if any(torch.equal(first, second) for first, second in zip(_ends(one, sizes), _ends(other, sizes), strict=True)):
@@ -137,8 +144,8 @@ def _ends(tensor: Tensor, sizes: list[int]) -> list[Tensor]:
     return [begin, end] if list(tensor.shape) != sizes else [begin, begin]
 
 
-def _follows(one: Tensor, other: Tensor) -> bool:
+def _equal_up_to_offset(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are equal; integers also if they differ by the same number, as indices into a batch do."""
     if one.dtype.is_floating_point or one.dtype == torch.bool or one.shape != other.shape:
-        return _same(one, other)
+        return _equal_aligned(one, other)
     return not one.numel() or bool((one - other == (one - other).flatten()[0]).all())

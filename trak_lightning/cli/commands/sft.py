@@ -1,25 +1,28 @@
 """``trak sft``: a fine-tuned language model, its conversations and questions → scores."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from trak_lightning.chat.records import Record, TrainOn
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
-from trak_lightning.scoring.scores import Scores
+from trak_lightning.scoring.display import shortened
+from trak_lightning.scoring.scores import Scores, open_scores
 
-SHOWN_TARGETS, SHOWN_EXAMPLES, SHOWN_LETTERS = 5, 3, 100
+SHOWN_TARGETS, SHOWN_EXAMPLES, SHOWN_CHARACTERS = 5, 3, 100
 
 
 def main(argv: Sequence[str]) -> int:
     """Featurize conversations and answers, score them, and print the examples behind the first answers."""
-    line, parser = CommandLine.of(argv), _parser()
+    parser = _parser()
+    line = CommandLine.of(argv, parser)
     own = {option for action in parser._actions for option in action.option_strings}
-    settings = CommandLine(tuple(option for option in line.options if option.name in own)).parse(parser)
+    settings = replace(line, options=tuple(option for option in line.options if option.name in own)).parse()
     others = [option.token for option in line.options if option.name not in own]
     configured = settings.model or line.configs or line.with_saved_configuration().configs
     if not configured:
@@ -31,7 +34,12 @@ def main(argv: Sequence[str]) -> int:
     job.featurize(job.checkpoints())
     scores = job.score()
     if job.speaks:
-        _print(scores, job.datamodule)
+        data: Any = job.datamodule
+        rows = data.train_set.records.rows
+        for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:
+            _print(f"target {target}: {shortened(answer.text, SHOWN_CHARACTERS)}", scores, target, rows)
+        for group, title in list(_groups(data))[:SHOWN_TARGETS]:
+            _print(title, open_scores(job.run, "groups"), group, rows)
     return 0
 
 
@@ -47,7 +55,7 @@ def _parser() -> ArgumentParser:
         "--model",
         type=text,
         default=None,
-        help="folder of a model or PEFT adapter; a pattern for several checkpoints, 'out/checkpoint-*', of which the last answers",
+        help="folder of a model or PEFT adapter; a pattern for several checkpoints, 'out/checkpoint-*', the last one generates the answers",
     )
     parser.add_argument(
         "--data",
@@ -68,11 +76,11 @@ def _parser() -> ArgumentParser:
         default="answers",
         help="what was trained on: answers of the assistant, or all tokens",
     )
-    parser.add_argument("--max_length", type=number, default=None, help="tokens after which training cut examples off")
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="length of answers that the model writes")
     parser.add_argument(
-        "--temperature", type=float, default=0.0, help="of answers that are drawn; 0: the most probable"
+        "--max_length", type=number, default=None, help="maximum sequence length used in training, in tokens"
     )
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="maximum tokens to generate")
+    parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 decodes greedily")
     return parser
 
 
@@ -109,13 +117,20 @@ def _configured(settings: Namespace, line: CommandLine) -> list[str]:
     return [f"--config={json.dumps(config)}"]
 
 
-def _print(scores: Scores, datamodule: Any) -> None:
-    rows = datamodule.train_set.records.rows
-    for target, answer in list(enumerate(datamodule.answers))[:SHOWN_TARGETS]:
-        print(f"\ntarget {target}: {_short(answer.text)}")
-        best = scores.top(min(SHOWN_EXAMPLES, len(rows)), target=target)
-        for index, value in zip(best.indices, best.values, strict=True):
-            print(f"  {value:+10.4g}  {int(index):>7}  {_short(_words(rows[int(index)]))}")
+def _groups(datamodule: Any) -> Iterator[tuple[int, str]]:
+    """The row and the title of every group of answers that was asked for."""
+    for group, name in enumerate(datamodule.combination[0] if datamodule.combination else ()):
+        members = [answer for answer in datamodule.answers if answer.group == name]
+        if members:
+            terms = " ".join(("− " if answer.coefficient < 0 else "+ ") + answer.text for answer in members)
+            yield group, f"{name} ({shortened(terms, SHOWN_CHARACTERS)})"
+
+
+def _print(title: str, scores: Scores, target: int, rows: Sequence[Record]) -> None:
+    print(f"\n{title}")
+    best = scores.top(min(SHOWN_EXAMPLES, len(rows)), target=target)
+    for index, value in zip(best.indices, best.values, strict=True):
+        print(f"  {value:+10.4g}  {int(index):>7}  {shortened(_words(rows[int(index)]), SHOWN_CHARACTERS)}")
 
 
 def _words(record: Record) -> str:
@@ -127,8 +142,3 @@ def _words(record: Record) -> str:
         elif isinstance(value, (list, tuple)):
             parts += [str(turn.get("content", "")) for turn in value if isinstance(turn, dict)]
     return " → ".join(parts)
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN_LETTERS else line[: SHOWN_LETTERS - 1] + "…"

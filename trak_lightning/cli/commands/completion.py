@@ -10,8 +10,8 @@ from trak_lightning import registry
 from trak_lightning.cli import COMMANDS
 from trak_lightning.cli import main as run_command
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
 from trak_lightning.cli.names import KINDS
 
 INSTALL = {
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     where = "\n".join(f"  {shell}: {command}" for shell, command in INSTALL.items())
     parser = command_parser("completion", "SHELL", "Print a script by which a shell completes trak commands.\n" + where)
     parser.add_argument("--shell", type=str, required=True, help=SUPPRESS)
-    shell = CommandLine.of(argv, positionals=("shell",)).parse(parser).shell
+    shell = CommandLine.of(argv, parser, positionals=("shell",)).parse().shell
     if shell not in INSTALL:
         raise UsageError(f"there is completion for {', '.join(INSTALL)}, not for {shell!r}")
     options = {command: _options(command) for command in COMMANDS if command != "completion"}

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
-from trak_lightning.cli.output import print_json, print_trust, short
+from trak_lightning.cli.output import print_json, print_trust, short_path
 from trak_lightning.errors import DataError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.display import ranking_table
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a table of both."""
+    """Print the most helpful and most harmful samples; return 0."""
     parser = command_parser(
         "top",
         "RUN_DIR (--target I | --by_train I) [options]",
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--name", type=str | None, default=None, help="score file; default: the only one")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
-    config = CommandLine.of(argv, renamed={"--train": "--by_train"}).parse(parser)
+    config = CommandLine.of(argv, parser, renamed={"--train": "--by_train"}).parse()
     scores = open_scores(RunDirectory(config.run_dir), config.name)
     helpful, harmful = _rankings(config, scores)
     if config.json:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     samples = None if config.numbers else _samples(run, scores, what)
     title = f"Target {config.target}" if what == "train" else f"Training sample {config.by_train}"
     headings = scores.meaning.headings
-    Console().print(ranking_table(f"{title} of {short(scores.path)}", what, headings, (helpful, harmful), samples))
+    Console().print(ranking_table(f"{title} of {short_path(scores.path)}", what, headings, (helpful, harmful), samples))
     print_trust(scores)
     return 0
 
@@ -64,9 +64,10 @@ def _samples(run: RunDirectory, scores: Scores, what: str) -> "Samples | None":
         from trak_lightning.report.samples import samples_of
 
         job = Job("top", [str(run.path)])
-        data = job.train_data if what == "train" else job.target_data
-        if len(data) != scores.shape[what == "train"]:
-            raise DataError(f"the data has {len(data)} samples, and scores are of {scores.shape[what == 'train']}")
+        targets, train = scores.shape
+        data, expected = (job.train_data, train) if what == "train" else (job.target_data, targets)
+        if len(data) != expected:
+            raise DataError(f"the data has {len(data)} samples, and scores are of {expected}")
         return samples_of(data, datamodule=job.datamodule, task=job.parts.task)
     except Exception as error:  # a user's data module may raise anything, and the numbers are there
         print(f"samples are not shown: {type(error).__name__}: {error}", file=sys.stderr)

@@ -10,17 +10,17 @@ Array = npt.NDArray[Any]
 Value = TypeVar("Value")
 
 PANEL = 1024
-"""Columns of a Gram matrix that are updated at a time, and samples of one product."""
+"""The most columns, or samples, of one matrix product: it bounds the memory of a product, and its rounding error."""
 
 
-class Left(Protocol):
-    """Rows that are multiplied by many others."""
+class LeftFactor(Protocol):
+    """Rows (b, k) that are multiplied by many others."""
 
     def __call__(self, rows: Array, out: Array) -> None:
         """Compute ``out = left @ rowsᵀ`` for rows (c, k), in the precision of the rows."""
 
 
-class Squares(Protocol):
+class GramSum(Protocol):
     """A sum of AᵀA over pieces A (c, k), in float64."""
 
     def add(self, piece: Array) -> None:
@@ -30,7 +30,7 @@ class Squares(Protocol):
         """Return the lower triangle (k, k) with zeros above it. Call it once, after the last `add`."""
 
 
-class Compute:
+class Backend:
     """One process, on the CPU.
 
     All processes of a job call the same methods in the same order: methods that exchange data wait for the others.
@@ -39,19 +39,19 @@ class Compute:
     rank: int = 0
     world_size: int = 1
 
-    def left(self, rows: Array) -> Left:
+    def left_factor(self, rows: Array) -> LeftFactor:
         """Return rows (b, k) to multiply by others."""
-        return _NumpyLeft(rows)
+        return _NumpyLeftFactor(rows)
 
-    def squares(self, k: int) -> Squares:
+    def gram_sum(self, k: int) -> GramSum:
         """Return an empty sum of squares for the pieces of this process."""
-        return _NumpySquares(k)
+        return _NumpyGramSum(k)
 
     def share(self, count: int) -> range:
         """Return which of `count` items this process works on: consecutive ones."""
         return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
-    def total(self, values: Array) -> Array:
+    def all_reduce(self, values: Array) -> Array:
         """Return the sum of `values` over all processes, with the same bits in each; `values` may be overwritten."""
         return values
 
@@ -59,7 +59,7 @@ class Compute:
         """Return the `values` of all processes, by rank; their shapes must agree."""
         return [values]
 
-    def agreed(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """Return the value of process 0."""
         return value
 
@@ -67,10 +67,10 @@ class Compute:
         """Wait until all processes have reached this call."""
 
 
-LOCAL = Compute()
+LOCAL = Backend()
 
 
-class _NumpyLeft:
+class _NumpyLeftFactor:
     def __init__(self, rows: Array) -> None:
         self._rows = rows
 
@@ -79,7 +79,7 @@ class _NumpyLeft:
         np.matmul(self._rows, rows.T, out=out)
 
 
-class _NumpySquares:
+class _NumpyGramSum:
     def __init__(self, k: int) -> None:
         self._total = np.zeros((k, k))
 

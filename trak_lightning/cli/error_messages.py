@@ -67,14 +67,13 @@ def fault_in(message: str) -> Fault:
     if found := re.match(r"Import path .*does not correspond to a subclass of (\w+)", text):
         return Fault(f"expected a subclass of {found[1]}")
     if found := re.match(r"(?:Option|Group '(?P<group>[^']+)' does not accept option) '?(?P<name>[^']+)'", text):
-        return Fault(
-            "unknown", key=(*(found["group"] or "").split("."), *found["name"].split("."))[not found["group"] :]
-        )
+        group = found["group"].split(".") if found["group"] else []
+        return Fault("unknown", key=(*group, *found["name"].split(".")))
     return Fault(" ".join(text.split()))
 
 
 def _of_union(errors: Sequence[str], value: str) -> Fault:
-    """Choose, from the errors of all types that were tried for a value, the one that explains most."""
+    """Return the most specific of the errors that `value` gave as each of the types that are allowed."""
     telling = [error for error in errors if not error.startswith(("Expected a ", "Not a valid subclass"))]
     if telling:
         lines = telling[0].split("\n", 1)
@@ -93,14 +92,8 @@ def _type(name: str) -> str:
 
 
 def explained(message: str, parser: ArgumentParser, given: Sequence[str], configs: Sequence[str]) -> str:
-    """Convert an error message of jsonargparse to one line.
-
-    Args:
-        message: the error message.
-        parser: the parser that raised it.
-        given: the settings given as options, such as ``projector.dim``.
-        configs: the configuration files, in order.
-    """
+    """Convert an error message of `parser` to one line. `given` are the settings given as options, such as ``projector.dim``, and
+    `configs` the configuration files, in order."""
     if found := re.match(r"unrecognized arguments: (--?)([^=\s]+)", message):
         options = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
         return f"unknown option {found[1]}{found[2]}{_nearest(found[2], options, found[1])}"

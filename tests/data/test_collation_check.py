@@ -6,7 +6,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
-from trak_lightning.data.alone import differences
+from trak_lightning.data.collation_check import differences
 from trak_lightning.data.loading import CollateIndexed
 
 SAMPLES = [(torch.arange(1.0 + n, 4.0 + n + n % 3), n % 4) for n in range(6)]
@@ -82,5 +82,5 @@ def test_a_loader_compares_each_batch_and_reads_a_sample_twice():
     dataset = Drifting()
     found = CollateIndexed(dataset, reverse)([(index, dataset[index]) for index in range(4)])
     assert {name: differs.tolist() for name, differs in found.differs.items()} == {"the batch": [True] * 4}
-    assert found.read_again.sum() == 1
+    assert found.changed_on_reread.sum() == 1
     assert len(readings) == 5

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
-from trak_lightning.cli.output import print_json, print_trust, short, summary
+from trak_lightning.cli.output import print_json, print_trust, short_path, summary
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.scoring.compute import LOCAL, Compute
+from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.scoring.score_run import score_run
 from trak_lightning.scoring.views import Reduction
 from trak_lightning.stores.base import FeatureStore
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         "--accelerator", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one"
     )
     config, instances = light_settings(parser, argv, reads=READS, renamed={"--top": "--keep"})
-    compute = _compute(config.accelerator, config.devices)
+    backend = _backend(config.accelerator, config.devices)
     run, store = open_run(config, instances)
     scores, fresh = score_run(
         run,
@@ -62,9 +62,9 @@ def main(argv: Sequence[str]) -> int:
         groups=_read_groups(config.groups, run, store, config.target_split),
         reduction=config.reduction,
         name=config.name,
-        compute=compute,
+        backend=backend,
     )
-    if compute.rank == 0 and config.json:
+    if backend.rank == 0 and config.json:
         print_json(
             {
                 "path": scores.path,
@@ -74,13 +74,13 @@ def main(argv: Sequence[str]) -> int:
                 "settings": scores.settings,
             }
         )
-    elif compute.rank == 0:
-        summary("score", f"{scores.describe()} in {short(scores.path)}", int(fresh), "computed", started)
+    elif backend.rank == 0:
+        summary("score", f"{scores.describe()} in {short_path(scores.path)}", int(fresh), "computed", started)
         print_trust(scores)
     return 0
 
 
-def _compute(accelerator: str, devices: int) -> Compute:
+def _backend(accelerator: str, devices: int) -> Backend:
     """The devices asked for; torch is imported only if there is a use for it."""
     if devices < 1:
         raise SettingsError(f"--devices must be at least 1, got {devices}")
@@ -90,11 +90,11 @@ def _compute(accelerator: str, devices: int) -> Compute:
         return LOCAL
     from lightning.fabric import Fabric
 
-    from trak_lightning.scoring.fabric import FabricCompute
+    from trak_lightning.scoring.fabric import FabricBackend
 
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if devices > 1 else "auto")
     fabric.launch()
-    return FabricCompute(fabric)
+    return FabricBackend(fabric)
 
 
 def _read_groups(choice: str | None, run: RunDirectory, store: FeatureStore, targets: str) -> np.ndarray | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import summary
-from trak_lightning.cli.stored import add_store, chosen
+from trak_lightning.cli.store_arguments import add_store, chosen
 from trak_lightning.stores.merge import merge
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add_store(parser, "--store", "of the run directories; default: those of their config.yaml, or hdf5")
     add_store(parser, "--to", "write a run directory with this store, which trak can use, instead of an HDF5 file")
-    config = CommandLine.of(argv, positionals=None).parse(parser)
+    config = CommandLine.of(argv, parser, positionals=None).parse()
     output = Path(config.output).expanduser()
     paths = [Path(path) for path in config.run_dirs]
     sets = merge(paths, output, store=chosen(config.store), to=chosen(config.to))

@@ -34,7 +34,13 @@ def retrain_in_processes(argv: Sequence[str], retrainings: Sequence[Retraining],
             for rank in range(workers):
                 share = Path(scratch) / f"{rank}.npz"
                 write_share(share, retrainings[rank::workers])
-                command = [sys.executable, "-m", "trak_lightning.cli.worker", str(share), json.dumps(list(argv))]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "trak_lightning.cli.retrain_worker",
+                    str(share),
+                    json.dumps(list(argv)),
+                ]
                 log = (Path(scratch) / f"{rank}.log").open("w+")
                 processes.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), log))
             failed = [(process.wait(), log) for process, log in processes]

@@ -11,7 +11,7 @@ from trak_lightning.model.steady import SteadyState
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
+def leave_unchanged(model: nn.Module) -> Iterator[None]:
     """Restore parameters, buffers and cached values of `model` at the end, in the memory where they were, so that state
     dicts taken before still hold them. A model that was sharded meanwhile stays sharded."""
     before = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.mistakes import UsageError
-from trak_lightning.cli.output import print_json, short, summary
+from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.errors import IncompleteRunError
 from trak_lightning.run.atomic import atomic_write
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("-k", type=int, default=20, help="number of samples to print")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = CommandLine.of(argv).parse(parser)
+    options = CommandLine.of(argv, parser).parse()
     if options.k < 1:
         raise UsageError(f"-k, the number of samples to print, must be at least 1, got {options.k}")
     run = RunDirectory(options.run_dir)
@@ -53,7 +53,9 @@ def main(argv: Sequence[str]) -> int:
         print_json({"path": folder, **found.to_json(max(options.k, len(found)))})
     else:
         _print(found, options.k)
-        where = short(folder) if found.has_cut else f"{short(folder)} holds the whole ranking, and no indices.npy"
+        where = (
+            short_path(folder) if found.has_cut else f"{short_path(folder)} holds the whole ranking, and no indices.npy"
+        )
         summary("suspects", f"{found.describe()}; {where}", len(found.ranking), "samples", started)
     return 0
 

@@ -27,7 +27,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def renamed(given: Iterable[str], own: Collection[str]) -> dict[str, str]:
+def match_names(given: Iterable[str], own: Collection[str]) -> dict[str, str]:
     """The model's name for each name in a checkpoint; a name that the model does not know stays as it is.
 
     Names match if they are equal, or equal without what wrappers inserted at the front or in the middle; or if all names of

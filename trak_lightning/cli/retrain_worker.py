@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from trak_lightning.cli.job import Job
-from trak_lightning.cli.workers import read_share
+from trak_lightning.cli.retrain_processes import read_share
 
 if __name__ == "__main__":
     share, argv = sys.argv[1:]
