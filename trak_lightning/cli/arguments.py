@@ -114,8 +114,8 @@ def refuse_early(command: str, argv: Sequence[str]) -> None:
         UsageError: one in a setting of ours, or there is no model or no data.
         DataError: a configuration file cannot be read.
     """
-    line = CommandLine.of(argv).with_saved_configuration()
-    line.parse(_parser_without_torch(command), drops={*RECIPE, *TORCH, "print_config", "seed_everything"})
+    line = CommandLine.of(argv, _parser_without_torch(command)).with_saved_configuration()
+    line.parse(drops={*RECIPE, *TORCH, "print_config", "seed_everything"})
     given = {option.setting.removesuffix("_class") for option in line.options}
     given.update(*map(load_config, line.configs))
     for setting in ("model", "data"):
