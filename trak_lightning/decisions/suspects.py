@@ -185,7 +185,14 @@ def find_suspects(
 
     With classes, `LabelNoise` is fitted to the predictions of checkpoints that were not trained on the sample. Where every
     checkpoint was, the log-odds of the label are first lowered by qφᵀ(ΦᵀWΦ + λI)⁻¹φ / (1 − leverage), the closed form of
-    leaving the sample out. Without classes, `predictions` are None, the ranking is by the error, and there is no cut.
+    leaving the sample out. Without classes, the ranking is by the error, and there is no cut.
+
+    Args:
+        checkpoints: the stored features of the training set.
+        predictions: of the classes; None for a task without classes.
+        meaning: what the output of the task means.
+        fdr: the largest expected share of right labels among the samples before the cut.
+        class_names: names of the classes 0, 1, …
 
     Raises:
         SettingsError: `fdr` is not between 0 and 1.
