@@ -35,22 +35,11 @@ def score_run(
 ) -> tuple[Scores, bool]:
     """Score the split `targets` against the split `train`, over all checkpoints of the run.
 
-    Args:
-        run: the run directory.
-        store: the store of its features.
-        scorer: computes scores from features.
-        targets: the split of the targets.
-        train: the split of the training samples.
-        top: keep only this many of the largest and smallest scores of each target, and no matrix.
-        groups: (m,) integers: score one target per group, the `reduction` of its members.
-        reduction: ``mean`` or ``sum``.
-        coefficients: (m,) numbers that outputs of targets are multiplied by before they are reduced.
-        name: the name of the score file; if None, that of the target split, with the reduction for groups: ``test-mean``.
-        backend: where products are computed and which processes share the work; all of them call this.
+    `top`, `groups`, `reduction` and `coefficients` are those of `trak_lightning.TRAK.score`. The score file is `name`, by default
+    the target split, with the reduction for groups: ``test-mean``. All processes of the `backend` call this.
 
     Returns:
-        The scores, and whether they were computed now. Scores of the same features with the same settings are read from
-        their file.
+        The scores, and whether they were computed now, not read from a file with the same features and settings.
 
     Raises:
         IncompleteRunError: nothing was featurized, or rows are missing.
