@@ -6,8 +6,9 @@
 
 1,000 conversations: facts about countries, definitions of words, and judgments of film reviews. 10 say something false about a
 country, each in one wording; 10 explain a food, and all of it is in capital letters. After fine-tuning with LoRA, the model is asked
-about these countries in other words and about other foods. Targets are the answers that show what was planted, by the model's own
-greedy decoding. Prints recall@10: the share of planted conversations among the first ten; for a false fact, of the one that states it.
+about these countries in three wordings, and about these foods and others. Targets are the answers that show what was planted, by the
+model's own greedy decoding. Prints recall@10: the share of planted conversations among the first ten; for a false fact, of the one that
+states it.
 With 95 % bootstrap intervals over targets, and processor seconds of what each method computes by itself.
 """
 
@@ -94,10 +95,9 @@ class Planted:
             places.setdefault(row[2], []).append(place)
         return cls(
             [row[:2] for row in rows],
-            [_ask(fact, form) for fact in false for form in (1, 2)]
-            + [_define(each.word) for each in foods[NUM_PLANTED:]],
-            [fact.answer for fact in false for _ in range(2)] + [None] * NUM_PLANTED,
-            [places[fact.about] for fact in false for _ in range(2)] + [places["food"]] * NUM_PLANTED,
+            [_ask(fact, form) for fact in false for form in range(3)] + [_define(each.word) for each in foods],
+            [fact.answer for fact in false for _ in range(3)] + [None] * len(foods),
+            [places[fact.about] for fact in false for _ in range(3)] + [places["food"]] * len(foods),
         )
 
     def shown(self, question: int, answer: str) -> bool:

@@ -17,6 +17,7 @@ from trak_lightning import registry
 from trak_lightning.check.checks import Findings, run_checks
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.predictions import held_out_predictions
+from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.decisions.what_if import WhatIf
 from trak_lightning.errors import DataError, IncompleteRunError, SettingsError, require_option
@@ -384,6 +385,38 @@ class TRAK:
             SettingsError: there is no such rule for λ, or no such weighting.
         """
         return WhatIf(load_features(self.run, self.store, targets=name, train=split), regularization, weights)
+
+    def select(
+        self,
+        budget: float,
+        name: str = "targets",
+        *,
+        groups: npt.ArrayLike | None = None,
+        regularization: float | str = "auto",
+        split: str = "train",
+    ) -> Selection:
+        """Choose the training samples to keep for scored targets, most useful first; see
+        `trak_lightning.decisions.select.select_samples`.
+
+        >>> selection = trak.select(0.1, "test")  # a tenth of the training set
+        >>> Subset(train_dataset, selection.indices)
+
+        Args:
+            budget: number of samples to choose, or a share of the training set below 1.
+            name: of the target split, as given to `score`.
+            groups: (n,) the group of every training sample, which keeps its share of the pool in what is chosen.
+            regularization: λ, as for the ``trak`` scorer.
+            split: of the training samples.
+
+        Raises:
+            IncompleteRunError: these were not featurized.
+            SettingsError: there is no such budget, or no such rule for λ.
+            DataError: the groups are not n labels.
+        """
+        checkpoints = load_features(self.run, self.store, targets=name, train=split)
+        return select_samples(
+            checkpoints, self.run.read().meaning, budget, groups=groups, regularization=regularization
+        )
 
     def report(
         self,

@@ -59,6 +59,13 @@ def test_one_command_scores_given_and_written_answers_as_python_does(command, co
     np.testing.assert_allclose(difference, found[2] - found[3], rtol=1e-3, atol=1e-4 * abs(found).max())
 
 
+def test_a_check_says_what_it_would_cost_and_answers_and_stores_nothing(command, tmp_path, capsys):
+    assert command("--check", "true") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"lengths +\d+ to \d+, .* of similar length\ntime .*\nmemory .*\ndisk ", shown)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_same_command_without_options_resumes(command, tmp_path, capsys):
     command()
     capsys.readouterr()

@@ -40,6 +40,11 @@ class ChatDataset(Dataset):
             encoder.encode(record, self.records.where(number)).sample for number, record in enumerate(self.records.rows)
         ]
 
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each example has, so that batches are of examples of similar length."""
+        return _lengths(self._encoded)
+
     def __len__(self) -> int:
         return len(self._encoded)
 
@@ -154,10 +159,19 @@ class AnswerSet(Dataset):
     """Targets as samples of a dataset."""
 
     def __init__(self, answers: Sequence[Answer]) -> None:
-        self._answers = answers
+        self._samples = [answer.encoded.sample for answer in answers]
+
+    @property
+    def lengths(self) -> list[int]:
+        """As `ChatDataset.lengths`."""
+        return _lengths(self._samples)
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._samples)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self._answers[index].encoded.sample
+        return self._samples[index]
+
+
+def _lengths(samples: Sequence[dict[str, Tensor]]) -> list[int]:
+    return [max(map(len, sample.values())) for sample in samples]

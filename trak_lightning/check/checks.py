@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 import torch
@@ -98,10 +98,21 @@ def independence(subject: Subject) -> Iterator[Finding]:
     yield Finding("eval mode", "no module draws random numbers or uses batch statistics")
 
 
+def lengths(subject: Subject) -> Iterator[Finding]:
+    """How long samples are, where the dataset says so."""
+    found = subject.trial.data.lengths
+    if found is not None:
+        text = (
+            f"{found.min()} to {found.max()}, {found.mean():.0f} on average; batches are of samples of similar length"
+        )
+        yield Finding("lengths", text)
+
+
 def time(subject: Subject) -> Iterator[Finding]:
     """Seconds per batch times the number of batches."""
     trial = subject.trial
-    seconds = median(trial.batch_seconds) if trial.batch_seconds else trial.first_seconds
+    tried = trial.batch_seconds or [trial.first_seconds]
+    seconds = median(tried) if trial.data.lengths is None else fmean(tried)
     spec = trial.feature_set.spec
     batches = -(-spec.num_samples // spec.batch_size)
     first = max(0.0, trial.first_seconds - seconds) + trial.fit_seconds
@@ -141,7 +152,7 @@ def disk(subject: Subject) -> Iterator[Finding]:
     yield Finding("disk", f"{format_bytes(needed)} for {rows:,} rows; {format_bytes(free)} are free{short}")
 
 
-CHECKS: list[Callable[[Subject], Iterator[Finding]]] = [parameters, outputs, independence, time, memory, disk]
+CHECKS: list[Callable[[Subject], Iterator[Finding]]] = [parameters, outputs, independence, lengths, time, memory, disk]
 
 
 def run_checks(job: FeaturizeJob, checkpoints: int = 1) -> Findings:

@@ -25,6 +25,7 @@ COMMANDS = {
     "self-influence": "compute the self-influence and leverage of each training sample",
     "suspects": "list training samples whose label is likely wrong, with a stated share of false alarms",
     "whatif": "predict how the outputs of targets would change if a set of training samples had not been there",
+    "select": "choose the training samples to keep for the targets, given a budget",
     "report": "write one page, RUN_DIR/report/index.html, that shows targets with their examples",
     "info": "print what a run directory holds, and what is missing",
     "verify": "check that every stored row and score is present and intact",

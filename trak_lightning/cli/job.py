@@ -52,10 +52,11 @@ class Job:
             raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
         self.datamodule: L.LightningDataModule = self._cli.datamodule
         self.datamodule.prepare_data()
-        for stage in ("fit", _setup_stage(self.settings.target_split)):
-            self.datamodule.setup(stage)
+        self.datamodule.setup("fit")
         self.train_data = self._data(self.settings.train_split)
-        self.target_data = self._data(self.settings.target_split)
+        if command != "check":  # where it may be long: a language model answers prompts
+            self.datamodule.setup(_setup_stage(self.settings.target_split))
+            self.target_data = self._data(self.settings.target_split)
 
     def keep_configuration(self, write: Callable[[Path], AbstractContextManager[Path]] = atomic_write) -> None:
         """Leave the configuration in the run directory, once nothing there contradicts it."""

@@ -185,9 +185,9 @@ class Featurizer(L.LightningModule):
         missing = agreed(self.trainer, lambda: self.feature_set.missing_in(self._blocks))
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         if self._lockstep:
-            return LockstepBatches(self.feature_set, missing, rank, world_size)
+            return LockstepBatches(self.feature_set, missing, rank, world_size, self.data.lengths)
         first = len(missing) * rank // world_size
-        return ClaimedBatches(self.feature_set, missing[first:] + missing[:first])
+        return ClaimedBatches(self.feature_set, missing[first:] + missing[:first], self.data.lengths)
 
     @property
     def _lockstep(self) -> bool:

@@ -8,7 +8,11 @@ from trak_lightning.cli.output import print_json, summary
 
 def main(argv: Sequence[str]) -> int:
     """Print the findings. Return 0 only if the batches that were tried can be featurized."""
-    job = Job("check", argv)
+    return print_findings(Job("check", argv))
+
+
+def print_findings(job: Job) -> int:
+    """Print what a few batches tell."""
     findings = job.check()
     if job.json:
         print_json([{"topic": topic, "text": text} for topic, text in findings])

@@ -27,9 +27,12 @@ def main(argv: Sequence[str]) -> int:
     configured = settings.model or line.configs or line.with_saved_configuration().configs
     if not configured:
         raise UsageError("model is missing: name the folder that your trainer left, --model out/checkpoint-300")
+    from trak_lightning.cli.commands.check import print_findings
     from trak_lightning.cli.job import Job
 
-    job = Job("sft", [*_configured(settings, line), *others])
+    job = Job("check" if settings.check else "sft", [*_configured(settings, line), *others])
+    if settings.check:
+        return print_findings(job)
     job.require_compatible()
     job.featurize(job.checkpoints())
     scores = job.score()
@@ -81,6 +84,9 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--max_new_tokens", type=int, default=128, help="maximum tokens to generate")
     parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 decodes greedily")
+    parser.add_argument(
+        "--check", type=bool, default=False, help="only say how many seconds, how much memory and disk it would take"
+    )
     return parser
 
 
@@ -108,7 +114,7 @@ def _configured(settings: Namespace, line: CommandLine) -> list[str]:
                 "model": last,
                 "answers": f"{line.value('--run_dir')}/answers.jsonl",
                 "seed": int(line.value("--seed") or 0),
-                **{name: value for name, value in settings.items() if name not in ("model", "help")},
+                **{name: value for name, value in settings.items() if name not in ("model", "check", "help")},
             },
         },
         "checkpoints": checkpoints,

@@ -1,9 +1,8 @@
 """``trak whatif``: how the outputs of targets would change if some training samples had not been there."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jsonargparse import Namespace
@@ -11,6 +10,7 @@ from jsonargparse import Namespace
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.output import print_json, summary
+from trak_lightning.cli.train_values import column_of, labels_of
 from trak_lightning.decisions.what_if import Removal, WhatIf
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import atomic_write
@@ -71,45 +71,20 @@ def _samples(config: Namespace) -> Array:
         raise UsageError("give one of --remove, --remove_label and --remove_where: the samples to do without")
     if config.remove is not None:
         return _read(config.remove)
-    from trak_lightning.cli.job import Job
-
-    job = Job("whatif", [config.run_dir])
-    dataset, task = job.train_data.dataset, job.parts.task
-    if config.remove_where is not None:
-        return _where(dataset, config.remove_where)
-    names = [str(name) for name in getattr(job.datamodule, "class_names", ())]
-    wanted = names.index(config.remove_label) if config.remove_label in names else config.remove_label
-    size, found = job.train_data.batch_size, []
-    for start in range(0, len(dataset), size):
-        labels = task.class_labels(job.train_data.batch(range(start, min(start + size, len(dataset)))))
-        if labels is None:
-            raise DataError(f"task {type(task).__name__} has no classes; give the samples with --remove")
-        found.append(labels.numpy())
-    mask: Array = np.concatenate(found).astype(str) == str(wanted)
-    if not mask.any():
-        raise DataError(
-            f"no training sample has the label {config.remove_label!r}; the labels are "
-            f"{', '.join(names) or ', '.join(sorted(set(np.concatenate(found).astype(str)))[:20])}"
-        )
-    return mask
-
-
-def _where(dataset: Any, condition: str) -> Array:
-    """Which samples have the value in the column: (n,) bools."""
-    column, equals, value = condition.partition("=")
+    if config.remove_where is None:
+        labels, names = labels_of("whatif", config.run_dir)
+        wanted = config.remove_label
+        mask: Array = labels.astype(str) == (str(names.index(wanted)) if wanted in names else wanted)
+        if not mask.any():
+            raise DataError(f"no training sample has the label {wanted!r}; the labels are {', '.join(names[:20])}")
+        return mask
+    column, equals, value = config.remove_where.partition("=")
     if not equals:
-        raise UsageError(f"--remove_where must be column=value, got {condition!r}")
-    sample = dataset[0]
-    if not isinstance(sample, Mapping) or column not in sample:
-        has = (
-            ", ".join(map(str, sample))
-            if isinstance(sample, Mapping)
-            else f"none: a sample is a {type(sample).__name__}"
-        )
-        raise DataError(f"samples of {type(dataset).__name__} have no column {column!r}; their columns are {has}")
-    mask = np.array([str(dataset[i][column]) == value for i in range(len(dataset))])
+        raise UsageError(f"--remove_where must be column=value, got {config.remove_where!r}")
+    values = column_of("whatif", config.run_dir, column)
+    mask = values == value
     if not mask.any():
-        raise DataError(f"no training sample has {column} = {value!r}; sample 0 has {sample[column]!r}")
+        raise DataError(f"no training sample has {column} = {value!r}; sample 0 has {values[0]!r}")
     return mask
 
 
