@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK, Scores
 from trak_lightning.evaluation.lds import lds
+from trak_lightning.scoring.predicted_lds import in_words
 
 N, RIDGE, NOISE = 80, 20.0, 0.3
 
@@ -66,3 +67,15 @@ def test_the_sentence_is_stored_with_the_scores(problem, tmp_path):
 def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):
     assert scored(problem, tmp_path / "unknown", 5, subsets=False).trust is None
     assert scored(problem, tmp_path / "few", 3).trust is None
+
+
+@pytest.mark.parametrize(
+    ("lds", "low", "high", "word"),
+    [
+        (0.37, 0.30, 0.44, "good"),
+        (0.37, -0.21, 0.96, "uncertain"),
+        (0.10, -0.05, 0.25, "not distinguishable from chance"),
+    ],
+)
+def test_a_score_is_called_good_only_if_it_is_known_well(lds, low, high, word):
+    assert in_words(lds, low, high) == word
