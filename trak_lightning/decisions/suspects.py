@@ -117,8 +117,8 @@ class Suspects(Sequence[Suspect]):
         if not self.size:
             return f"no label is suspicious enough for {_percent(self.fdr)} false alarms; {n} training samples ranked by {self.basis}"
         found = (
-            f"{self.size} of {n} labels are likely wrong, of which about {_percent(self.expected or 0)} are false alarms; "
-            f"about {self.errors:.0f} are wrong in all, by {self.basis}"
+            f"{self.size} of {n} labels are likely wrong, though about {_percent(self.expected or 0)} of these are expected to be false "
+            f"alarms; the whole training set is estimated to have {self.errors:.0f} wrong labels. Basis: {self.basis}"
         )
         if self.learned:
             found += "; some classes have always the same wrong label, which models learn: expect more false alarms"
@@ -185,7 +185,14 @@ def find_suspects(
 
     With classes, `LabelNoise` is fitted to the predictions of checkpoints that were not trained on the sample. Where every
     checkpoint was, the log-odds of the label are first lowered by qφᵀ(ΦᵀWΦ + λI)⁻¹φ / (1 − leverage), the closed form of
-    leaving the sample out. Without classes, `predictions` are None, the ranking is by the error, and there is no cut.
+    leaving the sample out. Without classes, the ranking is by the error, and there is no cut.
+
+    Args:
+        checkpoints: the stored features of the training set.
+        predictions: of the classes; None for a task without classes.
+        meaning: what the output of the task means.
+        fdr: the largest expected share of right labels among the samples before the cut.
+        class_names: names of the classes 0, 1, …
 
     Raises:
         SettingsError: `fdr` is not between 0 and 1.
