@@ -11,7 +11,7 @@ from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import current
 from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.scoring.base import CheckpointFeatures, Scorer
-from trak_lightning.scoring.predicted_lds import predicted_lds
+from trak_lightning.scoring.predicted_lds import predicted_lds, unpredictable
 from trak_lightning.scoring.scores import Scores, write_scores
 from trak_lightning.scoring.views import Reduction, group_targets, with_drawn
 from trak_lightning.seeds import fingerprint
@@ -58,7 +58,12 @@ def score_run(
     fitted = scorer.fit(checkpoints)
     trust = predicted_lds(fitted, checkpoints)
     meaning = asdict(run.read().meaning)
-    settings = {"request": request, "trust": None if trust is None else trust.to_json(), "meaning": meaning}
+    settings = {
+        "request": request,
+        "trust": None if trust is None else trust.to_json(),
+        "trust_unknown": unpredictable(fitted, checkpoints),
+        "meaning": meaning,
+    }
     return write_scores(path, fitted, settings, top=top), True
 
 
