@@ -419,7 +419,7 @@ def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
     by_label = trak("whatif", run_dir, "--remove-label", "7")
     assert by_label.returncode == 0, by_label.stderr
     assert "of 1737 samples" in by_label.stdout
-    one = json.loads(trak("whatif", run_dir, "--remove", "[3]", "--json").stdout)
+    one = json.loads(trak("whatif", run_dir, "--remove", "3,", "--json").stdout)
     scores = Scores(run_dir / "scores" / "test.h5").values
     assert np.corrcoef(one["change"], -scores[:, 3])[0, 1] > 0.9
 
@@ -429,7 +429,10 @@ def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
     [
         ([], "give one of --remove, --remove_label and --remove_where"),
         (["--remove", "[5000]"], "sample 5000 is out of range: the training set has samples 0 … 1736"),
-        (["--remove", "nothing.npy"], "--remove must be a .npy file of positions or of a mask; nothing.npy"),
+        (
+            ["--remove", "nothing.npy"],
+            "--remove must be positions such as 3,17 or a .npy file of positions or of a mask; nothing.npy",
+        ),
         (["--remove_label", "cat"], "no training sample has the label 'cat'; the labels are 0, 1, 2"),
         (["--remove_where", "source=web"], "have no column 'source'; their columns are none: a sample is a tuple"),
     ],
