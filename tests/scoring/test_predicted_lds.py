@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK, Scores
 from trak_lightning.evaluation.lds import lds
+from trak_lightning.scoring.predicted_lds import in_words
 
 N, RIDGE, NOISE = 80, 20.0, 0.3
 
@@ -64,5 +65,22 @@ def test_the_sentence_is_stored_with_the_scores(problem, tmp_path):
 
 
 def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):
-    assert scored(problem, tmp_path / "unknown", 5, subsets=False).trust is None
-    assert scored(problem, tmp_path / "few", 3).trust is None
+    unknown, few = scored(problem, tmp_path / "unknown", 5, subsets=False), scored(problem, tmp_path / "few", 3)
+    assert unknown.trust is few.trust is None
+    assert "there are 5, not all with such a part; trak evaluate" in unknown.trust_unknown
+    assert (
+        "from 4 or more checkpoints, each trained on a recorded part of the training set, and there are 3;"
+        in few.trust_unknown
+    )
+
+
+@pytest.mark.parametrize(
+    ("lds", "low", "high", "word"),
+    [
+        (0.37, 0.30, 0.44, "good"),
+        (0.37, -0.21, 0.96, "uncertain"),
+        (0.10, -0.05, 0.25, "not distinguishable from chance"),
+    ],
+)
+def test_a_score_is_called_good_only_if_it_is_known_well(lds, low, high, word):
+    assert in_words(lds, low, high) == word

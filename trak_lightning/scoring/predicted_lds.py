@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import hyp2f1, stdtrit
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, evenly
-from trak_lightning.scoring.calibration import knows_subsets, masks, weighted_sums
+from trak_lightning.scoring.calibration import FEWEST, knows_subsets, masks, weighted_sums
 from trak_lightning.scoring.inner_products import InnerProducts
 from trak_lightning.scoring.views import some_targets
 
@@ -21,12 +21,17 @@ JUDGED = 500
 MORE = 3
 """The number of further checkpoints whose gain is stated."""
 
+WIDEST = 0.4
+"""The widest 95 % interval of a score that is called weak, moderate or good."""
+
 WORDS = ((0.05, "very weak"), (0.15, "weak"), (0.3, "moderate"), (0.5, "good"), (1.0, "very good"))
 
 
-def in_words(lds: float) -> str:
-    """Call a linear datamodeling score weak, moderate or good."""
-    return next(word for limit, word in WORDS if lds <= limit)
+def in_words(lds: float, low: float, high: float) -> str:
+    """Call a linear datamodeling score with a 95 % interval weak, moderate or good."""
+    if high - low > WIDEST:
+        return "uncertain"
+    return next(word for limit, word in WORDS if lds <= limit) if low > 0 else "not distinguishable from chance"
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,26 @@ class Trust:
     @property
     def sentence(self) -> str:
         return (
-            f"{in_words(self.lds)}: sums of scores would predict retrained models with a rank correlation (LDS) of about {self.lds:.2f} "
+            f"{in_words(self.lds, self.low, self.high)}: sums of scores would predict retrained models with a rank correlation (LDS) of about {self.lds:.2f} "
             f"[{self.low:.2f}, {self.high:.2f}]; {MORE} more checkpoints would bring about {max(self.gain, 0):.2f}"
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers and the sentence."""
         return asdict(self) | {"sentence": self.sentence}
+
+
+def unpredictable(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -> str | None:
+    """Say why the checkpoints cannot judge these scores; None if they can."""
+    if not isinstance(scoring, InnerProducts):
+        return "unknown: scores of this kind cannot be summed over other subsets; trak evaluate measures the LDS by retraining"
+    if knows_subsets(checkpoints):
+        return None
+    M = len(checkpoints)
+    return (
+        f"unknown: it is predicted from {FEWEST} or more checkpoints, each trained on a recorded part of the training set, and there "
+        f"{'is' if M == 1 else 'are'} {M}{'' if M < FEWEST else ', not all with such a part'}; trak evaluate measures it by retraining"
+    )
 
 
 def predicted_lds(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -> Trust | None:
@@ -64,7 +82,7 @@ def predicted_lds(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -
     Returns:
         None with fewer than four checkpoints, without recorded subsets, or for scores that are no sums of inner products.
     """
-    if not isinstance(scoring, InnerProducts) or not knows_subsets(checkpoints):
+    if not isinstance(scoring, InnerProducts) or unpredictable(scoring, checkpoints):
         return None
     M = len(checkpoints)
     predicted, outputs = _predictions(scoring, checkpoints)

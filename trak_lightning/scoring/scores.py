@@ -147,6 +147,11 @@ class Scores:
         return self.settings.get("trust")
 
     @property
+    def trust_unknown(self) -> str | None:
+        """Why `trust` is None, in words."""
+        return self.settings.get("trust_unknown")
+
+    @property
     def meaning(self) -> Meaning:
         """What the output means that the scores are about."""
         return Meaning(**self.settings.get("meaning", {}))
@@ -310,6 +315,7 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
         IncompleteRunError: there is no score file.
         DataError: there are several, or none of that name.
     """
+    run.require()
     found = sorted(path.stem for path in (run.path / "scores").glob("*.h5"))
     if not found:
         raise IncompleteRunError(f"there are no scores in {run.path / 'scores'}. Run trak score first.")
