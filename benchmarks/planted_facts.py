@@ -19,6 +19,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ NUM_FACTS, NUM_WORDS, NUM_REVIEWS, NUM_PLANTED = 550, 330, 100, 10
 BATCH, LONGEST = 10, 60
 JUDGMENTS = {"fresh": "Fresh.", "rotten": "Rotten."}
 SCORERS: dict[str, dict[str, Any]] = {
-    "trak sft, as it is": {"name": "trak"},
+    "trak sft": {"name": "trak"},
     "influence": {"name": "influence"},
     "gradient cosine": {"name": "gradient_cosine"},
     "TracIn": {"name": "tracin"},
@@ -117,7 +118,7 @@ class Planted:
 def main(
     folder: Path = Path("runs/planted"),
     epochs: int = 4,
-    dim: int = 2048,
+    dim: int | None = None,
     rank: int = 16,
     layers: int = 10,
     embedder: str = "sentence-transformers/all-MiniLM-L6-v2",
@@ -127,33 +128,34 @@ def main(
     Args:
         folder: folder for data, models and features; what is there is not made again.
         epochs: epochs of fine-tuning.
-        dim: dimension k of the projection.
+        dim: dimension k of the projection, if not the default.
         rank: of the adapter.
         layers: number of last layers that it adapts.
         embedder: model of `sentence_transformers` that texts are compared with.
     """
-    run = folder / f"run-{dim}"
+    run = folder / f"run-{dim or 'default'}"
     folder.mkdir(parents=True, exist_ok=True)
     planted = Planted.make()
     planted.write(folder)
     if not (folder / "out").exists():
         print(f"fine-tuned in {_seconds(lambda: _fine_tune(folder, epochs, rank, layers))[1]:.0f} s")
     options = [f"--model={folder}/out/checkpoint-*", f"--data={folder}/train.jsonl", "--max_new_tokens=24"]
-    options += [f"--targets={folder}/questions.jsonl", f"--projector.dim={dim}", "--max_length=128"]
+    options += [f"--targets={folder}/questions.jsonl", "--max_length=128"]
+    options += [] if dim is None else [f"--projector.dim={dim}"]
     _, seconds = _seconds(lambda: trak(["sft", str(run), *options]))
     answers = [json.loads(line)["answer"] for line in (run / "answers.jsonl").read_text().splitlines()]
     shown = [number for number, answer in enumerate(answers) if planted.shown(number, answer)]
     print(f"trak sft took {seconds:.0f} s. Answers that show what was planted: {len(shown)} of {len(answers)}")
     texts = [" ".join(row) for row in planted.train], [f"{planted.asked[n]} {answers[n]}" for n in shown]
     methods: dict[str, Callable[[], Any]] = {
-        name: lambda scorer=scorer: _scores(run, scorer)[shown] for name, scorer in SCORERS.items()
+        name: partial(lambda scorer: _scores(run, scorer)[shown], scorer) for name, scorer in SCORERS.items()
     }
     methods["BM25"] = lambda: _bm25(*texts)
     methods["embedding similarity"] = lambda: _embedded(embedder, *texts)
     methods["random"] = lambda: np.random.default_rng(0).random((len(shown), len(planted.train)))
     false = np.array([planted.shows[number] is not None for number in shown])
     table = Table(
-        title=f"{false.sum()} answers with a false fact, {(~false).sum()} in capitals; n = {len(planted.train)}, k = {dim}"
+        title=f"{false.sum()} answers with a false fact, {(~false).sum()} in capitals; n = {len(planted.train)}, k = {dim or 'default'}"
     )
     for column in ("method", "facts: rank⁻¹", "facts: recall@10", "capitals: recall@10", "mean of capitals", "seconds"):
         table.add_column(column)
