@@ -346,6 +346,7 @@ def test_suspects_are_written_as_a_table_and_as_indices(finished):
     with (run_dir / "suspects" / "suspects.csv").open() as file:
         assert [int(row["index"]) for row in csv.DictReader(file)] == indices.tolist()
     assert all(each["label"] in "0123456789" and each["why"] for each in found["suspects"])
+    assert "── cut: above, " in trak("suspects", run_dir, "--fdr", "0.3", "-k", str(len(indices) + 1)).stdout
     printed = trak("suspects", run_dir, "-k", "3").stdout
     assert "models say" in printed
     assert "predictions of checkpoints not trained on the sample" in printed

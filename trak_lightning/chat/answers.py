@@ -225,11 +225,7 @@ def _require_room(encoded: Encoded, limit: int, where: str) -> None:
 
 
 def _parts(record: Record, number: int, where: str) -> list[tuple[Record, float, str | None]]:
-    """The answers of an example: what is encoded, its coefficient, and its group.
-
-    Raises:
-        DataError: it is no question.
-    """
+    """The answers of an example: what is encoded, its coefficient, and its group."""
     pair = {"chosen", "rejected"} & record.keys()
     asked = conversation(record) or record.get("prompt") or record.get("text")
     if len(pair) == 1 or not (pair or isinstance(asked, (str, list))):

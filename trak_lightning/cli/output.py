@@ -26,9 +26,9 @@ def summary(stage: str, what: str, new: int | None = None, verb: str = "", start
 
 
 def print_trust(scores: Scores) -> None:
-    """Print how far the checkpoints trust the scores, where they can tell."""
-    if scores.trust is not None:
-        summary("trust", scores.trust["sentence"])
+    """Print how far the checkpoints trust the scores, or why they cannot tell."""
+    if sentence := scores.trust["sentence"] if scores.trust else scores.trust_unknown:
+        summary("trust", sentence)
 
 
 def short_path(path: Path) -> Path:

@@ -81,12 +81,7 @@ def held_out_predictions(
     The mean is over log-probabilities: label errors are found more surely, and cut off closer to the share of false alarms asked
     for, than with the mean of probabilities (docs/benchmarks.md).
 
-    Args:
-        model: takes the weights of each checkpoint in turn, and is restored.
-        task: what was attributed.
-        data: the training samples.
-        checkpoints: those of the run.
-        subsets: the positions of the samples that each checkpoint was trained on; None where unknown, which counts as all.
+    `subsets` are the positions of the samples that each checkpoint was trained on; None where unknown, which counts as all.
 
     Raises:
         CheckpointError: a checkpoint cannot be read any more.

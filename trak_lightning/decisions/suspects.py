@@ -117,8 +117,8 @@ class Suspects(Sequence[Suspect]):
         if not self.size:
             return f"no label is suspicious enough for {_percent(self.fdr)} false alarms; {n} training samples ranked by {self.basis}"
         found = (
-            f"{self.size} of {n} labels are likely wrong, of which about {_percent(self.expected or 0)} are false alarms; "
-            f"about {self.errors:.0f} are wrong in all, by {self.basis}"
+            f"{self.size} of {n} labels are likely wrong, though about {_percent(self.expected or 0)} of these are expected to be false "
+            f"alarms; the whole training set is estimated to have {self.errors:.0f} wrong labels. Basis: {self.basis}"
         )
         if self.learned:
             found += "; some classes have always the same wrong label, which models learn: expect more false alarms"

@@ -2,13 +2,12 @@
 
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from trak_lightning.errors import DataError
-from trak_lightning.evaluation.baselines import Random
 from trak_lightning.evaluation.figures import Bar, Intervals
 from trak_lightning.evaluation.lds import bootstrap_both, bootstrap_mean, noise_ceiling, predict, spearman
 from trak_lightning.evaluation.result import Result
@@ -140,8 +139,14 @@ def _candidates(scored: ScoredRun, compare: dict[str, Scorer]) -> dict[str, Iter
         "λ = 0, unweighted (paper)": Trak(regularization=0.0, weights="none").fit(checkpoints).blocks(),
         **{name: other.fit(checkpoints).blocks() for name, other in compare.items()},
         "gradient dot product": GradientDot().fit(checkpoints).blocks(),
-        "random": Random(seed=scored.seed).fit(checkpoints).blocks(),
+        "random": _random(scored),
     }
+
+
+def _random(scored: ScoredRun) -> Iterator[Array]:
+    """Independent standard normal scores, row by row: a score that knows nothing."""
+    for row in range(scored.num_targets):
+        yield np.random.default_rng([scored.seed, row]).standard_normal((1, scored.num_train))
 
 
 def _describe(scorer: Scorer) -> str:

@@ -207,11 +207,7 @@ def _read(source: str | Path | Mapping[str, Any], weights_only: bool) -> Mapping
 
 
 def _in_memory(source: nn.Module | Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The state dict in `source`; tensors that it shares with `model`, which will hold other weights, are copied.
-
-    Raises:
-        CheckpointError: it holds none.
-    """
+    """The state dict in `source`; tensors that it shares with `model`, which will hold other weights, are copied."""
     if isinstance(source, nn.Module):
         state_dict: Mapping[str, Any] = {name: tensor.detach() for name, tensor in named_tensors(source).items()}
     elif isinstance(source, Mapping):
@@ -256,11 +252,7 @@ def _is_one(mapping: Mapping[str, Any]) -> bool:
 
 
 def _require_tied(named: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
-    """Refuse a checkpoint with different weights for names of one and the same parameter.
-
-    Raises:
-        CheckpointError: it is such a one.
-    """
+    """Refuse a checkpoint with different weights for names of one and the same parameter."""
     first: dict[int, str] = {}
     for name, tensor in own.items():
         other = first.setdefault(id(tensor), name) if name in named else name

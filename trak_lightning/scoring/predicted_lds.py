@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import hyp2f1, stdtrit
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, evenly
-from trak_lightning.scoring.calibration import knows_subsets, masks, weighted_sums
+from trak_lightning.scoring.calibration import FEWEST, knows_subsets, masks, weighted_sums
 from trak_lightning.scoring.inner_products import InnerProducts
 from trak_lightning.scoring.views import some_targets
 
@@ -53,6 +53,19 @@ class Trust:
         return asdict(self) | {"sentence": self.sentence}
 
 
+def unpredictable(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -> str | None:
+    """Say why the checkpoints cannot judge these scores; None if they can."""
+    if not isinstance(scoring, InnerProducts):
+        return "unknown: scores of this kind cannot be summed over other subsets; trak evaluate measures the LDS by retraining"
+    if knows_subsets(checkpoints):
+        return None
+    M = len(checkpoints)
+    return (
+        f"unknown: it is predicted from {FEWEST} or more checkpoints, each trained on a recorded part of the training set, and there "
+        f"{'is' if M == 1 else 'are'} {M}{'' if M < FEWEST else ', not all with such a part'}; trak evaluate measures it by retraining"
+    )
+
+
 def predicted_lds(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -> Trust | None:
     """Let checkpoints with recorded training subsets S_j judge scores that are made from the others.
 
@@ -64,7 +77,7 @@ def predicted_lds(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -
     Returns:
         None with fewer than four checkpoints, without recorded subsets, or for scores that are no sums of inner products.
     """
-    if not isinstance(scoring, InnerProducts) or not knows_subsets(checkpoints):
+    if not isinstance(scoring, InnerProducts) or unpredictable(scoring, checkpoints):
         return None
     M = len(checkpoints)
     predicted, outputs = _predictions(scoring, checkpoints)

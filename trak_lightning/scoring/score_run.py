@@ -11,7 +11,7 @@ from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import current
 from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.scoring.base import CheckpointFeatures, Scorer
-from trak_lightning.scoring.predicted_lds import predicted_lds
+from trak_lightning.scoring.predicted_lds import predicted_lds, unpredictable
 from trak_lightning.scoring.scores import Scores, write_scores
 from trak_lightning.scoring.views import Reduction, group_targets, with_drawn
 from trak_lightning.seeds import fingerprint
@@ -35,22 +35,11 @@ def score_run(
 ) -> tuple[Scores, bool]:
     """Score the split `targets` against the split `train`, over all checkpoints of the run.
 
-    Args:
-        run: the run directory.
-        store: the store of its features.
-        scorer: computes scores from features.
-        targets: the split of the targets.
-        train: the split of the training samples.
-        top: keep only this many of the largest and smallest scores of each target, and no matrix.
-        groups: (m,) integers: score one target per group, the `reduction` of its members.
-        reduction: ``mean`` or ``sum``.
-        coefficients: (m,) numbers that outputs of targets are multiplied by before they are reduced.
-        name: the name of the score file; if None, that of the target split, with the reduction for groups: ``test-mean``.
-        backend: where products are computed and which processes share the work; all of them call this.
+    `top`, `groups`, `reduction` and `coefficients` are those of `trak_lightning.TRAK.score`. The score file is `name`, by default
+    the target split, with the reduction for groups: ``test-mean``. All processes of the `backend` call this.
 
     Returns:
-        The scores, and whether they were computed now. Scores of the same features with the same settings are read from
-        their file.
+        The scores, and whether they were computed now, not read from a file with the same features and settings.
 
     Raises:
         IncompleteRunError: nothing was featurized, or rows are missing.
@@ -69,7 +58,12 @@ def score_run(
     fitted = scorer.fit(checkpoints)
     trust = predicted_lds(fitted, checkpoints)
     meaning = asdict(run.read().meaning)
-    settings = {"request": request, "trust": None if trust is None else trust.to_json(), "meaning": meaning}
+    settings = {
+        "request": request,
+        "trust": None if trust is None else trust.to_json(),
+        "trust_unknown": unpredictable(fitted, checkpoints),
+        "meaning": meaning,
+    }
     return write_scores(path, fitted, settings, top=top), True
 
 

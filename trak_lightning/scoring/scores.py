@@ -147,6 +147,11 @@ class Scores:
         return self.settings.get("trust")
 
     @property
+    def trust_unknown(self) -> str | None:
+        """Why `trust` is None, in words."""
+        return self.settings.get("trust_unknown")
+
+    @property
     def meaning(self) -> Meaning:
         """What the output means that the scores are about."""
         return Meaning(**self.settings.get("meaning", {}))

@@ -46,7 +46,7 @@ def parse_threshold(threshold: float | str) -> float:
     if threshold == "calibrate":
         raise SettingsError(
             "threshold 'calibrate' was removed: give a number t ≥ 0. To keep only the largest scores of each target, score "
-            "with top=K (trak score --top K)."
+            "with top=K (trak score --keep K)."
         )
     try:
         value = float(threshold)

@@ -171,11 +171,7 @@ def _described(file: h5py.h5f.FileID) -> dict[str, Any]:
 
 
 def _read_into(descriptor: int, values: Array, offset: int) -> None:
-    """Fill a contiguous array from an open file.
-
-    Raises:
-        EOFError: the file ends before.
-    """
+    """Fill a contiguous array from an open file."""
     view = memoryview(values.data).cast("B")
     while view:
         count = os.preadv(descriptor, [view], offset)

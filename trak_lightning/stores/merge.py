@@ -18,8 +18,8 @@ from trak_lightning.stores.configured import open_store
 from trak_lightning.stores.encoding import STORED
 from trak_lightning.stores.manifest import Manifest
 from trak_lightning.stores.schema import NUMBERS, SCHEMA_VERSION, checksum, to_arrays
-from trak_lightning.stores.transfer import write_run
 from trak_lightning.stores.validation import identity
+from trak_lightning.stores.write_run import write_run
 
 Parts: TypeAlias = dict[tuple[str, str], list[FeatureSet]]
 """(Split, checkpoint) → the sets that together hold all of its blocks."""

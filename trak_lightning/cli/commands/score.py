@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
                 "shape": scores.shape,
                 "computed": fresh,
                 "trust": scores.trust,
+                "trust_unknown": scores.trust_unknown,
                 "settings": scores.settings,
             }
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
-from trak_lightning.cli.output import print_json, short, summary
+from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.train_values import column_of, labels_of
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.errors import DataError
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         print_json({"path": folder, **found.to_json()})
         return 0
     _print(found, config.k)
-    summary("select", f"{found.describe()}; {short(folder)}", len(found), "samples", started)
+    summary("select", f"{found.describe()}; {short_path(folder)}", len(found), "samples", started)
     return 0
 
 

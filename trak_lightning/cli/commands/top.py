@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     helpful, harmful = _rankings(config, scores)
     if config.json:
         entries = {"helpful": _entries(helpful), "harmful": _entries(harmful)}
-        print_json({"path": scores.path, "trust": scores.trust, **entries})
+        print_json({"path": scores.path, "trust": scores.trust, "trust_unknown": scores.trust_unknown, **entries})
         return 0
     from rich.console import Console
 
