@@ -1,5 +1,6 @@
 """Check that the row of a sample does not depend on its batch; if it does, find the first module that mixes samples."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -14,7 +15,7 @@ from trak_lightning.data.alone import differences
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import DataError, OneSampleAtATime, SampleDependenceError, UnsupportedModelError
-from trak_lightning.extractors.audit import Audit, as_outputs, only, reference, sample_weights
+from trak_lightning.extractors.audit import Audit, added, as_outputs, only, reference, sample_weights
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.iterative import sample_gradient
 from trak_lightning.extractors.state import without_fast_path
@@ -74,12 +75,12 @@ class BatchAuditor:
         if extractor.one_by_one or is_cast():
             return None
         try:
-            whole = not extractor.audits(self._model, batch)
-            return Comparison(
-                self._model, self._task, self._layout, batch, self._alone(batch, position), position, whole
-            )
+            return self._comparison(batch, position, audited=extractor.audits(self._model, batch))
         except Exception:  # the batch is not one that can be computed as a whole
             return None
+
+    def _comparison(self, batch: SampleBatch, position: int, *, audited: bool = False) -> "Comparison":
+        return Comparison(self._model, self._task, self._layout, batch, self._alone(batch, position), position, audited)
 
     def verify(
         self,
@@ -92,8 +93,8 @@ class BatchAuditor:
         *,
         chosen: bool = True,
     ) -> None:
-        """Compare gradients, outputs and weights with those that autograd computes: for the batch, and for one sample fetched
-        and collated by itself. Autocast is off, so that differences come only from rounding in the model's own precision.
+        """Compare gradients, outputs and weights with those that autograd computes: for the batch in two halves, and for one
+        sample, fetched and collated anew. Autocast is off, so that differences come only from rounding in the model's own precision.
 
         Args:
             batch: the batch.
@@ -108,30 +109,57 @@ class BatchAuditor:
             SampleDependenceError: the output or gradient of the sample depends on its batch, or on random numbers.
             UnsupportedModelError: the extractor computed wrong gradients.
         """
-        one = self._alone(batch, position) if compared is None else compared.one
         if extractor.one_by_one:
-            self._compare_outputs(batch, index, position, one, rows, chosen)
+            self._compare_outputs(batch, index, position, self._alone(batch, position), rows, chosen)
             return
         sample, output = (int(index[position]), position, batch.size), torch.from_numpy(rows.output)
         if compared is None:
             with without_autocast():
-                compared = Comparison(self._model, self._task, self._layout, batch, one, position)
+                compared = self._comparison(batch, position)
                 output = extractor.extract(self._model, self._task, batch, self._layout, compared)
+        one = compared.one
         shift = _shift(output[position], compared.alone.output[0])
         wrong = compared.single.wrong()
         if wrong or shift > compared.single.tolerance:
             with without_autocast():
                 self._blame(batch, one, sample, wrong, shift, compared.single.tolerance)
+        for place in range(batch.size):
+            if (shift := _shift(output[place], compared.outputs[place])) > compared.single.tolerance:
+                with without_autocast():
+                    refuse(
+                        self._model,
+                        self._task,
+                        (int(index[place]), place, batch.size),
+                        shift,
+                        batch.fetch([place]),
+                        batch,
+                    )
         if compared.whole is not None and (wrong := compared.whole.wrong()):
             raise UnsupportedModelError(_wrong_rows(wrong, type(extractor).__name__.lower()))
         self._compare_weights(batch, sample, one, rows)
+
+    def require_repeatable(self, batch: SampleBatch, index: Tensor, output: Tensor, one_by_one: bool) -> None:
+        """Compare the outputs of a batch, while random numbers were drawn, with those of another pass.
+
+        Raises:
+            SampleDependenceError: some differ.
+        """
+        if one_by_one:
+            again = torch.cat([self._outputs(batch.fetch([position])) for position in range(batch.size)])
+        else:
+            again = self._outputs(batch)
+        most = 1e-2 if _cast_or_short(self._model) else 1e-5
+        for place, (one, other) in enumerate(zip(again, output, strict=True)):
+            if (error := _shift(one, other)) > most:
+                same = batch.fetch([place]) if one_by_one else batch
+                raise _random(int(index[place]), error, _culprit(self._model, self._task, same, same, 0))
 
     def _alone(self, batch: SampleBatch, position: int) -> SampleBatch:
         """A batch of this sample; of two copies of it if the model does not support a batch of one, such as one that ends in
         ``squeeze()``."""
         one = batch.fetch([position])
         try:
-            self._require_outputs(one)
+            self._outputs(one)
         except DataError:
             if batch.size == 1:
                 raise
@@ -147,18 +175,17 @@ class BatchAuditor:
         if batch.size == 1 or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             return
         try:
-            self._require_outputs(batch)
+            self._outputs(batch)
         except Exception:
             return
         for position in range(batch.size):
             try:
-                self._require_outputs(batch.fetch([position]))
+                self._outputs(batch.fetch([position]))
             except Exception as alone:
                 raise _needs_others(int(index[position]), batch.size, alone) from error
 
-    def _require_outputs(self, batch: SampleBatch) -> None:
-        with torch.no_grad(), batch_of(batch.size):
-            as_outputs(self._task.output(self._model, batch.data), batch.size, self._task)
+    def _outputs(self, batch: SampleBatch) -> Tensor:
+        return outputs(self._model, self._task, batch)
 
     def _blame(
         self,
@@ -193,8 +220,7 @@ class BatchAuditor:
         if batch.size == 1:
             return
         try:
-            with torch.no_grad(), batch_of(batch.size):
-                output = as_outputs(self._task.output(self._model, batch.data), batch.size, self._task)
+            output = self._outputs(batch)
         except OneSampleAtATime as refusal:
             self._task.require_agreement(refusal.whole, found)
             return
@@ -211,17 +237,17 @@ class BatchAuditor:
         self, batch: SampleBatch, sample: tuple[int, int, int], one: SampleBatch, rows: FeatureRows
     ) -> None:
         most, position = 0.1 if _cast_or_short(self._model) else 1e-2, sample[1]
+        output = self._outputs(one)
         with torch.no_grad(), batch_of(one.size):
-            data = one.data
-            output = as_outputs(self._task.output(self._model, data), one.size, self._task)
-            weights = self._task.loss_weight_and_curvature(self._model, data, output)
+            weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
             if (error := _shift(torch.tensor(column[position]), own[0])) > most:
                 refuse(self._model, self._task, sample, error, one, batch)
 
 
 class Comparison:
-    """A sink that compares blocks with the gradients that autograd computes for one sample by itself, and for the whole batch."""
+    """A sink that compares blocks with the gradients that autograd computes: for one sample by itself and, unless the extractor
+    audits the batch, for the samples in two halves, each in an order drawn from the position."""
 
     def __init__(
         self,
@@ -231,28 +257,61 @@ class Comparison:
         batch: SampleBatch,
         one: SampleBatch,
         position: int,
-        whole: bool = True,
+        audited: bool,
     ) -> None:
         self.one = one
-        self._references = partial(reference, model, task, batch, layout), partial(reference, model, task, one, layout)
+        self._reference = partial(reference, model, task, layout=layout)
         self._layout = layout
-        self._sizes = batch.size, one.size
         self._position = position
-        self._compare_whole = whole
-        self.restart()
+        self._size = batch.size
+        order = torch.randperm(batch.size, generator=torch.Generator().manual_seed(position)).tolist()
+        self._halves = [(batch.fetch(part), part) for part in (order[::2], order[1::2]) if part and batch.size > 1]
+        self._audited = audited
+        self._refer()
+        self.outputs = self.alone.output if batch.size == 1 else torch.zeros(batch.size, dtype=self.alone.output.dtype)
+        for half, part in self._halves:
+            self.outputs[part] = outputs(model, task, half).to(self.outputs)
 
     def restart(self) -> None:
         """Begin again with the first block."""
-        of_batch, of_one = self._references
-        size, count = self._sizes
-        self.alone = of_one(only(0, count))
-        self.single = Audit(self._layout, self.alone, only(self._position, size), slack=_SLACK)
-        self.whole = Audit(self._layout, of_batch(), sample_weights(size)) if self._compare_whole and size > 1 else None
+        if self._begun:
+            self._refer()
+
+    def _refer(self) -> None:
+        self._begun = False
+        self.alone = self._reference(self.one, weights=only(0, self.one.size))
+        self.single = Audit(self._layout, self.alone, only(self._position, self._size), slack=_SLACK)
+        self.whole = None
+        if self._halves and not self._audited:
+            weights = sample_weights(self._size)
+            halves = [self._reference(half, weights=weights[part]) for half, part in self._halves]
+            self.whole = Audit(self._layout, added(halves), weights, slack=_SLACK)
 
     def __call__(self, block: GradientBlock) -> None:
+        self._begun = True
         self.single(block)
         if self.whole is not None:
             self.whole(block)
+
+
+def outputs(model: nn.Module, task: Task, batch: SampleBatch) -> Tensor:
+    """The outputs (B,) of a batch. Not under no_grad, since a model may differentiate inside, as for forces."""
+    with torch.enable_grad(), batch_of(batch.size):
+        return as_outputs(task.output(model, batch.data), batch.size, task).detach()
+
+
+def random_state(device: torch.device) -> list[Any]:
+    """The state of every generator that a model may draw from unasked."""
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002  models draw from it
+    states = [torch.get_rng_state().numpy().tobytes(), random.getstate(), keys.tobytes(), rest]
+    return states + ([torch.cuda.get_rng_state(device).numpy().tobytes()] if device.type == "cuda" else [])
+
+
+def _random(sample: int, error: float, culprit: str) -> SampleDependenceError:
+    return SampleDependenceError(
+        f"the output or gradient of sample {sample} differs by {error:.1%} when it is computed again, so attributions would be "
+        f"random. {culprit}. Likely cause: random layers that ignore model.eval() (F.dropout without training=self.training)."
+    )
 
 
 def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceError:
@@ -331,11 +390,7 @@ def refuse(
     """
     sample, place, size = samples
     if size == 1:
-        raise SampleDependenceError(
-            f"the output or gradient of sample {sample} differs by {error:.1%} when it is computed again, so attributions would be "
-            f"random. {_culprit(model, task, alone, batch, place)}. Likely cause: random layers that ignore model.eval() (F.dropout "
-            "without training=self.training)."
-        )
+        raise _random(sample, error, _culprit(model, task, alone, batch, place))
     collated = differences(batch.data, [alone.data], [place], size) if alone.size == 1 else {}
     other = [name for name, differs in batch.differs.items() if differs[place]]  # also where samples are concatenated
     if collated:

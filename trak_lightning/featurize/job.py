@@ -17,8 +17,9 @@ from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRun
 from trak_lightning.featurize.compute import Assignment, BlockComputer
 from trak_lightning.featurize.fitting import FitSamples, Fitting, TrainingSet
 from trak_lightning.featurize.module import Featurizer
-from trak_lightning.featurize.reuse import SECONDS, ContentSample, VerifyData, knows_content, require_unchanged
+from trak_lightning.featurize.reuse import SECONDS, ContentSample, VerifyData, changed_samples, knows_content
 from trak_lightning.featurize.spec import FeaturizeSpec
+from trak_lightning.model.autocast import as_called
 from trak_lightning.model.checkpoints import Checkpoint, Checkpoints, CheckpointSource, distinct, expand, subset_path
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.dtensor import shards
@@ -179,7 +180,7 @@ class FeaturizeJob:
             return self.module(Featurizer, split, part.feature_set, part.blocks, stop, verify=seconds)
 
         bar = progress(f"featurize {split}", missing, enabled=trainer.is_global_zero)
-        with uncompiled(self.model), quiet_lightning(), stop.watching(trainer), bar as advance:
+        with as_called(), uncompiled(self.model), quiet_lightning(), stop.watching(trainer), bar as advance:
             try:
                 return BlockComputer(trainer, assignments, featurizer, advance, stop).run()
             except TerminatedError:
@@ -208,6 +209,7 @@ class FeaturizeJob:
             stop=stop,
             verify=verify,
             repair=self.repair,
+            training=self._training_rows(feature_set.spec.checkpoint),
         )
 
     def plan(self, split: str, checkpoint: str) -> FeatureSpec:
@@ -230,6 +232,12 @@ class FeaturizeJob:
         ids = [checkpoint.id for checkpoint in self.checkpoints] or [each.id for each in self.run.read().checkpoints]
         drawn_from = self._drawn_from(ids[0]) if self.grow and ids else None
         return TrainingSet(data, FitSamples.of(self.spec.task, data, drawn_from))
+
+    def _training_rows(self, checkpoint: str) -> FeatureSet | None:
+        """The stored training rows that scores of these splits use; None where the training set is one of the splits."""
+        if self.train in self.splits or (self.train, checkpoint) not in self._stored:
+            return None
+        return self.store.open(self.train, checkpoint)
 
     def _drawn_from(self, checkpoint: str) -> int | None:
         """The number of training samples when the task was first fitted, from which its samples were drawn and still are."""
@@ -307,8 +315,9 @@ class FeaturizeJob:
         if split not in self._content:
             self._content[split] = ContentSample.read(self.splits[split], self.verify_data)
         changed = self._content[split].changed(found)
-        if not self.repair:
-            require_unchanged(split, changed, len(self._content[split].positions) == len(self.splits[split]))
+        read_all = len(self._content[split].positions) == len(self.splits[split])
+        if not self.repair and (error := changed_samples(split, changed, read_all=read_all)) is not None:
+            raise error
         if len(changed):
             self.run.discard_results()
         for block in sorted({int(position) // found.spec.block_size for position in changed}):

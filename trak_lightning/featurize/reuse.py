@@ -108,6 +108,11 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
             for block in np.unique(blocks).tolist()
         ]
     )
+    known = (stored.content != UNKNOWN) & (found.content != UNKNOWN)
+    if (
+        error := changed_samples(spec.split, found.index[known & (stored.content != found.content)], read_all=False)
+    ) is not None:
+        return error
     exact = precision in ("32-true", "64-true") and feature_set.dtype in ("float32", "float64")
     tolerance = TOLERANCE if exact else LOW_PRECISION_TOLERANCE
     norms = np.linalg.norm(stored.features.astype(np.float64), axis=1)
@@ -133,18 +138,17 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
     return None
 
 
-def require_unchanged(split: str, changed: Sequence[int] | npt.NDArray[np.int64], read_all: bool) -> None:
-    """Refuse samples whose content has changed. Unless `read_all`, there may be more of them.
-
-    Raises:
-        StaleRowsError: names the first of them.
-    """
+def changed_samples(
+    split: str, changed: Sequence[int] | npt.NDArray[np.int64], *, read_all: bool
+) -> StaleRowsError | None:
+    """An error that names the first of the samples whose content has changed, None if there are none. Unless `read_all`, there may
+    be more of them."""
     if not len(changed):
-        return
+        return None
     shown = ", ".join(map(str, changed[:10])) + (" …" if len(changed) > 10 else "")
     read = "" if read_all else " (not all were read again: verify_data=full does)"
     what = f"1 sample of {split!r} is" if len(changed) == 1 else f"{len(changed)} samples of {split!r} are"
-    raise StaleRowsError(
+    return StaleRowsError(
         f"{what} not what the stored rows were computed from: {shown}{read}. Labels or "
         "inputs have changed. Use another run directory (or for targets another name), restore the earlier samples, or "
         "featurize with repair=True (--repair true), which computes the rows of changed samples again."
