@@ -51,6 +51,8 @@ class BatchAuditor:
         self._seed = seed
         self._structures: set[Any] = set()
         self._unusual = Unusual()
+        self.draws = False
+        """Whether random numbers were drawn in some batch."""
 
     def due(self, batch: SampleBatch, index: Tensor) -> int | None:
         """The position of the sample to compute by itself, or None if this batch is not to be verified."""
@@ -118,22 +120,18 @@ class BatchAuditor:
                 compared = self._comparison(batch, position)
                 output = extractor.extract(self._model, self._task, batch, self._layout, compared)
         one = compared.one
+        most = compared.single.tolerance
+        for place in (position, *range(batch.size)):
+            if (error := _shift(output[place], compared.outputs[place])) > most and batch.size > 1:
+                lone = batch.fetch([place])
+                with without_autocast():
+                    error = max(error, _shift(output[place], self._outputs(lone)[0]))
+                    self._refuse((int(index[place]), place, batch.size), error, lone, batch)
         shift = _shift(output[position], compared.alone.output[0])
         wrong = compared.single.wrong()
-        if wrong or shift > compared.single.tolerance:
+        if wrong or shift > most:
             with without_autocast():
-                self._blame(batch, one, sample, wrong, shift, compared.single.tolerance)
-        for place in range(batch.size):
-            if (shift := _shift(output[place], compared.outputs[place])) > compared.single.tolerance:
-                with without_autocast():
-                    refuse(
-                        self._model,
-                        self._task,
-                        (int(index[place]), place, batch.size),
-                        shift,
-                        batch.fetch([place]),
-                        batch,
-                    )
+                self._blame(batch, one, sample, wrong, shift, most)
         if compared.whole is not None and (wrong := compared.whole.wrong()):
             raise UnsupportedModelError(_wrong_rows(wrong, type(extractor).__name__.lower()))
         self._compare_weights(batch, sample, one, rows)
@@ -144,6 +142,7 @@ class BatchAuditor:
         Raises:
             SampleDependenceError: some differ.
         """
+        self.draws = True
         if one_by_one:
             again = torch.cat([self._outputs(batch.fetch([position])) for position in range(batch.size)])
         else:
@@ -153,6 +152,11 @@ class BatchAuditor:
             if (error := _shift(one, other)) > most:
                 same = batch.fetch([place]) if one_by_one else batch
                 raise _random(int(index[place]), error, _culprit(self._model, self._task, same, same, 0))
+
+    def _refuse(self, samples: tuple[int, int, int], error: float, alone: SampleBatch, batch: SampleBatch) -> NoReturn:
+        if self.draws:
+            raise _random(samples[0], error, _culprit(self._model, self._task, alone, batch, samples[1]))
+        refuse(self._model, self._task, samples, error, alone, batch)
 
     def _alone(self, batch: SampleBatch, position: int) -> SampleBatch:
         """A batch of this sample; of two copies of it if the model does not support a batch of one, such as one that ends in
@@ -203,7 +207,7 @@ class BatchAuditor:
         alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
         error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0]))
         if error > most:
-            refuse(self._model, self._task, sample, error, one, batch)
+            self._refuse(sample, error, one, batch)
         raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, "hooks"))
 
     def _compare_outputs(
@@ -216,7 +220,7 @@ class BatchAuditor:
         if one.size == 1:
             again, _ = sample_gradient(self._model, self._task, one, self._layout)
             if (error := _shift(again[0], found[position])) > most:
-                refuse(self._model, self._task, (int(index[position]), 0, 1), error, one, one)
+                self._refuse((int(index[position]), 0, 1), error, one, one)
         if batch.size == 1:
             return
         try:
@@ -231,7 +235,7 @@ class BatchAuditor:
         for place in range(batch.size):
             if (error := _shift(output[place], found[place])) > most:
                 sample = int(index[place]), place, batch.size
-                refuse(self._model, self._task, sample, error, batch.fetch([place]), batch)
+                self._refuse(sample, error, batch.fetch([place]), batch)
 
     def _compare_weights(
         self, batch: SampleBatch, sample: tuple[int, int, int], one: SampleBatch, rows: FeatureRows
@@ -242,12 +246,12 @@ class BatchAuditor:
             weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
             if (error := _shift(torch.tensor(column[position]), own[0])) > most:
-                refuse(self._model, self._task, sample, error, one, batch)
+                self._refuse(sample, error, one, batch)
 
 
 class Comparison:
     """A sink that compares blocks with the gradients that autograd computes: for one sample by itself and, unless the extractor
-    audits the batch, for the samples in two halves, each in an order drawn from the position."""
+    audits the batch, for the samples in two halves, drawn from the position and each in order (the collate function may sort)."""
 
     def __init__(
         self,
@@ -265,7 +269,9 @@ class Comparison:
         self._position = position
         self._size = batch.size
         order = torch.randperm(batch.size, generator=torch.Generator().manual_seed(position)).tolist()
-        self._halves = [(batch.fetch(part), part) for part in (order[::2], order[1::2]) if part and batch.size > 1]
+        self._halves = [
+            (batch.fetch(part), part) for part in map(sorted, (order[::2], order[1::2])) if part and batch.size > 1
+        ]
         self._audited = audited
         self._refer()
         self.outputs = self.alone.output if batch.size == 1 else torch.zeros(batch.size, dtype=self.alone.output.dtype)
@@ -303,7 +309,7 @@ def outputs(model: nn.Module, task: Task, batch: SampleBatch) -> Tensor:
 def random_state(device: torch.device) -> list[Any]:
     """The state of every generator that a model may draw from unasked."""
     _, keys, *rest = np.random.get_state()  # noqa: NPY002  models draw from it
-    states = [torch.get_rng_state().numpy().tobytes(), random.getstate(), keys.tobytes(), rest]
+    states = [torch.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), rest]
     return states + ([torch.cuda.get_rng_state(device).numpy().tobytes()] if device.type == "cuda" else [])
 
 

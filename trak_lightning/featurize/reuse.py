@@ -108,11 +108,6 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
             for block in np.unique(blocks).tolist()
         ]
     )
-    known = (stored.content != UNKNOWN) & (found.content != UNKNOWN)
-    if (
-        error := changed_samples(spec.split, found.index[known & (stored.content != found.content)], read_all=False)
-    ) is not None:
-        return error
     exact = precision in ("32-true", "64-true") and feature_set.dtype in ("float32", "float64")
     tolerance = TOLERANCE if exact else LOW_PRECISION_TOLERANCE
     norms = np.linalg.norm(stored.features.astype(np.float64), axis=1)
@@ -126,6 +121,10 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
     }
     for name, error in errors.items():
         if not (error <= tolerance).all():
+            known = (stored.content != UNKNOWN) & (found.content != UNKNOWN)
+            changed = found.index[known & (stored.content != found.content)]
+            if (samples := changed_samples(spec.split, changed, read_all=False)) is not None:
+                return samples
             worst = int(np.argmax(error))
             return StaleRowsError(
                 f"the stored rows of {spec.split!r} under checkpoint {spec.checkpoint} are not what the model, the task and the "
