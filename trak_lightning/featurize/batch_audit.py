@@ -82,7 +82,12 @@ class BatchAuditor:
             return None
 
     def _comparison(self, batch: SampleBatch, position: int, *, audited: bool = False) -> "Comparison":
-        return Comparison(self._model, self._task, self._layout, batch, self._alone(batch, position), position, audited)
+        one = batch.fetch([position])
+        try:
+            return Comparison(self._model, self._task, self._layout, batch, one, position, audited)
+        except DataError:
+            one = self._alone(batch, position)
+            return Comparison(self._model, self._task, self._layout, batch, one, position, audited)
 
     def verify(
         self,
@@ -134,7 +139,7 @@ class BatchAuditor:
                 self._blame(batch, one, sample, wrong, shift, most)
         if compared.whole is not None and (wrong := compared.whole.wrong()):
             raise UnsupportedModelError(_wrong_rows(wrong, type(extractor).__name__.lower()))
-        self._compare_weights(batch, sample, one, rows)
+        self._compare_weights(batch, sample, one, compared.alone.output, rows)
 
     def require_repeatable(self, batch: SampleBatch, index: Tensor, output: Tensor, one_by_one: bool) -> None:
         """Compare the outputs of a batch, while random numbers were drawn, with those of another pass.
@@ -238,10 +243,9 @@ class BatchAuditor:
                 self._refuse(sample, error, batch.fetch([place]), batch)
 
     def _compare_weights(
-        self, batch: SampleBatch, sample: tuple[int, int, int], one: SampleBatch, rows: FeatureRows
+        self, batch: SampleBatch, sample: tuple[int, int, int], one: SampleBatch, output: Tensor, rows: FeatureRows
     ) -> None:
         most, position = 0.1 if _cast_or_short(self._model) else 1e-2, sample[1]
-        output = self._outputs(one)
         with torch.no_grad(), batch_of(one.size):
             weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
@@ -273,10 +277,10 @@ class Comparison:
             (batch.fetch(part), part) for part in map(sorted, (order[::2], order[1::2])) if part and batch.size > 1
         ]
         self._audited = audited
-        self._refer()
-        self.outputs = self.alone.output if batch.size == 1 else torch.zeros(batch.size, dtype=self.alone.output.dtype)
-        for half, part in self._halves:
+        self.outputs = torch.zeros(batch.size, dtype=torch.float64)
+        for half, part in self._halves if audited else ():
             self.outputs[part] = outputs(model, task, half).to(self.outputs)
+        self._refer()
 
     def restart(self) -> None:
         """Begin again with the first block."""
@@ -288,9 +292,13 @@ class Comparison:
         self.alone = self._reference(self.one, weights=only(0, self.one.size))
         self.single = Audit(self._layout, self.alone, only(self._position, self._size), slack=_SLACK)
         self.whole = None
-        if self._halves and not self._audited:
+        if not self._halves:
+            self.outputs = self.alone.output
+        elif not self._audited:
             weights = sample_weights(self._size)
             halves = [self._reference(half, weights=weights[part]) for half, part in self._halves]
+            for (_, part), found in zip(self._halves, halves, strict=True):
+                self.outputs[part] = found.output.to(self.outputs)
             self.whole = Audit(self._layout, added(halves), weights, slack=_SLACK)
 
     def __call__(self, block: GradientBlock) -> None:
