@@ -18,8 +18,8 @@ from jsonargparse import auto_cli
 
 from trak_lightning import TRAK
 from trak_lightning.evaluation.mislabeled import mislabeled
+from trak_lightning.scoring.held_out import held_out_probabilities
 from trak_lightning.scoring.score_run import load_features
-from trak_lightning.scoring.self_influence import held_out_probabilities
 
 
 def main(

@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from trak_lightning.run.atomic import fsync
-from trak_lightning.stores.arrays import to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
 from trak_lightning.stores.encoding import STORED, Dtype
 from trak_lightning.stores.hdf5 import HDF5Set, HDF5Store
+from trak_lightning.stores.schema import to_arrays
 
 
 def main(

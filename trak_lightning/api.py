@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import numpy.typing as npt
@@ -16,12 +16,13 @@ from trak_lightning import registry
 from trak_lightning.check.checks import Findings, run_checks
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.predictions import held_out_predictions
+from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.decisions.what_if import WhatIf
-from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.errors import DataError, IncompleteRunError, require_option
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
-from trak_lightning.featurize.reuse import VerifyData, require_verify_data
+from trak_lightning.featurize.reuse import VerifyData
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.featurize.token_rows import token_rows
 from trak_lightning.gradients import ParameterLayout
@@ -32,15 +33,15 @@ from trak_lightning.projectors.base import Projector
 from trak_lightning.report.samples import samples_of
 from trak_lightning.report.write import write_report
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.backend import LOCAL
 from trak_lightning.scoring.base import Scorer
-from trak_lightning.scoring.compute import LOCAL
-from trak_lightning.scoring.fabric import FabricCompute
+from trak_lightning.scoring.fabric import FabricBackend
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 from trak_lightning.scoring.token_scores import TokenScores, token_values
 from trak_lightning.scoring.views import Reduction
-from trak_lightning.stores.base import FeatureStore, any_fingerprint
+from trak_lightning.stores.base import FeatureStore, any_fingerprint, drawn_split
 from trak_lightning.stores.feature_array import FeatureArray
 from trak_lightning.stores.shards import Shard
 from trak_lightning.tasks.base import Task
@@ -76,6 +77,8 @@ class TRAK:
         weights_only: False unpickles checkpoint files, which executes code in them.
         verify_data: which samples are read again before their stored rows are reused: ``full`` reads all, ``sampled`` as many
             as can be read in a second, evenly spread, ``off`` none.
+        curvature_draws: how many times labels are drawn from the model for each training sample, for further rows of the Gram
+            matrix: see docs/choosing.md.
 
     Raises:
         PluginError: an unknown name; suggests the nearest.
@@ -98,6 +101,7 @@ class TRAK:
         trainer: L.Trainer | None = None,
         weights_only: bool = True,
         verify_data: VerifyData = "sampled",
+        curvature_draws: int = 0,
     ) -> None:
         self.model = original(model)
         self.run = RunDirectory(run_dir)
@@ -110,10 +114,11 @@ class TRAK:
             layout=ParameterLayout.of(model, parameters),
             seed=seed,
             precision=str(trainer.precision) if trainer else "32-true",
+            curvature_draws=curvature_draws,
         )
         require_eval(model)
         self.store.bind(self.run.features)
-        require_verify_data(verify_data)
+        require_option("verify_data", verify_data, get_args(VerifyData))
         self._weights_only = weights_only
         self._verify_data = verify_data
         self._job: FeaturizeJob | None = None
@@ -160,7 +165,7 @@ class TRAK:
         data = AttributionData.of(train_dataset, batch_size)
         job = self.job({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed, repair=repair)
         self._job = job.with_checkpoints(checkpoints, subsets, weights_only=self._weights_only)
-        return self._job.compute(split)
+        return sum(map(self._job.compute, self._job.splits))
 
     def features(self, split: str = "train", checkpoint: int = 0) -> FeatureArray:
         """Return the stored features of a split under one checkpoint, read only where they are indexed.
@@ -252,7 +257,7 @@ class TRAK:
         chosen = registry.create("scorers", scorer)
         if fabric is None and torch.cuda.is_available():
             fabric = Fabric(accelerator="cuda", devices=1)
-        compute = LOCAL if fabric is None else FabricCompute(fabric)
+        backend = LOCAL if fabric is None else FabricBackend(fabric)
         scores, _ = score_run(
             self.run,
             self.store,
@@ -262,7 +267,7 @@ class TRAK:
             groups=groups,
             reduction=reduction,
             coefficients=coefficients,
-            compute=compute,
+            backend=backend,
         )
         if groups is None:
             job = self._require_job()
@@ -374,6 +379,38 @@ class TRAK:
         """
         return WhatIf(load_features(self.run, self.store, targets=name, train=split), regularization, weights)
 
+    def select(
+        self,
+        budget: float,
+        name: str = "targets",
+        *,
+        groups: npt.ArrayLike | None = None,
+        regularization: float | str = "auto",
+        split: str = "train",
+    ) -> Selection:
+        """Choose the training samples to keep for scored targets, most useful first; see
+        `trak_lightning.decisions.select.select_samples`.
+
+        >>> selection = trak.select(0.1, "test")  # a tenth of the training set
+        >>> Subset(train_dataset, selection.indices)
+
+        Args:
+            budget: number of samples to choose, or a share of the training set below 1.
+            name: of the target split, as given to `score`.
+            groups: (n,) the group of every training sample, which keeps its share of the pool in what is chosen.
+            regularization: λ, as for the ``trak`` scorer.
+            split: of the training samples.
+
+        Raises:
+            IncompleteRunError: these were not featurized.
+            SettingsError: there is no such budget, or no such rule for λ.
+            DataError: the groups are not n labels.
+        """
+        checkpoints = load_features(self.run, self.store, targets=name, train=split)
+        return select_samples(
+            checkpoints, self.run.read().meaning, budget, groups=groups, regularization=regularization
+        )
+
     def report(
         self,
         target_dataset: DataSource,
@@ -445,5 +482,7 @@ class TRAK:
             options: of `FeaturizeJob`.
         """
         spec = self.spec.for_run(len(splits[train]), any_fingerprint(self.store))
+        drawn = {drawn_split(train, number): splits[train] for number in range(1, spec.curvature_draws + 1)}
+        splits = {**splits, **drawn}
         options = {"verify_data": self._verify_data, **options}
         return FeaturizeJob(self.model, spec, self.run, self.store, self.trainer, splits, train=train, **options)

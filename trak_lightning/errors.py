@@ -4,6 +4,7 @@ All derive from `TrakError`, so that one ``except`` clause catches them and the 
 without a traceback. A message names the thing at fault, the value seen, the value expected, and what to do next.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -98,3 +99,14 @@ class OneSampleAtATime(UnsupportedModelError):
 
 class DataError(TrakError):
     """A dataset, loader or batch is not what the task expects (labels out of range, unknown sampler, new length)."""
+
+
+def require_option(name: str, value: str, known: Sequence[str]) -> str:
+    """Return `value`.
+
+    Raises:
+        SettingsError: it is not one of those `known`.
+    """
+    if value not in known:
+        raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    return value

@@ -60,10 +60,8 @@ class ParameterLayout(Sequence[ParameterSlot]):
             if parameter.is_complex():
                 raise UnsupportedModelError(
                     f"parameter {name} of {type(model).__name__} is complex ({parameter.dtype}), and attribution is with respect "
-                    "to real parameters. Leave it out: parameters=['!"
-                    + name
-                    + "']. Or hold its real and imaginary part as one "
-                    "real parameter and use torch.view_as_complex(parameter) in forward."
+                    f"to real parameters. Leave it out: parameters=['!{name}']. Or hold its real and imaginary part as one real "
+                    "parameter and use torch.view_as_complex(parameter) in forward."
                 )
             slots.append(ParameterSlot(name, tuple(parameter.shape), offset))
             offset += parameter.numel()

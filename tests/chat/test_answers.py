@@ -7,7 +7,7 @@ import torch
 from tiny import chat, make, tokenizer
 
 from trak_lightning import TRAK
-from trak_lightning.chat import Encoder, Generation, Records, collate, read_answers
+from trak_lightning.chat import ChatData, Encoder, Generation, Records, collate, read_answers
 from trak_lightning.chat.answers import combination
 from trak_lightning.chat.data import AnswerSet
 from trak_lightning.errors import DataError
@@ -51,18 +51,37 @@ def test_drawn_answers_depend_on_the_seed_alone():
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_answers_are_kept_and_written_again_only_by_another_model(tmp_path):
+def test_answers_are_kept_and_those_of_other_weights_or_settings_are_refused(tmp_path):
     kept = tmp_path / "answers.jsonl"
     first = answers([ASK], kept=kept)
-    assert json.loads(kept.read_text())["answer"] == first[0].text
+    text = kept.read_text()
+    assert json.loads(text)["answer"] == first[0].text
     assert answers([ASK], kept=kept, model=refused)[0].reply == first[0].reply
-    with pytest.raises(AssertionError, match="nothing is to be written"):
-        answers([ASK], kept=kept, generation=Generation(6, model="other"), model=refused)
+    for other, message in (
+        (Generation(6, weights="0f"), "written with other weights"),
+        (Generation(7), r"max_new_tokens 6 \(now 7\)"),
+    ):
+        with pytest.raises(DataError, match=message):
+            answers([ASK], kept=kept, generation=other)
+    assert kept.read_text() == text
+
+
+def test_answers_of_a_model_that_has_been_trained_again_since_are_refused(folder, lines, tmp_path):
+    def read():
+        data = ChatData(folder, "", lines("targets.jsonl", [ASK]), answers=str(tmp_path / "kept"), max_new_tokens=2)
+        data.setup("test")
+
+    read()
+    read()
+    make("llama", seed=1).save_pretrained(folder)
+    with pytest.raises(DataError, match="other weights"):
+        read()
 
 
 def test_a_given_answer_is_the_last_one_and_a_span_is_a_part_of_it():
     whole, part = answers(
-        [chat("hi", "yes", "no, it is Bern."), {**chat("hi", "it is Bern."), "span": "Bern"}], model=refused
+        [chat("hi", "yes", "no, it is Bern."), {**chat("hi", "it is Bern."), "span": "Bern", "prompt": None}],
+        model=refused,
     )
     assert target(whole) == "no, it is Bern.<|im_end|>"
     assert (target(part), part.text) == ("Bern", "it is Bern.")
@@ -96,6 +115,16 @@ def test_chosen_and_rejected_are_scored_as_their_difference_and_groups_as_their_
     ("row", "settings", "message"),
     [
         ({**chat("hi", "yes"), "span": "no"}, {}, "asks about the span 'no', which does not occur in its answer"),
+        (
+            {"question": "2+2"},
+            {},
+            r"the columns question \(str\); expected messages or a prompt that the model answers",
+        ),
+        (
+            {"prompt": "2+2=", "chosen": "4"},
+            {},
+            "the columns prompt .str., chosen .str.; expected .* prompt and chosen and rejected",
+        ),
         (chat("hi", "yes"), {"max_length": 20}, "is 26 tokens long, and the model takes 20; a target is not cut off"),
         (
             ASK,

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +40,7 @@ def test_one_command_scores_given_and_written_answers_as_python_does(command, co
     assert command("--projector.dim", "256") == 0
     shown = capsys.readouterr().out
     assert "target 1: =6" in shown
+    assert "example 2: chosen − rejected (+ b − c)" in shown
     answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
     assert [answer["example"] for answer in answers] == [0, 1, 2, 2]
     assert len(answers[0]["answer_ids"]) <= 4
@@ -54,6 +57,13 @@ def test_one_command_scores_given_and_written_answers_as_python_does(command, co
     assert np.corrcoef(found[1], expected[0])[0, 1] > 0.9
     difference = Scores(tmp_path / "run" / "scores" / "groups.h5").values[:][2]
     np.testing.assert_allclose(difference, found[2] - found[3], rtol=1e-3, atol=1e-4 * abs(found).max())
+
+
+def test_a_check_says_what_it_would_cost_and_answers_and_stores_nothing(command, tmp_path, capsys):
+    assert command("--check", "true") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"lengths +\d+ to \d+, .* of similar length\ntime .*\nmemory .*\ndisk ", shown)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_command_without_options_resumes(command, tmp_path, capsys):
@@ -73,6 +83,17 @@ def test_several_checkpoints_of_an_adapter_are_scored_together(command, folder, 
     assert [source.rpartition("-")[2] for source in sources] == ["9", "10"]
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert settings["data"]["init_args"]["model"].endswith("checkpoint-10")
+
+
+def test_the_configuration_file_runs(folder, lines, conversations, tmp_path, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "out/checkpoint-300")
+    lines("train.jsonl", conversations)
+    lines("prompts.jsonl", TARGETS)
+    configuration = Path(__file__).parents[2] / "configs" / "sft.yaml"
+    assert main(["run", "--config", str(configuration), "--data.max_new_tokens", "4"]) == 0
+    assert Scores("runs/sft/scores/groups.h5").values.shape == (3, 9)
 
 
 def test_an_encoder_decoder_is_attributed_too(command, tmp_path):

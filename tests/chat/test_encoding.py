@@ -27,10 +27,10 @@ def test_the_turns_of_the_assistant_are_trained_on_up_to_the_token_that_ends_the
         ({"prompt": "2+2=", "completion": "4"}, "4<|im_end|>"),
         ({"text": "so it is"}, "so it is<|im_end|>"),
         ({"text": "so it is<|im_end|>"}, "so it is<|im_end|>"),
-        ({"prompt": CHAT["messages"][:3], "completion": CHAT["messages"][3:]}, "no<|im_end|>"),
+        ({"prompt": CHAT["messages"][:3], "completion": CHAT["messages"][3:]}, "no<|im_end|>\n"),
     ],
 )
-def test_a_completion_and_a_text_are_trained_on_up_to_the_end_of_sequence(record, expected):
+def test_a_completion_and_a_text_are_trained_on_as_by_trl(record, expected):
     assert answers(record) == expected
 
 
@@ -56,7 +56,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
         (
             {"question": "2+2"},
             {},
-            "example 3 has the columns question; expected messages, prompt and completion, or text",
+            r"example 3 has the columns question \(str\); expected messages, prompt and completion, or text",
         ),
         (CHAT, {"max_length": 20}, "example 3 has no answer to train on within max_length=20 of its 51 tokens"),
         (

@@ -81,6 +81,45 @@ def test_a_conversation_has_the_gradient_that_it_has_alone(name, kind, tmp_path)
     assert_equal(features(model, name, samples, collate, tmp_path), expected)
 
 
+LAYERS = {"target_modules": ["q_proj", "v_proj"]}
+RANK = {**LAYERS, "r": 2}
+KINDS = {
+    **dict.fromkeys(("LOHA", "LOKR", "VERA", "HIRA", "HRA", "MISS", "DELORA", "SHIRA", "RANDLORA"), RANK),
+    "ADALORA": {**RANK, "total_step": 10},
+    "BOFT": {**LAYERS, "boft_block_size": 4},
+    "C3A": {**LAYERS, "block_size": 8},
+    "FOURIERFT": {**LAYERS, "n_frequency": 8},
+    "IA3": {**LAYERS, "feedforward_modules": []},
+    "LN_TUNING": {"target_modules": ["input_layernorm"]},
+    "OFT": {**LAYERS, "oft_block_size": 4},
+    "ROAD": {**LAYERS, "group_size": 4},
+    "TRAINABLE_TOKENS": {"token_indices": [5, 70, 90]},
+    "VBLORA": {**RANK, "num_vectors": 8, "vector_length": 4},
+    "WAVEFT": {**LAYERS, "n_frequency": 8},
+    "ADAPTION_PROMPT": {"adapter_len": 3, "adapter_layers": 2},
+    "CPT": {"cpt_token_ids": [5, 6, 7], "cpt_mask": [1] * 3, "cpt_tokens_type_mask": [1, 2, 3]},
+    "P_TUNING": {"num_virtual_tokens": 3},
+    "PREFIX_TUNING": {"num_virtual_tokens": 3},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of PEFT
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_adapter_of_peft_gives_the_gradients_of_its_own_parameters(kind, tmp_path):
+    from peft import get_peft_model
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        pytest.skip(f"this PEFT has no {kind}")
+    model = get_peft_model(make("llama"), PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type="CAUSAL_LM", **KINDS[kind]))
+    for parameter in model.parameters():  # away from zero, where many begin
+        parameter.data += 0.05 * torch.randn_like(parameter) * parameter.requires_grad
+    model, samples = model.double().eval(), conversations("llama")
+    expected = torch.stack([gradient(model, sample) for sample in samples])
+    assert_equal(features(model, "llama", samples, collate, tmp_path), expected)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("llama", "lora"), ("qwen", "full"), ("gemma", "full"), ("gpt2", "lora")])
 def test_padding_on_the_left_and_packing_change_nothing(name, kind, tmp_path):
     model, samples = make(name, kind).double(), conversations(name)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny import make, tokenizer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from trak_lightning import TRAK
 from trak_lightning.chat import ChatData, LanguageModel, load_model, load_tokenizer
@@ -79,13 +81,26 @@ def test_a_folder_without_a_tokenizer_says_how_to_name_one(tmp_path):
         load_tokenizer(tmp_path / "bare")
 
 
-def test_the_tokenizer_of_another_model_is_refused(folder, tmp_path):
+def with_other_numbers():
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"A": 200})))
+
+
+def of_a_larger_vocabulary():
     other = tokenizer()
     other.add_tokens(["one more"])
-    other.save_pretrained(tmp_path / "other")
-    with pytest.raises(
-        DataError, match=r"tokens up to number 259, and .*model embeds 259: .* another model.*--tokenizer"
-    ):
+    return other
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (of_a_larger_vocabulary, r"tokens up to number 259, and .*model embeds 259: .* another model.*--tokenizer"),
+        (with_other_numbers, r"has number None in the tokenizer and \d+ in that of .*model: .* another model"),
+    ],
+)
+def test_the_tokenizer_of_another_model_is_refused(other, message, folder, tmp_path):
+    other().save_pretrained(tmp_path / "other")
+    with pytest.raises(DataError, match=message):
         _ = ChatData(folder, "a", "b", tokenizer=str(tmp_path / "other")).encoder
 
 

@@ -346,9 +346,44 @@ def test_suspects_are_written_as_a_table_and_as_indices(finished):
     with (run_dir / "suspects" / "suspects.csv").open() as file:
         assert [int(row["index"]) for row in csv.DictReader(file)] == indices.tolist()
     assert all(each["label"] in "0123456789" and each["why"] for each in found["suspects"])
+    assert "── cut: above, " in trak("suspects", run_dir, "--fdr", "0.3", "-k", str(len(indices) + 1)).stdout
     printed = trak("suspects", run_dir, "-k", "3").stdout
     assert "models say" in printed
     assert "predictions of checkpoints not trained on the sample" in printed
+
+
+def test_select_writes_the_samples_to_keep(finished, tmp_path):
+    run_dir, _ = finished
+    done = trak("select", run_dir, "--budget", "0.02", "--groups", "label", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["indices"] == np.load(run_dir / "selection" / "indices.npy").tolist()
+    assert len(set(found["indices"])) == 35
+    assert min(found["group"].count(digit) for digit in "0123456789") >= 3
+    np.save(tmp_path / "groups.npy", np.arange(1737) % 3)
+    printed = trak("select", run_dir, "--budget", "30", "--groups", tmp_path / "groups.npy", "-k", "4")
+    assert "30 of 1737 training samples (1.73 %) for 60 targets, 3 groups in their shares" in printed.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "budget"),
+        (["--budget", "5000"], "budget must be a whole number of samples between 1 and 1736, or a share"),
+        (
+            ["--budget", "9", "--groups", "source"],
+            "have no column 'source'; their columns are none: a sample is a tuple",
+        ),
+        (
+            ["--budget", "9", "--groups", "nothing.npy"],
+            "--groups must be label, a column, or a .npy file of groups; noth",
+        ),
+    ],
+)
+def test_select_says_what_is_wrong(options, message, finished):
+    done = trak("select", finished[0], *options)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
 
 
 def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):

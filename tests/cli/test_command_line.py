@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from trak_lightning.cli import COMMANDS, main
-from trak_lightning.cli.command_line import CommandLine, from_lightning
-from trak_lightning.cli.mistakes import fault_in
+from trak_lightning.cli.command_line import CommandLine, normalized_config
+from trak_lightning.cli.error_messages import fault_in
 from trak_lightning.errors import SettingsError
+
+PARSER = ArgumentParser()
+for flag in ("--json", "--numbers"):
+    PARSER.add_argument(flag, action="store_true")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +29,9 @@ from trak_lightning.errors import SettingsError
         (["--projector.dim", "-3"], ["--projector.dim=-3"]),
         (["--json", "runs/x"], ["--json", "--run_dir=runs/x"]),
         (["-k", "5", "--name=a-b"], ["-k=5", "--name=a-b"]),
+        (["--numbers", "runs/x"], ["--numbers", "--run_dir=runs/x"]),
+        (["runs/x", "--numbers", "-k", "5"], ["--numbers", "-k=5", "--run_dir=runs/x"]),
+        (["--print-config", "-k", "5"], ["--print_config", "-k=5"]),
         (["--top", "5"], ["--keep=5"]),
         (["--model", "mine.Net", "--seed", "1"], ["--seed=1"]),
         (["--task", "regression"], ["--task=trak_lightning.tasks.regression.Regression"]),
@@ -32,34 +40,34 @@ from trak_lightning.errors import SettingsError
     ids=lambda each: " ".join(each),
 )
 def test_what_is_typed_becomes_what_the_parser_takes(typed, read):
-    assert CommandLine.of(typed, renamed={"--top": "--keep"}).argv(reads=(), drops=("model",)) == read
+    assert CommandLine.of(typed, PARSER, renamed={"--top": "--keep"}).argv(uses=(), drops=("model",)) == read
 
 
 def test_the_new_name_of_an_option_is_said_on_standard_error(capsys):
-    CommandLine.of(["--top", "5"], renamed={"--top": "--keep"})
-    CommandLine.of(["--keep", "5"], renamed={"--top": "--keep"})
+    CommandLine.of(["--top", "5"], PARSER, renamed={"--top": "--keep"})
+    CommandLine.of(["--keep", "5"], PARSER, renamed={"--top": "--keep"})
     assert capsys.readouterr().err == "trak: --top is now --keep; the old name still works\n"
 
 
 def test_a_second_position_and_a_file_in_place_of_a_run_directory_are_refused(tmp_path):
     with pytest.raises(SettingsError, match="unexpected argument 'b'"):
-        CommandLine.of(["a", "b"])
+        CommandLine.of(["a", "b"], PARSER)
     (tmp_path / "b.ckpt").touch()
     with pytest.raises(SettingsError, match=r"is a file where a run directory was expected.*written as a list"):
-        CommandLine.of(["--checkpoints", "a.ckpt", str(tmp_path / "b.ckpt")])
+        CommandLine.of(["--checkpoints", "a.ckpt", str(tmp_path / "b.ckpt")], PARSER)
 
 
 def test_the_configuration_of_the_run_directory_is_used_unless_another_is_named(tmp_path):
     saved = tmp_path / "config.yaml"
     saved.write_text("{}")
-    assert CommandLine.of([str(tmp_path)]).with_saved_configuration().configs == [str(saved)]
-    named = CommandLine.of([str(tmp_path), "-c", "mine.yaml"]).with_saved_configuration()
+    assert CommandLine.of([str(tmp_path)], PARSER).with_saved_configuration().configs == [str(saved)]
+    named = CommandLine.of([str(tmp_path), "-c", "mine.yaml"], PARSER).with_saved_configuration()
     assert named.configs == ["mine.yaml"]
 
 
 def test_settings_that_a_command_does_not_read_are_taken_out_of_the_file(tmp_path):
     (tmp_path / "config.yaml").write_text("{run_dir: x, model: mine.Net, scorer: trak}")
-    (config,) = CommandLine.of(["-c", str(tmp_path / "config.yaml")]).argv(reads=(), drops=("model",))
+    (config,) = CommandLine.of(["-c", str(tmp_path / "config.yaml")], PARSER).argv(uses=(), drops=("model",))
     assert json.loads(config.removeprefix("--config=")) == {
         "run_dir": "x",
         "scorer": {"class_path": "trak_lightning.scoring.trak.Trak"},
@@ -75,7 +83,7 @@ def test_a_configuration_of_lightning_cli_loses_what_is_for_fit_and_gets_its_cla
         "ckpt_path": None,
         "weights_only": None,
     }
-    assert from_lightning(saved, {"model": "mine.Net", "data": "mine.Digits"}) == {
+    assert normalized_config(saved, {"model": "mine.Net", "data": "mine.Digits"}) == {
         "trainer": {"max_epochs": 1},
         "model": {"class_path": "mine.Net", "init_args": {"width": 64}},
         "data": {"class_path": "mine.Digits", "init_args": {}},
@@ -155,7 +163,7 @@ def test_plugins_as_json_and_to_a_reader_that_has_seen_enough():
 
 
 def test_every_command_is_a_module():
-    folder = Path(sys.modules["trak_lightning.cli"].__file__).parent
+    folder = Path(sys.modules["trak_lightning.cli"].__file__).parent / "commands"
     assert {name for name in COMMANDS if not (folder / f"{name.replace('-', '_')}.py").exists()} == set()
 
 

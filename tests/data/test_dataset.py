@@ -12,6 +12,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from trak_lightning.data.content import content_hash
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError
 
@@ -94,3 +95,8 @@ def test_samples_of_different_sizes_without_a_loader_are_told_what_is_missing():
         DataError, match=r"samples 0, 1 of list have different sizes.*Give a DataLoader with the collate_fn"
     ):
         data.batch([0, 1])
+
+
+def test_lists_of_integers_keep_the_hashes_that_runs_have_stored():
+    assert content_hash([5, -3, 10**20]) == 5470341050929300411
+    assert content_hash({"input_ids": [1, 2, 3], "labels": [[1], [2, True]]}) == 3456343316197771452

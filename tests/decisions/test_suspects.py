@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
-from trak_lightning.cli.suspects import write
+from trak_lightning.cli.commands.suspects import write
 from trak_lightning.decisions.label_noise import fit_label_noise
 from trak_lightning.errors import CheckpointError, DataError, IncompleteRunError, SettingsError
 

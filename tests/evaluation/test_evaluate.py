@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from trak_lightning.cli.evaluate import agrees
+from trak_lightning.cli.commands.evaluate import agrees
 from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, PluginError
 from trak_lightning.evaluation.experiments import evaluate
 from trak_lightning.evaluation.mislabeled import suspicions

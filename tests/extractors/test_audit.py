@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.extractors.audit import Audit, reference, sample_weights
+from trak_lightning.extractors.audit import Audit, audit_coefficients, reference
 from trak_lightning.extractors.rules.convolution import convolution
 from trak_lightning.gradients import DenseBlock, OuterProductBlock, ParameterLayout, RowSparseBlock
 from trak_lightning.testing.extractors import autograd_loop
@@ -36,7 +36,7 @@ def test_errors_are_distinguished_from_rounding_in_the_precision_of_the_model(be
     layout = ParameterLayout.of(model)
     grads = autograd_loop(model, Sum(), batch, 5)[1]
     for error, wrong in ((0.0, set()), (passes, set()), (refused, {"0.weight"})):
-        audit = Audit(layout, reference(model, Sum(), SampleBatch.of_rows(batch, 5), layout), sample_weights(5))
+        audit = Audit(layout, reference(model, Sum(), SampleBatch.of_rows(batch, 5), layout), audit_coefficients(5))
         for name, grad in grads.items():
             audit(DenseBlock(name, grad * (1 + error) if name == "0.weight" else grad))
         assert audit.wrong().keys() == wrong, error
@@ -61,7 +61,7 @@ BLOCKS = {
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_a_weighted_sum_of_samples_is_that_of_their_dense_gradients(kind):
-    block, weights = BLOCKS[kind](), sample_weights(5)
+    block, weights = BLOCKS[kind](), audit_coefficients(5)
     expected = torch.tensordot(weights.float(), block.dense(), 1)
     found = block.weighted_sum(weights, expected.numel()).view_as(expected)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
-from trak_lightning import registry
+from trak_lightning import TRAK, registry
+from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.functional import Functional
 from trak_lightning.extractors.iterative import Iterative
 from trak_lightning.gradients import DenseBlock
@@ -51,6 +53,18 @@ def test_a_wrong_extractor_fails_the_suite(wrong):
     tests = type("TestWrong", (ExtractorConformance,), {"extractor": wrong})()
     with pytest.raises(AssertionError):
         tests.test_gradients_equal_the_autograd_loop(CASES[0], 2)
+
+
+class Doubles(Functional):
+    def extract(self, model, task, batch, layout, sink):
+        return super().extract(model, task, batch, layout, lambda block: sink(DenseBlock(block.name, 2 * block.grad)))
+
+
+def test_a_wrong_extractor_is_refused_by_its_own_name(tmp_path):
+    data = [(torch.randn(3), index % 2) for index in range(6)]
+    trak = TRAK(nn.Linear(3, 2).eval(), "image_classification", run_dir=tmp_path, extractor=Doubles())
+    with pytest.raises(UnsupportedModelError, match="extractor 'doubles' computed wrong gradients"):
+        trak.featurize(data)
 
 
 class LeavesHooks(Iterative):

@@ -147,11 +147,12 @@ def test_an_adapter_with_fewer_layers_than_the_model_is_refused(saved):
         Checkpoint.of(saved, model)
 
 
-def test_the_output_of_a_prompt_encoder_is_refused(tmp_path):
+def test_the_output_of_a_prompt_encoder_is_refused_and_all_weights_are_accepted(tmp_path):
     model = get_peft_model(llama(), PromptEncoderConfig(**CAUSAL, num_virtual_tokens=3, encoder_hidden_size=8))
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"PEFT saves its output.*whole state_dict\(\)"):
         Checkpoint.of(tmp_path, model)
+    assert Checkpoint.of(model.state_dict(), model).id == Checkpoint.of(model, model).id
 
 
 def test_weights_that_the_adapter_leaves_alone_are_warned_of(saved):

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 import trak_lightning
-from trak_lightning.runtime.lightning import interruptible
+from trak_lightning.runtime.signals import interruptible
 
 PACKAGE = Path(trak_lightning.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "runtime" / "lightning.py")

@@ -10,8 +10,8 @@ import pytest
 
 from trak_lightning.errors import DataError
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory
-from trak_lightning.scoring.compute import Compute
-from trak_lightning.scoring.fabric import _TorchLeft, _TorchSquares
+from trak_lightning.scoring.backend import Backend
+from trak_lightning.scoring.fabric import _TorchGramSum, _TorchLeftFactor
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
@@ -63,16 +63,16 @@ def test_two_processes_give_the_scores_of_one(run):
 
 def test_shares_cover_everything_once():
     for count in (0, 1, 5, 7):
-        processes = [Compute() for _ in range(3)]
+        processes = [Backend() for _ in range(3)]
         for rank, process in enumerate(processes):
             process.rank, process.world_size = rank, 3
         assert [i for process in processes for i in process.share(count)] == list(range(count))
 
 
 def test_more_processes_than_blocks_are_refused(features):
-    many = Compute()
+    many = Backend()
     many.world_size = 3
-    found = replace(features(np.ones((9, 3)), np.ones((1, 3)), q=np.ones(9)), compute=many)
+    found = replace(features(np.ones((9, 3)), np.ones((1, 3)), q=np.ones(9)), backend=many)
     with pytest.raises(DataError, match="3 processes cannot share the 2 blocks of train/c: use at most 2 devices"):
         Trak().fit([found])
 
@@ -83,10 +83,10 @@ def test_products_on_a_device_are_those_of_numpy():
     rng, device = np.random.default_rng(0), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows, others = (rng.standard_normal((n, K), dtype=np.float32) for n in (7, 9))
     out, expected = np.empty((7, 9), np.float32), np.empty((7, 9), np.float32)
-    _TorchLeft(rows.astype(np.float64), device)(others, out)
-    Compute().left(rows)(others, expected)
+    _TorchLeftFactor(rows.astype(np.float64), device)(others, out)
+    Backend().left_factor(rows)(others, expected)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
-    squares = [_TorchSquares(K, device), Compute().squares(K)]
+    squares = [_TorchGramSum(K, device), Backend().gram_sum(K)]
     for total in squares:
         total.add(rows)
         total.add(others)

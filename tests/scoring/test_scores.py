@@ -83,5 +83,5 @@ def test_a_file_that_is_no_score_file_is_refused(tmp_path):
 
 
 def test_scoring_does_not_import_torch():
-    code = "import sys, trak_lightning.cli.score; sys.exit('torch' in sys.modules)"
+    code = "import sys, trak_lightning.cli.commands.score; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

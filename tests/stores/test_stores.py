@@ -15,10 +15,10 @@ from trak_lightning import registry
 from trak_lightning.cli import main
 from trak_lightning.errors import CorruptFileError, NonFiniteGradientError, SettingsError, StorageError
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory, RunRecord
-from trak_lightning.stores.arrays import checksum
 from trak_lightning.stores.configured import open_store
 from trak_lightning.stores.encoding import DTYPES
 from trak_lightning.stores.hdf5 import HDF5Store
+from trak_lightning.stores.schema import checksum
 from trak_lightning.testing import StoreConformance
 from trak_lightning.testing.stores import SPEC, filled_store, rows
 

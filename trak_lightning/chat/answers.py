@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.chat.encoding import Encoded, Encoder, as_messages, conversation
+from trak_lightning.chat.encoding import Encoded, Encoder, as_messages, columns, conversation
 from trak_lightning.chat.records import Record, Records
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import atomic_write
@@ -54,13 +54,13 @@ class Generation:
         max_new_tokens: length of an answer at most.
         temperature: 0 for the most probable token each time; otherwise tokens are drawn.
         seed: of the draws.
-        model: the folder of the model, by which answers of another model are told apart.
+        weights: tells answers of these weights from those of others; see `trak_lightning.chat.loading.content_of`.
     """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int = 0
-    model: str = ""
+    weights: str = ""
 
     def write(self, model: nn.Module, prompt: Sequence[int]) -> list[int]:
         """The tokens that `model` writes after a prompt, or in reply to it if it is an encoder-decoder."""
@@ -92,17 +92,19 @@ def read_answers(
         encoder: encodes them. A target longer than its ``max_length`` is refused, and not cut off.
         model: returns the model; called if there is something to write.
         generation: how the model writes.
-        kept: a file that keeps the answers; those in it that were written with the same settings are not written again.
+        kept: a file that keeps the answers; those in it are not written again.
 
     Raises:
-        DataError: an example has no prompt, is longer than ``max_length``, or its span does not occur in the answer.
+        DataError: an example has no prompt, is longer than ``max_length``, or its span does not occur in the answer; or its prompt
+            was answered by other weights, or with other settings, in `kept`.
     """
     answers = replace(encoder, train_on="answers", max_length=sys.maxsize)
-    writer = _Writer(model, generation, encoder.max_length, _read_replies(kept, generation))
+    writer = _Writer(model, generation, encoder.max_length, _Kept.read(kept))
     found: list[Answer] = []
-    for number, record in enumerate(records.rows):
+    for number, row in enumerate(records.rows):
+        record = {name: value for name, value in row.items() if value is not None}  # which datasets fill up with
         where = records.where(number)
-        for part, coefficient, group in _parts(record, number):
+        for part, coefficient, group in _parts(record, number, where):
             prompt, reply = _open_prompt(part), None
             if prompt is None:
                 encoded = answers.encode(part, where)
@@ -138,13 +140,13 @@ class _Writer:
     model: Callable[[], nn.Module]
     generation: Generation
     max_length: int
-    replies: dict[tuple[int, ...], tuple[int, ...]]
+    kept: "_Kept"
 
     def reply(self, prompt: Sequence[int], where: str, encoder_decoder: bool) -> tuple[int, ...]:
         """The tokens of the answer to a prompt.
 
         Raises:
-            DataError: the model takes no prompt of that length.
+            DataError: the model takes no prompt of that length, or other weights or settings answered it.
         """
         most = self.generation.max_new_tokens
         room = self.max_length - (0 if encoder_decoder else most)
@@ -153,13 +155,56 @@ class _Writer:
                 f"the prompt of {where} is {len(prompt)} tokens long; with {most} of an answer the model takes {max(room, 0)}. "
                 "Shorten it, or lower max_new_tokens."
             )
-        if tuple(prompt) not in self.replies:
-            self.replies[tuple(prompt)] = tuple(self.generation.write(self._made, prompt))
-        return self.replies[tuple(prompt)]
+        found = self.kept.reply(prompt, self.generation, where)
+        if found is None:
+            found = self.kept.replies[tuple(prompt)] = tuple(self.generation.write(self._made, prompt))
+        return found
 
     @cached_property
     def _made(self) -> nn.Module:
         return self.model()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Answers that were written earlier.
+
+    Attributes:
+        replies: prompt → reply, in tokens.
+        generations: prompt → the settings that it was answered with.
+        path: the file that they were read from.
+    """
+
+    replies: dict[tuple[int, ...], tuple[int, ...]]
+    generations: dict[tuple[int, ...], dict[str, Any]]
+    path: Path | None
+
+    @classmethod
+    def read(cls, path: Path | None) -> "_Kept":
+        """What a file holds; nothing if there is none."""
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        rows = [row for row in map(json.loads, lines) if "answer_ids" in row]
+        replies = {tuple(row["prompt_ids"]): tuple(row["answer_ids"]) for row in rows}
+        return cls(replies, {tuple(row["prompt_ids"]): row["generation"] for row in rows}, path)
+
+    def reply(self, prompt: Sequence[int], generation: Generation, where: str) -> tuple[int, ...] | None:
+        """The reply to a prompt; None if it was not answered.
+
+        Raises:
+            DataError: other weights answered it, or other settings.
+        """
+        now = asdict(generation)
+        before = self.generations.get(tuple(prompt), now)
+        other = [name for name in now if before.get(name) != now[name]]
+        if other:
+            how = " and ".join(
+                "other weights" if n == "weights" else f"{n} {before.get(n)} (now {now[n]})" for n in other
+            )
+            raise DataError(
+                f"{self.path} has an answer to {where} that was written with {how}. Scores next to it explain that answer: use another "
+                "run directory and file of answers, or delete this file to have all prompts answered again."
+            )
+        return self.replies.get(tuple(prompt))
 
 
 def _after(prompt: Sequence[int], reply: Sequence[int], encoder_decoder: bool) -> Encoded:
@@ -179,10 +224,17 @@ def _require_room(encoded: Encoded, limit: int, where: str) -> None:
         )
 
 
-def _parts(record: Record, number: int) -> list[tuple[Record, float, str | None]]:
+def _parts(record: Record, number: int, where: str) -> list[tuple[Record, float, str | None]]:
     """The answers of an example: what is encoded, its coefficient, and its group."""
+    pair = {"chosen", "rejected"} & record.keys()
+    asked = conversation(record) or record.get("prompt") or record.get("text")
+    if len(pair) == 1 or not (pair or isinstance(asked, (str, list))):
+        raise DataError(
+            f"{where} has {columns(record)}; expected messages or a prompt that the model answers, or, with an answer: messages, prompt "
+            "and completion, prompt and chosen and rejected, or text. Rename the columns."
+        )
     group = None if record.get("group") is None else str(record["group"])
-    if not {"chosen", "rejected"} <= record.keys():
+    if not pair:
         return [(record, 1.0, group)]
     name = group or f"example {number}: chosen − rejected"
     return [(_continued(record, "chosen"), 1.0, name), (_continued(record, "rejected"), -1.0, name)]
@@ -209,7 +261,7 @@ def _continued(record: Record, part: str) -> Record:
 
 def _narrowed(encoded: Encoded, span: Any, encoder: Encoder, where: str) -> tuple[Encoded, str]:
     """The last answer of a conversation, or the tokens of it that hold `span`; and the text of the whole answer."""
-    labels = encoded.labels if encoder.encoder_decoder else _last_answer(encoded.labels)
+    labels = encoded.labels if encoder.encoder_decoder else _last_answer(encoded.labels, encoder.tokenizer.eos_token_id)
     answer = labels != IGNORE_INDEX
     text = encoder.tokenizer.decode(labels[answer], skip_special_tokens=True)
     if span is not None:
@@ -219,12 +271,15 @@ def _narrowed(encoded: Encoded, span: Any, encoder: Encoder, where: str) -> tupl
     return Encoded(encoded.input_ids, labels), text
 
 
-def _last_answer(labels: Tensor) -> Tensor:
-    """The labels of the last answer of a conversation; the ones before it belong to what was asked."""
+def _last_answer(labels: Tensor, end: int | None) -> Tensor:
+    """The labels of the last answer of a conversation, up to what ends it; the ones before it belong to what was asked."""
     counted = (labels != IGNORE_INDEX).nonzero()[:, 0]
     gaps = (counted.diff() > 1).nonzero()[:, 0]
     start = int(counted[int(gaps[-1]) + 1]) if len(gaps) else int(counted[0])
-    return torch.cat([torch.full_like(labels[:start], IGNORE_INDEX), labels[start:]])
+    ends = torch.eq(labels, -1 if end is None else end).nonzero()[:, 0]
+    stop = int(ends[-1]) + 1 if len(ends) else len(labels)
+    places = torch.arange(len(labels))
+    return labels.masked_fill((places < start) | (places >= stop), IGNORE_INDEX)
 
 
 def _tokens_of(tokenizer: Any, ids: Tensor, span: str, where: str) -> Tensor:
@@ -236,14 +291,6 @@ def _tokens_of(tokenizer: Any, ids: Tensor, span: str, where: str) -> Tensor:
         raise DataError(f"{where} asks about the span {span!r}, which does not occur in its answer {text!r}")
     starts = [0, *ends[:-1]]
     return torch.tensor([s < first + len(span) and e > first for s, e in zip(starts, ends, strict=True)])
-
-
-def _read_replies(kept: Path | None, generation: Generation) -> dict[tuple[int, ...], tuple[int, ...]]:
-    if kept is None or not kept.exists():
-        return {}
-    found = [json.loads(line) for line in kept.read_text().splitlines()]
-    same = [each for each in found if each.get("generation") == asdict(generation)]
-    return {tuple(each["prompt_ids"]): tuple(each["answer_ids"]) for each in same}
 
 
 def _keep(kept: Path, answers: Sequence[Answer], generation: Generation) -> None:

@@ -1,6 +1,7 @@
 """Conversations as a dataset, and a DataModule of training conversations and questions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ class ChatDataset(Dataset):
         self._encoded = [
             encoder.encode(record, self.records.where(number)).sample for number, record in enumerate(self.records.rows)
         ]
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each example has, so that batches are of examples of similar length."""
+        return _lengths(self._encoded)
 
     def __len__(self) -> int:
         return len(self._encoded)
@@ -96,16 +102,16 @@ class ChatData(L.LightningDataModule):
         self._data, self._targets = data, targets
         self._answers = None if answers is None else Path(answers)
         self._max_length, self._train_on, self._batch_size = max_length, train_on, batch_size
-        self._generation = Generation(max_new_tokens, temperature, seed, model)
+        self._generation = Generation(max_new_tokens, temperature, seed)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and encode training examples (stage ``fit``) or targets, which the model answers if it must."""
         if stage == "fit":
             self.train_set = ChatDataset(self._data, self.encoder)
         else:
-            self.answers = read_answers(
-                Records.read(self._targets), self.encoder, self._load_model, self._generation, self._answers
-            )
+            generation = replace(self._generation, weights=loading.content_of(self._model, base=self._base))
+            records = Records.read(self._targets)
+            self.answers = read_answers(records, self.encoder, self._load_model, generation, self._answers)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -118,7 +124,8 @@ class ChatData(L.LightningDataModule):
     def encoder(self) -> Encoder:
         """Encodes training examples and targets."""
         config = loading.read_config(self._model, base=self._base)
-        loading.require_fitting(self.tokenizer, config, self._model)
+        own = loading.find_tokenizer(self._model, base=self._base) if self._tokenizer is not None else None
+        loading.require_fitting(self.tokenizer, config, self._model, own)
         context = loading.context_length(self.tokenizer, config)
         if self._max_length is not None and self._max_length > context:
             raise DataError(f"max_length is {self._max_length}, and {self._model} takes {context} tokens")
@@ -152,10 +159,19 @@ class AnswerSet(Dataset):
     """Targets as samples of a dataset."""
 
     def __init__(self, answers: Sequence[Answer]) -> None:
-        self._answers = answers
+        self._samples = [answer.encoded.sample for answer in answers]
+
+    @property
+    def lengths(self) -> list[int]:
+        """As `ChatDataset.lengths`."""
+        return _lengths(self._samples)
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._samples)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self._answers[index].encoded.sample
+        return self._samples[index]
+
+
+def _lengths(samples: Sequence[dict[str, Tensor]]) -> list[int]:
+    return [max(map(len, sample.values())) for sample in samples]

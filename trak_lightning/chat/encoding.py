@@ -94,7 +94,7 @@ class Encoder:
         prompt, completion = record.get("prompt"), record.get("completion")
         if not isinstance(prompt, str) or not isinstance(completion, str):
             raise DataError(
-                f"{where} has {_keys(record)}; an encoder-decoder needs a prompt and a completion, both of them text"
+                f"{where} has {columns(record)}; an encoder-decoder needs a prompt and a completion, both of them text"
             )
         ids, labels = self.tokenizer(prompt)["input_ids"], self.tokenizer(text_target=completion)["input_ids"]
         return Encoded(torch.tensor(ids), torch.tensor(labels))
@@ -102,14 +102,14 @@ class Encoder:
     def _sequence(self, record: Record, where: str) -> Encoded:
         messages = conversation(record)
         if messages is not None:
-            return self._chat(messages, where, answer_from=len(as_messages(record.get("prompt")) or ()))
+            return self._chat(messages, where, as_messages(record.get("prompt")))
         prompt, answer = record.get("prompt"), record.get("completion")
         if isinstance(prompt, str) and isinstance(answer, str):
             return self._text(prompt + answer, (len(prompt) if self.train_on == "answers" else 0, len(prompt + answer)))
         if isinstance(text := record.get("text"), str):
             return self._text(text, (0, len(text)))
         raise DataError(
-            f"{where} has {_keys(record)}; expected messages, prompt and completion, or text. Rename the columns."
+            f"{where} has {columns(record)}; expected messages, prompt and completion, or text. Rename the columns."
         )
 
     def _text(self, text: str, span: Span) -> Encoded:
@@ -122,40 +122,46 @@ class Encoder:
             counted[-1] = True
         return _encoded(ids, counted)
 
-    def _chat(self, messages: Messages, where: str, answer_from: int) -> Encoded:
+    def _chat(self, messages: Messages, where: str, prompt: Messages | None) -> Encoded:
         if not any(message.get("role") == "assistant" for message in messages):
             raise DataError(
                 f"{where} has no turn of the assistant (roles: {', '.join(str(m.get('role')) for m in messages)}), so there "
-                "is no answer in it. Leave it out, or rename the roles."
+                'is no answer in it. Leave it out, or rename the columns: an answer is {"role": "assistant", "content": …}.'
             )
         marked = "{% generation" in self._template(where) or "{%- generation" in self._template(where)
-        if marked and self.train_on == "answers" and not answer_from:
+        if marked and self.train_on == "answers" and prompt is None:
             found = self._apply(messages, where, return_assistant_tokens_mask=True, return_dict=True)
             return _encoded(found["input_ids"], [bool(each) for each in found["assistant_masks"]])
         whole = self._render(messages, where)
         found = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-        spans = (
-            list(self._turns(messages, whole, where, answer_from)) if self.train_on == "answers" else [(0, len(whole))]
-        )
+        if self.train_on == "all":
+            spans = [(0, len(whole))]
+        elif prompt is not None:  # TRL trains on all that comes after it
+            spans = [(self._beginning(prompt, whole, len(prompt), where), len(whole))]
+        else:
+            spans = list(self._turns(messages, whole, where))
         return _encoded(found["input_ids"], _inside(found["offset_mapping"], spans))
 
-    def _turns(self, messages: Messages, whole: str, where: str, answer_from: int) -> Iterator[Span]:
+    def _turns(self, messages: Messages, whole: str, where: str) -> Iterator[Span]:
         """Where the answers of the assistant are in the rendered conversation, with what ends each."""
         end = self.tokenizer.eos_token
         for place, message in enumerate(messages):
-            if message.get("role") != "assistant" or place < answer_from:
-                continue
-            before = self._render(messages[:place], where, add_generation_prompt=True)
-            until = self._render(messages[: place + 1], where)
-            if not (until.startswith(before) and whole.startswith(until)):
-                raise DataError(
-                    f"the chat template renders turn {place} of {where} otherwise in the whole conversation than at its end, "
-                    "so the tokens of the assistant cannot be told from it. Mark them in the template with "
-                    "{% generation %} … {% endgeneration %}, or use train_on='all'."
-                )
-            answer = until[len(before) :]
-            length = answer.rindex(end) + len(end) if end and end in answer else len(answer)
-            yield len(before), len(before) + length
+            if message.get("role") == "assistant":
+                start = self._beginning(messages[:place], whole, place, where)
+                stop = self._beginning(messages[: place + 1], whole, place, where, answered=True)
+                answer = whole[start:stop]
+                yield start, start + (answer.rindex(end) + len(end) if end and end in answer else len(answer))
+
+    def _beginning(self, messages: Messages, whole: str, turn: int, where: str, *, answered: bool = False) -> int:
+        """The length of the first turns of a rendered conversation, and of what asks for an answer unless it is `answered`."""
+        text = self._render(messages, where, **({} if answered else {"add_generation_prompt": True}))
+        if not whole.startswith(text):
+            raise DataError(
+                f"the chat template renders turn {turn} of {where} otherwise in the whole conversation than at its end, "
+                "so the tokens of the assistant cannot be told from it. Mark them in the template with "
+                "{% generation %} … {% endgeneration %}, or use train_on='all'."
+            )
+        return len(text)
 
     def _render(self, messages: Messages, where: str, **options: Any) -> str:
         return str(self._apply(messages, where, tokenize=False, **options))
@@ -202,5 +208,7 @@ def _encoded(ids: Sequence[int], counted: Sequence[bool]) -> Encoded:
     return Encoded(input_ids, input_ids.masked_fill(~torch.tensor(counted, dtype=torch.bool), IGNORE_INDEX))
 
 
-def _keys(record: Record) -> str:
-    return f"the columns {', '.join(map(str, record))}" if record else "no columns"
+def columns(record: Record) -> str:
+    """The columns of an example and what is in them, in words."""
+    found = ", ".join(f"{name} ({type(value).__name__})" for name, value in record.items())
+    return f"the columns {found}" if found else "no columns"

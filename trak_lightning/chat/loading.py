@@ -1,11 +1,13 @@
 """Models and tokenizers from folders that ``save_pretrained`` or a trainer left, adapters of PEFT included."""
 
+import hashlib
 import json
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
@@ -13,6 +15,9 @@ from torch import nn
 from trak_lightning.errors import CheckpointError, DataError
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16", "float64", "auto"]
+
+_READ_FROM = (".safetensors", ".bin", ".json", ".jinja")
+"""Endings of the files that say what a model writes; not those of optimizers."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 
@@ -39,35 +44,54 @@ def load_tokenizer(folder: str | Path, *, base: str | Path | None = None) -> Any
     """Load the tokenizer in a folder; if an adapter has none, that of its base model.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it cannot tell which characters a token stands for.
     """
-    places = [folder, *([base or base_of(folder)] if is_adapter(folder) else [])]
-    found = next((place for place in places if not Path(place).is_dir() or _has_tokenizer(Path(place))), None)
-    if found is None:
+    tokenizer = find_tokenizer(folder, base=base)
+    if tokenizer is None:
         raise CheckpointError(
-            f"{' and '.join(map(str, places))} holds no tokenizer. Save it there (tokenizer.save_pretrained, or "
+            f"{' and '.join(map(str, _places(folder, base)))} holds no tokenizer. Save it there (tokenizer.save_pretrained, or "
             "Trainer(processing_class=tokenizer)), or name its folder: --tokenizer FOLDER."
         )
-    with transformers() as library, _named(found):
-        tokenizer = library.AutoTokenizer.from_pretrained(found)
     if not tokenizer.is_fast:
-        raise CheckpointError(f"the tokenizer in {found} says not which characters a token stands for: use a fast one")
+        raise CheckpointError(f"the tokenizer in {folder} says not which characters a token stands for: use a fast one")
     return tokenizer
 
 
-def require_fitting(tokenizer: Any, config: Any, model: str | Path) -> None:
-    """Refuse a tokenizer that has tokens for which the model has no embedding.
+def find_tokenizer(folder: str | Path, *, base: str | Path | None = None) -> Any:
+    """As `load_tokenizer`; None if there is none."""
+    places = _places(folder, base)
+    found = next((place for place in places if not Path(place).is_dir() or _has_tokenizer(Path(place))), None)
+    if found is None:
+        return None
+    with transformers() as library, _named(found):
+        return library.AutoTokenizer.from_pretrained(found)
+
+
+def require_fitting(tokenizer: Any, config: Any, model: str | Path, own: Any = None) -> None:
+    """Refuse a tokenizer that has tokens for which the model has no embedding, or other numbers for tokens of the model's own.
+
+    Args:
+        tokenizer: the tokenizer.
+        config: the configuration of the model.
+        model: how messages name the model.
+        own: the tokenizer that was saved with the model, if that is another.
 
     Raises:
         DataError: it is that of another model.
     """
-    rows = config.get_text_config().vocab_size
-    largest = max(tokenizer.get_vocab().values())
+    rows, vocabulary = config.get_text_config().vocab_size, tokenizer.get_vocab()
+    largest = max(vocabulary.values())
+    other = next((t for t, n in own.get_vocab().items() if vocabulary.get(t) != n), None) if own is not None else None
     if largest >= rows:
-        raise DataError(
-            f"the tokenizer has tokens up to number {largest}, and {model} embeds {rows}: it is the tokenizer of another model. Name "
-            "that which the model was trained with: --tokenizer FOLDER."
-        )
+        fault = f"the tokenizer has tokens up to number {largest}, and {model} embeds {rows}"
+    elif other is not None:
+        numbers = f"{vocabulary.get(other)} in the tokenizer and {own.get_vocab()[other]} in that of {model}"
+        fault = f"token {other!r} has number {numbers}"
+    else:
+        return
+    raise DataError(
+        f"{fault}: it is the tokenizer of another model. Name that which the model was trained with: --tokenizer FOLDER."
+    )
 
 
 def read_config(folder: str | Path, *, base: str | Path | None = None) -> Any:
@@ -105,6 +129,22 @@ def base_of(folder: str | Path) -> str:
     return str(name)
 
 
+def content_of(folder: str | Path, *, base: str | Path | None = None) -> str:
+    """What is in the folder of a model, and in that of its base model if it is an adapter: a hash of weights and settings, or name
+    and commit on the hub."""
+    digest = hashlib.sha256()
+    for place in _places(folder, base):
+        if not Path(place).is_dir():
+            digest.update(f"{place} {getattr(read_config(place), '_commit_hash', None)}".encode())
+            continue
+        for path in sorted(path for path in Path(place).iterdir() if path.suffix in _READ_FROM):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                for chunk in iter(lambda: file.read(1 << 20), b""):
+                    digest.update(chunk)
+    return digest.hexdigest()[:12]
+
+
 @contextmanager
 def transformers() -> Iterator[Any]:
     """The library `transformers`, without its progress bars.
@@ -138,7 +178,10 @@ def _named(place: str | Path) -> Iterator[None]:
         steps = sorted(path.name for path in Path(place).glob("checkpoint-*"))
         hint = f" It holds checkpoints: name {place}/checkpoint-*." if steps else ""
         if not Path(place).exists():
-            hint = " There is no such folder here. If it is the base model of an adapter, say where it is now: --base FOLDER."
+            raise CheckpointError(
+                f"there is no folder {place} (looked in {Path(place).absolute().parent}), and it cannot be loaded from the hub: "
+                f"{_first_line(error)} If it is the base model of an adapter, say where it is now: --base FOLDER."
+            ) from error
         raise CheckpointError(f"{place} cannot be loaded: {_first_line(error)}{hint}") from error
 
 
@@ -169,10 +212,17 @@ def _auto(folder: str | Path, library: Any) -> Any:
     return library.AutoModelForSeq2SeqLM if config.is_encoder_decoder else library.AutoModelForCausalLM
 
 
+def _places(folder: str | Path, base: str | Path | None) -> list[str | Path]:
+    """A folder, and that of its base model if it is of an adapter."""
+    return [folder, base or base_of(folder)] if is_adapter(folder) else [folder]
+
+
 def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300].rstrip(".") + "." if lines else type(error).__name__ + "."
+    return (
+        shorten(" ".join(lines[:2]), 200, placeholder=" …").rstrip(".") + "." if lines else type(error).__name__ + "."
+    )

@@ -26,8 +26,13 @@ class LanguageModel(L.LightningModule):
         """What the language model returns."""
         return self.model(**inputs)
 
-    def configure_optimizers(self) -> Any:
+    def training_step(self, batch: Any) -> Any:
+        """Raise `UnsupportedModelError`: this is for models that are trained already."""
         raise UnsupportedModelError(
-            "LanguageModel is for models that are trained already: name them under checkpoints, and train others with their "
-            "own script."
+            "LanguageModel is for models that are trained already: name them under checkpoints, and do not retrain them "
+            "(evaluation.models: 0). To train or evaluate, use a LightningModule with your training_step."
         )
+
+    def configure_optimizers(self) -> Any:
+        """Raise as `training_step`."""
+        self.training_step(None)

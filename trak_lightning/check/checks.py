@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from trak_lightning.featurize.job import FeaturizeJob, default_trainer
 from trak_lightning.model.autocast import as_called
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.eval_mode import require_eval
-from trak_lightning.model.restore import restored
+from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.run.formatting import format_bytes
 from trak_lightning.runtime.lightning import quiet_lightning
 from trak_lightning.runtime.signals import StopRequest
@@ -99,10 +99,21 @@ def independence(subject: Subject) -> Iterator[Finding]:
     yield Finding("train mode", "no module draws random numbers or uses batch statistics")
 
 
+def lengths(subject: Subject) -> Iterator[Finding]:
+    """How long samples are, where the dataset says so."""
+    found = subject.trial.data.lengths
+    if found is not None:
+        text = (
+            f"{found.min()} to {found.max()}, {found.mean():.0f} on average; batches are of samples of similar length"
+        )
+        yield Finding("lengths", text)
+
+
 def time(subject: Subject) -> Iterator[Finding]:
     """Seconds per batch times the number of batches."""
     trial = subject.trial
-    seconds = median(trial.batch_seconds) if trial.batch_seconds else trial.first_seconds
+    tried = trial.batch_seconds or [trial.first_seconds]
+    seconds = median(tried) if trial.data.lengths is None else fmean(tried)
     spec = trial.feature_set.spec
     batches = -(-spec.num_samples // spec.batch_size)
     first = max(0.0, trial.first_seconds - seconds) + trial.fit_seconds
@@ -142,25 +153,22 @@ def disk(subject: Subject) -> Iterator[Finding]:
     yield Finding("disk", f"{format_bytes(needed)} for {rows:,} rows; {format_bytes(free)} are free{short}")
 
 
-CHECKS: list[Callable[[Subject], Iterator[Finding]]] = [parameters, outputs, independence, time, memory, disk]
+CHECKS: list[Callable[[Subject], Iterator[Finding]]] = [parameters, outputs, independence, lengths, time, memory, disk]
 
 
 def run_checks(job: FeaturizeJob, checkpoints: int = 1) -> Findings:
-    """Try a few batches of the only split of `job` with the model's current weights; nothing is stored.
-
-    Args:
-        job: without checkpoints.
-        checkpoints: how many there will be.
+    """Try a few batches of the only split of `job` with the model's current weights; nothing is stored. `checkpoints` is how many there
+    will be.
 
     Raises:
         TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as featurizing would.
         StorageError: the run directory cannot be written to.
     """
     require_eval(job.model)
-    (split,) = job.splits
+    split = job.train
     feature_set = MemorySet(job.plan(split, "check"))
     trainer = job.trainer or default_trainer()
-    with as_called(), uncompiled(job.model), restored(job.model), quiet_lightning():
+    with as_called(), uncompiled(job.model), leave_unchanged(job.model), quiet_lightning():
         trial = job.module(Trial, split, feature_set, range(feature_set.spec.num_blocks), StopRequest())
         assert isinstance(trial, Trial)
         predict(trainer, trial, [])

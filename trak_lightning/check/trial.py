@@ -5,7 +5,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,7 +24,8 @@ MOST = 12
 
 
 class Trial(Featurizer):
-    """A featurizer of a few batches, spread evenly over the data. The first is the first batch of the data."""
+    """A featurizer of a few batches, spread evenly over the data. The first is the first batch of the data, or the one of the longest
+    samples."""
 
     first: IndexedBatch
     rows: FeatureRows
@@ -37,7 +41,11 @@ class Trial(Featurizer):
         self.fit_seconds = perf_counter() - started
         self.ends: list[float] = []
         spec = self.feature_set.spec
-        return self.data.loader(_Spread(spec.num_samples, spec.batch_size), pin_memory=self.device.type == "cuda")
+        lengths = self.data.lengths
+        chosen = (
+            _Spread(spec.num_samples, spec.batch_size) if lengths is None else _OfEveryLength(lengths, spec.batch_size)
+        )
+        return self.data.loader(chosen, pin_memory=self.device.type == "cuda")
 
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows:
         started = perf_counter()
@@ -76,6 +84,29 @@ class _Spread:
                 (self._num_samples * place // self._batch_size + shift) % self._num_samples
                 for place in range(self._batch_size)
             ]
+
+    def __len__(self) -> int:
+        return MOST
+
+
+class _OfEveryLength:
+    """Batches of samples of similar length: the longest, then some that are spread evenly over all lengths however soon time is up.
+    The mean of these stands for all batches."""
+
+    def __init__(self, lengths: npt.NDArray[np.integer[Any]], batch_size: int) -> None:
+        self._order = np.argsort(lengths, kind="stable")
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        last = len(self._order) - self._batch_size
+        yield self._order[last:].tolist()
+        started = perf_counter()
+        for number in range(1, MOST):
+            if number > 2 and perf_counter() - started > SECONDS:
+                return
+            digits = bin(number)[2:]
+            start = round(last * sum(int(digit) / 2 ** (place + 1) for place, digit in enumerate(reversed(digits))))
+            yield self._order[start : start + self._batch_size].tolist()
 
     def __len__(self) -> int:
         return MOST

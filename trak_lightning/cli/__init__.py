@@ -1,4 +1,4 @@
-"""The command line: ``trak COMMAND …``, one module per command.
+"""The command line: ``trak COMMAND …``, one module per command in `commands`.
 
 A command's module is imported only when the command is called. Commands that need a model are LightningCLI runs (`job`);
 the others answer without importing torch.
@@ -13,9 +13,9 @@ from importlib import import_module
 from pathlib import Path
 
 COMMANDS = {
-    "run": "train, featurize, score and evaluate: the whole job, from one configuration file",
+    "run": "train, featurize, score and evaluate, from one configuration file; run again, it does what is missing",
     "sft": "attribute answers of a fine-tuned language model: its folder, its conversations, and questions",
-    "check": "say from one batch what would be attributed and how, or why it cannot be",
+    "check": "report from a few batches what would be attributed and how, or why it cannot be; nothing is stored",
     "train": "train an ensemble of checkpoints, each on its own random part of the training set",
     "featurize": "compute and store projected per-sample gradients of training and target samples",
     "score": "attribute the targets to the training samples",
@@ -25,6 +25,7 @@ COMMANDS = {
     "self-influence": "compute the self-influence and leverage of each training sample",
     "suspects": "list training samples whose label is likely wrong, with a stated share of false alarms",
     "whatif": "predict how the outputs of targets would change if a set of training samples had not been there",
+    "select": "choose the training samples to keep for the targets, given a budget",
     "report": "write one page, RUN_DIR/report/index.html, that shows targets with their examples",
     "info": "print what a run directory holds, and what is missing",
     "verify": "check that every stored row and score is present and intact",
@@ -67,7 +68,7 @@ def _call(command: str, argv: list[str]) -> int:
 
             print(model_help(command), end="")
             return 0
-        status = import_module(f"trak_lightning.cli.{command.replace('-', '_')}").main(argv)
+        status = import_module(f"trak_lightning.cli.commands.{command.replace('-', '_')}").main(argv)
         sys.stdout.flush()
         return int(status)
     except KeyboardInterrupt:

@@ -6,12 +6,13 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from trak_lightning import registry
+from trak_lightning.cli import COMMANDS
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser, parser_settings, tidy
 from trak_lightning.cli.names import KINDS
 from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.featurize.reuse import VerifyData
-from trak_lightning.retraining.settings import EnsembleSettings
+from trak_lightning.retraining.ensemble_settings import EnsembleSettings
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.stores.base import FeatureStore
 
@@ -48,6 +49,11 @@ PLAIN: dict[str, dict[str, Any]] = {
         "type": bool,
         "default": False,
         "help": "true: the data may have more samples than those featurized, after these; only the new ones are computed",
+    },
+    "curvature_draws": {
+        "type": int,
+        "default": 0,
+        "help": "how many times labels are drawn from the model for each training sample, for further rows of the Gram matrix",
     },
     "verify_data": {
         "type": VerifyData,
@@ -86,30 +92,22 @@ TORCH = ("task", "extractor", "projector")
 SETTINGS = (*PLAIN, *GROUPS, *PLUGINS)
 """All settings but those of LightningCLI."""
 
-MODEL_COMMANDS = {
-    "run": "Train, featurize, score and evaluate: which training examples made the model predict this? Each stage keeps what "
-    "it has made; the same command, run again, does what is missing.",
-    "check": "Say from one batch what would be attributed and how, or why it cannot be. Nothing is stored.",
-    "train": "Train an ensemble of checkpoints, each on its own random part of the training set.",
-    "featurize": "Compute and store projected per-sample gradients of training and target samples.",
-}
-"""The commands that are LightningCLI runs, and what their help says."""
-
 _TRAINER_NOTE = (
-    " Every argument of lightning.Trainer can be set too, as in --trainer.max_epochs 20. RUN_DIR holds everything that a run "
+    "Every argument of lightning.Trainer can be set too, as in --trainer.max_epochs 20. RUN_DIR holds everything that a run "
     "makes; it may stand in the configuration file, as run_dir."
 )
 
 
 def model_parser_settings(command: str) -> dict[str, Any]:
-    """Arguments of the parser of one of `MODEL_COMMANDS`."""
+    """Arguments of the parser of a command that needs a model."""
+    about = COMMANDS.get(command, "")
     return parser_settings(
-        command, "[RUN_DIR] --config FILE [options]", MODEL_COMMANDS.get(command, "") + _TRAINER_NOTE
+        command, "[RUN_DIR] --config FILE [options]", f"{about[:1].upper()}{about[1:]}. {_TRAINER_NOTE}"
     )
 
 
 def model_help(command: str) -> str:
-    """What the parser of one of `MODEL_COMMANDS` prints as its help, without torch, which that parser needs to read values."""
+    """What the parser of one of `NEED_A_MODEL` prints as its help, without torch, which that parser needs to read values."""
     parser = ArgumentParser(**model_parser_settings(command))
     parser.add_argument("-c", "--config", action=ActionConfigFile)
     parser.add_argument("--seed_everything", type=int)
@@ -130,7 +128,7 @@ def model_help(command: str) -> str:
 
 def add_json(parser: ArgumentParser, command: str) -> None:
     """Add ``--json`` where a command prints a table."""
-    if command not in ("run", "train", "featurize", "report"):
+    if command not in ("run", "sft", "train", "featurize", "report"):
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -165,10 +163,10 @@ def light_settings(
     also: Collection[str] = (),
     renamed: Mapping[str, str] | None = None,
 ) -> tuple[Namespace, Namespace]:
-    """The settings and the objects that they describe. One configuration file serves all commands: settings that are neither
+    """Return the settings and the objects that they describe. One configuration file serves all commands: settings that are neither
     in `reads` nor, unread, in `also` are taken out."""
-    line = CommandLine.of(argv, renamed=renamed).with_saved_configuration()
-    config = line.parse(parser, reads=reads, drops={*SETTINGS, "seed_everything", *RECIPE} - {*reads, *also})
+    line = CommandLine.of(argv, parser, renamed=renamed).with_saved_configuration()
+    config = line.parse(uses=reads, drops={*SETTINGS, "seed_everything", *RECIPE} - {*reads, *also})
     return config, parser.instantiate(config)
 
 

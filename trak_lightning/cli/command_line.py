@@ -3,27 +3,28 @@
 - ``--max-epochs`` and ``--max_epochs`` are the same option.
 - The run directory is written first, without ``--run_dir``; without ``--config``, its own configuration is used.
 - One configuration file serves all commands: settings that a command does not read are taken out.
-- A file that LightningCLI saved is a configuration file: `from_lightning`.
+- A file that LightningCLI saved is a configuration file: `normalized_config`.
 - Plug-ins have short names: `trak_lightning.cli.names`.
 """
 
 import json
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader
 
-from trak_lightning.cli.mistakes import UsageError, explained
+from trak_lightning.cli.error_messages import UsageError, explained
 from trak_lightning.cli.names import KINDS, Names
 from trak_lightning.errors import DataError
 
-FLAGS = ("--help", "-h", "--json", "--print_config")
-"""Options without a value."""
+PRINT_CONFIG = "--print_config"
+"""The option that takes a value only behind an equals sign."""
 
 CLASSES = {f"--{key}_class": key for key in ("model", "data", "optimizer", "lr_scheduler")}
 """Options that name the class whose settings stand without a class path in the configuration."""
@@ -39,7 +40,7 @@ LIGHTNING_ONLY = ("ckpt_path", "verbose")
 
 @dataclass(frozen=True)
 class Option:
-    """``--name value``."""
+    """One option, ``--name value``."""
 
     name: str
     value: str | None = None
@@ -61,8 +62,9 @@ class Option:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The options of a command, in order."""
+    """The options of a command, in order, and its parser."""
 
+    parser: ArgumentParser
     options: tuple[Option, ...]
     values: tuple[str, ...] = ()
     """What the parser takes by position."""
@@ -71,6 +73,7 @@ class CommandLine:
     def of(
         cls,
         argv: Sequence[str],
+        parser: ArgumentParser,
         *,
         positionals: Sequence[str] | None = ("run_dir",),
         renamed: Mapping[str, str] | None = None,
@@ -79,15 +82,17 @@ class CommandLine:
 
         Args:
             argv: what follows the command.
+            parser: that of the command, which knows the options that take no value.
             positionals: the options that may be given by position alone; if None, the parser takes any number of values.
             renamed: old option → new option; the old one works, and a line on standard error names the new one.
 
         Raises:
             UsageError: there are more positions than `positionals`.
         """
-        options, values = _split(argv)
+        flags = {name for action in parser._actions if action.nargs == 0 for name in action.option_strings}
+        options, values = _split(argv, {*flags, PRINT_CONFIG})
         if positionals is None:
-            return cls(tuple(options), tuple(values))
+            return cls(parser, tuple(options), tuple(values))
         if len(values) > len(positionals):
             raise UsageError(f"unexpected argument {values[len(positionals)]!r}. {_LISTS}")
         named = [Option(f"--{name}", value) for name, value in zip(positionals, values, strict=False)]
@@ -97,7 +102,7 @@ class CommandLine:
             if any(option.name == old for option in options):
                 print(f"trak: {old} is now {new}; the old name still works", file=sys.stderr)
         options = [Option((renamed or {}).get(option.name, option.name), option.value) for option in options]
-        return cls((*options, *named))  # the last one wins, also over a configuration file
+        return cls(parser, (*options, *named))  # the last one wins, also over a configuration file
 
     def value(self, name: str) -> str | None:
         """The last value of an option, or None."""
@@ -109,38 +114,38 @@ class CommandLine:
         return [option.value for option in self.options if option.name == "--config" and option.value is not None]
 
     def with_saved_configuration(self) -> "CommandLine":
-        """Unless a configuration is named, that of the run directory, if there is one."""
+        """Add the configuration of the run directory, if there is one and no other is named."""
         run_dir = self.value("--run_dir")
         if self.configs or run_dir is None:
             return self
         saved = Path(run_dir).expanduser() / "config.yaml"
-        return CommandLine((Option("--config", str(saved)), *self.options)) if saved.is_file() else self
+        return replace(self, options=(Option("--config", str(saved)), *self.options)) if saved.is_file() else self
 
-    def parse(self, parser: ArgumentParser, *, reads: Collection[str] = (), drops: Collection[str] = ()) -> Namespace:
-        """The settings, by `parser`; `reads` and `drops` as for `argv`.
+    def parse(self, *, uses: Collection[str] = (), drops: Collection[str] = ()) -> Namespace:
+        """Return the settings; `uses` and `drops` as for `argv`.
 
         Raises:
             UsageError: in one line, what is wrong with them and where.
         """
-        argv = self.argv(reads=reads, drops=drops)
+        argv = self.argv(uses=uses, drops=drops)
         try:
-            return parser.parse_args(argv)
+            return self.parser.parse_args(argv)
         except ArgumentError as error:
             options = [option.key for option in self.options]
-            raise UsageError(explained(error.message, parser, options, self.configs)) from error
+            raise UsageError(explained(error.message, self.parser, options, self.configs)) from error
 
-    def argv(self, *, reads: Collection[str], drops: Collection[str] = ()) -> list[str]:
-        """The arguments for a parser.
+    def argv(self, *, uses: Collection[str], drops: Collection[str] = ()) -> list[str]:
+        """Return the arguments for the parser.
 
         Args:
-            reads: plug-in settings whose classes the command uses.
+            uses: plug-in settings whose classes the command uses.
             drops: settings that the command does not read.
 
         Raises:
             DataError: a configuration file cannot be read.
             PluginError: an unknown plug-in name.
         """
-        names = Names(reads)
+        names = Names(uses)
         classes = {CLASSES[option.name]: option.value for option in self.options if option.name in CLASSES}
         arguments = [
             Option(option.name, _config(option.value, names, drops, classes)).token
@@ -175,11 +180,11 @@ def load_config(source: str) -> dict[str, Any]:
     return config
 
 
-def from_lightning(config: Mapping[str, Any], classes: Mapping[str, str | None]) -> dict[str, Any]:
-    """A configuration that LightningCLI saved, as a configuration of ours.
+def normalized_config(config: Mapping[str, Any], classes: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return a configuration without what only Lightning's ``fit`` reads.
 
-    It says null where nothing was chosen, has settings of ``fit``, and no class paths where the program had classes, which
-    are then in `classes`.
+    A file that LightningCLI saved says null where nothing was chosen, has settings of ``fit``, and no class paths where the
+    program had classes, which are then in `classes`.
     """
     found = {key: value for key, value in config.items() if key not in LIGHTNING_ONLY}
     for key in ("weights_only", "optimizer", "lr_scheduler"):
@@ -196,8 +201,8 @@ def from_lightning(config: Mapping[str, Any], classes: Mapping[str, str | None])
     return found
 
 
-def _split(argv: Sequence[str]) -> tuple[list[Option], list[str]]:
-    """Options, and what belongs to none."""
+def _split(argv: Sequence[str], flags: Collection[str]) -> tuple[list[Option], list[str]]:
+    """Split the arguments into options and the values that belong to none."""
     options, values = [], []
     tokens = list(argv)
     while tokens:
@@ -209,7 +214,7 @@ def _split(argv: Sequence[str]) -> tuple[list[Option], list[str]]:
         name = "--config" if name == "-c" else _underscored(name)
         if equals:
             options.append(Option(name, value))
-        elif name in FLAGS or not tokens or tokens[0].startswith("--"):
+        elif name in flags or not tokens or re.match(r"--|-[A-Za-z]", tokens[0]):
             options.append(Option(name))
         else:
             options.append(Option(name, tokens.pop(0)))
@@ -233,7 +238,7 @@ def _plugin(option: Option, names: Names) -> Option:
 
 def _config(source: str, names: Names, drops: Collection[str], classes: Mapping[str, str | None]) -> str:
     config = load_config(source)
-    kept = {key: value for key, value in from_lightning(config, classes).items() if key not in drops}
+    kept = {key: value for key, value in normalized_config(config, classes).items() if key not in drops}
     expanded = {key: names.expand(key, value) for key, value in kept.items()}
     # Unchanged files stay files, so that paths in them keep being relative to them.
     return source if expanded == config else json.dumps(expanded, default=str)

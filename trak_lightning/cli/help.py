@@ -54,7 +54,7 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 def parser_settings(command: str, usage: str, description: str) -> dict[str, Any]:
-    """Arguments of the parser of one command; its mistakes are raised, for `trak_lightning.cli.mistakes`."""
+    """Arguments of the parser of one command; its mistakes are raised, for `trak_lightning.cli.error_messages`."""
     return {
         "prog": f"trak {command}",
         "usage": f"trak {command} {usage}",

@@ -13,8 +13,8 @@ from jsonargparse import Namespace
 from trak_lightning.api import TRAK
 from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
-from trak_lightning.cli.output import narrated, print_results, print_trust, short, summary
-from trak_lightning.cli.workers import retrain_in_processes
+from trak_lightning.cli.output import narrated, print_results, print_trust, short_path, summary
+from trak_lightning.cli.retrain_processes import retrain_in_processes
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.suspects import Suspects, find_suspects
@@ -52,10 +52,11 @@ class Job:
             raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
         self.datamodule: L.LightningDataModule = self._cli.datamodule
         self.datamodule.prepare_data()
-        for stage in ("fit", _setup_stage(self.settings.target_split)):
-            self.datamodule.setup(stage)
+        self.datamodule.setup("fit")
         self.train_data = self._data(self.settings.train_split)
-        self.target_data = self._data(self.settings.target_split)
+        if command != "check":  # where it may be long: a language model answers prompts
+            self.datamodule.setup(_setup_stage(self.settings.target_split))
+            self.target_data = self._data(self.settings.target_split)
 
     def keep_configuration(self, write: Callable[[Path], AbstractContextManager[Path]] = atomic_write) -> None:
         """Leave the configuration in the run directory, once nothing there contradicts it."""
@@ -96,7 +97,7 @@ class Job:
         if self.speaks:
             summary(
                 "train",
-                f"{len(paths)} checkpoint{'s' * (len(paths) != 1)} in {short(self.run.checkpoints)}",
+                f"{len(paths)} checkpoint{'s' * (len(paths) != 1)} in {short_path(self.run.checkpoints)}",
                 trained,
                 "trained",
                 started,
@@ -111,9 +112,9 @@ class Job:
             job.prepare()
             self.keep_configuration()
             computed = sum(map(job.compute, job.splits))
-        rows = len(checkpoints) * (len(self.train_data) + len(self.target_data))
+        rows = len(checkpoints) * sum(map(len, job.splits.values()))
         if self.speaks:
-            what = f"{rows} rows in {self._store.elsewhere or short(self.run.features)}"
+            what = f"{rows} rows in {self._store.elsewhere or short_path(self.run.features)}"
             if self.shard.count > 1:
                 unfinished = self._unfinished()
                 what = f"shard {self.shard} of {what}; " + (
@@ -178,6 +179,7 @@ class Job:
             seed=self.settings.seed,
             trainer=self._cli.trainer,
             weights_only=self.settings.weights_only,
+            curvature_draws=self.settings.curvature_draws,
         )
 
     def checkpoints(self) -> list[str]:
@@ -226,7 +228,7 @@ class Job:
             self.run, self._store, self.parts.scorer, train=config.train_split, targets=config.target_split, **options
         )
         if self.speaks:
-            summary("score", f"{scores.describe()} in {short(scores.path)}", int(fresh), "computed", started)
+            summary("score", f"{scores.describe()} in {short_path(scores.path)}", int(fresh), "computed", started)
             print_trust(scores)
         return scores
 

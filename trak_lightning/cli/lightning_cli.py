@@ -33,10 +33,9 @@ class TrakCLI(LightningCLI):
 
     def __init__(self, command: str, argv: Sequence[str]) -> None:
         self._command = command
-        self._line = CommandLine.of(argv).with_saved_configuration()
+        self._argv = argv
         with quiet_lightning():
             super().__init__(
-                args=self._line.argv(reads=tuple(KINDS)),
                 run=False,
                 save_config_callback=None,
                 seed_everything_default=False,
@@ -51,7 +50,8 @@ class TrakCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # LightningCLI's own method warns that sys.argv is there too, which is so for every console script.
         tidy(parser)
-        self.config: Namespace = self._line.parse(parser, reads=tuple(KINDS))
+        line = CommandLine.of(self._argv, parser).with_saved_configuration()
+        self.config: Namespace = line.parse(uses=tuple(KINDS))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer without the callbacks that have nothing to do here."""

@@ -26,10 +26,10 @@ class Names:
     """Names of plug-ins → class paths.
 
     Plug-ins of other distributions are imported, so that what is wrong with them can be said, if their kind is among the
-    settings that the command `reads`.
+    settings that the command `uses`.
     """
 
-    reads: Collection[str]
+    uses: Collection[str]
 
     def class_path(self, key: str, name: str) -> str:
         """The class path of the plug-in `name` of the kind that the setting `key` takes.
@@ -38,7 +38,7 @@ class Names:
             PluginError: there is none; suggests the nearest.
         """
         plugin = registry.resolve(KINDS[key], name)
-        if key in self.reads and plugin.distribution != registry.OWN_DISTRIBUTION:
+        if key in self.uses and plugin.distribution != registry.OWN_DISTRIBUTION:
             plugin.load()
         return plugin.class_path
 

@@ -26,12 +26,12 @@ def summary(stage: str, what: str, new: int | None = None, verb: str = "", start
 
 
 def print_trust(scores: Scores) -> None:
-    """Print how far the checkpoints trust the scores, where they can tell."""
-    if scores.trust is not None:
-        summary("trust", scores.trust["sentence"])
+    """Print how far the checkpoints trust the scores, or why they cannot tell."""
+    if sentence := scores.trust["sentence"] if scores.trust else scores.trust_unknown:
+        summary("trust", sentence)
 
 
-def short(path: Path) -> Path:
+def short_path(path: Path) -> Path:
     """A path as a person in the working directory writes it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) and path != here else path

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -83,6 +85,15 @@ class AttributionData:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.integer[Any]] | None:
+        """(n,) how long each sample is, if the dataset says so: whole numbers in its attribute ``lengths``."""
+        found = getattr(self.dataset, "lengths", None)
+        if not isinstance(found, (Sequence, np.ndarray, Tensor)) or len(found) != len(self):
+            return None
+        lengths = np.asarray(found)
+        return lengths if lengths.ndim == 1 and lengths.dtype.kind in "iu" else None
 
     def batch(self, indices: Sequence[int]) -> Any:
         """The collated batch of these samples; raises as `read`."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from trak_lightning.data.alone import differences
+from trak_lightning.data.collation_check import differences
 from trak_lightning.data.content import content_hash, extent
 from trak_lightning.data.trees import snapshot
 from trak_lightning.run.fingerprint import UNKNOWN
@@ -44,7 +44,7 @@ class IndexedBatch(NamedTuple):
     """(B,) how many numbers each holds."""
     differs: Mapping[str, npt.NDArray[np.bool_]] = {}
     """Which entries of the batch differ from those of samples collated alone: (B,) by name."""
-    read_again: npt.NDArray[np.bool_] | None = None
+    changed_on_reread: npt.NDArray[np.bool_] | None = None
     """(B,) which samples were read twice and had other content the second time."""
 
 
@@ -120,7 +120,7 @@ class CollateIndexed:
         hashed = content_hash(self._dataset[int(found.index[position])])
         again[position] = hashed != found.content[position] and UNKNOWN not in (hashed, found.content[position])
         self._spent += perf_counter() - now
-        return found._replace(differs=differs, read_again=again)
+        return found._replace(differs=differs, changed_on_reread=again)
 
     def _alone(self, values: list[Any], chosen: Sequence[int]) -> list[Any]:
         """These samples, each collated alone; None for a sample that cannot be."""

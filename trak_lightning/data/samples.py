@@ -31,7 +31,7 @@ class SampleBatch:
         load: collates the samples at these positions of the batch, in this order, and no others.
         extent: how many numbers each sample holds, (B,), where they were read.
         differs: which entries of the batch differ from those of samples collated alone, (B,) by name; see
-            `trak_lightning.data.alone`.
+            `trak_lightning.data.collation_check`.
     """
 
     collated: Any

@@ -1,9 +1,9 @@
-"""What the checkpoints of a run predict for samples that they were not trained on. Needs torch.
+"""What the checkpoints of a run predict, above all for samples that they were not trained on. Needs torch.
 
 Shapes: n samples, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.transfer import to_device
 from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import Checkpoint
-from trak_lightning.model.restore import restored
+from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.scoring.base import Array
 from trak_lightning.tasks.base import Task, batch_of
 
@@ -31,6 +31,44 @@ class Predictions:
     """(n,): the number of checkpoints that were not trained on the sample."""
 
 
+def class_predictions(
+    model: nn.Module,
+    task: Task,
+    data: AttributionData,
+    checkpoints: Sequence[Checkpoint],
+    positions: Sequence[Array],
+) -> Iterator[tuple[Array, Array, Array | None]]:
+    """Predict the samples at ``positions[i]`` under checkpoint i; yield, batch by batch, positions (b,), class probabilities
+    (b, C) and labels (b,), None if the task does not know them. Nothing for a task without classes.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read any more.
+    """
+    with leave_unchanged(model), torch.no_grad():
+        for checkpoint, mine in zip(checkpoints, positions, strict=True):
+            checkpoint.load_into(model)
+            model.eval()
+            device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+            batches = np.split(mine, range(data.batch_size, len(mine), data.batch_size))
+            for indexed in data.loader([batch.tolist() for batch in batches if len(batch)]):
+                batch = to_device(indexed, data.hooks, model, device).batch
+                with batch_of(len(indexed.index)):
+                    probabilities, labels = task.probabilities(model, batch), task.class_labels(batch)
+                if probabilities is None:
+                    return
+                found = probabilities.double().cpu().numpy()
+                yield indexed.index.cpu().numpy(), found, None if labels is None else labels.cpu().numpy()
+
+
+def mean_probabilities(
+    model: nn.Module, task: Task, data: AttributionData, checkpoints: Sequence[Checkpoint], positions: Sequence[int]
+) -> Array | None:
+    """Average class probabilities of some samples over checkpoints, (s, C); None for a task without classes."""
+    wanted = [np.asarray(positions)] * len(checkpoints)
+    pieces = [found for _, found, _ in class_predictions(model, task, data, checkpoints, wanted)]
+    return np.concatenate(pieces).reshape(len(checkpoints), len(positions), -1).mean(0) if pieces else None
+
+
 def held_out_predictions(
     model: nn.Module,
     task: Task,
@@ -38,56 +76,32 @@ def held_out_predictions(
     checkpoints: Sequence[Checkpoint],
     subsets: Sequence[Array | None],
 ) -> Predictions | None:
-    """Predict every sample with the checkpoints that were not trained on it: one forward pass each.
+    """Predict every sample with the checkpoints that were not trained on it; None for a task without classes.
 
     The mean is over log-probabilities: label errors are found more surely, and cut off closer to the share of false alarms asked
     for, than with the mean of probabilities (docs/benchmarks.md).
 
-    Args:
-        model: takes the weights of each checkpoint in turn, and is restored.
-        task: what was attributed.
-        data: the training samples.
-        checkpoints: those of the run.
-        subsets: the positions of the samples that each checkpoint was trained on; None where unknown, which counts as all.
-
-    Returns:
-        None for a task without classes.
+    `subsets` are the positions of the samples that each checkpoint was trained on; None where unknown, which counts as all.
 
     Raises:
         CheckpointError: a checkpoint cannot be read any more.
     """
+    if not checkpoints:
+        raise DataError("there is no checkpoint to predict with")
     n = len(data)
-    seen = np.stack([_members(subset, n) for subset in subsets])
+    seen = np.ones((len(subsets), n), dtype=bool)
+    for mine, subset in zip(seen, subsets, strict=True):
+        if subset is not None:
+            mine[:] = False
+            mine[subset] = True
     held_out = (~seen).sum(0)
     used = np.where(held_out > 0, ~seen, True)
     total: Array | None = None
     labels = np.zeros(n, dtype=np.int64)
-    with restored(model), torch.no_grad():
-        for checkpoint, mine in zip(checkpoints, used, strict=True):
-            checkpoint.load_into(model)
-            model.eval()
-            device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-            positions = np.flatnonzero(mine)
-            batches = np.split(positions, range(data.batch_size, len(positions), data.batch_size))
-            for indexed in data.loader([batch.tolist() for batch in batches if len(batch)]):
-                batch = to_device(indexed, data.hooks, model, device).batch
-                index = indexed.index.cpu().numpy()
-                with batch_of(len(index)):
-                    probabilities, classes = task.probabilities(model, batch), task.class_labels(batch)
-                if probabilities is None or classes is None:
-                    return None
-                found = probabilities.double().clamp(min=1e-30).log().cpu().numpy()
-                total = np.zeros((n, found.shape[1]), dtype=np.float32) if total is None else total
-                total[index] += found
-                labels[index] = classes.cpu().numpy()
-    if total is None:
-        raise DataError("there is no checkpoint to predict with")
-    return Predictions(total / used.sum(0)[:, None], labels, held_out)
-
-
-def _members(subset: Array | None, n: int) -> Array:
-    found = np.ones(n, dtype=bool)
-    if subset is not None:
-        found[:] = False
-        found[subset] = True
-    return found
+    for index, found, classes in class_predictions(model, task, data, checkpoints, [*map(np.flatnonzero, used)]):
+        if classes is None:
+            return None
+        total = np.zeros((n, found.shape[1]), dtype=np.float32) if total is None else total
+        total[index] += np.log(found.clip(min=1e-30))
+        labels[index] = classes
+    return None if total is None else Predictions(total / used.sum(0)[:, None], labels, held_out)

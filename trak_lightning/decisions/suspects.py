@@ -17,7 +17,8 @@ from trak_lightning.errors import SettingsError
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
-from trak_lightning.scoring.self_influence import SelfInfluence, columns, held_out, held_out_mean, self_influence
+from trak_lightning.scoring.held_out import held_out, held_out_mean, output_and_loss_weight
+from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 
 if TYPE_CHECKING:
     from trak_lightning.decisions.predictions import Predictions
@@ -115,14 +116,13 @@ class Suspects(Sequence[Suspect]):
             return f"{n} training samples ranked by {self.basis}; no cut: the task has no classes"
         if not self.size:
             return f"no label is suspicious enough for {_percent(self.fdr)} false alarms; {n} training samples ranked by {self.basis}"
-        return (
-            f"{self.size} of {n} labels are likely wrong, of which about {_percent(self.expected or 0)} are false alarms; "
-            f"about {self.errors:.0f} are wrong in all, by {self.basis}"
-            + (
-                "; some classes have always the same wrong label, which models learn: expect more false alarms"
-                * self.learned
-            )
+        found = (
+            f"{self.size} of {n} labels are likely wrong, though about {_percent(self.expected or 0)} of these are expected to be false "
+            f"alarms; the whole training set is estimated to have {self.errors:.0f} wrong labels. Basis: {self.basis}"
         )
+        if self.learned:
+            found += "; some classes have always the same wrong label, which models learn: expect more false alarms"
+        return found
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
         """Return the findings as JSON values, with the first `count` samples. If None, with those before the cut, or all if
@@ -201,7 +201,7 @@ def find_suspects(
         raise SettingsError(f"fdr, the share of false alarms, must lie between 0 and 1, got {fdr}")
     if predictions is None:
         errors, basis = _errors(checkpoints, meaning)
-        output, residual = columns(checkpoints[0].train)
+        output, residual = output_and_loss_weight(checkpoints[0].train)
         numbers = output + residual if meaning.number else None
         return Suspects(np.argsort(-errors, kind="stable"), 0, fdr, None, None, basis, errors, numbers=numbers)
     log_p, basis = predictions.log_probabilities, _basis(predictions.held_out)
@@ -250,7 +250,9 @@ def _basis(held_out: Array) -> str:
 def _errors(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> tuple[Array, str]:
     """How wrong the checkpoints that were not trained on a sample are about it, (n,); all checkpoints, where there are none."""
     unseen = held_out(checkpoints)
-    errors = np.stack([meaning.errors(*columns(features.train)) for features in checkpoints]).astype(np.float64)
+    errors = np.stack([meaning.errors(*output_and_loss_weight(features.train)) for features in checkpoints]).astype(
+        np.float64
+    )
     where = "checkpoints not trained on the sample" if unseen.any() else "checkpoints trained on the sample"
     what = (
         "error" if meaning.number else f"1 − {meaning.probability_name}" if meaning.probability else "minus the output"

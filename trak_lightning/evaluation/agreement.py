@@ -19,11 +19,7 @@ FIRST = 10
 
 
 def require_several(checkpoints: int) -> None:
-    """Check that there is something to compare.
-
-    Raises:
-        DataError: there is only one checkpoint.
-    """
+    """Raise a DataError if there is only one checkpoint."""
     if checkpoints < 2:
         raise DataError(
             "evaluation.agreement compares checkpoints and needs at least two; this run has one. Add checkpoints, or leave "

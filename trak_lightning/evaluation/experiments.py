@@ -72,7 +72,7 @@ def evaluate(
     for experiment in experiments(scored, settings, retrain, datamodule):
         if experiment.models is not None:
             retrain(experiment.models.plan, experiment.models.folder, ())
-        path = scored.run.evaluation / f"{experiment.kind}-{scored.targets}.json"
+        path = scored.run.evaluation / f"{experiment.kind}-{scored.target_split}.json"
         stored = _stored(path)
         if stored is not None and stored.request == _request(scored, experiment):
             yield stored, False
@@ -105,7 +105,7 @@ def experiments(
     n, m, seed = scored.num_train, scored.num_targets, scored.seed
     single = Models(scored.run.evaluation / "retrained", SubsetPlan("retrained", n, 1.0, seed))
     retrained = Retrained(single.folder, single.plan, m, settings.repeats, retrain)
-    found = [(_fixed_seed if settings.protocol == "fixed_seed" else _lds)(scored, settings, retrain)]
+    found = [_lds(scored, settings, retrain)] if settings.models else []
     for kind, count in (("counterfactual", settings.counterfactual), ("brittleness", settings.brittleness)):
         if count:
             found.append(_removal(kind, scored, count, retrained, single))
@@ -120,30 +120,24 @@ def experiments(
 
 
 def _lds(scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain) -> Experiment:
-    plan = SubsetPlan("evaluation", scored.num_train, settings.fraction, scored.seed)
-    folder = models_folder(scored.run, settings.fraction)
-    compare = {name: registry.create("scorers", name) for name in settings.compare}
-
-    def compute() -> Result:
-        retrain(plan, folder, lds_retrainings(plan, folder, settings))
-        return lds_result(scored, folder, settings, compare)
-
-    asked = {name: getattr(settings, name) for name in ("models", "fraction", "compare", "ceiling")}
-    return Experiment("lds", asked, compute, Models(folder, plan))
-
-
-def _fixed_seed(scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain) -> Experiment:
-    plan = SubsetPlan("fixed_seed", scored.num_train, 1 - settings.removed, scored.seed)
-    folder = fixed_seed_folder(scored.run, settings.removed)
-    retrainings = fixed_seed_retrainings(plan, folder, settings)
+    n, seed = scored.num_train, scored.seed
+    if settings.protocol == "fixed_seed":
+        kind, asked = FIXED_SEED, ["models", "removed", "compare"]
+        plan = SubsetPlan("fixed_seed", n, 1 - settings.removed, seed)
+        folder = fixed_seed_folder(scored.run, settings.removed)
+        retrainings = fixed_seed_retrainings(plan, folder, settings)
+    else:
+        kind, asked = "lds", ["models", "fraction", "compare", "ceiling"]
+        plan = SubsetPlan("evaluation", n, settings.fraction, seed)
+        folder = models_folder(scored.run, settings.fraction)
+        retrainings = lds_retrainings(plan, folder, settings)
     compare = {name: registry.create("scorers", name) for name in settings.compare}
 
     def compute() -> Result:
         retrain(plan, folder, retrainings)
         return lds_result(scored, folder, settings, compare)
 
-    asked = {name: getattr(settings, name) for name in ("models", "removed", "compare")}
-    return Experiment(FIXED_SEED, asked, compute, Models(folder, plan))
+    return Experiment(kind, {name: getattr(settings, name) for name in asked}, compute, Models(folder, plan))
 
 
 def _removal(kind: str, scored: ScoredRun, count: int, retrained: Retrained, models: Models) -> Experiment:
@@ -180,7 +174,7 @@ def _mislabeled(scored: ScoredRun, source: str, datamodule: Callable[[], Any]) -
 
 
 def _request(scored: ScoredRun, experiment: Experiment) -> dict[str, Any]:
-    request = {**scored.request, **experiment.asked, "seed": scored.seed}
+    request = {**scored.made_from, **experiment.asked, "seed": scored.seed}
     if experiment.models is not None:
         # The folder may have been deleted since, and other models trained: their results are others.
         plan = recorded_plan(experiment.models.folder)

@@ -67,11 +67,7 @@ def bootstrap_both(
     """Interval for the mean of `spearman` over targets, with both models and targets resampled: its two ends.
 
     Resampling models with replacement repeats some of them, and repeats are tied, which biases the correlation of a resample
-    slightly. The interval is therefore that of the deviations from their own mean, centered on the score.
-
-    Args:
-        predicted: (S, m).
-        observed: (S, m).
+    slightly. The interval is therefore that of the deviations from their own mean, centered on the score. Both are (S, m).
     """
     if np.isnan(spearman(predicted, observed)).all():
         return float("nan"), float("nan")

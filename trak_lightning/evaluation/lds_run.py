@@ -2,13 +2,12 @@
 
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from trak_lightning.errors import DataError
-from trak_lightning.evaluation.baselines import Random
 from trak_lightning.evaluation.figures import Bar, Intervals
 from trak_lightning.evaluation.lds import bootstrap_both, bootstrap_mean, noise_ceiling, predict, spearman
 from trak_lightning.evaluation.result import Result
@@ -66,13 +65,8 @@ def lds_retrainings(plan: SubsetPlan, folder: Path, settings: EvaluationSettings
 
 
 def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, compare: dict[str, Scorer]) -> Result:
-    """LDS of the scores, of λ = 0, of the scorers to compare, of the gradient dot product and of random scores.
-
-    Args:
-        scored: the scores.
-        folder: holds the outputs of the retrained models.
-        settings: how many models there are.
-        compare: further scorers, by name.
+    """LDS of the scores, of λ = 0, of the scorers to compare, of the gradient dot product and of random scores, by the outputs of
+    the retrained models in `folder`.
 
     Raises:
         IncompleteRunError: models have not been retrained.
@@ -83,16 +77,7 @@ def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, co
     if settings.ceiling:
         again = read_outputs(folder / "again", settings.ceiling, num_samples=n, num_targets=m)[1]
         ceiling = noise_ceiling(outputs[: settings.ceiling], again)
-    found = {}
-    with warnings.catch_warnings():
-        # The ill-conditioned Gram matrix of a baseline is not the user's concern.
-        warnings.simplefilter("ignore", IllConditionedWarning)
-        for name, blocks in _candidates(scored, compare).items():
-            predicted = predict(blocks, subsets)
-            found[name] = (
-                *bootstrap_mean(spearman(predicted, outputs), seed=scored.seed),
-                *bootstrap_both(predicted, outputs, seed=scored.seed),
-            )
+    found = _judged(scored, subsets, outputs, compare)
     rows = [
         (name, f"{mean:.3f}", f"{low:.3f} … {high:.3f}", f"{low_models:.3f} … {high_models:.3f}")
         for name, (mean, low, high, low_models, high_models) in found.items()
@@ -129,6 +114,23 @@ def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, co
     )
 
 
+def _judged(
+    scored: ScoredRun, subsets: Array, outputs: Array, compare: dict[str, Scorer]
+) -> dict[str, tuple[float, ...]]:
+    """Name → LDS, its interval over targets, and that over targets and models."""
+    found: dict[str, tuple[float, ...]] = {}
+    with warnings.catch_warnings():
+        # The ill-conditioned Gram matrix of a baseline is not the user's concern.
+        warnings.simplefilter("ignore", IllConditionedWarning)
+        for name, blocks in _candidates(scored, compare).items():
+            predicted = predict(blocks, subsets)
+            found[name] = (
+                *bootstrap_mean(spearman(predicted, outputs), seed=scored.seed),
+                *bootstrap_both(predicted, outputs, seed=scored.seed),
+            )
+    return found
+
+
 def _candidates(scored: ScoredRun, compare: dict[str, Scorer]) -> dict[str, Iterable[Array]]:
     """Name → consecutive rows of the (m, n) scores, lazily."""
     checkpoints, scores = scored.checkpoints, scored.scores
@@ -137,8 +139,14 @@ def _candidates(scored: ScoredRun, compare: dict[str, Scorer]) -> dict[str, Iter
         "λ = 0, unweighted (paper)": Trak(regularization=0.0, weights="none").fit(checkpoints).blocks(),
         **{name: other.fit(checkpoints).blocks() for name, other in compare.items()},
         "gradient dot product": GradientDot().fit(checkpoints).blocks(),
-        "random": Random(seed=scored.seed).fit(checkpoints).blocks(),
+        "random": _random(scored),
     }
+
+
+def _random(scored: ScoredRun) -> Iterator[Array]:
+    """Independent standard normal scores, row by row: a score that knows nothing."""
+    for row in range(scored.num_targets):
+        yield np.random.default_rng([scored.seed, row]).standard_normal((1, scored.num_train))
 
 
 def _describe(scorer: Scorer) -> str:

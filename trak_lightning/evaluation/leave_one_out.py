@@ -10,11 +10,7 @@ from trak_lightning.scoring.base import Array, evenly
 
 def choose_samples(scores: Array, count: int) -> Array:
     """Choose the positions of `count` training samples to leave out: half of them have the largest mean absolute score, so
-    that their effects stand out from the noise of training, and half are spread evenly over the rest.
-
-    Args:
-        scores: (m, n).
-    """
+    that their effects stand out from the noise of training, and half are spread evenly over the rest. `scores` are (m, n)."""
     order = np.argsort(-np.abs(scores).mean(axis=0), kind="stable")
     largest, rest = order[: -(-count // 2)], order[-(-count // 2) :]
     return np.concatenate([largest, rest[evenly(len(rest), count - len(largest))]])
@@ -22,10 +18,7 @@ def choose_samples(scores: Array, count: int) -> Array:
 
 def leave_one_out(scores: dict[str, Array], samples: Array, retrained: Retrained, *, seed: int) -> Result:
     """Correlate, by rank and over left-out samples, scores with measured effects f(z; θ) − f(z; θ₋ᵢ), for each target.
-
-    Args:
-        scores: name → (m, len(samples)).
-    """
+    `scores` are (m, len(samples)) by name."""
     outputs = retrained.without([[], *([sample] for sample in samples)])
     effects = outputs[:1] - outputs[1:]  # (samples, m)
     found = {name: bootstrap_mean(spearman(values.T, effects), seed=seed) for name, values in scores.items()}

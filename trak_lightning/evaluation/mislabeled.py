@@ -10,7 +10,8 @@ from trak_lightning.evaluation.figures import Curves, Series
 from trak_lightning.evaluation.result import Result
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.scoring.base import Array, CheckpointFeatures
-from trak_lightning.scoring.self_influence import held_out_probabilities, self_influence
+from trak_lightning.scoring.held_out import held_out_probabilities
+from trak_lightning.scoring.self_influence import self_influence
 
 
 def read_positions(source: str, datamodule: Any, num_samples: int) -> Array:

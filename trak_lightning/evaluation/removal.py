@@ -52,12 +52,7 @@ def choose_targets(kind: str, outputs: Array, meaning: Meaning, count: int) -> A
 
 
 def rankings(scores: Array, similarity: Array, seed: int) -> dict[str, Array]:
-    """Order training samples for removal: by the scores, by gradient similarity (both largest first), and at random.
-
-    Args:
-        scores: (t, n).
-        similarity: (t, n).
-    """
+    """Order training samples for removal, (t, n) each: by scores (t, n), by similarity (t, n), largest first, and at random."""
     generators = [np.random.default_rng(derive_seed(seed, "removal", row)) for row in range(len(scores))]
     return {
         "scores": np.argsort(-scores, axis=1, kind="stable"),

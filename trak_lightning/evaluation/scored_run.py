@@ -22,8 +22,8 @@ class ScoredRun:
         run: the run directory.
         store: where its features are.
         scorer: turns them into scores.
-        targets: split of the targets.
-        train: split of the training samples.
+        target_split: name of the targets' split.
+        train_split: name of the training samples' split.
         seed: of subsets, random baselines and bootstrap intervals.
 
     Raises:
@@ -33,34 +33,34 @@ class ScoredRun:
     run: RunDirectory
     store: FeatureStore
     scorer: Scorer
-    targets: str
-    train: str = "train"
+    target_split: str
+    train_split: str = "train"
     seed: int = 0
 
     @cached_property
     def checkpoints(self) -> list[CheckpointFeatures]:
         """Feature sets of both splits, per checkpoint."""
-        return load_features(self.run, self.store, targets=self.targets, train=self.train)
+        return load_features(self.run, self.store, targets=self.target_split, train=self.train_split)
 
     @property
     def num_train(self) -> int:
-        """n."""
+        """n, the number of training samples."""
         return self.checkpoints[0].train.spec.num_samples
 
     @property
     def num_targets(self) -> int:
-        """m."""
+        """m, the number of targets."""
         return self.checkpoints[0].targets.spec.num_samples
 
     @cached_property
-    def request(self) -> dict[str, Any]:
+    def made_from(self) -> dict[str, Any]:
         """Everything that determines the scores. JSON."""
         return made_from(self.scorer, self.checkpoints)
 
     @cached_property
     def scores(self) -> Array:
-        """(m, n)."""
-        return score_run(self.run, self.store, self.scorer, targets=self.targets, train=self.train)[0].values
+        """The scores, (m, n)."""
+        return score_run(self.run, self.store, self.scorer, targets=self.target_split, train=self.train_split)[0].values
 
     @cached_property
     def outputs(self) -> Array:

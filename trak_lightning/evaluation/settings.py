@@ -11,7 +11,7 @@ class EvaluationSettings:
     """What `trak evaluate` measures: the linear datamodeling score (LDS), and more on request.
 
     Args:
-        models: number of models to retrain on random subsets that the ensemble did not use, for the LDS.
+        models: number of models to retrain on random subsets that the ensemble did not use, for the LDS; 0 for no LDS.
         protocol: ``halves`` to train every model on another random subset with another seed; ``fixed_seed`` to repeat one
             training, with the same initialization and batches, each time without a few random samples.
         fraction: share of the training set in each subset of protocol ``halves``.
@@ -43,12 +43,12 @@ class EvaluationSettings:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("ceiling", "counterfactual", "brittleness", "leave_one_out"):
+        for name in ("models", "ceiling", "counterfactual", "brittleness", "leave_one_out"):
             if getattr(self, name) < 0:
                 raise SettingsError(
                     f"evaluation.{name} must be a number of models or samples ≥ 0, got {getattr(self, name)}"
                 )
-        for name in ("models", "repeats", "workers"):
+        for name in ("repeats", "workers"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.fraction <= 1:

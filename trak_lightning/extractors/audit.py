@@ -23,7 +23,7 @@ _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Relative errors of correct gradients by the precision of the model; 0.1 for 16 bits."""
 
 
-def sample_weights(size: int) -> Tensor:
+def audit_coefficients(size: int) -> Tensor:
     """Weights (B,), different for each sample, so that a weighted sum reveals gradients assigned to the wrong sample; most
     different for neighbors, which are most likely to be mixed up."""
     return 0.5 + torch.arange(size, dtype=torch.float64) * 0.6180339887498949 % 1.0
@@ -53,12 +53,12 @@ class Reference:
 def reference(
     model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, weights: Tensor | None = None
 ) -> Reference:
-    """Differentiate the weighted sum of the outputs of a batch with autograd, without autocast; `sample_weights` by default.
+    """Differentiate the weighted sum of the outputs of a batch with autograd, without autocast; `audit_coefficients` by default.
 
     A float64 model is differentiated twice to measure its precision, since norms, rotary embeddings and losses of many such
     models still compute in float32.
     """
-    weights = sample_weights(batch.size) if weights is None else weights
+    weights = audit_coefficients(batch.size) if weights is None else weights
     grads, output = _gradients(model, task, batch, layout, weights)
     known = [grad for grad in grads.values() if grad is not None]
     if any(grad.dtype != torch.float64 for grad in known):

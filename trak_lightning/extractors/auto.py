@@ -35,6 +35,8 @@ class Auto(GradientExtractor):
     The choice depends on counted passes and never on time, so that the same run gives the same bits on a busy machine.
     """
 
+    falls_back = True
+
     def __init__(self) -> None:
         self._hooks = Hooks()
         self._alone = Iterative()

@@ -41,6 +41,9 @@ class GradientExtractor(ABC):
     one_by_one: ClassVar[bool] = False
     """Whether samples are always fetched and differentiated one at a time, so that no assumption about batches is made."""
 
+    falls_back: ClassVar[bool] = False
+    """Whether `fall_back` may name another extractor, which the user did not choose."""
+
     @abstractmethod
     def extract(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, sink: Sink) -> Tensor:
         """Push the gradient blocks of `batch` to `sink`; return the detached outputs f, (B,).

@@ -76,11 +76,7 @@ class Functional(GradientExtractor):
 
 
 def _require_dense(model: nn.Module) -> None:
-    """Refuse embeddings with sparse gradients, which vmap does not know.
-
-    Raises:
-        UnsupportedModelError: names them.
-    """
+    """Refuse embeddings with sparse gradients, which vmap does not know."""
     sparse = [name for name, module in model.named_modules() if getattr(module, "sparse", False) is True]
     if sparse:
         raise UnsupportedModelError(
@@ -90,11 +86,7 @@ def _require_dense(model: nn.Module) -> None:
 
 
 def _stacked(each: Sequence[list[Any]], batched: Sequence[int]) -> list[Tensor]:
-    """The tensors of all samples, (B, *shape of that tensor in a batch of one).
-
-    Raises:
-        OneSampleAtATime: samples differ in more than the values of their tensors.
-    """
+    """The tensors of all samples, (B, *shape of that tensor in a batch of one)."""
     for position, leaf in enumerate(each[0]):
         for other in each[1:]:
             same = len(other) == len(each[0]) and type(other[position]) is type(leaf)

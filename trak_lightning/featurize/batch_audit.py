@@ -1,8 +1,6 @@
-"""Check that the row of a sample does not depend on its batch; if it does, find the first module that mixes samples."""
+"""Audit batches: compare rows with the gradients that autograd computes for the batch, and for one of its samples alone."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -11,14 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.data.alone import differences
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.data.trees import flatten
 from trak_lightning.errors import DataError, OneSampleAtATime, SampleDependenceError, UnsupportedModelError
-from trak_lightning.extractors.audit import Audit, added, as_outputs, only, reference, sample_weights
+from trak_lightning.extractors.audit import Audit, added, as_outputs, audit_coefficients, only, reference
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.iterative import sample_gradient
-from trak_lightning.extractors.state import without_fast_path
+from trak_lightning.featurize.diagnosis import Place, random_output, refuse
 from trak_lightning.featurize.unusual import Unusual
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.autocast import is_cast, without_autocast
@@ -119,27 +115,26 @@ class BatchAuditor:
         if extractor.one_by_one:
             self._compare_outputs(batch, index, position, self._alone(batch, position), rows, chosen)
             return
-        sample, output = (int(index[position]), position, batch.size), torch.from_numpy(rows.output)
+        place, output = Place(int(index[position]), position, batch.size), torch.from_numpy(rows.output)
         if compared is None:
             with without_autocast():
                 compared = self._comparison(batch, position)
                 output = extractor.extract(self._model, self._task, batch, self._layout, compared)
-        one = compared.one
-        most = compared.single.tolerance
-        for place in (position, *range(batch.size)):
-            if (error := _shift(output[place], compared.outputs[place])) > most and batch.size > 1:
-                lone = batch.fetch([place])
+        one, most = compared.one, compared.single.tolerance
+        for other in (position, *range(batch.size)) if batch.size > 1 else ():
+            if (error := _shift(output[other], compared.outputs[other])) > most:
+                lone = batch.fetch([other])
                 with without_autocast():
-                    error = max(error, _shift(output[place], self._outputs(lone)[0]))
-                    self._refuse((int(index[place]), place, batch.size), error, lone, batch)
+                    error = max(error, _shift(output[other], self._outputs(lone)[0]))
+                    self._refuse(Place(int(index[other]), other, batch.size), error, lone, batch)
         shift = _shift(output[position], compared.alone.output[0])
-        wrong = compared.single.wrong()
+        wrong, name = compared.single.wrong(), type(extractor).__name__.lower()
         if wrong or shift > most:
             with without_autocast():
-                self._blame(batch, one, sample, wrong, shift, most)
+                self._blame(batch, one, place, wrong, shift, most, name)
         if compared.whole is not None and (wrong := compared.whole.wrong()):
-            raise UnsupportedModelError(_wrong_rows(wrong, type(extractor).__name__.lower()))
-        self._compare_weights(batch, sample, one, compared.alone.output, rows)
+            raise UnsupportedModelError(_wrong_rows(wrong, name))
+        self._compare_weights(batch, place, one, compared.alone.output, rows)
 
     def require_repeatable(self, batch: SampleBatch, index: Tensor, output: Tensor, one_by_one: bool) -> None:
         """Compare the outputs of a batch, while random numbers were drawn, with those of another pass.
@@ -153,15 +148,15 @@ class BatchAuditor:
         else:
             again = self._outputs(batch)
         most = 1e-2 if _cast_or_short(self._model) else 1e-5
-        for place, (one, other) in enumerate(zip(again, output, strict=True)):
+        for position, (one, other) in enumerate(zip(again, output, strict=True)):
             if (error := _shift(one, other)) > most:
-                same = batch.fetch([place]) if one_by_one else batch
-                raise _random(int(index[place]), error, _culprit(self._model, self._task, same, same, 0))
+                same = batch.fetch([position]) if one_by_one else batch
+                raise random_output(self._model, self._task, int(index[position]), error, same)
 
-    def _refuse(self, samples: tuple[int, int, int], error: float, alone: SampleBatch, batch: SampleBatch) -> NoReturn:
+    def _refuse(self, place: Place, error: float, alone: SampleBatch, batch: SampleBatch) -> NoReturn:
         if self.draws:
-            raise _random(samples[0], error, _culprit(self._model, self._task, alone, batch, samples[1]))
-        refuse(self._model, self._task, samples, error, alone, batch)
+            raise random_output(self._model, self._task, place.in_dataset, error, batch)
+        refuse(self._model, self._task, place, error, alone, batch)
 
     def _alone(self, batch: SampleBatch, position: int) -> SampleBatch:
         """A batch of this sample; of two copies of it if the model does not support a batch of one, such as one that ends in
@@ -200,20 +195,21 @@ class BatchAuditor:
         self,
         batch: SampleBatch,
         one: SampleBatch,
-        sample: tuple[int, int, int],
+        place: Place,
         wrong: dict[str, str],
         shift: float,
         most: float,
+        extractor: str,
     ) -> NoReturn:
         """Find the cause of a difference between a sample by itself and in its batch: the model, if autograd differs too, or the
-        extractor."""
-        _, position, size = sample
-        within = reference(self._model, self._task, batch, self._layout, only(position, size))
+        `extractor`."""
+        position = place.position
+        within = reference(self._model, self._task, batch, self._layout, only(position, batch.size))
         alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
         error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0]))
         if error > most:
-            self._refuse(sample, error, one, batch)
-        raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, "hooks"))
+            self._refuse(place, error, one, batch)
+        raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, extractor))
 
     def _compare_outputs(
         self, batch: SampleBatch, index: Tensor, position: int, one: SampleBatch, rows: FeatureRows, chosen: bool
@@ -225,7 +221,7 @@ class BatchAuditor:
         if one.size == 1:
             again, _ = sample_gradient(self._model, self._task, one, self._layout)
             if (error := _shift(again[0], found[position])) > most:
-                self._refuse((int(index[position]), 0, 1), error, one, one)
+                self._refuse(Place(int(index[position]), 0, 1), error, one, one)
         if batch.size == 1:
             return
         try:
@@ -237,20 +233,20 @@ class BatchAuditor:
             return
         if chosen:
             return
-        for place in range(batch.size):
-            if (error := _shift(output[place], found[place])) > most:
-                sample = int(index[place]), place, batch.size
-                self._refuse(sample, error, batch.fetch([place]), batch)
+        for other in range(batch.size):
+            if (error := _shift(output[other], found[other])) > most:
+                place = Place(int(index[other]), other, batch.size)
+                self._refuse(place, error, batch.fetch([other]), batch)
 
     def _compare_weights(
-        self, batch: SampleBatch, sample: tuple[int, int, int], one: SampleBatch, output: Tensor, rows: FeatureRows
+        self, batch: SampleBatch, place: Place, one: SampleBatch, output: Tensor, rows: FeatureRows
     ) -> None:
-        most, position = 0.1 if _cast_or_short(self._model) else 1e-2, sample[1]
+        most = 0.1 if _cast_or_short(self._model) else 1e-2
         with torch.no_grad(), batch_of(one.size):
             weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
-            if (error := _shift(torch.tensor(column[position]), own[0])) > most:
-                self._refuse(sample, error, one, batch)
+            if (error := _shift(torch.tensor(column[place.position]), own[0])) > most:
+                self._refuse(place, error, one, batch)
 
 
 class Comparison:
@@ -295,7 +291,7 @@ class Comparison:
         if not self._halves:
             self.outputs = self.alone.output
         elif not self._audited:
-            weights = sample_weights(self._size)
+            weights = audit_coefficients(self._size)
             halves = [self._reference(half, weights=weights[part]) for half, part in self._halves]
             for (_, part), found in zip(self._halves, halves, strict=True):
                 self.outputs[part] = found.output.to(self.outputs)
@@ -321,13 +317,6 @@ def random_state(device: torch.device) -> list[Any]:
     return states + ([torch.cuda.get_rng_state(device).numpy().tobytes()] if device.type == "cuda" else [])
 
 
-def _random(sample: int, error: float, culprit: str) -> SampleDependenceError:
-    return SampleDependenceError(
-        f"the output or gradient of sample {sample} differs by {error:.1%} when it is computed again, so attributions would be "
-        f"random. {culprit}. Likely cause: random layers that ignore model.eval() (F.dropout without training=self.training)."
-    )
-
-
 def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceError:
     reason = (str(error).splitlines() or [""])[0]
     return SampleDependenceError(
@@ -338,7 +327,7 @@ def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceE
     )
 
 
-def sample_weights_of(
+def loss_weight_and_curvature_of(
     model: nn.Module, task: Task, batch: SampleBatch, output: Tensor, one_by_one: bool
 ) -> tuple[Tensor, Tensor]:
     """q and r of every sample, (B,) each.
@@ -348,7 +337,7 @@ def sample_weights_of(
     """
     if one_by_one and batch.size > 1:
         each = [
-            sample_weights_of(model, task, batch.fetch([position]), output[position : position + 1], True)
+            loss_weight_and_curvature_of(model, task, batch.fetch([position]), output[position : position + 1], True)
             for position in range(batch.size)
         ]
         loss_weight, curvature = (torch.cat(parts) for parts in zip(*each, strict=True))
@@ -391,105 +380,3 @@ def _cast_or_short(model: nn.Module) -> bool:
 def difference(alone: npt.NDArray[Any], within: npt.NDArray[Any]) -> float:
     """``‖alone − within‖ / ‖alone‖`` of a sample's features."""
     return float(np.linalg.norm(alone - within) / max(np.linalg.norm(alone), np.finfo(np.float32).tiny))
-
-
-def refuse(
-    model: nn.Module, task: Task, samples: tuple[int, int, int], error: float, alone: SampleBatch, batch: SampleBatch
-) -> NoReturn:
-    """Raise an error that names what the collate function changes, or the module that mixes samples or draws random numbers.
-    `samples` are the sample's index in the dataset, its position in `batch`, and B.
-
-    Raises:
-        SampleDependenceError: always.
-    """
-    sample, place, size = samples
-    if size == 1:
-        raise _random(sample, error, _culprit(model, task, alone, batch, place))
-    collated = differences(batch.data, [alone.data], [place], size) if alone.size == 1 else {}
-    other = [name for name, differs in batch.differs.items() if differs[place]]  # also where samples are concatenated
-    if collated:
-        what = (
-            f"In this batch, the collate function makes something else of it than alone (in {', '.join(list(collated)[:3])}): it may "
-            "reorder, replace or drop samples, or compute something from all of them. Let it keep the samples in their order, each as "
-            "it is alone"
-        )
-    else:
-        what = (
-            f"{_culprit(model, task, alone, batch, place)}. Likely causes: random layers that ignore model.eval() (F.dropout without "
-            "training=self.training), batch statistics, a model output that mixes samples, padding that is not masked"
-            + (
-                f", or the collate function, which makes other entries of it than alone ({', '.join(other[:3])})"
-                if other
-                else ""
-            )
-        )
-    raise SampleDependenceError(
-        f"the output or gradient of sample {sample} in a batch of one differs by {error:.1%} from that in a batch of {size}, so "
-        f"attributions would depend on the batch. {what}. To attribute every sample as in a batch of one, use "
-        "extractor='iterative'."
-    )
-
-
-def _culprit(model: nn.Module, task: Task, alone: SampleBatch, batch: SampleBatch, place: int) -> str:
-    with suppress(Exception):
-        if found := first_difference(model, task, alone, batch, place):
-            return found
-    return "No module was found to cause this: check the task, and code between modules"
-
-
-def first_difference(model: nn.Module, task: Task, alone: SampleBatch, batch: SampleBatch, place: int) -> str | None:
-    """Describe the first module whose output for a sample is random, or depends on the batch that the sample is in."""
-    runs = [_outputs(model, task, each) for each in (batch, batch, alone)]
-    names = {module: name or "the model" for name, module in model.named_modules()}
-    once, twice, single = ([(module, _tensors(output)) for module, output in run] for run in runs)
-    for (module, first), (_, second), (_, lone) in zip(once, twice, single, strict=False):
-        what = f"{names[module]} ({type(module).__name__})"
-        if any(one.shape != two.shape or not _close(one, two) for one, two in zip(first, second, strict=False)):
-            return (
-                f"The output of {what} differs between two runs on the same batch: it draws random numbers (draw them in the dataset, "
-                "from a generator seeded by the sample's index: docs/recipes.md), or keeps something between calls that is neither a "
-                "buffer nor an attribute of a module"
-            )
-        for one, two in zip(first, lone, strict=False):
-            by_sample = (
-                one.ndim
-                and two.ndim
-                and (one.shape[0], two.shape[0]) == (batch.size, 1)
-                and one.shape[1:] == two.shape[1:]
-            )
-            if by_sample and not _close(one[place], two[0]):
-                return f"The first module whose output for this sample differs is {what}"
-    return None
-
-
-def _outputs(model: nn.Module, task: Task, batch: SampleBatch) -> list[tuple[nn.Module, Any]]:
-    """The output of every module, in the order in which modules return; on the CPU to save GPU memory."""
-    found: list[tuple[nn.Module, Any]] = []
-
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        found.append((module, [tensor.detach().cpu().clone() for tensor in _tensors(output)]))
-
-    with _hooked(model, note), torch.no_grad(), batch_of(batch.size):
-        task.output(model, batch.data)
-    return found
-
-
-@contextmanager
-def _hooked(model: nn.Module, hook: Any) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module in model.modules()]
-    try:
-        with without_fast_path():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in flatten(output)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
-def _close(one: Tensor, two: Tensor) -> bool:
-    tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 0.1
-    scale = float(one.abs().max()) if one.numel() else 0.0
-    return bool(torch.allclose(one, two, rtol=tolerance, atol=tolerance * scale, equal_nan=True))

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
@@ -62,18 +63,18 @@ class BlockWriter(BasePredictionWriter):
         feature_set = pl_module.feature_set
         block = int(prediction.index[0]) // feature_set.spec.block_size
         samples = feature_set.spec.block_range(block)
-        if not self._pending and prediction.index[0] > samples.start:
-            known = feature_set.known_rows(block)
-            assert known is not None
+        # The data has grown into this block: its first rows are stored, and only the others were computed.
+        if not self._pending and (known := feature_set.known_rows(block)) is not None:
             self._pending.append(known)
         self._pending.append(prediction)
         if sum(map(len, self._pending)) == len(samples):
             self._finish()
-            self._writing = self._pool.submit(_store, feature_set, block, concatenate(self._pending))
+            rows = concatenate(self._pending)
+            self._writing = self._pool.submit(_store, feature_set, block, rows.at(np.argsort(rows.index)))
             self._pending = []
         self._computed[trainer.global_rank] += len(prediction)
-        self._advance(len(prediction) * trainer.world_size)
-        if not self._pending:
+        self._advance(len(prediction) * trainer.world_size)  # the other ranks have computed as many
+        if not self._pending:  # between blocks, so that no computed row is lost
             pl_module.stop.check()
 
     def _finish(self) -> None:

@@ -14,10 +14,10 @@ from trak_lightning.errors import IncompleteRunError, WrongRowsError
 from trak_lightning.featurize.block_writer import BlockWriter
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.model.checkpoints import Checkpoint
-from trak_lightning.model.restore import restored
-from trak_lightning.runtime.lightning import interruptible, without_resuming
+from trak_lightning.model.leave_unchanged import leave_unchanged
+from trak_lightning.runtime.lightning import without_resuming
 from trak_lightning.runtime.ranks import agreed, lost_ranks, will_join_group
-from trak_lightning.runtime.signals import StopRequest
+from trak_lightning.runtime.signals import StopRequest, interruptible
 from trak_lightning.stores.base import FeatureSet
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class BlockComputer:
         self.verified.add(number)
         writer = BlockWriter(self.advance, self.trainer.world_size)
         try:
-            with restored(featurizer.model), lost_ranks():
+            with leave_unchanged(featurizer.model), lost_ranks():
                 assignment.checkpoint.load_into(featurizer.model)
                 predict(self.trainer, featurizer, [writer])
                 # Communicate, since predict does not notice a rank that died early.

@@ -29,7 +29,7 @@ from trak_lightning.runtime.lightning import WRITES_NOTHING, quiet_lightning
 from trak_lightning.runtime.progress import progress
 from trak_lightning.runtime.ranks import follow_rank_zero, outlast_rank_zero, takes_part
 from trak_lightning.runtime.signals import StopRequest
-from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore
+from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore, draw_of
 from trak_lightning.stores.shards import Shard
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,9 @@ class FeaturizeJob:
             follow_rank_zero(stop)
 
         def featurizer(part: Assignment, verify: bool) -> Featurizer:
-            seconds = SECONDS / len(assignments) if verify else None
+            # Rows with drawn labels are not computed again: a label changes with the rounding of a probability. The rows with
+            # the true labels are, under the same checkpoint.
+            seconds = SECONDS / len(assignments) if verify and draw_of(split) is None else None
             return self.module(Featurizer, split, part.feature_set, part.blocks, stop, verify=seconds)
 
         bar = progress(f"featurize {split}", missing, enabled=trainer.is_global_zero)
@@ -198,13 +200,15 @@ class FeaturizeJob:
         verify: float | None = None,
     ) -> Featurizer:
         """Create a `Featurizer`, or a subclass of it, for some blocks of a feature set."""
-        fitting = Fitting.of(self._training, self.run, feature_set.spec.fingerprint)
+        made_with = feature_set.spec.fingerprint
+        if draw_of(split) is not None:  # P is fitted to the gradients of the true labels, which are featurized first
+            made_with = {**made_with, **self.spec.fingerprint}
         return cls(
             self.model,
-            self.spec,
+            self.spec.of_split(split),
             self.splits[split],
             feature_set,
-            fitting=fitting,
+            fitting=Fitting.of(self._training, self.run, made_with),
             blocks=blocks,
             stop=stop,
             verify=verify,
@@ -260,7 +264,11 @@ class FeaturizeJob:
         return FeatureSpec(split, "", len(data), self.spec.dim, batch_size, block_size)
 
     def _fingerprint(self, split: str, checkpoint: str, num_samples: int | None = None) -> dict[str, Any]:
-        found = {"checkpoint": checkpoint, **self.spec.fingerprint, "data": self._data_fingerprint(split, num_samples)}
+        found = {
+            "checkpoint": checkpoint,
+            **self.spec.of_split(split).fingerprint,
+            "data": self._data_fingerprint(split, num_samples),
+        }
         if self._training.reference is not None:
             found["reference"] = self._training.reference.fingerprint
         return found
@@ -311,11 +319,12 @@ class FeaturizeJob:
         Raises:
             StaleRowsError: some differ, and `repair` is False.
         """
-        split = found.spec.split
-        if split not in self._content:
-            self._content[split] = ContentSample.read(self.splits[split], self.verify_data)
-        changed = self._content[split].changed(found)
-        read_all = len(self._content[split].positions) == len(self.splits[split])
+        split, data = found.spec.split, self.splits[found.spec.split]
+        if id(data) not in self._content:  # splits of drawn labels have the samples of the training set
+            self._content[id(data)] = ContentSample.read(data, self.verify_data)
+        sample = self._content[id(data)]
+        changed = sample.changed(found)
+        read_all = len(sample.positions) == len(data)
         if not self.repair and (error := changed_samples(split, changed, read_all=read_all)) is not None:
             raise error
         if len(changed):
@@ -324,7 +333,7 @@ class FeaturizeJob:
             found.discard(block)
 
     @cached_property
-    def _content(self) -> dict[str, ContentSample]:
+    def _content(self) -> dict[int, ContentSample]:
         return {}
 
     def _completed(self, plan: FeatureSpec, existing: FeatureSet | None) -> FeatureSet:

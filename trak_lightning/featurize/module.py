@@ -15,10 +15,11 @@ from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.errors import StaleRowsError, TrakError
 from trak_lightning.extractors.state import without_fast_path
+from trak_lightning.featurize.batch_audit import BatchAuditor
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
 from trak_lightning.featurize.fitting import FitFile, Fitting
 from trak_lightning.featurize.reuse import stale_rows, stored_batches
-from trak_lightning.featurize.rows import HandOn, RowComputer
+from trak_lightning.featurize.rows import PassThrough, RowComputer
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import Sink
 from trak_lightning.model.autocast import cast_anew
@@ -32,6 +33,7 @@ from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
+from trak_lightning.tasks.drawn import positioned
 
 
 class Featurizer(L.LightningModule):
@@ -170,7 +172,7 @@ class Featurizer(L.LightningModule):
         """Computes the rows of a batch. Use it only after the model is on its device and `fit` was called."""
         return self._row_computer(self.projection, self.data)
 
-    def _row_computer(self, projection: Projection | HandOn, data: AttributionData) -> RowComputer:
+    def _row_computer(self, projection: Projection | PassThrough, data: AttributionData) -> RowComputer:
         spec = self.spec
         return RowComputer(
             self.model,
@@ -181,8 +183,13 @@ class Featurizer(L.LightningModule):
             partial(self._load, data),
             device=self.device,
             precision=str(self.trainer.precision),
-            seed=derive_seed(spec.seed, self.feature_set.spec.checkpoint),
+            auditor=self._auditor,
         )
+
+    @cached_property
+    def _auditor(self) -> BatchAuditor:
+        seed = derive_seed(self.spec.seed, self.feature_set.spec.checkpoint)
+        return BatchAuditor(self.model, self.fitted_task, self.spec.layout, seed)
 
     @cached_property
     def projection(self) -> Projection:
@@ -210,9 +217,9 @@ class Featurizer(L.LightningModule):
         missing = agreed(self.trainer, lambda: self.feature_set.missing_in(self._blocks))
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         if self._lockstep:
-            return LockstepBatches(self.feature_set, missing, rank, world_size)
+            return LockstepBatches(self.feature_set, missing, rank, world_size, self.data.lengths)
         first = len(missing) * rank // world_size
-        return ClaimedBatches(self.feature_set, missing[first:] + missing[:first])
+        return ClaimedBatches(self.feature_set, missing[first:] + missing[:first], self.data.lengths)
 
     @property
     def _lockstep(self) -> bool:
@@ -233,7 +240,8 @@ class Featurizer(L.LightningModule):
 
     def _some_output(self) -> Tensor:
         """The output of the first training sample."""
-        batch = self._load(self.fitting.training.data, [0]).batch
+        indexed = self._load(self.fitting.training.data, [0])
+        batch = positioned(self.fitted_task, indexed.batch, indexed.index)
         with self.trainer.precision_plugin.predict_step_context(), cast_anew(), without_fast_path(), batch_of(1):
             return self.fitted_task.output(self.model, batch)
 
@@ -251,7 +259,7 @@ class Featurizer(L.LightningModule):
         size = self.feature_set.spec.batch_size
 
         def gradients(sink: Sink) -> None:
-            computer = self._row_computer(HandOn(sink), data)
+            computer = self._row_computer(PassThrough(sink), data)
             for start in range(0, count, size):
                 batch = self._load(data, positions[start : start + size])
                 with self.trainer.precision_plugin.predict_step_context(), cast_anew():

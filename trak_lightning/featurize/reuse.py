@@ -1,19 +1,19 @@
-"""Verify stored rows before they are reused: the samples, by their content, and a batch of rows, by computing it again.
+"""Verify stored rows before they are reused: samples, by their content hashes, and rows, by computing some again. No torch.
 
-Does not import torch. Names and class paths do not reveal a changed label, loss function, task, activation or helper module. The
-content hashes stored with the rows reveal a changed sample; computing a stored batch again reveals the rest.
+Names and class paths do not reveal a changed label, loss function, task, activation or helper module. Hashes reveal a changed
+sample; rows that are computed again, for a second per split and at least one batch per feature set, reveal the rest.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import IncompleteRunError, SettingsError, StaleRowsError
+from trak_lightning.errors import IncompleteRunError, StaleRowsError
 from trak_lightning.run.fingerprint import UNKNOWN
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
@@ -36,12 +36,6 @@ TOLERANCE = 1e-2
 
 LOW_PRECISION_TOLERANCE = 0.1
 """The same for rows that are computed or stored in 16 bits or fewer."""
-
-
-def require_verify_data(value: str) -> None:
-    """Raises: SettingsError: `value` is not one of `VerifyData`."""
-    if value not in get_args(VerifyData):
-        raise SettingsError(f"verify_data must be one of {', '.join(get_args(VerifyData))}, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,13 @@ from trak_lightning.errors import (
 from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.state import requiring, without_fast_path
-from trak_lightning.featurize.batch_audit import BatchAuditor, Comparison, difference, random_state, sample_weights_of
+from trak_lightning.featurize.batch_audit import (
+    BatchAuditor,
+    Comparison,
+    difference,
+    loss_weight_and_curvature_of,
+    random_state,
+)
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.model.steady import SteadyState
@@ -30,6 +36,7 @@ from trak_lightning.projectors.base import Projection
 from trak_lightning.run.fingerprint import UNKNOWN
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
+from trak_lightning.tasks.drawn import positioned
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +57,7 @@ class RowComputer:
         load: collates the samples at these dataset positions with the user's code, and moves the batch to `device`.
         device: where the model is.
         precision: the precision of the Trainer.
-        seed: determines, with their positions, which batches are verified.
+        auditor: verifies batches; what it knows of kinds of batches is shared by all that use it.
     """
 
     def __init__(
@@ -58,13 +65,13 @@ class RowComputer:
         model: nn.Module,
         task: Task,
         extractor: GradientExtractor,
-        projection: "Projection | HandOn",
+        projection: "Projection | PassThrough",
         layout: ParameterLayout,
         load: Callable[[Sequence[int]], IndexedBatch],
         *,
         device: torch.device,
         precision: str,
-        seed: int = 0,
+        auditor: BatchAuditor,
     ) -> None:
         self._model = model
         self._task = task
@@ -74,7 +81,7 @@ class RowComputer:
         self._load = load
         self._device = device
         self._precision = precision
-        self._auditor = BatchAuditor(model, task, layout, seed)
+        self._auditor = auditor
         self._warned = False
         self._steady = SteadyState(model)
 
@@ -88,8 +95,8 @@ class RowComputer:
         Raises:
             DataError, DeviceMemoryError, NonFiniteGradientError, UnsupportedModelError, SampleDependenceError: as named.
         """
-        if indexed.read_again is not None and indexed.read_again.any():
-            raise _unsteady(int(indexed.index[indexed.read_again.argmax()]))
+        if indexed.changed_on_reread is not None and indexed.changed_on_reread.any():
+            raise _unsteady(int(indexed.index[indexed.changed_on_reread.argmax()]))
         batch = self.samples(indexed)
         return replace(self._verified(batch, indexed.index), content=indexed.content)  # type: ignore[arg-type]  # None if unknown
 
@@ -119,9 +126,10 @@ class RowComputer:
                 changed = (before != found.content) & (before != UNKNOWN) & (found.content != UNKNOWN)
                 if changed.any():
                     raise _unsteady(int(found.index[changed.argmax()]))
-            return found.batch
+            return positioned(self._task, found.batch, found.index)
 
-        return SampleBatch(indexed.batch, len(index), load, indexed.extent, indexed.differs)
+        data = positioned(self._task, indexed.batch, indexed.index)
+        return SampleBatch(data, len(index), load, indexed.extent, indexed.differs)
 
     def _verified(self, batch: SampleBatch, index: Tensor, position: int | None = None) -> FeatureRows:
         """The rows of a batch, verified if it is due, or by the sample at `position` if one is given."""
@@ -132,25 +140,27 @@ class RowComputer:
             before_each_pass(self._steady.restore),
         ):
             try:
-                return self._by_some(batch, index, position)
+                return self._rows_with_fallback(batch, index, position)
             except TrakError:
                 raise
             except Exception as error:
                 self._auditor.require_alone(batch, index, error)
                 raise
 
-    def _by_some(self, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
+    def _rows_with_fallback(self, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
         if position is None:
             position = self._auditor.due(batch, index)
         try:
-            return self._by(self._extractor, batch, index, position)
+            return self._rows_from(self._extractor, batch, index, position)
         except UnsupportedModelError as refusal:
             other = self._extractor.fall_back(self._model, refusal)
             if other is None or isinstance(refusal, WrongRowsError):
                 raise
-            return self._by(other, batch, index, position)
+            return self._rows_from(other, batch, index, position)
 
-    def _by(self, extractor: GradientExtractor, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
+    def _rows_from(
+        self, extractor: GradientExtractor, batch: SampleBatch, index: Tensor, position: int | None
+    ) -> FeatureRows:
         kinds, compared = extractor.kinds, None
         if position is not None:
             compared = self._auditor.begin(batch, position, extractor)
@@ -160,8 +170,7 @@ class RowComputer:
             if known or any_sharded(self._model.parameters()):
                 return rows
             position = self._auditor.drawn(batch, index)
-        # Whether the user chose one sample at a time, or an extractor fell back to it.
-        chosen = type(self._extractor).fall_back is GradientExtractor.fall_back
+        chosen = not self._extractor.falls_back
         try:
             self._auditor.verify(batch, index, position, extractor, rows, compared, chosen=chosen)
         except UnsupportedModelError as wrong:
@@ -185,7 +194,9 @@ class RowComputer:
             self._require_gradient(batch)
         self._warn_of_zeros(sink.reached)
         with torch.no_grad():
-            loss_weight, curvature = sample_weights_of(self._model, self._task, batch, output, extractor.one_by_one)
+            loss_weight, curvature = loss_weight_and_curvature_of(
+                self._model, self._task, batch, output, extractor.one_by_one
+            )
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         for name, column in columns.items():
             _require_finite(name, column, index, self._precision)
@@ -229,8 +240,8 @@ class RowComputer:
         )  # fmt: skip
 
 
-class HandOn:
-    """Hands gradient blocks to a sink in place of projecting them; those of a batch that is refused, too."""
+class PassThrough:
+    """Passes gradient blocks to a sink instead of projecting them; those of a batch that is refused, too."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -240,14 +251,14 @@ class HandOn:
         return torch.zeros(batch_size, 1, dtype=dtype)
 
     def add(self, block: GradientBlock, out: Tensor) -> None:
-        """Hand on a block."""
+        """Pass on a block."""
         self._sink(block)
 
 
 class _Rows:
     """A sink that projects blocks, and compares them if they are to be."""
 
-    def __init__(self, projection: "Projection | HandOn", features: Tensor, compared: Comparison | None) -> None:
+    def __init__(self, projection: "Projection | PassThrough", features: Tensor, compared: Comparison | None) -> None:
         self._projection = projection
         self._features = features
         self._compared = compared
@@ -261,7 +272,7 @@ class _Rows:
 
     @property
     def restart(self) -> Callable[[], None] | None:
-        return None if isinstance(self._projection, HandOn) else self._restart
+        return None if isinstance(self._projection, PassThrough) else self._restart
 
     def _restart(self) -> None:
         self.reached.clear()

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trak_lightning.errors import SettingsError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.projectors.base import Projector
+from trak_lightning.stores.base import draw_of
 from trak_lightning.tasks.base import Task
+from trak_lightning.tasks.drawn import DrawnLabels
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class FeaturizeSpec:
         layout: the parameters attributed to.
         seed: the seed of the projection.
         precision: the precision of the Trainer, such as ``32-true``.
+        curvature_draws: how many times labels are drawn from the model for each training sample, for rows of the Gram matrix.
     """
 
     task: Task
@@ -29,6 +33,20 @@ class FeaturizeSpec:
     layout: ParameterLayout
     seed: int = 0
     precision: str = "32-true"
+    curvature_draws: int = 0
+
+    def __post_init__(self) -> None:
+        if self.curvature_draws < 0:
+            raise SettingsError(f"curvature_draws must be a number of draws, 0 or more, got {self.curvature_draws}")
+        if self.curvature_draws:
+            self.task.require_class_problems()
+
+    def of_split(self, split: str) -> "FeaturizeSpec":
+        """Return the settings of a split: with drawn labels, if it is one of these."""
+        number = draw_of(split)
+        return (
+            self if number is None else replace(self, task=DrawnLabels(self.task, number, self.seed), curvature_draws=0)
+        )
 
     def for_run(self, num_samples: int, stored: Mapping[str, Any] | None) -> "FeaturizeSpec":
         """Return the settings of a run with n training samples: those of the projector that are chosen from data are fixed.

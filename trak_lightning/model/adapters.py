@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from trak_lightning.errors import CheckpointError
+from trak_lightning.model.checkpoint_names import named_tensors
 from trak_lightning.model.compiled import original_name
-from trak_lightning.model.names import named_tensors
 
 IS_TRAINABLE = "PeftModel.from_pretrained(base, folder, is_trainable=True)"
 

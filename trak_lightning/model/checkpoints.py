@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from trak_lightning.data.content import raw_bytes
 from trak_lightning.errors import CheckpointError
 from trak_lightning.model import adapters, weight_files
+from trak_lightning.model.checkpoint_names import belongs_to_a_loss, match_names, named_tensors, tied
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.dtensor import load, whole
-from trak_lightning.model.names import belongs_to_a_loss, named_tensors, renamed, tied
-from trak_lightning.model.restore import restored
+from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.run.directory import RunDirectory
 
 CheckpointSource: TypeAlias = str | Path | nn.Module | Mapping[str, Any]
@@ -169,8 +169,9 @@ def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only:
     folder = None if isinstance(source, Mapping) else weight_files.adapter_folder(Path(source))
     if folder is not None:
         adapters.require_same_settings(folder, model)
-    in_adapter = adapters.names_in_file(model)
-    names = renamed(given, own)
+    names = match_names(given, own)
+    # PEFT is asked only about what is missing, since it cannot say of every adapter.
+    in_adapter = {} if own.keys() <= set(names.values()) else adapters.names_in_file(model)
     names |= {name: in_adapter[name] for name in given if names[name] not in own and name in in_adapter}
     named = {names[name]: tensor for name, tensor in given.items()}
     named |= {name: named[other] for name, other in tied(named, own).items()}
@@ -206,11 +207,7 @@ def _read(source: str | Path | Mapping[str, Any], weights_only: bool) -> Mapping
 
 
 def _in_memory(source: nn.Module | Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The state dict in `source`; tensors that it shares with `model`, which will hold other weights, are copied.
-
-    Raises:
-        CheckpointError: it holds none.
-    """
+    """The state dict in `source`; tensors that it shares with `model`, which will hold other weights, are copied."""
     if isinstance(source, nn.Module):
         state_dict: Mapping[str, Any] = {name: tensor.detach() for name, tensor in named_tensors(source).items()}
     elif isinstance(source, Mapping):
@@ -255,11 +252,7 @@ def _is_one(mapping: Mapping[str, Any]) -> bool:
 
 
 def _require_tied(named: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
-    """Refuse a checkpoint with different weights for names of one and the same parameter.
-
-    Raises:
-        CheckpointError: it is such a one.
-    """
+    """Refuse a checkpoint with different weights for names of one and the same parameter."""
     first: dict[int, str] = {}
     for name, tensor in own.items():
         other = first.setdefault(id(tensor), name) if name in named else name
@@ -273,7 +266,7 @@ def _require_tied(named: Mapping[str, Tensor], own: Mapping[str, Tensor], source
 def _fit_by_torch(given: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor] | None:
     """All weights after ``model.load_state_dict(given)``, whose hooks may translate names of older versions; None if it
     refuses. The model stays as it was."""
-    with restored(model), uncompiled(model) as bare:
+    with leave_unchanged(model), uncompiled(model) as bare:
         try:
             left = bare.load_state_dict(dict(given), strict=False)
         except Exception:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, distributed, nn
 
 from trak_lightning.errors import SettingsError, UnsupportedModelError
-from trak_lightning.model.names import named_tensors
+from trak_lightning.model.checkpoint_names import named_tensors
 
 if distributed.is_available():
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict

@@ -90,11 +90,7 @@ def _matching(model: nn.Module, named: dict[str, nn.Parameter], pattern: str) ->
 
 
 def _explain_tied(model: nn.Module, pattern: str) -> None:
-    """Refuse a pattern that matches only a further name of parameters that two modules share.
-
-    Raises:
-        SettingsError: names the tied parameter and the name that it goes by.
-    """
+    """Refuse a pattern that matches only a further name of parameters that two modules share."""
     first = {id(parameter): original_name(name) for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if fnmatchcase(original_name(name), pattern):

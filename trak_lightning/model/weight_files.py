@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.errors import CheckpointError
-from trak_lightning.model.names import named_tensors
+from trak_lightning.model.checkpoint_names import named_tensors
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 """Where a checkpoint that holds more than weights keeps its state dict."""

@@ -113,6 +113,10 @@ class _Moments:
 
     def add(self, block: GradientBlock) -> None:
         self.rows, self._columns = (each.to(_device(block)) for each in (self.rows, self._columns))
+        if isinstance(block, OuterProductBlock) and 2 * block.left.shape[1] < min(self._shape[:2]):
+            self.rows += _row_squares(block.left, block.right) / self._shape[1]
+            self._columns += _row_squares(block.right, block.left) / self._shape[0]
+            return
         for _, part in block.chunks(self.width * self._shape[0]):
             squares = part.dense().reshape(-1, *self._shape).float().square().sum(0)
             self.rows += squares.mean((1, 2))
@@ -122,6 +126,12 @@ class _Moments:
         """Return the factors of rows and columns, given the mean of v over all parameters."""
         rows = _power(self.rows, mean)
         return (rows,) if self._vector else (rows, _power(self._columns, float(self._columns.mean())))
+
+
+def _row_squares(left: Tensor, right: Tensor) -> Tensor:
+    """Return the sum of squares of each row of ``Σ_t left[b, t] ⊗ right[b, t]``, summed over b, from inner products over t."""
+    left, right = left.float(), right.float()
+    return ((right @ right.mT) @ left * left).sum((0, 1))
 
 
 def _power(moments: Tensor, mean: float) -> Tensor:

@@ -101,11 +101,7 @@ def _accumulate(library: ctypes.CDLL, grad: Tensor, start: int, signs: Tensor, s
 
 
 def _require_fit(refused: int) -> None:
-    """Raise if the compiled code refused to work outside of its arrays.
-
-    Raises:
-        ValueError: it did.
-    """
+    """Raise if the compiled code refused to work outside of its arrays."""
     if refused:
         raise ValueError(
             "the sizes of gradients, signs, offsets and features do not fit together: as many gradients as rows of features are "

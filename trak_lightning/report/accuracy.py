@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trak_lightning.report.contents import Finding
+from trak_lightning.report.contents import Headline
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
-from trak_lightning.scoring.self_influence import columns
+from trak_lightning.scoring.held_out import output_and_loss_weight
 
 Predict = Callable[[Sequence[int]], Array | None]
-"""Maps positions to class probabilities (checkpoints, s, C); None where there are no classes or no model."""
+"""Maps positions to mean class probabilities (s, C); None where there are no classes."""
 
 MOST_PREDICTED = 5_000
 """Largest number of targets that are predicted to count mistakes."""
@@ -42,7 +42,7 @@ class Outcome:
     @classmethod
     def of(cls, checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> "Outcome":
         """Average over checkpoints."""
-        stored = [columns(features.targets) for features in checkpoints]
+        stored = [output_and_loss_weight(features.targets) for features in checkpoints]
         output, residual = np.mean(stored, axis=0)
         found = [meaning.probabilities(*each) for each in stored]
         probability = None if meaning.probability is None else np.mean(found, axis=0)  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ class Outcome:
         wanted = sorted({*positions, *(doubtful.tolist() if len(doubtful) <= MOST_PREDICTED else ())})
         found = predict(wanted)
         if found is not None:
-            self.predicted.update(zip(wanted, found.mean(0), strict=True))
+            self.predicted.update(zip(wanted, found, strict=True))
 
     def correct(self, position: int) -> bool | None:
         """Whether the right answer is the most probable class; None if that is unknown."""
@@ -65,30 +65,30 @@ class Outcome:
             return None
         return bool(self.probability[position] >= self.predicted[position].max() - ROUNDING)
 
-    def finding(self) -> Finding:
+    def headline(self) -> Headline:
         """Say in one sentence how right the models are."""
         m, name = len(self.output), self.meaning.probability_name
         if self.meaning.number:
             label = self.output + self.residual
-            return Finding(
+            return Headline(
                 f"± {np.sqrt(np.mean(self.residual**2)):.3g}",
                 f"is the error of the predictions of {m:,} targets (root mean square), which themselves vary by "
                 f"± {label.std():.3g}.",
                 "targets",
             )
         if self.probability is None:
-            return Finding(
+            return Headline(
                 f"{self.output.mean():.3g}", f"is the mean of the {self.meaning.output} over {m:,} targets.", "targets"
             )
         doubtful = np.flatnonzero(self.probability <= 0.5)
         if self.predicted and all(int(position) in self.predicted for position in doubtful):
             wrong = sum(self.correct(int(position)) is False for position in doubtful)
             mistakes = "1 is a mistake" if wrong == 1 else f"{wrong:,} are mistakes"
-            return Finding(
+            return Headline(
                 f"{(m - wrong) / m:.1%}", f"of {m:,} targets are predicted correctly; {mistakes}.", "targets"
             )
         if self.meaning.probability == "output":
-            return Finding(
+            return Headline(
                 f"{len(doubtful):,}", f"of {m:,} targets have {name} below 50 %, and may be mistakes.", "targets"
             )
-        return Finding(f"{self.probability.mean():.0%}", f"{name}, averaged over {m:,} targets.", "targets")
+        return Headline(f"{self.probability.mean():.0%}", f"{name}, averaged over {m:,} targets.", "targets")

@@ -9,7 +9,7 @@ from trak_lightning.run.meaning import Meaning
 
 
 @dataclass(frozen=True)
-class Finding:
+class Headline:
     """One sentence at the top of the page: what was found, with its number in front, and the section that shows it."""
 
     number: str
@@ -48,7 +48,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Suspect:
+class ShownSuspect:
     """A training sample that may be mislabeled."""
 
     index: int
@@ -85,11 +85,11 @@ class Report:
     """The page."""
 
     title: str
-    findings: tuple[Finding, ...]
+    headlines: tuple[Headline, ...]
     meaning: Meaning
     targets: tuple[Target, ...]
     num_targets: int
-    suspects: tuple[Suspect, ...]
+    suspects: tuple[ShownSuspect, ...]
     suspicion: str
     """How suspects were found, in a sentence."""
     evaluations: tuple[Panel, ...]

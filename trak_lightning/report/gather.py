@@ -9,7 +9,7 @@ import numpy as np
 from trak_lightning.errors import DataError
 from trak_lightning.report import duplicates
 from trak_lightning.report.accuracy import Outcome
-from trak_lightning.report.contents import Example, Fact, Finding, Report, Target
+from trak_lightning.report.contents import Example, Fact, Headline, Report, Target
 from trak_lightning.report.links import effects
 from trak_lightning.report.samples import Samples, Shown
 from trak_lightning.report.suspicion import Suspicion
@@ -35,12 +35,8 @@ class Sources:
 
 
 def choose_targets(errors: Array, count: int = TARGETS) -> list[int]:
-    """Choose which targets to show if none are named: two thirds have the largest errors; the others are spread evenly over
-    the rest.
-
-    Args:
-        errors: (m,).
-    """
+    """Choose which targets to show, by their `errors` (m,): two thirds have the largest; the others are spread evenly over the
+    rest."""
     order = np.argsort(-errors, kind="stable")
     worst = order[: max(1, count * 2 // 3)]
     rest = order[len(worst) :]
@@ -76,17 +72,7 @@ def gather(
     facts: Sequence[Fact],
     notes: Sequence[str],
 ) -> Report:
-    """Gather the contents of the page.
-
-    Args:
-        sources: what the page is made from.
-        outcome: what the models say about the targets.
-        suspicion: training samples that may be mislabeled.
-        positions: positions of the targets to show.
-        title: title of the page.
-        facts: facts about the model.
-        notes: what could not be shown, and why.
-    """
+    """Gather the contents of the page, which shows the targets at `positions`; `notes` say what could not be shown, and why."""
     groups = duplicates.exact(sources.train, sources.targets)
     pairs = duplicates.similar(sources.checkpoints[0].train)
     known = {(i, j) for group in groups or () for i in group.train for j in group.train}
@@ -97,9 +83,9 @@ def gather(
     shown = examples | {suspect.index for suspect in suspicion.suspects}
     return Report(
         title=title,
-        findings=(
-            outcome.finding(),
-            suspicion.finding,
+        headlines=(
+            outcome.headline(),
+            suspicion.headline,
             *_duplicated(groups or []),
             trusted(results, sources.scores.trust),
         ),
@@ -162,7 +148,7 @@ def _examples(sources: Sources, ranking: Ranking) -> tuple[Example, ...]:
     )
 
 
-def _duplicated(groups: Sequence[duplicates.Group]) -> list[Finding]:
+def _duplicated(groups: Sequence[duplicates.Group]) -> list[Headline]:
     leaked = sum(bool(group.targets) for group in groups)
     conflicting = sum(group.conflicting for group in groups)
     found = []
@@ -171,7 +157,7 @@ def _duplicated(groups: Sequence[duplicates.Group]) -> list[Finding]:
         (conflicting, "there twice, with different labels."),
     ):
         if count:
-            found.append(Finding(f"{count:,}", f"{'sample is' if count == 1 else 'samples are'} {what}", "duplicates"))
+            found.append(Headline(f"{count:,}", f"{'sample is' if count == 1 else 'samples are'} {what}", "duplicates"))
     return found
 
 

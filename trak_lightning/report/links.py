@@ -30,13 +30,8 @@ class Effects(NamedTuple):
 
 
 def effects(scores: Scores, samples: Iterable[int], label: Callable[[int], str | None]) -> dict[int, Effects]:
-    """Find the targets that some training samples help and harm most; nothing if there is no matrix, or a very large one.
-
-    Args:
-        scores: of all targets.
-        samples: positions of the training samples.
-        label: returns the label of a target.
-    """
+    """Find the targets that the training samples at positions `samples` help and harm most; nothing if there is no matrix, or a
+    very large one."""
     positions = sorted(set(samples))
     m, n = scores.shape
     if not scores.has_matrix or 4 * m * n > MOST_BYTES:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from scipy.special import softmax
 
 from trak_lightning.decisions.suspects import Suspects
-from trak_lightning.report.contents import Finding, Suspect
+from trak_lightning.report.contents import Headline, ShownSuspect
 from trak_lightning.report.samples import Samples
 
 SUSPECTS = 40
@@ -15,9 +15,9 @@ SUSPECTS = 40
 class Suspicion:
     """Suspects, how they were found, and the sentence about them at the top of the page."""
 
-    suspects: tuple[Suspect, ...]
+    suspects: tuple[ShownSuspect, ...]
     text: str
-    finding: Finding
+    headline: Headline
 
     @classmethod
     def of(cls, found: Suspects, train: Samples) -> "Suspicion":
@@ -30,9 +30,9 @@ class Suspicion:
             if predicted is not None and each.says != each.label:
                 says = f"{each.says} ({softmax(predicted.log_probabilities[each.index]).max():.0%})"
             label = shown.label if each.label is None else each.label
-            suspects.append(Suspect(each.index, shown, label, says, each.why, place < len(found)))
+            suspects.append(ShownSuspect(each.index, shown, label, says, each.why, place < len(found)))
         if found.size:
-            finding = Finding(f"{found.size:,}", found.describe().removeprefix(f"{found.size} ") + ".", "suspects")
+            headline = Headline(f"{found.size:,}", found.describe().removeprefix(f"{found.size} ") + ".", "suspects")
         else:
-            finding = Finding(f"{count}", f"training examples to look at first, of {n:,}.", "suspects")
-        return cls(tuple(suspects), f"most suspicious first, by {found.basis}", finding)
+            headline = Headline(f"{count}", f"training examples to look at first, of {n:,}.", "suspects")
+        return cls(tuple(suspects), f"most suspicious first, by {found.basis}", headline)

@@ -8,11 +8,11 @@ import numpy as np
 from trak_lightning.errors import IncompatibleRunError
 from trak_lightning.evaluation.drawing import SERIES, axes, inline_svg
 from trak_lightning.evaluation.result import Result, read_result
-from trak_lightning.report.contents import Finding, Panel
+from trak_lightning.report.contents import Headline, Panel
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.predicted_lds import in_words
 from trak_lightning.scoring.system import System
-from trak_lightning.scoring.trust import in_words
 
 
 def read_results(run: RunDirectory) -> tuple[list[tuple[str, Result]], list[str]]:
@@ -36,20 +36,20 @@ def evaluated(name: str, result: Result) -> Panel:
     return Panel(title, result.text, result.svg(name), result.columns, result.rows)
 
 
-def trusted(results: Sequence[tuple[str, Result]], predicted: Mapping[str, Any] | None) -> Finding:
+def trusted(results: Sequence[tuple[str, Result]], predicted: Mapping[str, Any] | None) -> Headline:
     """Say in one sentence how far to trust the scores: as measured by retraining, or as the checkpoints predict."""
     measured = next((result.values for _, result in results if result.kind == "lds"), None)
     if measured is None and predicted is not None:
-        return Finding(f"{predicted['lds']:.2f}", f"{predicted['sentence']}.", "trust")
+        return Headline(f"{predicted['lds']:.2f}", f"{predicted['sentence']}.", "trust")
     if measured is None:
-        return Finding("Trust", "in the scores has not been measured yet: trak evaluate does, by retraining.", "trust")
+        return Headline("Trust", "in the scores has not been measured yet: trak evaluate does, by retraining.", "trust")
     lds, low, high = (next(iter(measured["scores"].values()))[key] for key in ("lds", "low", "high"))
     if np.isnan(lds):
-        return Finding(
+        return Headline(
             "Trust", f"cannot be measured with {measured['num_models']} retrained models: evaluate with more.", "trust"
         )
     words = in_words(lds) if low > 0 else "not distinguishable from chance"
-    return Finding(
+    return Headline(
         f"{lds:.2f}",
         f"is the rank correlation (at best 1) of what the scores predict with {measured['num_models']} retrained models: {words} "
         f"(95 % interval {low:.2f} … {high:.2f}).",
@@ -58,12 +58,7 @@ def trusted(results: Sequence[tuple[str, Result]], predicted: Mapping[str, Any] 
 
 
 def numerics(scoring: Mapping[str, Any], checkpoints: Sequence[CheckpointFeatures]) -> Iterator[Panel]:
-    """Show how λ was chosen, if by calibration, and the spectrum that it cuts.
-
-    Args:
-        scoring: what the scorer recorded in the score file.
-        checkpoints: the features that were scored.
-    """
+    """Show how λ was chosen, if by calibration, and the spectrum that it cuts; `scoring` is from the score file."""
     values, traces = scoring.get("regularization", []), scoring.get("trace", [])
     if curve := scoring.get("curve"):
         chosen = values[0] / traces[0] if values and traces and traces[0] and values[0] else None

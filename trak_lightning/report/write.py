@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.decisions.predictions import held_out_predictions
+from trak_lightning.decisions.predictions import held_out_predictions, mean_probabilities
 from trak_lightning.decisions.suspects import find_suspects
 from trak_lightning.errors import CheckpointError, DataError
 from trak_lightning.model.checkpoints import Checkpoint, read_checkpoints
@@ -16,7 +16,6 @@ from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.contents import Fact
 from trak_lightning.report.gather import TARGETS, Sources, choose_targets, gather, require_fitting
 from trak_lightning.report.page import page
-from trak_lightning.report.predictions import class_probabilities
 from trak_lightning.report.samples import samples_of
 from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.run.atomic import atomic_write
@@ -97,23 +96,20 @@ def write_report(
     outcome = Outcome.of(features, task.meaning if task is not None else run.read().meaning)
     positions = list(targets) if targets is not None else choose_targets(outcome.error, num_targets)
     require_fitting(sources, positions)
-    predict: Callable[..., Any] = lambda data, positions: None  # noqa: E731
     notes: list[str] = []
-    found: Sequence[Checkpoint] = ()
+    predictions = None
     if model is not None and task is not None:
         try:
-            found = checkpoints or read_checkpoints(run, model, weights_only=weights_only)
-            predict = partial(class_probabilities, model, task, found)
+            known = checkpoints or read_checkpoints(run, model, weights_only=weights_only)
+            outcome.predict(partial(mean_probabilities, model, task, chosen, known), positions)
+            if len(train) * len(known) <= MOST_PREDICTED:
+                predictions = held_out_predictions(model, task, train, known, [each.subset for each in features])
+            else:
+                notes.append(
+                    "The training set is too large to predict for a page: trak suspects finds labels that are likely wrong."
+                )
         except CheckpointError as error:
             notes.append(f"Predictions are not shown: {error}")
-    outcome.predict(partial(predict, chosen), positions)
-    predictions = None
-    if found and model is not None and task is not None and len(train) * len(found) <= MOST_PREDICTED:
-        predictions = held_out_predictions(model, task, train, found, [each.subset for each in features])
-    elif found:
-        notes.append(
-            "The training set is too large to predict for a page: trak suspects finds labels that are likely wrong."
-        )
     names = getattr(datamodule, "class_names", None)
     suspects = find_suspects(features, predictions, outcome.meaning, class_names=names)
     report = gather(

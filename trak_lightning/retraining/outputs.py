@@ -56,12 +56,7 @@ def missing(retrainings: Sequence[Retraining]) -> list[Retraining]:
 class Retrained:
     """Models trained on any subsets that an evaluation asks for, each `repeats` times with different seeds, never twice.
 
-    Args:
-        folder: where outputs are kept, one file for each (subset, seed).
-        plan: size of the training set, and the seed.
-        num_targets: m.
-        repeats: number of models whose outputs are averaged.
-        retrain: trains those that are missing.
+    Outputs are kept in `folder`, one file for each (subset, seed), and averaged over the repeats.
     """
 
     folder: Path

@@ -17,8 +17,8 @@ from trak_lightning.featurize.fitting import FitSamples
 from trak_lightning.retraining.outputs import Retraining
 from trak_lightning.retraining.train import Recipe, train_on_subset
 from trak_lightning.run.atomic import atomic_write
-from trak_lightning.runtime.lightning import interruptible
 from trak_lightning.runtime.progress import progress
+from trak_lightning.runtime.signals import interruptible
 from trak_lightning.tasks.base import Task
 
 

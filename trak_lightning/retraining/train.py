@@ -16,8 +16,9 @@ from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import subset_path
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.run.atomic import atomic_write
-from trak_lightning.runtime.lightning import interruptible, quiet_lightning, without_resuming
+from trak_lightning.runtime.lightning import quiet_lightning, without_resuming
 from trak_lightning.runtime.progress import progress
+from trak_lightning.runtime.signals import interruptible
 
 Recipe: TypeAlias = Callable[[int], tuple[L.LightningModule, L.Trainer]]
 """Seeds everything and returns a fresh model and Trainer."""
@@ -34,14 +35,10 @@ def train_on_subset(
     *,
     keep_batches: bool = False,
 ) -> tuple[L.LightningModule, L.Trainer]:
-    """Train a fresh model on these samples only, and return it with its Trainer.
+    """Train a fresh model on the samples at `subset` (s,) only, and return it with its Trainer.
 
-    Args:
-        recipe: seeds everything and makes the model.
-        datamodule: the data.
-        subset: positions (s,) of the samples.
-        seed: of initialization and batch order.
-        keep_batches: whether the batches are those of the whole training set without the other samples.
+    `seed` is that of initialization and batch order. With `keep_batches`, batches are those of the whole training set without
+    the other samples.
     """
     _let_go(datamodule)
     model, trainer = recipe(seed)
@@ -108,12 +105,8 @@ def _restricted(
 class RemainingBatches(BatchSampler):
     """The batches of the whole training set, without the samples that were removed; a batch of which nothing is left is skipped.
 
-    The order is drawn from its own generator, because dropout in smaller batches would change the global one.
-
-    Args:
-        loader: of the whole training set.
-        subset: positions (s,) of the samples that remain.
-        seed: of the order, if the loader shuffles.
+    The order is drawn from a generator of its own, because dropout in smaller batches would change the global one. `subset` (s,)
+    are the positions of the samples that remain.
     """
 
     def __init__(self, loader: DataLoader, subset: npt.NDArray[np.int64], seed: int) -> None:

@@ -5,10 +5,8 @@ break this file only.
 """
 
 import logging
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,39 +71,6 @@ def without_resuming(trainer: L.Trainer) -> Iterator[None]:
 
 def _no_checkpoint(*args: Any, **kwargs: Any) -> None:
     return None
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], None]]:
-    """Make Ctrl+C a `KeyboardInterrupt`; Lightning turns it into ``sys.exit(1)`` and ignores SIGINT from then on.
-
-    Python drops an exception that is raised while an object is freed. The yielded function raises `KeyboardInterrupt` if
-    that was the fate of one; call it where nothing is half done.
-    """
-    handler, received = signal.getsignal(signal.SIGINT), []
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        if callable(handler):
-            handler(number, frame)
-
-    def check() -> None:
-        if received:
-            raise KeyboardInterrupt
-
-    listens = callable(handler) and threading.current_thread() is threading.main_thread()
-    if listens:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-        check()
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        raise KeyboardInterrupt from error
-    finally:
-        if listens:
-            signal.signal(signal.SIGINT, handler)
 
 
 def spawns_ranks(trainer: L.Trainer) -> bool:

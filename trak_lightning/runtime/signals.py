@@ -1,4 +1,4 @@
-"""End on request: SIGTERM, and the signal with which SLURM announces that a job's time is up."""
+"""Ctrl+C, SIGTERM, and the signal with which SLURM announces that the time of a job is up."""
 
 import os
 import signal
@@ -72,6 +72,39 @@ class StopRequest:
             # Now, not after the block: SLURM may end the job before the block is done.
             if trainer.is_global_zero:
                 self.reason += f", {_requeue()}"
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Make Ctrl+C a `KeyboardInterrupt`; Lightning turns it into ``sys.exit(1)`` and ignores SIGINT from then on.
+
+    Python drops an exception that is raised while an object is freed. The yielded function raises `KeyboardInterrupt` if
+    that was the fate of one; call it where nothing is half done.
+    """
+    handler, received = signal.getsignal(signal.SIGINT), []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        if callable(handler):
+            handler(number, frame)
+
+    def check() -> None:
+        if received:
+            raise KeyboardInterrupt
+
+    listens = callable(handler) and threading.current_thread() is threading.main_thread()
+    if listens:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+        check()
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt from error
+    finally:
+        if listens:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _requeue() -> str:

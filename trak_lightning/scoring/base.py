@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
 from trak_lightning.run.fingerprint import current
-from trak_lightning.scoring.compute import LOCAL, Compute
+from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.stores.base import FeatureSet
 
 Array = npt.NDArray[Any]
@@ -30,8 +30,15 @@ class CheckpointFeatures:
     """Positions of the training samples that it was trained on; None if unknown."""
     cache: Path | None = None
     """Folder for what is computed once (Gram matrix, factors, leverages); with None, it is computed every time."""
-    compute: Compute = LOCAL
+    backend: Backend = LOCAL
     """Where matrix products are computed."""
+    with_drawn: FeatureSet | None = None
+    """The training rows and those with drawn labels, `trak_lightning.scoring.views.with_drawn`; None if there are no such rows."""
+
+    @property
+    def gram_rows(self) -> FeatureSet:
+        """The rows that the Gram matrix is made of."""
+        return self.with_drawn or self.train
 
 
 class Tile(NamedTuple):
@@ -49,12 +56,12 @@ class Scoring(ABC):
     settings: dict[str, Any]
     """What was chosen from the data (λ of every checkpoint, calibration curve). JSON values."""
 
-    compute: Compute = LOCAL
+    backend: Backend = LOCAL
     target_bytes: int = 1
     """Bytes of one target's features under all checkpoints, in float64."""
 
     def __init__(self, checkpoints: Sequence[CheckpointFeatures]) -> None:
-        self.compute = checkpoints[0].compute
+        self.backend = checkpoints[0].backend
         self.num_targets = checkpoints[0].targets.spec.num_samples
         self.num_train = checkpoints[0].train.spec.num_samples
         self.target_bytes = sum(8 * features.targets.spec.dim for features in checkpoints)
@@ -83,7 +90,7 @@ class Scoring(ABC):
     @property
     def share(self) -> range:
         """The training samples whose scores this process computes, where several share the work."""
-        return self.compute.share(self.num_train)
+        return self.backend.share(self.num_train)
 
     def rows(self, start: int, stop: int) -> Array:
         """Return the scores of the targets ``start … stop`` for all training samples, (stop − start, n)."""
@@ -113,10 +120,9 @@ class Scorer(ABC):
         """
 
     def rules(self, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
-        """Return the values that rules such as ``auto`` give for these checkpoints. JSON values.
+        """Return the constants behind settings such as ``auto``. JSON values.
 
-        They are stored next to `state` in the score file, so that scores that an earlier version made by another rule are
-        computed again.
+        They are stored next to `state` in the score file: if a later version changes a rule, scores are computed again.
         """
         return {}
 
@@ -140,7 +146,8 @@ def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
         raise IncompleteRunError("there are no features to score: no checkpoint was featurized")
     first = checkpoints[0]
     for features in checkpoints:
-        for found, expected in ((features.train, first.train), (features.targets, first.targets)):
+        sets = (features.train, first.train), (features.targets, first.targets), (features.gram_rows, first.gram_rows)
+        for found, expected in sets:
             name = f"{found.spec.split}/{found.spec.checkpoint}"
             if missing := found.missing_blocks():
                 raise IncompleteRunError(
@@ -153,9 +160,9 @@ def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:
                     f"{expected.spec.num_samples}: they belong to different data"
                 )
         train, targets = features.train.spec, features.targets.spec
-        if features.compute.world_size > train.num_blocks:
+        if features.backend.world_size > train.num_blocks:
             raise DataError(
-                f"{features.compute.world_size} processes cannot share the {train.num_blocks} blocks of {train.split}/"
+                f"{features.backend.world_size} processes cannot share the {train.num_blocks} blocks of {train.split}/"
                 f"{train.checkpoint}: use at most {train.num_blocks} devices, or featurize in smaller blocks"
             )
         for key in ("parameters", "projector", "seed", "precision"):

@@ -27,17 +27,17 @@ def cached(features: CheckpointFeatures, name: str, key: Any, calculate: Callabl
     with another hash are out of date and are deleted. Processes that share the work all calculate unless all of them find
     the file; the first one writes.
     """
-    folder, compute = features.cache, features.compute
+    folder, backend = features.cache, features.backend
     if folder is None:
         return calculate()
-    path = folder / f"{name}-{fingerprint([VERSION, identity(features.train.spec), key])}.npy"
+    path = folder / f"{name}-{fingerprint([VERSION, identity(features.gram_rows.spec), key])}.npy"
     found = _read(path)
-    if compute.total(np.array(float(found is not None))) == compute.world_size and found is not None:
+    if backend.all_reduce(np.array(float(found is not None))) == backend.world_size and found is not None:
         return found
     array = calculate()
-    if compute.rank == 0:
+    if backend.rank == 0:
         _write(path, array)
-    compute.barrier()
+    backend.barrier()
     kept = _read(path)
     return array if kept is None else kept  # None if this process sees another file system than the first one
 

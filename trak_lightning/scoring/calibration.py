@@ -65,7 +65,7 @@ def calibration(checkpoints: Sequence[CheckpointFeatures], weightings: Sequence[
     from the *other* checkpoints are summed over S_j and correlated with f(z; θ_j) over j; the correlation is averaged over
     z. Training samples serve as targets because there are many, and because λ then does not depend on the targets.
     """
-    everything = [[identity(features.train.spec), np.asarray(features.subset).tolist()] for features in checkpoints]
+    everything = [[identity(features.gram_rows.spec), np.asarray(features.subset).tolist()] for features in checkpoints]
     key = [everything, list(weightings), GRID.tolist(), JUDGES]
     name = f"calibration-{'-'.join(weightings)}"
     curves = cached(checkpoints[0], name, key, lambda: _curves(checkpoints, weightings))
@@ -141,7 +141,7 @@ def weighted_sums(features: CheckpointFeatures, weights: Array) -> Array:
     for rows in shared_blocks(features):
         stored = as_computed(rows.features)
         total += weights[rows.index].T.astype(stored.dtype) @ stored
-    return features.compute.total(total)
+    return features.backend.all_reduce(total)
 
 
 def peak(curve: Array) -> tuple[float, float]:

@@ -46,15 +46,8 @@ class ShowsSamples(Protocol):
 def ranking_table(
     title: str, what: str, headings: Sequence[str], rankings: Sequence[Ranking], samples: ShowsSamples | None = None
 ) -> Any:
-    """Make a table (of rich) of the most positive and the most negative scores; with label and text where there are samples.
-
-    Args:
-        title: the title of the table.
-        what: what is ranked, ``train`` or ``target``.
-        headings: of both rankings.
-        rankings: of one target each, (k,).
-        samples: shows what is ranked.
-    """
+    """Make a table (of rich) of rankings, (k,) each, of ``train`` or ``target`` samples (`what`), each under its heading; with
+    label and text where `samples` show them."""
     from rich.table import Table
     from rich.text import Text
 

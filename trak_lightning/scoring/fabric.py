@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
-from trak_lightning.scoring.compute import Array, Compute, Left, Squares, Value
+from trak_lightning.scoring.backend import Array, Backend, GramSum, LeftFactor, Value
 
 
-class FabricCompute(Compute):
+class FabricBackend(Backend):
     """The device of this process, and the other processes of the Fabric.
 
     On a GPU, products are computed there in full single precision, whatever is set for TF32, and summed in float64; on a
@@ -29,13 +29,13 @@ class FabricCompute(Compute):
         self.world_size = fabric.world_size
         self._on_cpu = fabric.device.type == "cpu"
 
-    def left(self, rows: Array) -> Left:
-        return super().left(rows) if self._on_cpu else _TorchLeft(rows, self._fabric.device)
+    def left_factor(self, rows: Array) -> LeftFactor:
+        return super().left_factor(rows) if self._on_cpu else _TorchLeftFactor(rows, self._fabric.device)
 
-    def squares(self, k: int) -> Squares:
-        return super().squares(k) if self._on_cpu else _TorchSquares(k, self._fabric.device)
+    def gram_sum(self, k: int) -> GramSum:
+        return super().gram_sum(k) if self._on_cpu else _TorchGramSum(k, self._fabric.device)
 
-    def total(self, values: Array) -> Array:
+    def all_reduce(self, values: Array) -> Array:
         if self.world_size == 1:
             return values
         summed = self._fabric.all_reduce(self._on_device(values), reduce_op="sum")
@@ -53,7 +53,7 @@ class FabricCompute(Compute):
     def _on_device(self, values: Array) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._fabric.device)
 
-    def agreed(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         found: Value = self._fabric.broadcast(value)
         return found
 
@@ -61,7 +61,7 @@ class FabricCompute(Compute):
         self._fabric.barrier()
 
 
-class _TorchLeft:
+class _TorchLeftFactor:
     def __init__(self, rows: Array, device: torch.device) -> None:
         self._rows = torch.from_numpy(rows).to(device)
 
@@ -72,7 +72,7 @@ class _TorchLeft:
             out[:] = (self._rows @ others.T).cpu().numpy()
 
 
-class _TorchSquares:
+class _TorchGramSum:
     def __init__(self, k: int, device: torch.device) -> None:
         self._total = torch.zeros(k, k, dtype=torch.float64, device=device)
 

@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
+from trak_lightning.scoring.backend import PANEL
 from trak_lightning.scoring.base import Array, CheckpointFeatures, chunks
-from trak_lightning.scoring.compute import PANEL
 from trak_lightning.scoring.rows import as_computed, share, shared_blocks
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 
@@ -27,7 +27,7 @@ def diagonal(rows: FeatureRows, weighting: str) -> Array:
 
 
 def is_dual(features: FeatureSet) -> bool:
-    """Return whether the n × n matrix is the smaller one."""
+    """Return whether the n × n matrix is the smaller one, for features of n rows."""
     return features.spec.num_samples < features.spec.dim
 
 
@@ -38,7 +38,7 @@ def gram(features: CheckpointFeatures, weighting: str) -> Array:
     `rounding` bounds the error. In the n × n form nothing is summed: an entry is one product, in the precision of the
     features. Each process computes its share of the rows.
     """
-    return _dual(features, weighting) if is_dual(features.train) else _primal(features, weighting)
+    return _dual(features, weighting) if is_dual(features.gram_rows) else _primal(features, weighting)
 
 
 def rounding(features: FeatureSet, precision: np.dtype) -> float:
@@ -54,7 +54,7 @@ def rounding(features: FeatureSet, precision: np.dtype) -> float:
 
 
 class Piece(NamedTuple):
-    """Consecutive training samples, c of them, at most `PANEL`."""
+    """Consecutive rows, c of them, at most `PANEL`."""
 
     samples: slice
     features: Array
@@ -64,7 +64,7 @@ class Piece(NamedTuple):
 
 
 def pieces(features: FeatureSet, weighting: str) -> Iterator[Piece]:
-    """Yield all training samples in order."""
+    """Yield all rows in order."""
     return _pieces(features.blocks(), weighting)
 
 
@@ -78,25 +78,26 @@ def _pieces(blocks: Iterable[FeatureRows], weighting: str) -> Iterator[Piece]:
 
 
 def _primal(features: CheckpointFeatures, weighting: str) -> Array:
-    squares = features.compute.squares(features.train.spec.dim)
-    for piece in _pieces(shared_blocks(features), weighting):
+    squares = features.backend.gram_sum(features.train.spec.dim)
+    for piece in _pieces(shared_blocks(features, features.gram_rows), weighting):
         squares.add(piece.features * piece.root[:, None])
-    return features.compute.total(squares.result())
+    return features.backend.all_reduce(squares.result())
 
 
 def _dual(features: CheckpointFeatures, weighting: str) -> Array:
-    n, mine = features.train.spec.num_samples, share(features)
+    source = features.gram_rows
+    n, mine = source.spec.num_samples, share(features, source)
     total = np.empty((0, 0))
     # As many rows as fit are held while all others stream past once. Memory: n² numbers and the held rows.
-    for held in chunks(len(mine), 4 * features.train.spec.dim):
+    for held in chunks(len(mine), 4 * source.spec.dim):
         first, last = mine.start + held.start, mine.start + held.stop
         panels = [
-            (panel, features.compute.left(panel.features))
-            for panel in _pieces([features.train.rows(first, last)], weighting)
+            (panel, features.backend.left_factor(panel.features))
+            for panel in _pieces([source.rows(first, last)], weighting)
         ]
         if not total.size:
             total = np.zeros((n, n), panels[0][0].features.dtype)
-        for samples, stored, root in _pieces(_upto(features.train, last), weighting):
+        for samples, stored, root in _pieces(_upto(source, last), weighting):
             for panel, left in panels:
                 # The matrix is symmetric: entries to the right of the diagonal blocks are not computed.
                 stop = min(samples.stop, panel.samples.stop)
@@ -108,7 +109,7 @@ def _dual(features: CheckpointFeatures, weighting: str) -> Array:
                 out *= root[: stop - samples.start]
                 if stop > panel.samples.start:
                     out[:] = np.tril(out, panel.samples.start - samples.start)
-    return features.compute.total(total)
+    return features.backend.all_reduce(total)
 
 
 def _upto(features: FeatureSet, stop: int) -> Iterator[FeatureRows]:

@@ -6,8 +6,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from trak_lightning.scoring.backend import PANEL
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, Tile, require_compatible
-from trak_lightning.scoring.compute import PANEL
 from trak_lightning.scoring.rows import RowReader, as_computed, reads_ahead, share
 from trak_lightning.stores.base import FeatureRows
 
@@ -102,7 +102,7 @@ class InnerProducts(Scoring):
 
     def columns(self, start: int, stop: int, columns: range) -> Iterator[Tile]:
         left = [
-            features.compute.left(part.left(features.targets.rows(start, stop).features))
+            features.backend.left_factor(part.left(features.targets.rows(start, stop).features))
             for part, features in zip(self.parts, self.checkpoints, strict=True)
         ]
         M, b = len(left), stop - start

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from trak_lightning.scoring.backend import Backend
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.compute import Compute
 
 Spread = Callable[[Array, Array], Array]
 
@@ -126,12 +126,12 @@ class RunningRanking:
         self._last = (values.min if self._which == "top" else values.max)(axis=1, keepdims=True)
 
 
-def merged(mine: Ranking, which: str, k: int, compute: Compute) -> Ranking:
+def merged(mine: Ranking, which: str, k: int, backend: Backend) -> Ranking:
     """Return the best of what all processes found among their own columns; columns ascend with the rank."""
 
     def everyones(found: Array, filling: float) -> Array:
         missing = k - found.shape[1]
-        return np.concatenate(compute.gather(np.pad(found, ((0, 0), (0, missing)), constant_values=filling)), axis=1)
+        return np.concatenate(backend.gather(np.pad(found, ((0, 0), (0, missing)), constant_values=filling)), axis=1)
 
     spread = None if mine.spread is None else everyones(mine.spread, np.nan)
     return rank(everyones(mine.values, worst(which)), which, k, everyones(mine.indices, -1), spread)

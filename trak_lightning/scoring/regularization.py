@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trak_lightning.errors import SettingsError
+from trak_lightning.errors import SettingsError, require_option
 from trak_lightning.scoring.base import CheckpointFeatures
 from trak_lightning.scoring.calibration import GRID, JUDGES, calibration, require_calibration
 from trak_lightning.scoring.gram import WEIGHTINGS
@@ -93,17 +93,6 @@ def parse(regularization: float | str) -> float | str:
     return value
 
 
-def one_of(name: str, value: str, known: Sequence[str]) -> str:
-    """Return `value`.
-
-    Raises:
-        SettingsError: it is not one of `known`.
-    """
-    if value not in known:
-        raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    return value
-
-
 def choose(
     regularization: float | str, weighting: str, checkpoints: Sequence[CheckpointFeatures]
 ) -> RegularizedSystems:
@@ -113,7 +102,7 @@ def choose(
         SettingsError: there is no such rule or weighting.
         DataError: ``calibrate`` without recorded subsets.
     """
-    regularization, weighting = parse(regularization), one_of("weights", weighting, WEIGHTING_CHOICES)
+    regularization, weighting = parse(regularization), require_option("weights", weighting, WEIGHTING_CHOICES)
     chosen = DEFAULT_WEIGHTING if weighting == "auto" else weighting
     curve: dict[str, Any] = {}
     if regularization == "calibrate":
@@ -136,11 +125,11 @@ def choose(
     return RegularizedSystems(systems, tuple(values), settings)
 
 
-def rules(regularization: float | str, weighting: str, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
-    """Return what `choose` decides, or decides by, beyond the settings: other values give other scores. JSON values."""
+def rules(regularization: float | str, weighting: str) -> dict[str, Any]:
+    """Return the constants that `choose` decides by under these settings, for `Scorer.rules`."""
     found: dict[str, Any] = {}
     if regularization == "auto":
-        found["regularization"] = [PROJECTION, SEEN, RULE]
+        found["regularization"] = [PROJECTION, SEEN, RULE, SMALLEST]
     elif regularization == "calibrate":
         found["regularization"] = [GRID.tolist(), JUDGES]
     if weighting == "auto":

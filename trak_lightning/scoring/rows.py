@@ -16,16 +16,17 @@ def as_computed(features: Array) -> Array:
     return features if features.dtype == np.float64 else features.astype(np.float32, copy=False)
 
 
-def share(features: CheckpointFeatures) -> range:
-    """Return the training samples of this process: whole blocks."""
-    spec = features.train.spec
-    blocks = features.compute.share(spec.num_blocks)
+def share(features: CheckpointFeatures, source: FeatureSet | None = None) -> range:
+    """Return the rows of this process, of `source` or of the training samples: whole blocks."""
+    spec = (source or features.train).spec
+    blocks = features.backend.share(spec.num_blocks)
     return range(*(min(edge * spec.block_size, spec.num_samples) for edge in (blocks.start, blocks.stop)))
 
 
-def shared_blocks(features: CheckpointFeatures) -> Iterator[FeatureRows]:
-    """Read the blocks of training samples of this process, in order."""
-    return features.train.blocks(features.compute.share(features.train.spec.num_blocks))
+def shared_blocks(features: CheckpointFeatures, source: FeatureSet | None = None) -> Iterator[FeatureRows]:
+    """Read the blocks of this process, of `source` or of the training samples, in order."""
+    source = source or features.train
+    return source.blocks(features.backend.share(source.spec.num_blocks))
 
 
 class RowReader:

@@ -9,11 +9,11 @@ import numpy.typing as npt
 from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import current
+from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.scoring.base import CheckpointFeatures, Scorer
-from trak_lightning.scoring.compute import LOCAL, Compute
+from trak_lightning.scoring.predicted_lds import predicted_lds, unpredictable
 from trak_lightning.scoring.scores import Scores, write_scores
-from trak_lightning.scoring.trust import predicted_lds
-from trak_lightning.scoring.views import Reduction, group_targets
+from trak_lightning.scoring.views import Reduction, group_targets, with_drawn
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureStore
 from trak_lightning.stores.shards import unfinished
@@ -31,50 +31,44 @@ def score_run(
     reduction: Reduction = "mean",
     coefficients: npt.ArrayLike | None = None,
     name: str | None = None,
-    compute: Compute = LOCAL,
+    backend: Backend = LOCAL,
 ) -> tuple[Scores, bool]:
     """Score the split `targets` against the split `train`, over all checkpoints of the run.
 
-    Args:
-        run: the run directory.
-        store: the store of its features.
-        scorer: computes scores from features.
-        targets: the split of the targets.
-        train: the split of the training samples.
-        top: keep only this many of the largest and smallest scores of each target, and no matrix.
-        groups: (m,) integers: score one target per group, the `reduction` of its members.
-        reduction: ``mean`` or ``sum``.
-        coefficients: (m,) numbers that outputs of targets are multiplied by before they are reduced.
-        name: the name of the score file; if None, that of the target split, with the reduction for groups: ``test-mean``.
-        compute: where products are computed and which processes share the work; all of them call this.
+    `top`, `groups`, `reduction` and `coefficients` are those of `trak_lightning.TRAK.score`. The score file is `name`, by default
+    the target split, with the reduction for groups: ``test-mean``. All processes of the `backend` call this.
 
     Returns:
-        The scores, and whether they were computed now. Scores of the same features with the same settings are read from
-        their file.
+        The scores, and whether they were computed now, not read from a file with the same features and settings.
 
     Raises:
         IncompleteRunError: nothing was featurized, or rows are missing.
     """
     if top is not None and top < 1:
         raise DataError(f"top must be at least 1, got {top}")
-    checkpoints = load_features(run, store, targets=targets, train=train, compute=compute)
+    checkpoints = load_features(run, store, targets=targets, train=train, backend=backend)
     if groups is not None:
         checkpoints = [group_targets(features, groups, reduction, coefficients) for features in checkpoints]
     elif coefficients is not None:
         raise DataError("coefficients are those of targets in their groups: give groups too")
     request = {**made_from(scorer, checkpoints), "top": top}
     path = run.scores(name or (targets if groups is None else f"{targets}-{reduction}"))
-    if compute.agreed(path.exists() and current(Scores(path).settings.get("request")) == current(request)):
+    if backend.broadcast(path.exists() and current(Scores(path).settings.get("request")) == current(request)):
         return Scores(path), False
     fitted = scorer.fit(checkpoints)
     trust = predicted_lds(fitted, checkpoints)
     meaning = asdict(run.read().meaning)
-    settings = {"request": request, "trust": None if trust is None else trust.to_json(), "meaning": meaning}
+    settings = {
+        "request": request,
+        "trust": None if trust is None else trust.to_json(),
+        "trust_unknown": unpredictable(fitted, checkpoints),
+        "meaning": meaning,
+    }
     return write_scores(path, fitted, settings, top=top), True
 
 
 def load_features(
-    run: RunDirectory, store: FeatureStore, *, targets: str, train: str = "train", compute: Compute = LOCAL
+    run: RunDirectory, store: FeatureStore, *, targets: str, train: str = "train", backend: Backend = LOCAL
 ) -> list[CheckpointFeatures]:
     """Open the feature sets of both splits under every checkpoint of the run, with its training subset if known.
 
@@ -89,11 +83,12 @@ def load_features(
             )
     return [
         CheckpointFeatures(
-            train=store.open(train, checkpoint.id),
+            train=(rows := store.open(train, checkpoint.id)),
             targets=store.open(targets, checkpoint.id),
             subset=run.read_subset(checkpoint.id),
             cache=run.path / "factors" / train / checkpoint.id,
-            compute=compute,
+            backend=backend,
+            with_drawn=with_drawn(rows, store),
         )
         for checkpoint in run.require_checkpoints()
     ]
@@ -103,7 +98,7 @@ def made_from(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> dict
     """Return everything that determines the scores: if it agrees, they need not be computed again. JSON values."""
     described: list[Any] = [
         [
-            features.train.spec.fingerprint,
+            features.gram_rows.spec.fingerprint,
             features.targets.spec.fingerprint,
             None if features.subset is None else features.subset.tolist(),
         ]

@@ -14,9 +14,9 @@ import numpy as np
 import xxhash
 
 from trak_lightning.run.atomic import atomic_write, new_hdf5
+from trak_lightning.scoring.backend import Backend
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.compute import Compute
-from trak_lightning.stores.arrays import checksum
+from trak_lightning.stores.schema import checksum
 
 CHECKSUMS = "xxh3_64"
 """Attribute: the XXH3-64 of every dataset and of the attribute ``settings``, as JSON."""
@@ -29,12 +29,12 @@ BAND_BYTES = 2**26
 class SharedFile:
     """The file under its temporary name."""
 
-    def __init__(self, part: Path, offset: int | None, num_train: int, compute: Compute) -> None:
+    def __init__(self, part: Path, offset: int | None, num_train: int, backend: Backend) -> None:
         """`offset` is where the score matrix begins in the file; None if there is no matrix."""
         self._part = part
         self._offset = offset
         self._num_train = num_train
-        self._compute = compute
+        self._backend = backend
         self._file: BinaryIO | None = None if offset is None else part.open("rb+", buffering=0)
         # Neighboring tiles are joined to long lines: writing lines of one page each takes three times as long.
         self._band = np.empty((0, 0), "<f4")
@@ -93,8 +93,8 @@ class SharedFile:
             self._flush()
             self._settle()
             self.close()
-        self._compute.barrier()
-        if self._compute.rank == 0:
+        self._backend.barrier()
+        if self._backend.rank == 0:
             with self._part.open("rb+") as raw, h5py.File(raw, "r+") as file:
                 for name, values in arrays.items():
                     file.create_dataset(name, data=values)
@@ -126,22 +126,22 @@ def _checksum(dataset: h5py.Dataset, path: Path) -> str:
 
 
 @contextmanager
-def shared_file(path: Path, shape: tuple[int, int], *, whole: bool, compute: Compute) -> Iterator[SharedFile]:
+def shared_file(path: Path, shape: tuple[int, int], *, whole: bool, backend: Backend) -> Iterator[SharedFile]:
     """Open a new file that becomes `path` when the context ends without an error; with space for scores of `shape` if `whole`.
 
     Raises:
         StorageError: the file could not be written; an older file is unharmed.
     """
-    if compute.rank == 0:
+    if backend.rank == 0:
         with atomic_write(path) as part:
             offset = _create(part, shape if whole else None)
-            compute.agreed((part, offset))
-            with closing(SharedFile(part, offset, shape[1], compute)) as file:
+            backend.broadcast((part, offset))
+            with closing(SharedFile(part, offset, shape[1], backend)) as file:
                 yield file
     else:
-        with closing(SharedFile(*compute.agreed((path, None)), shape[1], compute)) as file:
+        with closing(SharedFile(*backend.broadcast((path, None)), shape[1], backend)) as file:
             yield file
-    compute.barrier()
+    backend.barrier()
 
 
 def _create(part: Path, shape: tuple[int, int] | None) -> int | None:

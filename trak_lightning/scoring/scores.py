@@ -147,6 +147,11 @@ class Scores:
         return self.settings.get("trust")
 
     @property
+    def trust_unknown(self) -> str | None:
+        """Why `trust` is None, in words."""
+        return self.settings.get("trust_unknown")
+
+    @property
     def meaning(self) -> Meaning:
         """What the output means that the scores are about."""
         return Meaning(**self.settings.get("meaning", {}))
@@ -331,8 +336,8 @@ def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, t
         StorageError: the file could not be written, or the disk is too small; an older file is unharmed.
     """
     m, n = scoring.num_targets, scoring.num_train
-    compute, mine, kept = scoring.compute, scoring.share, min(top or KEPT, n)
-    with shared_file(path, (m, n), whole=top is None, compute=compute) as file:
+    backend, mine, kept = scoring.backend, scoring.share, min(top or KEPT, n)
+    with shared_file(path, (m, n), whole=top is None, backend=backend) as file:
         best: dict[str, list[Ranking]] = {"top": [], "bottom": []}
         for rows in chunks(m, max(scoring.target_bytes, TARGETS_BYTES // TARGETS_AT_ONCE), TARGETS_BYTES):
             running = {which: RunningRanking(which, kept, mine.start) for which in best}
@@ -343,7 +348,7 @@ def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, t
                     ranking.add(tile.scores, tile.spread)
                 column += tile.scores.shape[1]
             for which, ranking in running.items():
-                best[which].append(merged(ranking.ranking, which, kept, compute))
+                best[which].append(merged(ranking.ranking, which, kept, backend))
         lists = {
             f"{which}_{name}": np.concatenate(parts)
             for which, rankings in best.items()

@@ -52,12 +52,15 @@ def predicted(features: CheckpointFeatures, gram: Array, weighting: str) -> Arra
         gram: the lower triangle of ΦᵀWΦ, or its n × n counterpart.
         weighting: W.
     """
-    n, k = features.train.spec.num_samples, features.train.spec.dim
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (n, PROBES))
-    dual = is_dual(features.train)
-    vectors = np.zeros((n if dual else k, PROBES))
-    for rows in shared_blocks(features):
+    n, source = features.train.spec.num_samples, features.gram_rows
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (source.spec.num_samples, PROBES))
+    dual = is_dual(source)
+    vectors = np.zeros((len(gram), PROBES))
+    for rows in shared_blocks(features, source):
         effect = rows.curvature.astype(np.float64) * np.abs(rows.loss_weight.astype(np.float64))
+        effect[len(rows) * n // len(signs) :] = (
+            0  # rows with drawn labels, which are the last of a block, are no samples
+        )
         weight = diagonal(rows, weighting) if dual else np.ones(len(rows))
         # In the n × n form K, the matrix is W^½ΦΦᵀW^½: φᵀ(ΦᵀWΦ + λI)⁻¹φ is the diagonal of K(K + λI)⁻¹, divided by w.
         root = np.sqrt(np.divide(effect, weight, out=np.zeros_like(effect), where=weight > 0))
@@ -66,7 +69,7 @@ def predicted(features: CheckpointFeatures, gram: Array, weighting: str) -> Arra
             vectors[rows.index] = probes
         else:
             vectors += as_computed(rows.features).astype(np.float64).T @ probes
-    vectors = features.compute.total(vectors)
+    vectors = features.backend.all_reduce(vectors)
     nodes, weights = quadrature(gram, vectors, min(STEPS, len(gram)))
     nodes = np.maximum(nodes, 0)
     return np.stack([nodes.ravel(), (weights * nodes if dual else weights).ravel() / (n * PROBES)])

@@ -53,8 +53,8 @@ class System:
         """
         factor = self._keep("factor", regularization, lambda: self._factor(regularization))
         if factor.shape[0] == factor.shape[1]:
-            if is_dual(self.features.train):
-                return DualCholesky(factor, self.features.train, self.weighting, regularization)
+            if is_dual(self.features.gram_rows):
+                return DualCholesky(factor, self.features.gram_rows, self.weighting, regularization)
             return PrimalCholesky(factor)
         values, vectors = factor[0], factor[1:]
         self._warn_of_rank(values, regularization)
@@ -83,11 +83,11 @@ class System:
         """
         shifts, right = relative * self.trace, right.astype(np.float64)
         form = Tridiagonal(self._gram)
-        if not is_dual(self.features.train):
+        if not is_dual(self.features.gram_rows):
             return form.solve(shifts, left) @ right.T
         # By Woodbury's identity, as in `DualCholesky`.
         inner = [np.empty((len(rows), len(self._gram))) for rows in (left, right)]
-        for piece in pieces(self.features.train, self.weighting):
+        for piece in pieces(self.features.gram_rows, self.weighting):
             for rows, out in zip((left, right), inner, strict=True):
                 out[:, piece.samples] = (rows @ piece.features.T.astype(np.float64)) * piece.root
         return (left @ right.T - form.solve(shifts, inner[0]) @ inner[1].T) / shifts[:, None, None]
@@ -111,7 +111,7 @@ class System:
         """Return C, square; or eigenvalues of ΦᵀWΦ + λI (first row) and eigenvectors (k rows): more rows than columns."""
         factor = cholesky_factor(self._gram, regularization) if regularization > 0 else None
         if factor is None:
-            values, vectors = eigenvectors(self._gram, self.features.train, self.weighting, self._precision)
+            values, vectors = eigenvectors(self._gram, self.features.gram_rows, self.weighting, self._precision)
             return np.concatenate([values[None] + regularization, vectors])
         # No eigenvalue exceeds the trace, so the condition number needs to be estimated only for a tiny λ.
         limit = largest_condition(self._precision)
@@ -130,7 +130,7 @@ class System:
         found = np.zeros(self.features.train.spec.num_samples)
         for rows in shared_blocks(self.features):
             found[rows.index] = np.einsum("bk,bk->b", inverse.solve(rows.features), as_computed(rows.features))
-        return self.features.compute.total(found)
+        return self.features.backend.all_reduce(found)
 
     def _keep(self, name: str, key: Any, calculate: Callable[[], Array]) -> Array:
         return cached(self.features, f"{name}-{self.weighting}", [self.weighting, key], calculate)

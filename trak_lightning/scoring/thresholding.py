@@ -15,7 +15,7 @@ class SoftThreshold(Scoring):
         self.num_targets, self.num_train = scoring.num_targets, scoring.num_train
         self.settings = {**scoring.settings, "threshold": {"value": threshold}}
         self.threshold = threshold
-        self.compute, self.target_bytes = scoring.compute, scoring.target_bytes
+        self.backend, self.target_bytes = scoring.backend, scoring.target_bytes
         self._scoring = scoring
 
     @property
@@ -46,7 +46,7 @@ def parse_threshold(threshold: float | str) -> float:
     if threshold == "calibrate":
         raise SettingsError(
             "threshold 'calibrate' was removed: give a number t ≥ 0. To keep only the largest scores of each target, score "
-            "with top=K (trak score --top K)."
+            "with top=K (trak score --keep K)."
         )
     try:
         value = float(threshold)

@@ -42,14 +42,8 @@ def token_values(
 ) -> Array:
     """Split the score of a pair: (T, U), in float64.
 
-    Scores are bilinear in the features of target and training sample, which are sums over their tokens.
-
-    Args:
-        scoring: a fitted scorer that is a sum of inner products.
-        target: position of the target.
-        example: position of the training sample.
-        of_target: features of the target's tokens under each checkpoint, (T, k).
-        of_example: features of the training sample's tokens under each checkpoint, (U, k).
+    Scores are bilinear in the features of target and training sample, which are sums over their tokens: `of_target` (T, k) and
+    `of_example` (U, k), under each checkpoint.
 
     Raises:
         SettingsError: the scorer is not linear in the features of a sample.

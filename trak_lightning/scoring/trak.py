@@ -5,10 +5,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from trak_lightning.errors import require_option
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, Scoring, require_compatible
 from trak_lightning.scoring.gram import Weighting, diagonal
 from trak_lightning.scoring.inner_products import Average, InnerProducts, Part, loss_weight
-from trak_lightning.scoring.regularization import WEIGHTING_CHOICES, choose, one_of, parse, rules
+from trak_lightning.scoring.regularization import WEIGHTING_CHOICES, choose, parse, rules
 from trak_lightning.scoring.system import System
 from trak_lightning.scoring.thresholding import SoftThreshold, parse_threshold
 from trak_lightning.scoring.views import unit_norm
@@ -45,9 +46,9 @@ class Trak(Scorer):
         threshold: float | str = 0.0,
     ) -> None:
         self.regularization = parse(regularization)
-        self.weights = one_of("weights", weights, WEIGHTING_CHOICES)
-        self.average = one_of("average", average, get_args(Average))
-        self.normalize = one_of("normalize", normalize, get_args(Normalize))
+        self.weights = require_option("weights", weights, WEIGHTING_CHOICES)
+        self.average = require_option("average", average, get_args(Average))
+        self.normalize = require_option("normalize", normalize, get_args(Normalize))
         self.threshold = parse_threshold(threshold)
 
     def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:
@@ -64,7 +65,7 @@ class Trak(Scorer):
         return SoftThreshold(scoring, self.threshold) if self.threshold else scoring
 
     def rules(self, checkpoints: Sequence[CheckpointFeatures]) -> dict[str, Any]:
-        return rules(self.regularization, self.weights, checkpoints)
+        return rules(self.regularization, self.weights)
 
     def _coefficient(self, system: System, regularization: float) -> Callable[[FeatureRows], Array]:
         """Return the factor of inner products with training samples."""

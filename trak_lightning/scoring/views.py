@@ -11,11 +11,12 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import DataError, StorageError
+from trak_lightning.errors import DataError, IncompatibleRunError, StorageError
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.gradient_scorers import unit_rows
+from trak_lightning.scoring.rows import as_computed
 from trak_lightning.seeds import fingerprint
-from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, concatenate
+from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore, concatenate, drawn_split
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 
@@ -37,12 +38,64 @@ class FeatureView(FeatureSet):
         return self.source.missing_blocks()
 
 
+def with_drawn(train: FeatureSet, store: FeatureStore) -> FeatureSet | None:
+    """Return the training rows, W^½Φ, followed in each block by those with drawn labels, so that the Gram matrix is ``ΦᵀWΦ + F``.
+
+    F is the mean over the draws of ``Σ_i ψ_i ψ_iᵀ`` with gradients ψ of log p. None if no such rows are stored.
+
+    Raises:
+        IncompatibleRunError: they are those of other samples, or in other blocks.
+    """
+    spec = train.spec
+    sets: list[FeatureSet] = []
+    stored = store.list()
+    while (name := (drawn_split(spec.split, len(sets) + 1), spec.checkpoint)) in stored:
+        sets.append(store.open(*name))
+    for found in sets:
+        for key in ("num_samples", "block_size", "dim"):
+            ours, theirs = getattr(spec, key), getattr(found.spec, key)
+            if ours != theirs:
+                raise IncompatibleRunError(
+                    f"{found.spec.split}/{spec.checkpoint} has {key} {theirs}, and {spec.split}/{spec.checkpoint} has {ours}. Featurize "
+                    f"with the same curvature_draws as before, or delete the features of {found.spec.split}."
+                )
+    if not sets:
+        return None
+    count = 1 + len(sets)
+    whole = replace(
+        _respecified(spec, drawn=[found.spec.fingerprint for found in sets]),
+        split=f"{spec.split} and its draws",
+        num_samples=count * spec.num_samples,
+        block_size=count * spec.block_size,
+    )
+    return _WithDrawn(train, whole, tuple(sets))
+
+
+@dataclass(frozen=True)
+class _WithDrawn(FeatureView):
+    drawn: tuple[FeatureSet, ...]
+
+    def read_block(self, block: int) -> FeatureRows:
+        own = self.source.read_block(block)
+        parts = [replace(own, features=as_computed(own.features))]
+        for found in self.drawn:
+            rows = found.read_block(block)
+            ones = np.ones(len(rows), rows.loss_weight.dtype)  # so that every weighting gives 1
+            scaled = as_computed(rows.features) / np.float32(np.sqrt(len(self.drawn)))
+            parts.append(replace(rows, features=scaled, loss_weight=ones, curvature=ones))
+        samples = self.spec.block_range(block)
+        return replace(concatenate(parts), index=np.arange(samples.start, samples.stop))
+
+    def missing_blocks(self) -> list[int]:
+        return sorted({block for found in (self.source, *self.drawn) for block in found.missing_blocks()})
+
+
 def unit_norm(features: CheckpointFeatures) -> CheckpointFeatures:
-    """Return the same checkpoint with features φ/‖φ‖; rows of zeros stay zero."""
+    """Return the same checkpoint with features φ/‖φ‖; rows of zeros stay zero, and rows with drawn labels are left out."""
     train, targets = (
         _UnitNorm(source, _respecified(source.spec, normalize="unit")) for source in (features.train, features.targets)
     )
-    return replace(features, train=train, targets=targets)
+    return replace(features, train=train, targets=targets, with_drawn=None)
 
 
 def some_targets(features: CheckpointFeatures, positions: Array) -> CheckpointFeatures:

@@ -19,15 +19,16 @@ complete example.
 | `read_npz` | read ``.npz`` files that may be damaged |
 """
 
+from trak_lightning.errors import require_option
 from trak_lightning.run.atomic import atomic_write, fsync, refused
 from trak_lightning.run.numpy_files import read_npz
-from trak_lightning.stores.arrays import checksum, from_arrays, layout, to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.encoding import COMPRESSIONS, DTYPES, LARGEST_COMPRESSED, Compression, Dtype, decode
 from trak_lightning.stores.manifest import Manifest
 from trak_lightning.stores.prefetch import prefetched
+from trak_lightning.stores.schema import checksum, from_arrays, layout, to_arrays
 from trak_lightning.stores.shared import SharedSet
-from trak_lightning.stores.validation import no_such_set, require_name, require_option, require_rows
+from trak_lightning.stores.validation import no_such_set, require_name, require_rows
 
 __all__ = [
     "COMPRESSIONS",

@@ -3,6 +3,7 @@
 Shapes: n samples, k projected dimensions, b rows of one block.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -305,3 +306,14 @@ class FeatureStore(ABC):
 def any_fingerprint(store: FeatureStore) -> dict[str, Any] | None:
     """The fingerprint of one of the feature sets; None if there are none."""
     return next((store.open(*name).spec.fingerprint for name in store.list()), None)
+
+
+def drawn_split(split: str, number: int) -> str:
+    """Return the split that holds the training samples with labels drawn from the model, for draw `number`, 1, 2, …"""
+    return f"{split}.draw-{number}"
+
+
+def draw_of(split: str) -> int | None:
+    """Return the number of the draw whose labels a split has; None for any other split."""
+    found = re.search(r"\.draw-(\d+)$", split)
+    return int(found[1]) if found else None

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, IncompleteRunError, PluginError, TrakError
 from trak_lightning.run.atomic import atomic_hdf5
-from trak_lightning.stores.arrays import SCHEMA_VERSION, checksum, layout
 from trak_lightning.stores.encoding import LARGEST_COMPRESSED, Compression
+from trak_lightning.stores.schema import SCHEMA_VERSION, checksum, layout
 
 Array = npt.NDArray[Any]
 BITSHUFFLE = 32008
@@ -171,11 +171,7 @@ def _described(file: h5py.h5f.FileID) -> dict[str, Any]:
 
 
 def _read_into(descriptor: int, values: Array, offset: int) -> None:
-    """Fill a contiguous array from an open file.
-
-    Raises:
-        EOFError: the file ends before.
-    """
+    """Fill a contiguous array from an open file."""
     view = memoryview(values.data).cast("B")
     while view:
         count = os.preadv(descriptor, [view], offset)

@@ -134,11 +134,7 @@ class FeatureArray:
         return self._set.take(np.array(rows))
 
     def _checked(self, positions: Array) -> Array:
-        """Positions counted from the start.
-
-        Raises:
-            IndexError: one does not lie in the dataset.
-        """
+        """Positions counted from the start."""
         n = len(self)
         outside = positions[(positions < -n) | (positions >= n)]
         if outside.size:

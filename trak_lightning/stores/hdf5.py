@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import CorruptFileError
+from trak_lightning.errors import CorruptFileError, require_option
 from trak_lightning.run.atomic import sweep
-from trak_lightning.stores.arrays import from_arrays, to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.block_file import BlockFile, BlockKey, open_block_file, write_block_file
 from trak_lightning.stores.encoding import COMPRESSIONS, DTYPES, SCALED, STORED, Compression, Dtype, decode
 from trak_lightning.stores.manifest import FILE, Manifest
 from trak_lightning.stores.prefetch import prefetched
+from trak_lightning.stores.schema import from_arrays, to_arrays
 from trak_lightning.stores.shared import SharedSet
-from trak_lightning.stores.validation import no_such_set, require_name, require_option, require_rows
+from trak_lightning.stores.validation import no_such_set, require_name, require_rows
 
 Array = npt.NDArray[Any]
 

@@ -9,9 +9,9 @@ from trak_lightning.errors import CorruptFileError, StorageError
 from trak_lightning.run.atomic import atomic_create, atomic_write
 from trak_lightning.run.fingerprint import require_same
 from trak_lightning.seeds import fingerprint
-from trak_lightning.stores.arrays import SCHEMA_VERSION
 from trak_lightning.stores.base import FeatureSpec
 from trak_lightning.stores.encoding import DTYPES
+from trak_lightning.stores.schema import SCHEMA_VERSION
 from trak_lightning.stores.validation import identity, require_name
 
 FILE = "manifest.json"
@@ -30,7 +30,7 @@ class Manifest:
     grown_from: tuple[int, ...] = ()
     """Numbers of samples that the set had before it grew."""
     schema_version: int = SCHEMA_VERSION
-    """Of the trak_lightning that created the set; see `trak_lightning.stores.arrays`."""
+    """Of the trak_lightning that created the set; see `trak_lightning.stores.schema`."""
 
     @classmethod
     def of(cls, spec: FeatureSpec, dtype: str) -> "Manifest":

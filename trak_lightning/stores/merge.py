@@ -13,13 +13,13 @@ from trak_lightning.run.atomic import atomic_hdf5
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import require_same
 from trak_lightning.run.formatting import format_ranges
-from trak_lightning.stores.arrays import NUMBERS, SCHEMA_VERSION, checksum, to_arrays
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.stores.configured import open_store
 from trak_lightning.stores.encoding import STORED
 from trak_lightning.stores.manifest import Manifest
-from trak_lightning.stores.transfer import write_run
+from trak_lightning.stores.schema import NUMBERS, SCHEMA_VERSION, checksum, to_arrays
 from trak_lightning.stores.validation import identity
+from trak_lightning.stores.write_run import write_run
 
 Parts: TypeAlias = dict[tuple[str, str], list[FeatureSet]]
 """(Split, checkpoint) → the sets that together hold all of its blocks."""

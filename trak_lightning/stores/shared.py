@@ -13,10 +13,7 @@ class SharedSet(FeatureSet):
     """A feature set whose blocks are claimed by locks on a file of the run directory, wherever the rows themselves are.
 
     Subclasses say what is stored; what is missing, what may be claimed and which rows are known follows from that.
-
-    Args:
-        manifest: the description of the set.
-        lock: the file for the claims; it and its folder are created when they are needed.
+    The `lock` file of the claims and its folder are created when they are needed.
     """
 
     def __init__(self, manifest: Manifest, lock: Path) -> None:

@@ -1,13 +1,13 @@
 """Checks that every store makes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trak_lightning.errors import DataError, IncompleteRunError, NonFiniteGradientError, SettingsError, StorageError
+from trak_lightning.errors import DataError, IncompleteRunError, NonFiniteGradientError, StorageError
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
 
 COLUMNS = tuple(field.name for field in fields(FeatureRows))
@@ -29,16 +29,6 @@ def require_name(name: str) -> None:
         or len(name.encode()) > 200
     ):
         raise StorageError(f"{name!r} cannot name a folder: use letters, digits, '-', '_' and '.'")
-
-
-def require_option(name: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a value that is not one of those `known`.
-
-    Raises:
-        SettingsError: names them.
-    """
-    if value not in known:
-        raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 def no_such_set(split: str, checkpoint: str, where: Path | str, there: Iterable[tuple[str, str]]) -> IncompleteRunError:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,17 @@ def before_each_pass(begin: Callable[[], None]) -> Iterator[None]:
 def current_size() -> int | None:
     """The number of samples of the batch at hand, as told by `batch_of`; None if nobody told."""
     return _SIZE.get()
+
+
+class ClassProblems(NamedTuple):
+    """The classification problems that every sample poses: T at most, each with C classes."""
+
+    logits: Tensor
+    """(B, T, C)"""
+    counted: Tensor
+    """Whether a problem counts, (B, T)."""
+    scale: Tensor
+    """By which the sum of a sample's losses is multiplied, (B,)."""
 
 
 class Task(ABC):
@@ -106,6 +117,18 @@ class Task(ABC):
     def class_labels(self, batch: Any) -> Tensor | None:
         """Find the class of each sample's label, (B,) integers into `probabilities`; None if the task has no classes."""
         return None
+
+    def class_problems(self, model: nn.Module, batch: Any) -> "ClassProblems":
+        """Compute what the model predicts of labels, so that labels can be drawn from it. Override it, with
+        `require_class_problems`, if the loss is a sum of cross-entropies of softmax outputs."""
+        raise NotImplementedError
+
+    def require_class_problems(self) -> None:
+        """Raises: SettingsError: the task does not say what the model predicts of labels."""
+        raise SettingsError(
+            f"{type(self).__name__} does not say how labels are drawn from the model, which curvature_draws needs; image_classification, "
+            "text_classification, token_classification, causal_lm and seq2seq_lm do, without class weights. Use curvature_draws=0."
+        )
 
     def loss_weight_and_curvature(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
         """Compute q and r of every sample, (B,) each. Called once per batch, after its gradients. Override it where one more

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
 from trak_lightning.run.meaning import Meaning
+from trak_lightning.tasks.base import ClassProblems
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import CrossEntropy, Logistic
 from trak_lightning.tasks.margin import margin
@@ -57,6 +58,16 @@ class Classification(SupervisedTask):
 
     def probabilities(self, model: nn.Module, batch: Any) -> Tensor:
         return self._logits(model, batch).softmax(dim=-1)
+
+    def class_problems(self, model: nn.Module, batch: Any) -> ClassProblems:
+        logits = self._logits(model, batch).unsqueeze(1)
+        return ClassProblems(
+            logits, torch.ones_like(logits[..., 0], dtype=torch.bool), torch.ones_like(logits[:, 0, 0])
+        )
+
+    def require_class_problems(self) -> None:
+        if self.class_weight is not None:
+            super().require_class_problems()
 
     def class_labels(self, batch: Any) -> Tensor:
         return self._classes(batch)

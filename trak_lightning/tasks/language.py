@@ -115,11 +115,7 @@ def _has_no_labels(batch: Any) -> bool:
 
 
 def _counted(labels: Tensor, mask: Tensor | None, ignore_index: int) -> Tensor:
-    """Set labels to `ignore_index` where the mask is 0.
-
-    Raises:
-        DataError: no label of a sequence is left.
-    """
+    """Set labels to `ignore_index` where the mask is 0."""
     if mask is not None:
         labels = labels.masked_fill(mask == 0, ignore_index)
     if not is_wrapped(labels) and (empty := (labels == ignore_index).all(1)).any():

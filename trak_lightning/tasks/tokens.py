@@ -3,9 +3,11 @@
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
+from trak_lightning.tasks.base import ClassProblems
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import CrossEntropy
 from trak_lightning.tasks.margin import margin
@@ -69,6 +71,21 @@ class TokenMargins(SumOfMargins):
         """Compute logits (B, T, C), and find the labels (B, T) that they predict."""
 
     def terms(self, model: nn.Module, batch: Any) -> Terms:
+        logits, labels, counted = self._checked(model, batch)
+        margins = margin(logits, labels)
+        return Terms(margins, counted, self._loss.logistic(labels, logits.shape[-1], margins.dtype))
+
+    def class_problems(self, model: nn.Module, batch: Any) -> ClassProblems:
+        logits, _, counted = self._checked(model, batch)
+        count = counted.sum(1).clamp(min=1).to(logits.dtype)
+        return ClassProblems(logits, counted, 1 / count if self.reduction == "mean" else torch.ones_like(count))
+
+    def require_class_problems(self) -> None:
+        if self.class_weight is not None:
+            super().require_class_problems()
+
+    def _checked(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, T, C), labels (B, T), 0 where they do not count, and whether they count, (B, T)."""
         logits, labels = self.tokens(model, batch)
         if logits.ndim != 3:
             remedy = {
@@ -82,9 +99,7 @@ class TokenMargins(SumOfMargins):
         require_classes(logits, labels, ignore_index=self.ignore_index)
         logits = class_logits(logits, self.outputs_are)
         counted = labels != self.ignore_index
-        labels = labels.masked_fill(~counted, 0)
-        margins = margin(logits, labels)
-        return Terms(margins, counted, self._loss.logistic(labels, logits.shape[-1], margins.dtype))
+        return logits, labels.masked_fill(~counted, 0), counted
 
 
 class TokenClassification(TokenMargins):

@@ -123,7 +123,7 @@ class ContentSizes(TorchDispatchMode):
         """Sizes of the output's dimensions whose entries were selected or reordered by content."""
         out = made[0]
         if name == "index":
-            return self._indexed(args[0], args[1], out)
+            return self._indexed(args[1], out)
         if name in ("index_select", "gather", "take_along_dim") and self._is_data(args[2]):
             return frozenset(args[2].shape) if name == "index_select" else frozenset({args[2].shape[args[1]]})
         if name in ("index_put", "index_put_", "_index_put_impl_"):
@@ -141,7 +141,7 @@ class ContentSizes(TorchDispatchMode):
             return frozenset(size for tensor in made for size in tensor.shape[:1])
         return frozenset()
 
-    def _indexed(self, base: Tensor, indices: Any, out: Tensor) -> frozenset[int]:
+    def _indexed(self, indices: Any, out: Tensor) -> frozenset[int]:
         chosen = [index for index in indices if index is not None]
         masks = [index for index in chosen if index.dtype in (torch.bool, torch.uint8)]
         place = next(place for place, index in enumerate(indices) if index is not None)

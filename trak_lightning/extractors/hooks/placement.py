@@ -53,13 +53,13 @@ class Placement:
         """
         self.require(tensor, size, what)
         if len(self.dims) > 1:
-            return self._diagonal(tensor, size)
+            return self._diagonal(tensor)
         if not self.flattened:
             return tensor.movedim(self.dim, 0).unsqueeze(self.dim + 1)
         sizes = (size, -1) if self.sample_major else (-1, size)
         return tensor.unflatten(self.dim, sizes).movedim(self.dim + (0 if self.sample_major else 1), 0)
 
-    def _diagonal(self, tensor: Tensor, size: int) -> Tensor:
+    def _diagonal(self, tensor: Tensor) -> Tensor:
         first, second = self.dims
         own = tensor.diagonal(dim1=first, dim2=second).movedim(-1, 0)
         return own.unsqueeze(first + 1).unsqueeze(second + 1)

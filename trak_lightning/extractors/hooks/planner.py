@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import TrakError, UnsupportedModelError
-from trak_lightning.extractors.audit import Audit, as_outputs, reference, require_graph, sample_weights
+from trak_lightning.extractors.audit import Audit, as_outputs, audit_coefficients, reference, require_graph
 from trak_lightning.extractors.hooks.placement import Placement, Where
 from trak_lightning.extractors.hooks.plan import (
     Handlers,
@@ -66,7 +66,7 @@ class Planner:
         Raises:
             UnsupportedModelError: no plan gives correct gradients. Names the parameters.
         """
-        weights = sample_weights(batch.size)
+        weights = audit_coefficients(batch.size)
         expected = reference(self._model, task, batch, self._layout)
         self._used |= {name for name, grad in expected.grads.items() if grad is not None}
         # A module that the batch reaches but a probed sample does not has no known placement: its parameters are lifted.

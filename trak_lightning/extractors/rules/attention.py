@@ -43,7 +43,7 @@ def multihead_attention(module: nn.Module, names: Names, call: LayerCall) -> Ite
             outputs.append(attention)
             grads.append(weight_grad.to(attention.dtype))
         pulled = torch.autograd.grad(outputs, projected, grads, allow_unused=True, materialize_grads=True)
-    yield from _input_blocks(module, names, inputs, pulled)
+    yield from _input_blocks(names, inputs, pulled)
     if output_grad is not None:
         left, right = _wide(output_grad), _wide(mixed.detach())
         if "out_proj.weight" in names:
@@ -103,9 +103,7 @@ def _additive(mask: Tensor, length: int, like: Tensor) -> Tensor:
     return F.pad(mask.to(like.dtype), (0, length - mask.shape[-1]))
 
 
-def _input_blocks(
-    module: nn.MultiheadAttention, names: Names, inputs: list[Tensor], grads: tuple[Tensor, ...]
-) -> Iterator[GradientBlock]:
+def _input_blocks(names: Names, inputs: list[Tensor], grads: tuple[Tensor, ...]) -> Iterator[GradientBlock]:
     lefts = [_wide(grad) for grad in grads]
     if "in_proj_weight" in names:
         yield _stacked(names["in_proj_weight"], inputs, lefts)

@@ -1,0 +1,73 @@
+"""The predicted linear datamodeling score is the one that models on other halves give."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from trak_lightning import TRAK, Scores
+from trak_lightning.evaluation.lds import lds
+
+N, RIDGE, NOISE = 80, 20.0, 0.3
+
+
+@pytest.fixture(scope="module")
+def problem():
+    generator = np.random.default_rng(0)
+    x, z = generator.standard_normal((N, 30)), generator.standard_normal((40, 30))
+    return x, x @ generator.standard_normal(30) + 3 * generator.standard_normal(N), z
+
+
+def half(seed):
+    return np.sort(np.random.default_rng(seed).permutation(N)[: N // 2])
+
+
+def refitted(problem, seed):
+    """A ridge regression on a random half, with some noise of training."""
+    x, y, _ = problem
+    rows = half(seed)
+    theta = np.linalg.solve(x[rows].T @ x[rows] + RIDGE * np.eye(30), x[rows].T @ y[rows])
+    return theta + NOISE * np.random.default_rng([seed, 1]).standard_normal(30)
+
+
+def scored(problem, folder, checkpoints, subsets=True, scorer="trak"):
+    x, y, z = problem
+    trak = TRAK(nn.Linear(30, 1, bias=False).eval(), "regression", folder, projector="identity")
+    states = [
+        {"weight": torch.tensor(refitted(problem, seed)[None], dtype=torch.float32)} for seed in range(checkpoints)
+    ]
+    train, targets = (
+        TensorDataset(*(torch.tensor(each, dtype=torch.float32) for each in pair)) for pair in ((x, y), (z, z[:, 0]))
+    )
+    trak.featurize(train, states, subsets=[half(seed) for seed in range(checkpoints)] if subsets else None)
+    return trak.score(targets, "test", scorer=scorer)
+
+
+@pytest.mark.parametrize("checkpoints", [8, 16])
+def test_the_prediction_agrees_with_retraining(checkpoints, problem, tmp_path):
+    scores = scored(problem, tmp_path, checkpoints)
+    seeds = range(1000, 1300)
+    subsets = np.stack([np.isin(np.arange(N), half(seed)) for seed in seeds])
+    outputs = np.stack([problem[2] @ refitted(problem, seed) for seed in seeds])
+    measured = float(np.nanmean(lds([np.asarray(scores.values)], subsets, outputs)))
+    assert measured > 0.2
+    assert scores.trust["lds"] == pytest.approx(measured, abs=0.1)
+    assert scores.trust["low"] <= measured <= scores.trust["high"]
+    assert scores.trust["gain"] > 0
+
+
+def test_the_sentence_is_stored_with_the_scores(problem, tmp_path):
+    scores = scored(problem, tmp_path, 5)
+    assert Scores(scores.path).trust == scores.trust
+    assert "predict retrained models with a rank correlation (LDS) of about" in scores.trust["sentence"]
+
+
+def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):
+    unknown, few = scored(problem, tmp_path / "unknown", 5, subsets=False), scored(problem, tmp_path / "few", 3)
+    assert unknown.trust is few.trust is None
+    assert "there are 5, not all with such a part; trak evaluate" in unknown.trust_unknown
+    assert (
+        "from 4 or more checkpoints, each trained on a recorded part of the training set, and there are 3;"
+        in few.trust_unknown
+    )

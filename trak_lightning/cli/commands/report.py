@@ -1,0 +1,89 @@
+"""``trak report``: a run as a page."""
+
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.help import command_parser
+from trak_lightning.cli.output import short_path, summary
+from trak_lightning.errors import IncompleteRunError, SettingsError
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.formatting import format_bytes
+from trak_lightning.scoring.scores import open_scores
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the page."""
+    parser = command_parser(
+        "report",
+        "RUN_DIR [options]",
+        "One self-contained page of a scored run: targets with the training examples that helped and harmed "
+        "them, likely label errors, duplicates, and how far to trust the scores. It opens from disk.",
+    )
+    parser.add_argument("--run_dir", type=str, required=True, help="a run directory with scores; also by position")
+    parser.add_argument("--name", type=str | None, default=None, help="score file; default: the only one")
+    parser.add_argument(
+        "--targets", type=list[int] | None, default=None, help="positions of the targets to show: [3, 17]"
+    )
+    parser.add_argument(
+        "--num_targets", type=int, default=24, help="number of targets to show if none are named, mistakes first"
+    )
+    parser.add_argument(
+        "--render",
+        type=str | None,
+        default=None,
+        help="module:function that converts a sample to what the page shows; default: the DataModule's method render",
+    )
+    parser.add_argument(
+        "--title", type=str | None, default=None, help="title of the page; default: the run directory's name"
+    )
+    parser.add_argument("--output", type=str | None, default=None, help="default: RUN_DIR/report/index.html")
+    options = CommandLine.of(argv, parser).parse()
+    started = time.perf_counter()
+    run = RunDirectory(options.run_dir)
+    open_scores(run, options.name)  # what is missing is said before torch is imported
+    if not run.config.exists():
+        raise IncompleteRunError(
+            f"{run.config} is missing, which says what the data is: trak run and trak featurize write it. For a run made in "
+            "Python call trak_lightning.report.write_report(run_dir, train_data, target_data)."
+        )
+    render = _function(options.render)
+
+    from trak_lightning.cli.job import Job
+    from trak_lightning.report.write import write_report
+
+    job = Job("report", [str(run.path)])
+    written = write_report(
+        run.path,
+        job.train_data,
+        job.target_data,
+        model=job.model,
+        task=job.parts.task,
+        render=render,
+        datamodule=job.datamodule,
+        targets=options.targets,
+        num_targets=options.num_targets,
+        name=options.name,
+        train_split=job.settings.train_split,
+        target_split=job.settings.target_split,
+        title=options.title,
+        weights_only=job.settings.weights_only,
+        path=options.output,
+    )
+    summary("report", f"{short_path(written)} ({format_bytes(written.stat().st_size)})", 1, "page", started)
+    return 0
+
+
+def _function(name: str | None) -> Any:
+    if name is None:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(
+            f"--render must name a function as module:function, importable from {Path.cwd()}; {name!r}: {error}"
+        ) from error

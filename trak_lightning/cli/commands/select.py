@@ -1,0 +1,79 @@
+"""``trak select``: which training samples to keep for the targets, given a budget."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from trak_lightning.cli.arguments import light_parser, light_settings, open_run
+from trak_lightning.cli.output import print_json, short_path, summary
+from trak_lightning.cli.train_values import column_of, labels_of
+from trak_lightning.decisions.select import Selection, select_samples
+from trak_lightning.errors import DataError
+from trak_lightning.scoring.base import Array
+from trak_lightning.scoring.score_run import load_features
+
+READS = ("run_dir", "train_split", "target_split", "store", "scorer")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Choose the samples, print the first, and write all."""
+    started = time.perf_counter()
+    parser = light_parser(
+        "select",
+        "Which training samples are worth keeping for the targets? Chosen one by one, each given those before it, so that "
+        "samples that are alike are not chosen twice. Writes RUN_DIR/selection/indices.npy, selection.csv and selection.json, "
+        "most useful samples first.",
+        reads=READS,
+    )
+    parser.add_argument(
+        "--budget", type=float, required=True, help="number of samples, or a share of the training set below 1"
+    )
+    parser.add_argument(
+        "--groups",
+        type=str | None,
+        default=None,
+        help="each group keeps its share of the training set: label, a column of the samples, or a .npy file with one group "
+        "per sample",
+    )
+    parser.add_argument("-k", type=int, default=10, help="number of samples to print")
+    config, instances = light_settings(parser, argv, reads=READS)
+    run, store = open_run(config, instances)
+    checkpoints = load_features(run, store, targets=config.target_split, train=config.train_split)
+    groups = None if config.groups is None else _groups(config.run_dir, config.groups)
+    regularization = instances.scorer.state.get("regularization", "auto")
+    found = select_samples(checkpoints, run.read().meaning, config.budget, groups=groups, regularization=regularization)
+    folder = run.path / "selection"
+    found.write(folder)
+    if config.json:
+        print_json({"path": folder, **found.to_json()})
+        return 0
+    _print(found, config.k)
+    summary("select", f"{found.describe()}; {short_path(folder)}", len(found), "samples", started)
+    return 0
+
+
+def _groups(run_dir: str, source: str) -> Array:
+    if source == "label":
+        labels, names = labels_of("select", run_dir)
+        return np.array(names)[labels]
+    if not source.endswith(".npy"):
+        return column_of("select", run_dir, source)
+    try:
+        found: Array = np.load(source, allow_pickle=False)
+        return found
+    except (OSError, ValueError) as error:
+        raise DataError(f"--groups must be label, a column, or a .npy file of groups; {source}: {error}") from error
+
+
+def _print(found: Selection, count: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Chosen first", title_justify="left", box=None)
+    share = np.cumsum(found.gain) / found.gain.sum()
+    for heading in ("index", "share of the gain so far", *(["group"] if found.groups is not None else [])):
+        table.add_column(heading, justify="right")
+    for index, part in zip(found.indices[:count], share, strict=False):
+        table.add_row(str(index), f"{100 * part:.0f} %", *([] if found.groups is None else [str(found.groups[index])]))
+    Console().print(table)

@@ -1,0 +1,43 @@
+"""``trak self-influence``: self-influence and leverage of each training sample."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from trak_lightning.cli.arguments import light_parser, light_settings, open_run
+from trak_lightning.cli.output import print_json, short_path, summary
+from trak_lightning.run.atomic import atomic_write
+from trak_lightning.scoring.score_run import load_features
+from trak_lightning.scoring.self_influence import self_influence
+
+READS = ("run_dir", "train_split", "store", "scorer")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compute and store both, and print the largest."""
+    started = time.perf_counter()
+    parser = light_parser(
+        "self-influence",
+        "Self-influence (how far a training sample moves its own output, up or down: large for mislabeled and rare samples) "
+        "and leverage of each training sample, written to RUN_DIR/scores/self_influence.npz.",
+        reads=READS,
+    )
+    parser.add_argument("-k", type=int, default=10, help="number of samples to print")
+    config, instances = light_settings(parser, argv, reads=READS)
+    run, store = open_run(config, instances)
+    checkpoints = load_features(run, store, targets=config.train_split, train=config.train_split)
+    settings = instances.scorer.state
+    found = self_influence(checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto"))
+    path = run.path / "scores" / "self_influence.npz"
+    with atomic_write(path) as part, part.open("wb") as file:
+        np.savez(file, **found._asdict())
+    largest = np.argsort(-found.self_influence, kind="stable")[: config.k]
+    if config.json:
+        print_json(
+            {"path": path, "largest": [{"index": i, "self_influence": found.self_influence[i]} for i in largest]}
+        )
+    else:
+        shown = ", ".join(map(str, largest))
+        summary("self", f"{short_path(path)}; largest self-influence: {shown}", len(found.leverage), "samples", started)
+    return 0

@@ -1,0 +1,150 @@
+"""``trak sft``: a fine-tuned language model, its conversations and questions → scores."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from trak_lightning.chat.records import Record, TrainOn
+from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
+from trak_lightning.cli.help import command_parser
+from trak_lightning.scoring.display import shortened
+from trak_lightning.scoring.scores import Scores, open_scores
+
+SHOWN_TARGETS, SHOWN_EXAMPLES, SHOWN_CHARACTERS = 5, 3, 100
+
+
+def main(argv: Sequence[str]) -> int:
+    """Featurize conversations and answers, score them, and print the examples behind the first answers."""
+    parser = _parser()
+    line = CommandLine.of(argv, parser)
+    own = {option for action in parser._actions for option in action.option_strings}
+    settings = replace(line, options=tuple(option for option in line.options if option.name in own)).parse()
+    others = [option.token for option in line.options if option.name not in own]
+    configured = settings.model or line.configs or line.with_saved_configuration().configs
+    if not configured:
+        raise UsageError("model is missing: name the folder that your trainer left, --model out/checkpoint-300")
+    from trak_lightning.cli.commands.check import print_findings
+    from trak_lightning.cli.job import Job
+
+    job = Job("check" if settings.check else "sft", [*_configured(settings, line), *others])
+    if settings.check:
+        return print_findings(job)
+    job.require_compatible()
+    job.featurize(job.checkpoints())
+    scores = job.score()
+    if job.speaks:
+        data: Any = job.datamodule
+        rows = data.train_set.records.rows
+        for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:
+            _print(f"target {target}: {shortened(answer.text, SHOWN_CHARACTERS)}", scores, target, rows)
+        for group, title in list(_groups(data))[:SHOWN_TARGETS]:
+            _print(title, open_scores(job.run, "groups"), group, rows)
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = command_parser(
+        "sft",
+        "RUN_DIR --model FOLDER --data FILE --targets FILE [options]",
+        "Which training conversations taught a fine-tuned language model its answers? All options of trak featurize work too, "
+        "such as --projector.dim 4096. RUN_DIR keeps the settings: the same command without options resumes.",
+    )
+    text, number = str | None, int | None
+    parser.add_argument(
+        "--model",
+        type=text,
+        default=None,
+        help="folder of a model or PEFT adapter; a pattern for several checkpoints, 'out/checkpoint-*', the last one generates the answers",
+    )
+    parser.add_argument(
+        "--data",
+        type=text,
+        default=None,
+        help="training conversations: .jsonl, .json, .parquet, or a folder of datasets",
+    )
+    parser.add_argument(
+        "--targets", type=text, default=None, help="held-out answers, or prompts that the model answers"
+    )
+    parser.add_argument("--base", type=text, default=None, help="base model of an adapter, if it has moved")
+    parser.add_argument(
+        "--tokenizer", type=text, default=None, help="folder of the tokenizer; default: that of the model"
+    )
+    parser.add_argument(
+        "--train_on",
+        type=TrainOn,
+        default="answers",
+        help="what was trained on: answers of the assistant, or all tokens",
+    )
+    parser.add_argument(
+        "--max_length", type=number, default=None, help="maximum sequence length used in training, in tokens"
+    )
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="maximum tokens to generate")
+    parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 decodes greedily")
+    parser.add_argument(
+        "--check", type=bool, default=False, help="only say how many seconds, how much memory and disk it would take"
+    )
+    return parser
+
+
+def _configured(settings: Namespace, line: CommandLine) -> list[str]:
+    """The options as a configuration of a run; nothing if they come from a file."""
+    if settings.model is None:
+        return []
+    missing = [name for name in ("data", "targets") if settings[name] is None]
+    if missing or line.value("--run_dir") is None:
+        name = (*missing, "run_dir")[0]
+        raise UsageError(f"{name} is missing: trak sft RUN_DIR --model FOLDER --data FILE --targets FILE")
+    from trak_lightning.chat.loading import read_config
+    from trak_lightning.model.checkpoints import expand, has_wildcard
+
+    checkpoints = [str(path) for path in expand(settings.model)] if has_wildcard(settings.model) else [settings.model]
+    last = checkpoints[-1]
+    config: dict[str, Any] = {
+        "model": {
+            "class_path": "trak_lightning.chat.LanguageModel",
+            "init_args": {"folder": last, "base": settings.base},
+        },
+        "data": {
+            "class_path": "trak_lightning.chat.ChatData",
+            "init_args": {
+                "model": last,
+                "answers": f"{line.value('--run_dir')}/answers.jsonl",
+                "seed": int(line.value("--seed") or 0),
+                **{name: value for name, value in settings.items() if name not in ("model", "check", "help")},
+            },
+        },
+        "checkpoints": checkpoints,
+        "task": "seq2seq_lm" if read_config(last, base=settings.base).is_encoder_decoder else "causal_lm",
+    }
+    return [f"--config={json.dumps(config)}"]
+
+
+def _groups(datamodule: Any) -> Iterator[tuple[int, str]]:
+    """The row and the title of every group of answers that was asked for."""
+    for group, name in enumerate(datamodule.combination[0] if datamodule.combination else ()):
+        members = [answer for answer in datamodule.answers if answer.group == name]
+        if members:
+            terms = " ".join(("− " if answer.coefficient < 0 else "+ ") + answer.text for answer in members)
+            yield group, f"{name} ({shortened(terms, SHOWN_CHARACTERS)})"
+
+
+def _print(title: str, scores: Scores, target: int, rows: Sequence[Record]) -> None:
+    print(f"\n{title}")
+    best = scores.top(min(SHOWN_EXAMPLES, len(rows)), target=target)
+    for index, value in zip(best.indices, best.values, strict=True):
+        print(f"  {value:+10.4g}  {int(index):>7}  {shortened(_words(rows[int(index)]), SHOWN_CHARACTERS)}")
+
+
+def _words(record: Record) -> str:
+    """An example in one line."""
+    parts = []
+    for name, value in record.items():
+        if isinstance(value, str) and name in ("prompt", "completion", "text"):
+            parts.append(value)
+        elif isinstance(value, (list, tuple)):
+            parts += [str(turn.get("content", "")) for turn in value if isinstance(turn, dict)]
+    return " → ".join(parts)

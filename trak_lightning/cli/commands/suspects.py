@@ -1,0 +1,97 @@
+"""``trak suspects``: training samples whose label is likely wrong."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
+from trak_lightning.cli.help import command_parser
+from trak_lightning.cli.output import print_json, short_path, summary
+from trak_lightning.decisions.suspects import Suspects
+from trak_lightning.errors import IncompleteRunError
+from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.directory import RunDirectory
+
+
+def main(argv: Sequence[str]) -> int:
+    """Rank the training samples, print the first, and store those before the cut, or all if there is none."""
+    started = time.perf_counter()
+    parser = command_parser(
+        "suspects",
+        "RUN_DIR [options]",
+        "Training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on them. "
+        "Writes RUN_DIR/suspects/suspects.csv, suspects.json and indices.npy. A task without classes is ranked by its error, "
+        "without a cut: the table holds the whole ranking, and there is no indices.npy.",
+    )
+    parser.add_argument("--run_dir", type=str, required=True, help="a featurized run directory; also by position")
+    parser.add_argument(
+        "--fdr", type=float, default=0.1, help="largest expected share of false alarms among the samples before the cut"
+    )
+    parser.add_argument("-k", type=int, default=20, help="number of samples to print")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = CommandLine.of(argv, parser).parse()
+    if options.k < 1:
+        raise UsageError(f"-k, the number of samples to print, must be at least 1, got {options.k}")
+    run = RunDirectory(options.run_dir)
+    run.require_checkpoints()
+    if not run.config.exists():
+        raise IncompleteRunError(
+            f"{run.config} is missing, which says what the data is: trak run and trak featurize write it. For a run made in "
+            "Python, call suspects() of its TRAK object."
+        )
+
+    from trak_lightning.cli.job import Job
+
+    found = Job("suspects", [str(run.path)]).suspects(options.fdr)
+    folder = run.path / "suspects"
+    write(found, folder)
+    if options.json:
+        print_json({"path": folder, **found.to_json(max(options.k, len(found)))})
+    else:
+        _print(found, options.k)
+        where = (
+            short_path(folder) if found.has_cut else f"{short_path(folder)} holds the whole ranking, and no indices.npy"
+        )
+        summary("suspects", f"{found.describe()}; {where}", len(found.ranking), "samples", started)
+    return 0
+
+
+def write(found: Suspects, folder: Path) -> None:
+    """Write the table, the same as JSON and, if there is a cut, the positions before it."""
+    found.to_csv(folder / "suspects.csv")
+    with atomic_write(folder / "suspects.json") as part:
+        part.write_text(json.dumps(found.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+    indices = folder / "indices.npy"
+    if found.has_cut:
+        with atomic_write(indices) as part, part.open("wb") as file:
+            np.save(file, found.indices)
+    else:
+        indices.unlink(missing_ok=True)
+
+
+def _print(found: Suspects, count: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table, shown = Table(box=None), found.first(count)
+    columns: dict[str, list[str | None]] = {
+        "index": [str(each.index) for each in shown],
+        "label": [each.label for each in shown],
+        "models say": [each.says for each in shown],
+        "wrong": [None if each.wrong is None else f"{100 * each.wrong:.0f} %" for each in shown],
+        "why": [each.why for each in shown],
+    }
+    known = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
+    for heading in known:
+        numeric = heading in ("index", "wrong")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    for place, row in enumerate(zip(*known.values(), strict=True)):
+        if place == len(found) > 0:
+            cut = f"── cut: above, {100 * (found.expected or 0):.0f} % are expected to be false alarms; below, more"
+            table.add_row(*[""] * (len(known) - 1), cut)
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,88 @@
+"""``trak tokens``: which tokens of a training sample moved which tokens of a target."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
+from trak_lightning.cli.help import command_parser
+from trak_lightning.cli.output import print_json
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.scores import open_scores
+
+STRONGEST = 8
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print, for each pair, its strongest pairs of tokens."""
+    parser = command_parser(
+        "tokens",
+        "RUN_DIR --target I [--example I] [options]",
+        "Which tokens of a training sample moved which tokens of a target? The values of a pair sum to its score. Takes one "
+        "backward pass per token.",
+    )
+    parser.add_argument("--run_dir", type=str, required=True, help="a run directory with scores; also by position")
+    parser.add_argument("--target", type=int | None, default=None, help="position of the target in its dataset")
+    parser.add_argument(
+        "--example", type=int | None, default=None, help="position of a training sample; default: the best"
+    )
+    parser.add_argument("-k", type=int, default=3, help="number of most helpful training samples, if none is named")
+    parser.add_argument("--name", type=str | None, default="test", help="score file")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    config = CommandLine.of(argv, parser).parse()
+    if config.target is None:
+        raise UsageError("target is missing: --target 0")
+    run = RunDirectory(config.run_dir)
+    best = open_scores(run, config.name).top(config.k, target=config.target).indices
+    examples = [int(index) for index in best] if config.example is None else [config.example]
+
+    from trak_lightning.cli.job import Job
+
+    job = Job("tokens", [str(run.path)])
+    found = [
+        {
+            "target": pair.target,
+            "example": pair.example,
+            "score": pair.score,
+            "target_tokens": _tokens(job, job.target_data.dataset[pair.target], pair.target_positions),
+            "example_tokens": _tokens(job, job.train_data.dataset[pair.example], pair.example_positions),
+            "values": pair.values,
+        }
+        for pair in job.token_scores([(config.target, example) for example in examples])
+    ]
+    if config.json:
+        print_json(found)
+    else:
+        for each in found:
+            _print(each)
+    return 0
+
+
+def _tokens(job: Any, sample: Any, positions: np.ndarray) -> list[str]:
+    """Tokens as text, or as positions where there is no tokenizer."""
+    tokenizer = getattr(job.datamodule, "tokenizer", None)
+    if tokenizer is None:
+        return [str(position) for position in positions]
+    return [tokenizer.decode([int(sample["labels"][position])]) for position in positions]
+
+
+def _print(pair: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    values = pair["values"]
+    table = Table(
+        title=f"target {pair['target']}, training sample {pair['example']}: {pair['score']:+.4g} = sum over "
+        f"{values.shape[0]} × {values.shape[1]} tokens",
+        title_justify="left",
+    )
+    for heading in ("training token", "moved target token", "by"):
+        table.add_column(heading, justify="right" if heading == "by" else "left", no_wrap=True)
+    for place in np.argsort(-np.abs(values), axis=None, kind="stable")[:STRONGEST]:
+        row, column = np.unravel_index(place, values.shape)
+        words = repr(pair["example_tokens"][column]), repr(pair["target_tokens"][row])
+        table.add_row(*map(Text, words), f"{values[row, column]:+.3g}")
+    Console().print(table)

@@ -1,0 +1,96 @@
+"""``trak top``: the most helpful and most harmful training samples of a target."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
+
+from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.error_messages import UsageError
+from trak_lightning.cli.help import command_parser
+from trak_lightning.cli.output import print_json, print_trust, short_path
+from trak_lightning.errors import DataError
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.display import ranking_table
+from trak_lightning.scoring.ranking import Ranking, rank, signed
+from trak_lightning.scoring.scores import Scores, open_scores
+
+if TYPE_CHECKING:
+    from trak_lightning.report.samples import Samples
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the most helpful and most harmful samples; return 0."""
+    parser = command_parser(
+        "top",
+        "RUN_DIR (--target I | --by_train I) [options]",
+        "The most helpful and most harmful training samples of a target; or the targets that a training sample "
+        "helps and harms most.",
+    )
+    parser.add_argument("--run_dir", type=str, required=True, help="a run directory with scores; also by position")
+    parser.add_argument("--target", type=int | None, default=None, help="position of the target in its dataset")
+    parser.add_argument(
+        "--by_train", type=int | None, default=None, help="position of a training sample: rank the targets by it"
+    )
+    parser.add_argument("-k", type=int, default=10, help="number of samples to print on either side")
+    parser.add_argument("--name", type=str | None, default=None, help="score file; default: the only one")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
+    config = CommandLine.of(argv, parser, renamed={"--train": "--by_train"}).parse()
+    scores = open_scores(RunDirectory(config.run_dir), config.name)
+    helpful, harmful = _rankings(config, scores)
+    if config.json:
+        entries = {"helpful": _entries(helpful), "harmful": _entries(harmful)}
+        print_json({"path": scores.path, "trust": scores.trust, "trust_unknown": scores.trust_unknown, **entries})
+        return 0
+    from rich.console import Console
+
+    run, what = RunDirectory(config.run_dir), "train" if config.by_train is None else "target"
+    samples = None if config.numbers else _samples(run, scores, what)
+    title = f"Target {config.target}" if what == "train" else f"Training sample {config.by_train}"
+    headings = scores.meaning.headings
+    Console().print(ranking_table(f"{title} of {short_path(scores.path)}", what, headings, (helpful, harmful), samples))
+    print_trust(scores)
+    return 0
+
+
+def _samples(run: RunDirectory, scores: Scores, what: str) -> "Samples | None":
+    """Show the samples of the run's configuration; None, with the reason on standard error, if that is not possible."""
+    if not run.config.exists():
+        return None
+    try:
+        from trak_lightning.cli.job import Job
+        from trak_lightning.report.samples import samples_of
+
+        job = Job("top", [str(run.path)])
+        targets, train = scores.shape
+        data, expected = (job.train_data, train) if what == "train" else (job.target_data, targets)
+        if len(data) != expected:
+            raise DataError(f"the data has {len(data)} samples, and scores are of {expected}")
+        return samples_of(data, datamodule=job.datamodule, task=job.parts.task)
+    except Exception as error:  # a user's data module may raise anything, and the numbers are there
+        print(f"samples are not shown: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+
+
+def _rankings(config: Namespace, scores: Scores) -> tuple[Ranking, Ranking]:
+    if (config.target is None) == (config.by_train is None):
+        raise UsageError("give either --target or --by_train, the position of one sample")
+    if config.by_train is None:
+        return scores.sides(config.k, config.target)
+    effects = scores.effects(config.by_train)[None]
+    if not 1 <= config.k <= scores.shape[0]:
+        raise UsageError(f"k must lie in 1 … {scores.shape[0]}, the number of targets, got {config.k}")
+    helpful, harmful = (rank(effects, which, config.k) for which in ("top", "bottom"))
+    return (
+        signed(Ranking(helpful.indices[0], helpful.values[0]), "top"),
+        signed(Ranking(harmful.indices[0], harmful.values[0]), "bottom"),
+    )
+
+
+def _entries(ranking: Ranking) -> list[dict[str, float]]:
+    return [
+        {"index": int(index), "score": float(value)}
+        for index, value in zip(ranking.indices, ranking.values, strict=True)
+    ]

@@ -1,0 +1,121 @@
+"""``trak whatif``: how the outputs of targets would change if some training samples had not been there."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jsonargparse import Namespace
+
+from trak_lightning.cli.arguments import light_parser, light_settings, open_run
+from trak_lightning.cli.error_messages import UsageError
+from trak_lightning.cli.output import print_json, summary
+from trak_lightning.cli.train_values import column_of, labels_of
+from trak_lightning.decisions.what_if import Removal, WhatIf
+from trak_lightning.errors import DataError
+from trak_lightning.run.atomic import atomic_write
+from trak_lightning.scoring.base import Array
+from trak_lightning.scoring.score_run import load_features
+
+READS = ("run_dir", "train_split", "target_split", "store", "scorer")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the targets that lose and gain most, and whether the set is too large to be trusted."""
+    started = time.perf_counter()
+    parser = light_parser(
+        "whatif",
+        "How would the outputs of the targets change if a set of training samples had not been there? By one Newton step for "
+        "the whole set, without retraining. Writes RUN_DIR/what_if.npz.",
+        reads=READS,
+    )
+    parser.add_argument(
+        "--remove", type=str | None, default=None, help="a .npy file of positions or of a mask, or positions: '[3, 17]'"
+    )
+    parser.add_argument("--remove_label", type=str | None, default=None, help="a class, by name or number")
+    parser.add_argument(
+        "--remove_where", type=str | None, default=None, help="column=value, of samples that have columns: source=web"
+    )
+    parser.add_argument("-k", type=int, default=10, help="number of targets to print on either side")
+    config, instances = light_settings(parser, argv, reads=READS)
+    samples = _samples(config)
+    run, store = open_run(config, instances)
+    checkpoints = load_features(run, store, targets=config.target_split, train=config.train_split)
+    settings = instances.scorer.state
+    what_if = WhatIf(checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto"))
+    removal = what_if.remove(samples)
+    path = run.path / "what_if.npz"
+    with atomic_write(path) as part, part.open("wb") as file:
+        found = {
+            name: getattr(removal, name) for name in ("samples", "change", "spread", "summed", "outputs", "leverage")
+        }
+        np.savez(file, **found)
+    if config.json:
+        print_json({"path": path, **removal.to_json()})
+        return 0
+    _print(removal, config.k)
+    summary(
+        "whatif",
+        f"without {len(removal.samples)} of {removal.num_train} samples",
+        len(removal.change),
+        "targets",
+        started,
+    )
+    summary("trust", removal.trust)
+    return 0
+
+
+def _samples(config: Namespace) -> Array:
+    given = [name for name in ("remove", "remove_label", "remove_where") if config[name] is not None]
+    if len(given) != 1:
+        raise UsageError("give one of --remove, --remove_label and --remove_where: the samples to do without")
+    if config.remove is not None:
+        return _read(config.remove)
+    if config.remove_where is None:
+        labels, names = labels_of("whatif", config.run_dir)
+        wanted = config.remove_label
+        mask: Array = labels.astype(str) == (str(names.index(wanted)) if wanted in names else wanted)
+        if not mask.any():
+            raise DataError(f"no training sample has the label {wanted!r}; the labels are {', '.join(names[:20])}")
+        return mask
+    column, equals, value = config.remove_where.partition("=")
+    if not equals:
+        raise UsageError(f"--remove_where must be column=value, got {config.remove_where!r}")
+    values = column_of("whatif", config.run_dir, column)
+    mask = values == value
+    if not mask.any():
+        raise DataError(f"no training sample has {column} = {value!r}; sample 0 has {values[0]!r}")
+    return mask
+
+
+def _read(source: str) -> Array:
+    if source.lstrip().startswith("["):
+        try:
+            return np.array([int(each) for each in source.strip().strip("[]").split(",") if each.strip()])
+        except ValueError as error:
+            raise UsageError(f"--remove must be a .npy file or positions such as '[3, 17]', got {source!r}") from error
+    try:
+        found: Array = np.load(Path(source), allow_pickle=False)
+        return found
+    except (OSError, ValueError) as error:
+        raise DataError(f"--remove must be a .npy file of positions or of a mask; {source}: {error}") from error
+
+
+def _print(removal: Removal, count: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Outputs f of the targets, by number, without the samples", title_justify="left")
+    for heading in ("loses", "f", "change", "gains", "f", "change"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    order = removal.order()
+    for low, high in zip(order[:count], order[::-1][:count], strict=True):
+        table.add_row(*_entry(removal, int(low)), *_entry(removal, int(high)))
+    Console().print(table)
+
+
+def _entry(removal: Removal, target: int) -> tuple[str, str, str]:
+    change = f"{removal.change[target]:+.2g}"
+    if np.isfinite(removal.spread[target]):
+        change += f" ±{removal.spread[target]:.1g}"
+    return str(target), f"{removal.outputs[target]:.3g}", change

@@ -1,0 +1,49 @@
+"""What is known of each training sample: its label, or its value in a column."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from trak_lightning.errors import DataError
+from trak_lightning.scoring.base import Array
+
+
+def labels_of(command: str, run_dir: str) -> tuple[Array, list[str]]:
+    """Return the class of every training sample, integers (n,), and the names of the classes 0, 1, …
+
+    Where the data has no names, these are the numbers.
+
+    Raises:
+        DataError: the task has no classes.
+    """
+    from trak_lightning.cli.job import Job
+
+    job = Job(command, [run_dir])
+    data, task, found = job.train_data, job.parts.task, []
+    for start in range(0, len(data), data.batch_size):
+        labels = task.class_labels(data.batch(range(start, min(start + data.batch_size, len(data)))))
+        if labels is None:
+            raise DataError(f"task {type(task).__name__} has no classes; give positions or a column instead of labels")
+        found.append(labels.numpy())
+    labels = np.concatenate(found)
+    names = [str(name) for name in getattr(job.datamodule, "class_names", ())]
+    return labels, [*names, *map(str, range(len(names), labels.max() + 1))]
+
+
+def column_of(command: str, run_dir: str, column: str) -> Array:
+    """Return what every training sample has in a column: text (n,).
+
+    Raises:
+        DataError: samples have no columns, or not this one.
+    """
+    from trak_lightning.cli.job import Job
+
+    dataset = Job(command, [run_dir]).train_data.dataset
+    sample = dataset[0]
+    if not isinstance(sample, Mapping) or column not in sample:
+        columns = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else ""
+        raise DataError(
+            f"samples of {type(dataset).__name__} have no column {column!r}; their columns are "
+            f"{columns or f'none: a sample is a {type(sample).__name__}'}"
+        )
+    return np.array([str(dataset[i][column]) for i in range(len(dataset))])

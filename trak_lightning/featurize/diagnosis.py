@@ -1,0 +1,138 @@
+"""Name the cause of a row that depends on its batch: the collate function, a module that mixes samples, or random numbers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from trak_lightning.data.collation_check import differences
+from trak_lightning.data.samples import SampleBatch
+from trak_lightning.data.trees import flatten
+from trak_lightning.errors import SampleDependenceError
+from trak_lightning.extractors.state import without_fast_path
+from trak_lightning.tasks.base import Task, batch_of
+
+
+class Place(NamedTuple):
+    """Where a sample is."""
+
+    in_dataset: int
+    position: int
+    """In the batch."""
+    batch_size: int
+
+
+def refuse(
+    model: nn.Module, task: Task, place: Place, error: float, alone: SampleBatch, batch: SampleBatch
+) -> NoReturn:
+    """Raise an error that names what the collate function changes, or the module that mixes samples or draws random numbers.
+
+    Raises:
+        SampleDependenceError: always.
+    """
+    sample, position, size = place
+    if size == 1:
+        raise random_output(model, task, sample, error, batch)
+    collated = differences(batch.data, [alone.data], [position], size) if alone.size == 1 else {}
+    other = [
+        name for name, differs in batch.differs.items() if differs[position]
+    ]  # also where samples are concatenated
+    if collated:
+        what = (
+            f"In this batch, the collate function makes something else of it than alone (in {', '.join(list(collated)[:3])}): it may "
+            "reorder, replace or drop samples, or compute something from all of them. Let it keep the samples in their order, each as "
+            "it is alone"
+        )
+    else:
+        what = (
+            f"{_culprit(model, task, alone, batch, position)}. Likely causes: random layers that ignore model.eval() (F.dropout without "
+            "training=self.training), batch statistics, a model output that mixes samples, padding that is not masked"
+            + (
+                f", or the collate function, which makes other entries of it than alone ({', '.join(other[:3])})"
+                if other
+                else ""
+            )
+        )
+    raise SampleDependenceError(
+        f"the output or gradient of sample {sample} in a batch of one differs by {error:.1%} from that in a batch of {size}, so "
+        f"attributions would depend on the batch. {what}. To attribute every sample as in a batch of one, use "
+        "extractor='iterative'."
+    )
+
+
+def random_output(model: nn.Module, task: Task, sample: int, error: float, batch: SampleBatch) -> SampleDependenceError:
+    """The error for a sample whose output differs between two passes over the same batch."""
+    return SampleDependenceError(
+        f"the output or gradient of sample {sample} differs by {error:.1%} when it is computed again, so attributions would be "
+        f"random. {_culprit(model, task, batch, batch, 0)}. Likely cause: random layers that ignore model.eval() (F.dropout "
+        "without training=self.training)."
+    )
+
+
+def _culprit(model: nn.Module, task: Task, alone: SampleBatch, batch: SampleBatch, position: int) -> str:
+    with suppress(Exception):
+        if found := _first_difference(model, task, alone, batch, position):
+            return found
+    return "No module was found to cause this: check the task, and code between modules"
+
+
+def _first_difference(
+    model: nn.Module, task: Task, alone: SampleBatch, batch: SampleBatch, position: int
+) -> str | None:
+    """Describe the first module whose output for a sample is random, or depends on the batch that the sample is in."""
+    runs = [_outputs(model, task, each) for each in (batch, batch, alone)]
+    names = {module: name or "the model" for name, module in model.named_modules()}
+    once, twice, single = ([(module, _tensors(output)) for module, output in run] for run in runs)
+    for (module, first), (_, second), (_, lone) in zip(once, twice, single, strict=False):
+        what = f"{names[module]} ({type(module).__name__})"
+        if any(one.shape != two.shape or not _close(one, two) for one, two in zip(first, second, strict=False)):
+            return (
+                f"The output of {what} differs between two runs on the same batch: it draws random numbers (draw them in the dataset, "
+                "from a generator seeded by the sample's index: docs/recipes.md), or keeps something between calls that is neither a "
+                "buffer nor an attribute of a module"
+            )
+        for one, two in zip(first, lone, strict=False):
+            by_sample = (
+                one.ndim
+                and two.ndim
+                and (one.shape[0], two.shape[0]) == (batch.size, 1)
+                and one.shape[1:] == two.shape[1:]
+            )
+            if by_sample and not _close(one[position], two[0]):
+                return f"The first module whose output for this sample differs is {what}"
+    return None
+
+
+def _outputs(model: nn.Module, task: Task, batch: SampleBatch) -> list[tuple[nn.Module, Any]]:
+    """The output of every module, in the order in which modules return; on the CPU to save GPU memory."""
+    found: list[tuple[nn.Module, Any]] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        found.append((module, [tensor.detach().cpu().clone() for tensor in _tensors(output)]))
+
+    with _hooked(model, note), torch.no_grad(), batch_of(batch.size):
+        task.output(model, batch.data)
+    return found
+
+
+@contextmanager
+def _hooked(model: nn.Module, hook: Any) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    try:
+        with without_fast_path():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in flatten(output)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _close(one: Tensor, two: Tensor) -> bool:
+    tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 0.1
+    scale = float(one.abs().max()) if one.numel() else 0.0
+    return bool(torch.allclose(one, two, rtol=tolerance, atol=tolerance * scale, equal_nan=True))
