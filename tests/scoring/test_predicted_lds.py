@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK, Scores
 from trak_lightning.evaluation.lds import lds
+from trak_lightning.scoring.predicted_lds import in_words
 
 N, RIDGE, NOISE = 80, 20.0, 0.3
 
@@ -71,3 +72,15 @@ def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):
         "from 4 or more checkpoints, each trained on a recorded part of the training set, and there are 3;"
         in few.trust_unknown
     )
+
+
+@pytest.mark.parametrize(
+    ("lds", "low", "high", "word"),
+    [
+        (0.37, 0.30, 0.44, "good"),
+        (0.37, -0.21, 0.96, "uncertain"),
+        (0.10, -0.05, 0.25, "not distinguishable from chance"),
+    ],
+)
+def test_a_score_is_called_good_only_if_it_is_known_well(lds, low, high, word):
+    assert in_words(lds, low, high) == word

@@ -96,7 +96,7 @@ def independence(subject: Subject) -> Iterator[Finding]:
         "samples",
         f"independent: alone or in a batch of {len(trial.rows)}, gradients differ by at most {trial.difference:.1e}",
     )
-    yield Finding("train mode", "no module draws random numbers or uses batch statistics")
+    yield Finding("eval mode", "no module draws random numbers or uses batch statistics")
 
 
 def lengths(subject: Subject) -> Iterator[Finding]:

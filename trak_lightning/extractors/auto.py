@@ -74,7 +74,9 @@ class Auto(GradientExtractor):
             if watched.begun:
                 raise  # the caller discards what the sink has received, and starts again with `fall_back`
             self._last_alone = True
-            return self.fall_back(model, refusal).extract(model, task, batch, layout, sink)
+            output = self._alone.extract(model, task, batch, layout, sink)
+            self.fall_back(model, refusal)  # says why, once the other has worked
+            return output
         if not again:
             self._refused[model] = 0
         if batch.size > 1 and not again:

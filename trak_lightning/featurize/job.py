@@ -303,8 +303,8 @@ class FeaturizeJob:
             if (before := self._before(plan)) == plan:
                 return self.store.create(self._of_known_content(plan))
             raise IncompatibleRunError(
-                f"{error} If the {before.num_samples} stored samples come first and are unchanged, featurize with "
-                "grow=True (--grow true) to compute only the new ones."
+                f"{error} Other targets need another name. If the {before.num_samples} stored samples come first and are unchanged, "
+                "featurize with grow=True (--grow true) to compute only the new ones."
             ) from error
 
     def _of_known_content(self, plan: FeatureSpec) -> FeatureSpec:

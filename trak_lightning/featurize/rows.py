@@ -1,6 +1,7 @@
 """Compute the rows of one batch: the features, output, loss weight and curvature of every sample."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.samples import SampleBatch
+from trak_lightning.data.trees import deep_leaves
 from trak_lightning.errors import (
     DataError,
     DeviceMemoryError,
@@ -83,6 +85,7 @@ class RowComputer:
         self._precision = precision
         self._auditor = auditor
         self._warned = False
+        self._warned_of_empty = False
         self._steady = SteadyState(model)
 
     def account(self, indexed: IndexedBatch) -> list[RuleUse]:
@@ -145,6 +148,7 @@ class RowComputer:
                 raise
             except Exception as error:
                 self._auditor.require_alone(batch, index, error)
+                _require_types(self._model, batch, error)
                 raise
 
     def _rows_with_fallback(self, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
@@ -197,6 +201,7 @@ class RowComputer:
             loss_weight, curvature = loss_weight_and_curvature_of(
                 self._model, self._task, batch, output, extractor.one_by_one
             )
+        self._warn_of_empty((output == 0) & (loss_weight == 0) & (features == 0).all(1), index)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         for name, column in columns.items():
             _require_finite(name, column, index, self._precision)
@@ -238,6 +243,15 @@ class RowComputer:
             "Leave them out: parameters=['!NAME'].",
             len(missing), len(self._layout), sum(slot.numel for slot in missing), self._layout.numel, names,
         )  # fmt: skip
+
+    def _warn_of_empty(self, empty: Tensor, index: Tensor) -> None:
+        if empty.any() and not self._warned_of_empty:
+            self._warned_of_empty = True
+            log.warning(
+                "gradients  output, loss weight and gradient of sample %d are exactly 0, and so are all of its scores: does every one of "
+                "its labels have the value of ignore_index? Later ones are not listed.",
+                int(index[empty.cpu()][0]),
+            )
 
 
 class PassThrough:
@@ -287,6 +301,23 @@ def _unsteady(sample: int) -> DataError:
         "before or on the worker process that reads. Scores belong to fixed samples: attribute to the dataset without random "
         "transforms."
     )
+
+
+def _require_types(model: nn.Module, batch: SampleBatch, error: Exception) -> None:
+    """Explain an `error` of the model that is about types of numbers.
+
+    Raises:
+        DataError: names the types of the batch and of the model.
+    """
+    if not isinstance(error, RuntimeError) or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
+        return
+    entries = [leaf for leaf in deep_leaves(batch.data) if isinstance(leaf, Tensor)]
+    held = ", ".join(f"{str(each.dtype).removeprefix('torch.')} {tuple(each.shape)}" for each in entries)
+    computes = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in model.parameters()}))
+    raise DataError(
+        f"{type(model).__name__} has parameters of type {computes} and does not take this batch: {str(error).splitlines()[0]}. The "
+        f"batch holds {held}. Convert the inputs in the dataset, as in x.float()."
+    ) from error
 
 
 @contextmanager

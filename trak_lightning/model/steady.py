@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.model.dtensor import any_sharded
+from trak_lightning.model.quantized import quantized
 
 _INTERNAL = {*vars(nn.Module()), *vars(L.LightningModule())}
 """Attributes that every module has."""
@@ -184,10 +185,13 @@ def function_caches(model: nn.Module) -> list[Any]:
 
 
 def places(model: nn.Module) -> Iterator[Place]:
-    """The attributes of all modules, and of objects in them, other than parameters, buffers and modules."""
+    """The attributes of all modules, and of objects in them, other than parameters, buffers and modules, and than what belongs to
+    quantized weights: bitsandbytes fills scales that are cleared or put back with wrong ones."""
     seen: set[int] = set()
+    weights = quantized(model)
     for name, module in model.named_modules():
-        yield from _attributes(name, module, seen)
+        if name not in weights:
+            yield from _attributes(name, module, seen)
 
 
 def _attributes(owner: str, holder: Any, seen: set[int]) -> Iterator[Place]:

@@ -48,7 +48,7 @@ def trusted(results: Sequence[tuple[str, Result]], predicted: Mapping[str, Any] 
         return Headline(
             "Trust", f"cannot be measured with {measured['num_models']} retrained models: evaluate with more.", "trust"
         )
-    words = in_words(lds) if low > 0 else "not distinguishable from chance"
+    words = in_words(lds, low, high)
     return Headline(
         f"{lds:.2f}",
         f"is the rank correlation (at best 1) of what the scores predict with {measured['num_models']} retrained models: {words} "

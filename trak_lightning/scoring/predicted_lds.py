@@ -21,12 +21,17 @@ JUDGED = 500
 MORE = 3
 """The number of further checkpoints whose gain is stated."""
 
+WIDEST = 0.4
+"""The widest 95 % interval of a score that is called weak, moderate or good."""
+
 WORDS = ((0.05, "very weak"), (0.15, "weak"), (0.3, "moderate"), (0.5, "good"), (1.0, "very good"))
 
 
-def in_words(lds: float) -> str:
-    """Call a linear datamodeling score weak, moderate or good."""
-    return next(word for limit, word in WORDS if lds <= limit)
+def in_words(lds: float, low: float, high: float) -> str:
+    """Call a linear datamodeling score with a 95 % interval weak, moderate or good."""
+    if high - low > WIDEST:
+        return "uncertain"
+    return next(word for limit, word in WORDS if lds <= limit) if low > 0 else "not distinguishable from chance"
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Trust:
     @property
     def sentence(self) -> str:
         return (
-            f"{in_words(self.lds)}: sums of scores would predict retrained models with a rank correlation (LDS) of about {self.lds:.2f} "
+            f"{in_words(self.lds, self.low, self.high)}: sums of scores would predict retrained models with a rank correlation (LDS) of about {self.lds:.2f} "
             f"[{self.low:.2f}, {self.high:.2f}]; {MORE} more checkpoints would bring about {max(self.gain, 0):.2f}"
         )
 

@@ -1,5 +1,6 @@
 """``trak whatif``: how the outputs of targets would change if some training samples had not been there."""
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,10 @@ def main(argv: Sequence[str]) -> int:
         reads=READS,
     )
     parser.add_argument(
-        "--remove", type=str | None, default=None, help="a .npy file of positions or of a mask, or positions: '[3, 17]'"
+        "--remove",
+        type=str | None,
+        default=None,
+        help="positions such as 3,17, or a .npy file of positions or of a mask",
     )
     parser.add_argument("--remove_label", type=str | None, default=None, help="a class, by name or number")
     parser.add_argument(
@@ -89,16 +93,15 @@ def _samples(config: Namespace) -> Array:
 
 
 def _read(source: str) -> Array:
-    if source.lstrip().startswith("["):
-        try:
-            return np.array([int(each) for each in source.strip().strip("[]").split(",") if each.strip()])
-        except ValueError as error:
-            raise UsageError(f"--remove must be a .npy file or positions such as '[3, 17]', got {source!r}") from error
+    if re.fullmatch(r"\[?[\d\s,]+\]?", source):
+        return np.array([int(each) for each in re.findall(r"\d+", source)])
     try:
         found: Array = np.load(Path(source), allow_pickle=False)
         return found
     except (OSError, ValueError) as error:
-        raise DataError(f"--remove must be a .npy file of positions or of a mask; {source}: {error}") from error
+        raise DataError(
+            f"--remove must be positions such as 3,17 or a .npy file of positions or of a mask; {source}: {error}"
+        ) from error
 
 
 def _print(removal: Removal, count: int) -> None:

@@ -19,6 +19,7 @@ from trak_lightning.extractors.hooks.tape import Path, PlanFailed, Reached, Tape
 from trak_lightning.gradients import ParameterLayout, Sink, restart_of
 from trak_lightning.model.autocast import is_cast
 from trak_lightning.model.dtensor import any_sharded
+from trak_lightning.model.quantized import require_rows_apart
 from trak_lightning.tasks.base import Task, batch_of
 
 _VARIANTS = 8
@@ -61,6 +62,8 @@ class Hooks(GradientExtractor):
                 f"{type(model).__name__} has TorchScript modules, which call no hooks. Use extractor='auto' or 'iterative', or the "
                 "original modules instead of the scripted ones."
             )
+        if batch.size > 1:
+            require_rows_apart(model)
         if any_sharded(model.parameters()) and batch.size < (full := self._full_size(model)):
             # One rank cannot try out a batch of another size without the others: fill it up with copies of its first sample.
             filled = batch.fetch([*range(batch.size), *[0] * (full - batch.size)])
