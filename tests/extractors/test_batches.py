@@ -137,6 +137,20 @@ def test_a_mask_that_python_reads_is_never_shared_out_evenly(read):
     check(Net(net, **linear()), samples)
 
 
+@pytest.mark.parametrize("hook", ["forward", "backward"])
+def test_a_hook_that_changes_only_a_later_batch(hook):
+    model = Net(lambda self, x: self.second(self.first(x).tanh() * 2), **linear())
+    if hook == "forward":
+        model.first.register_forward_hook(
+            lambda _, args, output: output * 3 if bool((args[0][:, 0] > 6).all()) else None
+        )
+    else:
+        model.second.register_full_backward_pre_hook(lambda _, grads: (grads[0].clamp(max=0.5),))
+    samples = [x[0] for x in rows(*[1] * 6)]
+    samples[3:] = [x + 10 * (torch.arange(4) == 0) for x in samples[3:]]
+    check(model, samples)
+
+
 def test_an_output_that_holds_a_gradient():
     def net(self, x):
         x = x.detach().requires_grad_()
