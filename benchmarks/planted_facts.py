@@ -7,9 +7,9 @@
 1,000 conversations: facts about countries, definitions of words, and judgments of film reviews. 10 say something false about a
 country, each in one wording; 10 explain a food, and all of it is in capital letters. After fine-tuning with LoRA, the model is asked
 about these countries in three wordings, and about these foods and others. Targets are the answers that show what was planted, by the
-model's own greedy decoding. Prints recall@10: the share of planted conversations among the first ten; for a false fact, of the one that
-states it.
-With 95 % bootstrap intervals over targets, and processor seconds of what each method computes by itself.
+model's own greedy decoding. Prints recall@10, the share of planted conversations among the first ten (for a false fact, of the one that
+states it), and one over the rank of the best; for capitals also recall@10 of the mean of the scores of all answers. With 95 % bootstrap
+intervals over targets, and processor seconds of what each method computes by itself, given the features of `trak sft`.
 """
 
 import bz2
@@ -32,10 +32,11 @@ from trak_lightning_demos.glosses import read_glosses
 from trak_lightning_demos.questions import FORMS, Fact, facts
 from trak_lightning_demos.words import words
 
+from trak_lightning import registry
 from trak_lightning.cli import main as trak
 from trak_lightning.evaluation.lds import bootstrap_mean
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.scoring.scores import open_scores
+from trak_lightning.scoring.score_run import score_run
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE = (
@@ -49,6 +50,7 @@ BATCH, LONGEST = 10, 60
 JUDGMENTS = {"fresh": "Fresh.", "rotten": "Rotten."}
 SCORERS: dict[str, dict[str, Any]] = {
     "trak sft, as it is": {"name": "trak"},
+    "influence": {"name": "influence"},
     "gradient cosine": {"name": "gradient_cosine"},
     "TracIn": {"name": "tracin"},
     "TRAK as in the paper: W = I, λ = 0": {"name": "trak", "regularization": 0.0, "weights": "none"},
@@ -130,6 +132,7 @@ def main(
         layers: number of last layers that it adapts.
         embedder: model of `sentence_transformers` that texts are compared with.
     """
+    run = folder / f"run-{dim}"
     folder.mkdir(parents=True, exist_ok=True)
     planted = Planted.make()
     planted.write(folder)
@@ -137,35 +140,34 @@ def main(
         print(f"fine-tuned in {_seconds(lambda: _fine_tune(folder, epochs, rank, layers))[1]:.0f} s")
     options = [f"--model={folder}/out/checkpoint-*", f"--data={folder}/train.jsonl", "--max_new_tokens=24"]
     options += [f"--targets={folder}/questions.jsonl", f"--projector.dim={dim}", "--max_length=128"]
-    _, seconds = _seconds(lambda: trak(["sft", str(folder / "run"), *options]))
-    answers = [json.loads(line)["answer"] for line in (folder / "run" / "answers.jsonl").read_text().splitlines()]
+    _, seconds = _seconds(lambda: trak(["sft", str(run), *options]))
+    answers = [json.loads(line)["answer"] for line in (run / "answers.jsonl").read_text().splitlines()]
     shown = [number for number, answer in enumerate(answers) if planted.shown(number, answer)]
     print(f"trak sft took {seconds:.0f} s. Answers that show what was planted: {len(shown)} of {len(answers)}")
     texts = [" ".join(row) for row in planted.train], [f"{planted.asked[n]} {answers[n]}" for n in shown]
     methods: dict[str, Callable[[], Any]] = {
-        name: lambda scorer=scorer: _scores(folder / "run", scorer)[shown] for name, scorer in SCORERS.items()
+        name: lambda scorer=scorer: _scores(run, scorer)[shown] for name, scorer in SCORERS.items()
     }
     methods["BM25"] = lambda: _bm25(*texts)
     methods["embedding similarity"] = lambda: _embedded(embedder, *texts)
     methods["random"] = lambda: np.random.default_rng(0).random((len(shown), len(planted.train)))
-    table = Table(title=f"recall@10 of what was planted, n = {len(planted.train)}, k = {dim}")
-    facts_shown = np.array([planted.shows[number] is not None for number in shown])
-    for column in (
-        "method",
-        f"{facts_shown.sum()} false facts",
-        f"{(~facts_shown).sum()} answers in capitals",
-        "seconds",
-    ):
+    false = np.array([planted.shows[number] is not None for number in shown])
+    table = Table(
+        title=f"{false.sum()} answers with a false fact, {(~false).sum()} in capitals; n = {len(planted.train)}, k = {dim}"
+    )
+    for column in ("method", "facts: rank⁻¹", "facts: recall@10", "capitals: recall@10", "mean of capitals", "seconds"):
         table.add_column(column)
     for name, method in methods.items():
         scores, seconds = _seconds(method)
-        first = np.argsort(-scores, axis=1, kind="stable")[:, :10]
-        recall = np.array([np.isin(planted.truth[n], row).mean() for n, row in zip(shown, first, strict=True)])
+        ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1) + 1
+        planted_ranks = [ranks[row, planted.truth[number]] for row, number in enumerate(shown)]
+        recall, first = np.array([[(each <= 10).mean(), 1 / each.min()] for each in planted_ranks]).T
         cells = [
-            "{:.3f} ({:.3f} … {:.3f})".format(*bootstrap_mean(recall[kind], seed=0))
-            for kind in (facts_shown, ~facts_shown)
+            "{:.2f} ({:.2f} … {:.2f})".format(*bootstrap_mean(values, seed=0))
+            for values in (first[false], recall[false], recall[~false])
         ]
-        table.add_row(name, *cells, f"{seconds:.1f}")
+        together = np.argsort(-scores[~false].mean(axis=0), kind="stable")[:10]
+        table.add_row(name, *cells, f"{np.isin(planted.truth[-1], together).mean():.1f}", f"{seconds:.1f}")
     Console(width=120).print(table)
 
 
@@ -220,11 +222,13 @@ def _fine_tune(folder: Path, epochs: int, rank: int, layers: int) -> None:
     ).train()
 
 
-def _scores(run: Path, scorer: dict[str, Any]) -> Any:
-    """Scores of another scorer from the features of a run."""
-    if scorer != {"name": "trak"}:
-        trak(["score", str(run), "--name=other", f"--scorer={json.dumps(scorer)}", "--force"])
-    return np.array(open_scores(RunDirectory(run), "test" if scorer == {"name": "trak"} else "other").values)
+def _scores(folder: Path, scorer: dict[str, Any]) -> Any:
+    """Scores (m, n) by a scorer, from the features of a run."""
+    run, store = RunDirectory(folder), registry.create("stores", "hdf5")
+    store.bind(run.features)
+    name = "-".join(str(value) for value in scorer.values())
+    found, _ = score_run(run, store, registry.create("scorers", scorer), train="train", targets="test", name=name)
+    return np.array(found.values)
 
 
 def _bm25(train: Sequence[str], asked: Sequence[str]) -> Any:

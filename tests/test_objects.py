@@ -43,9 +43,11 @@ def test_trak_says_what_it_is(trak, scores):
     assert repr(trak).endswith("2 checkpoints, features: test, train)")
 
 
-def test_one_checkpoint_is_not_called_checkpoints(tmp_path):
-    trak = TRAK(nn.Linear(3, 1).eval(), task="regression", run_dir=tmp_path, projector="identity")
+def test_k_is_named_once_it_is_chosen_and_one_checkpoint_is_not_called_checkpoints(tmp_path):
+    trak = TRAK(nn.Linear(3, 1).eval(), task="regression", run_dir=tmp_path)
+    assert "Regression, Auto, run_dir=" in repr(trak)
     trak.featurize(TensorDataset(torch.rand(8, 3), torch.rand(8)))
+    assert " to k = 4, run_dir=" in repr(trak)
     assert repr(trak).endswith("; 1 checkpoint, features: train)")
 
 
@@ -99,7 +101,6 @@ def test_a_notebook_shows_pictures_and_escapes_the_rest(scores):
 
 
 def test_scores_become_a_table(scores):
-    pytest.importorskip("pandas")
     frame = scores.to_frame(k=3)
     assert len(frame) == 6 * 2 * 3
     first = frame[(frame.target == 4) & (frame.side == "helpful")]
@@ -110,7 +111,6 @@ def test_scores_become_a_table(scores):
 
 
 def test_the_table_of_predicted_numbers_says_raises_and_lowers(tmp_path):
-    pytest.importorskip("pandas")
     trak = TRAK(nn.Linear(3, 1).eval(), task="regression", run_dir=tmp_path, projector="identity")
     data = TensorDataset(torch.rand(8, 3), torch.rand(8))
     trak.featurize(data)

@@ -1,5 +1,6 @@
 """The Python API: `TRAK`."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.decisions.what_if import WhatIf
-from trak_lightning.errors import DataError, IncompleteRunError, require_option
+from trak_lightning.errors import DataError, IncompleteRunError, SettingsError, require_option
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.reuse import VerifyData
@@ -45,6 +46,8 @@ from trak_lightning.stores.base import FeatureStore, any_fingerprint, drawn_spli
 from trak_lightning.stores.feature_array import FeatureArray
 from trak_lightning.stores.shards import Shard
 from trak_lightning.tasks.base import Task
+
+log = logging.getLogger(__name__)
 
 DataSource = Dataset | DataLoader | AttributionData
 PluginChoice = str | dict[str, Any]
@@ -162,6 +165,10 @@ class TRAK:
             DataError, NonFiniteGradientError, SampleDependenceError, StorageError: as named.
         """
         parsed = Shard.parse(shard)
+        if checkpoints is None:
+            log.warning(
+                "checkpoints  none are given: the weights that the model has now are used (checkpoints=[model] says so without this line)"
+            )
         data = AttributionData.of(train_dataset, batch_size)
         job = self.job({split: data}, train=split, block_size=block_size, grow=grow, shard=parsed, repair=repair)
         self._job = job.with_checkpoints(checkpoints, subsets, weights_only=self._weights_only)
@@ -456,12 +463,17 @@ class TRAK:
         )
 
     def __repr__(self) -> str:
-        spec, parameters = self.spec, sum(each.numel() for each in self.model.parameters())
+        spec = self.spec if self._job is None else self._job.spec
+        parameters = sum(each.numel() for each in self.model.parameters())
+        try:
+            dim = f" to k = {spec.dim:,}"
+        except SettingsError:  # k is chosen from the training set
+            dim = ""
         count = len(self.run.read().checkpoints)
         splits = ", ".join(sorted({split for split, _ in self.store.list()})) or "none yet"
         return (
             f"TRAK({type(self.model).__name__} of {parameters:,} parameters, {type(spec.task).__name__}, "
-            f"{type(spec.projector).__name__} to k = {spec.dim:,}, run_dir={str(self.run.path)!r}; "
+            f"{type(spec.projector).__name__}{dim}, run_dir={str(self.run.path)!r}; "
             f"{count} checkpoint{'s' * (count != 1)}, features: {splits})"
         )
 

@@ -2,7 +2,10 @@
 
 import json
 
+import pyarrow
 import pytest
+from datasets import Dataset
+from pyarrow import parquet
 
 from trak_lightning.chat import Records
 from trak_lightning.errors import DataError
@@ -18,8 +21,6 @@ def test_json_lines_json_and_lists_hold_the_same_examples(tmp_path):
 
 
 def test_parquet_holds_the_same_examples(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
     assert Records.read(tmp_path / "rows.parquet").rows == tuple(ROWS)
     (tmp_path / "rows.parquet").write_text("no")
@@ -28,7 +29,7 @@ def test_parquet_holds_the_same_examples(tmp_path):
 
 
 def test_a_dataset_and_the_folder_that_it_was_saved_to_hold_the_same_examples(tmp_path):
-    dataset = pytest.importorskip("datasets").Dataset.from_list(ROWS)
+    dataset = Dataset.from_list(ROWS)
     dataset.save_to_disk(str(tmp_path / "rows"))
     for source in (dataset, tmp_path / "rows"):
         assert Records.read(source).rows == tuple(ROWS)

@@ -98,20 +98,20 @@ def test_the_resolved_configuration_can_be_run_again(finished):
     assert (again.returncode, "nothing to do" in again.stdout) == (0, True), again.stderr
 
 
-def heavy_imports(*calls):
+def heavy_imports(*calls, status=0):
     """What these calls of ``trak``, in one process, print, and which modules that take seconds to import they import."""
     code = (
         "import json, sys\nimport trak_lightning\nassert 'numpy' not in sys.modules\n"
         "from trak_lightning.cli import main\n"
         f"for call in {[[*map(str, call)] for call in calls]!r}:\n"
-        "    try: assert main(call) == 0\n"
+        f"    try: assert main(call) == {status}\n"
         "    except SystemExit as done: assert not done.code\n"
         "heavy = {'torch', 'lightning', 'transformers', 'matplotlib'} & set(sys.modules)\n"
         "print(json.dumps(sorted(heavy)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    *lines, heavy = done.stdout.splitlines()
+    *lines, heavy = (done.stderr * bool(status) + done.stdout).splitlines()
     return "\n".join(lines), json.loads(heavy)
 
 
@@ -124,6 +124,28 @@ def test_commands_that_find_everything_done_or_only_read_import_no_torch(finishe
     )  # fmt: skip
     assert heavy == []
     assert shown.count("already finished, nothing to do") == 2
+
+
+def test_plugins_of_torch_are_described_without_lightning():
+    assert heavy_imports(("plugins", "sparse_jl"), ("plugins", "regression"))[1] == ["torch"]
+
+
+def test_mistakes_are_named_before_torch_is_imported(config, tmp_path):
+    nowhere, wrong = tmp_path / "nowhere", tmp_path / "wrong.yaml"
+    wrong.write_text("{run_dir: x, model: mine.Net, data: mine.Data, ensemble: {sise: 3}}")
+    calls = {
+        ("check", nowhere): "model is missing: name your LightningModule",
+        ("run", "x", "--model", "mine.Net"): "data is missing: name your LightningDataModule",
+        ("featurize", "--config", wrong): "wrong.yaml:1: unknown setting ensemble.sise; did you mean",
+        ("train", "--config", config, "--seed", "many"): "seed is many; expected an integer",
+        ("run", "--config", config, "--block-sise", 3): "unknown option --block_sise; did you mean --block_size?",
+        ("report", nowhere): "there is no run directory",
+        ("score", nowhere): "there is no run directory",
+    }
+    shown, heavy = heavy_imports(*calls, status=1)
+    assert heavy == []
+    for line, message in zip(shown.splitlines(), calls.values(), strict=True):
+        assert message in line
 
 
 def test_help_imports_no_torch():

@@ -82,6 +82,32 @@ def other_tokenizer(run_dir):
     attribute(run_dir=run_dir, store="hdf5").featurize(samples(seed=1))
 
 
+def other_targets(run_dir):
+    trak = attribute(run_dir=run_dir, store="hdf5")
+    trak.featurize(samples())
+    for count in (4, 5):
+        trak.score(samples(count), name="test")
+
+
+def targets_of_other_sizes():
+    trak = attribute()
+    trak.featurize(samples())
+    trak.score([(torch.randn(3 + i, 6), i) for i in range(3)])
+
+
+def of_type(dtype):
+    return TensorDataset(torch.ones(4, 6).to(dtype), torch.zeros(4).long())
+
+
+class ReadsItsBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, CLASSES)
+
+    def forward(self, batch):
+        return self.linear(batch["image"])
+
+
 def other_dim(run_dir):
     attribute(run_dir=run_dir, store="hdf5").featurize(samples())
     attribute(run_dir=run_dir, store="hdf5", projector={"name": "sparse_jl", "dim": 16}).featurize(samples())
@@ -163,6 +189,38 @@ MISTAKES = {
         errors.StaleRowsError,
         r"20 samples of 'train' are not what the stored rows were computed from: 0, 1, .*Use another run directory",
     ),
+    "other targets have the name of earlier ones": (
+        other_targets,
+        errors.IncompatibleRunError,
+        r"was made with length of the dataset = 4, and 5 is asked for now.*Other targets need another name",
+    ),
+    "targets have different sizes": (
+        lambda path: targets_of_other_sizes(),
+        errors.DataError,
+        r"samples 0, 1, 2 of list have different sizes.*Give a DataLoader with the collate_fn",
+    ),
+    "samples are objects": (
+        lambda path: attribute().featurize([object()] * 3),
+        errors.DataError,
+        r"samples 0 of list cannot be stacked.*Give a DataLoader with the collate_fn",
+    ),
+    "inputs are numbers of double precision": (
+        lambda path: attribute().featurize(of_type(torch.float64)),
+        errors.DataError,
+        r"Sequential has parameters of type float32 and does not take this batch.*float64 \(4, 6\), int64 \(4,\).*x\.float\(\)",
+    ),
+    "inputs are integers": (
+        lambda path: attribute().featurize(of_type(torch.int64)),
+        errors.DataError,
+        r"does not take this batch.*int64 \(4, 6\), int64 \(4,\).*x\.float\(\)",
+    ),
+    "the model looks up entries itself": (
+        lambda path: attribute(
+            ReadsItsBatch().eval(), task={"name": "image_classification", "labels": "species"}
+        ).featurize(Keyed()),
+        errors.DataError,
+        r"cannot index the tensor that it was called with.*If its forward takes the whole batch as one argument, write inputs: '\*'",
+    ),
     "k was changed": (
         other_dim,
         errors.IncompatibleRunError,
@@ -219,3 +277,29 @@ def test_the_message_says_what_where_and_what_to_do(mistake, tmp_path, monkeypat
     act, error, message = MISTAKES[mistake]
     with pytest.raises(error, match=f"(?s){message}"):
         act(tmp_path)
+
+
+def test_a_model_may_be_called_with_the_whole_batch(tmp_path):
+    model, task = ReadsItsBatch().eval(), {"name": "image_classification", "inputs": "*", "labels": "species"}
+    trak = attribute(model, tmp_path, task)
+    trak.featurize(Keyed())
+    logits = model({"image": torch.stack([Keyed()[i]["image"] for i in range(4)])}).softmax(1)
+    of_label = logits[torch.arange(4), torch.arange(4) % CLASSES]
+    expected = (of_label / (1 - of_label)).log()
+    np.testing.assert_allclose(trak.features("train").output[:], expected.detach(), rtol=1e-5)
+
+
+def test_weights_that_are_attributed_to_because_no_others_are_given_are_named(caplog, tmp_path):
+    attribute(run_dir=tmp_path).featurize(samples(), checkpoints=[network()])
+    assert not caplog.text
+    attribute(run_dir=tmp_path / "other").featurize(samples())
+    assert "the weights that the model has now are used" in caplog.text
+
+
+def test_a_target_of_which_nothing_counts_is_named(caplog, tmp_path):
+    labels = torch.randint(4, (3, 4, 4), generator=torch.Generator().manual_seed(0))
+    labels[1] = 255
+    trak = attribute(nn.Conv2d(2, 4, 1).eval(), tmp_path, {"name": "segmentation", "ignore_index": 255})
+    trak.featurize(TensorDataset(torch.ones(3, 2, 4, 4), labels.clamp(max=3)))
+    trak.score(TensorDataset(torch.ones(3, 2, 4, 4), labels))
+    assert "output, loss weight and gradient of sample 1 are exactly 0" in caplog.text

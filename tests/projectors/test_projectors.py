@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from trak_lightning.errors import SettingsError
-from trak_lightning.gradients import ParameterSlot
+from trak_lightning.gradients import ParameterLayout, ParameterSlot
+from trak_lightning.projectors.base import Projection
 from trak_lightning.projectors.dense import Gaussian, Rademacher
 from trak_lightning.projectors.sparse_jl import SparseJL
 
@@ -50,3 +51,14 @@ def test_rademacher_entries_are_plus_or_minus_one_over_root_k():
 def test_a_dimension_below_one_is_refused():
     with pytest.raises(SettingsError, match="dim must be a positive number of dimensions, got 0"):
         SparseJL(0)
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_projector_that_ignores_its_seed_is_named(used, caplog):
+    class Mine(Gaussian):
+        def block(self, slot, *, seed, device):
+            return super().block(slot, seed=seed if used else 3, device=device)
+
+    layout = ParameterLayout.of(torch.nn.Linear(3, 3))
+    Projection(Mine(4), layout, seed=0, checkpoint="c", device=CPU)
+    assert ("Mine ignores its seed" in caplog.text) != used

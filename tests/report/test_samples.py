@@ -135,3 +135,24 @@ def test_render_decides_and_its_errors_name_the_sample():
     assert shown((torch.rand(3), 1), render=lambda sample: f"label {sample[1]}").parts == (Text("label 1"),)
     with pytest.raises(DataError, match="render failed on sample 0 of list: KeyError: 'nothing'"):
         shown({"text": "a"}, render=lambda sample: sample["nothing"])
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        (torch.rand(9, 16), torch.randint(9, (2, 20)), 1),
+        {"x": torch.rand(9, 16), "edge_index": torch.randint(9, (2, 20)), "label": 1},
+        (torch.rand(30, 3), 1),
+    ],
+)
+def test_matrices_of_graphs_and_points_are_no_pictures(sample):
+    assert not any(isinstance(part, Picture) for part in shown(sample).parts)
+
+
+def test_objects_are_shown_as_they_print():
+    class Data:
+        def __str__(self):
+            return "Data(x=[4, 3], edge_index=[2, 6])"
+
+    assert shown(Data()).parts == (Text("Data(x=[4, 3], edge_index=[2, 6])"),)
+    assert shown(object()).parts == (Text("object"),)

@@ -206,7 +206,11 @@ def test_predictions_are_found_in_what_a_model_returns(settings, wrap):
         ({}, (IDS, LABELS, MASK), "a tuple of length 3, where a pair .*inputs: 0, labels: 1"),
         ({}, IDS, "the batch is a Tensor, where a pair"),
         ({}, {"label": LABELS}, "no tensor in addition to the labels"),
-        ({}, {"ids": IDS, "idx": MASK, "label": LABELS}, r"does not take 'ids'.*inputs: \[idx\]"),
+        (
+            {},
+            {"ids": IDS, "idx": MASK, "label": LABELS},
+            r"does not take 'ids'.*whole batch as one argument, write inputs: '\*'",
+        ),
         ({"outputs": "scores"}, (IDS, LABELS), "the model's output has no entry 'scores' .outputs.; it is a Tensor"),
         ({}, (IDS, torch.tensor([2, 3])), "label 3 is out of range: the model returns 3 logits.*position 1"),
         ({}, (IDS, LABELS.float()), "labels must be integers of shape"),

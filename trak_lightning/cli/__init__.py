@@ -36,7 +36,7 @@ COMMANDS = {
 }
 
 NEED_A_MODEL = ("run", "check", "train", "featurize")
-"""Commands that import torch before they read their options; their help does not wait for it."""
+"""Commands that import torch before they read all their options; their help and most mistakes do not wait for it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,11 +63,13 @@ def _call(command: str, argv: list[str]) -> int:
     from trak_lightning.errors import TerminatedError, TrakError
 
     try:
-        if command in NEED_A_MODEL and not {"-h", "--help"}.isdisjoint(argv):
-            from trak_lightning.cli.arguments import model_help
+        if command in NEED_A_MODEL:
+            from trak_lightning.cli.arguments import model_help, refuse_early
 
-            print(model_help(command), end="")
-            return 0
+            if not {"-h", "--help"}.isdisjoint(argv):
+                print(model_help(command), end="")
+                return 0
+            refuse_early(command, argv)
         status = import_module(f"trak_lightning.cli.commands.{command.replace('-', '_')}").main(argv)
         sys.stdout.flush()
         return int(status)
@@ -96,15 +98,18 @@ def _call(command: str, argv: list[str]) -> int:
 @contextmanager
 def _at_home(command: str) -> Iterator[None]:
     """Let classes be imported from the working directory, as ``python -m`` does, and show a warning as one line."""
-    here, path, shown = str(Path.cwd()), list(sys.path), warnings.formatwarning
+    here, path, show = str(Path.cwd()), list(sys.path), warnings.showwarning
     if here not in path and "" not in path:
         sys.path.insert(0, here)
-    warnings.formatwarning = lambda message, category, *_, **__: f"trak {command}: {category.__name__}: {message}\n"
+    # Not formatwarning, which Lightning replaces when it is imported.
+    warnings.showwarning = lambda message, category, *_, **__: print(
+        f"trak {command}: {category.__name__}: {message}", file=sys.stderr
+    )
     try:
         yield
     finally:
         sys.path[:] = path
-        warnings.formatwarning = shown
+        warnings.showwarning = show
 
 
 def _nearest(command: str) -> str:

@@ -7,7 +7,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from trak_lightning import registry
 from trak_lightning.cli import COMMANDS
-from trak_lightning.cli.command_line import CommandLine
+from trak_lightning.cli.command_line import CommandLine, load_config
+from trak_lightning.cli.error_messages import UsageError, missing
 from trak_lightning.cli.help import command_parser, parser_settings, tidy
 from trak_lightning.cli.names import KINDS
 from trak_lightning.evaluation.settings import EvaluationSettings
@@ -106,8 +107,28 @@ def model_parser_settings(command: str) -> dict[str, Any]:
     )
 
 
+def refuse_early(command: str, argv: Sequence[str]) -> None:
+    """Find mistakes in the settings of one of `NEED_A_MODEL` that need no torch to be seen.
+
+    Raises:
+        UsageError: one in a setting of ours, or there is no model or no data.
+        DataError: a configuration file cannot be read.
+    """
+    line = CommandLine.of(argv, _parser_without_torch(command)).with_saved_configuration()
+    line.parse(drops={*RECIPE, *TORCH, "print_config", "seed_everything"})
+    given = {option.setting.removesuffix("_class") for option in line.options}
+    given.update(*map(load_config, line.configs))
+    for setting in ("model", "data"):
+        if setting not in given:
+            raise UsageError(missing(setting))
+
+
 def model_help(command: str) -> str:
     """What the parser of one of `NEED_A_MODEL` prints as its help, without torch, which that parser needs to read values."""
+    return str(_parser_without_torch(command).format_help())
+
+
+def _parser_without_torch(command: str) -> ArgumentParser:
     parser = ArgumentParser(**model_parser_settings(command))
     parser.add_argument("-c", "--config", action=ActionConfigFile)
     parser.add_argument("--seed_everything", type=int)
@@ -116,14 +137,14 @@ def model_help(command: str) -> str:
         for name in names:
             default, about = PLUGINS.get(name, (None, None))
             path = default and {"class_path": registry.find(KINDS[name], default).class_path}
-            parser.add_argument_group(name).add_argument(f"--{name}", type=Any, default=path, help=about)
+            parser.add_argument_group(name).add_argument(f"--{name}", type=Unread, default=path, help=about)
 
     add_unread("model", "data")
     add_settings(parser, [name for name in SETTINGS if name not in TORCH])
     add_json(parser, command)
     add_unread(*TORCH, "optimizer", "lr_scheduler")
     tidy(parser)
-    return str(parser.format_help())
+    return parser
 
 
 def add_json(parser: ArgumentParser, command: str) -> None:

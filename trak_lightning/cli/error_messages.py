@@ -100,7 +100,7 @@ def explained(message: str, parser: ArgumentParser, given: Sequence[str], config
     if found := re.match(r"argument (-\S+): expected one argument", message):
         return f"option {found[1]} needs a value"
     if found := re.search(r'[Kk]ey "([^"]+)" is required|arguments are required: ([^\s,]+)', message):
-        return _missing((found[1] or found[2]).lstrip("-"))
+        return missing((found[1] or found[2]).lstrip("-"))
     fault = fault_in(message)
     if not fault.key:
         return fault.text
@@ -121,10 +121,12 @@ def explained(message: str, parser: ArgumentParser, given: Sequence[str], config
     return f"{where}{name}: {fault.text}"
 
 
-def _missing(key: str) -> str:
+def missing(key: str) -> str:
+    """Say that a setting is missing, and how to give it."""
     remedy = {
         "run_dir": "write it after the command, trak COMMAND RUN_DIR, or as run_dir in the configuration file",
         "model": "name your LightningModule, --model mine.Net, or a configuration file that does, --config mine.yaml",
+        "data": "name your LightningDataModule, --data mine.Digits, or put it under data in the configuration file",
     }.get(key, f"give --{key}, or put it into the configuration file")
     return f"{key} is missing: {remedy}"
 

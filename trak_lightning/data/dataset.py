@@ -112,12 +112,6 @@ class AttributionData:
             raise
         except Exception as error:
             shown = ", ".join(map(str, indices[:5])) + (" …" if len(indices) > 5 else "")
-            if self.collate_fn is default_collate and "equal size" in str(error):
-                raise DataError(
-                    f"samples {shown} of {type(self.dataset).__name__} have different sizes, and a dataset alone does not say how to "
-                    f"collate them ({error}). Give a DataLoader with the collate_fn of your training, such as "
-                    "DataCollatorWithPadding of transformers."
-                ) from error
             raise DataError(
                 f"samples {shown} of {type(self.dataset).__name__} cannot be read and collated without the others: "
                 f"{type(error).__name__}: {error}. Every sample needs a row, so a collate function must not drop any: leave "

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, default_collate
 from trak_lightning.data.collation_check import differences
 from trak_lightning.data.content import content_hash, extent
 from trak_lightning.data.trees import snapshot
+from trak_lightning.errors import DataError
 from trak_lightning.run.fingerprint import UNKNOWN
 from trak_lightning.seeds import derive_seed
 
@@ -101,7 +102,12 @@ class CollateIndexed:
         content = np.array([content_hash(value) for value in values], np.uint64)
         extents = np.array([extent(value) for value in values], np.int64)
         others = [_copied(value) for value in values]
-        batch = collated(self._collate_fn, list(values))
+        try:
+            batch = collated(self._collate_fn, list(values))
+        except (RuntimeError, TypeError) as error:
+            if self._collate_fn is not default_collate:
+                raise
+            raise _needs_collate(self._dataset, indices, error) from error
         found = IndexedBatch(torch.tensor(indices), batch, content, extents)
         return self._compared(found, others) if self._compare and len(others) > 1 else found
 
@@ -131,6 +137,15 @@ class CollateIndexed:
             except Exception:  # refused with its reason when the batch is verified with this sample
                 each.append(None)
         return each
+
+
+def _needs_collate(dataset: Any, indices: Sequence[int], error: Exception) -> DataError:
+    which = f"{', '.join(map(str, indices[:5]))}{' …' if len(indices) > 5 else ''} of {type(dataset).__name__}"
+    differ = "have different sizes" if "equal size" in str(error) else "cannot be stacked"
+    return DataError(
+        f"samples {which} {differ}, and a dataset alone does not say how to collate them ({error}). Give a DataLoader with the "
+        "collate_fn of your training, such as DataCollatorWithPadding of transformers, or the DataLoader of torch_geometric."
+    )
 
 
 def collated(collate_fn: Callable[[list[Any]], Any], samples: list[Any]) -> Any:

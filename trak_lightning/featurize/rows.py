@@ -1,6 +1,7 @@
 """Compute the rows of one batch: the features, output, loss weight and curvature of every sample."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,11 +12,25 @@ from torch import Tensor, nn
 
 from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, TrakError, UnsupportedModelError
+from trak_lightning.data.trees import deep_leaves
+from trak_lightning.errors import (
+    DataError,
+    DeviceMemoryError,
+    NonFiniteGradientError,
+    TrakError,
+    UnsupportedModelError,
+    WrongRowsError,
+)
 from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.state import requiring, without_fast_path
-from trak_lightning.featurize.batch_audit import BatchAuditor, Comparison, difference, loss_weight_and_curvature_of
+from trak_lightning.featurize.batch_audit import (
+    BatchAuditor,
+    Comparison,
+    difference,
+    loss_weight_and_curvature_of,
+    random_state,
+)
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.model.steady import SteadyState
@@ -70,6 +85,7 @@ class RowComputer:
         self._precision = precision
         self._auditor = auditor
         self._warned = False
+        self._warned_of_empty = False
         self._steady = SteadyState(model)
 
     def account(self, indexed: IndexedBatch) -> list[RuleUse]:
@@ -132,33 +148,40 @@ class RowComputer:
                 raise
             except Exception as error:
                 self._auditor.require_alone(batch, index, error)
+                _require_types(self._model, batch, error)
                 raise
 
     def _rows_with_fallback(self, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
+        if position is None:
+            position = self._auditor.due(batch, index)
         try:
             return self._rows_from(self._extractor, batch, index, position)
         except UnsupportedModelError as refusal:
             other = self._extractor.fall_back(self._model, refusal)
-            if other is None:
+            if other is None or isinstance(refusal, WrongRowsError):
                 raise
             return self._rows_from(other, batch, index, position)
 
     def _rows_from(
         self, extractor: GradientExtractor, batch: SampleBatch, index: Tensor, position: int | None
     ) -> FeatureRows:
-        kinds = extractor.kinds
-        if position is None:
-            position = self._auditor.due(batch, index)
-        if position is None:
-            rows = self._compute(batch, index, extractor)
-            if extractor.kinds == kinds or any_sharded(self._model.parameters()):
-                return rows
-            position, compared = self._auditor.drawn(batch, index), None
-        else:
+        kinds, compared = extractor.kinds, None
+        if position is not None:
             compared = self._auditor.begin(batch, position, extractor)
-            rows = self._compute(batch, index, extractor, compared)
+        rows = self._compute(batch, index, extractor, compared)
+        known = extractor.kinds == kinds
+        if position is None:
+            if known or any_sharded(self._model.parameters()):
+                return rows
+            position = self._auditor.drawn(batch, index)
         chosen = not self._extractor.falls_back
-        self._auditor.verify(batch, index, position, extractor, rows, compared, chosen=chosen)
+        try:
+            self._auditor.verify(batch, index, position, extractor, rows, compared, chosen=chosen)
+        except UnsupportedModelError as wrong:
+            mended = extractor.distrust(self._model)
+            if known and not extractor.one_by_one:
+                raise WrongRowsError(str(wrong), mended=mended) from wrong
+            raise
         return rows
 
     def _compute(
@@ -166,8 +189,11 @@ class RowComputer:
     ) -> FeatureRows:
         features = self._projection.zeros(batch.size, _accumulator_dtype(self._model))
         sink = _Rows(self._projection, features, compared)
+        before = random_state(self._device)
         output = extractor.extract(self._model, self._task, batch, self._layout, sink)
         output = as_outputs(output, batch.size, self._task)
+        if random_state(self._device) != before:
+            self._auditor.require_repeatable(batch, index, output, extractor.one_by_one)
         if not sink.reached and not self._warned:
             self._require_gradient(batch)
         self._warn_of_zeros(sink.reached)
@@ -175,6 +201,7 @@ class RowComputer:
             loss_weight, curvature = loss_weight_and_curvature_of(
                 self._model, self._task, batch, output, extractor.one_by_one
             )
+        self._warn_of_empty((output == 0) & (loss_weight == 0) & (features == 0).all(1), index)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         for name, column in columns.items():
             _require_finite(name, column, index, self._precision)
@@ -216,6 +243,15 @@ class RowComputer:
             "Leave them out: parameters=['!NAME'].",
             len(missing), len(self._layout), sum(slot.numel for slot in missing), self._layout.numel, names,
         )  # fmt: skip
+
+    def _warn_of_empty(self, empty: Tensor, index: Tensor) -> None:
+        if empty.any() and not self._warned_of_empty:
+            self._warned_of_empty = True
+            log.warning(
+                "gradients  output, loss weight and gradient of sample %d are exactly 0, and so are all of its scores: does every one of "
+                "its labels have the value of ignore_index? Later ones are not listed.",
+                int(index[empty.cpu()][0]),
+            )
 
 
 class PassThrough:
@@ -265,6 +301,23 @@ def _unsteady(sample: int) -> DataError:
         "before or on the worker process that reads. Scores belong to fixed samples: attribute to the dataset without random "
         "transforms."
     )
+
+
+def _require_types(model: nn.Module, batch: SampleBatch, error: Exception) -> None:
+    """Explain an `error` of the model that is about types of numbers.
+
+    Raises:
+        DataError: names the types of the batch and of the model.
+    """
+    if not isinstance(error, RuntimeError) or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
+        return
+    entries = [leaf for leaf in deep_leaves(batch.data) if isinstance(leaf, Tensor)]
+    held = ", ".join(f"{str(each.dtype).removeprefix('torch.')} {tuple(each.shape)}" for each in entries)
+    computes = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in model.parameters()}))
+    raise DataError(
+        f"{type(model).__name__} has parameters of type {computes} and does not take this batch: {str(error).splitlines()[0]}. The "
+        f"batch holds {held}. Convert the inputs in the dataset, as in x.float()."
+    ) from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trak_lightning.errors import SampleDependenceError, TrainModeError, UnsupportedModelError
+from trak_lightning.model.quantized import require_unpacked
 
 
 def require_eval(model: nn.Module) -> None:
@@ -15,7 +16,7 @@ def require_eval(model: nn.Module) -> None:
     Raises:
         SampleDependenceError: names each batch normalization that has no running statistics to use.
         TrainModeError: names each dropout and batch normalization that is active.
-        UnsupportedModelError: names an adapter that is merged into the weights it adapts.
+        UnsupportedModelError: names an adapter that is merged into the weights it adapts, or a layer that repacks its weights.
     """
     _require_statistics(model)
     active = [
@@ -28,6 +29,7 @@ def require_eval(model: nn.Module) -> None:
             "these modules are in train mode, where a sample's gradient depends on chance or on its batch: "
             f"{', '.join(active[:5])}{' …' if len(active) > 5 else ''}. Call model.eval() first."
         )
+    require_unpacked(model)
     _require_unmerged(model)
 
 

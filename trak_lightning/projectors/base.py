@@ -1,5 +1,6 @@
 """The interface of a projector, and the projection that joins its blocks into one linear map."""
 
+import logging
 from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,14 @@ from trak_lightning.gradients import (
     Sink,
 )
 from trak_lightning.seeds import derive_seed
+
+log = logging.getLogger(__name__)
+
+LARGEST_COMPARED = 10_000
+"""Most entries of a parameter whose block is made with two seeds, to see whether a projector uses them."""
+
+_COMPARED: set[type] = set()
+"""The projectors that were compared."""
 
 
 class BlockMap(Protocol):
@@ -123,7 +132,27 @@ class Projector(ABC):  # noqa: B024  `block` or `bind` is overridden, either wil
         Override this instead of `block` where the block of one parameter depends on the other parameters, or on what
         `fit` returned.
         """
+        self._warn_of_one_seed(spec)
         return lambda slot: self.block(slot, seed=spec.seed_of(slot), device=spec.device)
+
+    def _warn_of_one_seed(self, spec: ProjectionSpec) -> None:
+        slot, columns = min(spec.layout, key=lambda each: each.numel), self.columns(spec.layout)
+        apart = len({part.start for part in columns.values()}) == len(columns)  # no two parameters share features
+        if apart or type(self) in _COMPARED or slot.numel > LARGEST_COMPARED:
+            return
+        _COMPARED.add(type(self))
+        grad = torch.linspace(-1, 1, slot.numel, device=spec.device)[None]
+        one, other = (
+            torch.zeros(1, columns[slot.name].stop - columns[slot.name].start, device=spec.device) for _ in range(2)
+        )
+        for out, seed in ((one, 1), (other, 2)):
+            self.block(slot, seed=seed, device=spec.device)(grad, out)
+        if torch.equal(one, other):
+            log.warning(
+                "projector  %s ignores its seed, so parameters of the same size are not projected independently, and "
+                "inner products are biased. Draw from torch.Generator().manual_seed(seed) in `block`.",
+                type(self).__name__,
+            )
 
     def fit(self, layout: ParameterLayout, gradients: Callable[[Sink], None], *, seed: int) -> dict[str, Tensor]:
         """Learn from sample gradients before projecting; for projectors with `fit_samples`.

@@ -10,6 +10,9 @@ import numpy as np
 LARGEST = 160
 """Largest number of pixels of the longer side; larger images are scaled down."""
 
+SMALLEST = 6
+"""Smallest number of pixels of the shorter side of an image without a dimension for channels."""
+
 LOSSLESS = 48
 """Images up to this size keep every pixel (PNG) and are shown without smoothing; larger ones are compressed (WebP)."""
 
@@ -35,8 +38,8 @@ def is_image(value: Any) -> bool:
         return True
     if not isinstance(value, np.ndarray):
         return False
-    if value.ndim == 2:
-        return min(value.shape) > 1
+    if value.ndim == 2:  # not the ends of edges, coordinates or a short series
+        return min(value.shape) >= SMALLEST
     return value.ndim == 3 and (value.shape[0] in (1, 3, 4) or value.shape[2] in (1, 3, 4))
 
 

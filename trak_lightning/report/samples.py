@@ -214,7 +214,8 @@ class Samples:
             return sample[0], _plain(sample[1])
         return sample, None
 
-    def _parts(self, name: str, value: Any) -> list[Part]:
+    def _parts(self, name: str, value: Any, *, graph: bool = False) -> list[Part]:
+        """`graph`: `value` is a part of a graph, whose matrices are no pictures."""
         if value is None:
             return []
         if isinstance(value, str):
@@ -225,11 +226,13 @@ class Samples:
             return [Turn(str(each["role"]), _shortened(_content(each["content"]))) for each in value]
         array = _array(value)
         if array is None and isinstance(value, (tuple, list)):
-            return [part for element in value for part in self._parts(name, element)]
-        if is_image(value if array is None else array):
+            graph = any(map(_are_edges, value))
+            return [part for element in value for part in self._parts(name, element, graph=graph)]
+        if not graph and is_image(value if array is None else array):
             return [picture(value if array is None else array)]
         if array is None:
-            return [Text(f"{type(value).__name__}")]
+            text = str(value)
+            return [Text(type(value).__name__ if text.startswith("<") else _shortened(text))]
         if array.ndim == 0:
             return [Table(((name or "value", _number(array)),))]
         if array.ndim == 1:
@@ -254,6 +257,7 @@ class Samples:
         fields: list[tuple[str, str]] = []
         others: list[Part] = []
         tokens = _array(values.get("input_ids"))
+        graph = any(map(_are_edges, values.values()))
         for name, value in values.items():
             array = _array(value)
             per_token = _same_shape(array, tokens) and name != "input_ids"
@@ -266,7 +270,7 @@ class Samples:
             elif per_token and array.ndim == 1:
                 others += self._vector(str(name), array, decode=False)
             else:
-                others += self._parts(str(name), value)
+                others += self._parts(str(name), value, graph=graph)
         return [*others, *([Table(tuple(fields[:MOST_FIELDS]))] if fields else [])]
 
 
@@ -304,6 +308,12 @@ def _array(value: Any) -> Any:
     else:
         return None
     return array if array.dtype.kind in "biuf" else None
+
+
+def _are_edges(value: Any) -> bool:
+    """Whether `value` is a list of edges, (2, E) or (E, 2) integers."""
+    array = _array(value)
+    return array is not None and array.ndim == 2 and 2 in array.shape and array.dtype.kind in "iu"
 
 
 def _same_shape(first: Any, second: Any) -> bool:

@@ -154,12 +154,22 @@ class RunDirectory:
                 )
         return record
 
+    def require(self) -> None:
+        """Refuse a folder that does not exist.
+
+        Raises:
+            IncompleteRunError: it does not.
+        """
+        if not self.path.is_dir():
+            raise IncompleteRunError(f"there is no run directory {self.path}")
+
     def require_checkpoints(self) -> tuple[CheckpointRecord, ...]:
         """The checkpoints featurized so far.
 
         Raises:
             IncompleteRunError: there are none.
         """
+        self.require()
         checkpoints = self.read().checkpoints
         if not checkpoints:
             raise IncompleteRunError(f"nothing has been featurized in {self.path}. Run trak featurize first.")

@@ -48,28 +48,41 @@ def ranking_table(
 ) -> Any:
     """Make a table (of rich) of rankings, (k,) each, of ``train`` or ``target`` samples (`what`), each under its heading; with
     label and text where `samples` show them."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left")
     if samples is None:
+        table = Table(title=Text(title), title_justify="left")
         for heading in ("rank", *(each for name in headings for each in (f"{name}: {what} index", "score"))):
             table.add_column(heading, justify="right", no_wrap=heading == "score")
         sides = [list(_rows(ranking)) or [NONE] for ranking in rankings]
         for place, row in enumerate(zip_longest(*sides, fillvalue=("", ""))):
             table.add_row(str(place + 1), *(each for side in row for each in side))
         return table
-    for heading in (f"{what} index", "score", "label", "sample"):
-        table.add_column(heading, justify="right" if heading in ("score", f"{what} index") else "left")
-    for heading, ranking in zip(headings, rankings, strict=True):
-        table.add_section()
-        table.add_row("", "", "", Text(heading, style="bold"))
-        if not len(ranking.indices):
-            table.add_row(*NONE)
-        for index, score in _rows(ranking):
-            shown = samples.show(int(index))
-            table.add_row(index, score, Text(shown.label or ""), Text(shortened(shown.line)))
-    return table
+    names = (f"{what} index", "score", "label", "sample")
+    shown = [list(_shown_rows(ranking, samples)) or [(*NONE, "", "")] for ranking in rankings]
+    widths = [max(map(len, column)) for column in zip(names, *(cells for rows in shown for cells in rows), strict=True)]
+    tables = []
+    for heading, rows in zip(headings, shown, strict=True):
+        table = Table(title=Text(heading, style="bold"), title_justify="left")
+        for place, name in enumerate(names):
+            table.add_column(
+                name,
+                justify="right" if place < 2 else "left",
+                no_wrap=place < 2,
+                min_width=min(widths[place], LINE // 2),
+            )
+        for cells in rows:
+            table.add_row(*map(Text, cells))
+        tables.append(table)
+    return Group(Text(title, style="italic"), *tables)
+
+
+def _shown_rows(ranking: Ranking, samples: ShowsSamples) -> Iterator[tuple[str, ...]]:
+    for index, score in _rows(ranking):
+        sample = samples.show(int(index))
+        yield index, score, sample.label or "", shortened(sample.line)
 
 
 def ranking_html(title: str, headings: Sequence[str], rankings: Sequence[Ranking], samples: ShowsSamples | None) -> str:

@@ -315,6 +315,7 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
         IncompleteRunError: there is no score file.
         DataError: there are several, or none of that name.
     """
+    run.require()
     found = sorted(path.stem for path in (run.path / "scores").glob("*.h5"))
     if not found:
         raise IncompleteRunError(f"there are no scores in {run.path / 'scores'}. Run trak score first.")

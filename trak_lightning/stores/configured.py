@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from trak_lightning import registry
-from trak_lightning.errors import CorruptFileError, IncompleteRunError
+from trak_lightning.errors import CorruptFileError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.stores.base import FeatureStore
 
@@ -18,8 +18,7 @@ def open_store(run: RunDirectory, choice: Any = None) -> FeatureStore:
         IncompleteRunError: there is no such run directory.
         CorruptFileError: its configuration is not YAML.
     """
-    if not run.path.is_dir():
-        raise IncompleteRunError(f"there is no run directory {run.path}")
+    run.require()
     store: FeatureStore = registry.create("stores", choice or _configured(run.config) or "hdf5")
     store.bind(run.features)
     return store

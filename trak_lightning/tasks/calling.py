@@ -20,6 +20,11 @@ _CANNOT_BIND = re.compile(
     r"missing \d+ required positional argument"
 )
 
+_BY_NAME = re.compile(r"invalid data type 'str'|too many indices for tensor|too many dimensions 'str'")
+"""What torch says of ``tensor["name"]``."""
+
+WHOLE = "If its forward takes the whole batch as one argument, write inputs: '*'."
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -37,14 +42,17 @@ class Arguments:
         kwargs = self.kwargs or {}
         try:
             return model(*self.args, **kwargs)
-        except TypeError as error:
+        except (TypeError, IndexError) as error:
+            if _BY_NAME.search(str(error)):
+                raise DataError(
+                    f"the model cannot index the tensor that it was called with ({error}). {WHOLE}"
+                ) from error
             if (refused := _refused(error)) not in kwargs:
                 raise
-            others = ", ".join(name for name in kwargs if name != refused)
             raise DataError(
                 f"the model does not take {refused!r}, one of the entries of the batch that it was called with: "
                 f"{', '.join(kwargs)}. Name those that it takes, or one that is its only argument: "
-                f"task: {{name: …, inputs: [{others}]}}."
+                f"task: {{name: …, inputs: …}}. {WHOLE}"
             ) from error
 
 
@@ -145,7 +153,7 @@ def _free(signature: inspect.Signature, *args: Any, **kwargs: Any) -> list[str] 
     ]
 
 
-def _refused(error: TypeError) -> str:
+def _refused(error: Exception) -> str:
     """The name of the argument that Python says is unexpected; empty if that is not what it says."""
     found = _CANNOT_BIND.search(str(error))
     return (found and found["name"]) or ""

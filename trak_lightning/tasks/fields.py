@@ -18,7 +18,7 @@ Key: TypeAlias = str | int
 
 Inputs: TypeAlias = Key | list[Key] | dict[str, Key] | None
 """Entries of a batch. One is the model's only argument. Of several, those with names are passed by name and others in order. A
-dict maps arguments to entries. None for the default of `split_batch`."""
+dict maps arguments to entries. ``*`` is the whole batch. None for the default of `split_batch`."""
 
 LABEL_NAMES = ("labels", "label", "label_ids", "targets", "target")
 """Names under which labels are looked for, in this order."""
@@ -54,6 +54,8 @@ def select_entries(batch: Any, inputs: Key | Sequence[Key] | Mapping[str, Key], 
     Raises:
         DataError: an entry is not there. `setting` is the option that should name another.
     """
+    if inputs == "*":
+        return Arguments((batch,))
     if isinstance(inputs, (str, int)):
         return Arguments((entry(batch, inputs, setting),))
     if isinstance(inputs, Mapping):
