@@ -1,4 +1,4 @@
-"""How well do scores predict models retrained on other halves of the training set? Three problems, many methods.
+"""How well do scores predict models retrained on other halves of the training set? Several problems, many methods.
 
     python benchmarks/lds.py --fashion /usr/share/datasets/fashion-mnist
     python benchmarks/lds.py --problems [digits] --checkpoints [1,3] --dims [512,2048]
@@ -23,17 +23,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from jsonargparse import auto_cli
-from problems import Trained, find_fashion, prepare
+from problems import Trained, find_fashion, prepare, projector
 from problems.fashion import ROOT
 from rich.console import Console
 from rich.table import Table
 
 from trak_lightning import TRAK
+from trak_lightning.data.dataset import AttributionData
 from trak_lightning.evaluation.lds import bootstrap_mean, lds
 from trak_lightning.retraining.outputs import read_outputs
 from trak_lightning.scoring.calibration import FEWEST
 
-Found: TypeAlias = tuple[str, int, int, np.ndarray, float]
+Found: TypeAlias = tuple[str, int | str, int, np.ndarray, float]
 """Method, k, number of checkpoints, scores (m, n) and seconds."""
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -51,11 +52,14 @@ UNPROJECTED = {"kronfluence"}
 def main(
     problems: list[str] = ["digits", "fashion", "glosses"],  # noqa: B006
     folder: Path = Path("runs/lds"),
-    dims: list[int] = [512, 2048],  # noqa: B006
+    dims: list[int | str] = ["auto"],  # noqa: B006
     checkpoints: list[int] = [1, 3, 10],  # noqa: B006
     models: int = 100,
+    ensemble: int = 10,
     fashion: Path = ROOT,
     further: bool = False,
+    draws: int = 0,
+    words: bool = False,
     methods: list[str] | None = None,
     peers: dict[str, str] = {},  # noqa: B006
     output: Path | None = None,
@@ -65,11 +69,14 @@ def main(
     Args:
         problems: names of problems.
         folder: folder for models, features and scores.
-        dims: dimensions k of the projection; 0 does not project, and needs memory and disk for all parameters.
+        dims: dimensions k of `sparse_jl`; 0 does not project, and needs memory and disk for all parameters; auto is the default projector.
         checkpoints: numbers of checkpoints to attribute with.
         models: number of retrained models to judge scores by.
+        ensemble: number of checkpoints to train.
         fashion: folder with the four files of Fashion-MNIST.
         further: whether to run all our scorers, not only those compared with peers.
+        draws: curvature_draws of our methods.
+        words: whether to compare samples by their words, too (BM25, TF-IDF), for problems whose inputs are token ids.
         methods: names of our methods, as in the table; None runs all.
         peers: other libraries: name → Python executable of an environment that has it.
         output: JSON file to write the rows to.
@@ -77,18 +84,19 @@ def main(
     find_fashion(fashion)
     rows = []
     for name in problems:
-        trained = prepare(name, folder / name, ensemble=max(10, *checkpoints), models=models)
+        trained = prepare(name, folder / name, ensemble=max(ensemble, *checkpoints), models=models)
         subsets, outputs = read_outputs(
             trained.models, models, num_samples=len(trained.train), num_targets=len(trained.targets)
         )
-        ours = [_ours(trained, folder / name, k, M, further, methods) for k in dims for M in checkpoints]
+        ours = [_ours(trained, folder / name, k, M, further, methods, draws) for k in dims for M in checkpoints]
         theirs = []
         for k in dims:
             theirs += [
                 _peer(trained, name, folder / name, 0 if peer in UNPROJECTED else k, checkpoints, fashion, peer, python)
                 for peer, python in peers.items()
-                if peer not in UNPROJECTED or k == dims[0]
+                if (k == dims[0] if peer in UNPROJECTED else isinstance(k, int) and k > 0)
             ]
+        theirs += [_of_words(trained, M) for M in checkpoints if words]
         best: dict[int, np.ndarray] = {}
         # Peers first: ours are compared with the best of them, target by target.
         for peer, found_by in ((True, theirs), (False, ours)):
@@ -129,13 +137,15 @@ def _interval(found: tuple[float, float, float]) -> str:
     return f"{found[0]:.3f} [{found[1]:.3f}, {found[2]:.3f}]"
 
 
-def _ours(trained: Trained, folder: Path, k: int, M: int, further: bool, only: list[str] | None) -> Iterator[Found]:
+def _ours(
+    trained: Trained, folder: Path, k: int | str, M: int, further: bool, only: list[str] | None, draws: int
+) -> Iterator[Found]:
     run = folder / f"ours-{k}-{M}"
     shutil.rmtree(run, ignore_errors=True)  # so that everything is timed
-    trak = TRAK(trained.model, trained.task, run, projector={"name": "sparse_jl", "dim": k} if k else "identity")
+    trak = TRAK(trained.model, trained.task, run, projector=projector(k), curvature_draws=draws)
     started = time.process_time()
-    trak.featurize(trained.targets, trained.checkpoints[:M], split="test")
     trak.featurize(trained.train, trained.checkpoints[:M])
+    trak.score(trained.targets, "test", scorer="gradient_dot", top=1)  # which featurizes the targets
     featurized = time.process_time() - started
     methods = METHODS | {name: {"name": name} for name in FURTHER if further}
     for method, scorer in methods.items():
@@ -146,7 +156,35 @@ def _ours(trained: Trained, folder: Path, k: int, M: int, further: bool, only: l
         scores = np.array(trak.score(trained.targets, "test", scorer=scorer).values)
         yield method, k, M, scores, featurized + time.process_time() - started
     for large in ("features", "factors"):
-        shutil.rmtree(run / large)
+        shutil.rmtree(run / large, ignore_errors=True)
+
+
+def _of_words(trained: Trained, M: int) -> Iterator[Found]:
+    """BM25 (k1 = 1.2, b = 0.75) and the cosine of TF-IDF vectors, from token ids without padding; the training label adds nothing."""
+    started = time.process_time()
+    documents, queries = (
+        [[token for token in np.asarray(ids).tolist() if token] for ids in _token_ids(data)]
+        for data in (trained.train, trained.targets)
+    )
+    vocabulary = 1 + max(map(max, documents + queries))
+    counts, asked = (
+        np.stack([np.bincount(ids, minlength=vocabulary) for ids in each]) for each in (documents, queries)
+    )
+    holding, length = (counts > 0).sum(0), counts.sum(1, keepdims=True)
+    n = len(documents)
+    idf = np.log(1 + (n - holding + 0.5) / (holding + 0.5))
+    saturated = counts * 2.2 / (counts + 1.2 * (0.25 + 0.75 * length / length.mean()))
+    yield "BM25", "", M, (asked > 0) @ (idf * saturated).T, time.process_time() - started
+    started = time.process_time()
+    rows = [each * (np.log((1 + n) / (1 + holding)) + 1) for each in (asked, counts)]
+    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in rows]
+    yield "TF-IDF", "", M, unit[0] @ unit[1].T, time.process_time() - started
+
+
+def _token_ids(data: AttributionData) -> Iterator[Any]:
+    for position in range(len(data)):
+        sample = data.dataset[position]
+        yield sample[0] if isinstance(sample, tuple) else sample
 
 
 def _peer(

@@ -1,7 +1,7 @@
 """Find the λ at which scores predict best, and what ``auto`` reaches: the curves of docs/regularization.md.
 
     python benchmarks/regularization.py --fashion /usr/share/datasets/fashion-mnist
-    python benchmarks/regularization.py --problems [noisy] --dims [512,2048]
+    python benchmarks/regularization.py --problems [noisy] --dims [auto,2048]
     python benchmarks/regularization.py --problems [fashion-60k] --models 60 --ensemble 6 --checkpoints [1,3]  # an hour
 
 Computes the linear datamodeling score for λ/trace from 1/31 to 1/100,000 with the models of `benchmarks/lds.py`, which are trained
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from jsonargparse import auto_cli
-from problems import find_fashion, prepare
+from problems import find_fashion, prepare, projector
 from problems.fashion import ROOT
 
 from trak_lightning import TRAK
@@ -34,7 +34,7 @@ RELATIVE = np.logspace(-1.5, -5, 22)
 def main(
     problems: list[str] = ["digits", "fashion", "glosses", "noisy"],  # noqa: B006
     folder: Path = Path("runs/lds"),
-    dims: list[int] = [512, 2048],  # noqa: B006
+    dims: list[int | str] = ["auto", 2048],  # noqa: B006
     checkpoints: list[int] = [1, 3, 10],  # noqa: B006
     models: int = 100,
     ensemble: int = 10,
@@ -46,7 +46,7 @@ def main(
     Args:
         problems: names of problems.
         folder: where models and curves are kept.
-        dims: k of the projection; 0 for no projection.
+        dims: k of `sparse_jl`; 0 for no projection, and auto for the default projector.
         checkpoints: M.
         models: number of retrained models to evaluate with.
         ensemble: number of checkpoints to choose from.
@@ -74,7 +74,7 @@ def share(curve: Array, relative: float) -> float:
 
 
 def _curves(
-    name: str, folder: Path, k: int, checkpoints: list[int], models: int, ensemble: int, fraction: float
+    name: str, folder: Path, k: int | str, checkpoints: list[int], models: int, ensemble: int, fraction: float
 ) -> dict[int, tuple[Array, list[float]]]:
     """For each M, the mean LDS at every λ, and what `auto` chooses for each group of checkpoints; kept in `folder`."""
     kept = folder / f"curves-{k}-{models}-{fraction:g}-{'-'.join(map(str, checkpoints))}.json"
@@ -84,8 +84,7 @@ def _curves(
             trained.models, models, num_samples=len(trained.train), num_targets=len(trained.targets)
         )
         run = folder / f"curves-{k}"
-        projector = {"name": "sparse_jl", "dim": k} if k else "identity"
-        trak = TRAK(trained.model, trained.task, run, projector=projector)
+        trak = TRAK(trained.model, trained.task, run, projector=projector(k))
         trak.featurize(trained.train, trained.checkpoints[: ensemble if max(checkpoints) > 1 else 3])
         trak.score(trained.targets, "test", scorer="gradient_dot", top=1)  # which featurizes the targets
         features = load_features(trak.run, trak.store, targets="test")

@@ -68,6 +68,19 @@ class UnsupportedModelError(TrakError):
     """An extractor cannot give exact per-sample gradients for some parameter of this model."""
 
 
+class WrongRowsError(UnsupportedModelError):
+    """An extractor computed wrong gradients for a batch of a kind that it was trusted with: rows before it may be wrong, too.
+
+    Args:
+        message: what is wrong, and what to do.
+        mended: whether later batches are computed in another way, so that everything can be computed again.
+    """
+
+    def __init__(self, message: str, *, mended: bool) -> None:
+        self.mended = mended
+        super().__init__(message)
+
+
 class OneSampleAtATime(UnsupportedModelError):
     """A task cannot give one output per sample for this batch; it can for a batch that holds a single sample.
 

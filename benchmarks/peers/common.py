@@ -7,9 +7,10 @@ COUNTS, such as 1,3,10, are the numbers of checkpoints, the first of those given
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ class Job:
     model: nn.Module
     train: Dataset
     targets: Dataset
+    collate: Callable[[list[Any]], Any] | None
+    """Of a language model; None for pairs of inputs and labels."""
     found: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
@@ -43,7 +46,16 @@ class Job:
         states = [torch.load(path, map_location="cpu", weights_only=True)["state_dict"] for path in checkpoints]
         numbers = [int(count) for count in counts.split(",")]
         model = PROBLEMS[problem].model().eval()
-        return cls(int(k), numbers, Path(output), states, model, data.train_set, data.test_set)
+        return cls(
+            int(k),
+            numbers,
+            Path(output),
+            states,
+            model,
+            data.train_set,
+            data.test_set,
+            data.collate if isinstance(data.train_set, list) else None,
+        )
 
     def keep(self, method: str, count: int, scores: Tensor | np.ndarray, seconds: float) -> None:
         """Scores (m, n) of `method` with `count` checkpoints, which took that long."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 
@@ -62,6 +63,11 @@ def find_fashion(root: Path) -> None:
     """Read the four files of Fashion-MNIST from a folder, for every problem that they belong to."""
     for name in ("fashion", "noisy-images", "fashion-60k"):
         PROBLEMS[name] = replace(PROBLEMS[name], data=partial(PROBLEMS[name].data, root=root))
+
+
+def projector(k: int | str) -> str | dict[str, Any]:
+    """The projector of a benchmark: ``auto``, the default; `sparse_jl` of k dimensions; no projection for 0."""
+    return "auto" if k == "auto" else {"name": "sparse_jl", "dim": k} if k else "identity"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
 
 from trak_lightning.data.samples import SampleBatch
@@ -120,6 +121,71 @@ def test_a_count_that_python_reads_is_never_shared_out_evenly():
 
     samples = [{"x": x, "count": torch.tensor(n)} for x, n in zip(rows(*[6] * 7), (3, 3, 3, 2, 4, 3, 5), strict=True)]
     check(Net(net, **linear()), samples)
+
+
+@pytest.mark.parametrize("read", ["one by one", "tolist", "numpy"])
+def test_a_mask_that_python_reads_is_never_shared_out_evenly(read):
+    def net(self, x, mask):
+        flags = {"one by one": list, "tolist": lambda m: m.tolist(), "numpy": lambda m: m.numpy()}[read](mask.flatten())
+        chosen = [place for place, flag in enumerate(flags) if flag]
+        owner = torch.tensor([place // x.shape[1] for place in chosen])
+        hidden = self.first(x.flatten(0, 1)[chosen]).tanh()
+        return self.second(torch.zeros(len(x), 4, dtype=x.dtype).index_add(0, owner, hidden))
+
+    counts = (3, 3, 3, 3, 3, 3, 1, 5, 3, 2, 4, 3)
+    samples = [{"x": x, "mask": torch.arange(6) < n} for x, n in zip(rows(*[6] * 12), counts, strict=True)]
+    check(Net(net, **linear()), samples)
+
+
+@pytest.mark.parametrize("hook", ["forward", "backward"])
+def test_a_hook_that_changes_only_a_later_batch(hook):
+    model = Net(lambda self, x: self.second(self.first(x).tanh() * 2), **linear())
+    if hook == "forward":
+        model.first.register_forward_hook(
+            lambda _, args, output: output * 3 if bool((args[0][:, 0] > 6).all()) else None
+        )
+    else:
+        model.second.register_full_backward_pre_hook(lambda _, grads: (grads[0].clamp(max=0.5),))
+    samples = [x[0] for x in rows(*[1] * 6)]
+    samples[3:] = [x + 10 * (torch.arange(4) == 0) for x in samples[3:]]
+    check(model, samples)
+
+
+def test_an_output_that_holds_a_gradient():
+    def net(self, x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(self.second(self.first(x).tanh()).sum(), x, create_graph=True)[0]
+
+    check(Net(net, **linear()), [x[0] for x in rows(*[1] * 7)])
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_around_a_parameter_of_its_own(reentrant):
+    def net(self, x):
+        def inside(hidden):
+            return self.second(hidden).tanh() @ self.second.weight
+
+        return checkpoint(inside, self.first(x), use_reentrant=reentrant)
+
+    model, task = Net(net, **linear()).double().eval(), Calls()
+    batch = SampleBatch.of([x[0] for x in rows(*[1] * 3)], default_collate)
+    found = gradients(Iterative(), model, task, batch)[1]
+    model.function = lambda self, x: self.second(self.first(x)).tanh() @ self.second.weight
+    for name, grad in autograd_loop(model, task, batch, 3)[1].items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-12)
+
+
+def test_an_optimizer_that_steps_during_the_backward_pass_does_not():
+    model = Net(lambda self, x: self.second(self.first(x).tanh() @ self.first.weight), **linear())
+    for parameter in model.parameters():
+        optimizer = torch.optim.SGD([parameter], 0.1)
+        parameter.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
+    before = [parameter.detach().clone() for parameter in model.double().parameters()]
+    for extractor in (Auto(), Iterative()):
+        gradients(extractor, model.eval(), Calls(), SampleBatch.of([x[0] for x in rows(*[1] * 3)], default_collate))
+    assert all(torch.equal(old, now) for old, now in zip(before, model.parameters(), strict=True))
+    model(torch.zeros(1, 4, dtype=torch.float64)).sum().backward()  # and it still does in training
+    assert not torch.equal(before[-1], model.second.bias)
 
 
 @pytest.mark.parametrize("way", ["index", "index_select", "gather", "sort"])

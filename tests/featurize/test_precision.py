@@ -3,6 +3,7 @@
 import lightning as L
 import numpy as np
 import pytest
+import torch
 
 from trak_lightning import TRAK
 from trak_lightning.errors import NonFiniteGradientError
@@ -39,3 +40,11 @@ def test_overflow_of_16_bits_names_the_samples_and_the_way_out(model, train_set,
     with pytest.raises(NonFiniteGradientError, match=r"samples: \[3, 20\].*beyond ±65504 overflow: use .*bf16-mixed"):
         features(model, train_set, "16-true", tmp_path / "half")
     assert np.isfinite(features(model, train_set, "32-true", tmp_path / "single")).all()
+
+
+@pytest.mark.parametrize("around", [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode, torch.no_grad])
+def test_only_the_precision_of_the_trainer_counts_and_not_what_the_caller_is_in(around, model, train_set, tmp_path):
+    expected = features(model, train_set, "32-true", tmp_path / "a")
+    with around():
+        found = features(model, train_set, "32-true", tmp_path / "b")
+    np.testing.assert_array_equal(found, expected)

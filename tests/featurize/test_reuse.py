@@ -56,6 +56,36 @@ def test_targets_explained_for_other_labels_are_refused_until_repaired(model, tr
     assert not np.allclose(repaired, before)
 
 
+@pytest.mark.parametrize("edited", ["model", "task", "data"])
+def test_targets_are_not_scored_with_training_rows_of_an_earlier_model(edited, model, train_set, test_set, tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.scale = model, 1.0
+
+        def forward(self, x):
+            return self.model(x) * self.scale
+
+    class First(Task):
+        column = 0
+
+        def output(self, model, batch):
+            return model(batch[0])[:, self.column]
+
+    scaled, task, data = Scaled().eval(), First(), TensorDataset(*(each.clone() for each in train_set.tensors))
+    trak = attribute(scaled, tmp_path, task)
+    trak.featurize(data)
+    trak.score(test_set, name="before")
+    if edited == "model":
+        scaled.scale = 3.0
+    elif edited == "task":
+        task.column = 1
+    else:
+        data.tensors[0][7] += 1
+    with pytest.raises(StaleRowsError, match="1 sample of 'train'.*: 7" if edited == "data" else "rows of 'train'"):
+        trak.score(test_set, name="after")
+
+
 class Focal:
     gamma = 0.0
 

@@ -1,6 +1,7 @@
 """Every row is what the checkpoint gives for the sample, whatever batches came before and whatever they have changed."""
 
 import copy
+import random
 from collections import deque
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from trak_lightning import TRAK
-from trak_lightning.errors import DataError, SampleDependenceError
+from trak_lightning.errors import DataError, SampleDependenceError, UnsupportedModelError
 from trak_lightning.tasks.base import Task
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -163,13 +164,96 @@ def test_a_batch_with_a_label_that_none_had_is_verified(tmp_path):
         rare = (model.labels == 2).float()[:, None]
         return hidden + (rare * hidden).sum(0)
 
-    class Labeled(Chosen):
-        def output(self, model, batch):
-            model.labels = batch[1]
-            return super().output(model, batch)
-
     data = [(x, 0) for x, _ in DATA * 4]
     data[170] = (data[170][0], 2)
     model = Remembering(mixing)
-    found = rows(model, Labeled(), tmp_path, data)  # of this batch one sample at a time
-    torch.testing.assert_close(found, expected(model, Labeled(), data=data), rtol=1e-4, atol=1e-5)
+    with pytest.raises(SampleDependenceError, match=r"sample 1(6[89]|7\d) .* first module .* is second"):
+        rows(model, Labeled(), tmp_path, data)
+
+
+def by_new_data(teacher, student):
+    teacher.data = teacher.data * 0.9 + student.data * 0.1
+
+
+def in_place(teacher, student):
+    teacher.mul_(0.9).add_(student, alpha=0.1)
+
+
+def behind_the_version(teacher, student):
+    teacher.data.mul_(0.9).add_(student.data, alpha=0.1)
+
+
+class Momentum(nn.Module):
+    """A teacher that follows the student in every pass, from the batch on that has a label `start`."""
+
+    def __init__(self, update, start):
+        super().__init__()
+        torch.manual_seed(0)
+        self.student, self.teacher, self.update, self.start = nn.Linear(4, 3), nn.Linear(4, 3), update, start
+        self.teacher.requires_grad_(False)
+
+    def forward(self, x):
+        if self.start is None or bool((self.labels == self.start).any()):
+            with torch.no_grad():
+                for teacher, student in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                    self.update(teacher, student)
+        return self.student(x) * self.teacher(x).tanh()
+
+
+class Labeled(Chosen):
+    def output(self, model, batch):
+        model.labels = batch[1]
+        return super().output(model, batch)
+
+
+@pytest.mark.parametrize("update", [by_new_data, in_place, behind_the_version])
+def test_parameters_that_a_forward_pass_changes_are_those_of_the_checkpoint_in_every_pass(update, tmp_path):
+    model = Momentum(update, None)
+    before = model.teacher.weight.clone()
+    found = rows(model, Labeled(), tmp_path)
+    assert torch.equal(model.teacher.weight, before)
+    model.teacher.requires_grad_(True)  # for the rows of all parameters that `expected` collects
+    wanted = expected(model, Labeled())[:, : found.shape[1]]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("update", [by_new_data, in_place])
+def test_a_parameter_that_only_a_later_pass_changes_is_refused_by_name(update, tmp_path):
+    data = [(x, 0) for x, _ in DATA * 2]
+    data[90] = (data[90][0], 1)
+    with pytest.raises(
+        UnsupportedModelError, match=r"changed parameter teacher\.weight of Momentum.*if self\.training"
+    ):
+        rows(Momentum(update, 1), Labeled(), tmp_path, data)
+
+
+DRAWS = {
+    "torch": torch.rand,
+    "numpy": lambda count: torch.from_numpy(np.random.rand(count)),  # noqa: NPY002
+    "python": lambda count: torch.tensor([random.random() for _ in range(count)]),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_a_rare_random_number_is_refused_by_name(draw, tmp_path):
+    def forward(model, hidden):
+        return hidden * (draw(len(hidden)) > 0.02).to(hidden)[:, None]
+
+    with pytest.raises(SampleDependenceError, match=r"sample \d+ differs by .* when it is computed again"):
+        rows(Remembering(forward), Chosen(), tmp_path, DATA * 8)
+
+
+def test_random_numbers_drawn_in_vain_change_nothing(tmp_path):
+    def forward(model, hidden):
+        torch.rand(())  # as before a layer that is dropped only in train mode
+        return hidden
+
+    model = Remembering(forward)
+    torch.testing.assert_close(rows(model, Chosen(), tmp_path), expected(model, Chosen()), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_that_the_user_has_accumulated_are_kept(tmp_path):
+    model = nn.Linear(4, 3)
+    model(torch.ones(1, 4)).sum().backward()
+    rows(model, Chosen(), tmp_path)
+    assert model.weight.grad.tolist() == [[1.0] * 4] * 3

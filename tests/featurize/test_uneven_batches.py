@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from trak_lightning import TRAK
 from trak_lightning.data.content import extent
-from trak_lightning.errors import SampleDependenceError
+from trak_lightning.errors import SampleDependenceError, WrongRowsError
 from trak_lightning.tasks.base import Task
 
 
@@ -112,3 +112,67 @@ def test_nested_tensors_of_the_strided_layout(tmp_path):
         model(torch.nested.nested_tensor([sample])).sum().backward()
         expected = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
         torch.testing.assert_close(torch.from_numpy(np.asarray(row)), expected, rtol=1e-5, atol=1e-6)
+
+
+def last_sees_others(model, x):
+    hidden = model.first(x).tanh()
+    return model.second(torch.cat([hidden[:-1], hidden[-1:] + 0.1 * hidden[:-1].sum(0)]))
+
+
+def with_a_capacity(model, x):
+    chosen = (model.first(x)[:, 0] > 0).long()
+    earlier = torch.tril(chosen == chosen[:, None], -1).sum(1)
+    return model.second(x * (earlier < 5)[:, None] + x)
+
+
+@pytest.mark.parametrize("function", [last_sees_others, with_a_capacity])
+def test_all_samples_of_a_verified_batch_are_compared_with_other_batches(function, tmp_path):
+    trak = TRAK(Apply(function).eval(), Sum(), tmp_path, projector="identity")
+    with pytest.raises(SampleDependenceError, match=r"sample \d+ in a batch of one"):
+        trak.featurize(DataLoader(list(torch.randn(16, 4)), batch_size=16))
+
+
+def mixing_if_large(model, x):
+    hidden = model.first(x)
+    return model.second(hidden + hidden.mean(0) * 0 if x.max() < 9 else hidden + hidden.mean(0) * 0 + hidden.mean(0))
+
+
+def test_a_branch_of_known_operations_is_verified(tmp_path):
+    samples = list(torch.randn(60, 4).clamp(-3, 3))
+    samples[40][0] = 10.0
+    with pytest.raises(SampleDependenceError, match=r"sample (39|4[01]) in a batch of one"):
+        featurize(mixing_if_large, samples, tmp_path)
+
+
+class Letters(nn.Module):
+    """Lays the letters of all texts end to end: no tensor of the batch shows where the samples are."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.first, self.second = nn.Embedding(26, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, texts):
+        letters = torch.tensor([ord(letter) - ord("a") for text in texts for letter in text])
+        owner = torch.tensor([place for place, text in enumerate(texts) for _ in text])
+        return self.second(torch.zeros(len(texts), 4).index_add(0, owner, self.first(self.table(letters)).tanh()))
+
+
+TEXTS = ["abc"] * 6 + ["de", "fghi", "klm", "n", "opqrs", "tuv", "w", "xy", "zabcde"]
+
+
+def test_rows_of_a_kind_that_turns_out_wrong_are_computed_again(tmp_path, caplog):
+    model = Letters().eval()
+    trak = TRAK(model, Sum(), tmp_path, projector="identity")
+    trak.featurize(DataLoader(TEXTS, batch_size=3, collate_fn=list), block_size=3)
+    assert "all rows of 'train'" in caplog.text
+    for text, row in zip(TEXTS, trak.features()[:], strict=True):
+        grads = torch.autograd.grad(model([text]).sum(), list(model.parameters()))
+        np.testing.assert_allclose(row, torch.cat([grad.flatten() for grad in grads]), rtol=1e-4, atol=1e-5)
+
+
+def test_without_another_way_rows_of_such_a_kind_are_deleted(tmp_path):
+    trak = TRAK(Letters().eval(), Sum(), tmp_path, projector="identity", extractor="hooks")
+    with pytest.raises(WrongRowsError, match=r"'hooks' computed wrong gradients.*'iterative'.*deleted: 'train'"):
+        trak.featurize(DataLoader(TEXTS, batch_size=3, collate_fn=list), block_size=3)
+    assert trak.store.open(*trak.store.list()[0]).missing_blocks() == list(range(5))

@@ -58,7 +58,7 @@ def test_auto_is_a_fraction_of_the_trace_that_falls_with_the_number_of_checkpoin
     sets = [replace(each, subset=None) for each in ensemble[0][:checkpoints]]
     spec = sets[0].train.spec
     settings = Trak("auto").fit(sets).settings
-    relative = (0.4 / spec.dim + 1 / spec.num_samples) / checkpoints**0.25
+    relative = (0.7 / spec.dim + 1 / spec.num_samples) / checkpoints**0.25
     np.testing.assert_allclose(settings["regularization"], np.array(settings["trace"]) * relative)
     assert settings["rule"] == f"auto: trace/{1 / relative:.0f}"
 
@@ -121,8 +121,8 @@ def test_auto_predicts_a_fifth_of_the_observed_effect_before_it_is_shrunk(featur
     parts = q[~member], q[member]
     seen = parts[0].mean() - parts[1].mean()
     error = sum(part.var(ddof=1) / len(part) for part in parts) / seen**2
-    share = (0.6 + error) / (1 + error)
-    problem = found / trace - 0.4 / k
+    share = (0.3 + error) / (1 + error)
+    problem = found / trace - 0.7 / k
     before = (problem * n**share) ** (1 / (1 - share))
     assert effect(before * trace) == pytest.approx(seen / 5, rel=0.15)
 

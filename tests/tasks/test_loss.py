@@ -12,7 +12,7 @@ from transformers import BatchEncoding
 
 from trak_lightning import TRAK, registry
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.errors import DataError, OneSampleAtATime, SettingsError
+from trak_lightning.errors import DataError, OneSampleAtATime, SettingsError, UnsupportedModelError
 from trak_lightning.extractors.auto import Auto
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.tasks.base import batch_of, current_size
@@ -180,6 +180,21 @@ def test_losses_of_single_samples_are_attributed_if_the_user_says_so():
 
 def of_the_net(model, batch):
     return cross_entropy(model.net(batch[0]), batch[1], reduction="none", label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    ("manual", "message"), [(True, "optimizes manually"), (False, "fails without training: .*Does it use the trainer")]
+)
+def test_a_training_step_that_trains_is_refused_by_name(manual, message, tmp_path):
+    class Manual(Lit):
+        def training_step(self, batch, batch_idx):
+            self.optimizers().step()
+
+    model = Manual().eval()
+    model.automatic_optimization = not manual
+    trak = TRAK(model, {"name": "loss", "function": "training_step"}, tmp_path)
+    with pytest.raises(UnsupportedModelError, match=f"Manual {message}.*package.module.function"):
+        trak.featurize([(torch.zeros(6), 0)] * 4)
 
 
 def test_a_lightning_module_is_attributed_by_its_training_step(tmp_path):

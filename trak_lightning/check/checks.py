@@ -21,6 +21,7 @@ from trak_lightning.check.trial import Trial, peak_bytes
 from trak_lightning.errors import StorageError
 from trak_lightning.featurize.compute import predict
 from trak_lightning.featurize.job import FeaturizeJob, default_trainer
+from trak_lightning.model.autocast import as_called
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.model.leave_unchanged import leave_unchanged
@@ -167,7 +168,7 @@ def run_checks(job: FeaturizeJob, checkpoints: int = 1) -> Findings:
     split = job.train
     feature_set = MemorySet(job.plan(split, "check"))
     trainer = job.trainer or default_trainer()
-    with uncompiled(job.model), leave_unchanged(job.model), quiet_lightning():
+    with as_called(), uncompiled(job.model), leave_unchanged(job.model), quiet_lightning():
         trial = job.module(Trial, split, feature_set, range(feature_set.spec.num_blocks), StopRequest())
         assert isinstance(trial, Trial)
         predict(trainer, trial, [])

@@ -1,5 +1,6 @@
 """Audit an extractor: compare a weighted sum of its per-sample gradients with the gradient that autograd computes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,10 +8,9 @@ from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError, UnsupportedModelError
-from trak_lightning.extractors.state import kept_grads, parameters_of, requiring
+from trak_lightning.extractors.state import gradients, parameters_of, requiring
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.autocast import without_autocast
-from trak_lightning.model.dtensor import whole
 from trak_lightning.tasks.base import Task, batch_of
 
 _ROUNDED = 1e-11
@@ -24,8 +24,9 @@ _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 def audit_coefficients(size: int) -> Tensor:
-    """Weights (B,), different for each sample, so that a weighted sum reveals gradients assigned to the wrong sample."""
-    return torch.linspace(0.5, 1.5, size, dtype=torch.float64)
+    """Weights (B,), different for each sample, so that a weighted sum reveals gradients assigned to the wrong sample; most
+    different for neighbors, which are most likely to be mixed up."""
+    return 0.5 + torch.arange(size, dtype=torch.float64) * 0.6180339887498949 % 1.0
 
 
 def only(position: int, size: int) -> Tensor:
@@ -72,6 +73,18 @@ def reference(
     return Reference(grads, torch.float64 if error <= _ROUNDED * _norm(known) else torch.float32, output)
 
 
+def added(parts: Sequence[Reference]) -> Reference:
+    """The reference of several batches together: their gradients are added up, in place."""
+    first, *rest = parts
+    grads = first.grads
+    for part in rest:
+        for name, grad in part.grads.items():
+            before = grads[name]
+            grads[name] = grad if before is None else before if grad is None else before.add_(grad)
+    precision = max((part.precision for part in parts), key=lambda dtype: torch.finfo(dtype).eps)
+    return Reference(grads, precision, torch.cat([part.output for part in parts]))
+
+
 def _gradients(
     model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, weights: Tensor
 ) -> tuple[dict[str, Tensor | None], Tensor]:
@@ -81,21 +94,8 @@ def _gradients(
         output = as_outputs(output, batch.size, task)
         require_graph(output, model, task)
         total = (output * weights.to(output)).sum()
-        parameters = list(parameters_of(model, names).values())
-        # Reentrant checkpointing does not support autograd.grad.
-        with kept_grads(parameters):
-            try:
-                total.backward()
-            except RuntimeError as error:
-                raise UnsupportedModelError(
-                    f"autograd cannot differentiate {type(model).__name__}, so training it would fail too: {error}"
-                ) from error
-            grads = {name: _dense(whole(parameter.grad)) for name, parameter in zip(names, parameters, strict=True)}
-    return grads, output.detach()
-
-
-def _dense(grad: Tensor | None) -> Tensor | None:
-    return grad.to_dense() if grad is not None and grad.is_sparse else grad
+        found = gradients(total, list(parameters_of(model, names).values()), model)
+    return dict(zip(names, found, strict=True)), output.detach()
 
 
 class Audit:

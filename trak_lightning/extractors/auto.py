@@ -66,7 +66,7 @@ class Auto(GradientExtractor):
         if self._last_alone:
             return self._alone.extract(model, task, batch, layout, sink)
         watched = _Watched(sink)
-        kinds = self._hooks.kinds
+        rehearsals = self._hooks.rehearsals
         try:
             output = self._hooks.extract(model, task, batch, layout, watched)
         except UnsupportedModelError as refusal:
@@ -80,7 +80,7 @@ class Auto(GradientExtractor):
         if not again:
             self._refused[model] = 0
         if batch.size > 1 and not again:
-            self._count(model, batch.size, self._hooks.kinds - kinds)
+            self._count(model, batch.size, self._hooks.rehearsals - rehearsals)
         if self._described.get(model) != layout.fingerprint:
             self._described[model] = layout.fingerprint
             log.info("gradients  hooks: %s", describe(self._hooks.account(model, task, batch, layout)))
@@ -110,6 +110,10 @@ class Auto(GradientExtractor):
                 _reason(refusal),
             )
         return self._alone
+
+    def distrust(self, model: nn.Module) -> bool:
+        self._refused[model] = _PATIENCE
+        return True
 
     def account(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout) -> list[RuleUse]:
         if self._refused.get(model, 0) < _PATIENCE:

@@ -58,7 +58,8 @@ class GradientExtractor(ABC):
 
     @property
     def kinds(self) -> int:
-        """How many kinds of batches this extractor has rehearsed; when the number grows, the caller verifies the batch."""
+        """How many kinds of batches this extractor has seen, and variants of them; when the number grows, the caller verifies
+        the batch."""
         return 0
 
     def audits(self, model: nn.Module, batch: SampleBatch) -> bool:
@@ -68,6 +69,10 @@ class GradientExtractor(ABC):
     def fall_back(self, model: nn.Module, refusal: UnsupportedModelError) -> "GradientExtractor | None":
         """The extractor to use instead for a batch that this one refused, or computed wrongly; None if there is none."""
         return None
+
+    def distrust(self, model: nn.Module) -> bool:
+        """Note that this extractor computed wrong gradients; return whether it computes all later batches in another way."""
+        return False
 
     def account(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout) -> list[RuleUse]:
         """Which rule computes which parameters of the layout; numbers of parameters add up to p. `batch` must be typical of

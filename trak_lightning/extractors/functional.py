@@ -11,7 +11,7 @@ from trak_lightning.data.samples import SampleBatch, over_samples
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import OneSampleAtATime, SettingsError, TrakError, UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.extractors.state import parameters_of
+from trak_lightning.extractors.state import parameters_of, without_assigned_data
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import require_whole
 from trak_lightning.tasks.base import Task, batch_of
@@ -59,7 +59,7 @@ class Functional(GradientExtractor):
 
         in_dims = (None, *(0 for _ in batched))
         try:
-            with batch_of(1):
+            with batch_of(1), without_assigned_data():
                 gradients, outputs = over_samples(
                     grad_and_value(output), attributed, *stacked, in_dims=in_dims, chunk_size=self.chunk_size
                 )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.extractors.state import parameters_of, requiring
+from trak_lightning.extractors.state import gradients, parameters_of, requiring
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import require_whole
 from trak_lightning.tasks.base import Task, batch_of
@@ -54,7 +54,5 @@ def sample_gradient(
         parameters = list(parameters_of(model, layout.by_name).values())
         if not output.requires_grad:
             return output.detach().reshape(1), (None,) * len(parameters)
-        grads = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
-    return output.detach().reshape(1), tuple(
-        grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in grads
-    )
+        grads = gradients(output.sum(), parameters, model)
+    return output.detach().reshape(1), tuple(grads)

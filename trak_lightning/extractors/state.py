@@ -2,9 +2,14 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from trak_lightning.errors import UnsupportedModelError
+from trak_lightning.model.dtensor import whole
 
 
 def parameters_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
@@ -34,15 +39,61 @@ def requiring(model: nn.Module, names: Collection[str]) -> Iterator[None]:
 
 @contextmanager
 def kept_grads(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Set ``.grad`` of the parameters to None while the context is open, and restore it on exit."""
+    """Set ``.grad`` of the parameters to None while the context is open, and restore it on exit.
+
+    What is called once ``.grad`` is complete is not called: it may be an optimizer that steps during the backward pass.
+    """
     before = [parameter.grad for parameter in parameters]
-    for parameter in parameters:
+    hooks = [getattr(parameter, "_post_accumulate_grad_hooks", None) or {} for parameter in parameters]
+    kept = [dict(each) for each in hooks]
+    for parameter, each in zip(parameters, hooks, strict=True):
         parameter.grad = None
+        each.clear()
     try:
         yield
     finally:
-        for parameter, grad in zip(parameters, before, strict=True):
+        for parameter, grad, each, own in zip(parameters, before, hooks, kept, strict=True):
             parameter.grad = grad
+            each.update(own)
+
+
+def gradients(total: Tensor, parameters: Sequence[nn.Parameter], model: nn.Module) -> list[Tensor | None]:
+    """Differentiate a number by these parameters; None for those that it does not depend on.
+
+    Raises:
+        UnsupportedModelError: autograd cannot.
+    """
+    # Reentrant checkpointing does not support autograd.grad.
+    with kept_grads(parameters):
+        try:
+            total.backward()
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise
+            raise UnsupportedModelError(
+                f"autograd cannot differentiate {type(model).__name__}, so training it would fail too: {error}"
+            ) from error
+        found = [whole(parameter.grad) for parameter in parameters]
+    return [grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found]
+
+
+class without_assigned_data(TorchFunctionMode):
+    """Refuse ``x.data = y``, which crashes the process if y belongs to a transform of torch.func that ends before x.
+
+    Raises:
+        UnsupportedModelError: such an assignment.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _ASSIGN_DATA:
+            raise UnsupportedModelError(
+                "the forward of a module assigns to ``.data``, which vmap cannot follow. Use extractor='auto' or 'iterative', or change "
+                "parameters and buffers in train mode only."
+            )
+        return func(*args, **(kwargs or {}))
+
+
+_ASSIGN_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Audit batches: compare rows with the gradients that autograd computes for the batch, and for one of its samples alone."""
 
+import random
 from functools import partial
 from typing import Any, NoReturn
 
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError, OneSampleAtATime, SampleDependenceError, UnsupportedModelError
-from trak_lightning.extractors.audit import Audit, as_outputs, audit_coefficients, only, reference
+from trak_lightning.extractors.audit import Audit, added, as_outputs, audit_coefficients, only, reference
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.iterative import sample_gradient
-from trak_lightning.featurize.diagnosis import Place, refuse
+from trak_lightning.featurize.diagnosis import Place, random_output, refuse
 from trak_lightning.featurize.unusual import Unusual
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.autocast import is_cast, without_autocast
@@ -46,6 +47,8 @@ class BatchAuditor:
         self._seed = seed
         self._structures: set[Any] = set()
         self._unusual = Unusual()
+        self.draws = False
+        """Whether random numbers were drawn in some batch."""
 
     def due(self, batch: SampleBatch, index: Tensor) -> int | None:
         """The position of the sample to compute by itself, or None if this batch is not to be verified."""
@@ -70,12 +73,17 @@ class BatchAuditor:
         if extractor.one_by_one or is_cast():
             return None
         try:
-            whole = not extractor.audits(self._model, batch)
-            return Comparison(
-                self._model, self._task, self._layout, batch, self._alone(batch, position), position, whole
-            )
+            return self._comparison(batch, position, audited=extractor.audits(self._model, batch))
         except Exception:  # the batch is not one that can be computed as a whole
             return None
+
+    def _comparison(self, batch: SampleBatch, position: int, *, audited: bool = False) -> "Comparison":
+        one = batch.fetch([position])
+        try:
+            return Comparison(self._model, self._task, self._layout, batch, one, position, audited)
+        except DataError:
+            one = self._alone(batch, position)
+            return Comparison(self._model, self._task, self._layout, batch, one, position, audited)
 
     def verify(
         self,
@@ -88,8 +96,8 @@ class BatchAuditor:
         *,
         chosen: bool = True,
     ) -> None:
-        """Compare gradients, outputs and weights with those that autograd computes: for the batch, and for one sample fetched
-        and collated by itself. Autocast is off, so that differences come only from rounding in the model's own precision.
+        """Compare gradients, outputs and weights with those that autograd computes: for the batch in two halves, and for one
+        sample, fetched and collated anew. Autocast is off, so that differences come only from rounding in the model's own precision.
 
         Args:
             batch: the batch.
@@ -104,30 +112,58 @@ class BatchAuditor:
             SampleDependenceError: the output or gradient of the sample depends on its batch, or on random numbers.
             UnsupportedModelError: the extractor computed wrong gradients.
         """
-        one = self._alone(batch, position) if compared is None else compared.one
         if extractor.one_by_one:
-            self._compare_outputs(batch, index, position, one, rows, chosen)
+            self._compare_outputs(batch, index, position, self._alone(batch, position), rows, chosen)
             return
         place, output = Place(int(index[position]), position, batch.size), torch.from_numpy(rows.output)
         if compared is None:
             with without_autocast():
-                compared = Comparison(self._model, self._task, self._layout, batch, one, position)
+                compared = self._comparison(batch, position)
                 output = extractor.extract(self._model, self._task, batch, self._layout, compared)
+        one, most = compared.one, compared.single.tolerance
+        for other in (position, *range(batch.size)) if batch.size > 1 else ():
+            if (error := _shift(output[other], compared.outputs[other])) > most:
+                lone = batch.fetch([other])
+                with without_autocast():
+                    error = max(error, _shift(output[other], self._outputs(lone)[0]))
+                    self._refuse(Place(int(index[other]), other, batch.size), error, lone, batch)
         shift = _shift(output[position], compared.alone.output[0])
         wrong, name = compared.single.wrong(), type(extractor).__name__.lower()
-        if wrong or shift > compared.single.tolerance:
+        if wrong or shift > most:
             with without_autocast():
-                self._blame(batch, one, place, wrong, shift, compared.single.tolerance, name)
+                self._blame(batch, one, place, wrong, shift, most, name)
         if compared.whole is not None and (wrong := compared.whole.wrong()):
             raise UnsupportedModelError(_wrong_rows(wrong, name))
-        self._compare_weights(batch, place, one, rows)
+        self._compare_weights(batch, place, one, compared.alone.output, rows)
+
+    def require_repeatable(self, batch: SampleBatch, index: Tensor, output: Tensor, one_by_one: bool) -> None:
+        """Compare the outputs of a batch, while random numbers were drawn, with those of another pass.
+
+        Raises:
+            SampleDependenceError: some differ.
+        """
+        self.draws = True
+        if one_by_one:
+            again = torch.cat([self._outputs(batch.fetch([position])) for position in range(batch.size)])
+        else:
+            again = self._outputs(batch)
+        most = 1e-2 if _cast_or_short(self._model) else 1e-5
+        for position, (one, other) in enumerate(zip(again, output, strict=True)):
+            if (error := _shift(one, other)) > most:
+                same = batch.fetch([position]) if one_by_one else batch
+                raise random_output(self._model, self._task, int(index[position]), error, same)
+
+    def _refuse(self, place: Place, error: float, alone: SampleBatch, batch: SampleBatch) -> NoReturn:
+        if self.draws:
+            raise random_output(self._model, self._task, place.in_dataset, error, batch)
+        refuse(self._model, self._task, place, error, alone, batch)
 
     def _alone(self, batch: SampleBatch, position: int) -> SampleBatch:
         """A batch of this sample; of two copies of it if the model does not support a batch of one, such as one that ends in
         ``squeeze()``."""
         one = batch.fetch([position])
         try:
-            self._require_outputs(one)
+            self._outputs(one)
         except DataError:
             if batch.size == 1:
                 raise
@@ -143,18 +179,17 @@ class BatchAuditor:
         if batch.size == 1 or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             return
         try:
-            self._require_outputs(batch)
+            self._outputs(batch)
         except Exception:
             return
         for position in range(batch.size):
             try:
-                self._require_outputs(batch.fetch([position]))
+                self._outputs(batch.fetch([position]))
             except Exception as alone:
                 raise _needs_others(int(index[position]), batch.size, alone) from error
 
-    def _require_outputs(self, batch: SampleBatch) -> None:
-        with torch.no_grad(), batch_of(batch.size):
-            as_outputs(self._task.output(self._model, batch.data), batch.size, self._task)
+    def _outputs(self, batch: SampleBatch) -> Tensor:
+        return outputs(self._model, self._task, batch)
 
     def _blame(
         self,
@@ -173,7 +208,7 @@ class BatchAuditor:
         alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
         error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0]))
         if error > most:
-            refuse(self._model, self._task, place, error, one, batch)
+            self._refuse(place, error, one, batch)
         raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, extractor))
 
     def _compare_outputs(
@@ -186,12 +221,11 @@ class BatchAuditor:
         if one.size == 1:
             again, _ = sample_gradient(self._model, self._task, one, self._layout)
             if (error := _shift(again[0], found[position])) > most:
-                refuse(self._model, self._task, Place(int(index[position]), 0, 1), error, one, one)
+                self._refuse(Place(int(index[position]), 0, 1), error, one, one)
         if batch.size == 1:
             return
         try:
-            with torch.no_grad(), batch_of(batch.size):
-                output = as_outputs(self._task.output(self._model, batch.data), batch.size, self._task)
+            output = self._outputs(batch)
         except OneSampleAtATime as refusal:
             self._task.require_agreement(refusal.whole, found)
             return
@@ -202,21 +236,22 @@ class BatchAuditor:
         for other in range(batch.size):
             if (error := _shift(output[other], found[other])) > most:
                 place = Place(int(index[other]), other, batch.size)
-                refuse(self._model, self._task, place, error, batch.fetch([other]), batch)
+                self._refuse(place, error, batch.fetch([other]), batch)
 
-    def _compare_weights(self, batch: SampleBatch, place: Place, one: SampleBatch, rows: FeatureRows) -> None:
+    def _compare_weights(
+        self, batch: SampleBatch, place: Place, one: SampleBatch, output: Tensor, rows: FeatureRows
+    ) -> None:
         most = 0.1 if _cast_or_short(self._model) else 1e-2
         with torch.no_grad(), batch_of(one.size):
-            data = one.data
-            output = as_outputs(self._task.output(self._model, data), one.size, self._task)
-            weights = self._task.loss_weight_and_curvature(self._model, data, output)
+            weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
             if (error := _shift(torch.tensor(column[place.position]), own[0])) > most:
-                refuse(self._model, self._task, place, error, one, batch)
+                self._refuse(place, error, one, batch)
 
 
 class Comparison:
-    """A sink that compares blocks with the gradients that autograd computes for one sample by itself, and for the whole batch."""
+    """A sink that compares blocks with the gradients that autograd computes: for one sample by itself and, unless the extractor
+    audits the batch, for the samples in two halves, drawn from the position and each in order (the collate function may sort)."""
 
     def __init__(
         self,
@@ -226,30 +261,60 @@ class Comparison:
         batch: SampleBatch,
         one: SampleBatch,
         position: int,
-        whole: bool = True,
+        audited: bool,
     ) -> None:
         self.one = one
-        self._references = partial(reference, model, task, batch, layout), partial(reference, model, task, one, layout)
+        self._reference = partial(reference, model, task, layout=layout)
         self._layout = layout
-        self._sizes = batch.size, one.size
         self._position = position
-        self._compare_whole = whole
-        self.restart()
+        self._size = batch.size
+        order = torch.randperm(batch.size, generator=torch.Generator().manual_seed(position)).tolist()
+        self._halves = [
+            (batch.fetch(part), part) for part in map(sorted, (order[::2], order[1::2])) if part and batch.size > 1
+        ]
+        self._audited = audited
+        self.outputs = torch.zeros(batch.size, dtype=torch.float64)
+        for half, part in self._halves if audited else ():
+            self.outputs[part] = outputs(model, task, half).to(self.outputs)
+        self._refer()
 
     def restart(self) -> None:
         """Begin again with the first block."""
-        of_batch, of_one = self._references
-        size, count = self._sizes
-        self.alone = of_one(only(0, count))
-        self.single = Audit(self._layout, self.alone, only(self._position, size), slack=_SLACK)
-        self.whole = (
-            Audit(self._layout, of_batch(), audit_coefficients(size)) if self._compare_whole and size > 1 else None
-        )
+        if self._begun:
+            self._refer()
+
+    def _refer(self) -> None:
+        self._begun = False
+        self.alone = self._reference(self.one, weights=only(0, self.one.size))
+        self.single = Audit(self._layout, self.alone, only(self._position, self._size), slack=_SLACK)
+        self.whole = None
+        if not self._halves:
+            self.outputs = self.alone.output
+        elif not self._audited:
+            weights = audit_coefficients(self._size)
+            halves = [self._reference(half, weights=weights[part]) for half, part in self._halves]
+            for (_, part), found in zip(self._halves, halves, strict=True):
+                self.outputs[part] = found.output.to(self.outputs)
+            self.whole = Audit(self._layout, added(halves), weights, slack=_SLACK)
 
     def __call__(self, block: GradientBlock) -> None:
+        self._begun = True
         self.single(block)
         if self.whole is not None:
             self.whole(block)
+
+
+def outputs(model: nn.Module, task: Task, batch: SampleBatch) -> Tensor:
+    """The outputs (B,) of a batch. Not under no_grad, since a model may differentiate inside, as for forces."""
+    with torch.enable_grad(), batch_of(batch.size):
+        return as_outputs(task.output(model, batch.data), batch.size, task).detach()
+
+
+def random_state(device: torch.device) -> list[Any]:
+    """The state of every generator that a model may draw from unasked."""
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002  models draw from it
+    states = [torch.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), rest]
+    return states + ([torch.cuda.get_rng_state(device).numpy().tobytes()] if device.type == "cuda" else [])
 
 
 def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceError:

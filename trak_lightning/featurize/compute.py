@@ -1,5 +1,6 @@
 """Compute the missing blocks of several feature sets under a Trainer, alongside any number of ranks and other jobs."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import lightning as L
 import torch
 
-from trak_lightning.errors import IncompleteRunError
+from trak_lightning.errors import IncompleteRunError, WrongRowsError
 from trak_lightning.featurize.block_writer import BlockWriter
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.model.checkpoints import Checkpoint
@@ -18,6 +19,8 @@ from trak_lightning.runtime.lightning import without_resuming
 from trak_lightning.runtime.ranks import agreed, lost_ranks, will_join_group
 from trak_lightning.runtime.signals import StopRequest, interruptible
 from trak_lightning.stores.base import FeatureSet
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 """How often a job checks whether other jobs have stored their blocks, once its own are stored."""
@@ -111,6 +114,16 @@ class BlockComputer:
                 # Communicate, since predict does not notice a rank that died early.
                 computed = torch.tensor(writer.computed, device=self.trainer.strategy.root_device)
                 return int(self.trainer.strategy.reduce(computed, reduce_op="sum"))
+        except WrongRowsError as wrong:
+            discarded = featurizer.discard()
+            if not wrong.mended or self.trainer.world_size > 1:
+                raise WrongRowsError(
+                    f"{wrong} Batches like it were right before, so the rows stored earlier may be wrong, too; they were deleted: "
+                    f"{discarded}.",
+                    mended=False,
+                ) from wrong
+            log.warning("gradients  all rows of %s are computed again, one sample at a time: %s", discarded, wrong)
+            return writer.computed
         except Exception:
             self.stop.check()  # signals also end the worker processes of a loader, and other ranks
             raise

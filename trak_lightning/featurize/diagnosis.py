@@ -34,11 +34,7 @@ def refuse(
     """
     sample, position, size = place
     if size == 1:
-        raise SampleDependenceError(
-            f"the output or gradient of sample {sample} differs by {error:.1%} when it is computed again, so attributions would be "
-            f"random. {_culprit(model, task, alone, batch, position)}. Likely cause: random layers that ignore model.eval() (F.dropout "
-            "without training=self.training)."
-        )
+        raise random_output(model, task, sample, error, batch)
     collated = differences(batch.data, [alone.data], [position], size) if alone.size == 1 else {}
     other = [
         name for name, differs in batch.differs.items() if differs[position]
@@ -63,6 +59,15 @@ def refuse(
         f"the output or gradient of sample {sample} in a batch of one differs by {error:.1%} from that in a batch of {size}, so "
         f"attributions would depend on the batch. {what}. To attribute every sample as in a batch of one, use "
         "extractor='iterative'."
+    )
+
+
+def random_output(model: nn.Module, task: Task, sample: int, error: float, batch: SampleBatch) -> SampleDependenceError:
+    """The error for a sample whose output differs between two passes over the same batch."""
+    return SampleDependenceError(
+        f"the output or gradient of sample {sample} differs by {error:.1%} when it is computed again, so attributions would be "
+        f"random. {_culprit(model, task, batch, batch, 0)}. Likely cause: random layers that ignore model.eval() (F.dropout "
+        "without training=self.training)."
     )
 
 

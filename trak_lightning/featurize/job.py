@@ -17,8 +17,9 @@ from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRun
 from trak_lightning.featurize.compute import Assignment, BlockComputer
 from trak_lightning.featurize.fitting import FitSamples, Fitting, TrainingSet
 from trak_lightning.featurize.module import Featurizer
-from trak_lightning.featurize.reuse import SECONDS, ContentSample, VerifyData, knows_content, require_unchanged
+from trak_lightning.featurize.reuse import SECONDS, ContentSample, VerifyData, changed_samples, knows_content
 from trak_lightning.featurize.spec import FeaturizeSpec
+from trak_lightning.model.autocast import as_called
 from trak_lightning.model.checkpoints import Checkpoint, Checkpoints, CheckpointSource, distinct, expand, subset_path
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.dtensor import shards
@@ -181,7 +182,7 @@ class FeaturizeJob:
             return self.module(Featurizer, split, part.feature_set, part.blocks, stop, verify=seconds)
 
         bar = progress(f"featurize {split}", missing, enabled=trainer.is_global_zero)
-        with uncompiled(self.model), quiet_lightning(), stop.watching(trainer), bar as advance:
+        with as_called(), uncompiled(self.model), quiet_lightning(), stop.watching(trainer), bar as advance:
             try:
                 return BlockComputer(trainer, assignments, featurizer, advance, stop).run()
             except TerminatedError:
@@ -212,6 +213,7 @@ class FeaturizeJob:
             stop=stop,
             verify=verify,
             repair=self.repair,
+            training=self._training_rows(feature_set.spec.checkpoint),
         )
 
     def plan(self, split: str, checkpoint: str) -> FeatureSpec:
@@ -234,6 +236,12 @@ class FeaturizeJob:
         ids = [checkpoint.id for checkpoint in self.checkpoints] or [each.id for each in self.run.read().checkpoints]
         drawn_from = self._drawn_from(ids[0]) if self.grow and ids else None
         return TrainingSet(data, FitSamples.of(self.spec.task, data, drawn_from))
+
+    def _training_rows(self, checkpoint: str) -> FeatureSet | None:
+        """The stored training rows that scores of these splits use; None where the training set is one of the splits."""
+        if self.train in self.splits or (self.train, checkpoint) not in self._stored:
+            return None
+        return self.store.open(self.train, checkpoint)
 
     def _drawn_from(self, checkpoint: str) -> int | None:
         """The number of training samples when the task was first fitted, from which its samples were drawn and still are."""
@@ -316,8 +324,9 @@ class FeaturizeJob:
             self._content[id(data)] = ContentSample.read(data, self.verify_data)
         sample = self._content[id(data)]
         changed = sample.changed(found)
-        if not self.repair:
-            require_unchanged(split, changed, len(sample.positions) == len(data))
+        read_all = len(sample.positions) == len(data)
+        if not self.repair and (error := changed_samples(split, changed, read_all=read_all)) is not None:
+            raise error
         if len(changed):
             self.run.discard_results()
         for block in sorted({int(position) // found.spec.block_size for position in changed}):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.transfer import to_device
+from trak_lightning.errors import StaleRowsError, TrakError
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.featurize.batch_audit import BatchAuditor
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
@@ -51,6 +52,8 @@ class Featurizer(L.LightningModule):
         stop: whether the process was asked to end.
         verify: for how many seconds to compute stored rows again first and compare them, one batch at least; None not to.
         repair: if a stored row differs, compute all rows of the set again instead of raising an error.
+        training: the stored training rows that scores of these rows use. A batch of them is computed again first, since the
+            model or task may have changed.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Featurizer(L.LightningModule):
         stop: StopRequest,
         verify: float | None = None,
         repair: bool = False,
+        training: FeatureSet | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -77,6 +81,7 @@ class Featurizer(L.LightningModule):
         self._blocks = blocks
         self._verify = verify
         self._repair = repair
+        self._training = training
         self.fitted_task: Task = spec.task
         self._fitted_projector: dict[str, Tensor] = {}
 
@@ -99,6 +104,8 @@ class Featurizer(L.LightningModule):
         self.fit()
         if self._verify is not None:
             self.verify_stored_rows(self._verify)
+            if self._training is not None:
+                self._verify_training_rows(self._training)
         self.batches = self._plan_batches()
         return self.data.loader(self.batches, pin_memory=self.device.type == "cuda")
 
@@ -120,20 +127,45 @@ class Featurizer(L.LightningModule):
         batches, deadline = stored_batches(self.feature_set), perf_counter() + seconds
         positions = agreed(self.trainer, lambda: next(batches, None))
         while positions is not None:
-            with self.trainer.precision_plugin.predict_step_context(), cast_anew():
-                found = self.computer.rows(self._load(self.data, positions))
-            stale = agreed(self.trainer, partial(stale_rows, self.feature_set, found, self.spec.precision))
+            stale = self._stale(self.feature_set, self.computer, self.data, positions)
             if stale is not None and not self._repair:
                 raise stale
             if stale is not None:
-                agreed(self.trainer, self._discard)
+                agreed(self.trainer, self.discard)
                 return
             positions = agreed(self.trainer, lambda: next(batches, None) if perf_counter() < deadline else None)
 
-    def _discard(self) -> None:
+    def _verify_training_rows(self, stored: FeatureSet) -> None:
+        data = self.fitting.training.data
+        positions = agreed(self.trainer, lambda: next(stored_batches(stored), None))
+        if positions is None:
+            return
+        try:
+            stale = self._stale(stored, self._row_computer(self.projection, data), data, positions)
+        except TrakError:
+            raise
+        except Exception as error:
+            raise StaleRowsError(
+                f"the stored rows of {stored.spec.split!r} cannot be computed again, so the model or the data have changed since: "
+                f"{type(error).__name__}: {error}. Restore them, or featurize in another run directory."
+            ) from error
+        if stale is not None:
+            raise stale
+
+    def _stale(
+        self, stored: FeatureSet, computer: RowComputer, data: AttributionData, positions: Sequence[int]
+    ) -> StaleRowsError | None:
+        """Compute stored rows again, and compare them."""
+        with self.trainer.precision_plugin.predict_step_context(), cast_anew():
+            found = computer.rows(self._load(data, positions))
+        return agreed(self.trainer, partial(stale_rows, stored, found, self.spec.precision))
+
+    def discard(self) -> str:
+        """Delete all rows of the feature set, and the scores that were made from them; return what it is called."""
         self.fitting.run.discard_results()
         for block in range(self.feature_set.spec.num_blocks):
             self.feature_set.discard(block)
+        return f"{self.feature_set.spec.split!r} under checkpoint {self.feature_set.spec.checkpoint}"
 
     @cached_property
     def computer(self) -> RowComputer:

@@ -115,6 +115,10 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
     }
     for name, error in errors.items():
         if not (error <= tolerance).all():
+            known = (stored.content != UNKNOWN) & (found.content != UNKNOWN)
+            changed = found.index[known & (stored.content != found.content)]
+            if (samples := changed_samples(spec.split, changed, read_all=False)) is not None:
+                return samples
             worst = int(np.argmax(error))
             return StaleRowsError(
                 f"the stored rows of {spec.split!r} under checkpoint {spec.checkpoint} are not what the model, the task and the "
@@ -127,18 +131,17 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
     return None
 
 
-def require_unchanged(split: str, changed: Sequence[int] | npt.NDArray[np.int64], read_all: bool) -> None:
-    """Refuse samples whose content has changed. Unless `read_all`, there may be more of them.
-
-    Raises:
-        StaleRowsError: names the first of them.
-    """
+def changed_samples(
+    split: str, changed: Sequence[int] | npt.NDArray[np.int64], *, read_all: bool
+) -> StaleRowsError | None:
+    """An error that names the first of the samples whose content has changed, None if there are none. Unless `read_all`, there may
+    be more of them."""
     if not len(changed):
-        return
+        return None
     shown = ", ".join(map(str, changed[:10])) + (" …" if len(changed) > 10 else "")
     read = "" if read_all else " (not all were read again: verify_data=full does)"
     what = f"1 sample of {split!r} is" if len(changed) == 1 else f"{len(changed)} samples of {split!r} are"
-    raise StaleRowsError(
+    return StaleRowsError(
         f"{what} not what the stored rows were computed from: {shown}{read}. Labels or "
         "inputs have changed. Use another run directory (or for targets another name), restore the earlier samples, or "
         "featurize with repair=True (--repair true), which computes the rows of changed samples again."

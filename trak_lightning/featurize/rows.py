@@ -13,11 +13,24 @@ from torch import Tensor, nn
 from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import deep_leaves
-from trak_lightning.errors import DataError, DeviceMemoryError, NonFiniteGradientError, TrakError, UnsupportedModelError
+from trak_lightning.errors import (
+    DataError,
+    DeviceMemoryError,
+    NonFiniteGradientError,
+    TrakError,
+    UnsupportedModelError,
+    WrongRowsError,
+)
 from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.state import requiring, without_fast_path
-from trak_lightning.featurize.batch_audit import BatchAuditor, Comparison, difference, loss_weight_and_curvature_of
+from trak_lightning.featurize.batch_audit import (
+    BatchAuditor,
+    Comparison,
+    difference,
+    loss_weight_and_curvature_of,
+    random_state,
+)
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.model.steady import SteadyState
@@ -139,30 +152,36 @@ class RowComputer:
                 raise
 
     def _rows_with_fallback(self, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
+        if position is None:
+            position = self._auditor.due(batch, index)
         try:
             return self._rows_from(self._extractor, batch, index, position)
         except UnsupportedModelError as refusal:
             other = self._extractor.fall_back(self._model, refusal)
-            if other is None:
+            if other is None or isinstance(refusal, WrongRowsError):
                 raise
             return self._rows_from(other, batch, index, position)
 
     def _rows_from(
         self, extractor: GradientExtractor, batch: SampleBatch, index: Tensor, position: int | None
     ) -> FeatureRows:
-        kinds = extractor.kinds
-        if position is None:
-            position = self._auditor.due(batch, index)
-        if position is None:
-            rows = self._compute(batch, index, extractor)
-            if extractor.kinds == kinds or any_sharded(self._model.parameters()):
-                return rows
-            position, compared = self._auditor.drawn(batch, index), None
-        else:
+        kinds, compared = extractor.kinds, None
+        if position is not None:
             compared = self._auditor.begin(batch, position, extractor)
-            rows = self._compute(batch, index, extractor, compared)
+        rows = self._compute(batch, index, extractor, compared)
+        known = extractor.kinds == kinds
+        if position is None:
+            if known or any_sharded(self._model.parameters()):
+                return rows
+            position = self._auditor.drawn(batch, index)
         chosen = not self._extractor.falls_back
-        self._auditor.verify(batch, index, position, extractor, rows, compared, chosen=chosen)
+        try:
+            self._auditor.verify(batch, index, position, extractor, rows, compared, chosen=chosen)
+        except UnsupportedModelError as wrong:
+            mended = extractor.distrust(self._model)
+            if known and not extractor.one_by_one:
+                raise WrongRowsError(str(wrong), mended=mended) from wrong
+            raise
         return rows
 
     def _compute(
@@ -170,8 +189,11 @@ class RowComputer:
     ) -> FeatureRows:
         features = self._projection.zeros(batch.size, _accumulator_dtype(self._model))
         sink = _Rows(self._projection, features, compared)
+        before = random_state(self._device)
         output = extractor.extract(self._model, self._task, batch, self._layout, sink)
         output = as_outputs(output, batch.size, self._task)
+        if random_state(self._device) != before:
+            self._auditor.require_repeatable(batch, index, output, extractor.one_by_one)
         if not sink.reached and not self._warned:
             self._require_gradient(batch)
         self._warn_of_zeros(sink.reached)

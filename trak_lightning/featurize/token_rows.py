@@ -16,7 +16,7 @@ from trak_lightning.featurize.compute import predict
 from trak_lightning.featurize.job import FeaturizeJob, default_trainer
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.gradients import DenseBlock
-from trak_lightning.model.autocast import cast_anew
+from trak_lightning.model.autocast import as_called, cast_anew
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.runtime.lightning import quiet_lightning
@@ -59,7 +59,7 @@ def token_rows(job: FeaturizeJob, split: str, samples: Sequence[int]) -> list[Ma
     trainer = job.trainer or default_trainer()
     found: list[Mapping[int, TokenRows]] = []
     for checkpoint, feature_set in zip(job.checkpoints, job.feature_sets[split], strict=True):
-        with uncompiled(job.model), leave_unchanged(job.model), quiet_lightning():
+        with as_called(), uncompiled(job.model), leave_unchanged(job.model), quiet_lightning():
             checkpoint.load_into(job.model)
             module = job.module(_TokenFeaturizer, split, feature_set, range(0), StopRequest())
             assert isinstance(module, _TokenFeaturizer)

@@ -28,6 +28,13 @@ def under_autocast(state: AutocastState) -> AbstractContextManager[Any]:
 
 
 @contextmanager
+def as_called() -> Iterator[None]:
+    """Inside, only the precision of the Trainer counts: not autocast nor inference mode in which the caller happens to be."""
+    with torch.inference_mode(False), without_autocast():
+        yield
+
+
+@contextmanager
 def cast_anew() -> Iterator[None]:
     """Cast weights at each use. Older torch keeps what it cast under no_grad and returns it to passes with gradients, which
     stop there; Lightning before 2.6 leaves that cache on."""

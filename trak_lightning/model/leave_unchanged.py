@@ -12,19 +12,20 @@ from trak_lightning.model.steady import SteadyState
 
 @contextmanager
 def leave_unchanged(model: nn.Module) -> Iterator[None]:
-    """Restore parameters, buffers and cached values of `model` at the end, in the memory where they were, so that state
-    dicts taken before still hold them. A model that was sharded meanwhile stays sharded."""
+    """Restore parameters with their ``.grad``, buffers and cached values of `model` at the end, in the memory where they were,
+    so that state dicts taken before still hold them. A model that was sharded meanwhile stays sharded."""
     before = {
-        name: (tensor.data, tensor.detach().clone())
+        name: (tensor.data, tensor.detach().clone(), tensor.grad)
         for name, tensor in chain(model.named_parameters(), model.named_buffers())
     }
-    kept = SteadyState(model)
+    kept = SteadyState(model, parameters=False)
     try:
         yield
     finally:
         for name, tensor in chain(model.named_parameters(), model.named_buffers()):
             if name in before and not is_sharded(tensor):
-                place, value = before[name]
+                place, value, grad = before[name]
                 place.copy_(value)
                 tensor.data = place
+                tensor.grad = grad  # Lightning sets it to None
         kept.restore()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.model.quantized import quantized
 
@@ -40,11 +41,19 @@ class Place:
         return f"{self.owner}.{self.name}" if self.owner else self.name
 
 
-class SteadyState:
-    """What modules hold besides parameters: buffers, attributes (a step counter, a memory of earlier batches) and what is
-    under ``lru_cache``. A gradient must not depend on how many batches came before."""
+_WATCHED = 8
+"""In so many passes tensors are compared by value, which shows changes through ``.data``; later, by version and memory."""
 
-    def __init__(self, model: nn.Module) -> None:
+
+class SteadyState:
+    """What modules hold: buffers, attributes (a step counter, a memory of earlier batches), what is under ``lru_cache``, and
+    parameters that a forward pass changes (the momentum encoder of MoCo). A gradient must not depend on how many batches came
+    before.
+
+    Memory: a copy of the parameters during the first passes.
+    """
+
+    def __init__(self, model: nn.Module, *, parameters: bool = True) -> None:
         self._model = model
         self._function_caches = function_caches(model)
         self._attributes = [
@@ -59,9 +68,16 @@ class SteadyState:
             for name, buffer in module._buffers.items()
         ]
         self._tensors = {id(tensor): _Kept(tensor) for tensor in self._all_tensors()}
+        watched = parameters and not any_sharded(model.parameters())
+        self._parameters = {name: _Kept(each) for name, each in model.named_parameters()} if watched else {}
+        self._passes = 0
 
     def restore(self) -> None:
-        """Put everything back as it was, in place."""
+        """Put everything back as it was, in place.
+
+        Raises:
+            UnsupportedModelError: a parameter was changed by a later pass and by none of the first ones.
+        """
         for cache in self._function_caches:
             cache.cache_clear()
         for attributes, name, value, contents in self._attributes:
@@ -78,8 +94,19 @@ class SteadyState:
         for buffers, name, buffer in self._buffers:
             if buffers.get(name) is not buffer:
                 buffers[name] = buffer
+        by_value = self._passes < _WATCHED
         for kept in self._tensors.values():
-            kept.restore()
+            kept.restore(by_value)
+        for name, kept in self._parameters.items():
+            if not kept.restore(by_value):
+                raise UnsupportedModelError(
+                    f"a forward pass in eval mode changed parameter {name} of {type(self._model).__name__}, which no earlier pass "
+                    "did, so later rows would depend on this batch. Change parameters only in train mode: if self.training: …"
+                )
+        self._passes += 1
+        if self._passes == _WATCHED:
+            for kept in self._parameters.values():
+                kept.release()
 
     def _all_tensors(self) -> Iterator[Tensor]:
         yield from (buffer for _, _, buffer in self._buffers if buffer is not None)
@@ -89,18 +116,51 @@ class SteadyState:
 
 
 class _Kept:
-    """A tensor and its values, to be put back if it was changed in place."""
+    """A tensor, its memory and its values, to be put back if it was changed in place or given other memory (``.data =``)."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
-        self._values = tensor.detach().clone()
+        self._memory = tensor.data
+        self._values: Tensor | None = self._memory.clone()
         self._version = _version(tensor)
+        self._changes = False
 
-    def restore(self) -> None:
-        if _version(self._tensor) != self._version:
-            with torch.no_grad():
-                self._tensor.detach().copy_(self._values)
-            self._version = _version(self._tensor)
+    def restore(self, by_value: bool) -> bool:
+        """Put back the values, if they have changed; return whether they were still known."""
+        moved = address(self._tensor) != address(self._memory)
+        seen = self._changes or moved or _version(self._tensor) != self._version
+        by_value = by_value and self._values is not None and not self._tensor.is_inference()
+        if not seen and not (by_value and not _equal(self._memory, self._values)):  # type: ignore[arg-type]
+            return True
+        if self._values is None:
+            return False
+        self._changes = True
+        if moved:
+            self._tensor.data = self._memory
+        with torch.no_grad():
+            self._memory.copy_(self._values)
+        self._version = _version(self._tensor)
+        return True
+
+    def release(self) -> None:
+        """Forget the values of a tensor that has not changed so far."""
+        if not self._changes:
+            self._values = None
+
+
+def address(tensor: Tensor) -> int:
+    """Where a tensor's memory begins; 0 if it has no memory of its own."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # sparse and nested tensors
+        return 0
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    try:
+        return torch.equal(one, other)
+    except RuntimeError:  # sparse and nested tensors cannot be compared
+        return True
 
 
 def _version(tensor: Tensor) -> int:

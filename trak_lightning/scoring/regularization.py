@@ -18,15 +18,15 @@ DEFAULT_WEIGHTING = "residual"
 WEIGHTING_CHOICES = ("auto", *WEIGHTINGS)
 
 
-PROJECTION = 0.4
+PROJECTION = 0.7
 SEEN = 5.0
-RULE = 0.6
+RULE = 0.3
 SMALLEST = 0.01
 """Constants of `automatic` and `problem`, found by experiment: see docs/regularization.md."""
 
 
 def automatic(k: int, M: int, problem: float) -> float:
-    """Return λ/trace of ``auto``, the sum of two parts: ``(0.4/k + problem) / M^¼``.
+    """Return λ/trace of ``auto``, the sum of two parts: ``(0.7/k + problem) / M^¼``.
 
     The first is what the projection causes. What k dimensions have no room for is spread over all of them, so that
     eigenvalues below their mean, trace/k, are noise of the projection. Averaging over checkpoints removes some of what either
@@ -45,7 +45,7 @@ def problem(systems: Sequence[System]) -> float:
 
     Without recorded subsets it is 1/n. With them, let λ₁ be such that scores predict a fifth of the observed effect of
     training on a sample on its own loss weight, and e the relative standard error of that observation. The result is
-    ``λ₁^(1 − s) · (1/n)^s`` with s = (0.6 + e²)/(1 + e²): shrunk towards the rule for checkpoints without subsets. It is the
+    ``λ₁^(1 − s) · (1/n)^s`` with s = (0.3 + e²)/(1 + e²): shrunk towards the rule for checkpoints without subsets. It is the
     geometric mean over checkpoints; λ₁ is at least 1/(100·n).
     """
     return float(np.exp(np.mean([np.log(_problem(system)) for system in systems])))

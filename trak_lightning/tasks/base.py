@@ -29,9 +29,9 @@ def batch_of(size: int) -> Iterator[None]:
     its length. Whoever collated the samples knows.
     """
     begin, token = _BEGIN.get(), _SIZE.set(size)
-    if begin is not None:
-        begin()
     try:
+        if begin is not None:
+            begin()
         yield
     finally:
         _SIZE.reset(token)

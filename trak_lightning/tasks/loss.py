@@ -117,6 +117,9 @@ class Loss(Task):
         return all_tensors(batch, hint="or name a function: task: {name: loss, function: …}").call(model)
 
 
+_OWN = "Write a function (model, batch) → loss of each sample, (B,), and name it: task: {name: loss, function: package.module.function}."
+
+
 def training_step(model: nn.Module, batch: Any) -> Any:
     """What ``training_step`` of a LightningModule returns, without what it logs.
 
@@ -129,8 +132,18 @@ def training_step(model: nn.Module, batch: Any) -> Any:
             f"{type(model).__name__} has no training_step, which task loss is to call. Under extractor functional no model has; "
             "auto and iterative call it."
         )
+    if getattr(model, "automatic_optimization", True) is False:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} optimizes manually (automatic_optimization = False): its training_step would change the weights. {_OWN}"
+        )
     with _without_logging(model):
-        return step(batch, 0) if len(inspect.signature(step).parameters) > 1 else step(batch)
+        try:
+            return step(batch, 0) if len(inspect.signature(step).parameters) > 1 else step(batch)
+        except (AttributeError, TypeError) as error:
+            raise UnsupportedModelError(
+                f"training_step of {type(model).__name__} fails without training: {type(error).__name__}: {error}. Does it use the "
+                f"trainer or the optimizers? {_OWN}"
+            ) from error
 
 
 @contextmanager

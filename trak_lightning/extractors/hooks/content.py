@@ -86,7 +86,7 @@ class ContentSizes(TorchDispatchMode):
                 self._data.discard(_key(order))
 
     def _note_read(self, given: list[Tensor]) -> None:
-        if not self._atomic and any(_key(tensor) in self._data and tensor.dtype != torch.bool for tensor in given):
+        if not self._atomic and any(_key(tensor) in self._data and not _is_one_bit(tensor) for tensor in given):
             self._read = True
 
     def _note(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor]) -> None:
@@ -96,6 +96,10 @@ class ContentSizes(TorchDispatchMode):
                     self._mark(tensor, frozenset(), data=False)
             return
         name = func.overloadpacket.__name__
+        if name == "lift_fresh" and self._read:  # a tensor that Python has made, perhaps of what it has read
+            for tensor in made:
+                self._mark(tensor, frozenset(size for size in tensor.shape if size > 1), data=True)
+            return
         data = name not in _CONSTANT and any(_key(tensor) in self._data for tensor in given)
         before = frozenset().union(*(self._sizes.get(_key(tensor), frozenset()) for tensor in given))
         known = {size for tensor in given for size in tensor.shape} or {self._size}
@@ -176,6 +180,11 @@ class _Reading(TorchFunctionMode):
         if name in _READ:
             self._of._note_read(_tensors(args))
         return func(*args, **(kwargs or {}))
+
+
+def _is_one_bit(tensor: Tensor) -> bool:
+    """Whether it is the answer to a question about all samples, such as ``mask.all()``, and not one of many that Python reads."""
+    return tensor.dtype == torch.bool and tensor.numel() == 1 and tensor._base is None
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -22,6 +22,9 @@ from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.model.quantized import require_rows_apart
 from trak_lightning.tasks.base import Task, batch_of
 
+_VARIANTS = 8
+"""How many counts of the same operations are verified before only the 16th, 32nd, 64th … are."""
+
 
 class Hooks(GradientExtractor):
     """Exact per-sample gradients at about the cost of a training step.
@@ -42,14 +45,16 @@ class Hooks(GradientExtractor):
 
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[nn.Module, dict[bool, _Known]] = WeakKeyDictionary()
-        self._kinds = 0
+        self._variants = 0
+        self.rehearsals = 0
+        """How many kinds of batches were rehearsed."""
 
     def __reduce__(self) -> tuple[type["Hooks"], tuple[()]]:
         return Hooks, ()  # a spawned rank starts without knowledge of the model
 
     @property
     def kinds(self) -> int:
-        return self._kinds
+        return self.rehearsals + self._variants
 
     def extract(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, sink: Sink) -> Tensor:
         if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
@@ -104,10 +109,13 @@ class Hooks(GradientExtractor):
                 return None
             output = as_outputs(output, batch.size, task)
             require_graph(output, model, task)
-            if rehearsed is None and not known.seen(tape, output, batch):
-                return None
-            if rehearsed:
-                known.kinds.add((tape.path(output), batch.structure))
+            if rehearsed is None:
+                path = known.seen(tape, output, batch)
+                if path is None:
+                    return None
+                self._variants += known.is_variant(path)
+            elif rehearsed:
+                known.learn(tape.path(output), batch)
             tape.backward(output)
             known.looped |= tape.looped
             return output.detach()
@@ -146,10 +154,10 @@ class Hooks(GradientExtractor):
         if sink is not None:
             known.looped |= covered.looped
             if covered.verified:
-                known.kinds.add((covered.path, batch.structure))
+                known.learn(covered.path, batch)
         known.size = max(known.size, batch.size)
         self._known.setdefault(known.model, {})[batch.size == 1] = known
-        self._kinds += 1
+        self.rehearsals += 1
         return covered
 
 
@@ -163,13 +171,28 @@ class _Known:
     size: int = 0
     kinds: set[tuple[Path, Any]] = field(default_factory=set)
     looped: set[str] = field(default_factory=set)
+    counts: set[Path] = field(default_factory=set)
 
-    def seen(self, tape: Tape, output: Tensor, batch: SampleBatch) -> bool:
-        """Whether a batch of this kind was rehearsed before."""
+    def learn(self, path: Path, batch: SampleBatch) -> None:
+        """Note the kind of a batch that was rehearsed."""
+        self.kinds.add((path.kind, batch.structure))
+        self.counts.add(path)
+
+    def seen(self, tape: Tape, output: Tensor, batch: SampleBatch) -> Path | None:
+        """The path of a batch of whose kind one was rehearsed before; None if none was."""
         try:
-            return (tape.path(output), batch.structure) in self.kinds
+            path = tape.path(output)
         except Reached:
+            return None
+        return path if (path.kind, batch.structure) in self.kinds else None
+
+    def is_variant(self, path: Path) -> bool:
+        """Whether the same operations were never before counted like this: a branch was taken, or sequences have another length.
+        There may be many such counts, of which the first few and then ever fewer are worth a verification."""
+        if path in self.counts:
             return False
+        self.counts.add(path)
+        return len(self.counts) <= _VARIANTS or len(self.counts).bit_count() == 1
 
 
 def _first(count: int, sink: Sink) -> Sink:

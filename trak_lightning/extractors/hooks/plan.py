@@ -13,6 +13,7 @@ from trak_lightning.extractors.hooks.probe import Places
 from trak_lightning.extractors.rules import LayerRule, find_rule
 from trak_lightning.extractors.state import parameters_of
 from trak_lightning.gradients import ParameterLayout
+from trak_lightning.model.dtensor import any_sharded
 
 
 @dataclass(frozen=True)
@@ -167,12 +168,19 @@ def layer_of(
     name: str, module: nn.Module, names: Mapping[str, str], places: Places
 ) -> tuple[Layer | None, dict[str, str]]:
     """The layer whose rule handles some of these parameters, if there is one, and the remaining parameters."""
-    rule = find_rule(module)
+    rule = None if _changed_by_hooks(module) else find_rule(module)
     ruled = {key: value for key, value in names.items() if rule is not None and rule.handles(key)}
     rest = {key: value for key, value in names.items() if key not in ruled}
     if rule is None or not ruled:
         return None, rest
     return Layer(name, module, rule, ruled, places.outputs.get(0, "unknown")), rest
+
+
+def _changed_by_hooks(module: nn.Module) -> bool:
+    """Whether hooks of the user may change the module's output or its gradient, in some batches and not in others, where no graph
+    shows it. A re-run runs them, too."""
+    hooked = module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooked) and not any_sharded(module.parameters())  # which have hooks that only gather them
 
 
 def rule_applies(layer: Layer) -> bool:

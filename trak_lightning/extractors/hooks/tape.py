@@ -50,10 +50,16 @@ class Reached(PlanFailed):
 
 @dataclass(frozen=True)
 class Path:
-    """The path of one forward pass: the modules of the plan that were called, and the operations that made the output."""
+    """The path of one forward pass: the modules of the plan that were called, and the operations that made the output, with how
+    many there were of each."""
 
     called: frozenset[str]
-    operations: frozenset[str]
+    operations: frozenset[tuple[str, int]]
+
+    @property
+    def kind(self) -> "Path":
+        """The path without counts, which may depend on the length of a sequence."""
+        return Path(self.called, frozenset((name, 0) for name, _ in self.operations))
 
 
 class _Anchor(torch.autograd.Function):
@@ -148,7 +154,7 @@ class Tape:
         reached = {name for name, parameter in self._watched.items() if id(parameter) in leaves}
         if reached:
             raise Reached(reached)
-        return Path(frozenset(self._called), operations)
+        return Path(frozenset(self._called), frozenset(operations.items()))
 
     def backward(self, output: Tensor) -> None:
         """Push the blocks of all layers.

@@ -17,6 +17,7 @@ from trak_lightning.data.samples import over_samples
 from trak_lightning.data.trees import Rebuild, flatten, snapshot
 from trak_lightning.extractors.hooks.placement import Misplaced
 from trak_lightning.extractors.rules.registry import Names
+from trak_lightning.extractors.state import without_assigned_data
 from trak_lightning.gradients import DenseBlock, GradientBlock
 from trak_lightning.model.autocast import AutocastState, under_autocast
 
@@ -90,13 +91,14 @@ def rerun_gradients(
         return gradients
 
     try:
-        with _kept_buffers(module):  # what is assigned under vmap cannot be read outside
+        with _kept_buffers(module), without_assigned_data():  # what is assigned under vmap cannot be read outside
             stacked = over_samples(pull_back, samples, grads)
     except Exception:
         # vmap fails on control flow that depends on values, and on operators without a batching rule; a loop does not.
         call.looped = True
         try:
-            each = [pull_back(*_take((samples, grads), sample)) for sample in range(size)]
+            with without_assigned_data():
+                each = [pull_back(*_take((samples, grads), sample)) for sample in range(size)]
         except Exception as error:
             reason = str(error).splitlines() or [""]
             raise Misplaced(
