@@ -105,6 +105,18 @@ def test_scores_by_a_rule_that_was_changed_are_computed_again(
     assert after.settings["scoring"]["rule"] == "auto: trace/0"
 
 
+def test_scores_that_are_open_never_show_those_that_replace_them(model, train_set, test_set, checkpoints, tmp_path):
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set, checkpoints=checkpoints)
+    first = trak.score(test_set, name="test")
+    before = first.values.copy()
+    second = trak.score(test_set, name="test", scorer="tracin")
+    assert not np.allclose(second.values, before)
+    np.testing.assert_array_equal(first.values, before)
+    with pytest.raises(DataError, match="was replaced or deleted since these scores were opened"):
+        first.top(3)
+
+
 def test_what_is_there_is_not_computed_again(model, train_set, test_set, checkpoints, tmp_path):
     trak = attribute(model, tmp_path)
     assert trak.featurize(train_set, checkpoints=checkpoints[:2]) == 100
@@ -192,7 +204,7 @@ def test_nan_names_the_samples_and_stores_nothing(model, train_set, tmp_path):
     trak = attribute(model, tmp_path)
     with pytest.raises(NonFiniteGradientError, match=r"in the output of 2 of 50 samples: \[7, 33\]"):
         trak.featurize(train_set)
-    assert trak.store.open("train", trak.run.read().checkpoints[0].id).missing_blocks() == [0]
+    assert trak.store.list() == []
 
 
 def test_labels_out_of_range_are_refused_under_vmap_too(model, train_set, tmp_path):
@@ -229,6 +241,23 @@ def test_a_run_directory_made_with_other_settings_is_refused(change, message, mo
     attribute(model, tmp_path, **change.pop("first", {})).featurize(train_set)
     with pytest.raises(IncompatibleRunError, match=message):
         attribute(model, tmp_path, **change).featurize(train_set)
+
+
+@pytest.mark.parametrize("store", ["hdf5", "memory"])
+def test_an_attempt_that_stored_nothing_does_not_bind_the_next_one(store, model, train_set, tmp_path):
+    store = MemoryStore() if store == "memory" else store
+    wrong = TRAK(model, {"name": "regression"}, tmp_path, projector="identity", store=store)
+    with pytest.raises(DataError):
+        wrong.featurize(train_set)
+    assert attribute(model, tmp_path, store=store).featurize(train_set) == len(train_set)
+
+
+def test_an_attempt_that_stored_rows_binds_the_next_one(model, train_set, tmp_path):
+    train_set.tensors[0][-1] = float("nan")
+    with pytest.raises(NonFiniteGradientError):
+        attribute(model, tmp_path).featurize(train_set, batch_size=4, block_size=4)
+    with pytest.raises(IncompatibleRunError, match="seed = 0, and 1"):
+        attribute(model, tmp_path, seed=1).featurize(train_set, batch_size=4, block_size=4)
 
 
 def test_a_run_directory_made_with_another_checkpoint_is_refused(model, train_set, checkpoints, tmp_path):

@@ -188,6 +188,11 @@ class FeaturizeJob:
             except TerminatedError:
                 outlast_rank_zero()
                 raise
+            except Exception:
+                # A first attempt that fails may have the wrong settings, which should not bind the next one.
+                for plan in self._created:
+                    self.store.forget(plan.split, plan.checkpoint)
+                raise
 
     def module(
         self,
@@ -336,9 +341,15 @@ class FeaturizeJob:
     def _content(self) -> dict[int, ContentSample]:
         return {}
 
+    @cached_property
+    def _created(self) -> list[FeatureSpec]:
+        """The feature sets that this job has created."""
+        return []
+
     def _completed(self, plan: FeatureSpec, existing: FeatureSet | None) -> FeatureSet:
         """The feature set of a plan: create it, return the existing one, or grow that."""
         if existing is None:
+            self._created.append(plan)
             return self.store.create(plan)
         if existing.spec.num_samples == plan.num_samples:
             return existing

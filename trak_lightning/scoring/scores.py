@@ -4,7 +4,6 @@ import json
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -114,8 +113,11 @@ class Scores:
                 self.settings: dict[str, Any] = json.loads(file.attrs["settings"])
                 self.shape: tuple[int, int] = tuple(int(size) for size in file.attrs["shape"])  # type: ignore[assignment]
                 """Number of targets m and of training samples n."""
-                self._offset: int | None = file["scores"].id.get_offset() if "scores" in file else None
+                offset: int | None = file["scores"].id.get_offset() if "scores" in file else None
                 self._kept: int = file["top_indices"].shape[1]
+            self._file = _identity(self.path)
+            # Mapped now, so that these remain the scores if the file is replaced.
+            self._matrix = None if offset is None else np.memmap(self.path, np.float32, "r", offset, self.shape)
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise CorruptFileError(
                 f"{self.path} is not a score file: {error}. Delete it and run trak score again."
@@ -124,20 +126,20 @@ class Scores:
     @property
     def has_matrix(self) -> bool:
         """Whether all scores were kept, and not only the best and worst of each target."""
-        return self._offset is not None
+        return self._matrix is not None
 
-    @cached_property
+    @property
     def values(self) -> npt.NDArray[np.float32]:
         """Scores (m targets, n training samples), mapped: read from the file when they are accessed.
 
         Raises:
             DataError: only the best and worst of each target were kept.
         """
-        if self._offset is None:
+        if self._matrix is None:
             raise DataError(
                 f"{self.path} holds the {self._kept} best and worst of each target, and no matrix. Score again without top."
             )
-        return np.memmap(self.path, np.float32, mode="r", offset=self._offset, shape=self.shape)
+        return self._matrix
 
     @property
     def trust(self) -> dict[str, Any] | None:
@@ -286,6 +288,11 @@ class Scores:
             raise DataError(f"target {target} is out of range: {self.path} has targets 0 … {m - 1}")
         rows = slice(None) if target is None else target
         if k <= self._kept:
+            if _identity(self.path) != self._file:
+                raise DataError(
+                    f"{self.path} was replaced or deleted since these scores were opened: the same name was scored with another scorer or "
+                    "other settings. Give each its own name (TRAK.score(…, name=…), trak score --name)."
+                )
             with h5py.File(self.path, "r") as file:
                 spread = f"{which}_spread"
                 return Ranking(
@@ -302,6 +309,15 @@ class Scores:
         chosen = self.settings["scoring"].get("rule")
         kept = "" if self.has_matrix else f", best {self._kept} kept"
         return f"{m} targets × {n} training samples{kept}" + (f", λ: {chosen}" if chosen else "")
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Tell a file from the one that replaces it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 DEFAULT = "test"

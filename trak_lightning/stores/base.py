@@ -302,6 +302,9 @@ class FeatureStore(ABC):
     def list(self) -> list[tuple[str, str]]:
         """The (split, checkpoint) of every set, sorted."""
 
+    def forget(self, split: str, checkpoint: str) -> None:  # noqa: B027 (a store may keep what is empty)
+        """Delete a set of which nothing is stored and which no process fills, so that other settings may be tried; else do nothing."""
+
 
 def any_fingerprint(store: FeatureStore) -> dict[str, Any] | None:
     """The fingerprint of one of the feature sets; None if there are none."""

@@ -73,6 +73,11 @@ class HDF5Store(FeatureStore):
     def list(self) -> list[tuple[str, str]]:
         return sorted((path.parent.parent.name, path.parent.name) for path in self._root.glob(f"*/*/{FILE}"))
 
+    def forget(self, split: str, checkpoint: str) -> None:
+        folder = self._folder(split, checkpoint)
+        if (folder / FILE).exists() and self._set(folder).idle():
+            (folder / FILE).unlink(missing_ok=True)
+
     def _folder(self, split: str, checkpoint: str) -> Path:
         require_name(split)
         require_name(checkpoint)

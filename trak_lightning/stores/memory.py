@@ -41,6 +41,10 @@ class MemoryStore(FeatureStore):
     def list(self) -> list[tuple[str, str]]:
         return sorted(self._sets)
 
+    def forget(self, split: str, checkpoint: str) -> None:
+        if (found := self._sets.get((split, checkpoint))) and not found.nbytes():
+            del self._sets[split, checkpoint]
+
 
 class MemorySet(FeatureSet):
     """A dictionary of blocks."""

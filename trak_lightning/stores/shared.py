@@ -56,6 +56,14 @@ class SharedSet(FeatureSet):
     def release(self, block: int) -> None:
         self._claims.release(block)
 
+    def idle(self) -> bool:
+        """Whether nothing is stored, and no other process has claimed a block."""
+        blocks = range(0 if self.stored_blocks() else self.spec.num_blocks)
+        claimed = [block for block in blocks if self._claims.acquire(block)]
+        for block in claimed:
+            self._claims.release(block)
+        return len(claimed) == self.spec.num_blocks
+
     def known_rows(self, block: int) -> FeatureRows | None:
         rows = self.stored_rows(block) if block in self.once_last else 0
         whole = rows - rows % self.spec.batch_size
