@@ -27,7 +27,7 @@ _MODULES = {
     "TrakError": "trak_lightning.errors",
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["TRAK", "FeatureStore", "GradientExtractor", "Projector", "Scorer", "Scores", "Task", "TrakError"]
 
 

@@ -69,7 +69,8 @@ def _call(command: str, argv: list[str]) -> int:
             if not {"-h", "--help"}.isdisjoint(argv):
                 print(model_help(command), end="")
                 return 0
-            refuse_early(command, argv)
+            if not any(each.startswith("--print_config") or each.endswith(".help") for each in argv):
+                refuse_early(command, argv)
         status = import_module(f"trak_lightning.cli.commands.{command.replace('-', '_')}").main(argv)
         sys.stdout.flush()
         return int(status)

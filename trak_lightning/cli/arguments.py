@@ -18,7 +18,7 @@ from trak_lightning.run.directory import RunDirectory
 from trak_lightning.stores.base import FeatureStore
 
 # Not Any: jsonargparse would import the class that an Any value names.
-Unread = dict[str, Any] | list[Any] | str | int | bool | None
+Unread = dict[str, Any] | str | int | bool | None
 """A setting whose value a command looks at without making anything of it."""
 
 Listed = list[str] | str | None
