@@ -53,7 +53,9 @@ def load_tokenizer(folder: str | Path, *, base: str | Path | None = None) -> Any
             "Trainer(processing_class=tokenizer)), or name its folder: --tokenizer FOLDER."
         )
     if not tokenizer.is_fast:
-        raise CheckpointError(f"the tokenizer in {folder} says not which characters a token stands for: use a fast one")
+        raise CheckpointError(
+            f"the tokenizer in {folder} cannot say which characters a token stands for: use a fast one"
+        )
     return tokenizer
 
 

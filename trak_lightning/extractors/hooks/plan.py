@@ -179,8 +179,10 @@ def layer_of(
 def _changed_by_hooks(module: nn.Module) -> bool:
     """Whether hooks of the user may change the module's output or its gradient, in some batches and not in others, where no graph
     shows it. A re-run runs them, too."""
-    hooked = module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooked) and not any_sharded(module.parameters())  # which have hooks that only gather them
+    found = [*module._forward_hooks.values(), *module._backward_hooks.values(), *module._backward_pre_hooks.values()]
+    # Gradient checkpointing in transformers and PEFT marks the output of embeddings, and changes nothing.
+    marks = [hook for hook in found if getattr(hook, "__name__", "").startswith("make_inputs_require_grad")]
+    return len(found) > len(marks) and not any_sharded(module.parameters())  # which have hooks that only gather them
 
 
 def rule_applies(layer: Layer) -> bool:
