@@ -110,7 +110,7 @@ def test_planted_label_errors_are_found(noisy, halves, tmp_path):
     label = int(noisy[0][first.index][1])
     assert first.label == ["red", "green", "blue"][label] != first.says
     assert first.says in first.why
-    assert f"{suspects.size} of 400 labels" in suspects.describe()
+    assert f"labels that are likely wrong: {suspects.size} of 400," in suspects.describe()
     assert all(map(torch.equal, weights, trak.model.parameters()))
 
 

@@ -117,8 +117,8 @@ class Suspects(Sequence[Suspect]):
         if not self.size:
             return f"no label is suspicious enough for {_percent(self.fdr)} false alarms; {n} training samples ranked by {self.basis}"
         found = (
-            f"{self.size} of {n} labels are likely wrong, though about {_percent(self.expected or 0)} of these are expected to be false "
-            f"alarms; the whole training set is estimated to have {self.errors:.0f} wrong labels. Basis: {self.basis}"
+            f"labels that are likely wrong: {self.size} of {n}, of which about {_percent(self.expected or 0)} are expected to be "
+            f"false alarms; wrong labels in the whole training set: about {self.errors:.0f}. Basis: {self.basis}"
         )
         if self.learned:
             found += "; some classes have always the same wrong label, which models learn: expect more false alarms"
