@@ -5,7 +5,7 @@ from tiny import CHATML, MARKED, chat, make, tokenizer
 
 from trak_lightning.chat import Encoder
 
-trl = pytest.importorskip("trl")
+trl = pytest.importorskip("trl", reason="compares with the trainer of TRL: pip install trl")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 CHAT = chat("2+2", "four", "five")
