@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import DataError
+from trak_lightning.evaluation.lds import mean_spearman
 from trak_lightning.seeds import derive_seed
 
 ENOUGH = 0.25
@@ -44,6 +45,12 @@ class Smoothness:
         return float(np.corrcoef(self.predicted.ravel(), self.actual.ravel())[0, 1])
 
     @property
+    def lds(self) -> float:
+        """The linear datamodeling score at a fixed seed: the rank correlation over trainings, as a mean over outputs. It needs
+        dozens of trainings."""
+        return mean_spearman(self.predicted, self.actual)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """For the score file."""
         return {"explained": self.explained, "trainings": len(self.actual), "removed": self.removed}
@@ -58,9 +65,9 @@ class Smoothness:
             raise DataError(
                 f"the derivative through this run does not say what happens without samples: over {len(self.actual)} trainings without "
                 f"{self.removed:.0%} of them, it explains {self.explained:.2f} of the changes of the outputs (at least {ENOUGH} is "
-                "asked for; 1 is perfect). The run is not smooth enough. Larger batches, a smaller or longer warmed-up learning rate, "
-                "a larger eps of Adam, a smooth activation (GELU instead of ReLU) and wider layers help; or use scorer trak, "
-                "which averages over checkpoints. check=0 computes the scores all the same."
+                "asked for; 1 is perfect). The run is not smooth enough. A larger eps of Adam (1e-3), a smaller learning rate, larger "
+                "batches and fewer epochs help; or use scorer trak. check=0 computes the scores all the same; smoothness(removed=…) "
+                "says whether they are right for smaller sets."
             )
 
 
