@@ -12,7 +12,7 @@ from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.base import GradientExtractor, RuleUse, describe
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.extractors.iterative import Iterative
-from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink, restart_of
+from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink, halves_of, restart_of
 from trak_lightning.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -138,6 +138,10 @@ class _Watched:
     @property
     def restart(self) -> Callable[[], None] | None:
         return None if restart_of(self._sink) is None else self._restart
+
+    @property
+    def halves(self) -> Callable[[Tensor], None] | None:
+        return halves_of(self._sink)
 
     def _restart(self) -> None:
         self.begun = False
