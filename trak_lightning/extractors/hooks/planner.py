@@ -20,6 +20,7 @@ from trak_lightning.extractors.audit import (
     reference,
     require_graph,
 )
+from trak_lightning.extractors.hooks.budget import UNLIMITED, Budget
 from trak_lightning.extractors.hooks.placement import Placement, Where
 from trak_lightning.extractors.hooks.plan import (
     Handlers,
@@ -65,9 +66,10 @@ class Planner:
     module, which is re-run, and so on up to the model itself.
     """
 
-    def __init__(self, model: nn.Module, layout: ParameterLayout) -> None:
+    def __init__(self, model: nn.Module, layout: ParameterLayout, budget: Budget = UNLIMITED) -> None:
         self._model = model
         self._layout = layout
+        self._budget = budget
         self._handlers = Handlers(model, layout)
         self._probe = Probe(model)
         self._used: set[str] = set()
@@ -172,7 +174,7 @@ class Planner:
 
         try:
             with (
-                Tape(plan, both, batch.size, self._model, self._layout) as tape,
+                Tape(plan, both, batch.size, self._model, self._layout, self._budget) as tape,
                 without_autocast(),
                 batch_of(batch.size),
             ):
