@@ -9,16 +9,15 @@ medians of processor time (the machine may be busy): ways of computing a batch a
 
 * first: the first batch of a kind, in training steps; forward passes in it are those of the whole model, counted in batches;
 * plain, audited: a batch of a known kind, in training steps;
-* the shares are those of 64 batches, of which one is audited: the audit; content hashes;
-  watching (what is noticed in every batch: samples collated alone, the state of the model, generators, values); the projection; storing.
+* the shares are those of 64 batches, of which one is audited: the audit; content hashes; watching (what is noticed in every batch: a
+  sample that is read twice, the state of the model, generators, values); the projection; storing.
 """
 
 import gc
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -36,15 +35,13 @@ from rich.table import Table
 from torch import nn
 
 from trak_lightning import registry
-from trak_lightning.data import loading
+from trak_lightning.data.content import content_hash, extent
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.loading import CollateIndexed, IndexedBatch
 from trak_lightning.extractors.auto import Auto
-from trak_lightning.featurize import rows
-from trak_lightning.featurize.batch_audit import SHARE, BatchAuditor
+from trak_lightning.featurize.batch_audit import SHARE, BatchAuditor, random_state
 from trak_lightning.featurize.rows import RowComputer
 from trak_lightning.gradients import ParameterLayout
-from trak_lightning.model.steady import SteadyState
 from trak_lightning.projectors import Projection
 from trak_lightning.stores.base import FeatureRows, FeatureSpec, concatenate
 from trak_lightning.stores.hdf5 import HDF5Store
@@ -95,18 +92,6 @@ MODELS = {name: WORKLOADS[name] for name in featurize.ON_CPU} | {
         Workload("mamba-3x64", lambda: mamba(64), only_ids(tokens(32, 5000)), 8, positions=True),
     )
 }
-
-PARTS: dict[str, list[tuple[Any, str]]] = {
-    "hashes": [(loading, "content_hash"), (loading, "extent")],
-    "watching": [
-        (CollateIndexed, "_compared"),
-        (SteadyState, "restore"),
-        (BatchAuditor, "due"),
-        (rows, "random_state"),
-    ],
-    "projection": [(Projection, "add")],
-}
-"""What is timed on its own, in a plain batch."""
 
 
 def main(
@@ -205,24 +190,24 @@ def _measure(workload: Workload, dim: int, rounds: int, firsts: int) -> list[str
     for _ in range(8):  # after the first passes, parameters are no longer compared
         computer.rows(work.load(collate, 1))
         audited(work.load(collate, 1))
-    steps, plain, audits, parts, stored = [], [], [], [], []
+    steps, plain, audits, projecting, storing = [], [], [], [], []
     with tempfile.TemporaryDirectory(prefix="trak-audits-") as folder:
         for number in range(rounds):
             steps.append(step())
-            with timed() as seconds:
+            with _timed(Projection, "add") as seconds:
                 start = time.process_time()
-                indexed = work.load(collate, 1 + number % 2)
-                found = computer.rows(indexed)
+                found = computer.rows(work.load(collate, 1 + number % 2))
                 plain.append(time.process_time() - start)
-            parts.append(seconds)
-            stored.append(_store(Path(folder) / f"{number}", found))
+            projecting.append(seconds[0])
+            storing.append(_store(Path(folder) / f"{number}", found))
             start = time.process_time()
             audited(work.load(collate, 1 + number % 2))
             audits.append(time.process_time() - start)
-    whole = median(plain) + median(stored)
     audit = max(0.0, median(audits) - median(plain)) / SHARE
-    total = whole + audit
-    shares = [audit, *(median(each[name] for each in parts) for name in PARTS), median(stored)]
+    total = median(plain) + median(storing) + audit
+    indexed = work.load(collate, 1)
+    hashing, watching = _hashing(data, indexed), _watching(computer, collate, indexed)
+    shares = [audit, hashing, watching, median(projecting), median(storing)]
     return [
         f"{workload.name} (B = {size})",
         f"{1e3 * median(steps):.1f} ms",
@@ -232,6 +217,30 @@ def _measure(workload: Workload, dim: int, rounds: int, firsts: int) -> list[str
         f"{median(audits) / median(steps):.2f}",
         *(f"{100 * share / total:.1f}" for share in shares),
     ]
+
+
+def _hashing(data: AttributionData, indexed: IndexedBatch) -> float:
+    """Seconds of hashing the samples of a batch, one of them twice."""
+    values = [data.dataset[position] for position in indexed.index.tolist()]
+    return _repeated(lambda: [(content_hash(value), extent(value)) for value in [*values, values[0]]])
+
+
+def _watching(computer: RowComputer, collate: CollateIndexed, indexed: IndexedBatch) -> float:
+    """Seconds of what is noticed in every batch: a sample that is read twice, the state of the model before the pass, the state of
+    generators before and after, and the kind and values of the batch. A sample that is read twice is also hashed twice."""
+    batch, device = computer.samples(indexed), torch.device("cpu")
+    values = [collate._dataset[position] for position in indexed.index.tolist()]
+    return (
+        _repeated(lambda: collate._compared(indexed, values))
+        + _repeated(computer._steady.restore)
+        + 2 * _repeated(lambda: random_state(device))
+        + _repeated(lambda: computer._auditor.due(batch, indexed.index))
+    )
+
+
+def _repeated(run: Callable[[], Any], times: int = 50) -> float:
+    """The median time of a short call."""
+    return median(_seconds(run) for _ in range(times))
 
 
 def _with_audits(work: Featurizing) -> Callable[[IndexedBatch], FeatureRows]:
@@ -273,28 +282,18 @@ def _forwards(model: nn.Module) -> Iterator[list[float]]:
 
 
 @contextmanager
-def timed() -> Iterator[dict[str, float]]:
-    """The processor time of each part, without that of the parts inside it, until the end of the block."""
-    seconds: dict[str, float] = defaultdict(float)
-    inside = [0.0]
+def _timed(owner: Any, name: str) -> Iterator[list[float]]:
+    """The seconds of all calls of a method, in one number."""
+    seconds, function = [0.0], vars(owner)[name]
 
-    def clocked(name: str, function: Any) -> Any:
-        def call(*args: Any, **options: Any) -> Any:
-            start = time.process_time()
-            inside.append(0.0)
-            try:
-                return function(*args, **options)
-            finally:
-                took = time.process_time() - start
-                seconds[name] += took - inside.pop()
-                inside[-1] += took
+    def call(*args: Any, **options: Any) -> Any:
+        start = time.process_time()
+        try:
+            return function(*args, **options)
+        finally:
+            seconds[0] += time.process_time() - start
 
-        return call
-
-    with ExitStack() as stack:
-        for name, places in PARTS.items():
-            for owner, attribute in places:
-                stack.enter_context(patch.object(owner, attribute, clocked(name, vars(owner)[attribute])))
+    with patch.object(owner, name, call):
         yield seconds
 
 

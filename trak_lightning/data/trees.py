@@ -106,6 +106,14 @@ def deep_leaves(tree: Any) -> list[Any]:
 
 
 def _collect(value: Any, found: list[Any], seen: set[int]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+        return
+    kind = type(value)
+    if kind is dict or kind is tuple or kind is list:  # what follows would do the same, more slowly
+        for leaf in value.values() if kind is dict else value:
+            _collect(leaf, found, seen)
+        return
     leaves, _ = flatten(value)
     if not (len(leaves) == 1 and leaves[0] is value):
         for leaf in leaves:

@@ -41,9 +41,9 @@ from trak_lightning.model.autocast import without_autocast
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.tasks.base import Task, batch_of
 
-_LOOKED_AT_IN_HALVES = 8
+_LOOKED_AT_IN_HALVES = 16
 """From this number of samples on, sizes and orders that depend on content show in two halves of a batch, drawn at random, as they do
-in the whole. In fewer, all samples of a half may happen to be alike."""
+in the whole. In fewer, all samples of each half may happen to be alike."""
 
 
 @dataclass(frozen=True)
