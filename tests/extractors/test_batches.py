@@ -264,23 +264,23 @@ def test_what_is_first_reached_in_a_later_batch_is_not_counted_twice(size):
 
 @BATCHES
 @pytest.mark.parametrize("use", [0.0, 1.0])
-def test_a_parameter_that_the_first_sample_does_not_reach(use, size):
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_parameter_that_the_first_sample_does_not_reach(use, elsewhere, size):
     def net(self, x, deep):
-        hidden = self.part(self.first(x).tanh(), deep)
-        return self.second(hidden)
+        hidden, beside = self.part(self.first(x).tanh(), deep)
+        return self.second(hidden + beside)
 
     def part(self, hidden, deep):
-        beside = hidden * self.always
+        beside = hidden * self.scale if elsewhere else hidden.sin()
         if (deep > 0).any():  # no module shows this branch, and its gradient is zero at first if `use` is
-            beside = beside + (deep - 1)[:, None].clamp(min=0) * self.scale * hidden
-        return beside
+            hidden = hidden + (deep - 1)[:, None].clamp(min=0) * self.scale * hidden
+        return hidden, beside
 
-    parts = {"scale": nn.Parameter(torch.rand(4)), "always": nn.Parameter(torch.rand(4))}
     samples = [
         {"x": x[0], "deep": torch.tensor((i % size != 0) * (1.0 + (use if i < size else 1.0)))}
         for i, x in enumerate(rows(*[1] * 3 * size))
     ]
-    model = Net(net, **linear(part=Net(part, **parts)))
+    model = Net(net, **linear(part=Net(part, scale=nn.Parameter(torch.rand(4)))))
     hooked(model, samples, size)
     check(model, samples, size)
 

@@ -5,6 +5,7 @@ depend on content must not be divided evenly among the samples. If its order can
 its entries are not in the order of the samples. Both are tracked through every operation of a forward pass.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -49,11 +50,17 @@ class ContentSizes(TorchDispatchMode):
     """Track the sizes of one forward pass.
 
     `packed` are the sizes of leaves of the batch that depend on content, such as the total number of nodes of all graphs. With
-    `unknown`, any new size may depend on content, since the batch also holds plain numbers. `size` is B.
+    `unknown`, any new size may depend on content, since the batch also holds plain numbers. `size` is B. Operations are counted, too,
+    apart for the `parameters` that they use.
     """
 
-    def __init__(self, packed: Iterable[int], size: int, *, unknown: bool = False) -> None:
+    def __init__(
+        self, packed: Iterable[int], size: int, *, unknown: bool = False, parameters: Iterable[Tensor] = ()
+    ) -> None:
         super().__init__()
+        self._parameters = frozenset(map(id, parameters))
+        self.operations: Counter[tuple[Any, ...]] = Counter()
+        """How often each operation was made, with the parameters that it was given."""
         self._packed = frozenset(packed)
         self._size = size
         self._read = unknown
@@ -84,6 +91,8 @@ class ContentSizes(TorchDispatchMode):
         out = func(*args, **kwargs)
         operation = _operation(func)
         given = _tensors((args, tuple(kwargs.values()))) if kwargs else _tensors(args)
+        made_with = (func, *[id(tensor) for tensor in given if id(tensor) in self._parameters])
+        self.operations[made_with] += 1
         if operation.reads:
             self._note_read(given)
             return out

@@ -1,6 +1,7 @@
 """Make a plan, and rehearse it on a batch before any block is emitted."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,7 +91,7 @@ class Planner:
         expected = expected or reference(self._model, task, batch, self._layout)
         self._used |= {name for name, grad in expected.grads.items() if grad is not None}
         # A module that the batch reaches but a probed sample does not has no known placement: its parameters are lifted.
-        with requiring(self._model, ()):
+        with self._probing():
             self._probe.look(task, batch, look)
         few = look.twins if look is not None and look.alike and not whole else batch
         while True:
@@ -161,10 +162,18 @@ class Planner:
         return total, self._whole_look(task, batch) if look is None else look
 
     def _whole_look(self, task: Task, batch: SampleBatch) -> Look:
-        with requiring(self._model, ()):
-            look = self._probe.begin(batch, [batch])
+        look = self._probe.begin(batch, [batch])
+        with self._probing():
             look.parts[0].see(task, batch)
         return look
+
+    @contextmanager
+    def _probing(self) -> Iterator[None]:
+        """With a graph, so that operations can be compared with those of a reference; but the hooks of sharded modules would expect a
+        backward pass."""
+        sharded = any_sharded(self._model.parameters())
+        with requiring(self._model, () if sharded else self._layout.by_name), torch.set_grad_enabled(not sharded):
+            yield
 
     def _rehearse(self, plan: Plan, task: Task, batch: SampleBatch, audit: Audit, sink: Sink | None) -> Covered:
         def both(block: GradientBlock) -> None:

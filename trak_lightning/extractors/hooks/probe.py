@@ -2,6 +2,7 @@
 outputs hold the samples."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -102,8 +103,9 @@ class Look:
         self.twins, self._triplets = batch.fetch([0, 0]), batch.fetch([0, 0, 0])
         batches = [self.twins, self._triplets, *parts]
         packed, unknown = _packed(batches)
+        parameters = list(model.parameters())
         shapes = [
-            _Shapes(model, content=ContentSizes(sizes, each.size, unknown=unknown))
+            _Shapes(model, content=ContentSizes(sizes, each.size, unknown=unknown, parameters=parameters))
             for each, sizes in zip(batches, packed, strict=True)
         ]
         self._few, self.parts = shapes[:2], shapes[2:]
@@ -115,11 +117,8 @@ class Look:
 
     @property
     def alike(self) -> bool:
-        """Whether the parts call the same modules as two copies of one sample, as often."""
-        two, *parts = [
-            {module: len(calls) for module, calls in seen.calls.items()} for seen in (self._few[0], *self.parts)
-        ]
-        return all(part == two for part in parts)
+        """Whether the parts make the same operations with the same parameters as two copies of one sample."""
+        return all(part.operations == self._few[0].operations for part in self.parts)
 
 
 def _packed(batches: Sequence[SampleBatch]) -> tuple[list[frozenset[int]], bool]:
@@ -232,7 +231,7 @@ class _Shapes:
     def see(self, task: Task, batch: SampleBatch) -> "_Shapes":
         """Make the pass."""
         data = batch.data
-        with torch.no_grad(), _checkpointing_unasked(), without_autocast(), batch_of(batch.size), self.watching(data):
+        with _checkpointing_unasked(), without_autocast(), batch_of(batch.size), self.watching(data):
             task.output(self._model, data)
         return self
 
@@ -251,6 +250,11 @@ class _Shapes:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @property
+    def operations(self) -> Counter[tuple[Any, ...]]:
+        """How often each operation was made."""
+        return Counter() if self._content is None else self._content.operations
 
     def value(self, module: nn.Module, side: Side, position: int) -> Tensor | None:
         values = self._values.get((module, side), [])
