@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -175,7 +175,7 @@ class Samples:
         sample = self._rendered(index)
         return sample.label if isinstance(sample, Shown) else self._label(self.split(sample)[1])
 
-    def token_texts(self, index: int, positions: Sequence[int]) -> list[str]:
+    def token_texts(self, index: int, positions: Iterable[int]) -> list[str]:
         """The text of the tokens at some positions of a sample's ``labels``; the positions, if there is no tokenizer."""
         if self._tokenizer is None:
             return [str(position) for position in positions]

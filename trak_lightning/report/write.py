@@ -91,11 +91,8 @@ def write_report(
             f"{scores.path} has scores of {len(scores)} groups of {m} targets, and a page shows single targets. Name another score file."
         )
     train, chosen = AttributionData.of(train_data), AttributionData.of(target_data)
-    shown = [
-        samples_of(data, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer)
-        for data in (train, chosen)
-    ]
-    sources = Sources(run, scores, features, *shown, token_scores)
+    show = partial(samples_of, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer)
+    sources = Sources(run, scores, features, show(train), show(chosen), token_scores)
     outcome = Outcome.of(features, task.meaning if task is not None else run.read().meaning)
     positions = list(targets) if targets is not None else choose_targets(outcome.error, num_targets)
     require_fitting(sources, positions)
