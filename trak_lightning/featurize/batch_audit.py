@@ -15,6 +15,7 @@ from trak_lightning.extractors.audit import Audit, added, as_outputs, audit_coef
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.iterative import sample_gradient
 from trak_lightning.featurize.diagnosis import Place, random_output, refuse
+from trak_lightning.featurize.unit import unit
 from trak_lightning.featurize.unusual import Unusual
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.autocast import is_cast, without_autocast
@@ -121,17 +122,18 @@ class BatchAuditor:
                 compared = self._comparison(batch, position)
                 output = extractor.extract(self._model, self._task, batch, self._layout, compared)
         one, most = compared.one, compared.single.tolerance
+        size = self._unit(rows)
         for other in (position, *range(batch.size)) if batch.size > 1 else ():
-            if (error := _shift(output[other], compared.outputs[other])) > most:
+            if (error := _shift(output[other], compared.outputs[other], size)) > most:
                 lone = batch.fetch([other])
                 with without_autocast():
-                    error = max(error, _shift(output[other], self._outputs(lone)[0]))
+                    error = max(error, _shift(output[other], self._outputs(lone)[0], size))
                     self._refuse(Place(int(index[other]), other, batch.size), error, lone, batch)
-        shift = _shift(output[position], compared.alone.output[0])
+        shift = _shift(output[position], compared.alone.output[0], size)
         wrong, name = compared.single.wrong(), type(extractor).__name__.lower()
         if wrong or shift > most:
             with without_autocast():
-                self._blame(batch, one, place, wrong, shift, most, name)
+                self._blame(batch, one, place, wrong, shift, most, name, size)
         if compared.whole is not None and (wrong := compared.whole.wrong()):
             raise UnsupportedModelError(_wrong_rows(wrong, name))
         self._compare_weights(batch, place, one, compared.alone.output, rows)
@@ -200,13 +202,14 @@ class BatchAuditor:
         shift: float,
         most: float,
         extractor: str,
+        size: float,
     ) -> NoReturn:
         """Find the cause of a difference between a sample by itself and in its batch: the model, if autograd differs too, or the
         `extractor`."""
         position = place.position
         within = reference(self._model, self._task, batch, self._layout, only(position, batch.size))
         alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
-        error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0]))
+        error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0], size))
         if error > most:
             self._refuse(place, error, one, batch)
         raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, extractor))
@@ -217,10 +220,10 @@ class BatchAuditor:
         """Check samples that were computed one at a time: compute one again and, unless the user chose this extractor, compare
         with the outputs of the batch."""
         most = 0.1 if _cast_or_short(self._model) else 1e-2
-        found = torch.from_numpy(rows.output)
+        found, size = torch.from_numpy(rows.output), self._unit(rows)
         if one.size == 1:
             again, _ = sample_gradient(self._model, self._task, one, self._layout)
-            if (error := _shift(again[0], found[position])) > most:
+            if (error := _shift(again[0], found[position], size)) > most:
                 self._refuse(Place(int(index[position]), 0, 1), error, one, one)
         if batch.size == 1:
             return
@@ -234,18 +237,24 @@ class BatchAuditor:
         if chosen:
             return
         for other in range(batch.size):
-            if (error := _shift(output[other], found[other])) > most:
+            if (error := _shift(output[other], found[other], size)) > most:
                 place = Place(int(index[other]), other, batch.size)
                 self._refuse(place, error, batch.fetch([other]), batch)
+
+    def _unit(self, rows: FeatureRows) -> float:
+        """The size relative to which outputs are compared."""
+        return unit(rows.output, rows.output, exact=not _cast_or_short(self._model))
 
     def _compare_weights(
         self, batch: SampleBatch, place: Place, one: SampleBatch, output: Tensor, rows: FeatureRows
     ) -> None:
-        most = 0.1 if _cast_or_short(self._model) else 1e-2
+        exact = not _cast_or_short(self._model)
+        most = 1e-2 if exact else 0.1
         with torch.no_grad(), batch_of(one.size):
             weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
-            if (error := _shift(torch.tensor(column[place.position]), own[0])) > most:
+            size = unit(column, rows.output, exact=exact)
+            if (error := _shift(torch.tensor(column[place.position]), own[0], size)) > most:
                 self._refuse(place, error, one, batch)
 
 
@@ -352,9 +361,9 @@ def _wrong_rows(wrong: dict[str, str], extractor: str) -> str:
     return f"the extractor {extractor!r} computed wrong gradients for a batch: {some}. Use extractor='auto' or 'iterative'."
 
 
-def _shift(one: Tensor, other: Tensor) -> float:
+def _shift(one: Tensor, other: Tensor, smallest: float = 1.0) -> float:
     first, second = float(one), float(other)
-    return abs(first - second) / max(1.0, abs(second))
+    return abs(first - second) / max(smallest, abs(second))
 
 
 def _distance(alone: dict[str, Tensor | None], within: dict[str, Tensor | None]) -> float:
