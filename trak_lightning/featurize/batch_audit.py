@@ -68,6 +68,14 @@ class BatchAuditor:
         """A position that is drawn from the seed."""
         return (derive_seed(self._seed, "verify", int(index[0])) // SHARE) % batch.size
 
+    def left_out(self, rows: FeatureRows) -> int | None:
+        """The position of a sample whose features are zero, if it is to be verified: the loss may leave it out because of the
+        others, such as one that keeps the hardest samples of a batch."""
+        zero = np.flatnonzero(~rows.features.any(axis=1))
+        if not len(zero) or not self._unusual.is_due("zero"):
+            return None
+        return int(zero[derive_seed(self._seed, "zero", int(rows.index[0])) % len(zero)])
+
     def begin(self, batch: SampleBatch, position: int, extractor: GradientExtractor) -> "Comparison | None":
         """What the blocks of a batch are to be compared with while its rows are computed; None if they cannot be, since they are
         rounded to 16 bits, or belong to samples that are computed one at a time anyway."""
