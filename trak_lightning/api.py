@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -331,7 +332,7 @@ class TRAK:
         """Self-influence, which is never negative, and leverage of every training example; settings as for the ``trak`` scorer.
 
         Raises:
-            IncompleteRunError: nothing was featurised.
+            IncompleteRunError: nothing was featurized.
             SettingsError: there is no such rule for λ, or no such weighting.
         """
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
@@ -428,6 +429,7 @@ class TRAK:
         tokenizer: Any = None,
         num_targets: int = 24,
         path: str | Path | None = None,
+        tokens: bool = False,
     ) -> Path:
         """Write one self-contained page about scored targets; returns its path, ``run_dir/report/index.html``.
 
@@ -439,9 +441,12 @@ class TRAK:
             tokenizer: converts token ids to text; None uses the data collator's, if any.
             num_targets: number of targets to show.
             path: file to write instead.
+            tokens: mark the tokens of the first examples of each target that moved it, see `token_scores`; takes one backward
+                pass per token.
 
         Raises:
             IncompleteRunError: nothing was featurized or scored.
+            SettingsError: `tokens`, and the task is no sum over tokens.
             DataError: the data is not what was scored, `render` fails, or matplotlib or jinja2 is missing.
         """
         job = self._require_job()
@@ -460,6 +465,7 @@ class TRAK:
             train_split=job.train,
             store=self.store,
             path=path,
+            token_scores=partial(self.token_scores, target_dataset, name=name) if tokens else None,
         )
 
     def __repr__(self) -> str:

@@ -15,6 +15,7 @@ from trak_lightning.extractors.audit import Audit, added, as_outputs, audit_coef
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.iterative import sample_gradient
 from trak_lightning.featurize.diagnosis import Place, random_output, refuse
+from trak_lightning.featurize.unit import unit
 from trak_lightning.featurize.unusual import Unusual
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.autocast import is_cast, without_autocast
@@ -66,6 +67,14 @@ class BatchAuditor:
     def drawn(self, batch: SampleBatch, index: Tensor) -> int:
         """A position that is drawn from the seed."""
         return (derive_seed(self._seed, "verify", int(index[0])) // SHARE) % batch.size
+
+    def left_out(self, rows: FeatureRows) -> int | None:
+        """The position of a sample whose features are zero, if it is to be verified: the loss may leave it out because of the
+        others, such as one that keeps the hardest samples of a batch."""
+        zero = np.flatnonzero(~rows.features.any(axis=1))
+        if not len(zero) or not self._unusual.is_due("zero"):
+            return None
+        return int(zero[derive_seed(self._seed, "zero", int(rows.index[0])) % len(zero)])
 
     def begin(self, batch: SampleBatch, position: int, extractor: GradientExtractor) -> "Comparison | None":
         """What the blocks of a batch are to be compared with while its rows are computed; None if they cannot be, since they are
@@ -122,17 +131,18 @@ class BatchAuditor:
                 compared = self._comparison(batch, position, measure=True)
                 output = extractor.extract(self._model, self._task, batch, self._layout, compared)
         one, most, outputs = compared.one, compared.single.tolerance, compared.outputs
+        size = self._unit(rows)
         for other in (position, *range(batch.size)) if batch.size > 1 else ():
-            if (error := _shift(output[other], outputs[other])) > most:
+            if (error := _shift(output[other], outputs[other], size)) > most:
                 lone = batch.fetch([other])
                 with without_autocast():
-                    error = max(error, _shift(output[other], self._outputs(lone)[0]))
+                    error = max(error, _shift(output[other], self._outputs(lone)[0], size))
                     self._refuse(Place(int(index[other]), other, batch.size), error, lone, batch)
-        shift = _shift(output[position], compared.alone.output[0])
+        shift = _shift(output[position], compared.alone.output[0], size)
         wrong, name = compared.single.wrong(), type(extractor).__name__.lower()
         if wrong or shift > most:
             with without_autocast():
-                self._blame(batch, one, place, wrong, shift, most, name)
+                self._blame(batch, one, place, wrong, shift, most, name, size)
         if compared.wrong_sum:
             raise UnsupportedModelError(_wrong_rows(compared.wrong_sum, name))
         self._compare_weights(batch, place, one, compared.alone.output, rows)
@@ -201,13 +211,14 @@ class BatchAuditor:
         shift: float,
         most: float,
         extractor: str,
+        size: float,
     ) -> NoReturn:
         """Find the cause of a difference between a sample by itself and in its batch: the model, if autograd differs too, or the
         `extractor`."""
         position = place.position
         within = reference(self._model, self._task, batch, self._layout, only(position, batch.size))
         alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
-        error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0]))
+        error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0], size))
         if error > most:
             self._refuse(place, error, one, batch)
         raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, extractor))
@@ -218,10 +229,10 @@ class BatchAuditor:
         """Check samples that were computed one at a time: compute one again and, unless the user chose this extractor, compare
         with the outputs of the batch."""
         most = 0.1 if _cast_or_short(self._model) else 1e-2
-        found = torch.from_numpy(rows.output)
+        found, size = torch.from_numpy(rows.output), self._unit(rows)
         if one.size == 1:
             again, _ = sample_gradient(self._model, self._task, one, self._layout)
-            if (error := _shift(again[0], found[position])) > most:
+            if (error := _shift(again[0], found[position], size)) > most:
                 self._refuse(Place(int(index[position]), 0, 1), error, one, one)
         if batch.size == 1:
             return
@@ -235,18 +246,24 @@ class BatchAuditor:
         if chosen:
             return
         for other in range(batch.size):
-            if (error := _shift(output[other], found[other])) > most:
+            if (error := _shift(output[other], found[other], size)) > most:
                 place = Place(int(index[other]), other, batch.size)
                 self._refuse(place, error, batch.fetch([other]), batch)
+
+    def _unit(self, rows: FeatureRows) -> float:
+        """The size relative to which outputs are compared."""
+        return unit(rows.output, rows.output, exact=not _cast_or_short(self._model))
 
     def _compare_weights(
         self, batch: SampleBatch, place: Place, one: SampleBatch, output: Tensor, rows: FeatureRows
     ) -> None:
-        most = 0.1 if _cast_or_short(self._model) else 1e-2
+        exact = not _cast_or_short(self._model)
+        most = 1e-2 if exact else 0.1
         with torch.no_grad(), batch_of(one.size):
             weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
-            if (error := _shift(torch.tensor(column[place.position]), own[0])) > most:
+            size = unit(column, rows.output, exact=exact)
+            if (error := _shift(torch.tensor(column[place.position]), own[0], size)) > most:
                 self._refuse(place, error, one, batch)
 
 
@@ -380,9 +397,9 @@ def _wrong_rows(wrong: dict[str, str], extractor: str) -> str:
     return f"the extractor {extractor!r} computed wrong gradients for a batch: {some}. Use extractor='auto' or 'iterative'."
 
 
-def _shift(one: Tensor, other: Tensor) -> float:
+def _shift(one: Tensor, other: Tensor, smallest: float = 1.0) -> float:
     first, second = float(one), float(other)
-    return abs(first - second) / max(1.0, abs(second))
+    return abs(first - second) / max(smallest, abs(second))
 
 
 def _distance(alone: dict[str, Tensor | None], within: dict[str, Tensor | None]) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import IncompleteRunError, StaleRowsError
+from trak_lightning.featurize.unit import unit
 from trak_lightning.run.fingerprint import UNKNOWN
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
@@ -108,11 +109,15 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
     # Do not compare gradients that are zero except for rounding relative to their own norm.
     scale = np.maximum(norms, 1e-6 * max(float(norms.max()), np.finfo(np.float32).tiny))
     errors = {
-        "features": np.linalg.norm(found.features.astype(np.float64) - stored.features, axis=1) / scale,
-        "output": _relative(found.output, stored.output),
-        "loss weight": _relative(found.loss_weight, stored.loss_weight),
-        "curvature": _relative(found.curvature, stored.curvature),
+        name: _relative(now, then, unit(then, stored.output, exact=exact))
+        for name, now, then in (
+            ("output", found.output, stored.output),
+            ("loss weight", found.loss_weight, stored.loss_weight),
+            ("curvature", found.curvature, stored.curvature),
+        )
     }
+    features = np.linalg.norm(found.features.astype(np.float64) - stored.features, axis=1) / scale
+    errors = {"features": features, **errors}
     for name, error in errors.items():
         if not (error <= tolerance).all():
             known = (stored.content != UNKNOWN) & (found.content != UNKNOWN)
@@ -180,9 +185,11 @@ def _stored_content(feature_set: FeatureSet) -> Iterator[tuple[range, npt.NDArra
             continue
 
 
-def _relative(found: npt.NDArray[np.floating], stored: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+def _relative(
+    found: npt.NDArray[np.floating], stored: npt.NDArray[np.floating], smallest: float
+) -> npt.NDArray[np.float64]:
     difference = np.abs(found.astype(np.float64) - stored)
-    return difference / np.maximum(1.0, np.abs(stored.astype(np.float64)))
+    return difference / np.maximum(smallest, np.abs(stored.astype(np.float64)))
 
 
 def _evenly(count: int) -> Iterator[int]:

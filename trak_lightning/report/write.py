@@ -14,7 +14,7 @@ from trak_lightning.errors import CheckpointError, DataError
 from trak_lightning.model.checkpoints import Checkpoint, read_checkpoints
 from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.contents import Fact
-from trak_lightning.report.gather import TARGETS, Sources, choose_targets, gather, require_fitting
+from trak_lightning.report.gather import TARGETS, Sources, TokenScorer, choose_targets, gather, require_fitting
 from trak_lightning.report.page import page
 from trak_lightning.report.samples import samples_of
 from trak_lightning.report.suspicion import Suspicion
@@ -50,6 +50,7 @@ def write_report(
     title: str | None = None,
     weights_only: bool = True,
     path: str | Path | None = None,
+    token_scores: TokenScorer | None = None,
 ) -> Path:
     """Write one self-contained page about a scored run; returns its path, ``RUN_DIR/report/index.html``.
 
@@ -74,6 +75,8 @@ def write_report(
         title: title of the page; None uses the name of the run directory.
         weights_only: False unpickles checkpoint files, which executes code in them.
         path: file to write instead.
+        token_scores: splits the scores of (target, training sample) pairs by tokens, to mark the tokens of the first examples
+            (`TRAK.token_scores`); None marks none.
 
     Raises:
         IncompleteRunError: there are no scores yet.
@@ -88,11 +91,8 @@ def write_report(
             f"{scores.path} has scores of {len(scores)} groups of {m} targets, and a page shows single targets. Name another score file."
         )
     train, chosen = AttributionData.of(train_data), AttributionData.of(target_data)
-    shown = [
-        samples_of(data, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer)
-        for data in (train, chosen)
-    ]
-    sources = Sources(run, scores, features, *shown)
+    show = partial(samples_of, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer)
+    sources = Sources(run, scores, features, show(train), show(chosen), token_scores)
     outcome = Outcome.of(features, task.meaning if task is not None else run.read().meaning)
     positions = list(targets) if targets is not None else choose_targets(outcome.error, num_targets)
     require_fitting(sources, positions)
