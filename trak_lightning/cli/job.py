@@ -268,7 +268,6 @@ class Job:
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute what the configuration asks for."""
         config, parts = self.settings, self.parts
-        self.require_same_data(config.train_split, config.target_split)
         scored = ScoredRun(self.run, self._store, parts.scorer, config.target_split, config.train_split, config.seed)
         results = evaluate_scores(scored, parts.evaluation, self.retrain, lambda: self.datamodule)
         print_results(results, lambda: self.speaks)
@@ -278,6 +277,8 @@ class Job:
         replace(plan, num_samples=len(self.train_data), recipe=self._recipe).record(folder)
         self.keep_configuration()
         todo = missing(retrainings)
+        if todo:
+            self.require_same_data(self.settings.train_split, self.settings.target_split)
         workers = min(self.parts.evaluation.workers, len(todo))
         if workers > 1:
             retrain_in_processes(self._argv, todo, workers, self.run.evaluation)
