@@ -297,6 +297,10 @@ class _Rows:
     def restart(self) -> Callable[[], None] | None:
         return None if isinstance(self._projection, PassThrough) else self._restart
 
+    @property
+    def halves(self) -> Callable[[Tensor], None] | None:
+        return None if self._compared is None else self._compared.told
+
     def _restart(self) -> None:
         self.reached.clear()
         self._features.zero_()
