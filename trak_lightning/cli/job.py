@@ -16,6 +16,7 @@ from trak_lightning.cli.lightning_cli import TrakCLI
 from trak_lightning.cli.output import narrated, print_results, print_trust, short_path, summary
 from trak_lightning.cli.retrain_processes import retrain_in_processes
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.data.repeatable_setup import repeat_setup
 from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.errors import DataError, IncompleteRunError
@@ -23,6 +24,7 @@ from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
 from trak_lightning.evaluation.experiments import require_possible
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.featurize.job import FeaturizeJob
+from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import Checkpoint, expand, read_checkpoints
 from trak_lightning.retraining.outputs import Retraining, missing
 from trak_lightning.retraining.retrainer import Retrainer
@@ -51,6 +53,9 @@ class Job:
         if self._cli.datamodule is None:
             raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
         self.datamodule: L.LightningDataModule = self._cli.datamodule
+        if self.settings.get("seed_everything") in (None, False):
+            L.seed_everything(self.settings.seed, verbose=False)
+        repeat_setup(self.datamodule)
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.train_data = self._data(self.settings.train_split)
@@ -125,6 +130,18 @@ class Job:
     def require_compatible(self) -> None:
         """Refuse to begin, let alone to train, if the features that are there were made with other settings."""
         self._featurize_job().require_compatible()
+
+    def require_same_data(self, *splits: str) -> None:
+        """Refuse data that is not what the stored rows of these splits were computed from, before it is shown or predicted.
+
+        Raises:
+            StaleRowsError: some samples have changed.
+        """
+        settings = self.settings
+        data = {settings.target_split: self.target_data, settings.train_split: self.train_data}
+        checkpoint = self.run.require_checkpoints()[0].id
+        for split in splits if settings.verify_data != "off" else ():
+            require_same_samples(data[split], self._store.open(split, checkpoint))
 
     def require_evaluable(self) -> None:
         """Refuse to begin if an evaluation is asked for that is impossible with this data."""
@@ -235,6 +252,7 @@ class Job:
     def suspects(self, fdr: float) -> Suspects:
         """Find the training samples whose label is likely wrong."""
         split, trak = self.settings.train_split, self.trak()
+        self.require_same_data(split)
         checkpoints = read_checkpoints(self.run, trak.model, weights_only=self.settings.weights_only)
         features = load_features(self.run, self._store, targets=split, train=split)
         subsets = [each.subset for each in features]
@@ -259,6 +277,8 @@ class Job:
         replace(plan, num_samples=len(self.train_data), recipe=self._recipe).record(folder)
         self.keep_configuration()
         todo = missing(retrainings)
+        if todo:
+            self.require_same_data(self.settings.train_split, self.settings.target_split)
         workers = min(self.parts.evaluation.workers, len(todo))
         if workers > 1:
             retrain_in_processes(self._argv, todo, workers, self.run.evaluation)

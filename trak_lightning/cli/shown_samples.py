@@ -29,9 +29,13 @@ def shown_samples(command: str, run: RunDirectory, what: str, expected: int) -> 
         from trak_lightning.report.samples import samples_of
 
         job = Job(command, [str(run.path)])
-        data = job.train_data if what == "train" else job.target_data
+        settings = job.settings
+        data, split = (
+            (job.train_data, settings.train_split) if what == "train" else (job.target_data, settings.target_split)
+        )
         if len(data) != expected:
             raise DataError(f"the data has {len(data)} samples, and the run was made with {expected}")
+        job.require_same_data(split)
         return samples_of(data, datamodule=job.datamodule, task=job.parts.task)
     except Exception as error:  # a user's data module may raise anything, and the numbers are there
         print(f"samples are not shown: {type(error).__name__}: {error}", file=sys.stderr)

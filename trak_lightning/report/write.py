@@ -11,6 +11,7 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.predictions import held_out_predictions, mean_probabilities
 from trak_lightning.decisions.suspects import find_suspects
 from trak_lightning.errors import CheckpointError, DataError
+from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import Checkpoint, read_checkpoints
 from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.contents import Fact
@@ -80,6 +81,7 @@ def write_report(
 
     Raises:
         IncompleteRunError: there are no scores yet.
+        StaleRowsError: samples are not those whose rows were stored.
         DataError: the data is not what was scored, `render` fails, or matplotlib or jinja2 is missing.
     """
     run = RunDirectory(run_dir)
@@ -96,6 +98,8 @@ def write_report(
     outcome = Outcome.of(features, task.meaning if task is not None else run.read().meaning)
     positions = list(targets) if targets is not None else choose_targets(outcome.error, num_targets)
     require_fitting(sources, positions)
+    for data, rows in ((train, features[0].train), (chosen, features[0].targets)):
+        require_same_samples(data, rows)
     notes: list[str] = []
     predictions = None
     if model is not None and task is not None:
