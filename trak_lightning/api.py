@@ -175,6 +175,23 @@ class TRAK:
         self._job = job.with_checkpoints(checkpoints, subsets, weights_only=self._weights_only)
         return sum(map(self._job.compute, self._job.splits))
 
+    def featurize_targets(
+        self, target_dataset: DataSource, name: str = "targets", *, batch_size: int | None = None, repair: bool = False
+    ) -> int:
+        """Compute the features of targets, and no scores; `score` begins with this.
+
+        Args:
+            target_dataset: a map-style dataset, or a loader of one.
+            name: of the target split.
+            batch_size: samples of one gradient batch; the loader's, or 64.
+            repair: as for `featurize`.
+
+        Returns:
+            How many rows were computed; 0 if all were there.
+        """
+        data = AttributionData.of(target_dataset, batch_size)
+        return self._require_job().for_targets(name, data, repair=repair).compute(name)
+
     def features(self, split: str = "train", checkpoint: int = 0) -> FeatureArray:
         """Return the stored features of a split under one checkpoint, read only where they are indexed.
 
@@ -253,9 +270,7 @@ class TRAK:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
             model output.
         """
-        self._require_job().for_targets(name, AttributionData.of(target_dataset, batch_size), repair=repair).compute(
-            name
-        )
+        self.featurize_targets(target_dataset, name, batch_size=batch_size, repair=repair)
         options = {"regularization": regularization, "weights": weights}
         given = {key: value for key, value in options.items() if value is not None}
         if given and isinstance(scorer, Scorer):

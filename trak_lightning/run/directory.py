@@ -180,7 +180,7 @@ class RunDirectory:
         of retrained models stay."""
         for path in (
             *self.path.glob("scores/*"),
-            *self.path.glob("factors/*/*/*.npy"),
+            *(path for path in self.path.glob("factors/*/*/*") if not path.name.endswith(".part")),
             *self.path.glob("evaluation/*.json"),
         ):
             path.unlink(missing_ok=True)
