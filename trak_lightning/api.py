@@ -270,7 +270,6 @@ class TRAK:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
             model output.
         """
-        self.featurize_targets(target_dataset, name, batch_size=batch_size, repair=repair)
         options = {"regularization": regularization, "weights": weights}
         given = {key: value for key, value in options.items() if value is not None}
         if given and isinstance(scorer, Scorer):
@@ -278,6 +277,7 @@ class TRAK:
         if not isinstance(scorer, Scorer):
             scorer = {"name": scorer, **given} if isinstance(scorer, str) else {**scorer, **given}
         chosen = registry.create("scorers", scorer)
+        self.featurize_targets(target_dataset, name, batch_size=batch_size, repair=repair)
         if fabric is None and torch.cuda.is_available():
             fabric = Fabric(accelerator="cuda", devices=1)
         backend = LOCAL if fabric is None else FabricBackend(fabric)

@@ -1,7 +1,7 @@
 """The stages of a run over one parsed configuration: what the commands that need a model share."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,9 @@ class Job:
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.train_data = self._data(self.settings.train_split)
-        if command != "check":  # where it may be long: a language model answers prompts
+        if command == "check":  # setting up targets may take long: a language model answers prompts
+            self._loader_method(self.settings.target_split)
+        else:
             self.datamodule.setup(_setup_stage(self.settings.target_split))
             self.target_data = self._data(self.settings.target_split)
 
@@ -290,22 +292,26 @@ class Job:
         retrainer = Retrainer(self._fresh, self.datamodule, self.parts.task, self.train_data, self.target_data)
         retrainer.retrain(retrainings)
 
-    def _data(self, split: str) -> AttributionData:
-        source = getattr(self.datamodule, f"{split}_dataloader", None) if split in _splits(self.datamodule) else None
-        if source is None:
+    def _loader_method(self, split: str) -> Callable[[], Any]:
+        if split not in _splits(self.datamodule):
             has = ", ".join(_splits(self.datamodule)) or "none"
             raise DataError(
                 f"{type(self.datamodule).__name__} has no method {split}_dataloader, which split {split!r} needs; the splits that it "
                 f"has are {has}. Name one of them with --target_split or --train_split, or add the method."
             )
-        loaders = source()
-        if isinstance(loaders, (list, tuple)):
+        found: Callable[[], Any] = getattr(self.datamodule, f"{split}_dataloader")
+        return found
+
+    def _data(self, split: str) -> AttributionData:
+        loaders = self._loader_method(split)()
+        if isinstance(loaders, (list, tuple, Mapping)):
             if len(loaders) != 1:
+                option = "train_split" if split == self.settings.train_split else "target_split"
                 raise DataError(
                     f"{split}_dataloader of {type(self.datamodule).__name__} returns {len(loaders)} loaders, and a split is one. Add a "
-                    "method such as first_dataloader that returns one of them, and name it: --target_split first."
+                    f"method such as first_dataloader that returns one of them, and name it: --{option} first."
                 )
-            loaders = loaders[0]
+            (loaders,) = loaders.values() if isinstance(loaders, Mapping) else loaders
         return AttributionData.of(loaders, self.settings.batch_size, hooks=self.datamodule)
 
     @property

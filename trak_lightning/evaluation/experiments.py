@@ -179,7 +179,7 @@ def _request(scored: ScoredRun, experiment: Experiment) -> dict[str, Any]:
         # The folder may have been deleted since, and other models trained: their results are others.
         plan = recorded_plan(experiment.models.folder)
         # As text, since settings may be infinite.
-        request["models"] = None if plan is None else fingerprint(json.dumps(plan, sort_keys=True))
+        request["trained"] = None if plan is None else fingerprint(json.dumps(plan, sort_keys=True))
     return request
 
 
