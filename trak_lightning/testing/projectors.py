@@ -182,7 +182,8 @@ class ProjectorConformance:
         for part in range(4):
             parts[part, part] = torch.randn(layout.numel // 4, generator=generator, dtype=torch.float64)
         rows = parts.flatten(1) / parts.flatten(1).norm(dim=1, keepdim=True)
-        norms = sum(self.project(layout, split(layout, rows), 4, seed=seed).square().sum(1) for seed in range(50)) / 50
+        found = [self.project(layout, split(layout, rows), 4, seed=seed).square().sum(1) for seed in range(50)]
+        norms = torch.stack(found).mean(0)
         assert ((norms > 0.5) & (norms < 1.5)).all(), (
             f"mean ‖Pg‖² of gradients in four parts of a parameter: {norms.tolist()}"
         )
