@@ -92,7 +92,16 @@ def main(
         theirs = []
         for k in dims:
             theirs += [
-                _peer(trained, name, folder / name, 0 if peer in UNPROJECTED else k, checkpoints, fashion, peer, python)
+                peer_scores(
+                    trained.checkpoints,
+                    name,
+                    folder / name,
+                    0 if peer in UNPROJECTED else k,
+                    checkpoints,
+                    fashion,
+                    peer,
+                    python,
+                )
                 for peer, python in peers.items()
                 if (k == dims[0] if peer in UNPROJECTED else isinstance(k, int) and k > 0)
             ]
@@ -187,13 +196,21 @@ def _token_ids(data: AttributionData) -> Iterator[Any]:
         yield sample[0] if isinstance(sample, tuple) else sample
 
 
-def _peer(
-    trained: Trained, problem: str, folder: Path, k: int, counts: list[int], fashion: Path, peer: str, python: str
+def peer_scores(
+    checkpoints: list[Path],
+    problem: str,
+    folder: Path,
+    k: int,
+    counts: list[int],
+    fashion: Path,
+    peer: str,
+    python: str,
 ) -> Iterator[Found]:
+    """Run the script of another library, unless its scores lie in `folder`."""
     output = folder / f"{peer}-{k}.npz"
     if not output.exists():
         script = Path(__file__).parent / "peers" / f"with_{peer}.py"
-        names = [str(path) for path in trained.checkpoints[: max(counts)]]
+        names = [str(path) for path in checkpoints[: max(counts)]]
         numbers = ",".join(str(count) for count in counts)
         command = [python, str(script), problem, str(fashion), str(k), numbers, str(output), *names]
         if subprocess.run(command, check=False).returncode:

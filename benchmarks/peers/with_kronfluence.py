@@ -7,6 +7,7 @@ What it tracks are linear layers and convolutions; scores of several checkpoints
 converted to linear ones, and the output layer, whose weight is that of the token embedding, is tracked too.
 """
 
+import copy
 import logging
 import tempfile
 import time
@@ -85,7 +86,7 @@ def main() -> None:
     for count, state in enumerate(job.states, 1):
         started = time.process_time()
         folder = tempfile.mkdtemp()
-        plain = type(job.model)()
+        plain = copy.deepcopy(job.model)
         plain.load_state_dict(state)
         model = prepare_model(with_linear_layers(plain), task)
         analyzer = Analyzer("lds", model, task, cpu=True, disable_tqdm=True, output_dir=folder, log_level=logging.ERROR)

@@ -15,6 +15,7 @@ from problems.fashion import FashionCNN, FashionData, PlainCNN
 from problems.glosses import GlossData, GlossTransformer
 from problems.gpt import EntryData, EntryGPT, pretrained
 from problems.mlp import DigitsMLP
+from problems.smooth import SmoothCNN
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.demos import DigitsCNN, DigitsDataModule
 from trak_lightning.retraining.outputs import Retraining, missing, output_path
@@ -39,6 +40,8 @@ class Problem:
     """(data, path) → the model that every training begins with, trained if the file does not exist."""
 
 
+SmallGPT = partial(EntryGPT, width=64, layers=2, eps=1e-3)
+
 PROBLEMS = {
     "digits": Problem(DigitsCNN, DigitsDataModule, epochs=15),
     "fashion": Problem(FashionCNN, FashionData, epochs=10),
@@ -56,6 +59,19 @@ PROBLEMS = {
         partial(FashionCNN, width=8), partial(FashionData, num_train=60_000, batch_size=128), epochs=5
     ),
     "gpt": Problem(EntryGPT, EntryData, epochs=3, task=CausalLM, pretrained=pretrained),
+    "smooth-digits": Problem(SmoothCNN, partial(DigitsDataModule, batch_size=256), epochs=20),
+    "smooth-glosses": Problem(
+        partial(GlossTransformer, vocabulary=1000, lr=3e-3, eps=1e-3),
+        partial(GlossData, vocabulary=1000, num_train=1500, batch_size=500),
+        epochs=20,
+    ),
+    "smooth-gpt": Problem(
+        SmallGPT,
+        partial(EntryData, num_train=600, batch_size=100),
+        epochs=5,
+        task=CausalLM,
+        pretrained=partial(pretrained, make=SmallGPT),
+    ),
 }
 
 

@@ -25,6 +25,7 @@ class GlossTransformer(L.LightningModule):
         layers: number of layers.
         lr: peak learning rate.
         weight_decay: of AdamW.
+        eps: of AdamW.
     """
 
     def __init__(
@@ -35,10 +36,12 @@ class GlossTransformer(L.LightningModule):
         layers: int = 2,
         lr: float = 1e-2,
         weight_decay: float = 0.1,
+        eps: float = 1e-8,
     ) -> None:
         super().__init__()
         self.lr = lr
         self.weight_decay = weight_decay
+        self.eps = eps
         self.embedding = nn.Embedding(vocabulary, width)
         self.position = nn.Embedding(LENGTH, width)
         for embedding in (self.embedding, self.position):
@@ -63,7 +66,7 @@ class GlossTransformer(L.LightningModule):
         return nn.functional.cross_entropy(self(words), labels)
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, eps=self.eps)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=self.lr, total_steps=int(self.trainer.estimated_stepping_batches)
         )

@@ -1,6 +1,7 @@
 """A language model: GPT-2, four layers of width 128 with tied embeddings, pretrained on 5,491 dictionary entries and fine-tuned on
-2,000 others."""
+2,000 others; or smaller."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,21 @@ class EntryGPT(TransformerModule):
     Args:
         lr: peak learning rate.
         weight_decay: of AdamW.
+        eps: of AdamW.
+        width: of the embedding and of every layer.
+        layers: number of layers.
     """
 
-    def __init__(self, lr: float = 1e-3, weight_decay: float = 0.1) -> None:
-        super().__init__(lr, weight_decay)
+    def __init__(
+        self, lr: float = 1e-3, weight_decay: float = 0.1, eps: float = 1e-8, width: int = 128, layers: int = 4
+    ) -> None:
+        super().__init__(lr, weight_decay, eps)
         with transformers() as library:
             config = library.GPT2Config(
                 vocab_size=VOCABULARY,
                 n_positions=LENGTH,
-                n_embd=128,
-                n_layer=4,
+                n_embd=width,
+                n_layer=layers,
                 n_head=4,
                 bos_token_id=BEGIN,
                 eos_token_id=END,
@@ -99,12 +105,12 @@ class EntryData(HeldOut):
         return {"input_ids": ids, "attention_mask": there.long(), "labels": ids.masked_fill(~there, -100)}
 
 
-def pretrained(data: EntryData, path: Path) -> EntryGPT:
-    """The model before fine-tuning, trained if `path` does not exist."""
+def pretrained(data: EntryData, path: Path, make: Callable[..., EntryGPT] = EntryGPT) -> EntryGPT:
+    """The model before fine-tuning, as `make` returns it, trained if `path` does not exist."""
     if not path.exists():
         L.seed_everything(0, verbose=False)
         loader = DataLoader(data.pretraining_set, data.batch_size, shuffle=True, collate_fn=data.collate)
-        model = EntryGPT(lr=3e-3)
+        model = make(lr=3e-3, eps=1e-8)
         L.Trainer(
             accelerator="cpu",
             max_epochs=PRETRAINING_EPOCHS,
@@ -115,6 +121,6 @@ def pretrained(data: EntryData, path: Path) -> EntryGPT:
         ).fit(model, loader)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), path)
-    model = EntryGPT()
+    model = make()
     model.load_state_dict(torch.load(path, weights_only=True))
     return model

@@ -86,6 +86,17 @@ def test_at_a_fixed_seed_all_models_share_it_and_are_kept_next_to_those_of_the_o
     assert (again, training.trained) == (False, 9)
 
 
+def test_targets_of_another_split_have_retrained_outputs_of_their_own(scored, tmp_path):
+    filled_store(scored.store, scored.run.features, replace(SPEC, split="other"))
+    training = Training(scored)
+    list(evaluate(scored, LDS_ONLY, training.retrain))
+    list(evaluate(replace(scored, target_split="other"), LDS_ONLY, training.retrain))
+    assert training.trained == 10
+    scored.run.discard_results()
+    list(evaluate(scored, LDS_ONLY, training.retrain))
+    assert training.trained == 15
+
+
 def test_removing_less_than_one_sample_is_refused(scored):
     settings = EvaluationSettings(models=4, protocol="fixed_seed", removed=0.001)
     with pytest.raises(DataError, match="evaluation.removed = 0.001 of .* training samples is less than one sample"):

@@ -16,16 +16,18 @@ class OneCycle(L.LightningModule):
     Args:
         lr: peak learning rate.
         weight_decay: weight decay of AdamW.
+        eps: eps of AdamW.
     """
 
-    def __init__(self, lr: float, weight_decay: float) -> None:
+    def __init__(self, lr: float, weight_decay: float, eps: float = 1e-8) -> None:
         super().__init__()
         self.lr = lr
         self.weight_decay = weight_decay
+        self.eps = eps
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay, eps=self.eps)
         steps = int(self.trainer.estimated_stepping_batches)
         # With ten steps, the schedule would divide by the length of its warm-up, 0.1 · 10 − 1 = 0.
         rise = 0.1 if steps != 10 else 0.2
@@ -39,6 +41,7 @@ class TransformerModule(OneCycle):
     Args:
         lr: peak learning rate.
         weight_decay: weight decay of AdamW.
+        eps: eps of AdamW.
     """
 
     model: nn.Module

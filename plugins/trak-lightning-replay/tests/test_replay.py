@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from trak_lightning_replay import Record, Replay
+from trak_lightning_replay import Record, Replay, Smoothness
 
 from trak_lightning.errors import (
     DataError,
@@ -21,6 +21,7 @@ from trak_lightning.errors import (
     SampleDependenceError,
     UnsupportedModelError,
 )
+from trak_lightning.model.checkpoints import Checkpoint
 from trak_lightning.runtime.lightning import quiet_lightning
 
 N, TARGETS = 20, 6
@@ -160,6 +161,19 @@ def test_scores_predict_trainings_without_samples(recorded: tuple[Net, Path], tm
     scores = Replay(module, _loader(), folder).score(_samples(TARGETS, 1), "image_classification", tmp_path)
     assert scores.settings["scoring"]["smoothness"]["explained"] > 0.9
     assert scores.top(3).indices.shape == (TARGETS, 3)
+
+
+def test_the_lds_counts_the_order_of_trainings_only() -> None:
+    predicted = np.random.default_rng(0).normal(size=(8, 2))
+    found = Smoothness(predicted, predicted**3 * [1, -1], 0.05)
+    assert found.lds == pytest.approx(0)
+    assert Smoothness(predicted[:, :1], predicted[:, :1] ** 3, 0.05).lds == pytest.approx(1)
+
+
+def test_states_of_a_recording_are_checkpoints(recorded: tuple[Net, Path]) -> None:
+    module, folder = recorded
+    first, last = (Checkpoint.of(folder / f"state-{step:08d}.pt", module) for step in (0, 12))
+    assert last.id == Checkpoint.of(module, module).id != first.id
 
 
 def test_a_run_that_is_not_smooth_is_refused(recorded: tuple[Net, Path], tmp_path: Path) -> None:

@@ -127,7 +127,9 @@ class Record(L.Callback):
 
     def _store(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
         (optimizer,) = trainer.optimizers
-        write_state(state_path(self.folder, step), {"module": module.state_dict(), "optimizer": optimizer.state_dict()})
+        write_state(
+            state_path(self.folder, step), {"state_dict": module.state_dict(), "optimizer": optimizer.state_dict()}
+        )
 
 
 class _Order:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import DataError
+from trak_lightning.evaluation.lds import mean_spearman
 from trak_lightning.seeds import derive_seed
 
 ENOUGH = 0.25
@@ -42,6 +43,12 @@ class Smoothness:
     def correlation(self) -> float:
         """Pearson's correlation of all predicted and actual changes."""
         return float(np.corrcoef(self.predicted.ravel(), self.actual.ravel())[0, 1])
+
+    @property
+    def lds(self) -> float:
+        """The linear datamodeling score at a fixed seed: the rank correlation over trainings, as a mean over outputs. It needs
+        dozens of trainings."""
+        return mean_spearman(self.predicted, self.actual)
 
     @property
     def settings(self) -> dict[str, Any]:

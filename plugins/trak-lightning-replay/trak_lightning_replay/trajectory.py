@@ -102,7 +102,7 @@ class Trajectory:
     def load(self, step: int) -> None:
         """Set module and optimizer to a stored state."""
         stored = read_state(state_path(self.folder, step))
-        self.module.load_state_dict(stored["module"])
+        self.module.load_state_dict(stored["state_dict"])
         self.optimizer.load_state_dict(stored["optimizer"])
         self.train_mode()
 
@@ -162,7 +162,7 @@ class Trajectory:
             loss, recorded = self.step(step), self.recording.losses[step]
             if loss != recorded and not loss == recorded != recorded:
                 raise IncompatibleRunError(self._differs(f"the loss of step {step} is {loss!r}, and was {recorded!r}"))
-        stored = read_state(state_path(self.folder, steps.stop))["module"]
+        stored = read_state(state_path(self.folder, steps.stop))["state_dict"]
         for name, value in self.module.state_dict().items():
             if not torch.equal(value.cpu(), stored[name]):
                 raise IncompatibleRunError(self._differs(f"after step {steps.stop - 1}, {name} has other bits"))
