@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -174,6 +175,23 @@ class TRAK:
         self._job = job.with_checkpoints(checkpoints, subsets, weights_only=self._weights_only)
         return sum(map(self._job.compute, self._job.splits))
 
+    def featurize_targets(
+        self, target_dataset: DataSource, name: str = "targets", *, batch_size: int | None = None, repair: bool = False
+    ) -> int:
+        """Compute the features of targets, and no scores; `score` begins with this.
+
+        Args:
+            target_dataset: a map-style dataset, or a loader of one.
+            name: of the target split.
+            batch_size: samples of one gradient batch; the loader's, or 64.
+            repair: as for `featurize`.
+
+        Returns:
+            How many rows were computed; 0 if all were there.
+        """
+        data = AttributionData.of(target_dataset, batch_size)
+        return self._require_job().for_targets(name, data, repair=repair).compute(name)
+
     def features(self, split: str = "train", checkpoint: int = 0) -> FeatureArray:
         """Return the stored features of a split under one checkpoint, read only where they are indexed.
 
@@ -252,9 +270,6 @@ class TRAK:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
             model output.
         """
-        self._require_job().for_targets(name, AttributionData.of(target_dataset, batch_size), repair=repair).compute(
-            name
-        )
         options = {"regularization": regularization, "weights": weights}
         given = {key: value for key, value in options.items() if value is not None}
         if given and isinstance(scorer, Scorer):
@@ -262,6 +277,7 @@ class TRAK:
         if not isinstance(scorer, Scorer):
             scorer = {"name": scorer, **given} if isinstance(scorer, str) else {**scorer, **given}
         chosen = registry.create("scorers", scorer)
+        self.featurize_targets(target_dataset, name, batch_size=batch_size, repair=repair)
         if fabric is None and torch.cuda.is_available():
             fabric = Fabric(accelerator="cuda", devices=1)
         backend = LOCAL if fabric is None else FabricBackend(fabric)
@@ -331,7 +347,7 @@ class TRAK:
         """Self-influence, which is never negative, and leverage of every training example; settings as for the ``trak`` scorer.
 
         Raises:
-            IncompleteRunError: nothing was featurised.
+            IncompleteRunError: nothing was featurized.
             SettingsError: there is no such rule for λ, or no such weighting.
         """
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
@@ -428,6 +444,7 @@ class TRAK:
         tokenizer: Any = None,
         num_targets: int = 24,
         path: str | Path | None = None,
+        tokens: bool = False,
     ) -> Path:
         """Write one self-contained page about scored targets; returns its path, ``run_dir/report/index.html``.
 
@@ -439,9 +456,12 @@ class TRAK:
             tokenizer: converts token ids to text; None uses the data collator's, if any.
             num_targets: number of targets to show.
             path: file to write instead.
+            tokens: mark the tokens of the first examples of each target that moved it, see `token_scores`; takes one backward
+                pass per token.
 
         Raises:
             IncompleteRunError: nothing was featurized or scored.
+            SettingsError: `tokens`, and the task is no sum over tokens.
             DataError: the data is not what was scored, `render` fails, or matplotlib or jinja2 is missing.
         """
         job = self._require_job()
@@ -460,6 +480,7 @@ class TRAK:
             train_split=job.train,
             store=self.store,
             path=path,
+            token_scores=partial(self.token_scores, target_dataset, name=name) if tokens else None,
         )
 
     def __repr__(self) -> str:

@@ -277,10 +277,17 @@ Sink: TypeAlias = Callable[[GradientBlock], None]
 """The function that receives blocks from an extractor. A parameter may have several blocks (a module called twice, tied
 weights); their sum is its gradient, and since projections are linear, a sink may add up their projections. If `extract`
 raises, discard all blocks of that batch. A sink that has a method ``restart()`` is told so when the blocks so far are to be
-discarded and others follow."""
+discarded and others follow; one that has a method ``halves(outputs)`` is told the outputs (B,) that the samples have in two halves
+of the batch, drawn at random and fetched anew, if the extractor has computed them without autocast."""
 
 
 def restart_of(sink: Sink) -> Callable[[], None] | None:
     """The method of a sink that discards what it has received; None if it has none."""
     found: Callable[[], None] | None = getattr(sink, "restart", None)
+    return found
+
+
+def halves_of(sink: Sink | None) -> Callable[[Tensor], None] | None:
+    """The method of a sink that takes the outputs of two halves of the batch; None if it has none."""
+    found: Callable[[Tensor], None] | None = getattr(sink, "halves", None)
     return found

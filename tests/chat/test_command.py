@@ -1,5 +1,6 @@
 """``trak sft``, from the folder of a trainer to answers and the examples behind them."""
 
+import html
 import json
 import re
 import shutil
@@ -64,6 +65,28 @@ def test_a_check_says_what_it_would_cost_and_answers_and_stores_nothing(command,
     shown = capsys.readouterr().out
     assert re.search(r"lengths +\d+ to \d+, .* of similar length\ntime .*\nmemory .*\ndisk ", shown)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_report_marks_the_tokens_that_moved_the_target(command, tmp_path, capsys):
+    command()
+    run = str(tmp_path / "run")
+    assert main(["report", run, "--tokens", "--name", "test", "--targets", "[1]"]) == 0
+    capsys.readouterr()
+    best = Scores(tmp_path / "run" / "scores" / "test.h5").top(3, target=1).indices
+    assert main(["tokens", run, "--target", "1", "--json"]) == 0
+    pairs = json.loads(capsys.readouterr().out)
+    assert [pair["example"] for pair in pairs] == best.tolist()
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    marked = re.findall(r'<p class="text tokens" dir="auto">\n?(.*)</p>', page)
+    shares = [[float(share) for share in re.findall(r"--share:(\d+)%", text)] for text in marked]
+    for pair, example, target in zip(pairs, shares[::2], shares[1::2], strict=False):
+        values = np.array(pair["values"])
+        for axis, found in ((0, example), (1, target)):
+            moved = np.abs(values.sum(axis))
+            np.testing.assert_allclose(found, 100 * moved / moved.max(), atol=0.51)
+    text = html.unescape("".join(re.findall(r'title="[^"]*">([^<]*)<', marked[1])))
+    assert text == "".join(pairs[0]["target_tokens"])
+    assert text.startswith("=6")
 
 
 def test_the_same_command_without_options_resumes(command, tmp_path, capsys):

@@ -58,6 +58,17 @@ class Detached(Task):
             return model(batch[0])[:, 0]
 
 
+class Elsewhere(nn.Module):
+    """A loss with a model of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, model, batch):
+        return nn.functional.cross_entropy(self.network(batch[0]), batch[1], reduction="none")
+
+
 class Huge(Task):
     def output(self, model, batch):
         return model(batch[0])[:, 0] + torch.empty(2**50).sum()
@@ -246,7 +257,12 @@ MISTAKES = {
     "the task's output has no gradient": (
         lambda path: attribute(task=Detached()).featurize(samples()),
         errors.DataError,
-        r"the output of Detached does not depend on any parameter of Sequential.*Do not detach it",
+        r"the output of Detached does not depend on any parameter of Sequential.*do not detach it",
+    ),
+    "the task uses another model": (
+        lambda path: attribute(task={"name": "loss", "function": Elsewhere()}).featurize(samples()),
+        errors.DataError,
+        r"the output of Loss does not depend on any parameter of Sequential.*Compute it with the model that the task is given",
     ),
     "the batch does not fit into memory": (
         lambda path: attribute(task=Huge()).featurize(samples()),

@@ -60,8 +60,11 @@ def test_a_result_is_computed_once_and_read_as_it_was(scored):
 def test_more_models_are_a_new_result_for_which_only_the_new_ones_are_trained(scored):
     training = Training(scored)
     list(evaluate(scored, LDS_ONLY, training.retrain))
-    [(result, computed)] = evaluate(scored, replace(LDS_ONLY, models=7, ceiling=2), training.retrain)
-    assert (computed, training.trained, result.values["num_models"]) == (True, 9, 7)
+    for models, trained in ((7, 7), (4, 7)):
+        [(result, computed)] = evaluate(scored, replace(LDS_ONLY, models=models), training.retrain)
+        assert (computed, training.trained, result.values["num_models"]) == (True, trained, models)
+    [(_, computed)] = evaluate(scored, replace(LDS_ONLY, ceiling=2), training.retrain)
+    assert (computed, training.trained) == (True, 9)
 
 
 def test_at_a_fixed_seed_all_models_share_it_and_are_kept_next_to_those_of_the_other_protocol(scored):
@@ -81,6 +84,17 @@ def test_at_a_fixed_seed_all_models_share_it_and_are_kept_next_to_those_of_the_o
     assert result.values["scores"]["Trak(regularization=0.1)"]["lds"] == pytest.approx(1)
     [(_, again)] = evaluate(scored, settings, retrain)
     assert (again, training.trained) == (False, 9)
+
+
+def test_targets_of_another_split_have_retrained_outputs_of_their_own(scored, tmp_path):
+    filled_store(scored.store, scored.run.features, replace(SPEC, split="other"))
+    training = Training(scored)
+    list(evaluate(scored, LDS_ONLY, training.retrain))
+    list(evaluate(replace(scored, target_split="other"), LDS_ONLY, training.retrain))
+    assert training.trained == 10
+    scored.run.discard_results()
+    list(evaluate(scored, LDS_ONLY, training.retrain))
+    assert training.trained == 15
 
 
 def test_removing_less_than_one_sample_is_refused(scored):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.extractors.audit import Audit, audit_coefficients, reference
+from trak_lightning.extractors.audit import Audit, added, audit_coefficients, halves, reference
 from trak_lightning.extractors.rules.convolution import convolution
 from trak_lightning.gradients import DenseBlock, OuterProductBlock, ParameterLayout, RowSparseBlock
 from trak_lightning.testing.extractors import autograd_loop
@@ -35,11 +35,27 @@ def test_errors_are_distinguished_from_rounding_in_the_precision_of_the_model(be
     batch = torch.randn(5, 6, dtype=dtype)
     layout = ParameterLayout.of(model)
     grads = autograd_loop(model, Sum(), batch, 5)[1]
-    for error, wrong in ((0.0, set()), (passes, set()), (refused, {"0.weight"})):
-        audit = Audit(layout, reference(model, Sum(), SampleBatch.of_rows(batch, 5), layout), audit_coefficients(5))
-        for name, grad in grads.items():
-            audit(DenseBlock(name, grad * (1 + error) if name == "0.weight" else grad))
-        assert audit.wrong().keys() == wrong, error
+    for measure in (True, False):
+        for error, wrong in ((0.0, set()), (passes, set()), (refused, {"0.weight"})):
+            expected = reference(model, Sum(), SampleBatch.of_rows(batch, 5), layout)
+            audit = Audit(layout, expected, audit_coefficients(5), measure=measure)
+            for name, grad in grads.items():
+                audit(DenseBlock(name, grad * (1 + error) if name == "0.weight" else grad))
+            assert audit.wrong().keys() == wrong, (error, measure)
+
+
+def test_two_halves_of_a_batch_have_the_gradient_of_the_whole():
+    torch.manual_seed(0)
+    model, rows = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double(), torch.randn(7, 6).double()
+    layout, batch, weights = ParameterLayout.of(model), SampleBatch.of_rows(rows, 7), audit_coefficients(7)
+    parts = halves(7, seed=3)
+    assert sorted([*parts[0], *parts[1]]) == list(range(7))
+    assert all(part == sorted(part) for part in parts)
+    found = added([reference(model, Sum(), batch.fetch(part), layout, weights[part]) for part in parts])
+    expected = reference(model, Sum(), batch, layout)
+    torch.testing.assert_close(found.output, expected.output[[*parts[0], *parts[1]]])
+    for name, grad in expected.grads.items():
+        torch.testing.assert_close(found.grads[name], grad)
 
 
 def convolved(**options):

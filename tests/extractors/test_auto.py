@@ -10,6 +10,7 @@ from zoo import bert, text_batch
 from trak_lightning import TRAK
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.extractors.auto import Auto
+from trak_lightning.extractors.hooks.planner import Planner
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.testing.extractors import autograd_loop, extract, gradients
 from trak_lightning.testing.models import Sum
@@ -66,16 +67,58 @@ class Picky(nn.Module):
         return x.index_add(0, chosen, x[chosen] @ self.weight)
 
 
-def test_a_model_that_hooks_re_run_sample_by_sample_is_left_to_the_loop_from_the_second_batch():
+def test_a_model_that_hooks_can_only_re_run_sample_by_sample_is_left_to_the_loop():
     model, extractor = Picky().double(), Auto()
     first, second = (SampleBatch.of_rows(torch.randn(4, 3).double(), 4) for _ in range(2))
     ways = []
-    for batch in (first, first, second):  # the first is verified in the way in which it was computed
+    for batch in (first, first, second):
         found = gradients(extractor, model, Sum(), batch)[1]["weight"]
         ways.append(extractor.one_by_one)
         expected = autograd_loop(model, Sum(), batch, 4)[1]["weight"]
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
-    assert ways == [False, False, True]
+    assert ways == [True, True, True]
+
+
+class Branches(nn.Module):
+    """Makes other operations for batches of negative numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.layer(x).tanh() if (x > 0).all() else self.layer(x).sigmoid().sin()
+
+
+def test_a_new_kind_of_small_batch_waits_until_others_have_saved_the_passes_of_a_plan():
+    model, extractor, ways = Branches().double(), Auto(), []
+    for sign in (1, -1, 1, 1, -1, -1, 1):
+        batch = SampleBatch.of_rows(sign * torch.rand(4, 3).double(), 4)
+        found = gradients(extractor, model, Sum(), batch)[1]
+        ways.append("alone" if extractor.one_by_one else "hooks")
+        for name, grad in autograd_loop(model, Sum(), batch, 4)[1].items():
+            torch.testing.assert_close(found[name], grad, rtol=1e-10, atol=0)
+    assert ways == ["hooks", "alone", "hooks", "hooks", "hooks", "hooks", "hooks"]
+
+
+def test_a_new_kind_of_large_batch_is_planned_for_at_once():
+    model, extractor = Branches().double(), Auto()
+    for sign in (1, -1):
+        gradients(extractor, model, Sum(), SampleBatch.of_rows(sign * torch.rand(12, 3).double(), 12))
+        assert not extractor.one_by_one
+
+
+def test_a_model_that_hooks_refuse_is_tried_again_only_after_many_samples(monkeypatch):
+    tried, number = [], 0
+    cover = Planner.cover
+    monkeypatch.setattr(Planner, "cover", lambda *args: tried.append(number) or cover(*args))
+    model, extractor = Hidden(item=False).double(), Auto()
+    for number in range(45):  # noqa: B007
+        batch = SampleBatch.of_rows(torch.randn(4, 3).double(), 4)
+        found = gradients(extractor, model, Reaches(), batch)[1]["layer.weight"]
+        expected = autograd_loop(model, Reaches(), batch, 4)[1]["layer.weight"]
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    assert tried == [0, 40]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -188,8 +188,13 @@ def test_an_optimizer_that_steps_during_the_backward_pass_does_not():
     assert not torch.equal(before[-1], model.second.bias)
 
 
+BATCHES = pytest.mark.parametrize("size", [3, 16])
+"""A batch that is looked at as a whole, and one that is looked at in halves."""
+
+
+@BATCHES
 @pytest.mark.parametrize("way", ["index", "index_select", "gather", "sort"])
-def test_samples_that_the_model_puts_in_another_order(way):
+def test_samples_that_the_model_puts_in_another_order(way, size):
     def net(self, x, key):
         order = key.argsort(descending=True, stable=True)
         if way == "index":
@@ -202,31 +207,33 @@ def test_samples_that_the_model_puts_in_another_order(way):
             x = torch.take_along_dim(x, key.sort(descending=True, stable=True).indices[:, None], 0)
         return self.second(self.first(x).tanh())[order.argsort()]
 
-    samples = [
-        {"x": x[0], "key": torch.tensor(n)} for x, n in zip(rows(*[1] * 9), (5, 5, 5, 1, 2, 3, 2, 9, 4), strict=True)
-    ]
-    check(Net(net, **linear()), samples)
+    # The first batch is in order.
+    keys = (5, 5, 5, 1, 2, 3, 2, 9, 4) if size == 3 else (*range(16, 0, -1), *(7 * n % 16 for n in range(16)))
+    samples = [{"x": x[0], "key": torch.tensor(n)} for x, n in zip(rows(*[1] * len(keys)), keys, strict=True)]
+    check(Net(net, **linear()), samples, size)
 
 
-def test_a_branch_taken_only_where_samples_differ():
+@BATCHES
+def test_a_branch_taken_only_where_samples_differ(size):
     def net(self, x, key):
         if len(key.unique()) > 1:
-            order = key.argsort()
+            order = key.argsort(stable=True)
             return self.second(self.first(x[order]).tanh())[order.argsort()]
         return self.second(self.first(x).tanh())
 
-    keys = (5, 5, 5, 3, 2, 1, 5, 5, 5)
-    samples = [{"x": x[0], "key": torch.tensor(n)} for x, n in zip(rows(*[1] * 9), keys, strict=True)]
-    check(Net(net, **linear()), samples)
+    # Copies of the first sample do not show the branch, and a first batch in order does not show what it does.
+    keys = (5, 5, 5, 3, 2, 1, 5, 5, 5) if size == 3 else (*[1] * 15, 5, *(7 * n % 16 for n in range(16)), *[1] * 16)
+    samples = [{"x": x[0], "key": torch.tensor(n)} for x, n in zip(rows(*[1] * len(keys)), keys, strict=True)]
+    check(Net(net, **linear()), samples, size)
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, 4, 16])
 def test_modules_that_only_some_samples_reach(size):
     def net(self, x, domain):
         x = torch.stack([self.adapters[int(k)](row) for row, k in zip(x, domain, strict=True)])
         return self.second(self.first(x).tanh())
 
-    samples = [{"x": x[0], "domain": torch.tensor(i // 4)} for i, x in enumerate(rows(*[1] * 12))]
+    samples = [{"x": x[0], "domain": torch.tensor(i // 4 % 3)} for i, x in enumerate(rows(*[1] * 32))]
     adapters = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
     check(Net(net, **linear(adapters=adapters)), samples, size)
 
@@ -241,17 +248,41 @@ def test_a_weight_used_again_in_a_branch_that_is_zero_at_first():
     check(Net(net, **linear()), samples)
 
 
-def test_what_is_first_reached_in_a_later_batch_is_not_counted_twice():
+@BATCHES
+def test_what_is_first_reached_in_a_later_batch_is_not_counted_twice(size):
     def net(self, x, deep):
         hidden = self.first(x).tanh()
         if deep.any():
             hidden = torch.where(deep[:, None], self.third(hidden).tanh() * self.scale, hidden)
         return self.second(hidden)
 
-    samples = [{"x": x[0], "deep": torch.tensor(i % 5 == 4)} for i, x in enumerate(rows(*[1] * 12))]
+    samples = [{"x": x[0], "deep": torch.tensor(i % 5 == 4)} for i, x in enumerate(rows(*[1] * 4 * size))]
     model = Net(net, **linear(third=nn.Linear(4, 4), scale=nn.Parameter(torch.rand(4))))
-    hooked(model, samples)
-    check(model, samples)
+    hooked(model, samples, size)
+    check(model, samples, size)
+
+
+@BATCHES
+@pytest.mark.parametrize("use", [0.0, 1.0])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_parameter_that_the_first_sample_does_not_reach(use, elsewhere, size):
+    def net(self, x, deep):
+        hidden, beside = self.part(self.first(x).tanh(), deep)
+        return self.second(hidden + beside)
+
+    def part(self, hidden, deep):
+        beside = hidden * self.scale if elsewhere else hidden.sin()
+        if (deep > 0).any():  # no module shows this branch, and its gradient is zero at first if `use` is
+            hidden = hidden + (deep - 1)[:, None].clamp(min=0) * self.scale * hidden
+        return hidden, beside
+
+    samples = [
+        {"x": x[0], "deep": torch.tensor((i % size != 0) * (1.0 + (use if i < size else 1.0)))}
+        for i, x in enumerate(rows(*[1] * 3 * size))
+    ]
+    model = Net(net, **linear(part=Net(part, scale=nn.Parameter(torch.rand(4)))))
+    hooked(model, samples, size)
+    check(model, samples, size)
 
 
 @pytest.mark.parametrize("size", [3, 4, 5])
@@ -331,7 +362,8 @@ def test_experts_that_see_only_their_tokens():
         return self.second(out.view_as(x).mean(1))
 
     parts = {"gate": nn.Linear(4, 5), "experts": nn.ModuleList(nn.Linear(4, 4) for _ in range(5))}
-    check(Net(net, **linear(**parts)), rows(*[3] * 10), 4)
+    for size in (4, 16):
+        check(Net(net, **linear(**parts)), rows(*[3] * 2 * size), size)
 
 
 def test_a_sample_that_is_refused_is_refused_by_name():

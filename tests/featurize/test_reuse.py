@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, TensorDataset, default_collate
 from torch.utils.data.dataloader import DataLoader
 
 from trak_lightning import TRAK, Task
-from trak_lightning.errors import SettingsError, StaleRowsError
+from trak_lightning.errors import SampleDependenceError, SettingsError, StaleRowsError
 from trak_lightning.featurize.reuse import stored_batches
 from trak_lightning.stores.hdf5 import HDF5Set
 from trak_lightning.stores.memory import MemorySet
@@ -264,3 +264,37 @@ def test_changed_code_that_touches_a_single_sample_is_noticed_while_there_is_tim
     attribute(model, tmp_path).featurize(DataLoader(train_set, 4))
     with pytest.raises(StaleRowsError, match="sample 33"):
         attribute(model, tmp_path).featurize(DataLoader(train_set, 4, collate_fn=collate(inputs[33])))
+
+
+class SmallNumbers(Task):
+    """A regression whose numbers and outputs are of size `scale`."""
+
+    def __init__(self, scale, factor=1.0, centered=False):
+        self.scale = scale
+        self.factor = [factor]
+        self.centered = centered
+
+    @property
+    def state(self):  # an edit of the code is in no setting
+        return {"scale": self.scale}
+
+    def output(self, model, batch):
+        output = self.scale * model(batch[0])[:, 0]
+        return output - output.mean().detach() if self.centered else output
+
+    def loss_weight(self, model, batch, output):
+        return self.factor[0] * (self.scale * batch[1] - output)
+
+
+@pytest.mark.parametrize("scale", [1e3, 1.0, 1e-3])
+def test_a_changed_loss_weight_is_noticed_whatever_its_unit(scale, model, train_set, tmp_path):
+    attribute(model, tmp_path, SmallNumbers(scale)).featurize(train_set)
+    assert attribute(model, tmp_path, SmallNumbers(scale)).featurize(train_set) == 0
+    with pytest.raises(StaleRowsError, match="the loss weight of"):
+        attribute(model, tmp_path, SmallNumbers(scale, factor=1.5)).featurize(train_set)
+
+
+@pytest.mark.parametrize("scale", [1e3, 1.0, 1e-3])
+def test_an_output_that_depends_on_its_batch_is_refused_whatever_its_unit(scale, model, train_set, tmp_path):
+    with pytest.raises(SampleDependenceError):
+        attribute(model, tmp_path, SmallNumbers(scale, centered=True)).featurize(train_set)

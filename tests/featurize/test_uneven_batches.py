@@ -132,6 +132,32 @@ def test_all_samples_of_a_verified_batch_are_compared_with_other_batches(functio
         trak.featurize(DataLoader(list(torch.randn(16, 4)), batch_size=16))
 
 
+def hardest(model, batch):
+    """A loss that leaves out the easiest quarter of a batch."""
+    loss = nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    kept = loss.topk(max(1, 3 * len(loss) // 4)).indices
+    return torch.zeros_like(loss).index_put((kept,), loss[kept])
+
+
+def hinge(model, batch):
+    """A loss that is zero for samples beyond the margin, whatever batch they are in."""
+    return nn.functional.multi_margin_loss(5 * model(batch[0]), batch[1], reduction="none")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_gradient_that_is_zero_only_in_its_batch_is_refused(seed, model, train_set, tmp_path):
+    def trak(loss):
+        return TRAK(
+            model, {"name": "loss", "function": loss}, tmp_path / loss.__name__, projector="identity", seed=seed
+        )
+
+    with pytest.raises(SampleDependenceError, match="differs by"):
+        trak(hardest).featurize(train_set, batch_size=10)
+    found = trak(hinge)
+    assert found.featurize(train_set, batch_size=10) == 50
+    assert 1 < (found.features()[:] == 0).all(1).sum() < 45
+
+
 def mixing_if_large(model, x):
     hidden = model.first(x)
     return model.second(hidden + hidden.mean(0) * 0 if x.max() < 9 else hidden + hidden.mean(0) * 0 + hidden.mean(0))

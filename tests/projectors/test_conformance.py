@@ -177,6 +177,22 @@ class HidesItsSettings(Dense):
         return {"class": "HidesItsSettings"}
 
 
+class HidesAnOption(Dense):
+    def __init__(self, dim=24, scale=1.0):
+        super().__init__(dim)
+        self._scale = scale
+
+
+class LeavesOutTheEnd(Dense):
+    """Uses the first half of a parameter of more than 1,000 entries."""
+
+    def matrix(self, slot, seed):
+        matrix = super().matrix(slot, seed)
+        if len(matrix) > 1000:
+            matrix[len(matrix) // 2 :] = 0
+        return matrix
+
+
 def failures(projector):
     """The names of the laws that a projector breaks."""
     tests = type("TestWrong", (ProjectorConformance,), {"projector": projector})()
@@ -218,6 +234,8 @@ def test_a_right_projector_breaks_no_law():
         (WrongFactors, "test_factors_and_sparse_rows_give_what_the_dense_gradient_gives"),
         (UnderstatesItsMemory, "test_it_holds_no_more_memory_than_it_says"),
         (HidesItsSettings, "test_its_state_is_json_and_does_not_change_by_use"),
+        (HidesAnOption, "test_its_state_is_json_and_does_not_change_by_use"),
+        (LeavesOutTheEnd, "test_every_part_of_a_large_parameter_counts"),
     ],
 )
 def test_a_wrong_projector_fails_the_law_that_it_breaks(wrong, law):

@@ -12,6 +12,7 @@ from trak_lightning.errors import DataError
 from trak_lightning.report import Samples
 from trak_lightning.report.pictures import Picture
 from trak_lightning.report.samples import Table, Text, Turn, decoder
+from trak_lightning.report.tokens import token_texts
 
 
 def shown(sample, **options):
@@ -156,3 +157,14 @@ def test_objects_are_shown_as_they_print():
 
     assert shown(Data()).parts == (Text("Data(x=[4, 3], edge_index=[2, 6])"),)
     assert shown(object()).parts == (Text("object"),)
+
+
+def test_texts_of_tokens_join_to_the_decoded_text():
+    class Bytes:
+        def decode(self, ids):
+            return bytes(ids).decode(errors="replace")
+
+    ids = list("naïve – 日本".encode())
+    texts = token_texts(Bytes(), ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == Bytes().decode(ids)

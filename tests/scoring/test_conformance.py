@@ -49,6 +49,13 @@ class CountsWithinABlock(GradientDot):
         )
 
 
+class HidesAnOption(GradientDot):
+    """Scores of one power would be taken for those of another."""
+
+    def __init__(self, power=1.0):
+        self._power = power
+
+
 @pytest.mark.parametrize(
     ("wrong", "law"),
     [
@@ -56,6 +63,7 @@ class CountsWithinABlock(GradientDot):
         (ForgetsCheckpoints, "test_scores_do_not_depend_on_the_order_of_checkpoints"),
         (CentresTargets, "test_targets_do_not_depend_on_each_other"),
         (CountsWithinABlock, "test_scores_do_not_depend_on_the_size_of_blocks"),
+        (HidesAnOption, "test_settings_are_json"),
     ],
 )
 def test_a_wrong_scorer_fails_the_law_that_it_breaks(wrong, law):

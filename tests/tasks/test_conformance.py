@@ -136,8 +136,14 @@ class SquaredError(Task):
     def loss_weight(self, model, batch, output):
         return batch[1] - output
 
-    def curvature(self, model, batch, output):
-        return torch.ones_like(output)
+
+class MinusTheLoss(Task):
+    """Right: ℓ = −f; the form of the loss says all else."""
+
+    loss_function = "linear"
+
+    def output(self, model, batch):
+        return -(model(batch[0])[:, 0] - batch[1]).abs()
 
 
 class RegressionConformance(TaskConformance):
@@ -166,6 +172,18 @@ class TestPoisson(RegressionConformance):
 
     def loss(self, task, model, batch, output):
         return output.exp() - batch[1] * output
+
+
+class TestMinusTheLoss(RegressionConformance):
+    task = MinusTheLoss
+
+
+def test_a_squared_loss_must_say_what_is_predicted():
+    class Squared(MinusTheLoss):
+        loss_function = "squared"
+
+    with pytest.raises(SettingsError, match="no method loss_weight: override it to return y − output"):
+        Squared().loss_weight(None, None, torch.zeros(2))
 
 
 def test_a_loss_function_that_is_not_known_is_refused_by_name():
@@ -202,7 +220,7 @@ class WrongSign(SquaredError):
 
 
 class ForgetsTheCurvature(SquaredError):
-    curvature = Task.curvature
+    loss_function = "logistic"
 
 
 class ReadsParameters(SquaredError):

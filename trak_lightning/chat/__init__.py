@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from trak_lightning.chat.encoding import Encoder
     from trak_lightning.chat.loading import load_model, load_tokenizer
     from trak_lightning.chat.module import LanguageModel
+    from trak_lightning.chat.output_layer import output_layer_only
     from trak_lightning.chat.records import Records
 
 _MODULES = {
@@ -25,6 +26,7 @@ _MODULES = {
     "collate": "data",
     "load_model": "loading",
     "load_tokenizer": "loading",
+    "output_layer_only": "output_layer",
     "read_answers": "answers",
 }
 
@@ -39,6 +41,7 @@ __all__ = [
     "collate",
     "load_model",
     "load_tokenizer",
+    "output_layer_only",
     "read_answers",
 ]
 

@@ -147,10 +147,6 @@ class ChatData(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return DataLoader(self.target_set, batch_size=self._batch_size, collate_fn=collate)
 
-    def render(self, sample: dict[str, Tensor]) -> str:
-        """A sample as text."""
-        return str(self.tokenizer.decode(sample["input_ids"]))
-
     def _load_model(self) -> torch.nn.Module:
         return loading.load_model(self._model, base=self._base)
 

@@ -1,7 +1,7 @@
 """The stages of a run over one parsed configuration: what the commands that need a model share."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from trak_lightning.cli.lightning_cli import TrakCLI
 from trak_lightning.cli.output import narrated, print_results, print_trust, short_path, summary
 from trak_lightning.cli.retrain_processes import retrain_in_processes
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.data.repeatable_setup import repeat_setup
 from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.errors import DataError, IncompleteRunError
@@ -23,6 +24,7 @@ from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
 from trak_lightning.evaluation.experiments import require_possible
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.featurize.job import FeaturizeJob
+from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import Checkpoint, expand, read_checkpoints
 from trak_lightning.retraining.outputs import Retraining, missing
 from trak_lightning.retraining.retrainer import Retrainer
@@ -51,10 +53,15 @@ class Job:
         if self._cli.datamodule is None:
             raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
         self.datamodule: L.LightningDataModule = self._cli.datamodule
+        if self.settings.get("seed_everything") in (None, False):
+            L.seed_everything(self.settings.seed, verbose=False)
+        repeat_setup(self.datamodule)
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.train_data = self._data(self.settings.train_split)
-        if command != "check":  # where it may be long: a language model answers prompts
+        if command == "check":  # setting up targets may take long: a language model answers prompts
+            self._loader_method(self.settings.target_split)
+        else:
             self.datamodule.setup(_setup_stage(self.settings.target_split))
             self.target_data = self._data(self.settings.target_split)
 
@@ -125,6 +132,18 @@ class Job:
     def require_compatible(self) -> None:
         """Refuse to begin, let alone to train, if the features that are there were made with other settings."""
         self._featurize_job().require_compatible()
+
+    def require_same_data(self, *splits: str) -> None:
+        """Refuse data that is not what the stored rows of these splits were computed from, before it is shown or predicted.
+
+        Raises:
+            StaleRowsError: some samples have changed.
+        """
+        settings = self.settings
+        data = {settings.target_split: self.target_data, settings.train_split: self.train_data}
+        checkpoint = self.run.require_checkpoints()[0].id
+        for split in splits if settings.verify_data != "off" else ():
+            require_same_samples(data[split], self._store.open(split, checkpoint))
 
     def require_evaluable(self) -> None:
         """Refuse to begin if an evaluation is asked for that is impossible with this data."""
@@ -235,6 +254,7 @@ class Job:
     def suspects(self, fdr: float) -> Suspects:
         """Find the training samples whose label is likely wrong."""
         split, trak = self.settings.train_split, self.trak()
+        self.require_same_data(split)
         checkpoints = read_checkpoints(self.run, trak.model, weights_only=self.settings.weights_only)
         features = load_features(self.run, self._store, targets=split, train=split)
         subsets = [each.subset for each in features]
@@ -259,6 +279,8 @@ class Job:
         replace(plan, num_samples=len(self.train_data), recipe=self._recipe).record(folder)
         self.keep_configuration()
         todo = missing(retrainings)
+        if todo:
+            self.require_same_data(self.settings.train_split, self.settings.target_split)
         workers = min(self.parts.evaluation.workers, len(todo))
         if workers > 1:
             retrain_in_processes(self._argv, todo, workers, self.run.evaluation)
@@ -270,22 +292,26 @@ class Job:
         retrainer = Retrainer(self._fresh, self.datamodule, self.parts.task, self.train_data, self.target_data)
         retrainer.retrain(retrainings)
 
-    def _data(self, split: str) -> AttributionData:
-        source = getattr(self.datamodule, f"{split}_dataloader", None) if split in _splits(self.datamodule) else None
-        if source is None:
+    def _loader_method(self, split: str) -> Callable[[], Any]:
+        if split not in _splits(self.datamodule):
             has = ", ".join(_splits(self.datamodule)) or "none"
             raise DataError(
                 f"{type(self.datamodule).__name__} has no method {split}_dataloader, which split {split!r} needs; the splits that it "
                 f"has are {has}. Name one of them with --target_split or --train_split, or add the method."
             )
-        loaders = source()
-        if isinstance(loaders, (list, tuple)):
+        found: Callable[[], Any] = getattr(self.datamodule, f"{split}_dataloader")
+        return found
+
+    def _data(self, split: str) -> AttributionData:
+        loaders = self._loader_method(split)()
+        if isinstance(loaders, (list, tuple, Mapping)):
             if len(loaders) != 1:
+                option = "train_split" if split == self.settings.train_split else "target_split"
                 raise DataError(
                     f"{split}_dataloader of {type(self.datamodule).__name__} returns {len(loaders)} loaders, and a split is one. Add a "
-                    "method such as first_dataloader that returns one of them, and name it: --target_split first."
+                    f"method such as first_dataloader that returns one of them, and name it: --{option} first."
                 )
-            loaders = loaders[0]
+            (loaders,) = loaders.values() if isinstance(loaders, Mapping) else loaders
         return AttributionData.of(loaders, self.settings.batch_size, hooks=self.datamodule)
 
     @property

@@ -9,4 +9,6 @@ from trak_lightning.cli.retrain_processes import read_share
 
 if __name__ == "__main__":
     share, argv = sys.argv[1:]
-    Job("worker", json.loads(argv)).retrain_here(read_share(Path(share)))
+    job = Job("worker", json.loads(argv))
+    job.require_same_data(job.settings.train_split, job.settings.target_split)
+    job.retrain_here(read_share(Path(share)))

@@ -19,6 +19,7 @@ def labels_of(command: str, run_dir: str) -> tuple[Array, list[str]]:
     from trak_lightning.cli.job import Job
 
     job = Job(command, [run_dir])
+    job.require_same_data(job.settings.train_split)
     data, task, found = job.train_data, job.parts.task, []
     for start in range(0, len(data), data.batch_size):
         labels = task.class_labels(data.batch(range(start, min(start + data.batch_size, len(data)))))
@@ -38,7 +39,9 @@ def column_of(command: str, run_dir: str, column: str) -> Array:
     """
     from trak_lightning.cli.job import Job
 
-    dataset = Job(command, [run_dir]).train_data.dataset
+    job = Job(command, [run_dir])
+    job.require_same_data(job.settings.train_split)
+    dataset = job.train_data.dataset
     sample = dataset[0]
     if not isinstance(sample, Mapping) or column not in sample:
         columns = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else ""

@@ -32,6 +32,24 @@ def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
     return leaves, rebuild_all
 
 
+def leaves_of(tree: Any) -> list[Any]:
+    """The leaves of `tree`, as `flatten` returns them, in a fraction of the time for tuples, lists and dicts."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    kind = type(tree)
+    if kind is dict:
+        tree = tree.values()
+    elif kind is not tuple and kind is not list:
+        return flatten(tree)[0]
+    found: list[Any] = []
+    for node in tree:
+        if isinstance(node, Tensor):
+            found.append(node)
+        else:
+            found += leaves_of(node)
+    return found
+
+
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     """Replace every leaf of `tree` by ``function(leaf)``."""
     leaves, rebuild = flatten(tree)
@@ -88,6 +106,14 @@ def deep_leaves(tree: Any) -> list[Any]:
 
 
 def _collect(value: Any, found: list[Any], seen: set[int]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+        return
+    kind = type(value)
+    if kind is dict or kind is tuple or kind is list:  # what follows would do the same, more slowly
+        for leaf in value.values() if kind is dict else value:
+            _collect(leaf, found, seen)
+        return
     leaves, _ = flatten(value)
     if not (len(leaves) == 1 and leaves[0] is value):
         for leaf in leaves:

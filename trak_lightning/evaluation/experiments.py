@@ -18,6 +18,7 @@ from trak_lightning.evaluation.lds_run import (
     lds_result,
     lds_retrainings,
     models_folder,
+    outputs_folder,
 )
 from trak_lightning.evaluation.leave_one_out import choose_samples, leave_one_out
 from trak_lightning.evaluation.mislabeled import mislabeled, read_positions, suspicions
@@ -103,7 +104,9 @@ def experiments(
 ) -> list[Experiment]:
     """Prepare the evaluations that `settings` ask for; arguments and exceptions as for `evaluate`."""
     n, m, seed = scored.num_train, scored.num_targets, scored.seed
-    single = Models(scored.run.evaluation / "retrained", SubsetPlan("retrained", n, 1.0, seed))
+    single = Models(
+        outputs_folder(scored.run, scored.target_split) / "retrained", SubsetPlan("retrained", n, 1.0, seed)
+    )
     retrained = Retrained(single.folder, single.plan, m, settings.repeats, retrain)
     found = [_lds(scored, settings, retrain)] if settings.models else []
     for kind, count in (("counterfactual", settings.counterfactual), ("brittleness", settings.brittleness)):
@@ -124,12 +127,12 @@ def _lds(scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain) -> E
     if settings.protocol == "fixed_seed":
         kind, asked = FIXED_SEED, ["models", "removed", "compare"]
         plan = SubsetPlan("fixed_seed", n, 1 - settings.removed, seed)
-        folder = fixed_seed_folder(scored.run, settings.removed)
+        folder = fixed_seed_folder(scored.run, settings.removed, scored.target_split)
         retrainings = fixed_seed_retrainings(plan, folder, settings)
     else:
         kind, asked = "lds", ["models", "fraction", "compare", "ceiling"]
         plan = SubsetPlan("evaluation", n, settings.fraction, seed)
-        folder = models_folder(scored.run, settings.fraction)
+        folder = models_folder(scored.run, settings.fraction, scored.target_split)
         retrainings = lds_retrainings(plan, folder, settings)
     compare = {name: registry.create("scorers", name) for name in settings.compare}
 
@@ -179,7 +182,7 @@ def _request(scored: ScoredRun, experiment: Experiment) -> dict[str, Any]:
         # The folder may have been deleted since, and other models trained: their results are others.
         plan = recorded_plan(experiment.models.folder)
         # As text, since settings may be infinite.
-        request["models"] = None if plan is None else fingerprint(json.dumps(plan, sort_keys=True))
+        request["trained"] = None if plan is None else fingerprint(json.dumps(plan, sort_keys=True))
     return request
 
 

@@ -25,14 +25,21 @@ FIXED_SEED = "fixed-seed"
 """Name of the result of protocol fixed_seed."""
 
 
-def models_folder(run: RunDirectory, fraction: float) -> Path:
+def outputs_folder(run: RunDirectory, target_split: str) -> Path:
+    """Where outputs of retrained models on the targets of a split are kept; those of other targets are others."""
+    return run.evaluation if target_split == "test" else run.evaluation / target_split
+
+
+def models_folder(run: RunDirectory, fraction: float, target_split: str = "test") -> Path:
     """Where outputs of models trained on random subsets are kept, a folder for each size of subset."""
-    return run.evaluation / ("models" if fraction == EvaluationSettings.fraction else f"models-{fraction:g}")
+    return outputs_folder(run, target_split) / (
+        "models" if fraction == EvaluationSettings.fraction else f"models-{fraction:g}"
+    )
 
 
-def fixed_seed_folder(run: RunDirectory, removed: float) -> Path:
+def fixed_seed_folder(run: RunDirectory, removed: float, target_split: str = "test") -> Path:
     """Where outputs of models trained at one seed without random samples are kept, a folder for each number of these."""
-    return run.evaluation / f"models-fixed_seed-{removed:g}"
+    return outputs_folder(run, target_split) / f"models-fixed_seed-{removed:g}"
 
 
 def fixed_seed_retrainings(plan: SubsetPlan, folder: Path, settings: EvaluationSettings) -> list[Retraining]:

@@ -24,8 +24,9 @@ def requiring(model: nn.Module, names: Collection[str]) -> Iterator[None]:
 
     The fast path of transformer layers is off, since it skips the modules inside.
     """
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    wanted = {id(parameter) for parameter in parameters_of(model, names).values()}
+    known = dict(model.named_parameters(remove_duplicate=False))
+    before = [(parameter, parameter.requires_grad) for parameter in dict.fromkeys(known.values())]
+    wanted = {id(known[name]) for name in names}
     try:
         for parameter, state in before:
             if state != (id(parameter) in wanted):

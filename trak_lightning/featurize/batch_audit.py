@@ -1,7 +1,7 @@
 """Audit batches: compare rows with the gradients that autograd computes for the batch, and for one of its samples alone."""
 
 import random
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError, OneSampleAtATime, SampleDependenceError, UnsupportedModelError
-from trak_lightning.extractors.audit import Audit, added, as_outputs, audit_coefficients, only, reference
+from trak_lightning.extractors.audit import Audit, added, as_outputs, audit_coefficients, halves, only, reference
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.iterative import sample_gradient
 from trak_lightning.featurize.diagnosis import Place, random_output, refuse
+from trak_lightning.featurize.unit import unit
 from trak_lightning.featurize.unusual import Unusual
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.autocast import is_cast, without_autocast
@@ -67,6 +68,14 @@ class BatchAuditor:
         """A position that is drawn from the seed."""
         return (derive_seed(self._seed, "verify", int(index[0])) // SHARE) % batch.size
 
+    def left_out(self, rows: FeatureRows) -> int | None:
+        """The position of a sample whose features are zero, if it is to be verified: the loss may leave it out because of the
+        others, such as one that keeps the hardest samples of a batch."""
+        zero = np.flatnonzero(~rows.features.any(axis=1))
+        if not len(zero) or not self._unusual.is_due("zero"):
+            return None
+        return int(zero[derive_seed(self._seed, "zero", int(rows.index[0])) % len(zero)])
+
     def begin(self, batch: SampleBatch, position: int, extractor: GradientExtractor) -> "Comparison | None":
         """What the blocks of a batch are to be compared with while its rows are computed; None if they cannot be, since they are
         rounded to 16 bits, or belong to samples that are computed one at a time anyway."""
@@ -77,13 +86,14 @@ class BatchAuditor:
         except Exception:  # the batch is not one that can be computed as a whole
             return None
 
-    def _comparison(self, batch: SampleBatch, position: int, *, audited: bool = False) -> "Comparison":
-        one = batch.fetch([position])
+    def _comparison(
+        self, batch: SampleBatch, position: int, *, audited: bool = False, measure: bool = False
+    ) -> "Comparison":
+        alone = partial(Comparison, self._model, self._task, self._layout, batch, position, audited, measure)
         try:
-            return Comparison(self._model, self._task, self._layout, batch, one, position, audited)
+            return alone(batch.fetch([position]))
         except DataError:
-            one = self._alone(batch, position)
-            return Comparison(self._model, self._task, self._layout, batch, one, position, audited)
+            return alone(self._alone(batch, position))
 
     def verify(
         self,
@@ -116,24 +126,25 @@ class BatchAuditor:
             self._compare_outputs(batch, index, position, self._alone(batch, position), rows, chosen)
             return
         place, output = Place(int(index[position]), position, batch.size), torch.from_numpy(rows.output)
-        if compared is None:
+        if compared is None or compared.doubtful:
             with without_autocast():
-                compared = self._comparison(batch, position)
+                compared = self._comparison(batch, position, measure=True)
                 output = extractor.extract(self._model, self._task, batch, self._layout, compared)
-        one, most = compared.one, compared.single.tolerance
+        one, most, outputs = compared.one, compared.single.tolerance, compared.outputs
+        size = self._unit(rows)
         for other in (position, *range(batch.size)) if batch.size > 1 else ():
-            if (error := _shift(output[other], compared.outputs[other])) > most:
+            if (error := _shift(output[other], outputs[other], size)) > most:
                 lone = batch.fetch([other])
                 with without_autocast():
-                    error = max(error, _shift(output[other], self._outputs(lone)[0]))
+                    error = max(error, _shift(output[other], self._outputs(lone)[0], size))
                     self._refuse(Place(int(index[other]), other, batch.size), error, lone, batch)
-        shift = _shift(output[position], compared.alone.output[0])
+        shift = _shift(output[position], compared.alone.output[0], size)
         wrong, name = compared.single.wrong(), type(extractor).__name__.lower()
         if wrong or shift > most:
             with without_autocast():
-                self._blame(batch, one, place, wrong, shift, most, name)
-        if compared.whole is not None and (wrong := compared.whole.wrong()):
-            raise UnsupportedModelError(_wrong_rows(wrong, name))
+                self._blame(batch, one, place, wrong, shift, most, name, size)
+        if compared.wrong_sum:
+            raise UnsupportedModelError(_wrong_rows(compared.wrong_sum, name))
         self._compare_weights(batch, place, one, compared.alone.output, rows)
 
     def require_repeatable(self, batch: SampleBatch, index: Tensor, output: Tensor, one_by_one: bool) -> None:
@@ -200,13 +211,14 @@ class BatchAuditor:
         shift: float,
         most: float,
         extractor: str,
+        size: float,
     ) -> NoReturn:
         """Find the cause of a difference between a sample by itself and in its batch: the model, if autograd differs too, or the
         `extractor`."""
         position = place.position
         within = reference(self._model, self._task, batch, self._layout, only(position, batch.size))
         alone = reference(self._model, self._task, one, self._layout, only(0, one.size))
-        error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0]))
+        error = max(_distance(alone.grads, within.grads), _shift(within.output[position], alone.output[0], size))
         if error > most:
             self._refuse(place, error, one, batch)
         raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, extractor))
@@ -217,10 +229,10 @@ class BatchAuditor:
         """Check samples that were computed one at a time: compute one again and, unless the user chose this extractor, compare
         with the outputs of the batch."""
         most = 0.1 if _cast_or_short(self._model) else 1e-2
-        found = torch.from_numpy(rows.output)
+        found, size = torch.from_numpy(rows.output), self._unit(rows)
         if one.size == 1:
             again, _ = sample_gradient(self._model, self._task, one, self._layout)
-            if (error := _shift(again[0], found[position])) > most:
+            if (error := _shift(again[0], found[position], size)) > most:
                 self._refuse(Place(int(index[position]), 0, 1), error, one, one)
         if batch.size == 1:
             return
@@ -234,24 +246,30 @@ class BatchAuditor:
         if chosen:
             return
         for other in range(batch.size):
-            if (error := _shift(output[other], found[other])) > most:
+            if (error := _shift(output[other], found[other], size)) > most:
                 place = Place(int(index[other]), other, batch.size)
                 self._refuse(place, error, batch.fetch([other]), batch)
+
+    def _unit(self, rows: FeatureRows) -> float:
+        """The size relative to which outputs are compared."""
+        return unit(rows.output, rows.output, exact=not _cast_or_short(self._model))
 
     def _compare_weights(
         self, batch: SampleBatch, place: Place, one: SampleBatch, output: Tensor, rows: FeatureRows
     ) -> None:
-        most = 0.1 if _cast_or_short(self._model) else 1e-2
+        exact = not _cast_or_short(self._model)
+        most = 1e-2 if exact else 0.1
         with torch.no_grad(), batch_of(one.size):
             weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
-            if (error := _shift(torch.tensor(column[place.position]), own[0])) > most:
+            size = unit(column, rows.output, exact=exact)
+            if (error := _shift(torch.tensor(column[place.position]), own[0], size)) > most:
                 self._refuse(place, error, one, batch)
 
 
 class Comparison:
     """A sink that compares blocks with the gradients that autograd computes: for one sample by itself and, unless the extractor
-    audits the batch, for the samples in two halves, drawn from the position and each in order (the collate function may sort)."""
+    audits the batch, for the samples in two halves, drawn from the position. An extractor that audits tells the outputs of halves."""
 
     def __init__(
         self,
@@ -259,43 +277,70 @@ class Comparison:
         task: Task,
         layout: ParameterLayout,
         batch: SampleBatch,
-        one: SampleBatch,
         position: int,
         audited: bool,
+        measure: bool,
+        one: SampleBatch,
     ) -> None:
         self.one = one
         self._reference = partial(reference, model, task, layout=layout)
+        self._outputs = partial(outputs, model, task)
         self._layout = layout
+        self._batch = batch
         self._position = position
-        self._size = batch.size
-        order = torch.randperm(batch.size, generator=torch.Generator().manual_seed(position)).tolist()
-        self._halves = [
-            (batch.fetch(part), part) for part in map(sorted, (order[::2], order[1::2])) if part and batch.size > 1
-        ]
         self._audited = audited
-        self.outputs = torch.zeros(batch.size, dtype=torch.float64)
-        for half, part in self._halves if audited else ():
-            self.outputs[part] = outputs(model, task, half).to(self.outputs)
+        self._measure = measure
+        self._in_halves: Tensor | None = None
         self._refer()
+
+    @property
+    def outputs(self) -> Tensor:
+        """The outputs (B,) of the samples in two halves."""
+        if self._in_halves is None:
+            self._in_halves = self._joined([self._outputs(half) for half, _ in self._halves()])
+        return self._in_halves
+
+    @cached_property
+    def wrong_sum(self) -> dict[str, str]:
+        """The parameters for which the sum of all blocks is wrong, and how."""
+        return {} if self.whole is None else self.whole.wrong()
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the sum of all blocks may be right although it seems wrong, since sizes were not measured."""
+        return bool(self.wrong_sum) and not self._measure
+
+    def told(self, outputs: Tensor) -> None:
+        """Take the outputs in two halves that the extractor has computed."""
+        self._in_halves = outputs.to(torch.float64)
 
     def restart(self) -> None:
         """Begin again with the first block."""
         if self._begun:
             self._refer()
 
+    def _halves(self) -> list[tuple[SampleBatch, list[int]]]:
+        return [(self._batch.fetch(part), part) for part in halves(self._batch.size, self._position)]
+
+    def _joined(self, outputs: list[Tensor]) -> Tensor:
+        joined = torch.zeros(self._batch.size, dtype=torch.float64)
+        for part, found in zip(halves(self._batch.size, self._position), outputs, strict=True):
+            joined[part] = found.to(joined)
+        return joined
+
     def _refer(self) -> None:
         self._begun = False
+        size = self._batch.size
         self.alone = self._reference(self.one, weights=only(0, self.one.size))
-        self.single = Audit(self._layout, self.alone, only(self._position, self._size), slack=_SLACK)
+        self.single = Audit(self._layout, self.alone, only(self._position, size), slack=_SLACK)
         self.whole = None
-        if not self._halves:
-            self.outputs = self.alone.output
+        if size == 1:
+            self._in_halves = self.alone.output
         elif not self._audited:
-            weights = audit_coefficients(self._size)
-            halves = [self._reference(half, weights=weights[part]) for half, part in self._halves]
-            for (_, part), found in zip(self._halves, halves, strict=True):
-                self.outputs[part] = found.output.to(self.outputs)
-            self.whole = Audit(self._layout, added(halves), weights, slack=_SLACK)
+            weights = audit_coefficients(size)
+            found = [self._reference(half, weights=weights[part]) for half, part in self._halves()]
+            self._in_halves = self._joined([each.output for each in found])
+            self.whole = Audit(self._layout, added(found), weights, slack=_SLACK, measure=self._measure)
 
     def __call__(self, block: GradientBlock) -> None:
         self._begun = True
@@ -352,9 +397,9 @@ def _wrong_rows(wrong: dict[str, str], extractor: str) -> str:
     return f"the extractor {extractor!r} computed wrong gradients for a batch: {some}. Use extractor='auto' or 'iterative'."
 
 
-def _shift(one: Tensor, other: Tensor) -> float:
+def _shift(one: Tensor, other: Tensor, smallest: float = 1.0) -> float:
     first, second = float(one), float(other)
-    return abs(first - second) / max(1.0, abs(second))
+    return abs(first - second) / max(smallest, abs(second))
 
 
 def _distance(alone: dict[str, Tensor | None], within: dict[str, Tensor | None]) -> float:

@@ -330,7 +330,10 @@ class FeaturizeJob:
         sample = self._content[id(data)]
         changed = sample.changed(found)
         read_all = len(sample.positions) == len(data)
-        if not self.repair and (error := changed_samples(split, changed, read_all=read_all)) is not None:
+        if (
+            not self.repair
+            and (error := changed_samples(split, changed, len(sample.positions), read_all=read_all)) is not None
+        ):
             raise error
         if len(changed):
             self.run.discard_results()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import IncompleteRunError, StaleRowsError
+from trak_lightning.featurize.unit import unit
 from trak_lightning.run.fingerprint import UNKNOWN
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
@@ -68,6 +69,18 @@ class ContentSample:
         return np.flatnonzero((now != UNKNOWN) & (then != UNKNOWN) & (now != then))
 
 
+def require_same_samples(data: "AttributionData", feature_set: FeatureSet) -> None:
+    """Refuse data that is not what stored rows were computed from; reads as many samples as ``sampled`` does.
+
+    Raises:
+        StaleRowsError: samples have changed.
+    """
+    sample = ContentSample.read(data, "sampled")
+    error = changed_samples(feature_set.spec.split, sample.changed(feature_set), len(sample.positions), read_all=False)
+    if error is not None:
+        raise error
+
+
 def knows_content(feature_set: FeatureSet) -> bool:
     """Whether the content hash of every sample is stored with its row. Rows of earlier versions have none, nor have samples
     that cannot be hashed."""
@@ -108,16 +121,20 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
     # Do not compare gradients that are zero except for rounding relative to their own norm.
     scale = np.maximum(norms, 1e-6 * max(float(norms.max()), np.finfo(np.float32).tiny))
     errors = {
-        "features": np.linalg.norm(found.features.astype(np.float64) - stored.features, axis=1) / scale,
-        "output": _relative(found.output, stored.output),
-        "loss weight": _relative(found.loss_weight, stored.loss_weight),
-        "curvature": _relative(found.curvature, stored.curvature),
+        name: _relative(now, then, unit(then, stored.output, exact=exact))
+        for name, now, then in (
+            ("output", found.output, stored.output),
+            ("loss weight", found.loss_weight, stored.loss_weight),
+            ("curvature", found.curvature, stored.curvature),
+        )
     }
+    features = np.linalg.norm(found.features.astype(np.float64) - stored.features, axis=1) / scale
+    errors = {"features": features, **errors}
     for name, error in errors.items():
         if not (error <= tolerance).all():
             known = (stored.content != UNKNOWN) & (found.content != UNKNOWN)
             changed = found.index[known & (stored.content != found.content)]
-            if (samples := changed_samples(spec.split, changed, read_all=False)) is not None:
+            if (samples := changed_samples(spec.split, changed, len(found), read_all=False)) is not None:
                 return samples
             worst = int(np.argmax(error))
             return StaleRowsError(
@@ -132,18 +149,19 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
 
 
 def changed_samples(
-    split: str, changed: Sequence[int] | npt.NDArray[np.int64], *, read_all: bool
+    split: str, changed: Sequence[int] | npt.NDArray[np.int64], count: int, *, read_all: bool
 ) -> StaleRowsError | None:
-    """An error that names the first of the samples whose content has changed, None if there are none. Unless `read_all`, there may
-    be more of them."""
+    """An error that names the first of the samples whose content has changed, of `count` that were compared; None if there are none.
+    Unless `read_all`, there may be more of them."""
     if not len(changed):
         return None
+    most = " Most samples have: is the data split or ordered at random? Give random_split a generator with a seed."
     shown = ", ".join(map(str, changed[:10])) + (" …" if len(changed) > 10 else "")
     read = "" if read_all else " (not all were read again: verify_data=full does)"
     what = f"1 sample of {split!r} is" if len(changed) == 1 else f"{len(changed)} samples of {split!r} are"
     return StaleRowsError(
         f"{what} not what the stored rows were computed from: {shown}{read}. Labels or "
-        "inputs have changed. Use another run directory (or for targets another name), restore the earlier samples, or "
+        f"inputs have changed.{most if 2 * len(changed) > max(count, 2) else ''} Use another run directory (or for targets another name), restore the earlier samples, or "
         "featurize with repair=True (--repair true), which computes the rows of changed samples again."
     )
 
@@ -180,9 +198,11 @@ def _stored_content(feature_set: FeatureSet) -> Iterator[tuple[range, npt.NDArra
             continue
 
 
-def _relative(found: npt.NDArray[np.floating], stored: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+def _relative(
+    found: npt.NDArray[np.floating], stored: npt.NDArray[np.floating], smallest: float
+) -> npt.NDArray[np.float64]:
     difference = np.abs(found.astype(np.float64) - stored)
-    return difference / np.maximum(1.0, np.abs(stored.astype(np.float64)))
+    return difference / np.maximum(smallest, np.abs(stored.astype(np.float64)))
 
 
 def _evenly(count: int) -> Iterator[int]:

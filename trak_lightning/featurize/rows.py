@@ -23,7 +23,7 @@ from trak_lightning.errors import (
 )
 from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
-from trak_lightning.extractors.state import requiring, without_fast_path
+from trak_lightning.extractors.state import gradients, requiring, without_fast_path
 from trak_lightning.featurize.batch_audit import (
     BatchAuditor,
     Comparison,
@@ -170,13 +170,18 @@ class RowComputer:
             compared = self._auditor.begin(batch, position, extractor)
         rows = self._compute(batch, index, extractor, compared)
         known = extractor.kinds == kinds
-        if position is None:
-            if known or any_sharded(self._model.parameters()):
-                return rows
+        if any_sharded(self._model.parameters()) and position is None:
+            return rows
+        if position is None and not known:
             position = self._auditor.drawn(batch, index)
+        positions = {} if position is None else {position: compared}
+        if not (extractor.one_by_one or isinstance(self._projection, PassThrough)):
+            zero = self._auditor.left_out(rows)
+            positions |= {} if zero is None or zero in positions else {zero: None}
         chosen = not self._extractor.falls_back
         try:
-            self._auditor.verify(batch, index, position, extractor, rows, compared, chosen=chosen)
+            for position, comparison in positions.items():
+                self._auditor.verify(batch, index, position, extractor, rows, comparison, chosen=chosen)
         except UnsupportedModelError as wrong:
             mended = extractor.distrust(self._model)
             if known and not extractor.one_by_one:
@@ -217,17 +222,21 @@ class RowComputer:
         """Refuse a task whose outputs do not depend on any parameter, attributed or not.
 
         Raises:
-            DataError: autograd records no graph for any of the first samples.
+            DataError: autograd finds no gradient for any of the first samples.
         """
-        every = [name for name, parameter in self._model.named_parameters() if parameter.is_floating_point()]
+        every = {name: each for name, each in self._model.named_parameters() if each.is_floating_point()}
         for position in range(min(batch.size, 8)):
             one = batch.fetch([position])
-            with requiring(self._model, every), batch_of(1), torch.enable_grad():
-                if self._task.output(self._model, one.data).requires_grad:
-                    return
+            with requiring(self._model, list(every)), batch_of(1), torch.enable_grad():
+                output = self._task.output(self._model, one.data)
+                if output.requires_grad:
+                    found = gradients(output.sum(), list(every.values()), self._model)
+                    if any(grad is not None for grad in found):
+                        return
         raise DataError(
             f"the output of {type(self._task).__name__} does not depend on any parameter of {type(self._model).__name__}, according "
-            "to autograd, so every feature would be zero. Do not detach it or compute it under torch.no_grad()."
+            "to autograd, so every feature would be zero. Compute it with the model that the task is given, not with another one, and do "
+            "not detach it or compute it under torch.no_grad()."
         )
 
     def _warn_of_zeros(self, reached: set[str]) -> None:
@@ -287,6 +296,10 @@ class _Rows:
     @property
     def restart(self) -> Callable[[], None] | None:
         return None if isinstance(self._projection, PassThrough) else self._restart
+
+    @property
+    def halves(self) -> Callable[[Tensor], None] | None:
+        return None if self._compared is None else self._compared.told
 
     def _restart(self) -> None:
         self.reached.clear()

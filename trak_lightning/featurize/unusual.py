@@ -14,8 +14,10 @@ from trak_lightning.data.trees import deep_leaves
 Positions = npt.NDArray[np.intp]
 
 _EACH = 8
-"""How many batches that are unusual in one way are verified before only the 16th, 32nd, 64th … are. Of batches whose samples differ
-in size, the first, second, fourth … are, since there are many."""
+"""How many batches that are unusual in one way are verified before only the 16th, 32nd, 64th … are."""
+
+_MANY = ("extent", "zero")
+"""Of batches whose samples differ in size, or have gradients of zero, the first, second, fourth … are, since there are many."""
 
 _VALUES = 4096
 """How many different values of an entry are remembered."""
@@ -38,12 +40,13 @@ class Unusual:
     def samples(self, batch: SampleBatch) -> Positions:
         """The positions of the samples, one of which should be computed alone; none if the batch is like earlier ones."""
         found = [(key, where) for key, where in self._ways(batch) if len(where)]
-        due = [where for key, where in found if self._is_due(key)]
+        due = [where for key, where in found if self.is_due(key)]
         return due[0] if due else np.zeros(0, np.intp)
 
-    def _is_due(self, key: Hashable) -> bool:
+    def is_due(self, key: Hashable) -> bool:
+        """Count a batch that is unusual in this way; whether it should be verified."""
         self._count[key] += 1
-        return self._count[key].bit_count() == 1 or (key != "extent" and self._count[key] <= _EACH)
+        return self._count[key].bit_count() == 1 or (key not in _MANY and self._count[key] <= _EACH)
 
     def _ways(self, batch: SampleBatch) -> list[tuple[Hashable, Positions]]:
         return [

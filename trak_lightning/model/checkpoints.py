@@ -189,7 +189,8 @@ def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only:
         if name in named and named[name].shape != own[name].shape
     ][:1]
     if faults:
-        by_torch = _fit_by_torch(read, model)
+        # Hooks may translate names of older versions, or be those of a module inside a wrapper.
+        by_torch = _fit_by_torch(read, model) or _fit_by_torch({**named, **extra}, model)
         if by_torch is not None:
             return _Fitted(by_torch, ())
         kind = "adapter" if is_adapter else "checkpoint"

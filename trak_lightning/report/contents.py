@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from trak_lightning.report.duplicates import Group, Pair
 from trak_lightning.report.links import Effects
 from trak_lightning.report.samples import Shown
+from trak_lightning.report.tokens import TokenMarks
 from trak_lightning.run.meaning import Meaning
 
 
@@ -26,6 +27,8 @@ class Example:
     score: float
     spread: float | None
     """Standard error over checkpoints, if known."""
+    tokens: TokenMarks | None = None
+    """Which of its tokens moved which of the target's, if that was computed."""
 
 
 @dataclass(frozen=True)

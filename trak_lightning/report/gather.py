@@ -1,8 +1,8 @@
 """Gather from a run directory what its page shows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,14 +13,21 @@ from trak_lightning.report.contents import Example, Fact, Headline, Report, Targ
 from trak_lightning.report.links import effects
 from trak_lightning.report.samples import Samples, Shown
 from trak_lightning.report.suspicion import Suspicion
+from trak_lightning.report.tokens import TokenMarks
 from trak_lightning.report.trust import evaluated, numerics, read_results, trusted
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures, evenly
 from trak_lightning.scoring.ranking import Ranking
 from trak_lightning.scoring.scores import Scores
+from trak_lightning.scoring.token_scores import TokenScores
 
 EXAMPLES = 10
 TARGETS = 24
+MARKED = 3
+"""Number of examples on either side of a target whose tokens are marked."""
+
+TokenScorer: TypeAlias = Callable[[Sequence[tuple[int, int]]], Sequence[TokenScores]]
+"""Splits the scores of pairs (target, training sample) by tokens."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Sources:
     checkpoints: Sequence[CheckpointFeatures]
     train: Samples
     targets: Samples
+    token_scores: TokenScorer | None = None
+    """None marks no tokens."""
 
 
 def choose_targets(errors: Array, count: int = TARGETS) -> list[int]:
@@ -78,7 +87,8 @@ def gather(
     known = {(i, j) for group in groups or () for i in group.train for j in group.train}
     pairs = None if pairs is None else [pair for pair in pairs if (pair.first, pair.second) not in known]
     results, outdated = read_results(sources.run)
-    targets = [_target(sources, outcome, position) for position in positions]
+    marks = _token_marks(sources, positions)
+    targets = [_target(sources, outcome, position, marks) for position in positions]
     examples = {each.index for target in targets for each in (*target.helpful, *target.harmful)}
     shown = examples | {suspect.index for suspect in suspicion.suspects}
     return Report(
@@ -105,7 +115,27 @@ def gather(
     )
 
 
-def _target(sources: Sources, outcome: Outcome, position: int) -> Target:
+def _token_marks(sources: Sources, positions: Sequence[int]) -> Mapping[tuple[int, int], TokenMarks]:
+    """Mark the tokens of the first examples of each target, on either side."""
+    if sources.token_scores is None:
+        return {}
+    pairs = [
+        (position, int(index))
+        for position in positions
+        for side in sources.scores.sides(min(MARKED, sources.scores.shape[1]), position)
+        for index in side.indices
+    ]
+    return {
+        (each.target, each.example): TokenMarks.of(
+            each,
+            sources.train.token_texts(each.example, each.example_positions),
+            sources.targets.token_texts(each.target, each.target_positions),
+        )
+        for each in sources.token_scores(pairs)
+    }
+
+
+def _target(sources: Sources, outcome: Outcome, position: int, marks: Mapping[tuple[int, int], TokenMarks]) -> Target:
     k, shown = min(EXAMPLES, sources.scores.shape[1]), sources.targets.show(position)
     meaning, output, residual = outcome.meaning, float(outcome.output[position]), float(outcome.residual[position])
     label = f"{output + residual:.4g}" if meaning.number else shown.label
@@ -130,12 +160,14 @@ def _target(sources: Sources, outcome: Outcome, position: int) -> Target:
         correct=outcome.correct(position),
         raises=raises,
         lowers=lowers,
-        helpful=_examples(sources, helpful),
-        harmful=_examples(sources, harmful),
+        helpful=_examples(sources, position, helpful, marks),
+        harmful=_examples(sources, position, harmful, marks),
     )
 
 
-def _examples(sources: Sources, ranking: Ranking) -> tuple[Example, ...]:
+def _examples(
+    sources: Sources, target: int, ranking: Ranking, marks: Mapping[tuple[int, int], TokenMarks]
+) -> tuple[Example, ...]:
     spreads = [None] * len(ranking.indices) if ranking.spread is None else ranking.spread
     return tuple(
         Example(
@@ -143,6 +175,7 @@ def _examples(sources: Sources, ranking: Ranking) -> tuple[Example, ...]:
             sources.train.show(int(index)),
             float(value),
             None if spread is None or not np.isfinite(spread) else float(spread),
+            marks.get((target, int(index))),
         )
         for index, value, spread in zip(ranking.indices, ranking.values, spreads, strict=True)
     )

@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -12,12 +12,15 @@ import numpy as np
 
 from trak_lightning.errors import DataError
 from trak_lightning.report.pictures import Picture, is_image, picture
+from trak_lightning.report.tokens import token_texts
 from trak_lightning.tasks.fields import LABEL_NAMES
 
 LONGEST_TEXT = 1200
 MOST_FIELDS = 16
 MOST_CLASSES = 64
 """Longest vector of 0 and 1 that is taken for several labels."""
+IGNORED = -100
+"""Label of a token that does not count."""
 HIDDEN_KEYS = ("attention_mask", "token_type_ids", "position_ids")
 
 
@@ -130,6 +133,7 @@ class Samples:
         class_names: names of labels 0, 1, …
         feature_names: names of the entries of one-dimensional float tensors.
         label_keys: other keys under which a mapping may have its label.
+        tokenizer: converts single tokens to text.
     """
 
     def __init__(
@@ -141,6 +145,7 @@ class Samples:
         class_names: Sequence[str] | None = None,
         feature_names: Sequence[str] | None = None,
         label_keys: Sequence[str] = (),
+        tokenizer: Any = None,
     ) -> None:
         self._dataset = dataset
         self._render = render
@@ -148,6 +153,7 @@ class Samples:
         self._class_names = class_names
         self._feature_names = feature_names
         self._label_keys = (*label_keys, *LABEL_NAMES)
+        self._tokenizer = tokenizer
         self.show = lru_cache(maxsize=None)(self._show)
 
     def __len__(self) -> int:
@@ -168,6 +174,13 @@ class Samples:
         """The label of a sample as shown, without making pictures."""
         sample = self._rendered(index)
         return sample.label if isinstance(sample, Shown) else self._label(self.split(sample)[1])
+
+    def token_texts(self, index: int, positions: Iterable[int]) -> list[str]:
+        """The text of the tokens at some positions of a sample's ``labels``; the positions, if there is no tokenizer."""
+        if self._tokenizer is None:
+            return [str(position) for position in positions]
+        labels = self._dataset[index]["labels"]
+        return token_texts(self._tokenizer, [int(labels[position]) for position in positions])
 
     def _show(self, index: int) -> Shown:
         return self.shown(self._rendered(index))
@@ -261,7 +274,7 @@ class Samples:
         for name, value in values.items():
             array = _array(value)
             per_token = _same_shape(array, tokens) and name != "input_ids"
-            if name in HIDDEN_KEYS or (per_token and np.array_equal(array, tokens)):
+            if name in HIDDEN_KEYS or (per_token and ((array == tokens) | (array == IGNORED)).all()):
                 continue
             if array is not None and array.ndim == 0:
                 fields.append((str(name), _number(array)))
@@ -287,13 +300,15 @@ def samples_of(
     bound = getattr(collate, "keywords", {}).get("tokenizer")  # of a partial
     owners = (datamodule, collate, getattr(collate, "__self__", None))
     tokenizers = (tokenizer, bound, *(getattr(owner, "tokenizer", None) for owner in owners))
+    found = next((each for each in tokenizers if decoder(each) is not None), None)
     return Samples(
         data.dataset,
         render=render or getattr(datamodule, "render", None),
-        decode=next((found for each in tokenizers if (found := decoder(each))), None),
+        decode=decoder(found),
         class_names=getattr(datamodule, "class_names", None) or getattr(data.dataset, "classes", None),
         feature_names=getattr(datamodule, "feature_names", None),
         label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
+        tokenizer=found,
     )
 
 

@@ -33,6 +33,8 @@ class Suspicion:
             suspects.append(ShownSuspect(each.index, shown, label, says, each.why, place < len(found)))
         if found.size:
             headline = Headline(f"{found.size:,}", found.describe().removeprefix(f"{found.size} ") + ".", "suspects")
+        elif found.has_cut:
+            headline = Headline("0", f"labels are suspicious enough for {found.fdr:.0%} false alarms.", "suspects")
         else:
-            headline = Headline(f"{count}", f"training examples to look at first, of {n:,}.", "suspects")
+            headline = Headline(f"{n:,}", f"training examples ranked by {found.basis}.", "suspects")
         return cls(tuple(suspects), f"most suspicious first, by {found.basis}", headline)

@@ -11,10 +11,11 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.predictions import held_out_predictions, mean_probabilities
 from trak_lightning.decisions.suspects import find_suspects
 from trak_lightning.errors import CheckpointError, DataError
+from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import Checkpoint, read_checkpoints
 from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.contents import Fact
-from trak_lightning.report.gather import TARGETS, Sources, choose_targets, gather, require_fitting
+from trak_lightning.report.gather import TARGETS, Sources, TokenScorer, choose_targets, gather, require_fitting
 from trak_lightning.report.page import page
 from trak_lightning.report.samples import samples_of
 from trak_lightning.report.suspicion import Suspicion
@@ -50,6 +51,7 @@ def write_report(
     title: str | None = None,
     weights_only: bool = True,
     path: str | Path | None = None,
+    token_scores: TokenScorer | None = None,
 ) -> Path:
     """Write one self-contained page about a scored run; returns its path, ``RUN_DIR/report/index.html``.
 
@@ -74,9 +76,12 @@ def write_report(
         title: title of the page; None uses the name of the run directory.
         weights_only: False unpickles checkpoint files, which executes code in them.
         path: file to write instead.
+        token_scores: splits the scores of (target, training sample) pairs by tokens, to mark the tokens of the first examples
+            (`TRAK.token_scores`); None marks none.
 
     Raises:
         IncompleteRunError: there are no scores yet.
+        StaleRowsError: samples are not those whose rows were stored.
         DataError: the data is not what was scored, `render` fails, or matplotlib or jinja2 is missing.
     """
     run = RunDirectory(run_dir)
@@ -88,14 +93,13 @@ def write_report(
             f"{scores.path} has scores of {len(scores)} groups of {m} targets, and a page shows single targets. Name another score file."
         )
     train, chosen = AttributionData.of(train_data), AttributionData.of(target_data)
-    shown = [
-        samples_of(data, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer)
-        for data in (train, chosen)
-    ]
-    sources = Sources(run, scores, features, *shown)
+    show = partial(samples_of, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer)
+    sources = Sources(run, scores, features, show(train), show(chosen), token_scores)
     outcome = Outcome.of(features, task.meaning if task is not None else run.read().meaning)
     positions = list(targets) if targets is not None else choose_targets(outcome.error, num_targets)
     require_fitting(sources, positions)
+    for data, rows in ((train, features[0].train), (chosen, features[0].targets)):
+        require_same_samples(data, rows)
     notes: list[str] = []
     predictions = None
     if model is not None and task is not None:

@@ -1,6 +1,7 @@
 """The run directory: its paths, and the record of the checkpoints in it. Needs no torch."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -176,14 +177,16 @@ class RunDirectory:
         return checkpoints
 
     def discard_results(self) -> None:
-        """Delete scores, evaluations and cached factors, which were computed from rows that are about to be replaced. Outputs
-        of retrained models stay."""
+        """Delete scores, evaluations and cached factors, which were computed from rows that are about to be replaced, and retrained
+        models with their outputs."""
         for path in (
             *self.path.glob("scores/*"),
-            *self.path.glob("factors/*/*/*.npy"),
+            *(path for path in self.path.glob("factors/*/*/*") if not path.name.endswith(".part")),
             *self.path.glob("evaluation/*.json"),
         ):
             path.unlink(missing_ok=True)
+        for folder in self.path.glob("evaluation/*/"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def write_subset(self, checkpoint: str, subset: npt.ArrayLike) -> None:
         """Record the positions of the training samples that a checkpoint was trained on."""

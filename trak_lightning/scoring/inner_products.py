@@ -127,9 +127,13 @@ class InnerProducts(Scoring):
                 if self.average == "scores":
                     products *= coefficients[m].astype(products.dtype)
                 moments.add(products)
-            yield self._tile(moments, coefficients)
+            yield self.tile(moments, coefficients)
 
-    def _tile(self, moments: Moments, coefficients: Array) -> Tile:
+    def tile(self, moments: Moments, coefficients: Array) -> Tile:
+        """Return the scores (b, c) of `moments`, to which the products of every checkpoint were added, with coefficients (M, c).
+
+        For ``average="scores"``, the products are already multiplied by the coefficients.
+        """
         scores = moments.mean()
         if self.average == "scores":
             return Tile(scores, moments.standard_error)

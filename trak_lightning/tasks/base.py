@@ -75,14 +75,14 @@ class Task(ABC):
     ...         return model(x)[:, 0] * y
 
     The other methods default to the logistic loss ℓ(f) = log(1 + exp(−f)), which is the cross-entropy of every
-    classifier whose f is the log-odds log(p/(1−p)) of the correct answer. For any other loss, override `loss_weight` and
-    `curvature`, set `loss_function` if ℓ has one of its other forms, and `meaning` if it has not.
+    classifier whose f is the log-odds log(p/(1−p)) of the correct answer. If ℓ has one of the other forms of `loss_function`, set
+    that; for any other loss, override `loss_weight` and `curvature`, and `meaning`.
 
     An output must depend on its own sample only, and must not depend on chance; both are checked on the first batch.
     """
 
     loss_function: ClassVar[str] = "logistic"
-    """The form of ℓ, from which the default `meaning` follows; scores are made from q and r.
+    """The form of ℓ, from which the defaults of q, r and `meaning` follow; scores are made from q and r.
 
     ``logistic``: ℓ = a·log(1+exp(−f)) + b·log(1+exp(f)), with a = 1 and b = 0 unless classes are weighted or labels are smoothed.
     ``squared``: f predicts a number y, q = y − f and ℓ = q²/2. ``linear``: f is minus the loss, ℓ = −f, q = 1 and r = 0. A loss of
@@ -103,12 +103,24 @@ class Task(ABC):
         """
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        """Compute q = −∂ℓ/∂f of every sample, (B,): 1 − p for the logistic loss. `output` is what `output` returned."""
-        return torch.sigmoid(-output)
+        """Compute q = −∂ℓ/∂f of every sample, (B,): 1 − p for the logistic loss, 1 for the linear one. `output` is what `output`
+        returned.
+
+        Raises:
+            SettingsError: the loss is squared, and the numbers y of q = y − f are not known here.
+        """
+        if self.loss_function == "squared":
+            raise SettingsError(
+                f"{type(self).__name__} has loss_function 'squared' and no method loss_weight: override it to return y − output, (B,), "
+                "with the numbers y of the batch."
+            )
+        return torch.ones_like(output) if self.loss_function == "linear" else torch.sigmoid(-output)
 
     def curvature(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        """Compute r = ∂²ℓ/∂f² of every sample, (B,): p(1 − p) for the logistic loss."""
-        return torch.sigmoid(output) * torch.sigmoid(-output)
+        """Compute r = ∂²ℓ/∂f² of every sample, (B,): p(1 − p) for the logistic loss, 1 for the squared, 0 for the linear one."""
+        if self.loss_function == "logistic":
+            return torch.sigmoid(output) * torch.sigmoid(-output)
+        return torch.ones_like(output) if self.loss_function == "squared" else torch.zeros_like(output)
 
     def probabilities(self, model: nn.Module, batch: Any) -> Tensor | None:
         """Compute class probabilities (B, C) to show to people; None if the task has no classes."""

@@ -54,12 +54,6 @@ class DrawnLabels(Task):
         log_p = torch.nn.functional.logsigmoid(margin(logits, labels))
         return torch.where(counted, log_p, 0).sum(1) * scale
 
-    def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        return torch.ones_like(output)
-
-    def curvature(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        return torch.zeros_like(output)
-
     def _drawn(self, logits: Tensor, counted: Tensor, positions: Tensor) -> Tensor:
         """Labels (B, T): those that a sample had before, if it is remembered."""
         if is_wrapped(logits) or is_wrapped(positions):

@@ -104,12 +104,6 @@ class Loss(Task):
                 "the losses in batches of one: task: {name: loss, function: …, single_losses: trusted}."
             )
 
-    def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        return torch.ones_like(output)
-
-    def curvature(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        return torch.zeros_like(output)
-
     def _own(self, model: nn.Module, batch: Any) -> Any:
         """What the model returns that is called with the entries of a batch by name, labels among them."""
         if self.inputs is not None:

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
@@ -41,9 +40,6 @@ class Regression(SupervisedTask):
                 f"labels must have the shape of the prediction, {tuple(output.shape)}; got {tuple(labels.shape)}"
             )
         return labels.to(output.dtype) - output
-
-    def curvature(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
-        return torch.ones_like(output)
 
     def _one(self, values: Tensor, what: str) -> Tensor:
         """Pick (B,) from (B,), (B, 1) or (B, D)."""

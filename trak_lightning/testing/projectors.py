@@ -19,6 +19,7 @@ from trak_lightning.gradients import (
 )
 from trak_lightning.projectors.base import Projection, Projector
 from trak_lightning.testing.memory import held_bytes, peak_allocated_bytes
+from trak_lightning.testing.options import require_recorded_options
 
 DIM = 24
 
@@ -172,6 +173,21 @@ class ProjectorConformance:
         assert abs(float(products.mean()) - float(first @ second)) < bound
         assert float(norms.var()) < self.spread * 2 / DIM
 
+    def test_every_part_of_a_large_parameter_counts(self) -> None:
+        if not self.unbiased:
+            pytest.skip("not unbiased")
+        layout = ParameterLayout.of(nn.Linear(50, 40, bias=False))
+        parts = torch.zeros(4, 4, layout.numel // 4, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        for part in range(4):
+            parts[part, part] = torch.randn(layout.numel // 4, generator=generator, dtype=torch.float64)
+        rows = parts.flatten(1) / parts.flatten(1).norm(dim=1, keepdim=True)
+        found = [self.project(layout, split(layout, rows), 4, seed=seed).square().sum(1) for seed in range(50)]
+        norms = torch.stack(found).mean(0)
+        assert ((norms > 0.5) & (norms < 1.5)).all(), (
+            f"mean ‖Pg‖² of gradients in four parts of a parameter: {norms.tolist()}"
+        )
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_sixteen_bit_gradients_are_summed_in_float32(self, dtype: torch.dtype, device: torch.device) -> None:
         layout = ParameterLayout.of(nn.Linear(5000, 1, bias=False))
@@ -221,6 +237,7 @@ class ProjectorConformance:
         assert projector.state == self.make().state
         if self.takes_dim:
             assert projector.state != self.make(DIM * 4).state
+        require_recorded_options(projector)
 
 
 def example(size: int, device: torch.device | str = "cpu") -> tuple[ParameterLayout, Tensor]:

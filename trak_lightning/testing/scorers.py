@@ -13,6 +13,7 @@ from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, Scori
 from trak_lightning.scoring.scores import write_scores
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
 from trak_lightning.stores.memory import MemoryStore
+from trak_lightning.testing.options import require_recorded_options
 
 N, K, TARGETS, CHECKPOINTS = 37, 6, 5, 3
 
@@ -89,6 +90,7 @@ class ScorerConformance:
     def test_settings_are_json(self) -> None:
         scorer = type(self).scorer()
         assert json.loads(json.dumps(scorer.state)) == scorer.state
+        require_recorded_options(scorer)
         settings = scorer.fit(problem()).settings
         assert json.loads(json.dumps(settings)) == settings
 

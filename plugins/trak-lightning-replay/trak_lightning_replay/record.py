@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch import callbacks
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -20,6 +21,11 @@ from trak_lightning_replay.recording import FILE, Recording, seed_step, state_pa
 from trak_lightning_replay.trajectory import Trajectory
 
 PRECISIONS = ("32-true", "64-true")
+
+AVERAGING = tuple(
+    getattr(callbacks, name) for name in ("StochasticWeightAveraging", "WeightAveraging") if hasattr(callbacks, name)
+)
+"""Callbacks that change the weights when the training ends; early versions of Lightning have one of them."""
 
 
 class Record(L.Callback):
@@ -162,6 +168,11 @@ class _Listening(Sampler[int]):
 
 def _only_loader(trainer: L.Trainer) -> DataLoader:
     loader = trainer.train_dataloader
+    if isinstance(loader, DataLoader) and loader.num_workers:
+        raise DataError(
+            f"the training loader has num_workers={loader.num_workers}, which draw the order of the samples before the training starts, "
+            "where it cannot be recorded. Use num_workers=0."
+        )
     if not isinstance(loader, DataLoader) or loader.batch_size is None:
         raise DataError(
             f"the training data come from {type(loader).__name__}, whose order cannot be recorded. Give one DataLoader with "
@@ -187,6 +198,21 @@ def _require_replayable(trainer: L.Trainer, module: L.LightningModule) -> None:
     if len(trainer.optimizers) != 1:
         refuse(f"it has {len(trainer.optimizers)} optimizers", "Use one.")
     require_differentiable(trainer.optimizers[0])
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, AVERAGING):
+            refuse(f"{type(callback).__name__} averages its weights", "Leave that callback out.")
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for group in trainer.optimizers[0].param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in names:
+                refuse(
+                    f"the optimizer trains a tensor that is no parameter of {type(module).__name__}", "Leave it out."
+                )
+            if not parameter.requires_grad:
+                refuse(
+                    f"the optimizer was given {names[id(parameter)]}, which is frozen",
+                    "Give it those that train: [p for p in self.parameters() if p.requires_grad].",
+                )
     for name, each in module.named_modules():
         if isinstance(each, _BatchNorm) and each.training and each.track_running_stats:
             raise SampleDependenceError(

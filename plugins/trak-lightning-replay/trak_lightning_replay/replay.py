@@ -25,8 +25,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning import Scores, Task, registry
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.data.loading import IndexedBatch
-from trak_lightning.data.transfer import to_device
 from trak_lightning.errors import DataError, OneSampleAtATime
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.runtime.progress import progress
@@ -34,6 +32,7 @@ from trak_lightning.scoring.base import Scoring
 from trak_lightning.scoring.scores import write_scores
 from trak_lightning.seeds import fingerprint
 from trak_lightning.tasks.base import batch_of
+from trak_lightning_replay.double import doubled, in_double
 from trak_lightning_replay.optimizers import clipped
 from trak_lightning_replay.recording import Recording, read_state, seed_step, write_state
 from trak_lightning_replay.smoothness import Smoothness, drawn_subsets
@@ -42,6 +41,12 @@ from trak_lightning_replay.trajectory import Snapshot, Trajectory
 Losses = Callable[[L.LightningModule, Any], Tensor]
 Adjoint = tuple[list[Tensor], list[list[Tensor]]]
 """The derivative of one output with respect to parameters and optimizer state."""
+
+STEP = 1e-6
+"""Step of the finite difference that the second derivative is compared with, in 64 bits."""
+
+SECOND = 1e-2
+"""Largest relative difference between them."""
 
 AGREEMENT = 1e-4
 """Largest relative difference between the loss of ``training_step`` and the mean of `losses`, beyond rounding."""
@@ -163,7 +168,8 @@ class Replay:
 
         Raises:
             IncompatibleRunError: the replay differs from the training.
-            DataError: `losses` are not those of ``training_step``; or the scores do not predict what the trainings of `check` do.
+            DataError: `losses` are not those of ``training_step``, or detach something that depends on the parameters; or the scores do
+                not predict what the trainings of `check` do.
         """
         data, chosen = AttributionData.of(targets), registry.create("tasks", task)
         members = _members(groups, len(data))
@@ -176,6 +182,7 @@ class Replay:
         }
         partial = run.path / "replay" / f"{name}.pt"
         with self._trajectory as trajectory:
+            self._require_second_derivative(trajectory)
             values = self._backward(trajectory, data, chosen, members, partial, fingerprint(request))
         scoring = _Computed(values, {"rule": "exact derivative of the recorded run"})
         if check:
@@ -243,6 +250,57 @@ class Replay:
                 write_state(partial, {"request": request, "left": number, "adjoints": adjoints, "scores": scores})
                 advance(1)
         return scores.numpy().astype(np.float32)
+
+    def _require_second_derivative(self, trajectory: Trajectory) -> None:
+        """Compare ∇²L v of the first step, for a random v, with the difference of gradients at θ ± εv, in 64 bits: the kinks of a
+        ReLU are too far away to matter.
+
+        Raises:
+            DataError: they differ, since the loss depends on the parameters in a way that autograd does not see.
+        """
+        trajectory.load(0)
+        with in_double(self.module):
+            parameters = trajectory.parameters
+            batch = doubled(trajectory.batch(0))
+            ones = torch.ones(len(self.recording.batches[0]), dtype=torch.float64)
+
+            def gradients(create_graph: bool = False) -> list[Tensor]:
+                seed_step(self.recording.seed, 0)
+                with sdpa_kernel(SDPBackend.MATH):
+                    loss = self._weighted(ones)(batch)
+                found = torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
+                return [_or_zero(each, parameter) for each, parameter in zip(found, parameters, strict=True)]
+
+            try:
+                first = gradients(create_graph=True)
+            except RuntimeError:  # the module does not compute in 64 bits
+                return
+            generator = torch.Generator().manual_seed(0)
+            direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in parameters]
+            graph = [(each, v) for each, v in zip(first, direction, strict=True) if each.requires_grad]
+            if not graph:
+                return
+            found = torch.autograd.grad(
+                [each for each, _ in graph], parameters, [v for _, v in graph], allow_unused=True
+            )
+            second = [_or_zero(each, parameter) for each, parameter in zip(found, parameters, strict=True)]
+            ends = []
+            for sign in (1, -2):  # at θ + εv, then at θ − εv
+                with torch.no_grad():
+                    for parameter, v in zip(parameters, direction, strict=True):
+                        parameter.add_(v, alpha=sign * STEP)
+                ends.append(gradients())
+            difference = [(plus - minus) / (2 * STEP) for plus, minus in zip(*ends, strict=True)]
+            size = float(torch.cat([each.flatten() for each in difference]).norm())
+            error = float(torch.cat([(a - b).flatten() for a, b in zip(second, difference, strict=True)]).norm())
+        if error > SECOND * size and size > SECOND * float(
+            torch.cat([each.detach().flatten() for each in first]).norm()
+        ):
+            raise DataError(
+                f"the second derivative of the losses of {type(self.module).__name__}, through which samples act on later steps, is off "
+                f"by {error / size:.0%}: the losses depend on the parameters through something that is detached or computed under "
+                "torch.no_grad() (a weight, a target), or a hook changes gradients. Let the gradient flow through it, or use scorer trak."
+            )
 
     def _last(self, trajectory: Trajectory, output: Tensor) -> Adjoint:
         parameters = trajectory.parameters
@@ -313,21 +371,19 @@ class Replay:
     ) -> Iterator[Tensor]:
         """Yield the mean output of each group under the present weights."""
         self.module.eval()
-        device = self._trajectory.parameters[0].device
         for group in members:
             parts = []
             for first in range(0, len(group), targets.batch_size):
                 positions = group[first : first + targets.batch_size].tolist()
                 try:
-                    parts.append(self._output(targets, task, positions, device))
+                    parts.append(self._output(targets, task, positions))
                 except OneSampleAtATime:
-                    parts.extend(self._output(targets, task, [each], device) for each in positions)
+                    parts.extend(self._output(targets, task, [each]) for each in positions)
             yield torch.cat(parts).mean()
 
-    def _output(self, targets: AttributionData, task: Task, positions: list[int], device: torch.device) -> Tensor:
-        indexed = IndexedBatch(torch.tensor(positions), targets.batch(positions))
+    def _output(self, targets: AttributionData, task: Task, positions: list[int]) -> Tensor:
         with batch_of(len(positions)):
-            return task.output(self.module, to_device(indexed, targets.hooks, self.module, device).batch)
+            return task.output(self.module, self._trajectory.moved(targets, positions))
 
 
 class _Update:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.errors import IncompatibleRunError, UnsupportedModelError
+from trak_lightning_replay.double import doubled, in_double
 from trak_lightning_replay.optimizers import RULES
 from trak_lightning_replay.recording import Recording, read_state, seed_step, state_path
 
@@ -57,6 +58,7 @@ class Trajectory:
                 f"the data have {len(data)} samples, and the recording {folder} was made with {recording.num_samples}. Give the loader "
                 "that was recorded."
             )
+        self._double = recording.precision == "64-true"
         self.names = names
         self.parameters = [parameters[name] for name in names]
         self.rule = next(rule for kind, rule in RULES.items() if kind.__name__ == recording.optimizer)
@@ -66,6 +68,8 @@ class Trajectory:
         )
 
     def __enter__(self) -> Self:
+        self._precision = in_double(self.module) if self._double else nullcontext()
+        self._precision.__enter__()
         self._weights = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
         self._training = {name: each.training for name, each in self.module.named_modules()}
         self._required = [parameter.requires_grad for parameter in self.module.parameters()]
@@ -81,6 +85,7 @@ class Trajectory:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.module.load_state_dict(self._weights)
+        self._precision.__exit__(kind, error, traceback)
         for name, each in self.module.named_modules():
             each.training = self._training[name]
         for parameter, required, gradient in zip(
@@ -109,9 +114,13 @@ class Trajectory:
 
     def batch(self, step: int) -> Any:
         """The batch of a step, on the device of the module."""
-        positions = self.recording.batches[step]
-        indexed = IndexedBatch(torch.tensor(positions), self.data.batch(positions))
-        return to_device(indexed, self.data.hooks, self.module, self.parameters[0].device).batch
+        return self.moved(self.data, self.recording.batches[step])
+
+    def moved(self, data: AttributionData, positions: list[int]) -> Any:
+        """Samples of a dataset as a batch on the device of the module, in its precision."""
+        indexed = IndexedBatch(torch.tensor(positions), data.batch(positions))
+        batch = to_device(indexed, data.hooks, self.module, self.parameters[0].device).batch
+        return doubled(batch) if self._double else batch
 
     def snapshot(self) -> Snapshot:
         """Copy the present parameters and optimizer state; state that is not there yet is zero."""

@@ -40,6 +40,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--title", type=str | None, default=None, help="title of the page; default: the run directory's name"
     )
+    parser.add_argument(
+        "--tokens",
+        action="store_true",
+        help="language models: mark the tokens of the first examples that moved each target; takes one backward pass per token",
+    )
     parser.add_argument("--output", type=str | None, default=None, help="default: RUN_DIR/report/index.html")
     options = CommandLine.of(argv, parser).parse()
     started = time.perf_counter()
@@ -72,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
         title=options.title,
         weights_only=job.settings.weights_only,
         path=options.output,
+        token_scores=job.token_scores if options.tokens else None,
     )
     summary("report", f"{short_path(written)} ({format_bytes(written.stat().st_size)})", 1, "page", started)
     return 0

@@ -7,10 +7,12 @@ import numpy as np
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_json, short_path, summary
+from trak_lightning.cli.shown_samples import shown_samples
 from trak_lightning.cli.train_values import column_of, labels_of
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.base import Array
+from trak_lightning.scoring.display import ShowsSamples, shortened
 from trak_lightning.scoring.score_run import load_features
 
 READS = ("run_dir", "train_split", "target_split", "store", "scorer")
@@ -37,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         "per sample",
     )
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")
+    parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
     config, instances = light_settings(parser, argv, reads=READS)
     run, store = open_run(config, instances)
     checkpoints = load_features(run, store, targets=config.target_split, train=config.train_split)
@@ -48,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
     if config.json:
         print_json({"path": folder, **found.to_json()})
         return 0
-    _print(found, config.k)
+    samples = None if config.numbers else shown_samples("select", run, "train", found.num_train)
+    _print(found, samples, config.k)
     summary("select", f"{found.describe()}; {short_path(folder)}", len(found), "samples", started)
     return 0
 
@@ -66,14 +70,27 @@ def _groups(run_dir: str, source: str) -> Array:
         raise DataError(f"--groups must be label, a column, or a .npy file of groups; {source}: {error}") from error
 
 
-def _print(found: Selection, count: int) -> None:
+def _print(found: Selection, samples: ShowsSamples | None, count: int) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title="Chosen first", title_justify="left", box=None)
     share = np.cumsum(found.gain) / found.gain.sum()
-    for heading in ("index", "share of the gain so far", *(["group"] if found.groups is not None else [])):
-        table.add_column(heading, justify="right")
-    for index, part in zip(found.indices[:count], share, strict=False):
-        table.add_row(str(index), f"{100 * part:.0f} %", *([] if found.groups is None else [str(found.groups[index])]))
+    first = found.indices[:count]
+    columns = {
+        "index": [str(index) for index in first],
+        "gain so far": [f"{100 * part:.0f} %" for part in share[:count]],
+    }
+    if found.groups is not None:
+        columns["group"] = [str(found.groups[index]) for index in first]
+    if samples is not None:
+        shown = [samples.show(int(index)) for index in first]
+        columns["label"] = [each.label or "" for each in shown]
+        columns["sample"] = [shortened(each.line) for each in shown]
+    table = Table(title="Chosen first", title_justify="left", box=None)
+    for heading in columns:
+        numeric = heading in ("index", "gain so far")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, row))
     Console().print(table)

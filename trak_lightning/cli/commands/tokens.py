@@ -39,15 +39,17 @@ def main(argv: Sequence[str]) -> int:
     examples = [int(index) for index in best] if config.example is None else [config.example]
 
     from trak_lightning.cli.job import Job
+    from trak_lightning.report.samples import samples_of
 
     job = Job("tokens", [str(run.path)])
+    train, targets = (samples_of(data, datamodule=job.datamodule) for data in (job.train_data, job.target_data))
     found = [
         {
             "target": pair.target,
             "example": pair.example,
             "score": pair.score,
-            "target_tokens": _tokens(job, job.target_data.dataset[pair.target], pair.target_positions),
-            "example_tokens": _tokens(job, job.train_data.dataset[pair.example], pair.example_positions),
+            "target_tokens": targets.token_texts(pair.target, pair.target_positions),
+            "example_tokens": train.token_texts(pair.example, pair.example_positions),
             "values": pair.values,
         }
         for pair in job.token_scores([(config.target, example) for example in examples])
@@ -58,14 +60,6 @@ def main(argv: Sequence[str]) -> int:
         for each in found:
             _print(each)
     return 0
-
-
-def _tokens(job: Any, sample: Any, positions: np.ndarray) -> list[str]:
-    """Tokens as text, or as positions where there is no tokenizer."""
-    tokenizer = getattr(job.datamodule, "tokenizer", None)
-    if tokenizer is None:
-        return [str(position) for position in positions]
-    return [tokenizer.decode([int(sample["labels"][position])]) for position in positions]
 
 
 def _print(pair: dict[str, Any]) -> None:

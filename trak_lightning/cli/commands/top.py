@@ -1,8 +1,6 @@
 """``trak top``: the most helpful and most harmful training samples of a target."""
 
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
@@ -10,14 +8,11 @@ from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json, print_trust, short_path
-from trak_lightning.errors import DataError
+from trak_lightning.cli.shown_samples import shown_samples
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.display import ranking_table
 from trak_lightning.scoring.ranking import Ranking, rank, signed
 from trak_lightning.scoring.scores import Scores, open_scores
-
-if TYPE_CHECKING:
-    from trak_lightning.report.samples import Samples
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,32 +41,16 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from rich.console import Console
 
-    run, what = RunDirectory(config.run_dir), "train" if config.by_train is None else "target"
-    samples = None if config.numbers else _samples(run, scores, what)
+    what = "train" if config.by_train is None else "target"
+    targets, train = scores.shape
+    samples = None
+    if not config.numbers:
+        samples = shown_samples("top", RunDirectory(config.run_dir), what, train if what == "train" else targets)
     title = f"Target {config.target}" if what == "train" else f"Training sample {config.by_train}"
     headings = scores.meaning.headings
     Console().print(ranking_table(f"{title} of {short_path(scores.path)}", what, headings, (helpful, harmful), samples))
     print_trust(scores)
     return 0
-
-
-def _samples(run: RunDirectory, scores: Scores, what: str) -> "Samples | None":
-    """Show the samples of the run's configuration; None, with the reason on standard error, if that is not possible."""
-    if not run.config.exists():
-        return None
-    try:
-        from trak_lightning.cli.job import Job
-        from trak_lightning.report.samples import samples_of
-
-        job = Job("top", [str(run.path)])
-        targets, train = scores.shape
-        data, expected = (job.train_data, train) if what == "train" else (job.target_data, targets)
-        if len(data) != expected:
-            raise DataError(f"the data has {len(data)} samples, and scores are of {expected}")
-        return samples_of(data, datamodule=job.datamodule, task=job.parts.task)
-    except Exception as error:  # a user's data module may raise anything, and the numbers are there
-        print(f"samples are not shown: {type(error).__name__}: {error}", file=sys.stderr)
-        return None
 
 
 def _rankings(config: Namespace, scores: Scores) -> tuple[Ranking, Ranking]:

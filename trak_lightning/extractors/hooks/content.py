@@ -5,7 +5,10 @@ depend on content must not be divided evenly among the samples. If its order can
 its entries are not in the order of the samples. Both are tracked through every operation of a forward pass.
 """
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,21 +18,50 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_aten = torch.ops.aten
 _CONSTANT = {"zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full"}
 _ORDERED = {"sort", "topk", "msort"}
 _READ = {"tolist", "numpy", "__array__", "item"}
+_CHOOSES = _ORDERED | {
+    *("index", "index_select", "gather", "take_along_dim", "index_put", "index_put_", "_index_put_impl_"),
+    *("index_copy", "index_copy_", "scatter", "scatter_", "_pack_padded_sequence"),
+}
+"""Operations that may select or reorder entries by content, as do those of dynamic shape."""
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """What is known of an operation by its name alone. `reads`: its result is a number for Python."""
+
+    name: str
+    reads: bool
+    dynamic: bool
+    chooses: bool
+    constant: bool
+
+
+@cache
+def _operation(func: Any) -> _Operation:
+    name, dynamic = func.overloadpacket.__name__, torch.Tag.dynamic_output_shape in func.tags
+    reads = torch.Tag.data_dependent_output in func.tags
+    return _Operation(name, reads, dynamic, dynamic or name in _CHOOSES, name in _CONSTANT)
 
 
 class ContentSizes(TorchDispatchMode):
-    """Track the sizes of one forward pass under ``no_grad``.
+    """Track the sizes of one forward pass.
 
-    `leaves` are those of the batch; `packed` are the sizes of leaves that depend on content, such as the total number of nodes of
-    all graphs. With `unknown`, any new size may depend on content, since the batch also holds plain numbers. `size` is B.
+    `packed` are the sizes of leaves of the batch that depend on content, such as the total number of nodes of all graphs. With
+    `unknown`, any new size may depend on content, since the batch also holds plain numbers. `size` is B. Operations are counted, too,
+    apart for the `parameters` that they use.
     """
 
-    def __init__(self, leaves: Iterable[Any], packed: Iterable[int], size: int, *, unknown: bool = False) -> None:
+    def __init__(
+        self, packed: Iterable[int], size: int, *, unknown: bool = False, parameters: Iterable[Tensor] = ()
+    ) -> None:
         super().__init__()
+        self._parameters = frozenset(map(id, parameters))
+        self.operations: Counter[tuple[Any, ...]] = Counter()
+        """How often each operation was made, with the parameters that it was given."""
+        self._packed = frozenset(packed)
         self._size = size
         self._read = unknown
         """Whether Python has read numbers that depend on content, from which it may compute new sizes."""
@@ -37,10 +69,12 @@ class ContentSizes(TorchDispatchMode):
         self._sizes: dict[int, frozenset[int]] = {}
         self._reading = _Reading(self)
         self._atomic = 0
-        sizes = frozenset(packed)
+
+    def begin(self, leaves: Iterable[Any]) -> None:
+        """Note the leaves of the batch."""
         for leaf in leaves:
             if isinstance(leaf, Tensor):
-                self._mark(leaf, sizes, data=True)
+                self._mark(leaf, self._packed, data=True)
 
     def __enter__(self) -> "ContentSizes":
         super().__enter__()
@@ -52,20 +86,25 @@ class ContentSizes(TorchDispatchMode):
         super().__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Called for every operation of a pass, and so written for speed.
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        given = _tensors((args, kwargs))
-        if torch.Tag.data_dependent_output in func.tags:
+        operation = _operation(func)
+        given = _tensors((args, tuple(kwargs.values()))) if kwargs else _tensors(args)
+        made_with = (func, *[id(tensor) for tensor in given if id(tensor) in self._parameters])
+        self.operations[made_with] += 1
+        if operation.reads:
             self._note_read(given)
             return out
-        made = _tensors(out)
+        made = [out] if isinstance(out, Tensor) else _tensors(out)
         if made:
-            self._note(func, args, kwargs, given, made)
+            self._note(operation, args, kwargs, given, made)
         return out
 
-    def depends(self, tensor: Tensor, dim: int) -> bool:
-        """Whether the number or order of entries in this dimension may depend on the content of samples."""
-        return tensor.shape[dim] in self._sizes.get(_key(tensor), ())
+    def dependent(self, tensor: Tensor) -> frozenset[int]:
+        """The dimensions in which the number or order of entries may depend on the content of samples."""
+        sizes = self._sizes.get(_key(tensor)) if self._sizes else None
+        return frozenset(dim for dim, size in enumerate(tensor.shape) if size in sizes) if sizes else frozenset()
 
     def enter_atomic(self) -> None:
         """Begin the call of a module whose rule is known to keep samples separate: do not track the operations inside it."""
@@ -89,22 +128,29 @@ class ContentSizes(TorchDispatchMode):
         if not self._atomic and any(_key(tensor) in self._data and not _is_one_bit(tensor) for tensor in given):
             self._read = True
 
-    def _note(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor]) -> None:
+    def _note(self, operation: _Operation, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor]) -> None:
+        own = [_key(tensor) for tensor in given]
         if self._atomic:  # forget what is known of reused memory
             for tensor in made:
-                if _key(tensor) not in {_key(each) for each in given}:
+                if _key(tensor) not in own:
                     self._mark(tensor, frozenset(), data=False)
             return
-        name = func.overloadpacket.__name__
-        if name == "lift_fresh" and self._read:  # a tensor that Python has made, perhaps of what it has read
+        if operation.name == "lift_fresh" and self._read:  # a tensor that Python has made, perhaps of what it has read
             for tensor in made:
                 self._mark(tensor, frozenset(size for size in tensor.shape if size > 1), data=True)
             return
-        data = name not in _CONSTANT and any(_key(tensor) in self._data for tensor in given)
-        before = frozenset().union(*(self._sizes.get(_key(tensor), frozenset()) for tensor in given))
+        data = not operation.constant and not self._data.isdisjoint(own)
+        if not self._sizes and not self._read and not (data and operation.chooses):  # no size depends on content
+            for tensor in made:
+                key = _key(tensor)
+                if data:
+                    self._data.add(key)
+                elif key not in own:
+                    self._data.discard(key)
+            return
+        before = frozenset().union(*(self._sizes.get(key, frozenset()) for key in own))
         known = {size for tensor in given for size in tensor.shape} or {self._size}
-        own = {_key(tensor) for tensor in given}
-        extra = self._chosen(name, func, args, kwargs, made) if data else frozenset()
+        extra = self._chosen(operation, args, kwargs, made) if data and operation.chooses else frozenset()
         for tensor in made:
             sizes = frozenset(
                 size
@@ -119,9 +165,9 @@ class ContentSizes(TorchDispatchMode):
                 data=data or (aliased and key in self._data),
             )
 
-    def _chosen(self, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> frozenset[int]:
+    def _chosen(self, operation: _Operation, args: Any, kwargs: Any, made: list[Tensor]) -> frozenset[int]:
         """Sizes of the output's dimensions whose entries were selected or reordered by content."""
-        out = made[0]
+        name, out = operation.name, made[0]
         if name == "index":
             return self._indexed(args[1], out)
         if name in ("index_select", "gather", "take_along_dim") and self._is_data(args[2]):
@@ -137,7 +183,7 @@ class ContentSizes(TorchDispatchMode):
             rest = args[2:] if name == "topk" else args[1:]
             dim = kwargs.get("dim", next((value for value in rest if type(value) is int), -1 if name != "msort" else 0))
             return frozenset({out.shape[dim]})
-        if torch.Tag.dynamic_output_shape in func.tags or name == "_pack_padded_sequence":
+        if operation.dynamic or name == "_pack_padded_sequence":
             return frozenset(size for tensor in made for size in tensor.shape[:1])
         return frozenset()
 
@@ -188,7 +234,18 @@ def _is_one_bit(tensor: Tensor) -> bool:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    found: list[Tensor] = []
+    for node in tree if type(tree) in (tuple, list) else (tree,):
+        if isinstance(node, Tensor):
+            found.append(node)
+        elif type(node) in (tuple, list):
+            found += _tensors(node)
+        elif node is not None and type(node) not in _PLAIN:
+            found += [leaf for leaf in tree_leaves(node) if isinstance(leaf, Tensor)]
+    return found
+
+
+_PLAIN = {bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format}
 
 
 def _key(tensor: Tensor) -> int:

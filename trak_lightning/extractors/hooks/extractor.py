@@ -13,6 +13,7 @@ from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import TrakError, UnsupportedModelError
 from trak_lightning.extractors.audit import as_outputs, require_graph
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
+from trak_lightning.extractors.hooks.budget import UNLIMITED, Deferred
 from trak_lightning.extractors.hooks.plan import Plan
 from trak_lightning.extractors.hooks.planner import Covered, Planner
 from trak_lightning.extractors.hooks.tape import Path, PlanFailed, Reached, Tape
@@ -44,6 +45,7 @@ class Hooks(GradientExtractor):
     """
 
     def __init__(self) -> None:
+        self.budget = UNLIMITED
         self._known: WeakKeyDictionary[nn.Module, dict[bool, _Known]] = WeakKeyDictionary()
         self._variants = 0
         self.rehearsals = 0
@@ -78,6 +80,8 @@ class Hooks(GradientExtractor):
                     "a batch runs other modules or operations than earlier ones, and the hooks extractor cannot check it because "
                     "parameters are sharded over devices. Use the strategy ddp, or a model whose path does not depend on the data."
                 )
+        if not self.budget.allows_plan(model, batch.size):
+            raise Deferred("a batch of a new kind is not planned for now")
         if restart_of(sink) is not None and not is_cast():  # a rehearsal is without autocast
             return self._rehearse(known, task, batch, sink).output
         rehearsed = self._rehearse(known, task, batch).verified
@@ -99,7 +103,7 @@ class Hooks(GradientExtractor):
         """Follow the plan; return None if the batch is of an unknown kind. `rehearsed` says whether a rehearsal of this very batch
         was verified, None if there was none."""
         assert known.plan is not None
-        with Tape(known.plan, sink, batch.size, model, layout) as tape, batch_of(batch.size):
+        with Tape(known.plan, sink, batch.size, model, layout, self.budget) as tape, batch_of(batch.size):
             try:
                 with _explained():
                     output = task.output(model, batch.data)
@@ -144,7 +148,7 @@ class Hooks(GradientExtractor):
         known = self._known.setdefault(model, {}).get(batch.size == 1)
         if known is not None and known.layout == layout.fingerprint:
             return known
-        return _Known(layout.fingerprint, len(layout.by_name), model, Planner(model, layout))
+        return _Known(layout.fingerprint, len(layout.by_name), model, Planner(model, layout, self.budget))
 
     def _rehearse(self, known: "_Known", task: Task, batch: SampleBatch, sink: Sink | None = None) -> Covered:
         """Plan for a batch, and remember its kind if the rehearsal was verified and its blocks went to the `sink`."""

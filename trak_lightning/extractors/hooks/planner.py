@@ -1,13 +1,27 @@
 """Make a plan, and rehearse it on a batch before any block is emitted."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import TrakError, UnsupportedModelError
-from trak_lightning.extractors.audit import Audit, as_outputs, audit_coefficients, reference, require_graph
+from trak_lightning.extractors.audit import (
+    Audit,
+    Reference,
+    Watch,
+    added,
+    as_outputs,
+    audit_coefficients,
+    halves,
+    reference,
+    require_graph,
+)
+from trak_lightning.extractors.hooks.budget import UNLIMITED, Budget
 from trak_lightning.extractors.hooks.placement import Placement, Where
 from trak_lightning.extractors.hooks.plan import (
     Handlers,
@@ -20,13 +34,17 @@ from trak_lightning.extractors.hooks.plan import (
     layer_of,
     rule_applies,
 )
-from trak_lightning.extractors.hooks.probe import Probe, Side, dependent
+from trak_lightning.extractors.hooks.probe import Look, Probe, Side, dependent
 from trak_lightning.extractors.hooks.tape import ChangedInPlace, Path, PlanFailed, Reached, Tape
 from trak_lightning.extractors.state import requiring
-from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink, restart_of
+from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink, halves_of, restart_of
 from trak_lightning.model.autocast import without_autocast
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.tasks.base import Task, batch_of
+
+_LOOKED_AT_IN_HALVES = 16
+"""From this number of samples on, sizes and orders that depend on content show in two halves of a batch, drawn at random, as they do
+in the whole. In fewer, all samples of each half may happen to be alike."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +67,16 @@ class Planner:
     module, which is re-run, and so on up to the model itself.
     """
 
-    def __init__(self, model: nn.Module, layout: ParameterLayout) -> None:
+    def __init__(self, model: nn.Module, layout: ParameterLayout, budget: Budget = UNLIMITED) -> None:
         self._model = model
         self._layout = layout
+        self._budget = budget
         self._handlers = Handlers(model, layout)
         self._probe = Probe(model)
         self._used: set[str] = set()
         self._copies: set[str] = set()
         self._whole: set[str] = set()
+        self._looks = 0
         self._dependent: dict[tuple[nn.Module, Side], set[int]] = {}
 
     def cover(self, task: Task, batch: SampleBatch, sink: Sink | None = None) -> Covered:
@@ -66,15 +86,19 @@ class Planner:
         Raises:
             UnsupportedModelError: no plan gives correct gradients. Names the parameters.
         """
-        weights = audit_coefficients(batch.size)
-        expected = reference(self._model, task, batch, self._layout)
+        expected, look = self._in_halves(task, batch, sink)
+        whole = expected is None
+        expected = expected or reference(self._model, task, batch, self._layout)
         self._used |= {name for name, grad in expected.grads.items() if grad is not None}
         # A module that the batch reaches but a probed sample does not has no known placement: its parameters are lifted.
-        with requiring(self._model, ()):
-            self._probe.look(task, batch)
+        with self._probing():
+            self._probe.look(task, batch, look)
+        few = look.twins if look is not None and look.alike and not whole else batch
         while True:
-            plan = self._plan(task, batch)
-            finite, audit = expected.finite, Audit(self._layout, expected, weights)
+            plan = self._plan(task, few)
+            # Against two halves of the batch, and with what two samples show, the verdict is not the last one.
+            audit = Audit(self._layout, expected, audit_coefficients(batch.size), measure=whole)
+            finite, again = expected.finite, False
             try:
                 covered = self._rehearse(plan, task, batch, audit, sink)
             except ChangedInPlace as change:
@@ -103,10 +127,53 @@ class Planner:
                 if not wrong:
                     return replace(covered, verified=finite)
                 _restart(sink)
-                some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
-                self._lift(plan, set(wrong), f"{some}{' …' if len(wrong) > 5 else ''}")
-            # The audit has overwritten the reference.
-            expected = reference(self._model, task, batch, self._layout)
+                again = True
+                if whole:
+                    some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
+                    self._lift(plan, set(wrong), f"{some}{' …' if len(wrong) > 5 else ''}")
+            if again or audit.begun:  # which has overwritten the reference
+                whole, few = True, batch
+                expected = reference(self._model, task, batch, self._layout)
+
+    def _in_halves(self, task: Task, batch: SampleBatch, sink: Sink | None) -> tuple[Reference | None, Look | None]:
+        """Differentiate a batch in two halves, drawn at random, while looking at where they hold the samples. The reference is None
+        if the batch has to be differentiated as a whole."""
+        if batch.size == 1:
+            return None, None
+        if any_sharded(self._model.parameters()):
+            return None, self._whole_look(task, batch)
+        self._looks += 1
+        parts, weights = halves(batch.size, seed=self._looks), audit_coefficients(batch.size)
+        try:
+            each = [batch.fetch(part) for part in parts]
+            look = self._probe.begin(batch, each) if batch.size >= _LOOKED_AT_IN_HALVES else None
+            watches: list[Watch] = [nullcontext] * 2 if look is None else [seen.watching for seen in look.parts]
+            found = [
+                reference(self._model, task, half, self._layout, weights[part], watch)
+                for half, part, watch in zip(each, parts, watches, strict=True)
+            ]
+        except Exception:  # refused with its reason if the whole fails, too
+            return None, self._whole_look(task, batch)
+        total = added(found)
+        outputs = torch.empty_like(total.output)
+        outputs[[*parts[0], *parts[1]]] = total.output
+        if (tell := halves_of(sink)) is not None:
+            tell(outputs)
+        return total, self._whole_look(task, batch) if look is None else look
+
+    def _whole_look(self, task: Task, batch: SampleBatch) -> Look:
+        look = self._probe.begin(batch, [batch])
+        with self._probing():
+            look.parts[0].see(task, batch)
+        return look
+
+    @contextmanager
+    def _probing(self) -> Iterator[None]:
+        """With a graph, so that operations can be compared with those of a reference; but the hooks of sharded modules would expect a
+        backward pass."""
+        sharded = any_sharded(self._model.parameters())
+        with requiring(self._model, () if sharded else self._layout.by_name), torch.set_grad_enabled(not sharded):
+            yield
 
     def _rehearse(self, plan: Plan, task: Task, batch: SampleBatch, audit: Audit, sink: Sink | None) -> Covered:
         def both(block: GradientBlock) -> None:
@@ -116,7 +183,7 @@ class Planner:
 
         try:
             with (
-                Tape(plan, both, batch.size, self._model, self._layout) as tape,
+                Tape(plan, both, batch.size, self._model, self._layout, self._budget) as tape,
                 without_autocast(),
                 batch_of(batch.size),
             ):
@@ -129,13 +196,14 @@ class Planner:
             _restart(sink)
             raise
 
-    def _plan(self, task: Task, batch: SampleBatch) -> Plan:
+    def _plan(self, task: Task, few: SampleBatch) -> Plan:
+        """Plan, with a pass of a `few` samples."""
         while True:
             self._handlers.settle(self._used, self._probe.places)
             layers, rest, misplaced = self._layers()
             reruns: list[Rerun] = []
             if not misplaced:
-                reruns, misplaced = self._reruns(task, batch, rest)
+                reruns, misplaced = self._reruns(task, few, rest)
             if not misplaced:
                 # Experts that no sample has reached yet get the handler to which the other experts were lifted.
                 adopted = self._handlers.adopt(self._used, {rerun.name for rerun in reruns if rerun.name})
@@ -165,7 +233,7 @@ class Planner:
         return layers, rest, misplaced
 
     def _reruns(
-        self, task: Task, batch: SampleBatch, rest: dict[str, dict[str, str]]
+        self, task: Task, few: SampleBatch, rest: dict[str, dict[str, str]]
     ) -> tuple[list[Rerun], list[Location]]:
         if not rest:
             return [], []
@@ -182,7 +250,7 @@ class Planner:
             {modules[handler] for handler in rest} | {module for inner in inside.values() for module in inner}
         )
         with requiring(self._model, {name for names in rest.values() for name in names.values()}):
-            for key, found in dependent(self._model, task, batch, watched).items():
+            for key, found in dependent(self._model, task, few, watched).items():
                 self._dependent.setdefault(key, set()).update(found)
         reruns: list[Rerun] = []
         misplaced: list[Location] = []

@@ -2,8 +2,9 @@
 outputs hold the samples."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Size, Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.data.trees import deep_leaves, flatten
+from trak_lightning.data.trees import deep_leaves, leaves_of
 from trak_lightning.extractors.hooks.content import ContentSizes
 from trak_lightning.extractors.hooks.placement import Placement, Where, common, infer
 from trak_lightning.extractors.rules import find_rule
@@ -40,22 +41,23 @@ class Probe:
         self._model = model
         self.places: dict[nn.Module, Places] = {}
 
-    def look(self, task: Task, batch: SampleBatch) -> None:
-        """Run the model on two and on three copies of one sample to find the dimensions that hold the samples; then on the batch
-        itself, where sizes and orders may depend on the content of the samples."""
-        if batch.size == 1:
-            self._merge(_places_of_one(self._pass(task, batch)))
+    def begin(self, batch: SampleBatch, parts: Sequence[SampleBatch]) -> "Look":
+        """Prepare to look at a batch of several samples, and at `parts` of it, or at the whole of it."""
+        return Look(self._model, batch, parts)
+
+    def look(self, task: Task, batch: SampleBatch, look: "Look | None") -> None:
+        """Run the model on two and on three copies of one sample to find the dimensions that hold the samples. Where sizes and
+        orders depend on the content of the samples, `look` has shown that in passes of its parts. It is None for a batch of one."""
+        if look is None:
+            self._merge(_places_of_one(_Shapes(self._model).see(task, batch)))
             return
-        twins, triplets = batch.fetch([0, 0]), batch.fetch([0, 0, 0])
-        packed, unknown = _packed(twins, triplets, batch)
-        two, three, all_samples = (
-            self._pass(task, *each, unknown) for each in zip((twins, triplets, batch), packed, strict=True)
-        )
+        two, three = look.see(task)
         fresh = _all_places(two, three)
         if any(_is_flattened(where) for places in fresh.values() for where in _all(places)):
             self._order(task, batch, fresh)
         self._merge(fresh)
-        self._distrust(all_samples)
+        for seen in look.parts:
+            self._distrust(seen)
 
     def _distrust(self, seen: "_Shapes") -> None:
         """Mark placements as unknown where the size or order of their dimension depends on content."""
@@ -83,7 +85,7 @@ class Probe:
         """Find whether the entries of one sample are adjacent or interleaved: entries that stay the same when the second sample
         is replaced are those of the first."""
         wanted = {module for module, places in fresh.items() if any(map(_is_flattened, _all(places)))}
-        same, mixed = (_Shapes(self._model, wanted).see(task, batch.fetch(pair).data, 2) for pair in ([0, 0], [0, 1]))
+        same, mixed = (_Shapes(self._model, wanted).see(task, batch.fetch(pair)) for pair in ([0, 0], [0, 1]))
         for module in wanted:
             for side in ("inputs", "outputs"):
                 places: dict[int, Where] = getattr(fresh[module], side)
@@ -92,19 +94,39 @@ class Probe:
                         values = [seen.value(module, side, position) for seen in (same, mixed)]
                         places[position] = replace(where, sample_major=_sample_major(where.dim, *values))
 
-    def _pass(
-        self, task: Task, batch: SampleBatch, packed: frozenset[int] = frozenset(), unknown: bool = False
-    ) -> "_Shapes":
-        data = batch.data
-        content = ContentSizes(deep_leaves(data), packed, batch.size, unknown=unknown) if batch.size > 1 else None
-        return _Shapes(self._model, content=content).see(task, data, batch.size)
+
+class Look:
+    """The passes that show where a batch holds its samples: of two and of three copies of its first sample, and of `parts`, which
+    are passes that the caller makes, each within `_Shapes.watching`."""
+
+    def __init__(self, model: nn.Module, batch: SampleBatch, parts: Sequence[SampleBatch]) -> None:
+        self.twins, self._triplets = batch.fetch([0, 0]), batch.fetch([0, 0, 0])
+        batches = [self.twins, self._triplets, *parts]
+        packed, unknown = _packed(batches)
+        parameters = list(model.parameters())
+        shapes = [
+            _Shapes(model, content=ContentSizes(sizes, each.size, unknown=unknown, parameters=parameters))
+            for each, sizes in zip(batches, packed, strict=True)
+        ]
+        self._few, self.parts = shapes[:2], shapes[2:]
+
+    def see(self, task: Task) -> tuple["_Shapes", "_Shapes"]:
+        """Make the passes of two and of three samples."""
+        two, three = self._few
+        return two.see(task, self.twins), three.see(task, self._triplets)
+
+    @property
+    def alike(self) -> bool:
+        """Whether the parts make the same operations with the same parameters as two copies of one sample."""
+        return all(part.operations == self._few[0].operations for part in self.parts)
 
 
-def _packed(two: SampleBatch, three: SampleBatch, batch: SampleBatch) -> tuple[list[frozenset[int]], bool]:
+def _packed(batches: Sequence[SampleBatch]) -> tuple[list[frozenset[int]], bool]:
     """The sizes of dimensions whose number of entries per sample may depend on the sample, for each of these batches; and
     whether the batches differ in more than the sizes and values of tensors, as lists of samples do."""
-    leaves = [[leaf for leaf in deep_leaves(each.data) if not isinstance(leaf, _WORDS)] for each in (two, three, batch)]
-    found: list[set[int]] = [set(), set(), set()]
+    leaves = [[leaf for leaf in deep_leaves(each.data) if not isinstance(leaf, _WORDS)] for each in batches]
+    found: list[set[int]] = [set() for _ in batches]
+    own = tuple(each.size for each in batches)
     unknown = any([type(leaf) for leaf in each] != [type(leaf) for leaf in leaves[0]] for each in leaves)
     for group in () if unknown else zip(*leaves, strict=True):
         if not isinstance(group[0], Tensor):
@@ -113,7 +135,7 @@ def _packed(two: SampleBatch, three: SampleBatch, batch: SampleBatch) -> tuple[l
             unknown = True
         else:
             for sizes in zip(*(leaf.shape for leaf in group), strict=True):
-                if sizes[0] != sizes[1] and sizes != (2, 3, batch.size):
+                if sizes[0] != sizes[1] and sizes != own:
                     for each, size in zip(found, sizes, strict=True):
                         each.add(size)
     return [frozenset(each) for each in found], unknown
@@ -193,7 +215,7 @@ class _Call:
 
 
 class _Shapes:
-    """One forward pass: the shapes in every call of every module; of `wanted` modules, also the values in the first."""
+    """One forward pass: the shapes in every call of every module, or of `wanted` modules, and also the values in the first."""
 
     def __init__(
         self, model: nn.Module, wanted: set[nn.Module] | None = None, content: ContentSizes | None = None
@@ -203,18 +225,36 @@ class _Shapes:
         self._content = content
         self._values: dict[tuple[nn.Module, Side], list[Any]] = {}
         self._given: list[tuple[nn.Module, dict[int, _Sizes]]] = []
+        self._atomic = {module for module in model.modules() if _is_atomic(module)}
         self.calls: dict[nn.Module, list[_Call]] = {}
 
-    def see(self, task: Task, data: Any, size: int) -> "_Shapes":
-        with ExitStack() as stack:
-            for module in self._model.modules():
-                stack.enter_context(_handle(module.register_forward_pre_hook(self._before, with_kwargs=True)))
-                stack.enter_context(_handle(module.register_forward_hook(self._after, with_kwargs=True)))
-            with torch.no_grad(), _checkpointing_unasked(), without_autocast(), batch_of(size):
-                if self._content is not None:
-                    stack.enter_context(self._content)
-                task.output(self._model, data)
+    def see(self, task: Task, batch: SampleBatch) -> "_Shapes":
+        """Make the pass."""
+        data = batch.data
+        with _checkpointing_unasked(), without_autocast(), batch_of(batch.size), self.watching(data):
+            task.output(self._model, data)
         return self
+
+    @contextmanager
+    def watching(self, data: Any) -> Iterator[None]:
+        """Note a forward pass on this data that is made inside."""
+        handles: list[Any] = []
+        try:
+            for module in self._wanted or self._model.modules():
+                handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._after, with_kwargs=True))
+            if self._content is not None:
+                self._content.begin(deep_leaves(data))
+            with nullcontext() if self._content is None else self._content:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def operations(self) -> Counter[tuple[Any, ...]]:
+        """How often each operation was made."""
+        return Counter() if self._content is None else self._content.operations
 
     def value(self, module: nn.Module, side: Side, position: int) -> Tensor | None:
         values = self._values.get((module, side), [])
@@ -222,34 +262,30 @@ class _Shapes:
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module in self._wanted and (module, "inputs") not in self._values:
-            self._values[module, "inputs"] = _copies(flatten((args, kwargs))[0])
+            self._values[module, "inputs"] = _copies(leaves_of((args, kwargs)))
         self._given.append((module, self._sizes(module, (args, kwargs))))
-        if self._content is not None and _is_atomic(module):
+        if self._content is not None and module in self._atomic:
             self._content.enter_atomic()
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self._content is not None and _is_atomic(module):
+        if self._content is not None and module in self._atomic:
             for leaf in args:
                 if isinstance(leaf, PackedSequence):
                     self._content.trust(leaf)
-            self._content.exit_atomic(flatten((args, kwargs))[0], flatten(output)[0])
+            self._content.exit_atomic(leaves_of((args, kwargs)), leaves_of(output))
         given = next(sizes for entered, sizes in reversed(self._given) if entered is module)
         self.calls.setdefault(module, []).append(_Call(given, self._sizes(module, output)))
         if module in self._wanted and (module, "outputs") not in self._values:
-            self._values[module, "outputs"] = _copies(flatten(output)[0])
+            self._values[module, "outputs"] = _copies(leaves_of(output))
 
     def _sizes(self, module: nn.Module, tree: Any) -> dict[int, _Sizes]:
-        known = _is_atomic(module)  # its rule finds the samples itself, also in packed sequences
+        # The rule of an atomic module finds the samples itself, also in packed sequences.
+        content = None if module in self._atomic else self._content
         return {
-            place: _Sizes(leaf.shape, frozenset() if known else self._dependent(leaf))
-            for place, leaf in enumerate(flatten(tree)[0])
+            place: _Sizes(leaf.shape, frozenset() if content is None else content.dependent(leaf))
+            for place, leaf in enumerate(leaves_of(tree))
             if isinstance(leaf, Tensor)
         }
-
-    def _dependent(self, tensor: Tensor) -> frozenset[int]:
-        if self._content is None:
-            return frozenset()
-        return frozenset(dim for dim in range(tensor.ndim) if self._content.depends(tensor, dim))
 
 
 def _is_atomic(module: nn.Module) -> bool:
@@ -270,14 +306,6 @@ def _checkpointing_unasked() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _handle(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def dependent(
     model: nn.Module, task: Task, batch: SampleBatch, modules: Sequence[nn.Module]
 ) -> dict[tuple[nn.Module, Side], set[int]]:
@@ -288,7 +316,7 @@ def dependent(
         # Reentrant checkpointing hides the graph, so any floating-point tensor may depend on them.
         places = {
             place
-            for place, leaf in enumerate(flatten(tree)[0])
+            for place, leaf in enumerate(leaves_of(tree))
             if isinstance(leaf, Tensor)
             and (leaf.requires_grad or (leaf.is_floating_point() and not torch.is_grad_enabled()))
         }
@@ -300,10 +328,14 @@ def dependent(
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         note(module, "outputs", output)
 
-    with ExitStack() as stack:
+    handles: list[Any] = []
+    try:
         for module in modules:
-            stack.enter_context(_handle(module.register_forward_pre_hook(before, with_kwargs=True)))
-            stack.enter_context(_handle(module.register_forward_hook(after)))
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after))
         with _checkpointing_unasked(), without_autocast(), batch_of(batch.size):
             task.output(model, batch.data)
+    finally:
+        for handle in handles:
+            handle.remove()
     return found

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trak_lightning.data.trees import flatten, snapshot
 from trak_lightning.errors import TrakError, UnsupportedModelError
+from trak_lightning.extractors.hooks.budget import UNLIMITED, Budget
 from trak_lightning.extractors.hooks.graph import walk
 from trak_lightning.extractors.hooks.placement import Misplaced, Placement, Where, locate
 from trak_lightning.extractors.hooks.plan import Inner, Layer, Plan, Rerun
@@ -98,11 +99,21 @@ class Tape:
     context manager: hooks are removed on exit.
     """
 
-    def __init__(self, plan: Plan, sink: Sink, size: int, model: nn.Module, layout: ParameterLayout) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        sink: Sink,
+        size: int,
+        model: nn.Module,
+        layout: ParameterLayout,
+        budget: Budget = UNLIMITED,
+    ) -> None:
+        self._budget = budget
         self._plan = plan
         self._sink = sink
         self._size = size
         self._model = model
+        self._parameters = len(layout)
         # During a pass, full parameters replace the sharded ones, so only unused parameters can be watched.
         self._sharded = any_sharded(model.parameters())
         watched = plan.unused if self._sharded else tuple(layout.by_name)
@@ -386,7 +397,9 @@ class Tape:
         self._replaying = True
         try:
             with torch.enable_grad(), self._doing(rerun.names.values()):
-                blocks = list(rerun_gradients(rerun.name, rerun.module, rerun.names, call, self._size))
+                share = len(self.looped.union(rerun.names.values())) / self._parameters
+                loop = self._budget.allows_loop(share, self._size)
+                blocks = list(rerun_gradients(rerun.name, rerun.module, rerun.names, call, self._size, loop=loop))
         finally:
             self._replaying = False
         if call.looped:

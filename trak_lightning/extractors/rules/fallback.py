@@ -15,6 +15,7 @@ from torch.func import functional_call, vjp
 
 from trak_lightning.data.samples import over_samples
 from trak_lightning.data.trees import Rebuild, flatten, snapshot
+from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.hooks.placement import Misplaced
 from trak_lightning.extractors.rules.registry import Names
 from trak_lightning.extractors.state import without_assigned_data
@@ -55,14 +56,19 @@ class RecordedCall:
     """Whether vmap could not re-run it, so that samples were re-run one after the other."""
 
 
+class TooManyPasses(UnsupportedModelError):
+    """A module can be re-run only one sample after the other, which takes more passes than differentiating the samples one by one."""
+
+
 def rerun_gradients(
-    name: str, module: nn.Module, names: Names, call: RecordedCall, size: int
+    name: str, module: nn.Module, names: Names, call: RecordedCall, size: int, *, loop: bool = True
 ) -> Iterator[GradientBlock]:
-    """Exact per-sample gradients of the parameters in `names`; under vmap where possible, else sample by sample.
+    """Exact per-sample gradients of the parameters in `names`; under vmap where possible, else sample by sample if `loop`.
     `size` is B.
 
     Raises:
         Misplaced: the module cannot be re-run on single samples.
+        TooManyPasses: vmap cannot re-run it.
     """
     parameters = {key: module.get_parameter(key).detach() for key in names}
     replayed = [inner for inner in call.inner if inner.returned is not None]
@@ -93,9 +99,14 @@ def rerun_gradients(
     try:
         with _kept_buffers(module), without_assigned_data():  # what is assigned under vmap cannot be read outside
             stacked = over_samples(pull_back, samples, grads)
-    except Exception:
+    except Exception as error:
         # vmap fails on control flow that depends on values, and on operators without a batching rule; a loop does not.
         call.looped = True
+        if not loop:
+            raise TooManyPasses(
+                f"{name or 'the model'} ({type(module).__name__}) holds most of the parameters, and vmap cannot re-run it: "
+                f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            ) from error
         try:
             with without_assigned_data():
                 each = [pull_back(*_take((samples, grads), sample)) for sample in range(size)]

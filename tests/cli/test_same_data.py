@@ -1,0 +1,116 @@
+"""Samples are shown, predicted and trained on only as those whose rows were stored."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from trak_lightning.cli import main
+
+MODULE = """
+import lightning as L, numpy as np, torch
+from torch import nn
+from torch.utils.data import DataLoader, random_split
+
+ROWS = [(torch.randn(4, generator=torch.Generator().manual_seed(i)), i % 2, i) for i in range(60)]
+
+class Data(L.LightningDataModule):
+    def __init__(self, entropy: bool = False):
+        super().__init__()
+        self.entropy = entropy
+
+    def setup(self, stage):
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence().entropy % 2**60)) if self.entropy else None
+        self.train, self.test = random_split(ROWS, [40, 20], generator)
+
+    def train_dataloader(self):
+        return DataLoader(self.train, 10, shuffle=True)
+
+    def test_dataloader(self):
+        return DataLoader(self.test, 10)
+
+class Net(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def training_step(self, batch, number):
+        with open("seen.txt", "a") as file:
+            print(*batch[2].tolist(), file=file)
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run of a DataModule that splits its rows at random, in a folder of its own."""
+
+    def start(**options):
+        (tmp_path / "splits_at_random.py").write_text(MODULE)
+        monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        sys.modules.pop("splits_at_random", None)
+        config = {
+            "model": "splits_at_random.Net",
+            "data": {"class_path": "splits_at_random.Data", "init_args": options},
+            "trainer": {"accelerator": "cpu", "max_epochs": 1},
+            "ensemble": {"size": 2},
+            "task": {"name": "image_classification", "inputs": 0, "labels": 1},
+            "projector": "identity",
+            "evaluation": {"models": 0},
+        }
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        assert main(["run", "run", "--config", "config.yaml"]) == 0
+        return tmp_path / "run"
+
+    return start
+
+
+def test_a_split_without_a_seed_is_the_same_in_every_command_and_every_training(run, tmp_path, capsys):
+    run_dir = run()
+    positions = [np.load(path) for path in sorted((run_dir / "checkpoints").glob("*.subset.npy"))]
+    trained = [set(map(int, line.split())) for line in (tmp_path / "seen.txt").read_text().splitlines()]
+    per_model = [set().union(*trained[:2]), set().union(*trained[2:])]
+    capsys.readouterr()
+    shown = []
+    for _ in range(2):
+        torch.rand(7)
+        assert main(["top", "run", "--target", "0", "-k", "40"]) == 0
+        shown.append(capsys.readouterr())
+    assert shown[0].out == shown[1].out
+    assert "label" in shown[0].out
+    assert shown[0].err == ""
+    from trak_lightning.cli.job import Job
+
+    ids = [row[2] for row in Job("top", ["run", "--config", "run/config.yaml"]).train_data.dataset]
+    assert [{ids[i] for i in subset} for subset in positions] == per_model
+
+
+def test_data_that_differs_from_the_stored_rows_is_neither_shown_nor_predicted(run, capsys):
+    run(entropy=True)
+    capsys.readouterr()
+    assert main(["top", "run", "--target", "0", "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)["helpful"]
+    assert main(["top", "run", "--target", "0"]) == 0
+    shown = capsys.readouterr()
+    assert "samples are not shown: StaleRowsError" in shown.err
+    assert "is the data split or ordered at random?" in shown.err
+    assert f" {numbers[0]['index']} " in shown.out
+    for command in (
+        ["suspects"],
+        ["report"],
+        ["whatif", "--remove_label", "1"],
+        ["evaluate", "--evaluation.models", "2"],
+    ):
+        assert main([command[0], "run", *command[1:]]) == 1, command
+        assert "Give random_split a generator with a seed" in capsys.readouterr().err
