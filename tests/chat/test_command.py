@@ -67,6 +67,12 @@ def test_a_check_says_what_it_would_cost_and_answers_and_stores_nothing(command,
     assert not (tmp_path / "run").exists()
 
 
+def test_options_that_would_have_no_effect_are_refused(command, tmp_path, capsys):
+    command()
+    assert main(["sft", str(tmp_path / "run"), "--targets", "others.jsonl"]) == 1
+    assert "--targets has no effect without --model: the run has settings of its own" in capsys.readouterr().err
+
+
 def test_the_report_marks_the_tokens_that_moved_the_target(command, tmp_path, capsys):
     command()
     run = str(tmp_path / "run")

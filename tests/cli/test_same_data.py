@@ -114,3 +114,12 @@ def test_data_that_differs_from_the_stored_rows_is_neither_shown_nor_predicted(r
     ):
         assert main([command[0], "run", *command[1:]]) == 1, command
         assert "Give random_split a generator with a seed" in capsys.readouterr().err
+
+
+def test_checkpoints_of_a_training_elsewhere_with_a_split_without_a_seed_are_a_warning(run, tmp_path, caplog):
+    checkpoint = next((run() / "checkpoints").glob("*.ckpt"))
+    assert "perhaps on another split" not in caplog.text
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text()) | {"checkpoints": [str(checkpoint)]}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    assert main(["featurize", "own", "--config", "own.yaml"]) == 0
+    assert "setup of Data draws random numbers, and the checkpoints were trained elsewhere" in caplog.text

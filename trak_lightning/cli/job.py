@@ -1,5 +1,6 @@
 """The stages of a run over one parsed configuration: what the commands that need a model share."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -37,6 +38,13 @@ from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.token_scores import TokenScores
 from trak_lightning.stores.shards import Shard, unfinished
 
+log = logging.getLogger(__name__)
+
+_DRAWN_SPLIT = (
+    "data       setup of %s draws random numbers, and the checkpoints were trained elsewhere, perhaps on another split: targets may be "
+    "samples that they were trained on. Give random_split the generator of the training, or seed_everything its seed."
+)
+
 
 class Job:
     """The stages of a run, over one parsed configuration."""
@@ -53,11 +61,14 @@ class Job:
         if self._cli.datamodule is None:
             raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
         self.datamodule: L.LightningDataModule = self._cli.datamodule
-        if self.settings.get("seed_everything") in (None, False):
+        unseeded = self.settings.get("seed_everything") in (None, False)
+        if unseeded:
             L.seed_everything(self.settings.seed, verbose=False)
         repeat_setup(self.datamodule)
         self.datamodule.prepare_data()
-        self.datamodule.setup("fit")
+        drawn: Any = self.datamodule.setup("fit")  # see repeat_setup
+        if drawn and unseeded and self.settings.checkpoints is not None:
+            log.warning(_DRAWN_SPLIT, type(self.datamodule).__name__)
         self.train_data = self._data(self.settings.train_split)
         if command == "check":  # setting up targets may take long: a language model answers prompts
             self._loader_method(self.settings.target_split)

@@ -14,21 +14,28 @@ import torch
 
 
 def repeat_setup(datamodule: L.LightningDataModule) -> None:
-    """Begin every call of ``setup`` with the random numbers that would be drawn now, and leave the generators as they were."""
-    datamodule.setup = partial(_set_up, datamodule, _random_state())  # type: ignore[method-assign]
+    """Begin every call of ``setup`` with the random numbers that would be drawn now, and leave the generators as they were. Each
+    call returns whether it has drawn any."""
+    datamodule.setup = partial(_set_up, datamodule, _random_state())  # type: ignore[method-assign,assignment]
 
 
-def _set_up(datamodule: L.LightningDataModule, state: tuple[Any, Any, Any], *args: Any, **kwargs: Any) -> None:
+def _set_up(datamodule: L.LightningDataModule, state: tuple[Any, Any, Any], *args: Any, **kwargs: Any) -> bool:
     before = _random_state()
     _restore(state)
     try:
         type(datamodule).setup(datamodule, *args, **kwargs)
+        return _values(_random_state()) != _values(state)
     finally:
         _restore(before)
 
 
 def _random_state() -> tuple[Any, Any, Any]:
     return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  DataModules draw from it
+
+
+def _values(state: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+    python, (_, keys, *rest), generator = state
+    return python, np.asarray(keys).tobytes(), rest, generator.numpy().tobytes()
 
 
 def _restore(state: tuple[Any, Any, Any]) -> None:

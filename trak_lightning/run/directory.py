@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -186,7 +187,8 @@ class RunDirectory:
         ):
             path.unlink(missing_ok=True)
         for folder in self.path.glob("evaluation/*/"):
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another process deletes it too
+                shutil.rmtree(folder)
 
     def write_subset(self, checkpoint: str, subset: npt.ArrayLike) -> None:
         """Record the positions of the training samples that a checkpoint was trained on."""

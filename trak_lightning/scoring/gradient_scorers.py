@@ -19,7 +19,8 @@ class GradientDot(Scorer):
 class TracIn(Scorer):
     """``τ(z)_i = (1/M) Σ_m q_m,i φ_m(z)·φ_m(z_i)``: how training steps on the loss of z_i moved the target's output.
 
-    TracInCP (Pruthi et al. 2020, section 3.2) at a constant learning rate, for checkpoints of one or several trainings.
+    TracInCP (Pruthi et al. 2020, section 3.2) at a constant learning rate, for checkpoints of one or several trainings. The default
+    projector scales the entries of gradients by their second moments; with ``sparse_jl`` or ``identity`` these are plain gradients.
     """
 
     def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:

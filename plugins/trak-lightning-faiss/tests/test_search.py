@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
-pytest.importorskip("faiss")
+pytest.importorskip("faiss", reason="the index is one of FAISS: pip install faiss-cpu")
 
 from trak_lightning_faiss import Search
 from trak_lightning_faiss.directions import directions, joint_directions

@@ -115,3 +115,15 @@ def test_averaged_weights_frozen_parameters_and_workers_are_refused(tmp_path: Pa
         _recorded(frozen, tmp_path / "b")
     with pytest.raises(DataError, match="num_workers=2"):
         _recorded(Plain(), tmp_path / "c", DataLoader(_samples(60, 0), 16, num_workers=2))
+
+
+class SinglePrecision(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def test_a_module_that_does_not_compute_in_64_bits_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module = SinglePrecision()
+    replay = Replay(module, _recorded(module, tmp_path / "recording"), tmp_path / "recording")
+    replay.score(_samples(3, 1), "regression", tmp_path, check=0)
+    assert "second derivatives are not verified: SinglePrecision does not compute in 64 bits" in caplog.text

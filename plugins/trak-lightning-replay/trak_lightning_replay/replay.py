@@ -10,6 +10,7 @@ Engstrom et al. 2025 (arXiv 2503.13751), Ilyas and Engstrom 2025 (arXiv 2504.134
 computed again in between.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ from trak_lightning_replay.optimizers import clipped
 from trak_lightning_replay.recording import Recording, read_state, seed_step, write_state
 from trak_lightning_replay.smoothness import Smoothness, drawn_subsets
 from trak_lightning_replay.trajectory import Snapshot, Trajectory
+
+log = logging.getLogger(__name__)
 
 Losses = Callable[[L.LightningModule, Any], Tensor]
 Adjoint = tuple[list[Tensor], list[list[Tensor]]]
@@ -273,7 +276,12 @@ class Replay:
 
             try:
                 first = gradients(create_graph=True)
-            except RuntimeError:  # the module does not compute in 64 bits
+            except RuntimeError as refusal:
+                log.warning(
+                    "replay     second derivatives are not verified: %s does not compute in 64 bits (%s)",
+                    type(self.module).__name__,
+                    str(refusal).partition("\n")[0],
+                )
                 return
             generator = torch.Generator().manual_seed(0)
             direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in parameters]

@@ -27,6 +27,12 @@ def main(argv: Sequence[str]) -> int:
     configured = settings.model or line.configs or line.with_saved_configuration().configs
     if not configured:
         raise UsageError("model is missing: name the folder that your trainer left, --model out/checkpoint-300")
+    given = [option.name for option in line.options if option.name in own and option.name not in ("--check", "--help")]
+    if settings.model is None and given:
+        raise UsageError(
+            f"{given[0]} has no effect without --model: the run has settings of its own. Without any of these options the command "
+            "resumes; to change one, give all of them (--model, --data, --targets …), and another run directory if rows are stored."
+        )
     from trak_lightning.cli.commands.check import print_findings
     from trak_lightning.cli.job import Job
 
