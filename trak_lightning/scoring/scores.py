@@ -155,6 +155,11 @@ class Scores:
         return self.settings.get("trust_unknown")
 
     @property
+    def target_split(self) -> str | None:
+        """The name of the targets' features; None in files of earlier versions."""
+        return self.settings.get("target_split")
+
+    @property
     def meaning(self) -> Meaning:
         """What the output means that the scores are about."""
         return Meaning(**self.settings.get("meaning", {}))
