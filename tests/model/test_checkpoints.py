@@ -2,7 +2,9 @@
 
 import json
 import os
+from contextlib import nullcontext
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from trak_lightning.errors import CheckpointError
-from trak_lightning.model.checkpoints import Checkpoint, expand, subset_path
+from trak_lightning.model.checkpoints import Checkpoint, CheckpointWarning, expand, subset_path
 
 
 @pytest.fixture
@@ -140,6 +142,39 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_the_first_misfit(m
         CheckpointError, match=r"a.pt does not fit Sequential: 0.weight is \(5, 3\) in the checkpoint and \(4, 3\)"
     ):
         Checkpoint.of(tmp_path / "a.pt", model)
+
+
+class WithSettings(L.LightningModule):
+    def __init__(self, activation="relu", temperature=1.0, lr=0.1, scheduler=None, trunk=None, extra=None):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Linear(3, 2)
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+@pytest.mark.parametrize(
+    ("trained_with", "message"),
+    [
+        ({}, None),
+        ({"lr": 0.3, "scheduler": {"warmup": 3}}, None),
+        (
+            {"activation": "tanh"},
+            "activation is 'tanh' in the checkpoint and 'relu' in the model.*load_from_checkpoint",
+        ),
+        ({"temperature": 2.0, "lr": 0.3}, "temperature is 2.0 in the checkpoint and 1.0 in the model"),
+        (
+            {"trunk": {"heads": 4, "sizes": (1, 3)}},
+            "trunk.heads is 4 in the checkpoint and 2 in the model; trunk.sizes is",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_hyperparameters_is_a_warning_that_names_them(trained_with, message, where, tmp_path):
+    own = {"trunk": {"heads": 2, "sizes": [1, 2]}}
+    trained = WithSettings(**{**own, **trained_with})
+    found = {"state_dict": trained.state_dict(), "hyper_parameters": {**trained.hparams, "_class_path": "other"}}
+    torch.save(found, tmp_path / "a.ckpt")
+    with pytest.warns(CheckpointWarning, match=message) if message else nullcontext():
+        Checkpoint.of(found if where == "memory" else tmp_path / "a.ckpt", WithSettings(**own))
 
 
 def test_names_that_differ_by_a_prefix_are_refused_with_the_prefix(model):

@@ -33,6 +33,7 @@ from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
+from trak_lightning.tasks.criterion import warn_of_criterion
 from trak_lightning.tasks.drawn import positioned
 
 
@@ -111,6 +112,8 @@ class Featurizer(L.LightningModule):
 
     def fit(self) -> None:
         """Fit the task and the projector, or read the fits that are stored."""
+        if self.trainer.is_global_zero:
+            warn_of_criterion(self.spec.task, self.model)  # here, since its weights may be those of the checkpoint
         if self.spec.task.fit_samples:
             found = self._stored(self.fitting.reference, self._fit_task)
             self.fitted_task = self.spec.task.fitted({name: tensor.to(self.device) for name, tensor in found.items()})
