@@ -191,9 +191,11 @@ def write(path, content):
 @pytest.mark.parametrize(
     ("files", "source", "message"),
     [
-        ({"a.pt": b"not a checkpoint"}, "a.pt", "cannot be read"),
+        ({"a.pt": b"not a checkpoint"}, "a.pt", "a text file and holds no weights; it begins with 'not a checkpoint'"),
+        ({"a.pt": b"not\x00text"}, "a.pt", "cannot be read"),
         ({}, "a.pt", "there is no checkpoint file or folder"),
-        ({"a.safetensors": b"not tensors"}, "a.safetensors", "cannot be read as safetensors"),
+        ({"a.safetensors": b"not tensors"}, "a.safetensors", "a text file"),
+        ({"a.safetensors": b"not\x00tensors"}, "a.safetensors", "cannot be read as safetensors"),
         ({"out/checkpoint-5/x": b"", "out/checkpoint-10/x": b""}, "out", r"2 checkpoints.*Name these: .*checkpoint-\*"),
         ({"out/config.json": b"{}"}, "out", "holds no weights: expected model.safetensors, .*; found config.json"),
         ({"out/.metadata": b"", "out/__0_0.distcp": b""}, "out", "sharded checkpoint.*consolidate_checkpoint"),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import lightning as L
 import torch
 
-from trak_lightning.errors import IncompleteRunError, WrongRowsError
+from trak_lightning.errors import IncompleteRunError, NonFiniteGradientError, WrongRowsError
 from trak_lightning.featurize.block_writer import BlockWriter
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.model.checkpoints import Checkpoint
@@ -124,6 +124,8 @@ class BlockComputer:
                 ) from wrong
             log.warning("gradients  all rows of %s are computed again, one sample at a time: %s", discarded, wrong)
             return writer.computed
+        except NonFiniteGradientError as error:
+            raise NonFiniteGradientError(f"under checkpoint {assignment.checkpoint}: {error}") from error
         except Exception:
             self.stop.check()  # signals also end the worker processes of a loader, and other ranks
             raise

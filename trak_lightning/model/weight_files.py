@@ -120,6 +120,8 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:
+        if text := _text_in(path):
+            raise CheckpointError(text) from error
         raise CheckpointError(f"{path} cannot be read as safetensors: {type(error).__name__}: {error}") from error
 
 
@@ -141,6 +143,16 @@ def _read_parts(index: Path, weights_only: bool) -> Found:
     return Found(found)
 
 
+def _text_in(path: Path) -> str | None:
+    """Say so if a file is text, such as a log or a pointer of Git LFS."""
+    with path.open("rb") as file:
+        head = file.read(48)
+    if not head or not all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
+        return None
+    remedy = " It is a pointer of Git LFS: run git lfs pull." if head.startswith(b"version https://git-lfs") else ""
+    return f"{path} is a text file and holds no weights; it begins with {head.decode()!r}.{remedy}"
+
+
 def _reason(message: str) -> str:
     """What torch says of a file that it cannot read, without its advice, which is about ``torch.load``."""
     if found := re.search(r"Unsupported global: GLOBAL (\S+)", message):
@@ -152,6 +164,8 @@ def _read_torch(path: Path, weights_only: bool) -> Found:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=weights_only)
     except Exception as error:
+        if text := _text_in(path):
+            raise CheckpointError(text) from error
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: {type(error).__name__}: {_reason(str(error))} If you trust the file and it "
             "holds pickled objects, read it with weights_only=False."
