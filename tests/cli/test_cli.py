@@ -181,6 +181,16 @@ def test_other_scorer_settings_give_other_scores(finished, config, tmp_path):
     assert re.search(r"λ: auto: trace/\d+ in ", back.stdout)
 
 
+def test_options_of_one_evaluation_do_not_become_those_of_the_run(finished):
+    run_dir, _ = finished
+    before = (run_dir / "config.yaml").read_bytes()
+    done = trak("evaluate", run_dir, "--evaluation.models", 5)
+    assert "over 5 retrained models" in done.stdout, done.stderr
+    assert (run_dir / "config.yaml").read_bytes() == before
+    assert "as measured: LDS" in trak("top", run_dir, "--target", 3, "--numbers").stdout
+    assert "over 3 retrained models" in trak("evaluate", run_dir).stdout
+
+
 def test_checkpoints_that_are_named_are_used_and_nothing_is_trained(finished, config, tmp_path):
     run_dir, _ = finished
     checkpoint = run_dir / "checkpoints" / "00.ckpt"

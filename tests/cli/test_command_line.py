@@ -171,3 +171,24 @@ def test_yaml_that_names_plugins_is_what_is_written_out(capsys, tmp_path):
     with pytest.raises(SystemExit):
         main(["score", str(tmp_path), "--scorer", "gradient_dot", "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out)["scorer"]["class_path"].endswith("GradientDot")
+
+
+@pytest.mark.parametrize("call", [["-m", "trak_lightning"], [str(Path(sys.executable).with_name("trak"))]])
+def test_files_in_the_working_directory_hide_no_module_of_a_dependency(call, tmp_path):
+    for name in ("attr", "random", "tempfile", "queue", "yaml", "typing_extensions"):
+        (tmp_path / f"{name}.py").touch()
+    done = subprocess.run(
+        [sys.executable, *call, "score", "nowhere"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is no run directory" in done.stderr
+
+
+def test_a_hidden_file_of_the_working_directory_is_named_where_it_was_meant(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("json", "mine"):
+        (tmp_path / f"{name}.py").touch()
+    for path, hidden in (("json.Net", True), ("mine.Net", False)):
+        assert main(["score", "run", "--scorer", path]) == 1
+        message = f"{json.__file__} hides json.py of the working directory: give yours another name"
+        assert (message in capsys.readouterr().err) is hidden

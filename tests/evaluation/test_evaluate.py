@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 
 from trak_lightning.cli.commands.evaluate import agrees
+from trak_lightning.cli.output import print_trust
 from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, PluginError
 from trak_lightning.evaluation.experiments import evaluate
 from trak_lightning.evaluation.mislabeled import suspicions
 from trak_lightning.evaluation.result import read_result
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.evaluation.settings import EvaluationSettings
+from trak_lightning.report.trust import trusted
 from trak_lightning.retraining.outputs import missing
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory, RunRecord
 from trak_lightning.run.meaning import Meaning
+from trak_lightning.scoring.score_run import score_run
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.stores.hdf5 import HDF5Store
 from trak_lightning.testing.stores import SPEC, filled_store
@@ -55,6 +58,19 @@ def test_a_result_is_computed_once_and_read_as_it_was(scored):
     [(again, computed)] = evaluate(scored, LDS_ONLY, training.retrain)
     assert (computed, training.trained) == (False, 5)
     assert again == first
+
+
+def test_what_was_measured_of_some_scores_is_said_of_these_alone(scored, capsys):
+    training = Training(scored)
+    other = replace(scored, scorer=Trak(regularization=0.2))
+    list(evaluate(scored, LDS_ONLY, training.retrain))
+    for each, name in ((scored, "test"), (other, "other")):
+        found = score_run(scored.run, scored.store, each.scorer, targets="test", name=name)[0]
+        print_trust(scored.run, found)
+        headline = trusted(scored.run, found)
+        measured = each is scored
+        assert ("as measured: LDS 1.000 [1.000, 1.000] over 5 retrained models" in capsys.readouterr().out) is measured
+        assert (headline.number == "1.00") is measured
 
 
 def test_more_models_are_a_new_result_for_which_only_the_new_ones_are_trained(scored):

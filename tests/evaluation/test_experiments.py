@@ -161,6 +161,9 @@ def test_settings_that_make_no_sense_are_refused():
         EvaluationSettings(removed=1)
     with pytest.raises(SettingsError, match="evaluation.ceiling must be 0 with evaluation.protocol fixed_seed, got 3"):
         EvaluationSettings(protocol="fixed_seed", ceiling=3)
+    for name in ("models", "ceiling", "leave_one_out"):
+        with pytest.raises(SettingsError, match=rf"evaluation.{name} must be 0 or at least 2, got 1"):
+            EvaluationSettings(**{name: 1})
     with pytest.raises(SettingsError, match="evaluation.workers must be at least 1, got 0"):
         EvaluationSettings(workers=0)
 

@@ -97,7 +97,7 @@ def test_it_opens_with_findings_and_ends_with_settings(make):
     wrong = int((mean.argmax(-1) != data.labels).sum())
     assert 1 < wrong < 12
     assert f"{(12 - wrong) / 12:.1%} of 12 targets are predicted correctly; {wrong} are mistakes." in text
-    assert "in the scores has not been measured yet" in text
+    assert "in the scores has not been measured" in text
     assert text.index("predicted correctly") < text.index("Targets and their examples") < text.index("run directory")
 
 
@@ -176,11 +176,12 @@ FIGURES = {
 def test_every_evaluation_is_shown_with_its_table_and_figure(make):
     path = make("image")
     for kind, figure in FIGURES.items():
-        values = {"scores": {"ours": {"lds": 0.4, "low": 0.3, "high": 0.5}}, "num_models": 8} if kind == "lds" else {}
+        values = {"scores": {"ours": {"lds": 0.4, "low_models": 0.3, "high_models": 0.5}}, "num_models": 8}
         result = Result(
             kind, f"The {kind}", "How to read it.", "0.4", ("scores", "LDS"), (("ours", f"0.4{kind}"),), values
         )
-        replace(result, figure=figure).write(path.parents[1] / "evaluation" / f"{kind}-test.json")
+        request = Scores(path.parents[1] / "scores" / "test.h5").settings["request"]
+        replace(result, figure=figure, request=request).write(path.parents[1] / "evaluation" / f"{kind}-test.json")
     write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2))
     page = Page(path)
     assert (

@@ -5,6 +5,7 @@ the others answer without importing torch.
 """
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"trak: unknown command {command!r}{_nearest(command)} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    with _at_home(command):
+    with at_home(command):
         return _call(command, rest)
 
 
@@ -91,17 +92,20 @@ def _call(command: str, argv: list[str]) -> int:
             reason = reason.__cause__
         if reason is None:
             raise
-        print(f"trak {command}: {type(reason).__name__}: {reason}", file=sys.stderr)
+        print(f"trak {command}: {type(reason).__name__}: {reason}{_hidden(str(reason))}", file=sys.stderr)
         # What a shell reports of a process that SIGTERM ended.
         return 143 if isinstance(reason, TerminatedError) else 1
 
 
 @contextmanager
-def _at_home(command: str) -> Iterator[None]:
-    """Let classes be imported from the working directory, as ``python -m`` does, and show a warning as one line."""
+def at_home(command: str) -> Iterator[None]:
+    """Let classes be imported from the working directory, and show a warning as one line.
+
+    The directory comes last, also where ``python -m`` has put it first: a user's attr.py must not hide a module of our dependencies.
+    """
     here, path, show = str(Path.cwd()), list(sys.path), warnings.showwarning
-    if here not in path and "" not in path:
-        sys.path.insert(0, here)
+    others = path[1:] if path[:1] in ([""], [here]) else path
+    sys.path[:] = others if here in others else [*others, here]
     # Not formatwarning, which Lightning replaces when it is imported.
     warnings.showwarning = lambda message, category, *_, **__: print(
         f"trak {command}: {category.__name__}: {message}", file=sys.stderr
@@ -111,6 +115,16 @@ def _at_home(command: str) -> Iterator[None]:
     finally:
         sys.path[:] = path
         warnings.showwarning = show
+
+
+def _hidden(message: str) -> str:
+    """Say which module that a message names is not the one in the working directory, because an installed one has its name."""
+    for name in dict.fromkeys(re.findall(r"\b([A-Za-z]\w*)(?=[.:]\w|')", message)):
+        own = next((path for path in (Path(f"{name}.py"), Path(name)) if path.exists()), None)
+        found = getattr(sys.modules.get(name), "__file__", None)
+        if own and found and Path(found).resolve() not in (own.resolve(), own.resolve() / "__init__.py"):
+            return f". {found} hides {own} of the working directory: give yours another name"
+    return ""
 
 
 def _nearest(command: str) -> str:

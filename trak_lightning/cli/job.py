@@ -259,7 +259,7 @@ class Job:
         )
         if self.speaks:
             summary("score", f"{scores.describe()} in {short_path(scores.path)}", int(fresh), "computed", started)
-            print_trust(scores)
+            print_trust(self.run, scores)
         return scores
 
     def suspects(self, fdr: float) -> Suspects:
@@ -288,7 +288,7 @@ class Job:
     def retrain(self, plan: SubsetPlan, folder: Path, retrainings: Sequence[Retraining]) -> None:
         """See `trak_lightning.retraining.outputs.Retrain`."""
         replace(plan, num_samples=len(self.train_data), recipe=self._recipe).record(folder)
-        self.keep_configuration()
+        self.keep_configuration(atomic_create)  # options of one evaluation are not settings of the run
         todo = missing(retrainings)
         if todo:
             self.require_same_data(self.settings.train_split, self.settings.target_split)

@@ -9,7 +9,9 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from trak_lightning.evaluation.result import Result
+from trak_lightning.evaluation.result import Result, lds_of, measured_lds
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.predicted_lds import in_words
 from trak_lightning.scoring.scores import Scores
 
 
@@ -25,9 +27,11 @@ def summary(stage: str, what: str, new: int | None = None, verb: str = "", start
     print(f"{stage:<10} {what}{done}", flush=True)
 
 
-def print_trust(scores: Scores) -> None:
-    """Print how far the checkpoints trust the scores, or why they cannot tell."""
-    if sentence := scores.trust["sentence"] if scores.trust else scores.trust_unknown:
+def print_trust(run: RunDirectory, scores: Scores) -> None:
+    """Print how well the scores predict retrained models: as measured, as the checkpoints predict, or why they cannot tell."""
+    if (result := measured_lds(run, scores)) is not None:
+        summary("trust", f"{in_words(*lds_of(result))}, as measured: {result.headline}")
+    elif sentence := scores.trust["sentence"] if scores.trust else scores.trust_unknown:
         summary("trust", sentence)
 
 

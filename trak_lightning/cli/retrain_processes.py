@@ -13,6 +13,9 @@ import numpy as np
 from trak_lightning.errors import IncompleteRunError
 from trak_lightning.retraining.outputs import Retraining, missing
 
+WORKER = "import sys; del sys.path[:sys.path[0] == '']; from trak_lightning.cli.retrain_worker import main; main()"
+"""Not ``python -m``, which would put the working directory first on the path; see `trak_lightning.cli.at_home`."""
+
 SAID = 2000
 """Characters of a failed process's last words that are passed on."""
 
@@ -34,13 +37,7 @@ def retrain_in_processes(argv: Sequence[str], retrainings: Sequence[Retraining],
             for rank in range(workers):
                 share = Path(scratch) / f"{rank}.npz"
                 write_share(share, retrainings[rank::workers])
-                command = [
-                    sys.executable,
-                    "-m",
-                    "trak_lightning.cli.retrain_worker",
-                    str(share),
-                    json.dumps(list(argv)),
-                ]
+                command = [sys.executable, "-c", WORKER, str(share), json.dumps(list(argv))]
                 log = (Path(scratch) / f"{rank}.log").open("w+")
                 processes.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), log))
             failed = [(process.wait(), log) for process, log in processes]

@@ -1,6 +1,7 @@
 """Result of an evaluation: a table, perhaps a figure, and the request that it answers. JSON. No torch."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from trak_lightning.errors import CorruptFileError, IncompatibleRunError
 from trak_lightning.evaluation import drawing
 from trak_lightning.evaluation.figures import Figure, from_json, to_json
 from trak_lightning.run.atomic import atomic_write
-from trak_lightning.run.directory import read_json
+from trak_lightning.run.directory import RunDirectory, read_json
+from trak_lightning.run.fingerprint import current
+from trak_lightning.scoring.scores import Scores
 
 FORMAT = 2
 """Version of the JSON. Files without one are from before all evaluations had this form."""
@@ -68,6 +71,28 @@ class Result:
         if self.figure is not None and drawing.available():
             with self.figure.drawn(path.stem) as drawn:
                 drawing.save(drawn, path)
+
+
+def measured_lds(run: RunDirectory, scores: Scores) -> Result | None:
+    """Return the linear datamodeling score that an evaluation measured of exactly these scores, or None.
+
+    Raises:
+        CorruptFileError: a stored result is damaged.
+    """
+    made_from = current({key: value for key, value in scores.settings.get("request", {}).items() if key != "top"})
+    for path in sorted(run.evaluation.glob("lds-*.json")):
+        with suppress(IncompatibleRunError):
+            result = read_result(path)
+            asked = current(result.request)
+            if made_from and all(asked.get(key) == value for key, value in made_from.items()):
+                return result
+    return None
+
+
+def lds_of(result: Result) -> tuple[float, float, float]:
+    """The linear datamodeling score of the evaluated scores, and its 95 % interval over targets and models."""
+    lds, low, high = (next(iter(result.values["scores"].values()))[key] for key in ("lds", "low_models", "high_models"))
+    return lds, low, high
 
 
 def read_result(path: Path) -> Result:

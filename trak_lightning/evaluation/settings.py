@@ -48,6 +48,11 @@ class EvaluationSettings:
                 raise SettingsError(
                     f"evaluation.{name} must be a number of models or samples ≥ 0, got {getattr(self, name)}"
                 )
+        for name in ("models", "ceiling", "leave_one_out"):
+            if getattr(self, name) == 1:
+                raise SettingsError(
+                    f"evaluation.{name} must be 0 or at least 2, got 1: a rank correlation of one value is none"
+                )
         for name in ("repeats", "workers"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")

@@ -97,7 +97,7 @@ def gather(
             outcome.headline(),
             suspicion.headline,
             *_duplicated(groups or []),
-            trusted(results, sources.scores.trust),
+            trusted(sources.run, sources.scores),
         ),
         meaning=outcome.meaning,
         targets=tuple(targets),

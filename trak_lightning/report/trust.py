@@ -7,11 +7,12 @@ import numpy as np
 
 from trak_lightning.errors import IncompatibleRunError
 from trak_lightning.evaluation.drawing import SERIES, axes, inline_svg
-from trak_lightning.evaluation.result import Result, read_result
+from trak_lightning.evaluation.result import Result, lds_of, measured_lds, read_result
 from trak_lightning.report.contents import Headline, Panel
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.predicted_lds import in_words
+from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.system import System
 
 
@@ -36,22 +37,21 @@ def evaluated(name: str, result: Result) -> Panel:
     return Panel(title, result.text, result.svg(name), result.columns, result.rows)
 
 
-def trusted(results: Sequence[tuple[str, Result]], predicted: Mapping[str, Any] | None) -> Headline:
+def trusted(run: RunDirectory, scores: Scores) -> Headline:
     """Say in one sentence how far to trust the scores: as measured by retraining, or as the checkpoints predict."""
-    measured = next((result.values for _, result in results if result.kind == "lds"), None)
-    if measured is None and predicted is not None:
-        return Headline(f"{predicted['lds']:.2f}", f"{predicted['sentence']}.", "trust")
-    if measured is None:
-        return Headline("Trust", "in the scores has not been measured yet: trak evaluate does, by retraining.", "trust")
-    lds, low, high = (next(iter(measured["scores"].values()))[key] for key in ("lds", "low", "high"))
-    if np.isnan(lds):
+    result = measured_lds(run, scores)
+    if result is None and scores.trust is not None:
+        return Headline(f"{scores.trust['lds']:.2f}", f"{scores.trust['sentence']}.", "trust")
+    if result is None:
         return Headline(
-            "Trust", f"cannot be measured with {measured['num_models']} retrained models: evaluate with more.", "trust"
+            "Trust", "in the scores has not been measured: retrained models tell (docs/evaluation.md).", "trust"
         )
-    words = in_words(lds, low, high)
+    models, (lds, low, high) = result.values["num_models"], lds_of(result)
+    if np.isnan(lds):
+        return Headline("Trust", f"cannot be measured with {models} retrained models: evaluate with more.", "trust")
     return Headline(
         f"{lds:.2f}",
-        f"is the rank correlation (at best 1) of what the scores predict with {measured['num_models']} retrained models: {words} "
+        f"is the rank correlation (at best 1) of what the scores predict with {models} retrained models: {in_words(lds, low, high)} "
         f"(95 % interval {low:.2f} … {high:.2f}).",
         "trust",
     )

@@ -61,13 +61,13 @@ class Trust:
 def unpredictable(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -> str | None:
     """Say why the checkpoints cannot judge these scores; None if they can."""
     if not isinstance(scoring, InnerProducts):
-        return "unknown: scores of this kind cannot be summed over other subsets; trak evaluate measures the LDS by retraining"
+        return "unknown: scores of this kind cannot be summed over other subsets; retrained models tell: docs/evaluation.md"
     if knows_subsets(checkpoints):
         return None
     M = len(checkpoints)
     return (
         f"unknown: it is predicted from {FEWEST} or more checkpoints, each trained on a recorded part of the training set, and there "
-        f"{'is' if M == 1 else 'are'} {M}{'' if M < FEWEST else ', not all with such a part'}; trak evaluate measures it by retraining"
+        f"{'is' if M == 1 else 'are'} {M}{'' if M < FEWEST else ', not all with such a part'}; retrained models tell: docs/evaluation.md"
     )
 
 

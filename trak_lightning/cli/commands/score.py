@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         )
     elif backend.rank == 0:
         summary("score", f"{scores.describe()} in {short_path(scores.path)}", int(fresh), "computed", started)
-        print_trust(scores)
+        print_trust(run, scores)
     return 0
 
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     title = f"Target {config.target}" if what == "train" else f"Training sample {config.by_train}"
     headings = scores.meaning.headings
     Console().print(ranking_table(f"{title} of {short_path(scores.path)}", what, headings, (helpful, harmful), samples))
-    print_trust(scores)
+    print_trust(RunDirectory(config.run_dir), scores)
     return 0
 
 
