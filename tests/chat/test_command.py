@@ -125,6 +125,39 @@ def test_the_configuration_file_runs(folder, lines, conversations, tmp_path, mon
     assert Scores("runs/sft/scores/groups.h5").values.shape == (3, 9)
 
 
+def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_path, capsys):
+    command()
+    first = (tmp_path / "run" / "scores" / "test.h5").read_bytes()
+    capsys.readouterr()
+    questions = [chat("1+1", "=2"), chat("2+2", "=4"), {"prompt": "a", "chosen": "b", "rejected": "c", "group": "g"}]
+    assert command("--name", "second", targets=questions) == 0
+    assert "featurize  13 rows" in capsys.readouterr().out
+    scores = tmp_path / "run" / "scores"
+    assert {path.stem for path in scores.glob("*.h5")} == {"test", "groups", "second", "second-groups"}
+    assert (scores / "test.h5").read_bytes() == first
+    run = str(tmp_path / "run")
+    assert main(["top", run, "--name", "second", "--by_train", "1", "-k", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "1+1 =2" in shown
+    assert "label" not in shown
+    # As many targets, but others: their text is not shown for those of the first file.
+    assert main(["top", run, "--name", "test", "--by_train", "1", "-k", "4"]) == 0
+    shown = capsys.readouterr()
+    assert "samples are not shown" in shown.err
+    assert "1+1 =2" not in shown.out
+    assert command("--name", "train") == 1
+    assert "name, of the targets, must be a word other than train" in capsys.readouterr().err
+
+
+def test_text_that_gets_no_chat_template_is_named_once(command, caplog, tmp_path):
+    command(train=[{"prompt": "1+1", "completion": "2"}, *[chat("2+2", "4")] * 3], targets=[{"prompt": "1+2"}])
+    for name, number, of in (("train", 1, 4), ("targets", 1, 1)):
+        assert f"{number} of {of} examples of {tmp_path / name}.jsonl are plain text" in caplog.text
+    caplog.clear()
+    main(["top", str(tmp_path / "run"), "--target", "0"])
+    assert "plain text" not in caplog.text
+
+
 def test_an_encoder_decoder_is_attributed_too(command, tmp_path):
     make("t5").save_pretrained(tmp_path / "t5")
     tokenizer().save_pretrained(tmp_path / "t5")
@@ -143,6 +176,10 @@ def test_an_encoder_decoder_is_attributed_too(command, tmp_path):
             r"example 0 of .*targets.jsonl is 83 tokens long, and the model takes 64",
         ),
         ({"model": "/none"}, "/none"),
+        (
+            {"targets": [{"prompt": "x" * 61}]},
+            r"is 61 tokens long, an answer may have 4 .max_new_tokens., .* takes 64 together. Lower max_new_tokens to 3,",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(command, changes, message, capsys):

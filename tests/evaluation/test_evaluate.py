@@ -8,9 +8,17 @@ import pytest
 
 from trak_lightning.cli.commands.evaluate import agrees
 from trak_lightning.cli.output import print_trust
-from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, PluginError
+from trak_lightning.errors import (
+    CorruptFileError,
+    DataError,
+    IncompatibleRunError,
+    IncompleteRunError,
+    PluginError,
+    SettingsError,
+)
 from trak_lightning.evaluation.experiments import evaluate
 from trak_lightning.evaluation.mislabeled import suspicions
+from trak_lightning.evaluation.repetitions import RecordedRun, store_repetitions
 from trak_lightning.evaluation.result import read_result
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.evaluation.settings import EvaluationSettings
@@ -19,6 +27,7 @@ from trak_lightning.retraining.outputs import missing
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory, RunRecord
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.score_run import score_run
+from trak_lightning.scoring.scores import write_matrix
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.stores.hdf5 import HDF5Store
 from trak_lightning.testing.stores import SPEC, filled_store
@@ -100,6 +109,72 @@ def test_at_a_fixed_seed_all_models_share_it_and_are_kept_next_to_those_of_the_o
     assert result.values["scores"]["Trak(regularization=0.1)"]["lds"] == pytest.approx(1)
     [(_, again)] = evaluate(scored, settings, retrain)
     assert (again, training.trained) == (False, 9)
+
+
+FEW = EvaluationSettings(models=4, protocol="fixed_seed", removed=0.25)
+
+
+@pytest.fixture
+def recorded(scored):
+    """Scores of a recorded training, those of `scored`, and repetitions of it."""
+    values = np.asarray(scored.scores)
+    settings = {"request": {"recording": 1}, "repeated_by": "Replay.repeat"}
+    made = write_matrix(scored.run.path, "replayed", values, "given", settings)
+    store_repetitions(made, lambda subset: values[:, subset].sum(axis=1), models=4, removed=0.25)
+    return RecordedRun(scored.run, scored.store, scored.scorer, "replayed")
+
+
+def test_scores_of_a_recorded_training_are_judged_by_its_repetitions_next_to_scorers_on_features(recorded):
+    recorded.require(FEW)
+    [(result, computed)] = evaluate(recorded, FEW, recorded.retrain)
+    assert (computed, result.values["scores"]["replayed"]["lds"]) == (True, pytest.approx(1))
+    assert list(result.values["scores"]) == ["replayed", "λ = 0, unweighted (paper)", "gradient dot product", "random"]
+    assert (recorded.run.evaluation / "fixed-seed-replayed.json").exists()
+    [(_, again)] = evaluate(recorded, FEW, recorded.retrain)
+    assert not again
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "error", "message"),
+    [
+        (
+            "replayed",
+            replace(FEW, protocol="halves"),
+            SettingsError,
+            "evaluation.protocol must be fixed_seed, got halves",
+        ),
+        ("replayed", replace(FEW, agreement=True), SettingsError, "evaluation.agreement must be False, got True"),
+        ("replayed", replace(FEW, models=7), IncompleteRunError, "3 of 7 repetitions .* Make them with Replay.repeat"),
+        ("test", FEW, DataError, "is not about a recorded training: leave out --name"),
+    ],
+)
+def test_of_a_recorded_training_only_its_repetitions_are_asked(name, settings, error, message, recorded):
+    scored = replace(recorded, target_split=name)
+
+    def ask():
+        scored.require(settings)
+        list(evaluate(scored, settings, scored.retrain))
+
+    with pytest.raises(error, match=message):
+        ask()
+
+
+def test_without_features_of_its_targets_scores_of_a_recorded_training_stand_alone(recorded):
+    alone = replace(recorded, compared_split="other")
+    [(result, _)] = evaluate(alone, FEW, alone.retrain)
+    assert list(result.values["scores"]) == ["replayed", "random"]
+    with pytest.raises(
+        IncompleteRunError, match="evaluation.compare needs features of the .* targets of scores replayed"
+    ):
+        alone.require(replace(FEW, compare=["tracin"]))
+
+
+def test_repetitions_of_another_training_are_refused(recorded):
+    settings = {"request": {"recording": 2}, "repeated_by": "Replay.repeat"}
+    write_matrix(recorded.run.path, "replayed", recorded.scores, "given", settings)
+    other = replace(recorded)
+    with pytest.raises(IncompatibleRunError, match="recording = 1, and 2 is asked for"):
+        list(evaluate(other, FEW, other.retrain))
 
 
 def test_targets_of_another_split_have_retrained_outputs_of_their_own(scored, tmp_path):

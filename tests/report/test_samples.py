@@ -69,6 +69,23 @@ def test_a_list_of_token_ids_is_decoded_without_padding():
     assert shown({"input_ids": [1, 2], "labels": [1, 2]}, decode=words).parts == (Text("word1 word2"),)
 
 
+LONG = "An ÉTUDE, in four parts; the third of which is slow. "
+
+
+@pytest.mark.parametrize(
+    ("columns", "text", "parts"),
+    [
+        ({"text": LONG}, "an etude , in four parts ; the third of", (Text(LONG),)),  # uncased, cut off
+        ({"sentence1": LONG, "sentence2": LONG[3:]}, LONG + LONG[3:], (Text(LONG), Text(LONG[3:]))),
+        ({"messages": [{"role": "user", "content": LONG}], "n": 1}, LONG, (Turn("user", LONG), Table((("n", "1"),)))),
+        ({"id": "a", "text": "short"}, "Short", (Table((("id", "a"), ("text", "short"))),)),
+        ({"text": LONG}, "another text", (Text(LONG), Text("another text"))),
+    ],
+)
+def test_text_that_is_there_next_to_its_token_ids_is_shown_once(columns, text, parts):
+    assert shown({**columns, "input_ids": [1, 2], "label": 1}, decode=lambda ids: text).parts == parts
+
+
 def test_classes_of_tokens_are_not_decoded():
     sample = {"input_ids": [7, 8, 9], "labels": [0, 1, -100]}
     assert shown(sample, decode=str).parts == (
@@ -118,6 +135,30 @@ def test_turns_are_found_in_what_a_chat_template_wrote(template):
             return "".join(template.format(*turn) for turn in TURNS)
 
     assert shown({"input_ids": [1, 2, 3]}, decode=decoder(Tokenizer())).parts == tuple(Turn(*turn) for turn in TURNS)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "<s>{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
+        " {{ m['content'] }}</s>{% endif %}{% endfor %}",
+        "{% for m in messages %}{{ 'Q: ' if m['role'] == 'user' else 'A: ' }}{{ m['content'] }}\n\n{% endfor %}",
+    ],
+    ids=["Mistral", "words"],
+)
+def test_turns_are_found_by_the_template_of_the_tokenizer(template):
+    from jinja2 import Template
+
+    class Tokenizer:
+        def apply_chat_template(self, messages, tokenize):
+            return Template(template, keep_trailing_newline=True).render(messages=messages)
+
+        def decode(self, ids, skip_special_tokens=False):
+            return self.apply_chat_template([{"role": role, "content": text} for role, text in TURNS * len(ids)], False)
+
+    for repeats in (1, 2):
+        found = shown({"input_ids": torch.arange(repeats)}, decode=decoder(Tokenizer())).parts
+        assert found == tuple(Turn(*turn) for turn in TURNS) * repeats
 
 
 def test_an_image_text_pair_is_both_and_has_no_label():

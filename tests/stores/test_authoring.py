@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from trak_lightning import authoring as methods
 from trak_lightning.stores import authoring
 from trak_lightning.testing import StoreConformance
 
@@ -46,7 +47,8 @@ def test_the_zarr_store_imports_nothing_else(path):
     assert imported(path.read_text()) <= ALLOWED
 
 
-def test_every_name_is_explained_in_the_docstring_of_the_module():
-    for name in authoring.__all__:
-        assert hasattr(authoring, name)
-        assert f"`{name}`" in authoring.__doc__
+@pytest.mark.parametrize("module", [authoring, methods], ids=lambda module: module.__name__)
+def test_every_name_is_explained_in_the_docstring_of_the_module(module):
+    for name in module.__all__:
+        assert hasattr(module, name)
+        assert f"`{name}`" in module.__doc__

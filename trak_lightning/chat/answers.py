@@ -149,11 +149,12 @@ class _Writer:
             DataError: the model takes no prompt of that length, or other weights or settings answered it.
         """
         most = self.generation.max_new_tokens
-        room = self.max_length - (0 if encoder_decoder else most)
-        if len(prompt) > room:
+        room = self.max_length - len(prompt)
+        if room < (0 if encoder_decoder else most):
+            remedy = f"Lower max_new_tokens to {room}, or shorten the prompt" if room > 0 else "Shorten the prompt"
             raise DataError(
-                f"the prompt of {where} is {len(prompt)} tokens long; with {most} of an answer the model takes {max(room, 0)}. "
-                "Shorten it, or lower max_new_tokens."
+                f"the prompt of {where} is {len(prompt)} tokens long, an answer may have {most} (max_new_tokens), and the model takes "
+                f"{self.max_length} together. {remedy}."
             )
         found = self.kept.reply(prompt, self.generation, where)
         if found is None:

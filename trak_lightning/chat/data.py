@@ -1,5 +1,7 @@
 """Conversations as a dataset, and a DataModule of training conversations and questions."""
 
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,10 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning.chat import loading
 from trak_lightning.chat.answers import Answer, Generation, combination, read_answers
-from trak_lightning.chat.encoding import Encoder
+from trak_lightning.chat.encoding import Encoder, has_messages
 from trak_lightning.chat.records import Records, Source, TrainOn
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.tasks.tokens import IGNORE_INDEX
+
+log = logging.getLogger(__name__)
 
 
 class ChatDataset(Dataset):
@@ -78,6 +82,7 @@ class ChatData(L.LightningDataModule):
         max_new_tokens: length of an answer that the model writes.
         temperature: 0 to answer with the most probable tokens.
         seed: of answers that are drawn.
+        name: the split of the targets. Another file of targets has another name, and so rows and scores of its own.
     """
 
     def __init__(
@@ -94,8 +99,12 @@ class ChatData(L.LightningDataModule):
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         seed: int = 0,
+        name: str = "test",
     ) -> None:
         super().__init__()
+        if not re.fullmatch(r"(?!train$)[A-Za-z]\w*", name):
+            raise SettingsError(f"name, of the targets, must be a word other than train, got {name!r}")
+        setattr(self, f"{name}_dataloader", self._target_loader)
         if max_length is not None and max_length < 2:
             raise SettingsError(f"max_length must be at least 2 tokens, got {max_length}")
         self._model, self._tokenizer, self._base = model, tokenizer, base
@@ -108,9 +117,11 @@ class ChatData(L.LightningDataModule):
         """Read and encode training examples (stage ``fit``) or targets, which the model answers if it must."""
         if stage == "fit":
             self.train_set = ChatDataset(self._data, self.encoder)
+            self._say_if_plain(self.train_set.records)
         else:
             generation = replace(self._generation, weights=loading.content_of(self._model, base=self._base))
             records = Records.read(self._targets)
+            self._say_if_plain(records)
             self.answers = read_answers(records, self.encoder, self._load_model, generation, self._answers)
 
     @cached_property
@@ -144,8 +155,20 @@ class ChatData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.train_set, batch_size=self._batch_size, shuffle=True, collate_fn=collate)
 
-    def test_dataloader(self) -> DataLoader:
+    def _target_loader(self) -> DataLoader:
         return DataLoader(self.target_set, batch_size=self._batch_size, collate_fn=collate)
+
+    def _say_if_plain(self, records: Records) -> None:
+        """Warn, before anything is answered, of text that is encoded as it stands, though there is a chat template."""
+        if self.encoder.encoder_decoder or (self._answers is not None and self._answers.exists()):
+            return
+        plain = [number for number, record in enumerate(records.rows) if not has_messages(record)]
+        if plain and getattr(self.tokenizer, "chat_template", None):
+            log.warning(
+                "chat       %d of %d examples of %s are plain text (the first is example %d) and get no chat template, though the tokenizer "
+                'has one. If the model was trained with it, write [{"role": "user", "content": …}] in place of the text.',
+                len(plain), len(records.rows), records.name, plain[0],
+            )  # fmt: skip
 
     def _load_model(self) -> torch.nn.Module:
         return loading.load_model(self._model, base=self._base)

@@ -191,6 +191,11 @@ def conversation(record: Record) -> Messages | None:
     return None if prompt is None or completion is None else [*prompt, *completion]
 
 
+def has_messages(record: Record) -> bool:
+    """Whether an example, or a part of it, is a conversation, and not plain text."""
+    return any(as_messages(record.get(name)) is not None for name in ("messages", "prompt", "chosen"))
+
+
 def as_messages(value: Any) -> Messages | None:
     """A list of messages; None for anything else."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:

@@ -248,8 +248,14 @@ class Job:
         scores = self._score()
         if (combined := getattr(self.datamodule, "combination", None)) is not None:
             _, groups, coefficients = combined
-            self._score(groups=groups, coefficients=coefficients, reduction="sum", name="groups")
+            self._score(groups=groups, coefficients=coefficients, reduction="sum", name=self.groups_name)
         return scores
+
+    @property
+    def groups_name(self) -> str:
+        """The score file of groups of the targets."""
+        split = self.settings.target_split
+        return "groups" if split == "test" else f"{split}-groups"
 
     def token_scores(self, pairs: Sequence[tuple[int, int]]) -> list[TokenScores]:
         """Split the scores of (target, training sample) by tokens."""

@@ -5,12 +5,20 @@ from typing import TYPE_CHECKING
 
 from trak_lightning.errors import DataError
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.scores import Scores
 
 if TYPE_CHECKING:
     from trak_lightning.report.samples import Samples
 
 
-def shown_samples(command: str, run: RunDirectory, what: str, expected: int) -> "Samples | None":
+def with_targets_of(run: RunDirectory, scores: Scores) -> list[str]:
+    """The arguments of a job whose targets are those of `scores`, if the file says which these are."""
+    return [str(run.path), *([f"--target_split={scores.target_split}"] if scores.target_split else [])]
+
+
+def shown_samples(
+    command: str, run: RunDirectory, what: str, expected: int, scores: Scores | None = None
+) -> "Samples | None":
     """Load the data of a run's configuration to show its samples.
 
     Args:
@@ -18,6 +26,7 @@ def shown_samples(command: str, run: RunDirectory, what: str, expected: int) -> 
         run: the run directory.
         what: ``train`` or ``target``.
         expected: the number of samples that the scores or features are of.
+        scores: those whose targets are shown.
 
     Returns:
         None if the data cannot be shown; the reason is printed on standard error.
@@ -28,7 +37,7 @@ def shown_samples(command: str, run: RunDirectory, what: str, expected: int) -> 
         from trak_lightning.cli.job import Job
         from trak_lightning.report.samples import samples_of
 
-        job = Job(command, [str(run.path)])
+        job = Job(command, with_targets_of(run, scores) if scores and what == "target" else [str(run.path)])
         settings = job.settings
         data, split = (
             (job.train_data, settings.train_split) if what == "train" else (job.target_data, settings.target_split)

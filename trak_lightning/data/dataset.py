@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -29,6 +29,7 @@ from torch.utils.data import (
 from trak_lightning.data.columns import WithoutText
 from trak_lightning.data.content import content_hash, raw_bytes
 from trak_lightning.data.loading import Batches, BatchPlan, CollateIndexed, Indexed, IndexedBatch
+from trak_lightning.data.transfer import to_device
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import DataError, TrakError
 
@@ -98,6 +99,10 @@ class AttributionData:
     def batch(self, indices: Sequence[int]) -> Any:
         """The collated batch of these samples; raises as `read`."""
         return self.read(indices).batch
+
+    def moved(self, indices: Sequence[int], model: nn.Module, device: torch.device) -> Any:
+        """As `batch`, moved to a device with the transfer hooks of the DataModule or the model."""
+        return to_device(self.read(indices), self.hooks, model, device).batch
 
     def read(self, indices: Sequence[int]) -> IndexedBatch:
         """The collated batch of these samples, with their content.

@@ -1,6 +1,5 @@
 """Linear datamodeling score of a run, next to baselines. No torch."""
 
-import inspect
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -141,23 +140,15 @@ def _judged(
 def _candidates(scored: ScoredRun, compare: dict[str, Scorer]) -> dict[str, Iterable[Array]]:
     """Name → consecutive rows of the (m, n) scores, lazily."""
     checkpoints, scores = scored.checkpoints, scored.scores
-    return {
-        _describe(scored.scorer): np.array_split(scores, max(1, scores.nbytes // BLOCK_BYTES)),
-        "λ = 0, unweighted (paper)": Trak(regularization=0.0, weights="none").fit(checkpoints).blocks(),
-        **{name: other.fit(checkpoints).blocks() for name, other in compare.items()},
-        "gradient dot product": GradientDot().fit(checkpoints).blocks(),
-        "random": _random(scored),
-    }
+    found: dict[str, Iterable[Array]] = {scored.title: np.array_split(scores, max(1, scores.nbytes // BLOCK_BYTES))}
+    if checkpoints:
+        found["λ = 0, unweighted (paper)"] = Trak(regularization=0.0, weights="none").fit(checkpoints).blocks()
+        found |= {name: other.fit(checkpoints).blocks() for name, other in compare.items()}
+        found["gradient dot product"] = GradientDot().fit(checkpoints).blocks()
+    return {**found, "random": _random(scored)}
 
 
 def _random(scored: ScoredRun) -> Iterator[Array]:
     """Independent standard normal scores, row by row: a score that knows nothing."""
     for row in range(scored.num_targets):
         yield np.random.default_rng([scored.seed, row]).standard_normal((1, scored.num_train))
-
-
-def _describe(scorer: Scorer) -> str:
-    """The scorer with those settings that differ from its defaults."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(type(scorer)).parameters.items()}
-    settings = {key: value for key, value in scorer.state.items() if key != "class" and defaults.get(key) != value}
-    return f"{type(scorer).__name__}({', '.join(f'{key}={value}' for key, value in settings.items())})"

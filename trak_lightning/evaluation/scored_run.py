@@ -1,5 +1,6 @@
 """The scores to evaluate: a scorer on the features of a run. No torch."""
 
+import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -67,6 +68,17 @@ class ScoredRun:
         """Output f of each target, averaged over checkpoints: (m,)."""
         outputs: Array = np.mean([features.targets.column("output") for features in self.checkpoints], axis=0)
         return outputs
+
+    @property
+    def title(self) -> str:
+        """What the scores are called in results: the scorer with those settings that differ from its defaults."""
+        defaults = {
+            name: parameter.default for name, parameter in inspect.signature(type(self.scorer)).parameters.items()
+        }
+        settings = {
+            key: value for key, value in self.scorer.state.items() if key != "class" and defaults.get(key) != value
+        }
+        return f"{type(self.scorer).__name__}({', '.join(f'{key}={value}' for key, value in settings.items())})"
 
     def gradient_similarity(self, targets: Array) -> Array:
         """Cosine of the projected gradients of these targets and of all training samples: (len(targets), n)."""

@@ -1,7 +1,7 @@
 """Show any sample of a dataset as pictures, text, turns of a conversation and tables."""
 
 import base64
-import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +13,7 @@ import numpy as np
 from trak_lightning.errors import DataError
 from trak_lightning.report.pictures import Picture, is_image, picture
 from trak_lightning.report.tokens import token_texts
+from trak_lightning.report.turns import decoder, turns_in
 from trak_lightning.tasks.fields import LABEL_NAMES
 
 LONGEST_TEXT = 1200
@@ -47,14 +48,6 @@ class Table:
 
 
 Part: TypeAlias = Picture | Text | Turn | Table
-
-_TURNS = (
-    re.compile(r"<\|im_start\|>\s*(\w+)\n(.*?)(?:<\|im_end\|>|$)", re.DOTALL),
-    re.compile(r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>(.*?)(?:<\|eot_id\|>|$)", re.DOTALL),
-    re.compile(r"<start_of_turn>\s*(\w+)\n(.*?)(?:<end_of_turn>|$)", re.DOTALL),
-    re.compile(r"<\|(user|assistant|system)\|>\s*(.*?)(?=<\|(?:user|assistant|system|end)\|>|</s>|$)", re.DOTALL),
-)
-"""Turns as the chat templates of ChatML, Llama 3, Gemma and Zephyr write them."""
 
 
 @dataclass(frozen=True)
@@ -101,22 +94,6 @@ class Shown:
             elif isinstance(part, Table):
                 found += [f"{name} {value}" for name, value in part.fields]
         return " ".join(found)
-
-
-def decoder(tokenizer: Any) -> Callable[[list[int]], str] | None:
-    """Return what converts token ids to text; special tokens are left out, except for those around turns of a conversation.
-
-    None if `tokenizer` does not decode.
-    """
-    decode = getattr(tokenizer, "decode", None)
-    if decode is None:
-        return None
-
-    def text(ids: list[int]) -> str:
-        whole = str(decode(ids))
-        return whole if any(turn.search(whole) for turn in _TURNS) else str(decode(ids, skip_special_tokens=True))
-
-    return text
 
 
 class Samples:
@@ -255,8 +232,8 @@ class Samples:
     def _vector(self, name: str, array: Any, *, decode: bool = True) -> list[Part]:
         if array.dtype.kind in "iu" and self._decode is not None and decode:
             text = self._decode([number for number in array.tolist() if number >= 0])
-            turns = next((found for pattern in _TURNS if (found := pattern.findall(text))), [])
-            return [Turn(role, _shortened(said.strip())) for role, said in turns] or [Text(_shortened(text.strip()))]
+            turns = turns_in(text)
+            return [Turn(role, _shortened(said)) for role, said in turns] or [Text(_shortened(text.strip()))]
         names = self._feature_names
         if names is None or len(names) != len(array):
             names = [f"{name or 'x'}[{i}]" for i in range(min(len(array), MOST_FIELDS))]
@@ -266,9 +243,10 @@ class Samples:
         return [Table(tuple(fields))]
 
     def _fields(self, values: Mapping[Any, Any]) -> list[Part]:
-        """Everything in a mapping but its scalars; these follow in one table."""
+        """Everything in a mapping but its scalars, which follow in one table, and token ids of text that is there too."""
         fields: list[tuple[str, str]] = []
         others: list[Part] = []
+        decoded: list[tuple[int, list[Part]]] = []
         tokens = _array(values.get("input_ids"))
         graph = any(map(_are_edges, values.values()))
         for name, value in values.items():
@@ -282,8 +260,15 @@ class Samples:
                 fields.append((str(name), value))
             elif per_token and array.ndim == 1:
                 others += self._vector(str(name), array, decode=False)
+            elif self._decode is not None and array is not None and array.ndim == 1 and array.dtype.kind in "iu":
+                decoded.append((len(others), self._vector(str(name), array)))
             else:
                 others += self._parts(str(name), value, graph=graph)
+        said = [_letters(text) for text in (*(Shown((part,)).words for part in others), *(text for _, text in fields))]
+        for place, parts in reversed(decoded):
+            ids = _letters(Shown(tuple(parts)).words)
+            if not ids or not any(text.startswith(ids) for text in (*said, "".join(said))):
+                others[place:place] = parts
         return [*others, *([Table(tuple(fields[:MOST_FIELDS]))] if fields else [])]
 
 
@@ -337,6 +322,11 @@ def _same_shape(first: Any, second: Any) -> bool:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …"
+
+
+def _letters(text: str) -> str:
+    """What tokenizers keep of a text: letters and digits, without case and accents."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", text).casefold()))
 
 
 def _is_turn(value: Any) -> bool:

@@ -71,7 +71,7 @@ def write_report(
         num_targets: number of targets to choose.
         name: name of the score file; None if there is only one.
         train_split: split name of the training features.
-        target_split: split name of the features of the targets; None if it is the name of the score file.
+        target_split: split name of the features of the targets; None for that of the score file.
         store: where features are; None uses what the run's configuration says.
         title: title of the page; None uses the name of the run directory.
         weights_only: False unpickles checkpoint files, which executes code in them.
@@ -87,7 +87,9 @@ def write_report(
     run = RunDirectory(run_dir)
     store = store or open_store(run)
     scores = open_scores(run, name)
-    features = load_features(run, store, targets=target_split or scores.path.stem, train=train_split)
+    features = load_features(
+        run, store, targets=target_split or scores.target_split or scores.path.stem, train=train_split
+    )
     if len(scores) != (m := features[0].targets.spec.num_samples):
         raise DataError(
             f"{scores.path} has scores of {len(scores)} groups of {m} targets, and a page shows single targets. Name another score file."

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, IncompleteRunError
 from trak_lightning.retraining.subsets import SubsetPlan
+from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.numpy_files import read_npz
 from trak_lightning.seeds import derive_seed, fingerprint
 
@@ -93,6 +94,12 @@ class Retrained:
 def output_path(folder: Path, model: int) -> Path:
     """File of one retrained model: its ``subset`` (s,) and its ``outputs`` (m,) on the targets."""
     return folder / f"{model:04d}.npz"
+
+
+def store_outputs(path: Path, subset: npt.NDArray[np.int64], outputs: npt.NDArray[np.float32]) -> None:
+    """Write what `read_model` reads."""
+    with atomic_write(path) as part, part.open("wb") as file:
+        np.savez(file, subset=subset, outputs=outputs)
 
 
 def read_outputs(

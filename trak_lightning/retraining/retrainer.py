@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,9 +13,8 @@ from torch import Tensor
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.transfer import to_device
 from trak_lightning.featurize.fitting import FitSamples
-from trak_lightning.retraining.outputs import Retraining
+from trak_lightning.retraining.outputs import Retraining, store_outputs
 from trak_lightning.retraining.train import Recipe, train_on_subset
-from trak_lightning.run.atomic import atomic_write
 from trak_lightning.runtime.progress import progress
 from trak_lightning.runtime.signals import interruptible
 from trak_lightning.tasks.base import Task
@@ -43,7 +41,7 @@ class Retrainer:
                 model = train_on_subset(
                     self.recipe, self.datamodule, each.subset, each.seed, keep_batches=each.keep_batches
                 )[0]
-                _store(each.path, each.subset, model_outputs(model, self.task, self.targets, reference))
+                store_outputs(each.path, each.subset, model_outputs(model, self.task, self.targets, reference))
                 del model
                 advance(1)
                 check()
@@ -56,8 +54,7 @@ def model_outputs(
     model.eval()
 
     def load(data: AttributionData, positions: Sequence[int]) -> Any:
-        batch = data.read(positions)
-        return to_device(batch, data.hooks, model, model.device).batch
+        return data.moved(positions, model, model.device)
 
     if reference is not None:
         task = task.fitted(reference.fit(task, model, load))
@@ -68,8 +65,3 @@ def model_outputs(
             outputs.append(task.output(model, to_device(indexed, data.hooks, model, model.device).batch).float().cpu())
     values: npt.NDArray[np.float32] = torch.cat(outputs).numpy()
     return values
-
-
-def _store(path: Path, subset: npt.NDArray[np.int64], outputs: npt.NDArray[np.float32]) -> None:
-    with atomic_write(path) as part, part.open("wb") as file:
-        np.savez(file, subset=subset, outputs=outputs)

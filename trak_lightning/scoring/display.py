@@ -60,8 +60,10 @@ def ranking_table(
         for place, row in enumerate(zip_longest(*sides, fillvalue=("", ""))):
             table.add_row(str(place + 1), *(each for side in row for each in side))
         return table
-    names = (f"{what} index", "score", "label", "sample")
+    names: tuple[str, ...] = (f"{what} index", "score", "label", "sample")
     shown = [list(_shown_rows(ranking, samples)) or [(*NONE, "", "")] for ranking in rankings]
+    if not any(row[2] for rows in shown for row in rows):  # no sample has a label
+        names, shown = names[:2] + names[3:], [[row[:2] + row[3:] for row in rows] for rows in shown]
     widths = [max(map(len, column)) for column in zip(names, *(cells for rows in shown for cells in rows), strict=True)]
     tables = []
     for heading, rows in zip(headings, shown, strict=True):

@@ -63,6 +63,7 @@ def score_run(
         "trust": None if trust is None else trust.to_json(),
         "trust_unknown": unpredictable(fitted, checkpoints),
         "meaning": meaning,
+        "target_split": targets,
     }
     return write_scores(path, fitted, settings, top=top), True
 

@@ -2,6 +2,7 @@
 
 import json
 import operator
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -152,6 +153,11 @@ class Scores:
     def trust_unknown(self) -> str | None:
         """Why `trust` is None, in words."""
         return self.settings.get("trust_unknown")
+
+    @property
+    def target_split(self) -> str | None:
+        """The name of the targets' features; None in files of earlier versions."""
+        return self.settings.get("target_split")
 
     @property
     def meaning(self) -> Meaning:
@@ -375,3 +381,29 @@ def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, t
         attributes = {"settings": json.dumps({**settings, "scoring": scoring.settings})}
         file.finish(lists, {"schema_version": SCHEMA_VERSION, "shape": (m, n), **attributes})
     return Scores(path)
+
+
+def write_matrix(
+    run_dir: str | os.PathLike[str], name: str, values: npt.NDArray[np.float32], rule: str, settings: Mapping[str, Any]
+) -> Scores:
+    """Keep scores (m, n) that were computed by other means than a scorer.
+
+    Args:
+        run_dir: the run directory, which need not exist.
+        name: of the score file.
+        values: positive where having a training sample raises the output of a target.
+        rule: how they were computed, in a few words.
+        settings: in JSON values, whatever else is to be known of them. ``request`` is what determines them. If they are about
+            one recorded training, ``repeated_by`` is the call that repeats it for `trak evaluate`.
+    """
+    return write_scores(RunDirectory(Path(run_dir)).scores(name), _Known(values, rule), settings)
+
+
+class _Known(Scoring):
+    def __init__(self, values: npt.NDArray[np.float32], rule: str) -> None:
+        self.num_targets, self.num_train = values.shape
+        self.settings = {"rule": rule}
+        self._values = values
+
+    def tiles(self, start: int, stop: int) -> Iterator[npt.NDArray[np.float32]]:
+        yield self._values[start:stop]

@@ -16,6 +16,11 @@ from trak_lightning.errors import DataError, UnsupportedModelError
 from trak_lightning.runtime.lightning import quiet_lightning
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)  # a module draws its weights before anything else is seeded
+
+
 def _samples(n: int, seed: int) -> TensorDataset:
     x = torch.randn(n, 5, generator=torch.Generator().manual_seed(seed))
     return TensorDataset(x, x.sin().sum(1))

@@ -1,5 +1,7 @@
 """Derivatives through recorded runs equal finite differences; runs that cannot be replayed are refused by name."""
 
+import ast
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,15 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import trak_lightning_replay
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from trak_lightning_replay import Record, Replay, Smoothness
 
+from trak_lightning.authoring import mean_spearman
+from trak_lightning.cli import main
 from trak_lightning.errors import (
     DataError,
     IncompatibleRunError,
@@ -78,6 +83,11 @@ def _train(folder: Path, module: L.LightningModule, loader: DataLoader | None = 
         )
         trainer.fit(module, loader or _loader())
     return trainer
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)  # a module draws its weights before anything else is seeded
 
 
 @pytest.fixture
@@ -159,8 +169,46 @@ def test_an_interrupted_call_is_resumed(
 def test_scores_predict_trainings_without_samples(recorded: tuple[Net, Path], tmp_path: Path) -> None:
     module, folder = recorded
     scores = Replay(module, _loader(), folder).score(_samples(TARGETS, 1), "image_classification", tmp_path)
-    assert scores.settings["scoring"]["smoothness"]["explained"] > 0.9
+    assert scores.settings["smoothness"]["explained"] > 0.9
     assert scores.top(3).indices.shape == (TARGETS, 3)
+
+
+def test_scores_are_evaluated_by_repetitions_of_the_recorded_training(
+    recorded: tuple[Net, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, folder = recorded
+    given = (_samples(TARGETS, 1), "image_classification")
+    replay = Replay(module, _loader(), folder)
+    scores = replay.score(*given, tmp_path / "run", check=0)
+    command = ["evaluate", str(tmp_path / "run"), "--name", "replayed", "--evaluation.protocol", "fixed_seed"]
+    command += ["--evaluation.models", "6", "--evaluation.removed", "0.1"]
+    assert main(command) != 0
+    assert "6 of 6 repetitions of the recorded training are missing" in capsys.readouterr().err
+    with pytest.raises(DataError, match="has another groups than this call"):
+        replay.repeat(scores, *given, groups=[0] * TARGETS, models=6, removed=0.1)
+    replay.repeat(scores, *given, models=6, removed=0.1)
+    assert main([*command, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    masks = np.array([np.load(each)["subset"] for each in sorted(tmp_path.rglob("0*.npz"))])
+    weights = np.zeros((6, N))
+    np.put_along_axis(weights, masks, 1, axis=1)
+    outputs = [replay.outputs(*given, each) for each in weights]
+    expected = mean_spearman(weights @ scores.values.T, np.array(outputs))
+    assert found["values"]["scores"]["replayed"]["lds"] == pytest.approx(expected)
+    assert expected > 0.8
+    assert set(found["values"]["scores"]) == {"replayed", "random"}
+    replay.recording.losses[0] += 1
+    with pytest.raises(DataError, match="has another recording than this call"):
+        replay.repeat(scores, *given, models=6, removed=0.1)
+
+
+def test_only_public_modules_are_imported() -> None:
+    public = {"trak_lightning", "trak_lightning.authoring", "trak_lightning.errors"}
+    for path in Path(trak_lightning_replay.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert {name for name in names if name.split(".")[0] == "trak_lightning"} <= public, path
 
 
 def test_the_lds_counts_the_order_of_trainings_only() -> None:

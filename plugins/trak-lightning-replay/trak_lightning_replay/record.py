@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler
 
-from trak_lightning.data.dataset import AttributionData
+from trak_lightning.authoring import AttributionData
 from trak_lightning.errors import DataError, IncompatibleRunError, SampleDependenceError, UnsupportedModelError
 from trak_lightning_replay.optimizers import require_differentiable
 from trak_lightning_replay.recording import FILE, Recording, seed_step, state_path, write_state

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from trak_lightning.authoring import atomic_write, derive_seed
 from trak_lightning.errors import CorruptFileError, IncompleteRunError
-from trak_lightning.run.atomic import atomic_write
-from trak_lightning.seeds import derive_seed
 
 FILE = "recording.json"
 

@@ -24,15 +24,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
-from trak_lightning import Scores, Task, registry
-from trak_lightning.data.dataset import AttributionData
+from trak_lightning import Scores, Task
+from trak_lightning.authoring import (
+    AttributionData,
+    batch_of,
+    create,
+    fingerprint,
+    progress,
+    store_repetitions,
+    write_matrix,
+)
 from trak_lightning.errors import DataError, OneSampleAtATime
-from trak_lightning.run.directory import RunDirectory
-from trak_lightning.runtime.progress import progress
-from trak_lightning.scoring.base import Scoring
-from trak_lightning.scoring.scores import write_scores
-from trak_lightning.seeds import fingerprint
-from trak_lightning.tasks.base import batch_of
 from trak_lightning_replay.double import doubled, in_double
 from trak_lightning_replay.optimizers import clipped
 from trak_lightning_replay.recording import Recording, read_state, seed_step, write_state
@@ -53,6 +55,10 @@ SECOND = 1e-2
 
 AGREEMENT = 1e-4
 """Largest relative difference between the loss of ``training_step`` and the mean of `losses`, beyond rounding."""
+
+
+REPEAT = "Replay.repeat(scores, targets, task, models=…, removed=…)"
+"""What makes the repetitions that `trak evaluate` judges scores by."""
 
 
 class Replay:
@@ -131,7 +137,7 @@ class Replay:
             weights: (n,); a sample of weight 0 is left out, without changing the other samples of its batches. All one if None.
             groups: (m,) integers: return the mean output of each group instead, in ascending order of these labels.
         """
-        data, chosen = AttributionData.of(targets), registry.create("tasks", task)
+        data, chosen = AttributionData.of(targets), create("tasks", task)
         members = _members(groups, len(data))
         given = np.ones(self.num_samples) if weights is None else np.asarray(weights, np.float64)
         if given.shape != (self.num_samples,):
@@ -174,27 +180,72 @@ class Replay:
             DataError: `losses` are not those of ``training_step``, or detach something that depends on the parameters; or the scores do
                 not predict what the trainings of `check` do.
         """
-        data, chosen = AttributionData.of(targets), registry.create("tasks", task)
+        data, chosen = AttributionData.of(targets), create("tasks", task)
         members = _members(groups, len(data))
-        run = RunDirectory(Path(run_dir))
-        request = {
-            "recording": fingerprint([self.recording.batches, self.recording.losses]),
-            "task": chosen.state,
-            "targets": data.fingerprint(),
-            "groups": [each.tolist() for each in members],
-        }
-        partial = run.path / "replay" / f"{name}.pt"
+        request = self._request(data, chosen, members)
+        partial = Path(run_dir).expanduser() / "replay" / f"{name}.pt"
         with self._trajectory as trajectory:
             self._require_second_derivative(trajectory)
             values = self._backward(trajectory, data, chosen, members, partial, fingerprint(request))
-        scoring = _Computed(values, {"rule": "exact derivative of the recorded run"})
+        settings: dict[str, Any] = {"request": request, "repeated_by": REPEAT}
         if check:
             found = self.smoothness(values, targets, chosen, groups, check)
             found.require()
-            scoring.settings["smoothness"] = found.settings
-        scores = write_scores(run.scores(name), scoring, {"request": request})
+            settings["smoothness"] = found.settings
+        scores = write_matrix(run_dir, name, values, "exact derivative of the recorded run", settings)
         partial.unlink(missing_ok=True)
         return scores
+
+    def repeat(
+        self,
+        scores: Scores,
+        targets: "Dataset | DataLoader",
+        task: str | dict[str, Any] | Task,
+        *,
+        groups: npt.ArrayLike | None = None,
+        models: int = 100,
+        removed: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        """Train again without random samples, many times, for ``trak evaluate RUN_DIR --name NAME --evaluation.protocol fixed_seed``.
+
+        An interrupted call is resumed.
+
+        Args:
+            scores: what `score` returned for these targets.
+            targets: as for `score`.
+            task: as for `score`.
+            groups: as for `score`.
+            models: the number of trainings.
+            removed: the share of the training samples that each of them leaves out.
+            seed: draws the samples that are left out.
+
+        Raises:
+            DataError: the scores are of another recording, of other targets, or of another task.
+        """
+        data, chosen = AttributionData.of(targets), create("tasks", task)
+        members = _members(groups, len(data))
+        for what, value in self._request(data, chosen, members).items():
+            if scores.settings["request"].get(what) != value:
+                raise DataError(f"{scores} has another {what} than this call. Give what it was scored with.")
+
+        def outputs(subset: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+            weights = np.zeros(self.num_samples)
+            weights[subset] = 1
+            return self.outputs(targets, chosen, weights, groups)
+
+        store_repetitions(scores, outputs, models, removed, seed)
+
+    def _request(
+        self, targets: AttributionData, task: Task, members: Sequence[npt.NDArray[np.int64]]
+    ) -> dict[str, Any]:
+        """What determines scores. JSON."""
+        return {
+            "recording": fingerprint([self.recording.batches, self.recording.losses]),
+            "task": task.state,
+            "targets": targets.fingerprint(),
+            "groups": [each.tolist() for each in members],
+        }
 
     def smoothness(
         self,
@@ -433,18 +484,6 @@ class _Update:
             new_values[at] = value
             new_states[at] = [next(rest) for _ in states[at]]
         return new_values, new_states, filled[size : 2 * size]
-
-
-class _Computed(Scoring):
-    """Scores that are known already."""
-
-    def __init__(self, values: npt.NDArray[np.float32], settings: dict[str, Any]) -> None:
-        self.num_targets, self.num_train = values.shape
-        self.settings = settings
-        self._values = values
-
-    def tiles(self, start: int, stop: int) -> Iterator[npt.NDArray[np.float32]]:
-        yield self._values[start:stop]
 
 
 def _members(groups: npt.ArrayLike | None, m: int) -> list[npt.NDArray[np.int64]]:

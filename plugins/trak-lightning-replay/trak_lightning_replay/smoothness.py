@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trak_lightning.authoring import derive_seed, mean_spearman
 from trak_lightning.errors import DataError
-from trak_lightning.evaluation.lds import mean_spearman
-from trak_lightning.seeds import derive_seed
 
 ENOUGH = 0.25
 """The smallest explained share with which scores are accepted."""

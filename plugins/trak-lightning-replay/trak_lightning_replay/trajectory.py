@@ -15,9 +15,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from trak_lightning.data.dataset import AttributionData
-from trak_lightning.data.loading import IndexedBatch
-from trak_lightning.data.transfer import to_device
+from trak_lightning.authoring import AttributionData
 from trak_lightning.errors import IncompatibleRunError, UnsupportedModelError
 from trak_lightning_replay.double import doubled, in_double
 from trak_lightning_replay.optimizers import RULES
@@ -118,8 +116,7 @@ class Trajectory:
 
     def moved(self, data: AttributionData, positions: list[int]) -> Any:
         """Samples of a dataset as a batch on the device of the module, in its precision."""
-        indexed = IndexedBatch(torch.tensor(positions), data.batch(positions))
-        batch = to_device(indexed, data.hooks, self.module, self.parameters[0].device).batch
+        batch = data.moved(positions, self.module, self.parameters[0].device)
         return doubled(batch) if self._double else batch
 
     def snapshot(self) -> Snapshot:

@@ -11,8 +11,9 @@ from jsonargparse import Namespace
 from trak_lightning.cli.arguments import RECIPE, Unread, light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_results
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
+from trak_lightning.evaluation.repetitions import RecordedRun
 from trak_lightning.evaluation.scored_run import ScoredRun
-from trak_lightning.retraining.outputs import Retraining, missing
+from trak_lightning.retraining.outputs import Retrain, Retraining, missing
 from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
 
 if TYPE_CHECKING:
@@ -31,12 +32,21 @@ def main(argv: Sequence[str]) -> int:
     )
     for key in RECIPE:
         parser.add_argument(f"--{key}", type=Unread, default=None, help=SUPPRESS)
-    config, instances = light_settings(parser, argv, reads=READS, also=RECIPE)
-    scored = ScoredRun(
-        *open_run(config, instances), instances.scorer, config.target_split, config.train_split, config.seed
+    parser.add_argument(
+        "--name", type=str | None, default=None, help="scores of a recorded training, in place of those of a scorer"
     )
+    config, instances = light_settings(parser, argv, reads=READS, also=RECIPE)
     training = LazyTraining(argv, config)
-    results = evaluate_scores(scored, instances.evaluation, training.retrain, lambda: training.job.datamodule)
+    retrain: Retrain = training.retrain
+    run, store = open_run(config, instances)
+    scored = ScoredRun(run, store, instances.scorer, config.target_split, config.train_split, config.seed)
+    if config.name is not None:
+        scored = RecordedRun(
+            run, store, instances.scorer, config.name, config.train_split, config.seed, config.target_split
+        )
+        scored.require(instances.evaluation)
+        retrain = scored.retrain
+    results = evaluate_scores(scored, instances.evaluation, retrain, lambda: training.job.datamodule)
     print_results(results, lambda: training.speaks, as_json=config.json)
     return 0
 

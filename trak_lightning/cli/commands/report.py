@@ -9,6 +9,7 @@ from typing import Any
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import short_path, summary
+from trak_lightning.cli.shown_samples import with_targets_of
 from trak_lightning.errors import IncompleteRunError, SettingsError
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.directory import RunDirectory
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     options = CommandLine.of(argv, parser).parse()
     started = time.perf_counter()
     run = RunDirectory(options.run_dir)
-    open_scores(run, options.name)  # what is missing is said before torch is imported
+    scores = open_scores(run, options.name)  # what is missing is said before torch is imported
     if not run.config.exists():
         raise IncompleteRunError(
             f"{run.config} is missing, which says what the data is: trak run and trak featurize write it. For a run made in "
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     from trak_lightning.cli.job import Job
     from trak_lightning.report.write import write_report
 
-    job = Job("report", [str(run.path)])
+    job = Job("report", with_targets_of(run, scores))
     written = write_report(
         run.path,
         job.train_data,

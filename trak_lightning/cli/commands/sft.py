@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:
             _print(f"target {target}: {shortened(answer.text, SHOWN_CHARACTERS)}", scores, target, rows)
         for group, title in list(_groups(data))[:SHOWN_TARGETS]:
-            _print(title, open_scores(job.run, "groups"), group, rows)
+            _print(title, open_scores(job.run, job.groups_name), group, rows)
     return 0
 
 
@@ -74,6 +74,12 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--targets", type=text, default=None, help="held-out answers, or prompts that the model answers"
+    )
+    parser.add_argument(
+        "--name",
+        type=str,
+        default="test",
+        help="name of these targets; another file of targets needs another, and has its own scores, RUN_DIR/scores/NAME.h5",
     )
     parser.add_argument("--base", type=text, default=None, help="base model of an adapter, if it has moved")
     parser.add_argument(
@@ -118,11 +124,12 @@ def _configured(settings: Namespace, line: CommandLine) -> list[str]:
             "class_path": "trak_lightning.chat.ChatData",
             "init_args": {
                 "model": last,
-                "answers": f"{line.value('--run_dir')}/answers.jsonl",
+                "answers": f"{line.value('--run_dir')}/answers{'' if settings.name == 'test' else f'-{settings.name}'}.jsonl",
                 "seed": int(line.value("--seed") or 0),
                 **{name: value for name, value in settings.items() if name not in ("model", "check", "help")},
             },
         },
+        "target_split": settings.name,
         "checkpoints": checkpoints,
         "task": "seq2seq_lm" if read_config(last, base=settings.base).is_encoder_decoder else "causal_lm",
     }

@@ -9,6 +9,7 @@ from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json
+from trak_lightning.cli.shown_samples import with_targets_of
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.scores import open_scores
 
@@ -35,13 +36,14 @@ def main(argv: Sequence[str]) -> int:
     if config.target is None:
         raise UsageError("target is missing: --target 0")
     run = RunDirectory(config.run_dir)
-    best = open_scores(run, config.name).top(config.k, target=config.target).indices
+    scores = open_scores(run, config.name)
+    best = scores.top(config.k, target=config.target).indices
     examples = [int(index) for index in best] if config.example is None else [config.example]
 
     from trak_lightning.cli.job import Job
     from trak_lightning.report.samples import samples_of
 
-    job = Job("tokens", [str(run.path)])
+    job = Job("tokens", with_targets_of(run, scores))
     train, targets = (samples_of(data, datamodule=job.datamodule) for data in (job.train_data, job.target_data))
     found = [
         {

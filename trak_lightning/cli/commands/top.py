@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
     config = CommandLine.of(argv, parser, renamed={"--train": "--by_train"}).parse()
-    scores = open_scores(RunDirectory(config.run_dir), config.name)
+    run = RunDirectory(config.run_dir)
+    scores = open_scores(run, config.name)
     helpful, harmful = _rankings(config, scores)
     if config.json:
         entries = {"helpful": _entries(helpful), "harmful": _entries(harmful)}
@@ -45,11 +46,11 @@ def main(argv: Sequence[str]) -> int:
     targets, train = scores.shape
     samples = None
     if not config.numbers:
-        samples = shown_samples("top", RunDirectory(config.run_dir), what, train if what == "train" else targets)
+        samples = shown_samples("top", run, what, train if what == "train" else targets, scores)
     title = f"Target {config.target}" if what == "train" else f"Training sample {config.by_train}"
     headings = scores.meaning.headings
     Console().print(ranking_table(f"{title} of {short_path(scores.path)}", what, headings, (helpful, harmful), samples))
-    print_trust(RunDirectory(config.run_dir), scores)
+    print_trust(run, scores)
     return 0
 
 
