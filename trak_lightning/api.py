@@ -113,6 +113,10 @@ class TRAK:
                 f"model must be a torch.nn.Module, got {model!r}, of type {type(model).__name__}. Make the module first, as in "
                 "torchvision.models.resnet18(); files of weights are given to featurize(…, checkpoints=…)."
             )
+        if trainer is not None and not isinstance(trainer, L.Trainer):
+            raise SettingsError(
+                f"trainer must be a lightning Trainer, such as Trainer(accelerator='gpu'), got {trainer!r}"
+            )
         self.model = original(model)
         self.run = RunDirectory(run_dir)
         self.store: FeatureStore = registry.create("stores", store)

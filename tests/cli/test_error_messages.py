@@ -1,5 +1,7 @@
 """What new users get wrong first, and what they are told: what, where, why, and what to do."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -149,6 +151,17 @@ def text(path, content):
     return path
 
 
+def pickled(path, module):
+    path.write_bytes(pickle.dumps(module, protocol=2))
+    return path
+
+
+def diverged(module):
+    for parameter in module.parameters():
+        parameter.data *= torch.nan
+    return module
+
+
 def other_dim(run_dir):
     attribute(run_dir=run_dir, store="hdf5").featurize(samples())
     attribute(run_dir=run_dir, store="hdf5", projector={"name": "sparse_jl", "dim": 16}).featurize(samples())
@@ -204,8 +217,8 @@ MISTAKES = {
     "a number overflows": (
         lambda path: attribute().featurize(outlier(1e20), batch_size=8),
         errors.NonFiniteGradientError,
-        r"squared norm of the gradient of 1 of 4 samples: \[17\].*The largest number in sample 17 is 1e\+20 \(float32 \(1, 6\)\), and all "
-        r"weights are finite",
+        r"squared norm of the gradient of 1 of 4 samples: \[17\].*The largest number in sample 17 is 1e\+20 \(float32 \(1, 6\)\), and the "
+        r"largest weight 0\.\d+\. If the number is an outlier",
     ),
     "a number overflows while the projector is fitted": (
         lambda path: attribute(projector={"name": "second_moment", "projector": "identity"}).featurize(
@@ -272,6 +285,26 @@ MISTAKES = {
         ),
         errors.CheckpointError,
         r"a\.ckpt is a text file and holds no weights; it begins with 'version https.*run git lfs pull",
+    ),
+    "a checkpoint is a pickled module": (
+        lambda path: attribute().featurize(samples(), [pickled(path / "a.pkl", network())]),
+        errors.CheckpointError,
+        r"a\.pkl cannot be read as a checkpoint: UnpicklingError: it holds .* If you trust the file",
+    ),
+    "a batch is half a sample": (
+        lambda path: attribute().featurize(samples(), batch_size=8.5),
+        errors.DataError,
+        r"batch_size must be a positive number of samples, got 8\.5",
+    ),
+    "the trainer is the name of a device": (
+        lambda path: attribute(trainer="gpu"),
+        errors.SettingsError,
+        r"trainer must be a lightning Trainer, such as .*, got 'gpu'",
+    ),
+    "one of several checkpoints has diverged": (
+        lambda path: attribute().featurize(samples(), [network(), nn.Sequential(*map(diverged, network()))]),
+        errors.NonFiniteGradientError,
+        r"under checkpoint <state dict> \(2 of 2\): parameter 0\.weight",
     ),
     "the model is a name": (
         lambda path: attribute("resnet18"),

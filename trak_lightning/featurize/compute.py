@@ -125,7 +125,8 @@ class BlockComputer:
             log.warning("gradients  all rows of %s are computed again, one sample at a time: %s", discarded, wrong)
             return writer.computed
         except NonFiniteGradientError as error:
-            raise NonFiniteGradientError(f"under checkpoint {assignment.checkpoint}: {error}") from error
+            count = f" ({number + 1} of {len(self.assignments)})" if len(self.assignments) > 1 else ""
+            raise NonFiniteGradientError(f"under checkpoint {assignment.checkpoint}{count}: {error}") from error
         except Exception:
             self.stop.check()  # signals also end the worker processes of a loader, and other ranks
             raise

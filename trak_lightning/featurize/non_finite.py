@@ -77,8 +77,9 @@ def cause(sample: int, alone: SampleBatch, model: nn.Module, task: Task) -> str:
     if largest is None:
         return "Look at these samples for invalid values."
     return (
-        f"The largest number in sample {sample} is {largest[0]:.4g} ({largest[1]}), and all weights are finite. If it is an outlier, scale "
-        "or correct it, or leave the sample out of the dataset."
+        f"The largest number in sample {sample} is {largest[0]:.4g} ({largest[1]}), and the largest weight "
+        f"{max(float(each.detach().abs().max()) for each in model.parameters() if each.numel()):.4g}. If the number is an outlier, scale or correct "
+        "it, or leave the sample out of the dataset."
     )
 
 

@@ -157,7 +157,10 @@ def _reason(message: str) -> str:
     """What torch says of a file that it cannot read, without its advice, which is about ``torch.load``."""
     if found := re.search(r"Unsupported global: GLOBAL (\S+)", message):
         return f"it holds an object of {found[1]}, which only unpickling can read."
-    return next(iter(message.splitlines()), "it is cut short.")
+    if "TorchScript" in message:
+        return "it is a TorchScript archive."
+    first = next(iter(message.splitlines()), "it is cut short.")
+    return "it holds more than tensors." if "Weights only load failed" in first else first
 
 
 def _read_torch(path: Path, weights_only: bool) -> Found:
