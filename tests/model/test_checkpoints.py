@@ -177,6 +177,31 @@ def test_a_checkpoint_of_other_hyperparameters_is_a_warning_that_names_them(trai
         Checkpoint.of(found if where == "memory" else tmp_path / "a.ckpt", WithSettings(**own))
 
 
+@pytest.mark.parametrize("holder", [lambda model: model, lambda model: nn.ModuleDict({"net": model})])
+def test_a_folder_of_another_configuration_is_a_warning_that_names_it(holder, tmp_path):
+    def tiny(**settings):
+        return GPT2LMHeadModel(
+            GPT2Config(n_embd=8, n_layer=1, vocab_size=12, n_positions=8, **{"n_head": 2, **settings})
+        )
+
+    tiny(pad_token_id=3, use_cache=False, problem_type="regression").save_pretrained(tmp_path / "same")
+    Checkpoint.of(tmp_path / "same", holder(tiny()))
+    tiny(n_head=4).save_pretrained(tmp_path / "other")
+    with pytest.warns(CheckpointWarning, match="n_head is 4 in the checkpoint and 2 in the model"):
+        Checkpoint.of(tmp_path / "other", holder(tiny()))
+
+
+def test_a_module_with_another_activation_is_a_warning_that_names_it():
+    def made(activation):
+        return nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 2))
+
+    Checkpoint.of(made(nn.ReLU()), made(nn.ReLU()))
+    with pytest.warns(
+        CheckpointWarning, match=r"1 is 'LeakyReLU\(negative_slope=0.2\)' in the checkpoint and 'ReLU\(\)'"
+    ):
+        Checkpoint.of(made(nn.LeakyReLU(0.2)), made(nn.ReLU()))
+
+
 def test_names_that_differ_by_a_prefix_are_refused_with_the_prefix(model):
     wrapped = {f"net.{name}": tensor for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError, match="only by the prefix 'net.' in the checkpoint"):

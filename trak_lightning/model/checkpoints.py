@@ -20,7 +20,7 @@ from trak_lightning.model import adapters, weight_files
 from trak_lightning.model.checkpoint_names import belongs_to_a_loss, match_names, named_tensors, tied
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.dtensor import load, whole
-from trak_lightning.model.hyperparameters import contradictions
+from trak_lightning.model.hyperparameters import contradictions, settings_of
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.run.directory import RunDirectory
 
@@ -56,6 +56,7 @@ class Checkpoint:
             CheckpointError: the file is missing, unreadable, holds no state dict, or does not fit the model.
         """
         given = weight_files.found_in(source).hyperparameters if isinstance(source, Mapping) else None
+        given = settings_of(source) if isinstance(source, nn.Module) else given
         source = source if isinstance(source, (str, Path)) else _in_memory(source, model)
         fitted = _fit(source, model, weights_only)
         for message in (*fitted.warnings, *_other_function(source, given or fitted.hyperparameters, model)):
@@ -218,7 +219,7 @@ def _other_function(source: CheckpointSource, hyperparameters: Any, model: nn.Mo
         yield (
             f"checkpoint {_describe(source)} was trained with other hyperparameters than the model has: {'; '.join(differ)}. With these, "
             f"the same weights may be another function, to which everything is then attributed: give the model the hyperparameters of "
-            f"the checkpoint, as {type(model).__name__}.load_from_checkpoint does."
+            f"the checkpoint, as load_from_checkpoint and from_pretrained do."
         )
 
 

@@ -45,7 +45,7 @@ class Found(NamedTuple):
     state_dict: Mapping[str, Any]
     """All names and tensors, on the CPU."""
     hyperparameters: Any = None
-    """Those of the LightningModule, if there are any."""
+    """Those of the LightningModule, or the configuration of a model of ``transformers``, if there are any."""
 
 
 def read(path: Path, *, weights_only: bool = True) -> Found:
@@ -55,7 +55,8 @@ def read(path: Path, *, weights_only: bool = True) -> Found:
         CheckpointError: it is missing, cannot be read, or holds no weights.
     """
     if path.is_dir():
-        return read(_in_folder(path), weights_only=weights_only)
+        found = read(_in_folder(path), weights_only=weights_only)
+        return found if adapter_folder(path) else Found(found.state_dict, _config(path / "config.json"))
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint file or folder {path} (looked in {path.absolute().parent})")
     if path.name.endswith(".index.json"):
@@ -110,6 +111,13 @@ def _in_folder(folder: Path) -> Path:
     raise CheckpointError(
         f"{folder} holds no weights: expected {', '.join(_IN_FOLDERS[2:])}; found {', '.join(found) or 'nothing'}"
     )
+
+
+def _config(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
