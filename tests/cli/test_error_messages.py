@@ -176,7 +176,7 @@ MISTAKES = {
     "labels begin with 1": (
         lambda path: attribute().featurize(samples(labels=torch.arange(20) % CLASSES + 1)),
         errors.DataError,
-        r"in sample 2 of the dataset, and in 5 more of this batch: label 3 is out of range: the model returns 3 logits, so labels must "
+        r"split 'train': in sample 2 of the dataset, and in 5 more of this batch: label 3 is out of range: the model returns 3 logits, so labels must "
         r"lie in 0 … 2\.",
     ),
     "a label is out of range, far from the start": (
@@ -304,7 +304,7 @@ MISTAKES = {
     "one of several checkpoints has diverged": (
         lambda path: attribute().featurize(samples(), [network(), nn.Sequential(*map(diverged, network()))]),
         errors.NonFiniteGradientError,
-        r"under checkpoint <state dict> \(2 of 2\): parameter 0\.weight",
+        r"split 'train' under checkpoint <state dict> \(2 of 2\): parameter 0\.weight",
     ),
     "the model is a name": (
         lambda path: attribute("resnet18"),

@@ -206,7 +206,8 @@ class RowComputer:
             loss_weight, curvature = loss_weight_and_curvature_of(
                 self._model, self._task, batch, output, extractor.one_by_one
             )
-        self._warn_of_empty((output == 0) & (loss_weight == 0) & (features == 0).all(1), index)
+        if not isinstance(self._projection, PassThrough):
+            self._warn_of_empty((output == 0) & (loss_weight == 0) & (features == 0).all(1), index)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         columns["squared norm of the gradient"] = features.square().sum(1)  # which scores are made from
         require_finite(columns, index, batch, self._model, self._task, self._precision)
