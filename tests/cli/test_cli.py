@@ -240,6 +240,7 @@ def test_plugins_of_every_kind_are_shown(name):
     shown = trak("plugins", name)
     assert shown.returncode == 0, shown.stderr
     assert "options:" in shown.stdout
+    assert "\\" not in shown.stdout, "an escape of Markdown"
 
 
 def test_configurations_are_merged_and_printed(config):

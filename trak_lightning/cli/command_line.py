@@ -132,7 +132,7 @@ class CommandLine:
             return self.parser.parse_args(argv)
         except ArgumentError as error:
             options = [option.key for option in self.options]
-            raise UsageError(explained(error.message, self.parser, options, self.configs)) from error
+            raise UsageError(explained(error.message, self.parser, options, self.configs, drops)) from error
 
     def argv(self, *, uses: Collection[str], drops: Collection[str] = ()) -> list[str]:
         """Return the arguments for the parser.
