@@ -84,6 +84,7 @@ def test_a_configuration_of_lightning_cli_loses_what_is_for_fit_and_gets_its_cla
         "weights_only": None,
     }
     assert normalized_config(saved, {"model": "mine.Net", "data": "mine.Digits"}) == {
+        "seed_everything": True,
         "trainer": {"max_epochs": 1},
         "model": {"class_path": "mine.Net", "init_args": {"width": 64}},
         "data": {"class_path": "mine.Digits", "init_args": {}},
@@ -123,12 +124,47 @@ def test_the_leaf_of_a_nested_message_is_found():
             "mine.yaml:4: unknown setting scorer.weight; did you mean scorer.weights?",
         ),
         ("targets: test", "mine.yaml:2: unknown setting targets; did you mean"),
+        ("trainr:\n  max_epochs: 3", "mine.yaml:2: unknown setting trainr; did you mean trainer?"),
+        (
+            "scorer:\n  name: trak\n  init_arg:\n    weights: none",
+            "mine.yaml:4: unknown setting scorer.init_arg; did you mean scorer.init_args?",
+        ),
+        ("scorer: {nam: trak}", "mine.yaml:2: unknown setting scorer.nam; did you mean scorer.name?"),
         ("seed: [", "mine.yaml:3: not valid YAML"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line_with_its_place(settings, message, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(f"run_dir: {tmp_path}\n{settings}\n")
     assert main(["evaluate", "--config", str(tmp_path / "mine.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        (
+            "model:\n  class_path: M\n  init_arg: {width: 3}",
+            [],
+            "mine.yaml:4: unknown setting model.init_arg; did you mean",
+        ),
+        ("model:\n  class_pth: M", [], "mine.yaml:3: unknown setting model.class_pth; did you mean model.class_path?"),
+        (
+            "trainer:\n  callbacks:\n  - class_path: lightning.pytorch.callbacks.EarlyStopping\n    init_arg: {monitor: x}",
+            [],
+            "mine.yaml:5: unknown setting trainer.callbacks.init_arg; did you mean trainer.callbacks.init_args?",
+        ),
+        ("seed: 1", ["--model.init_arg.width", "3"], "check: UsageError: unknown setting model.init_arg; did you mean"),
+        ("seed: 1", ["--trainr.max_epochs", "3"], "unknown option --trainr.max_epochs; did you mean --trainer?"),
+    ],
+)
+def test_a_keyword_that_is_misspelt_is_named_and_not_what_follows_from_it(settings, options, message, tmp_path, capsys):
+    demo = "trak_lightning.demos.Digits"
+    model = "" if settings.startswith("model") else f"\nmodel: {demo}CNN"
+    text = f"run_dir: {tmp_path}\n{settings.replace('M', f'{demo}CNN')}{model}\ndata: {demo}DataModule"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert main(["check", "--config", str(tmp_path / "mine.yaml"), *options]) == 1
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1

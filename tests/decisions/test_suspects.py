@@ -11,20 +11,20 @@ from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
 from trak_lightning.cli.commands.suspects import write
-from trak_lightning.decisions.label_noise import fit_label_noise
+from trak_lightning.decisions.label_noise import fit_label_noise, learned_confusion
 from trak_lightning.errors import CheckpointError, DataError, IncompleteRunError, SettingsError
 
 CLASSES = 5
 
 
-def labeled(sharpness, rate, seed=0, n=10_000, confusable=False):
+def labeled(sharpness, rate, seed=0, n=10_000, confusable=False, classes=CLASSES):
     """Log-probabilities that are `sharpness` times too soft, labels drawn from the right ones, and which of them are wrong."""
     generator = np.random.default_rng(seed)
-    logits = 4 * generator.standard_normal((n, CLASSES))
-    classes = (sharpness * logits + generator.gumbel(size=logits.shape)).argmax(1)
+    logits = 4 * generator.standard_normal((n, classes))
+    right = (sharpness * logits + generator.gumbel(size=logits.shape)).argmax(1)
     wrong = generator.random(n) < rate
-    shift = 1 if confusable else generator.integers(1, CLASSES, n)
-    return log_softmax(logits, axis=1), np.where(wrong, (classes + shift) % CLASSES, classes), wrong
+    shift = 1 if confusable else generator.integers(1, classes, n)
+    return log_softmax(logits, axis=1), np.where(wrong, (right + shift) % classes, right), wrong
 
 
 @pytest.mark.parametrize("confusable", [False, True])
@@ -55,6 +55,15 @@ def test_errors_that_the_models_have_learned_are_found():
     ranking = np.argsort(-model.probability_wrong(learned, labels))
     assert wrong[ranking[: wrong.sum() // 2]].mean() > 0.9
     assert fit_label_noise(*labeled(1.7, 0.1)[:2]).learned is None
+
+
+@pytest.mark.parametrize("count", [3, 4, 10])
+@pytest.mark.parametrize("n", [200, 1000])
+def test_random_errors_that_happen_to_be_alike_are_not_taken_for_learned_ones(count, n):
+    for seed in range(8):
+        for rate in (0.05, 0.2):
+            log_p, labels, _ = labeled(1.7, rate, seed, n, classes=count)
+            assert learned_confusion(log_p, labels) is None
 
 
 def test_labels_that_are_no_classes_are_refused():

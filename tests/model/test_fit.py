@@ -128,6 +128,12 @@ def test_what_belongs_to_the_loss_is_ignored_with_a_warning(name, model, trained
     assert torch.equal(found["head.weight"], trained["head.weight"])
 
 
+def test_class_weights_of_a_loss_that_the_model_has_without_are_ignored_with_a_warning(model, trained):
+    model.objective = nn.CrossEntropyLoss()
+    with pytest.warns(CheckpointWarning, match="such as 'objective.weight'"):
+        loaded({**trained, "objective.weight": torch.ones(2)}, model)
+
+
 @pytest.mark.parametrize("name", ["body.2.weight", "norm.weight", "decoder.weight", "head.scale"])
 def test_what_may_belong_to_another_model_is_refused(name, model, trained):
     with pytest.raises(CheckpointError, match=f"1 unexpected, such as '{name}'"):

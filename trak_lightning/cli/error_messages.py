@@ -9,7 +9,7 @@ import importlib
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
+from trak_lightning.cli.names import KINDS
 from trak_lightning.errors import SettingsError
 
 
@@ -26,6 +27,8 @@ class UsageError(SettingsError):
 
 BASES = ("lightning.LightningModule", "lightning.LightningDataModule", "torch.optim.Optimizer")
 """The base classes that jsonargparse tries if the configuration names no class."""
+
+KEYWORDS = ("class_path", "init_args", "dict_kwargs")
 
 WORDS = {
     "NoneType": "null",
@@ -66,6 +69,8 @@ def fault_in(message: str) -> Fault:
         return Fault(f"expected {_type(found[1])}", value=found[2].strip())
     if found := re.match(r"Import path .*does not correspond to a subclass of (\w+)", text):
         return Fault(f"expected a subclass of {found[1]}")
+    if found := re.match(r"unrecognized arguments: --([^=\s]+)", text):
+        return Fault("unknown", key=tuple(found[1].split(".")))
     if found := re.match(r"(?:Option|Group '(?P<group>[^']+)' does not accept option) '?(?P<name>[^']+)'", text):
         group = found["group"].split(".") if found["group"] else []
         return Fault("unknown", key=(*group, *found["name"].split(".")))
@@ -91,11 +96,24 @@ def _type(name: str) -> str:
     return "one of " + name[len("typing.Literal[") : -1] if name.startswith("typing.Literal[") else name
 
 
-def explained(message: str, parser: ArgumentParser, given: Sequence[str], configs: Sequence[str]) -> str:
-    """Convert an error message of `parser` to one line. `given` are the settings given as options, such as ``projector.dim``, and
-    `configs` the configuration files, in order."""
+def explained(
+    message: str,
+    parser: ArgumentParser,
+    given: Sequence[str],
+    configs: Sequence[str],
+    unread: Collection[str] = (),
+) -> str:
+    """Convert an error message of `parser` to one line.
+
+    Args:
+        message: the error message.
+        parser: the parser.
+        given: the settings given as options, such as ``projector.dim``.
+        configs: the configuration files, in order.
+        unread: settings that `parser` does not know, and other commands do.
+    """
     if found := re.match(r"unrecognized arguments: (--?)([^=\s]+)", message):
-        options = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+        options = {option.lstrip("-") for action in parser._actions for option in action.option_strings} | {*unread}
         return f"unknown option {found[1]}{found[2]}{_nearest(found[2], options, found[1])}"
     if found := re.match(r"argument (-\S+): expected one argument", message):
         return f"option {found[1]} needs a value"
@@ -104,12 +122,19 @@ def explained(message: str, parser: ArgumentParser, given: Sequence[str], config
     fault = fault_in(message)
     if not fault.key:
         return fault.text
-    name, where = ".".join(fault.key), _where(fault.key, given, configs)
+    settings = {action.dest for action in parser._actions} | {*unread}
+    where = _where(fault.key, given, configs)
+    if fault.text == "unknown":
+        fault = replace(fault, key=_unknown_part(fault, settings))
+        where = where and _where(fault.key, given, configs)
+    name = ".".join(fault.key)
+    if keyword := _keyword(fault):
+        return f"{where}unknown setting {name}; did you mean {'.'.join((*fault.key[:-1], keyword))}?"
     if fault.text == "unknown" and fault.owner in BASES:
         setting = fault.key[0]
         return f"{where}{name} needs a class: --{setting}_class mine.Name, or class_path and init_args under {setting}"
     if fault.text == "unknown":
-        known = _options(fault.owner) if fault.owner else [action.dest for action in parser._actions]
+        known = _options(fault.owner) if fault.owner else settings
         prefix = "" if not fault.owner else ".".join(fault.key[:-1]) + "."
         nearest = _nearest(fault.key[-1] if fault.owner else name, known, prefix)
         takes = f" {fault.owner.rpartition('.')[2]} takes {', '.join(known) or 'no options'}." if fault.owner else ""
@@ -119,6 +144,23 @@ def explained(message: str, parser: ArgumentParser, given: Sequence[str], config
     if fault.owner and re.match(r"No module named|module .* has no attribute", fault.text):
         return f"{where}{name} is {fault.owner}: {fault.text}{_importable(fault.owner)}"
     return f"{where}{name}: {fault.text}"
+
+
+def _unknown_part(fault: Fault, settings: Collection[str]) -> tuple[str, ...]:
+    """The key down to the part that is unknown: ``trainr`` of ``trainr.max_epochs``, ``model.init_arg`` of ``model.init_arg.width``."""
+    for end in range(1, len(fault.key)):
+        part = replace(fault, key=fault.key[:end])
+        if _keyword(part) or not (fault.owner or any(each.partition(".")[0] == fault.key[0] for each in settings)):
+            return part.key
+    return fault.key
+
+
+def _keyword(fault: Fault) -> str:
+    """The keyword of jsonargparse, or ours for the name of a plug-in, that the last part of an unknown key was meant to be."""
+    *owner, last = fault.key
+    keywords = [*KEYWORDS, *(["name"] if owner and owner[0] in KINDS else [])]
+    close = difflib.get_close_matches(last, keywords, n=1, cutoff=0.8)
+    return close[0] if fault.text == "unknown" and owner and close and close[0] != last else ""
 
 
 def missing(key: str) -> str:
@@ -201,4 +243,6 @@ def _line(path: Path, key: Sequence[str]) -> int | None:
 
 
 def _entries(node: Any) -> dict[str, tuple[Any, Any]]:
+    if isinstance(node, yaml.SequenceNode):  # a key does not say of which element
+        return {name: found for each in reversed(node.value) for name, found in _entries(each).items()}
     return {name.value: (name, value) for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}

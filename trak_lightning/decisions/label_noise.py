@@ -28,6 +28,9 @@ FEW, ALIKE, SMALLEST = 0.02, 0.6, 0.03
 class, and the share of one wrong label in its class, from which on errors count as always the same. Random errors in ten classes
 give 0.2 to 0.5 of the second, and errors between fixed pairs 0.8 to 1 (docs/benchmarks.md)."""
 
+DRAWS = 200
+"""Number of draws of errors by chance, of which those that are always the same must exceed all."""
+
 STARTS = ((1.0, 0.02), (2.5, 0.15))
 """Sharpness and error rate to start from; the likelihood may have several maxima."""
 
@@ -118,11 +121,11 @@ def learned_confusion(log_probabilities: Array, labels: Array) -> Array | None:
     as high as its share, and contradict none.
 
     Of the `SUREST` predictions of each class, the labels are counted. Where enough of them contradict, and most of those of a
-    class with the same label, the mean of these predictions is T (C, C), for the labels that contradict them; rows sum to 1
+    class with the same label, and more of them than by chance, the mean of these predictions is T (C, C), for the labels that contradict them; rows sum to 1
     (Patrini et al. 2017 read T from the surest prediction alone). Of two classes there is only one way to be wrong, so nothing can be concluded.
 
     Returns:
-        None where errors are few, or fall on all classes alike.
+        None where errors are few, or fall on all classes alike, or may do so.
     """
     C = log_probabilities.shape[1]
     p = softmax(log_probabilities.astype(np.float64), axis=1)
@@ -136,10 +139,22 @@ def learned_confusion(log_probabilities: Array, labels: Array) -> Array | None:
     wrong = counts * (1 - np.eye(C))
     if C == 2 or wrong.sum() < FEW * counts.sum() or wrong.max(1).sum() < ALIKE * wrong.sum():
         return None
+    if wrong.max(1).sum() <= _most_alike_by_chance(wrong.sum(1), np.bincount(labels, minlength=C)):
+        return None
     shares = wrong / np.maximum(counts.sum(1, keepdims=True), 1)
     learned = np.where(shares >= SMALLEST, np.minimum(shares, predicted), 0)
     found: Array = learned + np.diag(1 - learned.sum(1))
     return found
+
+
+def _most_alike_by_chance(wrong: Array, frequency: Array) -> int:
+    """The largest sum over classes, in `DRAWS` draws, of how often the most frequent wrong label occurs, if wrong labels (C,) are drawn
+    from the labels of all other classes (C,). Of three errors between three classes, two are often alike."""
+    generator, found = np.random.default_rng(0), np.zeros(DRAWS, dtype=np.int64)
+    for c in np.flatnonzero(wrong):
+        others = np.delete(frequency, c) / max(frequency.sum() - frequency[c], 1)
+        found += generator.multinomial(int(wrong[c]), others, size=DRAWS).max(1)
+    return int(found.max())
 
 
 def _gaps(log_probabilities: Array, learned: Array | None = None) -> Array:

@@ -121,7 +121,9 @@ class Suspects(Sequence[Suspect]):
             f"false alarms; wrong labels in the whole training set: about {self.errors:.0f}. Basis: {self.basis}"
         )
         if self.learned:
-            found += "; some classes have always the same wrong label, which models learn: expect more false alarms"
+            found += (
+                "; wrong labels of a class are mostly one and the same, which models learn: expect more false alarms"
+            )
         return found
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:

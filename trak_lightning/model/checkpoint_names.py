@@ -64,10 +64,13 @@ def tied(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, st
 
 def belongs_to_a_loss(name: str, model: nn.Module) -> bool:
     """Whether a name that `model` does not know is the state of a loss or metric, which training saved along with it:
-    ``criterion.weight``, ``head.loss_fn.pos_weight``, ``val_acc.tp``, and the ``n_averaged`` of an averaged model."""
-    modules = {original_name(known) for known, _ in model.named_modules(remove_duplicate=False)}
+    ``criterion.weight``, ``head.loss_fn.pos_weight``, ``val_acc.tp``, and the ``n_averaged`` of an averaged model; or of a loss that
+    `model` has without class weights."""
+    modules = {original_name(known): module for known, module in model.named_modules(remove_duplicate=False)}
     parts = name.split(".")
     depth = next((i for i in range(len(parts)) if ".".join(parts[: i + 1]) not in modules), 0)
+    if isinstance(modules[".".join(parts[:depth])], nn.modules.loss._Loss):
+        return True
     return any(_LOSS_OR_METRIC.search(part) for part in parts[depth:])
 
 

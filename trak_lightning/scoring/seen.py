@@ -20,7 +20,7 @@ STEPS = 64
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean \\|q| of the samples that a checkpoint was not trained on, minus that of those it was trained on."""
+    """Mean |q| of the samples that a checkpoint was not trained on, minus that of those it was trained on."""
 
     value: float
     error: float

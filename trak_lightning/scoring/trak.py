@@ -28,12 +28,12 @@ class Trak(Scorer):
         regularization: λ as a number, the same for every checkpoint; ``trace/N`` for trace(ΦᵀWΦ)/N; ``auto`` for the rule
             in docs/regularization.md; ``calibrate`` to choose λ, and the weighting, by the linear datamodeling score over
             the checkpoints themselves, which needs recorded subsets.
-        weights: the Gram weighting W, for every training sample: ``none`` 1, ``residual`` \\|q|, ``gauss_newton`` r = ∂²ℓ/∂f²
+        weights: the Gram weighting W, for every training sample: ``none`` 1, ``residual`` abs(q), ``gauss_newton`` r = ∂²ℓ/∂f²
             (q(1 − q) for the logistic loss), ``fisher`` q²; ``auto`` for ``residual``, or for what ``calibrate`` finds.
         average: ``factors`` as above; ``scores`` averages the scores of the checkpoints, each with its own q.
-        normalize: ``unit`` scales all features to length 1; ``self_influence`` divides by
+        normalize: ``unit`` scales all features to length 1; ``self_influence`` divides each q_m,i by
             √(φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i), so that samples that move every output stand out less (Barshan et al. 2020).
-        threshold: t of the soft threshold S(τ; t) = sign(τ)·max(\\|τ| − t, 0) of the scores (Park et al. 2023, section
+        threshold: t of the soft threshold S(τ; t) = sign(τ)·max(abs(τ) − t, 0) of the scores (Park et al. 2023, section
             3.2, step 5); 0 for none.
     """
 
