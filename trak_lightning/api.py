@@ -31,6 +31,7 @@ from trak_lightning.gradients import ParameterLayout
 from trak_lightning.model.checkpoints import Checkpoints
 from trak_lightning.model.compiled import original
 from trak_lightning.model.eval_mode import require_eval
+from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.projectors.base import Projector
 from trak_lightning.report.samples import samples_of
 from trak_lightning.report.write import write_report
@@ -107,6 +108,15 @@ class TRAK:
         verify_data: VerifyData = "sampled",
         curvature_draws: int = 0,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise SettingsError(
+                f"model must be a torch.nn.Module, got {model!r}, of type {type(model).__name__}. Make the module first, as in "
+                "torchvision.models.resnet18(); files of weights are given to featurize(…, checkpoints=…)."
+            )
+        if trainer is not None and not isinstance(trainer, L.Trainer):
+            raise SettingsError(
+                f"trainer must be a lightning Trainer, such as Trainer(accelerator='gpu'), got {trainer!r}"
+            )
         self.model = original(model)
         self.run = RunDirectory(run_dir)
         self.store: FeatureStore = registry.create("stores", store)
@@ -214,22 +224,35 @@ class TRAK:
         return FeatureArray(self.store.open(split, records[checkpoint].id))
 
     def check(
-        self, data: DataSource, *, batch_size: int | None = None, split: str = "train", checkpoints: int = 1
+        self,
+        data: DataSource,
+        *,
+        batch_size: int | None = None,
+        split: str = "train",
+        checkpoints: int | Checkpoints = 1,
     ) -> Findings:
-        """Report from a few batches, with the model's current weights, what would be attributed and how, the seconds per batch,
-        the peak memory and the disk space. Nothing is stored. See `trak_lightning.check.checks`.
+        """Report from a few batches what would be attributed and how, the seconds per batch, the peak memory and the disk space.
+        Nothing is stored. See `trak_lightning.check.checks`.
 
         Args:
             data: the training samples.
             batch_size: as for `featurize`.
             split: as for `featurize`.
-            checkpoints: how many there will be.
+            checkpoints: as for `featurize`, of which the weights of the first are used; or how many there will be, and the weights that
+                the model has now are used.
 
         Raises:
+            CheckpointError: a checkpoint cannot be read or does not fit the model.
             TrainModeError, SampleDependenceError, UnsupportedModelError, NonFiniteGradientError: as `featurize` would.
             StorageError: the run directory cannot be written to.
         """
-        return run_checks(self.job({split: AttributionData.of(data, batch_size)}, train=split), checkpoints)
+        job = self.job({split: AttributionData.of(data, batch_size)}, train=split)
+        if isinstance(checkpoints, int):
+            return run_checks(job, checkpoints)
+        found = job.with_checkpoints(checkpoints, weights_only=self._weights_only).checkpoints
+        with leave_unchanged(self.model):
+            found[0].load_into(self.model)
+            return run_checks(job, len(found))
 
     def score(
         self,

@@ -29,6 +29,16 @@ def test_every_parameter_is_accounted_for_and_nothing_is_stored(model, train_set
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_checkpoints_are_counted_and_the_weights_of_the_first_are_used(model, train_set, checkpoints, tmp_path):
+    before = model[0].weight.clone()
+    trak = TRAK(model, "image_classification", tmp_path / "run", store="memory")
+    found = {each.topic: each.text for each in trak.check(train_set, checkpoints=checkpoints[:2])}
+    assert "× 2 checkpoints" in found["time"]
+    assert torch.equal(model[0].weight, before)
+    with pytest.raises(NonFiniteGradientError, match="parameter 0.weight"):
+        trak.check(train_set, checkpoints={**model.state_dict(), "0.weight": before * torch.nan})
+
+
 class BatchCentred(nn.Module):
     def forward(self, x):
         return x - x.mean(0)

@@ -12,11 +12,14 @@ import time
 import h5py
 import numpy as np
 import pytest
+import torch
 import yaml
 from faults import trak
 
 from trak_lightning.cli import COMMANDS, NEED_A_MODEL, main
 from trak_lightning.cli.lightning_cli import TrakCLI
+from trak_lightning.cli.train_values import text_of
+from trak_lightning.errors import DataError
 from trak_lightning.scoring.scores import Scores
 
 CONFIG = {
@@ -435,6 +438,28 @@ def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
     one = json.loads(trak("whatif", run_dir, "--remove", "3,", "--json").stdout)
     scores = Scores(run_dir / "scores" / "test.h5").values
     assert np.corrcoef(one["change"], -scores[:, 3])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("web", "web"),
+        (3, "3"),
+        (np.float32(0.1), "0.1"),
+        (torch.tensor(3), "3"),
+        (torch.tensor([0.1]), "0.1"),
+        (torch.tensor(2.0, dtype=torch.bfloat16), "2.0"),
+        (torch.tensor(True), "True"),
+        (np.array("web"), "web"),
+    ],
+)
+def test_columns_are_compared_by_the_value_that_they_hold(value, text):
+    assert text_of(value, "source") == text
+
+
+def test_a_column_of_several_values_per_sample_is_refused():
+    with pytest.raises(DataError, match=r"column 'image' holds 6 values per sample, of shape \(2, 3\)"):
+        text_of(torch.ones(2, 3), "image")
 
 
 @pytest.mark.parametrize(

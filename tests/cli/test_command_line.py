@@ -84,6 +84,7 @@ def test_a_configuration_of_lightning_cli_loses_what_is_for_fit_and_gets_its_cla
         "weights_only": None,
     }
     assert normalized_config(saved, {"model": "mine.Net", "data": "mine.Digits"}) == {
+        "seed_everything": True,
         "trainer": {"max_epochs": 1},
         "model": {"class_path": "mine.Net", "init_args": {"width": 64}},
         "data": {"class_path": "mine.Digits", "init_args": {}},

@@ -1,5 +1,7 @@
 """What new users get wrong first, and what they are told: what, where, why, and what to do."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,47 @@ class ReadsItsBatch(nn.Module):
         return self.linear(batch["image"])
 
 
+def changed(values, place, value):
+    values[place] = value
+    return values
+
+
+def outlier(value):
+    found = samples()
+    found.tensors[0][17, 2] = value
+    return found
+
+
+def bag():
+    return nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, CLASSES)).eval()
+
+
+def ignoring(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], ignore_index=-100)
+
+
+def narrow_targets():
+    trak = attribute()
+    trak.featurize(samples())
+    trak.score(TensorDataset(torch.ones(3, 5), torch.arange(3)))
+
+
+def text(path, content):
+    path.write_text(content)
+    return path
+
+
+def pickled(path, module):
+    path.write_bytes(pickle.dumps(module, protocol=2))
+    return path
+
+
+def diverged(module):
+    for parameter in module.parameters():
+        parameter.data *= torch.nan
+    return module
+
+
 def other_dim(run_dir):
     attribute(run_dir=run_dir, store="hdf5").featurize(samples())
     attribute(run_dir=run_dir, store="hdf5", projector={"name": "sparse_jl", "dim": 16}).featurize(samples())
@@ -133,7 +176,68 @@ MISTAKES = {
     "labels begin with 1": (
         lambda path: attribute().featurize(samples(labels=torch.arange(20) % CLASSES + 1)),
         errors.DataError,
-        r"label 3 is out of range: the model returns 3 logits, so labels must lie in 0 … 2 \(position 2 of the batch\)",
+        r"split 'train': in sample 2 of the dataset, and in 5 more of this batch: label 3 is out of range: the model returns 3 logits, so labels must "
+        r"lie in 0 … 2\.",
+    ),
+    "a label is out of range, far from the start": (
+        lambda path: attribute().featurize(samples(labels=changed(torch.arange(20) % CLASSES, 17, 7)), batch_size=8),
+        errors.DataError,
+        r"in sample 17 of the dataset: label 7 is out of range",
+    ),
+    "a label is out of range, in batches of one": (
+        lambda path: attribute().featurize(samples(labels=changed(torch.arange(20) % CLASSES, 17, 7)), batch_size=1),
+        errors.DataError,
+        r"in sample 17 of the dataset: label 7 is out of range",
+    ),
+    "a label is out of range, under vmap": (
+        lambda path: attribute(extractor="functional").featurize(
+            samples(labels=changed(torch.arange(20) % CLASSES, 17, 7)), batch_size=8
+        ),
+        errors.NonFiniteGradientError,
+        r"samples: \[17\] \(positions in the dataset\)\. Sample 17: label 7 is out of range",
+    ),
+    "labels are text": (
+        lambda path: attribute().featurize([(torch.ones(6), "dog")] * 3),
+        errors.DataError,
+        r"labels must be numbers, got text such as 'dog'\. Map it to 0 … C−1 in the dataset.*classes\.index\(name\)",
+    ),
+    "a category is outside of its embedding": (
+        lambda path: attribute(bag()).featurize(
+            TensorDataset(changed(torch.arange(20) % 5, 13, 5), torch.arange(20) % CLASSES), batch_size=8
+        ),
+        errors.DataError,
+        r"in sample 13 of the dataset: IndexError: index out of range in self\. It holds int64 \(1,\) of 5 … 5, int64 \(1,\) of 1 … 1",
+    ),
+    "targets have another width": (
+        lambda path: narrow_targets(),
+        errors.DataError,
+        r"Sequential does not take sample 0 of 'targets': RuntimeError: mat1 and mat2.*It holds float32 \(1, 5\), int64 \(1,\), and the "
+        r"first training sample float32 \(1, 6\), int64 \(1,\)",
+    ),
+    "a number overflows": (
+        lambda path: attribute().featurize(outlier(1e20), batch_size=8),
+        errors.NonFiniteGradientError,
+        r"squared norm of the gradient of 1 of 4 samples: \[17\].*The largest number in sample 17 is 1e\+20 \(float32 \(1, 6\)\), and the "
+        r"largest weight 0\.\d+\. If the number is an outlier",
+    ),
+    "a number overflows while the projector is fitted": (
+        lambda path: attribute(projector={"name": "second_moment", "projector": "identity"}).featurize(
+            outlier(1e20), batch_size=8
+        ),
+        errors.NonFiniteGradientError,
+        r"squares of the gradient of sample 17 .* overflow, to which the projector is fitted\. The largest number in sample 17 is 1e\+20",
+    ),
+    "a number is missing": (
+        lambda path: attribute().featurize(outlier(torch.nan)),
+        errors.NonFiniteGradientError,
+        r"samples: \[17\].*Sample 17 itself holds nan \(float32 \(1, 6\)\): correct it, or leave it out",
+    ),
+    "no label of a sample counts": (
+        lambda path: attribute(task={"name": "loss", "function": ignoring}).featurize(
+            samples(labels=changed(torch.arange(20) % CLASSES, 17, -100)), batch_size=8
+        ),
+        errors.NonFiniteGradientError,
+        r"samples: \[17\].*All labels of sample 17 are -100.*ignore_index, the mean of its losses is 0/0",
     ),
     "labels are soft": (
         lambda path: attribute().featurize(samples(labels=0.9 * torch.eye(CLASSES)[torch.arange(20) % CLASSES])),
@@ -174,6 +278,38 @@ MISTAKES = {
         lambda path: attribute().featurize(samples(), files(path, {"model": network()})),
         errors.CheckpointError,
         r"cannot be read as a checkpoint: .*it holds an object of torch.nn.\S+Sequential, .*read it with weights_only=False",
+    ),
+    "a checkpoint is a text file": (
+        lambda path: attribute().featurize(
+            samples(), [text(path / "a.ckpt", "version https://git-lfs.github.com/spec/v1\n")]
+        ),
+        errors.CheckpointError,
+        r"a\.ckpt is a text file and holds no weights; it begins with 'version https.*run git lfs pull",
+    ),
+    "a checkpoint is a pickled module": (
+        lambda path: attribute().featurize(samples(), [pickled(path / "a.pkl", network())]),
+        errors.CheckpointError,
+        r"a\.pkl cannot be read as a checkpoint: UnpicklingError: it holds .* If you trust the file",
+    ),
+    "a batch is half a sample": (
+        lambda path: attribute().featurize(samples(), batch_size=8.5),
+        errors.DataError,
+        r"batch_size must be a positive number of samples, got 8\.5",
+    ),
+    "the trainer is the name of a device": (
+        lambda path: attribute(trainer="gpu"),
+        errors.SettingsError,
+        r"trainer must be a lightning Trainer, such as .*, got 'gpu'",
+    ),
+    "one of several checkpoints has diverged": (
+        lambda path: attribute().featurize(samples(), [network(), nn.Sequential(*map(diverged, network()))]),
+        errors.NonFiniteGradientError,
+        r"split 'train' under checkpoint <state dict> \(2 of 2\): parameter 0\.weight",
+    ),
+    "the model is a name": (
+        lambda path: attribute("resnet18"),
+        errors.SettingsError,
+        r"model must be a torch\.nn\.Module, got 'resnet18', of type str\. Make the module first",
     ),
     "the dataset is a stream": (
         lambda path: attribute().featurize(Stream()),
@@ -232,6 +368,11 @@ MISTAKES = {
         errors.DataError,
         r"cannot index the tensor that it was called with.*If its forward takes the whole batch as one argument, write inputs: '\*'",
     ),
+    "the model looks up entries of the first of a pair": (
+        lambda path: attribute(ReadsItsBatch().eval()).featurize([({"image": torch.ones(6)}, 0)] * 3),
+        errors.DataError,
+        r"If its forward takes the whole first entry of the batch as one argument, write inputs: 0",
+    ),
     "k was changed": (
         other_dim,
         errors.IncompatibleRunError,
@@ -247,7 +388,8 @@ MISTAKES = {
             samples(), [{name: t * torch.nan for name, t in network().state_dict().items()}]
         ),
         errors.NonFiniteGradientError,
-        r"output of 20 of 20 samples",
+        r"under checkpoint <state dict>: parameter 0\.weight of Sequential holds NaN or infinity in 48 of 48 entries: the weights are at "
+        r"fault.*output of 20 of 20 samples",
     ),
     "the task returns one number per batch": (
         lambda path: attribute(task=BatchMean()).featurize(samples()),
@@ -293,6 +435,11 @@ def test_the_message_says_what_where_and_what_to_do(mistake, tmp_path, monkeypat
     act, error, message = MISTAKES[mistake]
     with pytest.raises(error, match=f"(?s){message}"):
         act(tmp_path)
+
+
+def test_a_model_may_be_called_with_the_first_of_a_pair(tmp_path):
+    trak = attribute(ReadsItsBatch().eval(), tmp_path, {"name": "image_classification", "inputs": 0})
+    assert trak.featurize([({"image": torch.ones(6)}, 0)] * 3) == 3
 
 
 def test_a_model_may_be_called_with_the_whole_batch(tmp_path):

@@ -123,3 +123,16 @@ def test_checkpoints_of_a_training_elsewhere_with_a_split_without_a_seed_are_a_w
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
     assert main(["featurize", "own", "--config", "own.yaml"]) == 0
     assert "setup of Data draws random numbers, and the checkpoints were trained elsewhere" in caplog.text
+
+
+@pytest.mark.parametrize("option", [[], ["--seed_everything", "true"]])
+def test_the_seed_that_is_used_where_none_is_named_is_recorded(option, run, tmp_path):
+    run()
+    config = (
+        yaml.safe_load((tmp_path / "config.yaml").read_text())
+        | {"seed": 3}
+        | ({} if option else {"seed_everything": True})
+    )
+    (tmp_path / "true.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", "seeded", "--config", "true.yaml", *option]) == 0
+    assert yaml.safe_load((tmp_path / "seeded" / "config.yaml").read_text())["seed_everything"] == 3

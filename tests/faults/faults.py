@@ -91,12 +91,12 @@ def run(argv, output, environment, before=None, errors=None):
     sys.exit(main(argv))
 
 
-def trak(*arguments, timeout=900):
-    """``trak ARGUMENTS`` in a forked process, run to its end."""
+def trak(*arguments, timeout=900, before=None):
+    """``trak ARGUMENTS`` in a forked process, run to its end. `before` is called in it first."""
     with TemporaryDirectory() as folder:
         output, errors = Path(folder, "output"), Path(folder, "errors")
         process = forks().Process(
-            target=run, args=([*map(str, arguments)], output, {"COLUMNS": "200"}), kwargs={"errors": errors}
+            target=run, args=([*map(str, arguments)], output, {"COLUMNS": "200"}, before), kwargs={"errors": errors}
         )
         process.start()
         process.join(timeout)

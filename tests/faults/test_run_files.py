@@ -53,7 +53,7 @@ def score(run):
 READERS = {
     "config.yaml": lambda run: type(open_store(run)),
     "run.json": lambda run: run.read().checkpoints,
-    "checkpoints/00.ckpt": lambda run: weights.read(run.checkpoints / "00.ckpt")["weight"].tolist(),
+    "checkpoints/00.ckpt": lambda run: weights.read(run.checkpoints / "00.ckpt").state_dict["weight"].tolist(),
     "subsets/a1.npy": lambda run: read_subset(run.path / "subsets/a1.npy").tolist(),
     "factors/train/a1/*.npy": score,
     "scores/test.h5": lambda run: [

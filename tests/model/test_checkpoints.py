@@ -2,7 +2,9 @@
 
 import json
 import os
+from contextlib import nullcontext
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from trak_lightning.errors import CheckpointError
-from trak_lightning.model.checkpoints import Checkpoint, expand, subset_path
+from trak_lightning.model.checkpoints import Checkpoint, CheckpointWarning, expand, subset_path
 
 
 @pytest.fixture
@@ -142,6 +144,64 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_the_first_misfit(m
         Checkpoint.of(tmp_path / "a.pt", model)
 
 
+class WithSettings(L.LightningModule):
+    def __init__(self, activation="relu", temperature=1.0, lr=0.1, scheduler=None, trunk=None, extra=None):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Linear(3, 2)
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+@pytest.mark.parametrize(
+    ("trained_with", "message"),
+    [
+        ({}, None),
+        ({"lr": 0.3, "scheduler": {"warmup": 3}}, None),
+        (
+            {"activation": "tanh"},
+            "activation is 'tanh' in the checkpoint and 'relu' in the model.*load_from_checkpoint",
+        ),
+        ({"temperature": 2.0, "lr": 0.3}, "temperature is 2.0 in the checkpoint and 1.0 in the model"),
+        (
+            {"trunk": {"heads": 4, "sizes": (1, 3)}},
+            "trunk.heads is 4 in the checkpoint and 2 in the model; trunk.sizes is",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_hyperparameters_is_a_warning_that_names_them(trained_with, message, where, tmp_path):
+    own = {"trunk": {"heads": 2, "sizes": [1, 2]}}
+    trained = WithSettings(**{**own, **trained_with})
+    found = {"state_dict": trained.state_dict(), "hyper_parameters": {**trained.hparams, "_class_path": "other"}}
+    torch.save(found, tmp_path / "a.ckpt")
+    with pytest.warns(CheckpointWarning, match=message) if message else nullcontext():
+        Checkpoint.of(found if where == "memory" else tmp_path / "a.ckpt", WithSettings(**own))
+
+
+@pytest.mark.parametrize("holder", [lambda model: model, lambda model: nn.ModuleDict({"net": model})])
+def test_a_folder_of_another_configuration_is_a_warning_that_names_it(holder, tmp_path):
+    def tiny(**settings):
+        return GPT2LMHeadModel(
+            GPT2Config(n_embd=8, n_layer=1, vocab_size=12, n_positions=8, **{"n_head": 2, **settings})
+        )
+
+    tiny(pad_token_id=3, use_cache=False, problem_type="regression").save_pretrained(tmp_path / "same")
+    Checkpoint.of(tmp_path / "same", holder(tiny()))
+    tiny(n_head=4).save_pretrained(tmp_path / "other")
+    with pytest.warns(CheckpointWarning, match="n_head is 4 in the checkpoint and 2 in the model"):
+        Checkpoint.of(tmp_path / "other", holder(tiny()))
+
+
+def test_a_module_with_another_activation_is_a_warning_that_names_it():
+    def made(activation):
+        return nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 2))
+
+    Checkpoint.of(made(nn.ReLU()), made(nn.ReLU()))
+    with pytest.warns(
+        CheckpointWarning, match=r"1 is 'LeakyReLU\(negative_slope=0.2\)' in the checkpoint and 'ReLU\(\)'"
+    ):
+        Checkpoint.of(made(nn.LeakyReLU(0.2)), made(nn.ReLU()))
+
+
 def test_names_that_differ_by_a_prefix_are_refused_with_the_prefix(model):
     wrapped = {f"net.{name}": tensor for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError, match="only by the prefix 'net.' in the checkpoint"):
@@ -156,9 +216,11 @@ def write(path, content):
 @pytest.mark.parametrize(
     ("files", "source", "message"),
     [
-        ({"a.pt": b"not a checkpoint"}, "a.pt", "cannot be read"),
+        ({"a.pt": b"not a checkpoint"}, "a.pt", "a text file and holds no weights; it begins with 'not a checkpoint'"),
+        ({"a.pt": b"not\x00text"}, "a.pt", "cannot be read"),
         ({}, "a.pt", "there is no checkpoint file or folder"),
-        ({"a.safetensors": b"not tensors"}, "a.safetensors", "cannot be read as safetensors"),
+        ({"a.safetensors": b"not tensors"}, "a.safetensors", "a text file"),
+        ({"a.safetensors": b"not\x00tensors"}, "a.safetensors", "cannot be read as safetensors"),
         ({"out/checkpoint-5/x": b"", "out/checkpoint-10/x": b""}, "out", r"2 checkpoints.*Name these: .*checkpoint-\*"),
         ({"out/config.json": b"{}"}, "out", "holds no weights: expected model.safetensors, .*; found config.json"),
         ({"out/.metadata": b"", "out/__0_0.distcp": b""}, "out", "sharded checkpoint.*consolidate_checkpoint"),

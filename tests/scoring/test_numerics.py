@@ -1,12 +1,14 @@
 """Hard cases of the linear algebra: against dense float64 solutions."""
 
+import errno
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trak_lightning.errors import SettingsError
+from trak_lightning.errors import NonFiniteGradientError, SettingsError
 from trak_lightning.scoring.base import CheckpointFeatures
 from trak_lightning.scoring.gram import WEIGHTINGS, gram
 from trak_lightning.scoring.inverse import IllConditionedWarning
@@ -34,6 +36,27 @@ def test_every_weighting_in_primal_and_dual_form_is_the_dense_solution(weights, 
     expected = Z @ np.linalg.solve((X * W[:, None]).T @ X + 0.3 * np.eye(k), X.T) * q
     found = Trak(0.3, weights).fit([features(X, Z, q, r)]).rows(0, 3)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [3, 30])
+def test_features_whose_products_overflow_are_refused_by_sample(k, features, rng):
+    X = rng.standard_normal((20, k)).astype(np.float32)
+    X[13, 0] = 1e20
+    with pytest.raises(NonFiniteGradientError, match=r"overflows: the features of training sample 13 have norm 1e\+20"):
+        Trak().fit([features(X, X[:2], np.ones(20))])
+
+
+def test_factors_need_not_be_kept_where_the_run_is_read_only(features, rng, tmp_path, monkeypatch):
+    X, Z, q, r = problem(rng, 20, 6)
+    expected = Trak(0.3).fit([features(X, Z, q, r)]).rows(0, 3)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    found = Trak(0.3).fit([features(X, Z, q, r, cache=tmp_path / "factors")]).rows(0, 3)
+    np.testing.assert_array_equal(found, expected)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("k", [29, 31])

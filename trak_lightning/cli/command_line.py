@@ -190,8 +190,6 @@ def normalized_config(config: Mapping[str, Any], classes: Mapping[str, str | Non
     for key in ("weights_only", "optimizer", "lr_scheduler"):
         if key in found and found[key] is None:
             del found[key]
-    if found.get("seed_everything") is True:  # one drawn at random; a run has a seed of its own
-        del found["seed_everything"]
     if isinstance(trainer := found.get("trainer"), dict):
         found["trainer"] = {key: value for key, value in trainer.items() if value is not None}
     for key, path in classes.items():

@@ -20,7 +20,7 @@ TITLES = {
 """Headings, by the first part of an option's name."""
 
 HELP = {
-    "seed_everything": "seed that Lightning sets before it makes model and data; true draws one",
+    "seed_everything": "seed that Lightning sets before it makes model and data; true is the seed of the run",
     "config": "YAML file; several are merged, later ones win; default: RUN_DIR/config.yaml",
     "model": "LightningModule: a class such as mine.Net, with options --model.NAME VALUE",
     "data": "LightningDataModule: a class such as mine.Digits, with options --data.NAME VALUE",

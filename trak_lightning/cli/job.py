@@ -1,6 +1,7 @@
 """The stages of a run over one parsed configuration: what the commands that need a model share."""
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -81,8 +82,13 @@ class Job:
         if self.speaks:
             config = self.settings.clone()
             config.shard, config.grow, config.repair = "1/1", False, False  # these are for one call
+            with tempfile.TemporaryDirectory() as folder:
+                self._cli.parser.save(config, Path(folder) / "config.yaml")
+                content = (Path(folder) / "config.yaml").read_bytes()
+            if self.run.config.exists() and (write is atomic_create or self.run.config.read_bytes() == content):
+                return  # a finished run may be read-only
             with write(self.run.config) as part:
-                self._cli.parser.save(config, part, overwrite=True)
+                part.write_bytes(content)
 
     @property
     def parts(self) -> Namespace:

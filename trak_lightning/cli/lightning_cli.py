@@ -52,6 +52,10 @@ class TrakCLI(LightningCLI):
         tidy(parser)
         line = CommandLine.of(self._argv, parser).with_saved_configuration()
         self.config: Namespace = line.parse(uses=tuple(KINDS))
+        if (
+            self.config.get("seed_everything") is True
+        ):  # versions of Lightning choose a seed differently, and some at random
+            self.config.seed_everything = self.config.seed
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer without the callbacks that have nothing to do here."""

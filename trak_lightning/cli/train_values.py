@@ -32,10 +32,10 @@ def labels_of(command: str, run_dir: str) -> tuple[Array, list[str]]:
 
 
 def column_of(command: str, run_dir: str, column: str) -> Array:
-    """Return what every training sample has in a column: text (n,).
+    """Return what every training sample has in a column: text (n,), such as ``3`` of a tensor that holds one number.
 
     Raises:
-        DataError: samples have no columns, or not this one.
+        DataError: samples have no columns, or not this one, or it holds more than one value per sample.
     """
     from trak_lightning.cli.job import Job
 
@@ -49,4 +49,23 @@ def column_of(command: str, run_dir: str, column: str) -> Array:
             f"samples of {type(dataset).__name__} have no column {column!r}; their columns are "
             f"{columns or f'none: a sample is a {type(sample).__name__}'}"
         )
-    return np.array([str(dataset[i][column]) for i in range(len(dataset))])
+    return np.array([text_of(dataset[i][column], column) for i in range(len(dataset))])
+
+
+def text_of(value: object, column: str) -> str:
+    """Return the text that a value of a column is compared by: of a tensor or an array, that of the number in it.
+
+    Raises:
+        DataError: it holds several.
+    """
+    from torch import Tensor, bfloat16
+
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy() if value.dtype is not bfloat16 else value.item()
+    if isinstance(value, np.ndarray):
+        if value.size != 1:
+            raise DataError(
+                f"column {column!r} holds {value.size} values per sample, of shape {value.shape}; one is needed"
+            )
+        value = value.reshape(-1)[0]
+    return str(value)

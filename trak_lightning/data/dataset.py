@@ -68,8 +68,8 @@ class AttributionData:
             )
         if len(dataset) == 0:
             raise DataError(f"{type(dataset).__name__} is empty: there is nothing to attribute")
-        if batch_size is not None and batch_size < 1:
-            raise DataError(f"batch_size must be a positive number of samples, got {batch_size}")
+        if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
+            raise DataError(f"batch_size must be a positive number of samples, got {batch_size!r}")
         if not isinstance(source, DataLoader):
             return cls(dataset, default_collate, batch_size or 64, hooks=hooks)
         check_samplers(source)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import lightning as L
 import torch
 
-from trak_lightning.errors import IncompleteRunError, WrongRowsError
+from trak_lightning.errors import DataError, IncompleteRunError, NonFiniteGradientError, WrongRowsError
 from trak_lightning.featurize.block_writer import BlockWriter
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.model.checkpoints import Checkpoint
@@ -124,6 +124,12 @@ class BlockComputer:
                 ) from wrong
             log.warning("gradients  all rows of %s are computed again, one sample at a time: %s", discarded, wrong)
             return writer.computed
+        except DataError as error:
+            raise DataError(f"split {assignment.feature_set.spec.split!r}: {error}") from error
+        except NonFiniteGradientError as error:
+            count = f" ({number + 1} of {len(self.assignments)})" if len(self.assignments) > 1 else ""
+            where = f"split {assignment.feature_set.spec.split!r} under checkpoint {assignment.checkpoint}{count}"
+            raise NonFiniteGradientError(f"{where}: {error}") from error
         except Exception:
             self.stop.check()  # signals also end the worker processes of a loader, and other ranks
             raise

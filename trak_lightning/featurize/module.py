@@ -13,11 +13,13 @@ from torch.utils.data import DataLoader
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.transfer import to_device
-from trak_lightning.errors import StaleRowsError, TrakError
+from trak_lightning.errors import DataError, NonFiniteGradientError, StaleRowsError, TrakError
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.featurize.batch_audit import BatchAuditor
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
+from trak_lightning.featurize.blame import held
 from trak_lightning.featurize.fitting import FitFile, Fitting
+from trak_lightning.featurize.non_finite import cause
 from trak_lightning.featurize.reuse import stale_rows, stored_batches
 from trak_lightning.featurize.rows import PassThrough, RowComputer
 from trak_lightning.featurize.spec import FeaturizeSpec
@@ -33,6 +35,7 @@ from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
+from trak_lightning.tasks.criterion import warn_of_criterion
 from trak_lightning.tasks.drawn import positioned
 
 
@@ -111,6 +114,8 @@ class Featurizer(L.LightningModule):
 
     def fit(self) -> None:
         """Fit the task and the projector, or read the fits that are stored."""
+        if self.trainer.is_global_zero:
+            warn_of_criterion(self.spec.task, self.model)  # here, since its weights may be those of the checkpoint
         if self.spec.task.fit_samples:
             found = self._stored(self.fitting.reference, self._fit_task)
             self.fitted_task = self.spec.task.fitted({name: tensor.to(self.device) for name, tensor in found.items()})
@@ -208,9 +213,30 @@ class Featurizer(L.LightningModule):
 
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows | None:
         with cast_anew():
-            rows = self.computer.rows(indexed)
+            try:
+                rows = self.computer.rows(indexed)
+            except TrakError:
+                raise
+            except Exception as error:
+                self._require_like_training(indexed, error)
+                raise
         dropped = isinstance(self.batches, LockstepBatches) and batch_idx not in self.batches.kept
         return None if dropped else rows
+
+    def _require_like_training(self, indexed: IndexedBatch, error: Exception) -> None:
+        """Explain an `error` of the model for targets that are unlike the training samples.
+
+        Raises:
+            DataError: names types and shapes of both.
+        """
+        own = held(self.computer.samples(indexed).fetch([0]))
+        data = self.fitting.training.data
+        training = held(self._row_computer(PassThrough(lambda block: None), data).samples(self._load(data, [0])))
+        if data is not self.data and own != training:
+            raise DataError(
+                f"{type(self.model).__name__} does not take sample {int(indexed.index[0])} of {self.feature_set.spec.split!r}: "
+                f"{type(error).__name__}: {error}. It holds {own}, and the first training sample {training}."
+            ) from error
 
     def _plan_batches(self) -> ClaimedBatches | LockstepBatches:
         # All ranks use rank 0's list, since blocks may be stored in the meantime.
@@ -252,21 +278,41 @@ class Featurizer(L.LightningModule):
             return reference.fit(self.spec.task, self.model, lambda data, places: self._load(data, places).batch)
 
     def _fit_projector(self) -> dict[str, Tensor]:
-        """Fit the projector to the gradients of training samples, evenly spaced over the set."""
-        spec, data = self.spec, self.fitting.training.data
-        count = min(spec.projector.fit_samples, len(data))
+        """Fit the projector to the gradients of training samples, evenly spaced over the set.
+
+        Raises:
+            NonFiniteGradientError: the fit overflows; names the first sample that alone makes it so.
+        """
+        data = self.fitting.training.data
+        count = min(self.spec.projector.fit_samples, len(data))
         positions = [len(data) * number // count for number in range(count)]
-        size = self.feature_set.spec.batch_size
+        found = self._fitted_to(positions)
+        if found is not None:
+            return found
+        sample = next((each for each in positions if self._fitted_to([each]) is None), positions[0])
+        computer = self._row_computer(PassThrough(lambda block: None), data)
+        reason = cause(sample, computer.samples(self._load(data, [sample])), self.model, self.fitted_task)
+        raise NonFiniteGradientError(
+            f"squares of the gradient of sample {sample} (its position in the dataset) overflow, to which the projector is fitted. {reason}"
+        )
+
+    def _fitted_to(self, positions: Sequence[int]) -> dict[str, Tensor] | None:
+        """The projector's fit to the gradients of these training samples; None if it is not finite."""
+        spec, data, size = self.spec, self.fitting.training.data, self.feature_set.spec.batch_size
 
         def gradients(sink: Sink) -> None:
             computer = self._row_computer(PassThrough(sink), data)
-            for start in range(0, count, size):
+            for start in range(0, len(positions), size):
                 batch = self._load(data, positions[start : start + size])
                 with self.trainer.precision_plugin.predict_step_context(), cast_anew():
                     computer.rows(batch)
 
         seed = derive_seed(spec.seed, self.feature_set.spec.checkpoint, "fit")
-        return spec.projector.fit(spec.layout, gradients, seed=seed)
+        try:
+            found = spec.projector.fit(spec.layout, gradients, seed=seed)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of numbers that are not finite
+            return None
+        return found if all(each.isfinite().all() for each in found.values()) else None
 
     def _load(self, data: AttributionData, positions: Sequence[int]) -> IndexedBatch:
         """Collate these samples and move the batch to the device, as the Trainer would."""

@@ -1,7 +1,6 @@
 """Compute the rows of one batch: the features, output, loss weight and curvature of every sample."""
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,11 +11,9 @@ from torch import Tensor, nn
 
 from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.data.trees import deep_leaves
 from trak_lightning.errors import (
     DataError,
     DeviceMemoryError,
-    NonFiniteGradientError,
     TrakError,
     UnsupportedModelError,
     WrongRowsError,
@@ -31,6 +28,8 @@ from trak_lightning.featurize.batch_audit import (
     loss_weight_and_curvature_of,
     random_state,
 )
+from trak_lightning.featurize.blame import blame
+from trak_lightning.featurize.non_finite import require_finite
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.model.steady import SteadyState
@@ -144,11 +143,12 @@ class RowComputer:
         ):
             try:
                 return self._rows_with_fallback(batch, index, position)
-            except TrakError:
-                raise
             except Exception as error:
-                self._auditor.require_alone(batch, index, error)
-                _require_types(self._model, batch, error)
+                if isinstance(error, TrakError) and not isinstance(error, DataError):
+                    raise
+                if not isinstance(error, TrakError):
+                    self._auditor.require_alone(batch, index, error)
+                blame(self._model, self._task, batch, index, error, lambda: self.samples(self._load([0])))
                 raise
 
     def _rows_with_fallback(self, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
@@ -206,10 +206,11 @@ class RowComputer:
             loss_weight, curvature = loss_weight_and_curvature_of(
                 self._model, self._task, batch, output, extractor.one_by_one
             )
-        self._warn_of_empty((output == 0) & (loss_weight == 0) & (features == 0).all(1), index)
+        if not isinstance(self._projection, PassThrough):
+            self._warn_of_empty((output == 0) & (loss_weight == 0) & (features == 0).all(1), index)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
-        for name, column in columns.items():
-            _require_finite(name, column, index, self._precision)
+        columns["squared norm of the gradient"] = features.square().sum(1)  # which scores are made from
+        require_finite(columns, index, batch, self._model, self._task, self._precision)
         return FeatureRows(
             index=index.numpy(),
             features=_numpy(features),
@@ -316,23 +317,6 @@ def _unsteady(sample: int) -> DataError:
     )
 
 
-def _require_types(model: nn.Module, batch: SampleBatch, error: Exception) -> None:
-    """Explain an `error` of the model that is about types of numbers.
-
-    Raises:
-        DataError: names the types of the batch and of the model.
-    """
-    if not isinstance(error, RuntimeError) or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
-        return
-    entries = [leaf for leaf in deep_leaves(batch.data) if isinstance(leaf, Tensor)]
-    held = ", ".join(f"{str(each.dtype).removeprefix('torch.')} {tuple(each.shape)}" for each in entries)
-    computes = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in model.parameters()}))
-    raise DataError(
-        f"{type(model).__name__} has parameters of type {computes} and does not take this batch: {str(error).splitlines()[0]}. The "
-        f"batch holds {held}. Convert the inputs in the dataset, as in x.float()."
-    ) from error
-
-
 @contextmanager
 def memory_explained(device: torch.device, samples: int) -> Iterator[None]:
     """Convert an out-of-memory error of torch into one that names the remedy.
@@ -351,26 +335,6 @@ def memory_explained(device: torch.device, samples: int) -> Iterator[None]:
             f"smaller batches (batch_size, --batch_size {max(1, samples // 2)}), or fewer parameters (parameters, --parameters). Stored "
             "features keep their batch size: use a new run directory, or delete them."
         ) from error
-
-
-def _require_finite(name: str, values: Tensor, index: Tensor, precision: str | None) -> None:
-    finite = values.isfinite().reshape(len(index), -1).all(dim=1).cpu()
-    if not finite.all():
-        samples = index[~finite].tolist()
-        raise NonFiniteGradientError(
-            f"NaN or infinity in the {name} of {len(samples)} of {len(index)} samples: {samples[:10]}"
-            + ("…" if len(samples) > 10 else "")
-            + " (positions in the dataset). "
-            + _REMEDIES.get(str(precision).partition("-")[0], "Look at these samples for invalid values.")
-        )
-
-
-_REMEDIES = {
-    "16": "In 16-bit precision, numbers beyond ±65504 overflow: use --trainer.precision bf16-mixed or 32-true. If it still "
-    "happens, look at these samples for invalid values.",
-    "bf16": "Use --trainer.precision 32-true, since bfloat16 has only 8 significant bits. If it still happens, look at these "
-    "samples for invalid values.",
-}
 
 
 def _accumulator_dtype(model: nn.Module) -> torch.dtype:

@@ -20,6 +20,7 @@ from trak_lightning.model import adapters, weight_files
 from trak_lightning.model.checkpoint_names import belongs_to_a_loss, match_names, named_tensors, tied
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.dtensor import load, whole
+from trak_lightning.model.hyperparameters import contradictions, settings_of
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.run.directory import RunDirectory
 
@@ -54,9 +55,11 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is missing, unreadable, holds no state dict, or does not fit the model.
         """
+        given = weight_files.found_in(source).hyperparameters if isinstance(source, Mapping) else None
+        given = settings_of(source) if isinstance(source, nn.Module) else given
         source = source if isinstance(source, (str, Path)) else _in_memory(source, model)
         fitted = _fit(source, model, weights_only)
-        for message in fitted.warnings:
+        for message in (*fitted.warnings, *_other_function(source, given or fitted.hyperparameters, model)):
             warnings.warn(message, CheckpointWarning, stacklevel=2)
         return cls(_content_id(fitted.weights), source, weights_only)
 
@@ -154,6 +157,8 @@ class _Fitted:
     weights: Mapping[str, Any]
     """Tensors, and the extra state of modules."""
     warnings: Sequence[str]
+    hyperparameters: Any = None
+    """What the file says of the LightningModule that was trained."""
 
 
 def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only: bool) -> _Fitted:
@@ -163,7 +168,7 @@ def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only:
     and the model has under several names are there under all of them. What an adapter, or a checkpoint for a
     LightningModule with ``strict_loading=False``, leaves out is taken from the model.
     """
-    read, own = _read(source, weights_only), named_tensors(model)
+    (read, hyperparameters), own = _read(source, weights_only), named_tensors(model)
     given = {name: value for name, value in read.items() if isinstance(value, Tensor)}
     extra = {name: value for name, value in read.items() if not isinstance(value, Tensor)}
     folder = None if isinstance(source, Mapping) else weight_files.adapter_folder(Path(source))
@@ -192,7 +197,7 @@ def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only:
         # Hooks may translate names of older versions, or be those of a module inside a wrapper.
         by_torch = _fit_by_torch(read, model) or _fit_by_torch({**named, **extra}, model)
         if by_torch is not None:
-            return _Fitted(by_torch, ())
+            return _Fitted(by_torch, (), hyperparameters)
         kind = "adapter" if is_adapter else "checkpoint"
         raise CheckpointError(
             f"{kind} {_describe(source)} does not fit {type(model).__name__}: {'; '.join(faults)}."
@@ -200,11 +205,22 @@ def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only:
         )
     weights = {name: named[name] if name in named else whole(tensor.detach()) for name, tensor in own.items()}
     ignored = [*stray, *(unexpected if partial else ())]
-    return _Fitted({**weights, **extra}, list(_notes(_describe(source), missing, ignored, own)))
+    return _Fitted({**weights, **extra}, list(_notes(_describe(source), missing, ignored, own)), hyperparameters)
 
 
-def _read(source: str | Path | Mapping[str, Any], weights_only: bool) -> Mapping[str, Any]:
-    return source if isinstance(source, Mapping) else weight_files.read(Path(source), weights_only=weights_only)
+def _read(source: str | Path | Mapping[str, Any], weights_only: bool) -> weight_files.Found:
+    if isinstance(source, Mapping):
+        return weight_files.Found(source)
+    return weight_files.read(Path(source), weights_only=weights_only)
+
+
+def _other_function(source: CheckpointSource, hyperparameters: Any, model: nn.Module) -> Iterator[str]:
+    if differ := contradictions(hyperparameters, model):
+        yield (
+            f"checkpoint {_describe(source)} was trained with other hyperparameters than the model has: {'; '.join(differ)}. With these, "
+            f"the same weights may be another function, to which everything is then attributed: give the model the hyperparameters of "
+            f"the checkpoint, as load_from_checkpoint and from_pretrained do."
+        )
 
 
 def _in_memory(source: nn.Module | Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -212,7 +228,7 @@ def _in_memory(source: nn.Module | Mapping[str, Any], model: nn.Module) -> dict[
     if isinstance(source, nn.Module):
         state_dict: Mapping[str, Any] = {name: tensor.detach() for name, tensor in named_tensors(source).items()}
     elif isinstance(source, Mapping):
-        state_dict = weight_files.state_dict_in(source)
+        state_dict = weight_files.found_in(source).state_dict
     else:
         raise CheckpointError(
             f"a checkpoint must be a path, a state dict or a module, got {type(source).__name__}; several of these in a list"

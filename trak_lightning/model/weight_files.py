@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,19 +39,29 @@ _IN_FOLDERS = (
 )
 
 
-def read(path: Path, *, weights_only: bool = True) -> Mapping[str, Tensor]:
-    """All names and tensors in a file or folder, on the CPU.
+class Found(NamedTuple):
+    """What is in a file."""
+
+    state_dict: Mapping[str, Any]
+    """All names and tensors, on the CPU."""
+    hyperparameters: Any = None
+    """Those of the LightningModule, or the configuration of a model of ``transformers``, if there are any."""
+
+
+def read(path: Path, *, weights_only: bool = True) -> Found:
+    """Read a file or folder.
 
     Raises:
         CheckpointError: it is missing, cannot be read, or holds no weights.
     """
     if path.is_dir():
-        return read(_in_folder(path), weights_only=weights_only)
+        found = read(_in_folder(path), weights_only=weights_only)
+        return found if adapter_folder(path) else Found(found.state_dict, _config(path / "config.json"))
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint file or folder {path} (looked in {path.absolute().parent})")
     if path.name.endswith(".index.json"):
         return _read_parts(path, weights_only)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, weights_only)
+    return Found(_read_safetensors(path)) if path.suffix == ".safetensors" else _read_torch(path, weights_only)
 
 
 def adapter_folder(path: Path) -> Path | None:
@@ -67,10 +77,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.suffix in _CHECKPOINT_SUFFIXES and path.is_file()]
 
 
-def state_dict_in(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict in a checkpoint that also holds other things, or `found` itself."""
-    inner = (found.get(key) for key in STATE_DICT_KEYS)
-    return next((value for value in inner if isinstance(value, Mapping) and value), found)
+def found_in(checkpoint: Mapping[str, Any]) -> Found:
+    """The state dict in a checkpoint that also holds other things, or that `checkpoint` itself is."""
+    inner = (checkpoint.get(key) for key in STATE_DICT_KEYS)
+    state_dict = next((value for value in inner if isinstance(value, Mapping) and value), checkpoint)
+    return Found(state_dict, checkpoint.get("hyper_parameters"))
 
 
 def is_extra_state(name: str) -> bool:
@@ -102,6 +113,13 @@ def _in_folder(folder: Path) -> Path:
     )
 
 
+def _config(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
         from safetensors.torch import load_file
@@ -110,10 +128,12 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:
+        if text := _text_in(path):
+            raise CheckpointError(text) from error
         raise CheckpointError(f"{path} cannot be read as safetensors: {type(error).__name__}: {error}") from error
 
 
-def _read_parts(index: Path, weights_only: bool) -> Mapping[str, Tensor]:
+def _read_parts(index: Path, weights_only: bool) -> Found:
     """The weights in several files; `index` says which file holds which."""
     try:
         places: dict[str, str] = json.loads(index.read_text())["weight_map"]
@@ -122,40 +142,55 @@ def _read_parts(index: Path, weights_only: bool) -> Mapping[str, Tensor]:
             raise ValueError("it names a file outside its folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not an index of weights: {type(error).__name__}: {error}") from error
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
     for file in files:
-        found |= read(index.parent / file, weights_only=weights_only)
+        found |= read(index.parent / file, weights_only=weights_only).state_dict
     missing = [name for name in places if name not in found]
     if missing:
         raise CheckpointError(f"{index} names {len(missing)} tensors that are not in its files, such as {missing[0]!r}")
-    return found
+    return Found(found)
+
+
+def _text_in(path: Path) -> str | None:
+    """Say so if a file is text, such as a log or a pointer of Git LFS."""
+    with path.open("rb") as file:
+        head = file.read(48)
+    if not head or not all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
+        return None
+    remedy = " It is a pointer of Git LFS: run git lfs pull." if head.startswith(b"version https://git-lfs") else ""
+    return f"{path} is a text file and holds no weights; it begins with {head.decode()!r}.{remedy}"
 
 
 def _reason(message: str) -> str:
     """What torch says of a file that it cannot read, without its advice, which is about ``torch.load``."""
     if found := re.search(r"Unsupported global: GLOBAL (\S+)", message):
         return f"it holds an object of {found[1]}, which only unpickling can read."
-    return next(iter(message.splitlines()), "it is cut short.")
+    if "TorchScript" in message:
+        return "it is a TorchScript archive."
+    first = next(iter(message.splitlines()), "it is cut short.")
+    return "it holds more than tensors." if "Weights only load failed" in first else first
 
 
-def _read_torch(path: Path, weights_only: bool) -> Mapping[str, Tensor]:
+def _read_torch(path: Path, weights_only: bool) -> Found:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=weights_only)
     except Exception as error:
+        if text := _text_in(path):
+            raise CheckpointError(text) from error
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: {type(error).__name__}: {_reason(str(error))} If you trust the file and it "
             "holds pickled objects, read it with weights_only=False."
         ) from error
     if isinstance(found, nn.Module):  # with weights_only=False
-        return {name: tensor.detach() for name, tensor in named_tensors(found).items()}
-    state_dict = state_dict_in(found) if isinstance(found, Mapping) else found
-    if not _is_state_dict(state_dict):
+        return Found({name: tensor.detach() for name, tensor in named_tensors(found).items()})
+    inner = found_in(found) if isinstance(found, Mapping) else Found({})
+    if not _is_state_dict(inner.state_dict):
         raise CheckpointError(
             f"{path} holds no state dict: expected names → tensors, or these under {', '.join(STATE_DICT_KEYS)}; found "
             f"{type(found).__name__}"
             + (f" with keys {sorted(map(str, found))[:8]}" if isinstance(found, Mapping) else "")
         )
-    return state_dict
+    return inner
 
 
 def _is_state_dict(found: Any) -> bool:

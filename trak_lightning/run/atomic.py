@@ -28,6 +28,8 @@ _REMEDIES = {
     errno.ENOTDIR: "part of the path is a file, not a folder; choose another run directory",
 }
 
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -89,8 +91,22 @@ def new_hdf5(path: Path) -> Iterator["h5py.File"]:
 
 def refused(path: Path | str, error: OSError) -> StorageError:
     """The error for a `path` that the operating system refused to write, with its reason and the remedy."""
-    reason = _REMEDIES.get(error.errno or 0, "what is stored so far is kept")
-    return StorageError(f"cannot write {path}: {error.strerror or error}: {reason}")
+    reason = _REMEDIES.get(error.errno or 0, f"{error.strerror or error}: what is stored so far is kept")
+    return StorageError(f"cannot write {path}: {reason}")
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file or folder that cannot be written, before anything is computed for it; leave nothing behind.
+
+    Raises:
+        StorageError: the operating system refuses a file there.
+    """
+    folder = next(each for each in (path, *path.parents) if each.is_dir())
+    try:
+        with _part_of(folder / path.name):
+            pass
+    except StorageError as error:
+        raise refused(path, error.__cause__) from error  # type: ignore[arg-type]  # an OSError
 
 
 def sweep(folder: Path) -> None:

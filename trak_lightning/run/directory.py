@@ -192,6 +192,9 @@ class RunDirectory:
 
     def write_subset(self, checkpoint: str, subset: npt.ArrayLike) -> None:
         """Record the positions of the training samples that a checkpoint was trained on."""
+        known = self.read_subset(checkpoint)
+        if known is not None and np.array_equal(known, np.asarray(subset)):
+            return
         with atomic_write(self.path / "subsets" / f"{checkpoint}.npy") as part, part.open("wb") as file:
             np.save(file, np.asarray(subset, dtype=np.int64), allow_pickle=False)
 

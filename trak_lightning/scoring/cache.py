@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from trak_lightning.errors import CorruptFileError
-from trak_lightning.run.atomic import atomic_write
+from trak_lightning.errors import CorruptFileError, StorageError
+from trak_lightning.run.atomic import READ_ONLY, atomic_write
 from trak_lightning.run.numpy_files import read_npy
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.seeds import fingerprint
@@ -25,7 +25,7 @@ def cached(features: CheckpointFeatures, name: str, key: Any, calculate: Callabl
     The file is memory-mapped, because the arrays of many checkpoints may be larger than memory. Its name holds a hash of
     everything that determines the array: what the features were made from, and `key` (JSON values). Files of the same name
     with another hash are out of date and are deleted. Processes that share the work all calculate unless all of them find
-    the file; the first one writes.
+    the file; the first one writes, unless the run directory is read-only.
     """
     folder, backend = features.cache, features.backend
     if folder is None:
@@ -45,10 +45,14 @@ def cached(features: CheckpointFeatures, name: str, key: Any, calculate: Callabl
 def _write(path: Path, array: Array) -> None:
     name = path.name.rsplit("-", 1)[0]
     stale = [other for other in path.parent.glob(f"{name}-*.npy") if other != path]
-    with atomic_write(path) as part, part.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-        # After the array, where numpy does not read.
-        file.write(xxhash.xxh3_64_digest(np.ascontiguousarray(array).data))
+    try:
+        with atomic_write(path) as part, part.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            # After the array, where numpy does not read.
+            file.write(xxhash.xxh3_64_digest(np.ascontiguousarray(array).data))
+    except StorageError as error:
+        if getattr(error.__cause__, "errno", None) not in READ_ONLY:
+            raise
     for other in stale:
         other.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import eigvalsh
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, NonFiniteGradientError
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
 from trak_lightning.scoring.gram import gram, is_dual, pieces
@@ -99,11 +99,28 @@ class System:
 
     @cached_property
     def _gram(self) -> Array:
-        found = self._keep("gram", None, lambda: gram(self.features, self.weighting))
+        found = self._keep("gram", None, self._finite_gram)
         if not found.any():
             raise DataError(
                 f"ΦᵀWΦ is 0 with weights={self.weighting!r}: the gradients, or the weights W, of all training samples are 0. A loss "
                 "that is linear in the output, such as that of task loss, has no curvature: use weights='residual'."
+            )
+        return found
+
+    def _finite_gram(self) -> Array:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = gram(self.features, self.weighting)
+        if not np.isfinite(found).all():
+            sizes = np.sqrt(
+                [
+                    np.square(row, dtype=np.float64).sum()
+                    for rows in self.features.train.blocks()
+                    for row in rows.features
+                ]
+            )
+            raise NonFiniteGradientError(
+                f"ΦᵀWΦ overflows: the features of training sample {sizes.argmax()} have norm {sizes.max():.3g}, and the median is "
+                f"{np.median(sizes):.3g}. Correct the sample or leave it out of the dataset, and featurize in another run directory."
             )
         return found
 

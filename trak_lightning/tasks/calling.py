@@ -23,7 +23,7 @@ _CANNOT_BIND = re.compile(
 _BY_NAME = re.compile(r"invalid data type 'str'|too many indices for tensor|too many dimensions 'str'")
 """What torch says of ``tensor["name"]``."""
 
-WHOLE = "If its forward takes the whole batch as one argument, write inputs: '*'."
+_WHOLE = "If its forward takes the whole {} as one argument, write inputs: {}."
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Arguments:
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] | None = None
+    of_pair: bool = False
+    """Whether these are entries of the first of a pair, rather than of the batch."""
 
     def call(self, model: nn.Module) -> Any:
         """The model's output.
@@ -40,19 +42,20 @@ class Arguments:
             DataError: the model does not take an entry of the batch.
         """
         kwargs = self.kwargs or {}
+        whole = _WHOLE.format("first entry of the batch", 0) if self.of_pair else _WHOLE.format("batch", "'*'")
         try:
             return model(*self.args, **kwargs)
         except (TypeError, IndexError) as error:
             if _BY_NAME.search(str(error)):
                 raise DataError(
-                    f"the model cannot index the tensor that it was called with ({error}). {WHOLE}"
+                    f"the model cannot index the tensor that it was called with ({error}). {whole}"
                 ) from error
             if (refused := _refused(error)) not in kwargs:
                 raise
             raise DataError(
                 f"the model does not take {refused!r}, one of the entries of the batch that it was called with: "
                 f"{', '.join(kwargs)}. Name those that it takes, or one that is its only argument: "
-                f"task: {{name: …, inputs: …}}. {WHOLE}"
+                f"task: {{name: …, inputs: …}}. {whole}"
             ) from error
 
 

@@ -5,7 +5,7 @@ lists.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -136,7 +136,8 @@ def _label_name(batch: Any) -> Key:
 
 def _first_of_pair(inputs: Any, preferred: Sequence[str]) -> Call:
     if isinstance(inputs, Mapping):
-        return _default_inputs(inputs, (), preferred)
+        call = _default_inputs(inputs, (), preferred)
+        return replace(call, of_pair=True) if isinstance(call, Arguments) else call
     several = isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields") and len(inputs) > 1
     return OneOrSeveral(tuple(inputs)) if several else Arguments((inputs,))
 

@@ -51,8 +51,16 @@ class SupervisedTask(Task):
         """Find the labels in a batch, (B, …)."""
         _, labels = split_batch(batch, self.inputs, self.labels, self.input_names)
         if not isinstance(labels, Tensor):
+            text = (
+                next((each for each in labels if isinstance(each, str)), None)
+                if isinstance(labels, (list, tuple))
+                else None
+            )
             raise DataError(
                 f"labels must be a tensor, got {type(labels).__name__}. Return tensors from the collate function."
+                if text is None
+                else f"labels must be numbers, got text such as {text!r}. Map it to 0 … C−1 in the dataset, in the order of the model's "
+                "logits: label = classes.index(name)."
             )
         return _with_samples(labels, 1) if labels.ndim == 0 and _size(labels) == 1 else labels
 

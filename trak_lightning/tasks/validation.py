@@ -89,10 +89,12 @@ def require_classes(logits: Tensor, labels: Tensor, *, ignore_index: int | None 
         outside &= labels != ignore_index
     if outside.any():
         place = tuple(int(position) for position in outside.nonzero()[0])
-        where = place[0] if len(place) == 1 else place
+        where = f" (position {place[0] if len(place) == 1 else place} of the batch)"
+        if len(labels) == 1:
+            where = f" (position {place[-1]} of the sample)" if len(place) > 1 else ""
         raise DataError(
             f"label {int(labels[outside][0])} is out of range: the model returns {classes} logits, so labels must lie in "
-            f"0 … {classes - 1}{'' if ignore_index is None else f', or be {ignore_index}'} (position {where} of the batch)."
+            f"0 … {classes - 1}{'' if ignore_index is None else f', or be {ignore_index}'}{where}."
         )
 
 

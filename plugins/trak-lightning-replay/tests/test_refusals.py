@@ -122,6 +122,22 @@ def test_averaged_weights_frozen_parameters_and_workers_are_refused(tmp_path: Pa
         _recorded(Plain(), tmp_path / "c", DataLoader(_samples(60, 0), 16, num_workers=2))
 
 
+class AtKinks(Plain):
+    """Each unit is a rounding error away from the kink of its ReLU, for one of the samples."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.ReLU())
+        x = _samples(60, 0).tensors[0]
+        with torch.no_grad():
+            self.f[0].bias.copy_(-(self.f[0].weight * x[:12]).sum(1))
+
+
+def test_a_kink_that_is_crossed_is_no_hidden_dependence(tmp_path: Path) -> None:
+    module = AtKinks()
+    replay = Replay(module, _recorded(module, tmp_path / "recording"), tmp_path / "recording")
+    replay.score(_samples(3, 1), "regression", tmp_path, check=0)
+
+
 class SinglePrecision(Plain):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.float())

@@ -233,6 +233,22 @@ def test_a_run_that_is_not_smooth_is_refused(recorded: tuple[Net, Path], tmp_pat
         found.require()
 
 
+def test_a_change_that_all_removals_have_in_common_is_no_lack_of_smoothness() -> None:
+    predicted = np.random.default_rng(0).normal(size=(4, 2))
+    found = Smoothness(predicted, predicted + 3, 0.05)
+    found.require()
+    assert found.explained < 0.25
+    assert found.explained_differences == pytest.approx(1)
+    np.testing.assert_allclose(found.shift, 3)
+    with pytest.raises(DataError, match="explains -.* of the differences"):
+        Smoothness(-predicted, predicted + 3, 0.05).require()
+
+
+def test_one_training_is_no_check(recorded: tuple[Net, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="check must be 0, or at least 2 trainings .* got 1"):
+        Replay(recorded[0], _loader(), recorded[1]).score(_samples(3, 1), "image_classification", tmp_path, check=1)
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [

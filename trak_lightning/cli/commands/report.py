@@ -11,6 +11,7 @@ from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import short_path, summary
 from trak_lightning.cli.shown_samples import with_targets_of
 from trak_lightning.errors import IncompleteRunError, SettingsError
+from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_bytes
 from trak_lightning.scoring.scores import open_scores
@@ -56,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
             f"{run.config} is missing, which says what the data is: trak run and trak featurize write it. For a run made in "
             "Python call trak_lightning.report.write_report(run_dir, train_data, target_data)."
         )
+    require_writable(Path(options.output) if options.output else run.path / "report" / "index.html")
     render = _function(options.render)
 
     from trak_lightning.cli.job import Job

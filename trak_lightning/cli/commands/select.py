@@ -11,6 +11,7 @@ from trak_lightning.cli.shown_samples import shown_samples
 from trak_lightning.cli.train_values import column_of, labels_of
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.errors import DataError
+from trak_lightning.run.atomic import require_writable
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.display import ShowsSamples, shortened
 from trak_lightning.scoring.score_run import load_features
@@ -42,11 +43,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
     config, instances = light_settings(parser, argv, reads=READS)
     run, store = open_run(config, instances)
+    folder = run.path / "selection"
+    require_writable(folder)
     checkpoints = load_features(run, store, targets=config.target_split, train=config.train_split)
     groups = None if config.groups is None else _groups(config.run_dir, config.groups)
     regularization = instances.scorer.state.get("regularization", "auto")
     found = select_samples(checkpoints, run.read().meaning, config.budget, groups=groups, regularization=regularization)
-    folder = run.path / "selection"
     found.write(folder)
     if config.json:
         print_json({"path": folder, **found.to_json()})

@@ -7,7 +7,7 @@ import numpy as np
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_json, short_path, summary
-from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.self_influence import self_influence
 
@@ -26,10 +26,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")
     config, instances = light_settings(parser, argv, reads=READS)
     run, store = open_run(config, instances)
+    path = run.path / "scores" / "self_influence.npz"
+    require_writable(path)
     checkpoints = load_features(run, store, targets=config.train_split, train=config.train_split)
     settings = instances.scorer.state
     found = self_influence(checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto"))
-    path = run.path / "scores" / "self_influence.npz"
     with atomic_write(path) as part, part.open("wb") as file:
         np.savez(file, **found._asdict())
     largest = np.argsort(-found.self_influence, kind="stable")[: config.k]

@@ -13,7 +13,7 @@ from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.errors import IncompleteRunError
-from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.directory import RunDirectory
 
 
@@ -44,10 +44,12 @@ def main(argv: Sequence[str]) -> int:
             "Python, call suspects() of its TRAK object."
         )
 
+    folder = run.path / "suspects"
+    require_writable(folder)
+
     from trak_lightning.cli.job import Job
 
     found = Job("suspects", [str(run.path)]).suspects(options.fdr)
-    folder = run.path / "suspects"
     write(found, folder)
     if options.json:
         print_json({"path": folder, **found.to_json(max(options.k, len(found)))})

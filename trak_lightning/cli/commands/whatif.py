@@ -14,7 +14,7 @@ from trak_lightning.cli.output import print_json, summary
 from trak_lightning.cli.train_values import column_of, labels_of
 from trak_lightning.decisions.what_if import Removal, WhatIf
 from trak_lightning.errors import DataError
-from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.score_run import load_features
 
@@ -42,13 +42,14 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("-k", type=int, default=10, help="number of targets to print on either side")
     config, instances = light_settings(parser, argv, reads=READS)
-    samples = _samples(config)
     run, store = open_run(config, instances)
+    path = run.path / "what_if.npz"
+    require_writable(path)
+    samples = _samples(config)
     checkpoints = load_features(run, store, targets=config.target_split, train=config.train_split)
     settings = instances.scorer.state
     what_if = WhatIf(checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto"))
     removal = what_if.remove(samples)
-    path = run.path / "what_if.npz"
     with atomic_write(path) as part, part.open("wb") as file:
         found = {
             name: getattr(removal, name) for name in ("samples", "change", "spread", "summed", "outputs", "leverage")
