@@ -31,6 +31,7 @@ CONTINUED = (
     "trust.md",
     pytest.param("quickstart.md", marks=pytest.mark.slow),
     pytest.param("stories/digits.md", marks=pytest.mark.slow),
+    pytest.param("stories/glosses.md", marks=pytest.mark.slow),
 )
 """Pages whose Python blocks follow from each other; ``sh`` and ``text`` blocks are shown and not run, and blocks for quanda only
 where it is installed."""
