@@ -117,6 +117,8 @@ def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
         y = data.tensors[1]
         if task == "regression":
             residuals = (y - model(x))[:, 0]
+            label = f"{float(y[first]):.4g}"
+            assert re.search(rf"labeled {label}(?!\d)", text), "as everywhere on the page"
             assert first == int(residuals.abs().argmax()), "mistakes are far from the label, whether above or below"
             assert "Most helpful" not in text
             towards, away = ("Raise", "Lower") if residuals[first] > 0 else ("Lower", "Raise")
@@ -127,6 +129,31 @@ def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
             p = torch.where(y == 1, model(x).sigmoid(), 1 - model(x).sigmoid()).mean(1)
             assert first == int(p.argmin())
             assert f"mean p(answer){p.min():.3f}" in text
+
+
+class Towers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(5, 3)
+
+    def forward(self, first, second):
+        return self.first(first), self.second(second)
+
+
+def test_a_page_of_pairs_speaks_of_no_labels(tmp_path):
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(20, 4), torch.randn(20, 5))
+    trak = TRAK(
+        Towers().eval(), {"name": "contrastive", "negatives": 9, "logit_scale": 1.0}, tmp_path, projector="identity"
+    )
+    trak.featurize(data)
+    trak.score(data, name="test")
+    page = Page(write_report(tmp_path, data, data, num_targets=3))
+    text = " ".join(page.text.split())
+    assert "is p(pair), averaged over 20 targets." in text
+    assert "Mark those that are wrong, and copy the list" in text
+    assert "labeled" not in text
+    assert not [each for each in page.all("option") if each.get("value") == "label"]
 
 
 def test_every_image_has_words_for_who_cannot_see_it_and_controls_have_labels(make):

@@ -91,4 +91,7 @@ class Outcome:
             return Headline(
                 f"{len(doubtful):,}", f"of {m:,} targets have {name} below 50 %, and may be mistakes.", "targets"
             )
-        return Headline(f"{self.probability.mean():.0%}", f"{name}, averaged over {m:,} targets.", "targets")
+        mean = float(self.probability.mean())
+        return Headline(
+            f"{mean:.2g}" if mean < 0.01 else f"{mean:.0%}", f"is {name}, averaged over {m:,} targets.", "targets"
+        )

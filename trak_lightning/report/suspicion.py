@@ -29,7 +29,7 @@ class Suspicion:
             shown, says = train.show(each.index), None
             if predicted is not None and each.says != each.label:
                 says = f"{each.says} ({softmax(predicted.log_probabilities[each.index]).max():.0%})"
-            label = shown.label if each.label is None else each.label
+            label = shown.label if each.label is None or (found.numbers is not None and shown.label) else each.label
             suspects.append(ShownSuspect(each.index, shown, label, says, each.why, place < len(found)))
         if found.size:
             headline = Headline(f"{found.size:,}", found.describe().removeprefix(f"{found.size} ") + ".", "suspects")

@@ -11,8 +11,8 @@
 
   function sorted(items, choice) {
     const key = choice.replace("-", "");
-    const compare = (a, b) => a.dataset[key].localeCompare(b.dataset[key], undefined, {numeric: true});
     const numbers = (a, b) => Number(a.dataset[key]) - Number(b.dataset[key]);
+    const compare = (a, b) => numbers(a, b) || a.dataset[key].localeCompare(b.dataset[key], undefined, {numeric: true});
     const found = [...items].sort(key === "label" ? compare : numbers);
     return choice.startsWith("-") ? found.reverse() : found;
   }
