@@ -187,7 +187,7 @@ class _Judge:
         few = Smoothness(found.predicted[:CHECKED], found.actual[:CHECKED], share)
         return (
             f"explained at {share:.0%}: {few.explained:.3f} by {CHECKED} trainings, {found.explained:.3f} by all; "
-            f"correlation {found.correlation:.3f}"
+            f"of differences {few.explained_differences:.3f} and {found.explained_differences:.3f}; correlation {found.correlation:.3f}"
         )
 
     def quality(self) -> str:
