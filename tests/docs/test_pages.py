@@ -85,6 +85,8 @@ def test_no_page_with_python_is_left_out():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
+    if sys.version_info < (3, 11):
+        pytest.skip("the last mkdocstrings for Python 3.10 does not work with the last pymdown-extensions for it")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

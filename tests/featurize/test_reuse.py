@@ -252,7 +252,11 @@ def test_rows_are_computed_again_at_several_places(model, train_set, tmp_path):
     assert sorted(np.concatenate(batches)) == list(range(50))
 
 
-def test_changed_code_that_touches_a_single_sample_is_noticed_while_there_is_time(model, train_set, tmp_path):
+def test_changed_code_that_touches_a_single_sample_is_noticed_while_there_is_time(
+    model, train_set, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("trak_lightning.featurize.job.SECONDS", 600.0)
+
     def collate(doubled):
         def collate_fn(samples):
             inputs, labels = default_collate(samples)

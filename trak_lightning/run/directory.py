@@ -186,9 +186,10 @@ class RunDirectory:
             *self.path.glob("evaluation/*.json"),
         ):
             path.unlink(missing_ok=True)
-        for folder in self.path.glob("evaluation/*/"):
-            with suppress(FileNotFoundError):  # another process deletes it too
-                shutil.rmtree(folder)
+        for folder in self.path.glob("evaluation/*"):
+            if folder.is_dir():
+                with suppress(FileNotFoundError):  # another process deletes it too
+                    shutil.rmtree(folder)
 
     def write_subset(self, checkpoint: str, subset: npt.ArrayLike) -> None:
         """Record the positions of the training samples that a checkpoint was trained on."""
