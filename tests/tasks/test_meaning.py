@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK, Task, registry
 from trak_lightning.run.meaning import Meaning
+from trak_lightning.tasks.base import unstated_loss
 
 WORDS = {
     "image_classification": ("log-odds of the label", "push towards the label", "p(label)"),
@@ -48,6 +49,27 @@ def test_the_words_of_a_task_of_your_own_follow_from_its_loss():
     assert Margin().meaning.probability == "output"
     assert Sum().meaning == Meaning(), "with a loss weight of its own, sigmoid(f) need not be a probability"
     assert Number().meaning.number
+
+
+@pytest.mark.parametrize(
+    ("stated", "warned"),
+    [
+        ({}, True),
+        ({"loss_function": "logistic"}, False),
+        ({"loss_function": "linear"}, False),
+        ({"loss_weight": lambda self, model, batch, output: output}, False),
+    ],
+)
+def test_a_task_that_says_nothing_of_its_loss_is_told_which_one_is_taken(stated, warned, caplog, tmp_path):
+    Mine = type("Mine", (Task,), {"output": lambda self, model, batch: model(batch[0])[:, 0], **stated})
+    trak = TRAK(nn.Linear(2, 1).eval(), type("Derived", (Mine,), {})(), tmp_path, projector="identity")
+    trak.featurize(TensorDataset(torch.randn(9, 2)), checkpoints=[trak.model])
+    assert ("q = 1 − sigmoid(f)" in caplog.text) is warned
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_every_built_in_task_says_what_its_loss_is(name):
+    assert unstated_loss(registry.create("tasks", name)) is None
 
 
 def test_errors_are_ranked_by_what_is_known():

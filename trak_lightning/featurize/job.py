@@ -31,6 +31,7 @@ from trak_lightning.runtime.ranks import follow_rank_zero, outlast_rank_zero, ta
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore, draw_of
 from trak_lightning.stores.shards import Shard
+from trak_lightning.tasks.base import unstated_loss
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +137,11 @@ class FeaturizeJob:
             DataError: a checkpoint is given twice.
             SettingsError: `block_size` is not positive.
         """
-        if self.train in self.splits and self.spec.projector.reason:
-            log.info("projector  %s", self.spec.projector.reason)
+        if self.train in self.splits:
+            if self.spec.projector.reason:
+                log.info("projector  %s", self.spec.projector.reason)
+            if unstated := unstated_loss(self.spec.task):
+                log.warning("task  %s", unstated)
         records = [CheckpointRecord(checkpoint.id, str(checkpoint)) for checkpoint in self.checkpoints]
         self.run.require_registrable(records)
         plans = self._plans([record.id for record in records])
