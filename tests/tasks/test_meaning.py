@@ -77,7 +77,8 @@ def test_errors_are_ranked_by_what_is_known():
     assert Meaning(probability="loss_weight").errors(output, weight).argmax() == 1
     assert Meaning(probability="output").errors(output, weight).argmax() == 0
     assert Meaning(number=True).errors(output, -weight).argmax() == 1, "a residual counts by its size"
-    assert Meaning().errors(output, weight).argmax() == 0
+    assert Meaning().errors(output, -weight).argmax() == 1, "the slope of a loss of its own"
+    assert Meaning().errors(output, np.ones(3)).argmax() == 0, "minus the loss"
 
 
 def test_a_run_directory_remembers_the_words(tmp_path):
