@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from trak_lightning import TRAK, Task
 from trak_lightning.errors import (
@@ -20,6 +20,7 @@ from trak_lightning.errors import (
     NonFiniteGradientError,
     PluginError,
     SampleDependenceError,
+    SettingsError,
     StorageError,
     TrainModeError,
 )
@@ -275,6 +276,62 @@ def test_a_dataset_whose_length_or_content_changed_is_refused(model, train_set, 
     train_set.tensors[0][0] += 1
     with pytest.raises(IncompatibleRunError, match=r"1 sample of 'train' is not .*: 0\."):
         attribute(model, tmp_path).featurize(train_set)
+
+
+def test_targets_under_the_name_of_the_training_set_are_asked_for_another_name(model, train_set, test_set, tmp_path):
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set, checkpoints=[model])
+    before = rows(trak)
+    changed = TensorDataset(-train_set.tensors[0], train_set.tensors[1])
+    for other in (test_set, changed):
+        for repair in (False, True):
+            with pytest.raises(
+                IncompatibleRunError, match=r"'train' is the name of the training set in .*another name for them\.$"
+            ):
+                trak.score(other, name="train", repair=repair)
+    np.testing.assert_array_equal(rows(trak), before)
+    assert trak.score(train_set, name="train").shape == (len(train_set), len(train_set))
+
+
+def test_a_name_that_was_not_scored_is_answered_with_those_that_were(model, train_set, test_set, tmp_path):
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set, checkpoints=[model])
+    trak.score(test_set, name="t")
+    for ask in (trak.what_if, lambda: trak.token_scores(test_set, [(0, 0)])):
+        with pytest.raises(
+            IncompleteRunError,
+            match=r"no features of 'targets'.*If you mean 't', name it: name=\"t\".*--target_split t",
+        ):
+            ask()
+
+
+def test_numbers_of_numpy_are_settings_like_those_of_python(model, train_set, test_set, tmp_path):
+    projector = {"name": "sparse_jl", "dim": np.int64(8), "nnz": np.int32(2)}
+    trak = attribute(model, tmp_path, seed=np.int64(3), projector=projector)
+    trak.featurize(train_set, checkpoints=[model], batch_size=np.int64(8), block_size=np.int64(16))
+    assert trak.score(test_set, name="test", top=np.int64(3)).top(np.int64(2), target=np.int64(0)).indices.shape == (2,)
+    same = attribute(model, tmp_path, seed=3, projector={"name": "sparse_jl", "dim": 8, "nnz": 2})
+    assert same.featurize(train_set, checkpoints=[model], batch_size=8, block_size=16) == 0
+
+
+@pytest.mark.parametrize("seed", ["0", "a", 1.7, None, True, -1])
+def test_a_seed_that_is_no_number_is_refused(seed, model, tmp_path):
+    with pytest.raises(SettingsError, match=f"seed must be an integer, 0 or more, got {re.escape(repr(seed))}"):
+        attribute(model, tmp_path, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda scores: scores.top(2, target=[0, 1]), r"target must be one integer, .*, got \[0, 1\]"),
+        (lambda scores: scores.bottom(2.0), r"k must be an integer in 1 … \d+, .* got 2\.0"),
+    ],
+)
+def test_a_ranking_is_of_one_target_or_all(ask, message, model, train_set, test_set, tmp_path):
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set, checkpoints=[model])
+    with pytest.raises(DataError, match=message):
+        ask(trak.score(test_set))
 
 
 def test_an_unknown_plugin_suggests_the_nearest(model, tmp_path):

@@ -67,8 +67,10 @@ def test_an_unknown_name_suggests_the_nearest():
 
 
 def test_options_that_a_plugin_does_not_take_are_refused_by_name():
-    with pytest.raises(PluginError, match=r"sparse_jl.*cannot be created from \{'dimm': 7\}.*dimm"):
+    with pytest.raises(PluginError, match=r"no option 'dimm'; did you mean 'dim'\? SparseJL takes dim, per, nnz\."):
         registry.create("projectors", {"name": "sparse_jl", "dimm": 7})
+    with pytest.raises(PluginError, match=r"no option 'power'\. TracIn takes no options\."):
+        registry.create("scorers", {"name": "tracin", "power": 7})
 
 
 def test_an_object_of_another_kind_is_refused():

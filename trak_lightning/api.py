@@ -21,7 +21,7 @@ from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.decisions.what_if import WhatIf
-from trak_lightning.errors import DataError, IncompleteRunError, SettingsError, require_option
+from trak_lightning.errors import DataError, IncompleteRunError, SettingsError, require_integer, require_option
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.reuse import VerifyData
@@ -126,9 +126,9 @@ class TRAK:
             extractor=registry.create("extractors", extractor),
             projector=registry.create("projectors", projector),
             layout=ParameterLayout.of(model, parameters),
-            seed=seed,
+            seed=require_integer("seed", seed, 0),
             precision=str(trainer.precision) if trainer else "32-true",
-            curvature_draws=curvature_draws,
+            curvature_draws=require_integer("curvature_draws", curvature_draws, 0, "a number of draws"),
         )
         require_eval(model)
         self.store.bind(self.run.features)
@@ -441,7 +441,7 @@ class TRAK:
         >>> Subset(train_dataset, selection.indices)
 
         Args:
-            budget: number of samples to choose, or a share of the training set below 1.
+            budget: number of samples to choose, or a share of the training set: 1 is one sample, and 1.0 all.
             name: of the target split, as given to `score`.
             groups: (n,) the group of every training sample, which keeps its share of the pool in what is chosen.
             regularization: λ, as for the ``trak`` scorer.

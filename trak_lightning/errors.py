@@ -5,6 +5,7 @@ without a traceback. A message names the thing at fault, the value seen, the val
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 
@@ -110,3 +111,19 @@ def require_option(name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     return value
+
+
+def is_integer(value: Any) -> bool:
+    """Whether `value` is an integer of Python or NumPy; a bool is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def require_integer(name: str, value: Any, least: int, what: str = "an integer") -> int:
+    """Return `value` as an int.
+
+    Raises:
+        SettingsError: it is no integer, or less than `least`. `what` says in words what it should be.
+    """
+    if not is_integer(value) or value < least:
+        raise SettingsError(f"{name} must be {what}, {least} or more, got {value!r}")
+    return int(value)

@@ -6,6 +6,7 @@ other way in. A plug-in is imported only when it is used, and a broken plug-in b
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trak_lightning.errors import PluginError
+from trak_lightning.errors import PluginError, is_integer
 
 BASES = {
     "extractors": "trak_lightning.extractors.base:GradientExtractor",
@@ -212,12 +213,32 @@ def create(kind: str, choice: Any) -> Any:
         raise PluginError(
             f"{singular} must be a name, a dict with a 'name', or a {parent.__qualname__} object; got {choice!r}"
         )
-    options = {key: value for key, value in choice.items() if key != "name"}
+    options = {key: int(value) if is_integer(value) else value for key, value in choice.items() if key != "name"}
     plugin = resolve(kind, choice["name"])
+    cls = plugin.load()
     try:
-        return plugin.load()(**options)
+        return cls(**options)
     except (TypeError, ValueError) as error:
+        known = options_of(cls)
+        if wrong := [key for key in options if key not in known]:
+            nearest = difflib.get_close_matches(wrong[0], known, n=1)
+            raise PluginError(
+                f"{plugin} has no option {wrong[0]!r}"
+                + (f"; did you mean {nearest[0]!r}?" if nearest else ".")
+                + f" {cls.__name__} takes {', '.join(known) or 'no options'}."
+            ) from error
         raise PluginError(f"{plugin} cannot be created from {options}: {error}") from error
+
+
+def options_of(cls: type) -> list[str]:
+    """Return the names of the options of a class, with those of base classes that it passes ``**kwargs`` to."""
+    found: dict[str, None] = {}
+    for each in (base for base in inspect.getmro(cls) if base is not object and "__init__" in vars(base)):
+        parameters = list(inspect.signature(vars(each)["__init__"]).parameters.values())[1:]
+        found.update((own.name, None) for own in parameters if own.kind not in (own.VAR_KEYWORD, own.VAR_POSITIONAL))
+        if not any(own.kind is own.VAR_KEYWORD for own in parameters):
+            break
+    return list(found)
 
 
 def resolve(kind: str, name: str) -> Plugin:

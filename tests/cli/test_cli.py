@@ -262,8 +262,8 @@ def test_configurations_are_merged_and_printed(config):
         ),
         (("score", "--scorer.regularization=-1"), "must be a number λ ≥ 0, 'trace/N', 'auto' or 'calibrate', got -1.0"),
         (("run", "--scorer.regularization=-1"), "must be a number λ ≥ 0, 'trace/N', 'auto' or 'calibrate', got -1.0"),
-        (("run", "--projector.dim=0"), "dim must be a positive number of dimensions, got 0"),
-        (("run", "--projector.dim", "-3"), "dim must be a positive number of dimensions, got -3"),
+        (("run", "--projector.dim=0"), "dim must be a number of dimensions, 1 or more, got 0"),
+        (("run", "--projector.dim", "-3"), "dim must be a number of dimensions, 1 or more, got -3"),
         (("run", "--projector.dim", "many"), "projector.dim is many; expected an integer"),
         (
             ("run", "--projector.dimm", "3"),

@@ -293,8 +293,8 @@ MISTAKES = {
     ),
     "a batch is half a sample": (
         lambda path: attribute().featurize(samples(), batch_size=8.5),
-        errors.DataError,
-        r"batch_size must be a positive number of samples, got 8\.5",
+        errors.SettingsError,
+        r"batch_size must be a number of samples, 1 or more, got 8\.5",
     ),
     "the trainer is the name of a device": (
         lambda path: attribute(trainer="gpu"),

@@ -130,10 +130,16 @@ def test_a_selection_is_an_array_and_says_what_it_is(fitted, tmp_path):
     assert json.loads((tmp_path / "selection.json").read_text())["indices"] == found.indices.tolist()
 
 
-@pytest.mark.parametrize("budget", [0, -1, 40, 0.001, 2.5, float("nan"), "10", True])
-def test_budgets_that_choose_none_or_all_are_refused(budget, fitted):
+@pytest.mark.parametrize("budget", [0, -1, 41, 0.001, 2.5, float("nan"), "10", True])
+def test_budgets_that_choose_none_or_more_than_all_are_refused(budget, fitted):
     with pytest.raises(SettingsError, match="budget must be a"):
         fitted.select(budget, "test")
+
+
+@pytest.mark.parametrize(("budget", "count"), [(1, 1), (np.int64(1), 1), (1.0, 40), (0.5, 20), (5.0, 5), (40, 40)])
+def test_a_float_up_to_one_is_a_share_and_an_integer_a_number(budget, count, fitted):
+    assert sorted(set(fitted.select(budget, "test").indices)) == sorted(fitted.select(budget, "test").indices)
+    assert len(fitted.select(budget, "test")) == count
 
 
 @pytest.mark.parametrize("groups", [np.zeros(39, int), np.zeros(40), np.zeros((40, 2), int)])

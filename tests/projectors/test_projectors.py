@@ -49,7 +49,7 @@ def test_rademacher_entries_are_plus_or_minus_one_over_root_k():
 
 
 def test_a_dimension_below_one_is_refused():
-    with pytest.raises(SettingsError, match="dim must be a positive number of dimensions, got 0"):
+    with pytest.raises(SettingsError, match="dim must be a number of dimensions, 1 or more, got 0"):
         SparseJL(0)
 
 

@@ -70,7 +70,7 @@ def test_helpful_samples_have_positive_and_harmful_ones_negative_scores(tmp_path
 
 
 def test_out_of_range_requests_are_refused(scores):
-    with pytest.raises(DataError, match="k must lie in 1 … 250"):
+    with pytest.raises(DataError, match="k must be an integer in 1 … 250"):
         scores.top(251)
     with pytest.raises(DataError, match="target 6 is out of range.*targets 0 … 5"):
         scores.bottom(1, target=6)

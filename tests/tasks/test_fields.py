@@ -4,13 +4,15 @@ import inspect
 from collections import namedtuple
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import BatchEncoding
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from trak_lightning import registry
+from trak_lightning import TRAK, registry
 from trak_lightning.data.samples import SampleBatch, take_sample
 from trak_lightning.errors import DataError
 from trak_lightning.extractors.hooks import Hooks
@@ -42,6 +44,13 @@ class Question:
     attention_mask: Tensor
     label: Tensor
     text: list[str]
+
+
+class Graphs:
+    """A batch that is an object of a class of its own."""
+
+    def __init__(self):
+        self.x, self.mask, self.y = IDS, MASK, LABELS
 
 
 Named = namedtuple("Named", ["input_ids", "attention_mask", "labels"])
@@ -214,13 +223,43 @@ def test_predictions_are_found_in_what_a_model_returns(settings, wrap):
         ({"outputs": "scores"}, (IDS, LABELS), "the model's output has no entry 'scores' .outputs.; it is a Tensor"),
         ({}, (IDS, torch.tensor([2, 3])), "label 3 is out of range: the model returns 3 logits.*position 1"),
         ({}, (IDS, LABELS.float()), "labels must be integers of shape"),
-        ({}, (IDS, [2, 0]), "labels must be a tensor, got list"),
+        ({}, (IDS, [2, 0]), "labels must be a tensor, got a list of length 2"),
+        (
+            {},
+            (IDS, {"kind": LABELS}),
+            "labels must be a tensor, got a dict with kind.* a Task of your own, or a function with task loss",
+        ),
+        (
+            {},
+            Graphs(),
+            "a Graphs with attributes x, mask, y, where a pair .*which attributes are which: .*inputs: x, labels: y",
+        ),
+        ({"inputs": "x", "labels": "z"}, Graphs(), "no entry 'z' .labels.; it is a Graphs with attributes x, mask, y"),
     ],
 )
 def test_what_is_not_there_is_said_with_what_is(settings, batch, message):
     task = registry.create("tasks", {"name": "text_classification", **settings})
     with pytest.raises(DataError, match=message):
         task.output(Encoder(), batch)
+
+
+def test_the_attributes_of_a_batch_that_is_an_object_are_found_by_name(tmp_path):
+    def collate(samples):
+        batch = Graphs()
+        batch.x, batch.mask, batch.y = map(torch.stack, zip(*samples, strict=True))
+        return batch
+
+    model, data = Encoder().eval(), TensorDataset(IDS, MASK, LABELS)
+    rows = []
+    for inputs, labels, loader in (
+        ({"input_ids": "x", "attention_mask": "mask"}, "y", DataLoader(data, 2, collate_fn=collate)),
+        ([0, 1], 2, data),
+    ):
+        task = {"name": "text_classification", "inputs": inputs, "labels": labels}
+        trak = TRAK(model, task, tmp_path / str(labels), projector="identity")
+        trak.featurize(loader, checkpoints=[model])
+        rows.append(trak.features()[:])
+    np.testing.assert_array_equal(*rows)
 
 
 def test_an_error_of_the_model_itself_is_left_alone():

@@ -195,6 +195,10 @@ def test_a_generated_continuation_is_attributed_and_its_tokens_add_up(tmp_path):
     [
         (tokens(2, 4), "expects batches with input_ids"),
         ({"input_ids": tokens(2, 4), "labels": torch.full((2, 4), -100)}, "sequence 0 of the batch has no token"),
+        (
+            {"input_ids": tokens(2, 4), "labels": torch.tensor([0, 1])},
+            r"labels must be tokens, .* got \(2,\)\. For one label per sequence, use task text_classification",
+        ),
         ({"input_ids": tokens(2, 4), "labels": torch.full((2, 4), VOCABULARY)}, f"label {VOCABULARY} is out of range"),
     ],
 )

@@ -135,6 +135,16 @@ def test_what_cannot_be_recorded_names_the_attribute_and_the_way_out():
         task_with(teacher=object()).state  # noqa: B018 (a property)
 
 
+def test_a_method_with_other_arguments_is_refused():
+    class Mine(Task):
+        def output(self, model, batch): ...
+
+        def loss_weight(self, output, batch): ...
+
+    with pytest.raises(SettingsError, match=r"Define it as loss_weight\(self, model, batch, output\)"):
+        Mine().state  # noqa: B018
+
+
 @pytest.mark.parametrize("name", ["output", "curvature", "fit"])
 def test_an_attribute_that_hides_a_method_is_refused(name):
     with pytest.raises(SettingsError, match=f"attribute '{name}', which hides its method"):

@@ -6,7 +6,6 @@ the setting: an option, or a line of a configuration file.
 
 import difflib
 import importlib
-import inspect
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
@@ -19,6 +18,7 @@ from jsonargparse import ArgumentParser
 
 from trak_lightning.cli.names import KINDS
 from trak_lightning.errors import SettingsError
+from trak_lightning.registry import options_of
 
 
 class UsageError(SettingsError):
@@ -192,21 +192,9 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def _options(path: str) -> list[str]:
-    """The options of a class, with those of base classes that it passes ``**kwargs`` to."""
+    """The options of the class of that path."""
     module, _, name = path.rpartition(".")
-    found: dict[str, None] = {}
-    for cls in inspect.getmro(getattr(importlib.import_module(module), name)):
-        if "__init__" not in vars(cls):
-            continue
-        parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
-        found.update(
-            (each.name, None)
-            for each in list(parameters)[1:]
-            if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
-        )
-        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
-            break
-    return list(found)
+    return options_of(getattr(importlib.import_module(module), name))
 
 
 def _where(key: Sequence[str], given: Sequence[str], configs: Sequence[str]) -> str:

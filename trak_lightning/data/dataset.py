@@ -31,7 +31,7 @@ from trak_lightning.data.content import content_hash, raw_bytes
 from trak_lightning.data.loading import Batches, BatchPlan, CollateIndexed, Indexed, IndexedBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.data.trees import flatten
-from trak_lightning.errors import DataError, TrakError
+from trak_lightning.errors import DataError, TrakError, require_integer
 
 # The samplers that draw from the whole dataset: reading it in order gives the same set of samples.
 WHOLE_DATASET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
@@ -68,8 +68,8 @@ class AttributionData:
             )
         if len(dataset) == 0:
             raise DataError(f"{type(dataset).__name__} is empty: there is nothing to attribute")
-        if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
-            raise DataError(f"batch_size must be a positive number of samples, got {batch_size!r}")
+        if batch_size is not None:
+            batch_size = require_integer("batch_size", batch_size, 1, "a number of samples")
         if not isinstance(source, DataLoader):
             return cls(dataset, default_collate, batch_size or 64, hooks=hooks)
         check_samplers(source)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from trak_lightning.errors import DataError, SettingsError
+from trak_lightning.errors import DataError, SettingsError, is_integer
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures, evenly, require_compatible
@@ -107,7 +107,7 @@ def select_samples(
     Args:
         checkpoints: the stored features.
         meaning: what the output of the task means.
-        budget: number of samples to choose, or a share of the training set below 1.
+        budget: number of samples to choose, or a share of the training set: 1 is one sample, and 1.0 all.
         groups: (n,) the group of every training sample; each keeps its share of the pool in what is chosen.
         regularization: λ, as for the ``trak`` scorer.
 
@@ -295,11 +295,13 @@ def quotas(codes: Array, budget: int) -> Array:
 
 def _count(budget: float, n: int) -> int:
     if isinstance(budget, bool) or not isinstance(budget, int | float | np.integer | np.floating):
-        raise SettingsError(f"budget must be a number of samples or a share below 1, got {budget!r}")
-    count = round(budget * n) if budget < 1 else budget
-    if not 0 < count < n or count != int(count):
+        raise SettingsError(f"budget must be a number of samples or a share of the training set, got {budget!r}")
+    share = not is_integer(budget) and budget <= 1
+    count = round(budget * n) if share else budget
+    if not 0 < count <= n or count != int(count):
         raise SettingsError(
-            f"budget must be a whole number of samples between 1 and {n - 1}, or a share between {1 / n:.1g} and 1; got {budget:g}"
+            f"budget must be a whole number of samples between 1 and {n}, or a share between {1 / n:.1g} and 1.0, which is all; got "
+            f"{budget:g}"
         )
     return int(count)
 

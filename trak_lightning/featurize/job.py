@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import nn
 
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError, TerminatedError
+from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, TerminatedError, require_integer
 from trak_lightning.featurize.compute import Assignment, BlockComputer
 from trak_lightning.featurize.fitting import FitSamples, Fitting, TrainingSet
 from trak_lightning.featurize.module import Featurizer
@@ -234,10 +234,24 @@ class FeaturizeJob:
         return replace(self._plan_of(split), checkpoint=checkpoint, fingerprint=self._fingerprint(split, checkpoint))
 
     def for_targets(self, name: str, data: AttributionData, *, repair: bool = False) -> "FeaturizeJob":
-        """The job of a target split under the same checkpoints, with the same fits."""
-        return replace(
+        """The job of a target split under the same checkpoints, with the same fits.
+
+        Raises:
+            IncompatibleRunError: `name` is that of the training set, and the data is other data.
+        """
+        repair = repair and name not in self.splits  # which would put rows of targets in place of training rows
+        job = replace(
             self, splits={name: data}, subsets=(), training=self._training, grow=False, shard=Shard(), repair=repair
         )
+        if name in self.splits:
+            try:
+                job.prepare()
+            except IncompatibleRunError as error:
+                raise IncompatibleRunError(
+                    f"{name!r} is the name of the training set in {self.run.path}, and these targets are other data. Choose another name "
+                    "for them."
+                ) from error
+        return job
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -266,14 +280,13 @@ class FeaturizeJob:
         return drawn_from
 
     def _plans(self, checkpoints: Sequence[str]) -> list[FeatureSpec]:
-        if self.block_size < 1:
-            raise SettingsError(f"block_size must be a positive number of samples, got {self.block_size}")
         return [self.plan(split, checkpoint) for split in self.splits for checkpoint in checkpoints]
 
     def _plan_of(self, split: str) -> FeatureSpec:
         data = self.splits[split]
         batch_size = min(data.batch_size, len(data))
-        block_size = -(-self.block_size // batch_size) * batch_size
+        block_size = require_integer("block_size", self.block_size, 1, "a number of samples")
+        block_size = -(-block_size // batch_size) * batch_size
         return FeatureSpec(split, "", len(data), self.spec.dim, batch_size, block_size)
 
     def _fingerprint(self, split: str, checkpoint: str, num_samples: int | None = None) -> dict[str, Any]:

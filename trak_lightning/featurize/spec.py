@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trak_lightning.errors import SettingsError
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.projectors.base import Projector
@@ -36,8 +35,6 @@ class FeaturizeSpec:
     curvature_draws: int = 0
 
     def __post_init__(self) -> None:
-        if self.curvature_draws < 0:
-            raise SettingsError(f"curvature_draws must be a number of draws, 0 or more, got {self.curvature_draws}")
         if self.curvature_draws:
             self.task.require_class_problems()
 

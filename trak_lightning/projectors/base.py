@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from trak_lightning.errors import SettingsError
+from trak_lightning.errors import SettingsError, require_integer
 from trak_lightning.gradients import (
     ConvolutionBlock,
     GradientBlock,
@@ -94,11 +94,9 @@ class Projector(ABC):  # noqa: B024  `block` or `bind` is overridden, either wil
     _reason: str | None = None
 
     def __init__(self, dim: int = 2048, per: Literal["model", "layer"] = "model") -> None:
-        if dim < 1:
-            raise SettingsError(f"dim must be a positive number of dimensions, got {dim}")
         if per not in ("model", "layer"):
             raise SettingsError(f"per must be 'model' or 'layer', got {per!r}")
-        self.dim = dim
+        self.dim = require_integer("dim", dim, 1, "a number of dimensions")
         self.per = per
 
     def block(self, slot: ParameterSlot, *, seed: int, device: torch.device) -> BlockMap:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.errors import DataError, IncompleteRunError, require_integer
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import current
 from trak_lightning.scoring.backend import LOCAL, Backend
@@ -44,8 +44,7 @@ def score_run(
     Raises:
         IncompleteRunError: nothing was featurized, or rows are missing.
     """
-    if top is not None and top < 1:
-        raise DataError(f"top must be at least 1, got {top}")
+    top = None if top is None else require_integer("top", top, 1, "a number of training samples")
     checkpoints = load_features(run, store, targets=targets, train=train, backend=backend)
     if groups is not None:
         checkpoints = [group_targets(features, groups, reduction, coefficients) for features in checkpoints]

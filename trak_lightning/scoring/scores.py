@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError
+from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError, is_integer
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.fingerprint import first_difference
 from trak_lightning.run.meaning import Meaning
@@ -288,8 +288,12 @@ class Scores:
 
     def _ranking(self, which: str, k: int, target: int | None) -> Ranking:
         m, n = self.shape
-        if not 1 <= k <= n:
-            raise DataError(f"k must lie in 1 … {n}, the number of training samples, got {k}")
+        if not (is_integer(k) and 1 <= k <= n):
+            raise DataError(f"k must be an integer in 1 … {n}, the number of training samples, got {k!r}")
+        if target is not None and not is_integer(target):
+            raise DataError(
+                f"target must be one integer, or None for all targets, got {target!r}. Index the result for some of them."
+            )
         if target is not None and not 0 <= target < m:
             raise DataError(f"target {target} is out of range: {self.path} has targets 0 … {m - 1}")
         rows = slice(None) if target is None else target

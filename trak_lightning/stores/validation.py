@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trak_lightning.errors import DataError, IncompleteRunError, NonFiniteGradientError, StorageError
-from trak_lightning.stores.base import FeatureRows, FeatureSpec
+from trak_lightning.stores.base import FeatureRows, FeatureSpec, draw_of
 
 COLUMNS = tuple(field.name for field in fields(FeatureRows))
 
@@ -33,9 +33,15 @@ def require_name(name: str) -> None:
 
 def no_such_set(split: str, checkpoint: str, where: Path | str, there: Iterable[tuple[str, str]]) -> IncompleteRunError:
     """The error for a feature set that `FeatureStore.open` does not find; `there` are those that exist."""
+    keys = list(there)
+    others = sorted({name for name, _ in keys if draw_of(name) is None and name != "train"})
+    remedy = "Run trak featurize first, or TRAK.score in Python."
+    if others and split not in {name for name, _ in keys}:
+        python, option = ("split", "train_split") if split == "train" else ("name", "target_split")
+        remedy = f'If you mean {others[0]!r}, name it: {python}="{others[0]}" in Python, --{option} {others[0]} on the command line.'
     return IncompleteRunError(
         f"there are no features of {split!r} under checkpoint {checkpoint} in {where}; there are "
-        f"{', '.join('/'.join(key) for key in there) or 'none'}. Run trak featurize first."
+        f"{', '.join('/'.join(key) for key in keys) or 'none'}. {remedy}"
     )
 
 

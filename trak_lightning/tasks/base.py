@@ -195,7 +195,8 @@ class Task(ABC):
         """Describe the settings that determine the output, as JSON, for the run directory: all public attributes.
 
         Raises:
-            SettingsError: an attribute cannot be recorded, or hides a method of the task; or `loss_function` is no known form.
+            SettingsError: an attribute cannot be recorded, or hides a method of the task; a method takes other arguments; or
+                `loss_function` is no known form.
         """
         own = f"{type(self).__module__}.{type(self).__qualname__}"
         if self.loss_function not in LOSS_FUNCTIONS:
@@ -213,6 +214,15 @@ class Task(ABC):
                 raise SettingsError(
                     f"{own} has an attribute {name!r}, which hides its method of that name. Choose another name for it."
                 )
+        for name in ("output", "loss_weight", "curvature", "loss_weight_and_curvature"):
+            expected = list(inspect.signature(getattr(Task, name)).parameters)[1:]
+            try:
+                inspect.signature(getattr(self, name)).bind(*expected)
+            except TypeError as error:
+                raise SettingsError(
+                    f"{own}.{name}{inspect.signature(getattr(type(self), name))} cannot be called as {name}({', '.join(expected)}): {error}. "
+                    f"Define it as {name}(self, {', '.join(expected)})."
+                ) from error
         return {"class": own} | {name: to_json(value, f"{own}.{name}") for name, value in found.items()}
 
 

@@ -1,7 +1,7 @@
 """Find the inputs of the model and the labels in a batch, by name or by position.
 
-Names are those of mappings (a ``dict``, a ``BatchEncoding``), dataclasses and named tuples; positions are those of tuples and
-lists.
+Names are those of mappings (a ``dict``, a ``BatchEncoding``), dataclasses and named tuples, and attributes of other objects if a
+setting names them; positions are those of tuples and lists.
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def entry(holder: Any, key: Key, setting: str, what: str = "the batch") -> Any:
     if isinstance(key, int) and isinstance(holder, (tuple, list)):
         if -len(holder) <= key < len(holder):
             return holder[key]
-    elif isinstance(key, str) and (named := named_entries(holder)) is not None and key in named:
+    elif isinstance(key, str) and key in (named := named_entries(holder) or _attributes(holder)):
         return named[key]
     raise DataError(
         f"{what} has no {'entry' if isinstance(key, str) else 'position'} {key!r} ({setting}); it is {describe(holder)}. Name "
@@ -109,12 +109,20 @@ def named_entries(holder: Any) -> Mapping[str, Any] | None:
     return None
 
 
+def _attributes(holder: Any) -> Mapping[str, Any]:
+    """The attributes of an object that is no collection, such as a batch of graphs. They are not looked for by themselves: any of
+    them may be a cache."""
+    return {} if isinstance(holder, (Tensor, tuple, list)) else getattr(holder, "__dict__", {})
+
+
 def describe(holder: Any) -> str:
     """Say what type `holder` is of, and the names or the number of its entries, for an error message."""
     named = named_entries(holder)
     name = type(holder).__name__
     if named is not None:
         return f"a {name} with {', '.join(map(str, named)) or 'no entries'}"
+    if attributes := [each for each in _attributes(holder) if not each.startswith("_")]:
+        return f"a {name} with attributes {', '.join(attributes)}"
     return f"a {name} of length {len(holder)}" if isinstance(holder, (tuple, list)) else f"a {name}"
 
 
@@ -125,13 +133,21 @@ def _label_name(batch: Any) -> Key:
         return found[0]
     if named is None:
         raise DataError(
-            f"the batch is {describe(batch)}, where a pair (inputs, labels) or something with names was expected. Say which "
-            "positions are which: task: {name: …, inputs: 0, labels: 1}; or write a Task with an `output` of your own."
+            f"the batch is {describe(batch)}, where a pair (inputs, labels) or something with names was expected. {_remedy(batch)}; or "
+            "write a Task with an `output` of your own."
         )
     raise DataError(
         f"no entry of the batch is called {', '.join(LABEL_NAMES[:-1])} or {LABEL_NAMES[-1]}; it is {describe(batch)}. Say "
         "which holds the labels: task: {name: …, labels: …}."
     )
+
+
+def _remedy(batch: Any) -> str:
+    if isinstance(batch, (tuple, list)):
+        return "Say which positions are which: task: {name: …, inputs: 0, labels: 1}"
+    if _attributes(batch):
+        return "Say which attributes are which: task: {name: …, inputs: x, labels: y}"
+    return "Return such a batch from the collate function"
 
 
 def _first_of_pair(inputs: Any, preferred: Sequence[str]) -> Call:

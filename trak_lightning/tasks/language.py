@@ -46,6 +46,7 @@ class CausalLM(TokenMargins):
             own = self._own_labels(batch)
             batch = {**(named_entries(batch) or {}), LABEL_NAMES[0]: own}
         call, labels = split_batch(batch, self.inputs, self.labels)
+        _require_sequences(labels)
         arguments = exact(call)
         kwargs = arguments.kwargs or {}
         if "position_ids" in kwargs and kwargs.get("attention_mask") is None:
@@ -96,6 +97,7 @@ class Seq2SeqLM(TokenMargins):
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         batch, mask = _without_mask(batch)
         call, labels = split_batch(batch, self.inputs, self.labels)
+        _require_sequences(labels)
         arguments = exact(call)
         if "decoder_input_ids" not in (arguments.kwargs or {}):
             arguments = Arguments(arguments.args, {**(arguments.kwargs or {}), "labels": labels})
@@ -112,6 +114,14 @@ def _without_mask(batch: Any) -> tuple[Any, Tensor | None]:
 def _has_no_labels(batch: Any) -> bool:
     named = named_entries(batch)
     return not any(name in named for name in LABEL_NAMES) if named is not None else not isinstance(batch, (tuple, list))
+
+
+def _require_sequences(labels: Any) -> None:
+    if not isinstance(labels, Tensor) or labels.ndim != 2:
+        found = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+        raise DataError(
+            f"labels must be tokens, a tensor of shape (B, T), got {found}. For one label per sequence, use task text_classification."
+        )
 
 
 def _counted(labels: Tensor, mask: Tensor | None, ignore_index: int) -> Tensor:

@@ -57,7 +57,8 @@ class SupervisedTask(Task):
                 else None
             )
             raise DataError(
-                f"labels must be a tensor, got {type(labels).__name__}. Return tensors from the collate function."
+                f"labels must be a tensor, got {describe(labels)}. Return tensors from the collate function; of labels of several kinds, "
+                "one is used by a Task of your own, or a function with task loss."
                 if text is None
                 else f"labels must be numbers, got text such as {text!r}. Map it to 0 … C−1 in the dataset, in the order of the model's "
                 "logits: label = classes.index(name)."

@@ -30,7 +30,10 @@ def main(argv: Sequence[str]) -> int:
         reads=READS,
     )
     parser.add_argument(
-        "--budget", type=float, required=True, help="number of samples, or a share of the training set below 1"
+        "--budget",
+        type=int | float,
+        required=True,
+        help="number of samples, or a share of the training set: 1 is one sample, and 1.0 all",
     )
     parser.add_argument(
         "--groups",
