@@ -407,7 +407,7 @@ def test_select_writes_the_samples_to_keep(finished, tmp_path):
     ("options", "message"),
     [
         ([], "budget"),
-        (["--budget", "5000"], "budget must be a whole number of samples between 1 and 1736, or a share"),
+        (["--budget", "5000"], "budget must be a whole number of samples between 1 and 1737, or a share"),
         (
             ["--budget", "9", "--groups", "source"],
             "have no column 'source'; their columns are none: a sample is a tuple",

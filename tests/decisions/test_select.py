@@ -109,7 +109,7 @@ def test_twins_are_not_chosen_one_after_the_other(problem, tmp_path):
     assert np.isin(found.indices, range(6)).sum() <= 1
 
 
-@pytest.mark.parametrize(("budget", "parts"), [(4, "few"), (20, "many")])
+@pytest.mark.parametrize(("budget", "parts"), [(4, "few"), (20, "many"), (40, "all")])
 def test_a_pool_that_exceeds_memory_is_chosen_from_in_parts(budget, parts, problem, fitted, monkeypatch):
     z = problem[2]
     whole = fitted.select(budget, "test", regularization=RIDGE)

@@ -134,7 +134,7 @@ def _chosen(pool: "_Pool", candidates: Array, budget: int, codes: Array) -> tupl
     if budget * parts <= pool.room:
         found = [_greedy(pool, part, min(budget, len(part)), codes[part], 1.0)[0] for part in cut]
         return _greedy(pool, np.concatenate(found), budget, codes[np.concatenate(found)], 1.0)
-    edges = np.round(np.linspace(0, budget, parts + 1)).astype(int)
+    edges = np.round(np.cumsum([0, *map(len, cut)]) * budget / len(candidates)).astype(int)
     shares = [
         _greedy(pool, part, size, codes[part], size / budget) for part, size in zip(cut, np.diff(edges), strict=True)
     ]
