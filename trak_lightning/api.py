@@ -158,7 +158,7 @@ class TRAK:
                 wildcards; folders of checkpoint files; state dicts; modules. The model's current weights if None. ``x.ckpt`` is taken to have been trained on the samples in ``x.subset.npy``
                 if that lies next to it.
             batch_size: samples of one gradient batch; the loader's, or 64.
-            subsets: the positions of the training samples that each checkpoint was trained on, where known.
+            subsets: the positions of the training samples that each checkpoint was trained on, or masks of bools, where known.
             block_size: samples stored at a time, rounded up to whole batches.
             split: the name under which the features are stored.
             grow: the dataset may have more samples than those that are stored, after these: only the new ones are

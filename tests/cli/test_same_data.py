@@ -89,7 +89,7 @@ def test_a_split_without_a_seed_is_the_same_in_every_command_and_every_training(
         assert main(["top", "run", "--target", "0", "-k", "40"]) == 0
         shown.append(capsys.readouterr())
     assert shown[0].out == shown[1].out
-    assert "label" in shown[0].out
+    assert "x[0]" in shown[0].out  # samples are shown
     assert shown[0].err == ""
     from trak_lightning.cli.job import Job
 
