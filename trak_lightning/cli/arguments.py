@@ -59,7 +59,8 @@ PLAIN: dict[str, dict[str, Any]] = {
     "verify_data": {
         "type": VerifyData,
         "default": "sampled",
-        "help": "samples to read again before their stored rows are reused: full: all; sampled: what a second allows; off",
+        "help": "samples to read again before their stored rows are reused: full: all; sampled: what a second allows; off: none, and "
+        "no stored model is trained again before others are added",
     },
     "repair": {
         "type": bool,

@@ -116,6 +116,7 @@ class Job:
             if self.speaks:
                 summary("train", f"nothing to train: {len(named)} named checkpoint{'s' * (len(named) != 1)}")
             return named
+        self._require_trained_split()
         started = time.perf_counter()
         ensemble = self.settings.ensemble
         plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self.settings.seed, self._recipe)
@@ -326,6 +327,7 @@ class Job:
 
     def retrain(self, plan: SubsetPlan, folder: Path, retrainings: Sequence[Retraining]) -> None:
         """See `trak_lightning.retraining.outputs.Retrain`."""
+        self._require_trained_split()
         replace(plan, num_samples=len(self.train_data), recipe=self._recipe).record(folder)
         self.keep_configuration(atomic_create)  # options of one evaluation are not settings of the run
         todo = missing(retrainings)
@@ -344,6 +346,16 @@ class Job:
     def retrain_here(self, retrainings: Sequence[Retraining]) -> None:
         """Retrain these models in this process."""
         self._retrainer.retrain(retrainings)
+
+    def _require_trained_split(self) -> None:
+        """Refuse to train on subsets of a split by its positions in another one: Lightning trains on ``train_dataloader``."""
+        split = self.settings.train_split
+        if split != "train" and (trained := len(self._data("train"))) != len(self.train_data):
+            raise DataError(
+                f"train_split {split!r} has {len(self.train_data)} samples, and models are trained on the {trained} of train_dataloader of "
+                f"{type(self.datamodule).__name__}. {split}_dataloader must return the same samples in the same order, perhaps prepared "
+                "otherwise; or name your own checkpoints under checkpoints, and ask for no evaluation that retrains models."
+            )
 
     @property
     def _retrainer(self) -> Retrainer:

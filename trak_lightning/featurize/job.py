@@ -165,6 +165,10 @@ class FeaturizeJob:
         existing = [self._existing(plan) for plan in plans]
         for found in filter(None, existing):
             self._verify_samples(found)
+        featurized = {found.spec.checkpoint for found in filter(None, existing)}
+        for checkpoint, subset in zip(self.checkpoints, self.subsets, strict=False):
+            if subset is not None and checkpoint.id in featurized:
+                self.run.require_same_subset(checkpoint.id, subset, str(checkpoint))
         sets = [self._completed(plan, found) for plan, found in zip(plans, existing, strict=True)]
         self.run.register(records, self.spec.task.meaning)
         for checkpoint, subset in zip(self.checkpoints, self.subsets, strict=False):  # targets come without subsets
