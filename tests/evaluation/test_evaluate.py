@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trak_lightning.cli.commands.evaluate import agrees
-from trak_lightning.cli.output import print_trust
+from trak_lightning.cli.output import print_trust, trust_in
 from trak_lightning.errors import (
     CorruptFileError,
     DataError,
@@ -80,6 +80,8 @@ def test_what_was_measured_of_some_scores_is_said_of_these_alone(scored, capsys)
         measured = each is scored
         assert ("as measured: LDS 1.000 [1.000, 1.000] over 5 retrained models" in capsys.readouterr().out) is measured
         assert (headline.number == "1.00") is measured
+        told = trust_in(scored.run, found)  # what --json prints
+        assert ((told["trust"] or {}).get("lds") == pytest.approx(1)) is (told["trust_unknown"] is None) is measured
 
 
 def test_more_models_are_a_new_result_for_which_only_the_new_ones_are_trained(scored):
