@@ -391,6 +391,7 @@ def test_suspects_are_written_as_a_table_and_as_indices(finished):
     assert all(each["label"] in "0123456789" and each["why"] for each in found["suspects"])
     assert "── cut: above, " in trak("suspects", run_dir, "--fdr", "0.3", "-k", str(len(indices) + 1)).stdout
     printed = trak("suspects", run_dir, "-k", "3").stdout
+    assert printed.startswith("suspects ")
     assert "models say" in printed
     assert "predictions of checkpoints not trained on the sample" in printed
 

@@ -65,6 +65,8 @@ def print_results(results: Iterable[tuple[Result, bool]], speaks: Callable[[], b
             result.print()
             summary("evaluate", result.headline, int(computed), "computed", started)
         started = time.perf_counter()
+    if not found and speaks() and not as_json:
+        summary("evaluate", "nothing is asked for: evaluation.models is 0")
     if as_json and speaks():
         print_json(found)
 
