@@ -34,7 +34,8 @@ def trust_in(run: RunDirectory, scores: Scores) -> dict[str, Any]:
     if (result := measured_lds(run, scores)) is None or np.isnan(lds_of(result)[0]):
         return {"trust": scores.trust, "trust_unknown": scores.trust_unknown}
     lds, low, high = lds_of(result)
-    sentence = f"{in_words(lds, low, high)}, as measured: {result.headline}"
+    models = f"{result.values['num_models']} retrained models"
+    sentence = f"{in_words(lds, low, high)}, as measured: LDS {lds:.3f} [{low:.3f}, {high:.3f}] over {models}"
     return {"trust": {"lds": lds, "low": low, "high": high, "sentence": sentence}, "trust_unknown": None}
 
 
