@@ -474,6 +474,9 @@ def test_a_column_of_several_values_per_sample_is_refused():
     ("options", "message"),
     [
         ([], "give one of --remove, --remove_label and --remove_where"),
+        (["--remove", "-1"], "sample -1 is out of range: the training set has samples 0 … 1736"),
+        (["--remove", ""], "or a .npy file of positions or of a mask; it is empty: no such file"),
+        (["--remove", "README.md"], "README.md: its content is not that of a .npy file"),
         (["--remove", "[5000]"], "sample 5000 is out of range: the training set has samples 0 … 1736"),
         (
             ["--remove", "nothing.npy"],

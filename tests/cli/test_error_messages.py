@@ -426,10 +426,15 @@ MISTAKES = {
         errors.SettingsError,
         r"'layer2\.\*' matches nothing in Sequential",
     ),
+    "a subset is a mask of integers": (
+        lambda path: attribute().featurize(samples(), subsets=[np.arange(20) % 2]),
+        errors.DataError,
+        r"sample 0 is given 10 times; positions must be distinct. If these 20 integers are a mask, make it boolean",
+    ),
     "subsets are of other data": (
         lambda path: attribute().featurize(samples(), subsets=[np.array([3, 20])]),
         errors.DataError,
-        r"a subset holds position 20, but the training set has 20 samples: it belongs to other data",
+        r"the training subset of .*: sample 20 is out of range: the training set has samples 0 … 19",
     ),
 }
 

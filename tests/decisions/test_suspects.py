@@ -9,10 +9,11 @@ from scipy.special import log_softmax
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from trak_lightning import TRAK
+from trak_lightning import TRAK, Task
 from trak_lightning.cli.commands.suspects import write
 from trak_lightning.decisions.label_noise import fit_label_noise, learned_confusion
 from trak_lightning.errors import CheckpointError, DataError, IncompleteRunError, SettingsError
+from trak_lightning.run.meaning import Meaning
 
 CLASSES = 5
 
@@ -159,6 +160,29 @@ def test_a_task_without_classes_is_ranked_by_the_error_and_not_cut(noisy, tmp_pa
     assert suspects.to_json()["indices"] is None
     with pytest.raises(IndexError, match=r"0 samples are before the cut; see first\(k\)"):
         suspects[0]
+
+
+def test_a_task_with_a_loss_of_its_own_is_ranked_by_the_slope_of_its_loss(tmp_path):
+    class Poisson(Task):
+        meaning = Meaning("log of the rate", "raise the rate", "lower the rate")
+
+        def output(self, model, batch):
+            return model(batch[0])[:, 0]
+
+        def loss_weight(self, model, batch, output):
+            return batch[1] - output.exp()
+
+        def curvature(self, model, batch, output):
+            return output.exp()
+
+    torch.manual_seed(0)
+    points, counts = torch.randn(100, 4), torch.poisson(torch.ones(100))
+    counts[:5] = 40
+    trak = TRAK(nn.Linear(4, 1).eval(), Poisson(), tmp_path, projector="identity")
+    trak.featurize(TensorDataset(points, counts), checkpoints=[trak.model])
+    suspects = trak.suspects()
+    assert set(suspects.ranking[:5]) == set(range(5))
+    assert suspects.basis.startswith("slope of the loss, |q|, of checkpoints")
 
 
 def test_a_loss_has_no_label_to_show(noisy, tmp_path):

@@ -121,7 +121,8 @@ def test_precision_counts_known_samples_among_the_most_suspicious():
     [
         (np.array([3, 100]), "mislabeled sample 100 is out of range"),
         (np.array([0.5]), "got float64 of shape"),
-        (np.array([], dtype=int), "must be some, not all"),
+        (np.array([], dtype=int), "must hold some of the 100 training samples and not all"),
+        (np.arange(100) % 2, r"If these 100 integers are a mask, make it boolean: mask.astype\(bool\)"),
     ],
 )
 def test_positions_that_make_no_sense_are_refused(positions, message, tmp_path):

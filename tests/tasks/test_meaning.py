@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK, Task, registry
 from trak_lightning.run.meaning import Meaning
+from trak_lightning.tasks.base import unstated_loss
 
 WORDS = {
     "image_classification": ("log-odds of the label", "push towards the label", "p(label)"),
@@ -50,12 +51,34 @@ def test_the_words_of_a_task_of_your_own_follow_from_its_loss():
     assert Number().meaning.number
 
 
+@pytest.mark.parametrize(
+    ("stated", "warned"),
+    [
+        ({}, True),
+        ({"loss_function": "logistic"}, False),
+        ({"loss_function": "linear"}, False),
+        ({"loss_weight": lambda self, model, batch, output: output}, False),
+    ],
+)
+def test_a_task_that_says_nothing_of_its_loss_is_told_which_one_is_taken(stated, warned, caplog, tmp_path):
+    Mine = type("Mine", (Task,), {"output": lambda self, model, batch: model(batch[0])[:, 0], **stated})
+    trak = TRAK(nn.Linear(2, 1).eval(), type("Derived", (Mine,), {})(), tmp_path, projector="identity")
+    trak.featurize(TensorDataset(torch.randn(9, 2)), checkpoints=[trak.model])
+    assert ("q = 1 − sigmoid(f)" in caplog.text) is warned
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_every_built_in_task_says_what_its_loss_is(name):
+    assert unstated_loss(registry.create("tasks", name)) is None
+
+
 def test_errors_are_ranked_by_what_is_known():
     output, weight = np.array([-1.0, 0.0, 9.0]), np.array([0.2, 0.9, 0.5])
     assert Meaning(probability="loss_weight").errors(output, weight).argmax() == 1
     assert Meaning(probability="output").errors(output, weight).argmax() == 0
     assert Meaning(number=True).errors(output, -weight).argmax() == 1, "a residual counts by its size"
-    assert Meaning().errors(output, weight).argmax() == 0
+    assert Meaning().errors(output, -weight).argmax() == 1, "the slope of a loss of its own"
+    assert Meaning().errors(output, np.ones(3)).argmax() == 0, "minus the loss"
 
 
 def test_a_run_directory_remembers_the_words(tmp_path):

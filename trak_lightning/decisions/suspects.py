@@ -252,14 +252,10 @@ def _basis(held_out: Array) -> str:
 def _errors(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> tuple[Array, str]:
     """How wrong the checkpoints that were not trained on a sample are about it, (n,); all checkpoints, where there are none."""
     unseen = held_out(checkpoints)
-    errors = np.stack([meaning.errors(*output_and_loss_weight(features.train)) for features in checkpoints]).astype(
-        np.float64
-    )
+    found = [output_and_loss_weight(features.train) for features in checkpoints]
+    errors = np.stack([meaning.errors(*each) for each in found]).astype(np.float64)
     where = "checkpoints not trained on the sample" if unseen.any() else "checkpoints trained on the sample"
-    what = (
-        "error" if meaning.number else f"1 − {meaning.probability_name}" if meaning.probability else "minus the output"
-    )
-    return held_out_mean(errors, unseen), f"{what} of {where}"
+    return held_out_mean(errors, unseen), f"{meaning.error_name(found[0][1])} of {where}"
 
 
 def _percent(share: float) -> str:

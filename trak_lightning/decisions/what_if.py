@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator, cg, eigsh
 
-from trak_lightning.errors import DataError
+from trak_lightning.run.positions import some
 from trak_lightning.scoring.base import Array, CheckpointFeatures, require_compatible
 from trak_lightning.scoring.gram import diagonal
 from trak_lightning.scoring.regularization import choose
@@ -132,12 +132,12 @@ class WhatIf:
         """Predict the outputs without some training samples.
 
         Args:
-            samples: positions (s,), or a mask (n,).
+            samples: distinct positions (s,), or a mask (n,) of bools.
 
         Raises:
             DataError: they are no positions in the training set, or all of them.
         """
-        removed = positions(samples, self.num_train)
+        removed = some(samples, self.num_train, "sample")
         rows = [_rows(features, removed) for features in self._checkpoints]
         q = np.stack([each.loss_weight for each in rows]).astype(np.float64).mean(0)
         summed, change, leverages = [], [], []
@@ -193,28 +193,6 @@ class _Block:
         root = np.sqrt(self.weights)
         found: Array = root * (self.solved @ ((root * v) @ self.features))
         return found
-
-
-def positions(samples: npt.ArrayLike, n: int) -> Array:
-    """Return the positions, ascending and distinct, that a mask (n,) or an array of integers selects.
-
-    Raises:
-        DataError: they are neither, lie outside of 0 … n − 1, or select none or all.
-    """
-    found = np.asarray(samples)
-    if found.dtype == bool and found.shape == (n,):
-        found = np.flatnonzero(found)
-    if found.ndim != 1 or (found.dtype.kind not in "iu" and found.size):
-        raise DataError(
-            f"the samples must be positions, integers of shape (s,), or a mask of {n} bools; got {found.dtype} of shape {found.shape}"
-        )
-    found = np.unique(found.astype(np.int64))
-    if len(found) and not 0 <= found[0] <= found[-1] < n:
-        wrong = found[0] if found[0] < 0 else found[-1]
-        raise DataError(f"sample {wrong} is out of range: the training set has samples 0 … {n - 1}")
-    if not 0 < len(found) < n:
-        raise DataError(f"the set must hold some of the {n} training samples and not all; it holds {len(found)}")
-    return found
 
 
 def _rows(features: CheckpointFeatures, samples: Array) -> FeatureRows:

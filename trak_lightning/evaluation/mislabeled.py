@@ -1,6 +1,5 @@
 """How early does self-influence find samples that are known to be mislabeled? No torch."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from trak_lightning.errors import DataError
 from trak_lightning.evaluation.figures import Curves, Series
 from trak_lightning.evaluation.result import Result
 from trak_lightning.evaluation.scored_run import ScoredRun
+from trak_lightning.run import positions as run_positions
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.held_out import held_out_probabilities
 from trak_lightning.scoring.self_influence import self_influence
@@ -28,25 +28,9 @@ def read_positions(source: str, datamodule: Any, num_samples: int) -> Array:
                 f"{type(datamodule).__name__} has no attribute 'mislabeled' with the positions of mislabeled training samples; give it "
                 "one, or name a .npy file under evaluation.mislabeled"
             )
-        positions = np.asarray(found)
     else:
-        try:
-            positions = np.load(Path(source), allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"evaluation.mislabeled must be a .npy file of positions or 'data'; {source}: {error}"
-            ) from error
-    if positions.dtype == bool and positions.shape == (num_samples,):
-        positions = np.flatnonzero(positions)
-    if positions.ndim != 1 or positions.dtype.kind not in "iu" or not 0 < len(positions) < num_samples:
-        raise DataError(
-            f"mislabeled samples must be some, not all, of {num_samples} positions, got {positions.dtype} of shape {positions.shape}"
-        )
-    if not 0 <= positions.min() <= positions.max() < num_samples:
-        raise DataError(
-            f"mislabeled sample {int(positions.max())} is out of range: the training set has samples 0 … {num_samples - 1}"
-        )
-    return np.unique(positions)
+        found = run_positions.read_positions(source, "evaluation.mislabeled must be a .npy file of positions or 'data'")
+    return run_positions.some(found, num_samples, "mislabeled sample")
 
 
 def auc(suspicion: Array, positives: Array) -> float:

@@ -25,12 +25,14 @@ from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.dtensor import shards
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory, read_subset
+from trak_lightning.run.positions import positions
 from trak_lightning.runtime.lightning import WRITES_NOTHING, quiet_lightning
 from trak_lightning.runtime.progress import progress
 from trak_lightning.runtime.ranks import follow_rank_zero, outlast_rank_zero, takes_part
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore, draw_of
 from trak_lightning.stores.shards import Shard
+from trak_lightning.tasks.base import unstated_loss
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +103,11 @@ class FeaturizeJob:
         )
         kept = distinct(loaded)
         loaded, known = [loaded[position] for position in kept], [known[position] for position in kept]
-        for subset in known:
-            _check_subset(subset, len(self.splits[self.train]))
+        n = len(self.splits[self.train])
+        known = [
+            None if subset is None else positions(subset, n, f"the training subset of {each}: sample")
+            for each, subset in zip(loaded, known, strict=True)
+        ]
         return replace(self, checkpoints=loaded, subsets=known)
 
     def require_compatible(self) -> None:
@@ -115,6 +120,19 @@ class FeaturizeJob:
         ids = [checkpoint.id for checkpoint in self.checkpoints]
         for plan in self._plans(ids or [record.id for record in self.run.read().checkpoints]):
             self._existing(plan)
+
+    def require_same_rows(self, *splits: str) -> None:
+        """Refuse stored rows of these splits that are not those of the model, the task and the data as they are now; rows must not
+        be missing. Read what may have changed in memory anew.
+
+        Raises:
+            IncompatibleRunError: settings or checkpoints are others.
+            StaleRowsError: samples, or rows that were computed again, are others.
+        """
+        data = {split: self.splits[split] for split in splits}
+        job = replace(self, splits=data, training=self._training, shard=Shard(), grow=False, repair=False)
+        for split in splits:
+            job.compute(split)
 
     def prepare(self) -> None:
         """Open or create the feature sets of all splits; refuse settings that contradict stored features before changing
@@ -136,8 +154,11 @@ class FeaturizeJob:
             DataError: a checkpoint is given twice.
             SettingsError: `block_size` is not positive.
         """
-        if self.train in self.splits and self.spec.projector.reason:
-            log.info("projector  %s", self.spec.projector.reason)
+        if self.train in self.splits:
+            if self.spec.projector.reason:
+                log.info("projector  %s", self.spec.projector.reason)
+            if unstated := unstated_loss(self.spec.task):
+                log.warning("task  %s", unstated)
         records = [CheckpointRecord(checkpoint.id, str(checkpoint)) for checkpoint in self.checkpoints]
         self.run.require_registrable(records)
         plans = self._plans([record.id for record in records])
@@ -383,18 +404,6 @@ def _subset_next_to(source: CheckpointSource) -> npt.NDArray[np.int64] | None:
     if isinstance(source, (str, Path)) and (path := subset_path(source)).exists():
         return read_subset(path)
     return None
-
-
-def _check_subset(subset: npt.ArrayLike | None, n: int) -> None:
-    if subset is None:
-        return
-    positions = np.asarray(subset)
-    if positions.ndim != 1 or positions.dtype.kind not in "iu" or len(np.unique(positions)) != len(positions):
-        raise DataError(f"a subset must hold distinct integers, got {positions.dtype} of shape {positions.shape}")
-    if len(positions) and not 0 <= positions.min() <= positions.max() < n:
-        raise DataError(
-            f"a subset holds position {int(positions.max())}, but the training set has {n} samples: it belongs to other data"
-        )
 
 
 def default_trainer() -> L.Trainer:

@@ -50,9 +50,21 @@ class Meaning:
     def errors(self, output: Array, loss_weight: Array) -> Array:
         """Return how wrong the model is about each sample, larger for worse, shaped like `output`.
 
-        That is 1 − p where the probability of the right answer is known, |y − f| for a number, and −f otherwise.
+        That is 1 − p where the probability of the right answer is known, and |y − f| for a number. Otherwise it is |q|, the slope of
+        the loss, which knows the label as f may not; and −f for a linear loss, whose q is the same for all samples.
         """
-        if self.number:
-            return np.abs(loss_weight)
         probabilities = self.probabilities(output, loss_weight)
-        return -output if probabilities is None else 1 - probabilities
+        if probabilities is not None and not self.number:
+            return 1 - probabilities
+        return -output if self._is_linear(loss_weight) else np.abs(loss_weight)
+
+    def error_name(self, loss_weight: Array) -> str:
+        """Say what `errors` are."""
+        if self.number:
+            return "error"
+        if self.probability is not None:
+            return f"1 − {self.probability_name}"
+        return "minus the output" if self._is_linear(loss_weight) else "slope of the loss, |q|,"
+
+    def _is_linear(self, loss_weight: Array) -> bool:
+        return not self.number and bool((loss_weight == loss_weight[:1]).all())

@@ -70,6 +70,8 @@ class Task(ABC):
     (Park et al. 2023, section 3). A task of your own needs one method, `output`:
 
     >>> class Margin(Task):
+    ...     loss_function = "logistic"
+    ...
     ...     def output(self, model, batch):
     ...         x, y = batch
     ...         return model(x)[:, 0] * y
@@ -212,3 +214,16 @@ class Task(ABC):
                     f"{own} has an attribute {name!r}, which hides its method of that name. Choose another name for it."
                 )
         return {"class": own} | {name: to_json(value, f"{own}.{name}") for name, value in found.items()}
+
+
+def unstated_loss(task: Task) -> str | None:
+    """Say that a task takes q of the logistic loss because its class says nothing of a loss; None if it does."""
+    classes = type(task).__mro__[: type(task).__mro__.index(Task)]
+    stated = {"loss_function", "loss_weight", "loss_weight_and_curvature"}
+    if any(stated & vars(each).keys() for each in (*classes, task)):
+        return None
+    return (
+        f"{type(task).__name__} does not say what its loss is: loss weights are those of the logistic loss, q = 1 − sigmoid(f), "
+        'which is right if the output f is log-odds. Set loss_function = "logistic" in the class to confirm this, "linear" if f is '
+        "minus the loss, or define loss_weight(self, model, batch, output)"
+    )

@@ -13,6 +13,8 @@ from trak_lightning.tasks.base import Task
 class Sum(Task):
     """f(z) = Σ of the model's outputs, weighted so that no gradient vanishes by symmetry."""
 
+    loss_function = "logistic"
+
     def output(self, model: nn.Module, batch: Any) -> Tensor:
         found = model(batch)
         found = found["logits"] if isinstance(found, dict) else found

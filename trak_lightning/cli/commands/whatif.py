@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Sequence
 from itertools import zip_longest
-from pathlib import Path
 
 import numpy as np
 from jsonargparse import Namespace
@@ -16,6 +15,7 @@ from trak_lightning.cli.train_values import column_of, labels_of
 from trak_lightning.decisions.what_if import Removal, WhatIf
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import atomic_write, require_writable
+from trak_lightning.run.positions import read_positions
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.score_run import load_features
 
@@ -95,15 +95,9 @@ def _samples(config: Namespace) -> Array:
 
 
 def _read(source: str) -> Array:
-    if re.fullmatch(r"\[?[\d\s,]+\]?", source):
-        return np.array([int(each) for each in re.findall(r"\d+", source)])
-    try:
-        found: Array = np.load(Path(source), allow_pickle=False)
-        return found
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"--remove must be positions such as 3,17 or a .npy file of positions or of a mask; {source}: {error}"
-        ) from error
+    if re.fullmatch(r"\[?[\d\s,-]+\]?", source):
+        return np.array([int(each) for each in re.findall(r"-?\d+", source)])
+    return read_positions(source, "--remove must be positions such as 3,17 or a .npy file of positions or of a mask")
 
 
 def _print(removal: Removal, count: int) -> None:

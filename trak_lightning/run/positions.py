@@ -1,0 +1,68 @@
+"""Positions of training samples, as users give them. Needs no torch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trak_lightning.errors import CorruptFileError, DataError
+from trak_lightning.run.numpy_files import read_npy
+
+Array = npt.NDArray[Any]
+
+
+def positions(samples: npt.ArrayLike, n: int, what: str) -> Array:
+    """Return the positions (s,), in the order given, that distinct integers name or a mask (n,) of bools selects.
+
+    Raises:
+        DataError: they are neither, lie outside of 0 … n − 1, or repeat. `what` names them, in the singular.
+    """
+    found = np.asarray(samples)
+    if found.dtype == bool and found.shape == (n,):
+        found = np.flatnonzero(found)
+    if found.ndim != 1 or (found.dtype.kind not in "iu" and found.size):
+        raise DataError(
+            f"{what}: expected positions, integers of shape (s,), or a mask of {n} bools; got {found.dtype} of shape {found.shape}"
+        )
+    found = found.astype(np.int64)
+    if len(outside := found[(found < 0) | (found >= n)]):
+        raise DataError(f"{what} {outside[0]} is out of range: the training set has samples 0 … {n - 1}")
+    distinct, counts = np.unique(found, return_counts=True)
+    if len(distinct) < len(found):
+        raise DataError(
+            f"{what} {distinct[counts > 1][0]} is given {counts.max()} times; positions must be distinct. If these {len(found)} integers "
+            "are a mask, make it boolean: mask.astype(bool)."
+        )
+    return found
+
+
+def some(samples: npt.ArrayLike, n: int, what: str) -> Array:
+    """Return `positions` in ascending order.
+
+    Raises:
+        DataError: as `positions`; or they are none or all of the training samples.
+    """
+    found = np.sort(positions(samples, n, what))
+    if not 0 < len(found) < n:
+        raise DataError(
+            f"{what}: the set must hold some of the {n} training samples and not all; it holds {len(found)}"
+        )
+    return found
+
+
+def read_positions(source: str, setting: str) -> Array:
+    """Read positions or a mask from a ``.npy`` file. `setting` says which setting named it, and what it may be.
+
+    Raises:
+        DataError: there is no such file, or it holds something else.
+    """
+    try:
+        return read_npy(Path(source))
+    except CorruptFileError as error:
+        why = (
+            "no such file"
+            if not Path(source).is_file()
+            else "its content is not that of a .npy file, as numpy.save writes it"
+        )
+        raise DataError(f"{setting}; {source or 'it is empty'}: {why}") from error
