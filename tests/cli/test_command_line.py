@@ -251,6 +251,13 @@ def test_an_option_of_another_command_is_refused_though_files_may_hold_it(comman
 
 
 def test_options_of_training_are_those_of_retraining(tmp_path, capsys):
-    options = ("--trainer.max_epochs=2", "--data.num=3", "--batch_size=8", "--seed_everything=3", "--verify_data=off")
+    options = (
+        "--trainer.max_epochs=2",
+        "--data.num=3",
+        "--batch_size=8",
+        "--seed_everything=3",
+        "--verify_data=off",
+        "--weights_only=false",
+    )
     assert main(["evaluate", str(tmp_path), *options]) == 1
     assert "Run trak featurize first" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
 if TYPE_CHECKING:
     from trak_lightning.cli.job import Job
 
-TRAINING = (*RECIPE, "seed_everything", "batch_size", "verify_data")
+TRAINING = (*RECIPE, "seed_everything", "batch_size", "verify_data", "weights_only")
 """Settings of retraining, which are read only where models are missing."""
 
 READS = ("run_dir", "seed", "train_split", "target_split", "evaluation", "store", "scorer")
