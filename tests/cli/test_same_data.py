@@ -1,6 +1,7 @@
 """Samples are shown, predicted and trained on only as those whose rows were stored."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -136,3 +137,35 @@ def test_the_seed_that_is_used_where_none_is_named_is_recorded(option, run, tmp_
     (tmp_path / "true.yaml").write_text(yaml.safe_dump(config))
     assert main(["train", "seeded", "--config", "true.yaml", *option]) == 0
     assert yaml.safe_load((tmp_path / "seeded" / "config.yaml").read_text())["seed_everything"] == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "command", "message"),
+    [
+        ("0.1)", "0.5)", ["evaluate", "--evaluation.models", "3"], "delete .*models to train all its models again"),
+        (
+            "self.layer(x)",
+            "self.layer(x).tanh()",
+            ["evaluate", "--evaluation.models", "3"],
+            "the stored rows of 'train'",
+        ),
+        ("0.1)", "0.5)", ["train", "--ensemble.size", "3"], "the weights of .*00.ckpt .*use another run directory"),
+        ("self.layer(x)", "self.layer(x).tanh()", ["suspects"], "the stored rows of 'train'"),
+        ("self.layer(x)", "self.layer(x).tanh()", ["report"], "the stored rows of 'train'"),
+    ],
+)
+def test_code_that_was_edited_is_not_used_with_models_and_rows_of_the_old_one(
+    before, after, command, message, run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    run()
+    if command[0] == "evaluate":
+        assert main(["evaluate", "run", "--evaluation.models", "2"]) == 0
+    (tmp_path / "splits_at_random.py").write_text(MODULE.replace(before, after))
+    sys.modules.pop("splits_at_random")
+    capsys.readouterr()
+    assert main([command[0], "run", *command[1:]]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    (tmp_path / "splits_at_random.py").write_text(MODULE)
+    sys.modules.pop("splits_at_random")
+    assert main([command[0], "run", *command[1:]]) == 0

@@ -28,7 +28,7 @@ from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import Checkpoint, expand, read_checkpoints
-from trak_lightning.retraining.outputs import Retraining, missing
+from trak_lightning.retraining.outputs import Retraining, missing, one_stored
 from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
@@ -58,6 +58,10 @@ class Job:
         self.settings.parameters = _listed(self.settings.parameters)
         self.settings.checkpoints = _listed(self.settings.checkpoints)
         self.shard = Shard.parse(self.settings.shard)
+        self._verified: set[str] = set()
+        """Splits whose stored rows were compared with the model and the data of today."""
+        self._repeatable: set[Path] = set()
+        """Folders of retrained models whose training was compared with that of today."""
         self.run, self._store = open_run(self.settings, self._cli.config_init)
         if self._cli.datamodule is None:
             raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
@@ -117,7 +121,15 @@ class Job:
         plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self.settings.seed, self._recipe)
         plan.record(self.run.checkpoints)
         self.keep_configuration(atomic_create)  # until the features have been found to be made with the same
-        paths, trained = train_ensemble(self._fresh, self.datamodule, plan, ensemble.size, self.run.checkpoints)
+        paths, trained = train_ensemble(
+            self._fresh,
+            self.datamodule,
+            plan,
+            ensemble.size,
+            self.run.checkpoints,
+            verify=self.settings.verify_data != "off",
+            weights_only=self.settings.weights_only,
+        )
         if self.speaks:
             summary(
                 "train",
@@ -136,6 +148,7 @@ class Job:
             job.prepare()
             self.keep_configuration()
             computed = sum(map(job.compute, job.splits))
+        self._verified.update(job.splits)
         rows = len(checkpoints) * sum(map(len, job.splits.values()))
         if self.speaks:
             what = f"{rows} rows in {self._store.elsewhere or short_path(self.run.features)}"
@@ -161,6 +174,20 @@ class Job:
         checkpoint = self.run.require_checkpoints()[0].id
         for split in splits if settings.verify_data != "off" else ():
             require_same_samples(data[split], self._store.open(split, checkpoint))
+
+    def require_same_rows(self, *splits: str) -> None:
+        """Refuse a model, a task or data that are not those of the stored rows of these splits, before the model is used.
+
+        Raises:
+            StaleRowsError: a row that is computed again is another one, or samples have changed.
+            CheckpointError: a checkpoint cannot be read any more.
+        """
+        todo = [split for split in splits if split not in self._verified]
+        if todo:
+            job = self._featurize_job()
+            known = read_checkpoints(self.run, job.model, weights_only=self.settings.weights_only)
+            replace(job, checkpoints=known).require_same_rows(*todo)
+            self._verified.update(todo)
 
     def require_evaluable(self) -> None:
         """Refuse to begin if an evaluation is asked for that is impossible with this data."""
@@ -277,7 +304,7 @@ class Job:
     def suspects(self, fdr: float) -> Suspects:
         """Find the training samples whose label is likely wrong."""
         split, trak = self.settings.train_split, self.trak()
-        self.require_same_data(split)
+        self.require_same_rows(split)
         checkpoints = read_checkpoints(self.run, trak.model, weights_only=self.settings.weights_only)
         features = load_features(self.run, self._store, targets=split, train=split)
         subsets = [each.subset for each in features]
@@ -303,7 +330,11 @@ class Job:
         self.keep_configuration(atomic_create)  # options of one evaluation are not settings of the run
         todo = missing(retrainings)
         if todo:
-            self.require_same_data(self.settings.train_split, self.settings.target_split)
+            self.require_same_rows(self.settings.train_split, self.settings.target_split)
+            if folder not in self._repeatable and self.settings.verify_data != "off":
+                if (known := one_stored(folder, retrainings)) is not None:
+                    self._retrainer.require_repeatable(known, folder)
+                self._repeatable.add(folder)
         workers = min(self.parts.evaluation.workers, len(todo))
         if workers > 1:
             retrain_in_processes(self._argv, todo, workers, self.run.evaluation)
@@ -312,8 +343,11 @@ class Job:
 
     def retrain_here(self, retrainings: Sequence[Retraining]) -> None:
         """Retrain these models in this process."""
-        retrainer = Retrainer(self._fresh, self.datamodule, self.parts.task, self.train_data, self.target_data)
-        retrainer.retrain(retrainings)
+        self._retrainer.retrain(retrainings)
+
+    @property
+    def _retrainer(self) -> Retrainer:
+        return Retrainer(self._fresh, self.datamodule, self.parts.task, self.train_data, self.target_data)
 
     def _loader_method(self, split: str) -> Callable[[], Any]:
         if split not in _splits(self.datamodule):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
         job.target_data,
         model=job.model,
         task=job.parts.task,
+        verify=partial(job.require_same_rows, job.settings.train_split, job.settings.target_split),
         render=render,
         datamodule=job.datamodule,
         targets=options.targets,
