@@ -27,7 +27,7 @@ from trak_lightning.evaluation.experiments import require_possible
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.reuse import require_same_samples
-from trak_lightning.model.checkpoints import Checkpoint, expand, read_checkpoints
+from trak_lightning.model.checkpoints import expand, read_checkpoints
 from trak_lightning.retraining.outputs import Retraining, missing, one_stored
 from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.subsets import SubsetPlan
@@ -150,7 +150,7 @@ class Job:
             self.keep_configuration()
             computed = sum(map(job.compute, job.splits))
         self._verified.update(job.splits)
-        rows = len(checkpoints) * sum(map(len, job.splits.values()))
+        rows = len(job.checkpoints) * sum(map(len, job.splits.values()))  # files with the same weights count once
         if self.speaks:
             what = f"{rows} rows in {self._store.elsewhere or short_path(self.run.features)}"
             if self.shard.count > 1:
@@ -219,15 +219,15 @@ class Job:
     def check(self) -> list[tuple[str, str]]:
         """What one batch tells of the whole run: (topic, text) of each finding."""
         trak = self.trak()
+        checkpoints: list[str] | int
         try:
-            source = self.checkpoints()[0]
+            checkpoints = self.checkpoints()
+            found = [("weights", checkpoints[0])]
         except IncompleteRunError:
+            checkpoints = self.num_checkpoints
             found = [("weights", "as the model was made: there is no checkpoint yet")]
-        else:
-            Checkpoint.of(source, trak.model, weights_only=self.settings.weights_only).load_into(trak.model)
-            found = [("weights", source)]
         with nullcontext() if self.json else narrated():
-            findings = trak.check(self.train_data, checkpoints=self.num_checkpoints)
+            findings = trak.check(self.train_data, checkpoints=checkpoints)
         return found + [(finding.topic, finding.text) for finding in findings]
 
     def trak(self) -> TRAK:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         "--render",
         type=str | None,
         default=None,
-        help="module:function that converts a sample to what the page shows; default: the DataModule's method render",
+        help="module:function or module.function that converts a sample to what the page shows; default: the DataModule's method render",
     )
     parser.add_argument(
         "--title", type=str | None, default=None, help="title of the page; default: the run directory's name"
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
 def _function(name: str | None) -> Any:
     if name is None:
         return None
-    module, _, function = name.partition(":")
+    module, _, function = name.replace(":", ".").rpartition(".")
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
