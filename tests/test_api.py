@@ -2,6 +2,7 @@
 
 import re
 import resource
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -408,3 +409,25 @@ def test_a_page_about_groups_of_targets_is_refused(model, train_set, test_set, c
     trak.score(test_set, name="test", groups=np.arange(len(test_set)) % 2)
     with pytest.raises(DataError, match="scores of 2 groups of 9 targets"):
         write_report(tmp_path, train_set, test_set, name="test-mean", target_split="test", store=trak.store)
+
+
+@pytest.mark.parametrize("where", ["argument", "file"])
+def test_another_subset_than_the_recorded_one_is_refused(where, model, train_set, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    trak = attribute(model, tmp_path / "run")
+
+    def featurize(subset):
+        if where == "argument":
+            return trak.featurize(train_set, tmp_path / "a.pt", subsets=[subset])
+        np.save(tmp_path / "a.subset.npy", subset)
+        return trak.featurize(train_set, tmp_path / "a.pt")
+
+    featurize(np.arange(25))
+    assert featurize(np.arange(25)) == 0
+    with pytest.raises(
+        IncompatibleRunError, match=r"a.pt\) is recorded as trained on 25 samples, and now 30 .*10 are oth"
+    ) as e:
+        featurize(np.arange(5, 35))
+    Path(re.search(r"delete (.*), and", str(e.value))[1]).unlink()
+    assert featurize(np.arange(5, 35)) == 0
+    assert trak.run.read_subset(trak.run.read().checkpoints[0].id).tolist() == list(range(5, 35))

@@ -64,6 +64,8 @@ def test_a_class_path_of_an_earlier_version_is_found_where_the_class_is_now(old)
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(PluginError, match="no projector named 'sparse_jll' is installed; did you mean 'sparse_jl'"):
         registry.create("projectors", "sparse_jll")
+    with pytest.raises(PluginError, match="did you mean 'causal_lm' or 'seq2seq_lm'"):
+        registry.create("tasks", "lm")
 
 
 def test_options_that_a_plugin_does_not_take_are_refused_by_name():

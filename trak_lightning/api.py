@@ -390,10 +390,12 @@ class TRAK:
 
         Raises:
             IncompleteRunError: nothing was featurized.
+            StaleRowsError: the stored rows are not those of the model, the task and the data as they are now.
             CheckpointError: a checkpoint cannot be read any more.
         """
         job = self._require_job()
         features = load_features(self.run, self.store, targets=job.train, train=job.train)
+        job.require_same_rows(job.train)
         subset = {each.train.spec.checkpoint: each.subset for each in features}
         subsets = [subset[checkpoint.id] for checkpoint in job.checkpoints]
         predictions = held_out_predictions(self.model, self.spec.task, job.splits[job.train], job.checkpoints, subsets)
@@ -485,9 +487,15 @@ class TRAK:
         Raises:
             IncompleteRunError: nothing was featurized or scored.
             SettingsError: `tokens`, and the task is no sum over tokens.
+            StaleRowsError: stored rows are not those of the model, the task and the data as they are now.
             DataError: the data is not what was scored, `render` fails, or matplotlib or jinja2 is missing.
         """
         job = self._require_job()
+
+        def verify() -> None:
+            job.require_same_rows(job.train)
+            job.for_targets(name, AttributionData.of(target_dataset)).require_same_rows(name)
+
         return write_report(
             self.run.path,
             job.splits[job.train],
@@ -495,6 +503,7 @@ class TRAK:
             model=self.model,
             task=self.spec.task,
             checkpoints=job.checkpoints,
+            verify=verify,
             render=render,
             datamodule=None if class_names is None else SimpleNamespace(class_names=class_names),
             tokenizer=tokenizer,

@@ -179,10 +179,10 @@ def find(kind: str, name: str) -> Plugin:
 
 def unknown(what: str, name: str, known: list[str]) -> str:
     """Return the error message for a name that is not among the known ones."""
-    nearest = difflib.get_close_matches(name, known, n=1)
+    nearest = [each for each in known if name in each.split("_")] or difflib.get_close_matches(name, known, n=1)
     return (
         f"no {what} named {name!r} is installed"
-        + (f"; did you mean {nearest[0]!r}?" if nearest else ".")
+        + (f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ".")
         + f" Installed: {', '.join(known) or 'none'}."
     )
 

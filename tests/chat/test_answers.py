@@ -125,11 +125,15 @@ def test_chosen_and_rejected_are_scored_as_their_difference_and_groups_as_their_
             {},
             "the columns prompt .str., chosen .str.; expected .* prompt and chosen and rejected",
         ),
-        (chat("hi", "yes"), {"max_length": 20}, "is 26 tokens long, and the model takes 20; a target is not cut off"),
+        (
+            chat("hi", "yes"),
+            {"max_length": 20},
+            "is 26 tokens long, and may have 20 .max_length, .*; a target is not cut off",
+        ),
         (
             ASK,
             {"max_length": 26},
-            "is 22 tokens long, an answer may have 6 .* takes 26 together. Lower max_new_tokens to 4, or shorten",
+            "is 22 tokens long, an answer may have 6 .* together they may have 26 .max_length, .* Lower max_new_tokens to 4, or shorten",
         ),
     ],
 )

@@ -149,6 +149,18 @@ def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_
     assert "name, of the targets, must be a word other than train" in capsys.readouterr().err
 
 
+def test_samples_are_removed_by_a_column_that_is_not_encoded(command, conversations, tmp_path, capsys):
+    command(
+        train=[row | {"source": "book"} if n > 5 else row | {"source": None} for n, row in enumerate(conversations)]
+    )
+    capsys.readouterr()
+    run = str(tmp_path / "run")
+    assert main(["whatif", run, "--remove_where", "source=book", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == [6, 7, 8]
+    assert main(["whatif", run, "--remove_where", "sauce=book"]) == 1
+    assert "no column 'sauce'; their columns are messages, source" in capsys.readouterr().err
+
+
 def test_text_that_gets_no_chat_template_is_named_once(command, caplog, tmp_path):
     command(train=[{"prompt": "1+1", "completion": "2"}, *[chat("2+2", "4")] * 3], targets=[{"prompt": "1+2"}])
     for name, number, of in (("train", 1, 4), ("targets", 1, 1)):
@@ -173,23 +185,32 @@ def test_an_encoder_decoder_is_attributed_too(command, tmp_path):
         ({"targets": []}, "targets.jsonl is empty"),
         (
             {"targets": [chat("hi", "x" * 60)]},
-            r"example 0 of .*targets.jsonl is 83 tokens long, and the model takes 64",
+            r"example 0 of .*targets.jsonl is 83 tokens long, and may have 64",
         ),
         ({"model": "/none"}, "/none"),
+        ({"targets": [{"messges": []}]}, "the columns messges .list.; expected messages"),
         (
             {"targets": [{"prompt": "x" * 61}]},
-            r"is 61 tokens long, an answer may have 4 .max_new_tokens., .* takes 64 together. Lower max_new_tokens to 3,",
+            r"is 61 tokens long, an answer may have 4 .max_new_tokens., .* together they may have 64 .* Lower max_new_tokens to 3,",
         ),
     ],
 )
-def test_a_mistake_is_one_line(command, changes, message, capsys):
+def test_a_mistake_is_one_line(command, changes, message, capsys, caplog):
     assert command(**changes) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
+    assert ("plain text" in caplog.text) is any("prompt" in row for row in changes.get("targets", ()))
     assert re.search(message, error[0])
 
 
-@pytest.mark.parametrize(("argv", "message"), [([], "model is missing"), (["--model", "x"], "data is missing")])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "model is missing"),
+        (["--model", "x"], "data is missing"),
+        (["--max_new_token", "4"], "unknown option --max_new_token; did you mean --max_new_tokens?"),
+    ],
+)
 def test_what_is_missing_is_named(argv, message, capsys, tmp_path):
     assert main(["sft", str(tmp_path / "run"), *argv]) == 1
     assert message in capsys.readouterr().err

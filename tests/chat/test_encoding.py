@@ -58,6 +58,11 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
             {},
             r"example 3 has the columns question \(str\); expected messages, prompt and completion, or text",
         ),
+        (
+            {"prompt": CHAT["messages"][:1], "completion": "4"},
+            {},
+            r"the columns prompt \(list\), completion \(str\); expected .* prompt and completion are both strings or both such lists",
+        ),
         (CHAT, {"max_length": 20}, "example 3 has no answer to train on within max_length=20 of its 51 tokens"),
         (
             {"prompt": "2", "completion": None},

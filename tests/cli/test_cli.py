@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,9 +197,15 @@ def test_options_of_one_evaluation_do_not_become_those_of_the_run(finished):
 
 def test_checkpoints_that_are_named_are_used_and_nothing_is_trained(finished, config, tmp_path):
     run_dir, _ = finished
-    checkpoint = run_dir / "checkpoints" / "00.ckpt"
-    done = trak("featurize", "--config", config, "--run_dir", tmp_path, "--checkpoints", f"[{checkpoint}]")
+    checkpoint, twin = run_dir / "checkpoints" / "00.ckpt", tmp_path / "last.ckpt"
+    shutil.copy(checkpoint, twin)
+    named = ("--config", config, "--run_dir", tmp_path, "--checkpoints", f"[{checkpoint}, {twin}]")
+    done = trak("featurize", *named)
     assert done.returncode == 0, done.stderr
+    assert "featurize  1797 rows" in done.stdout
+    shown = trak("check", *named).stdout
+    assert "× 1 checkpoint =" in shown
+    assert "for 1,737 rows" in shown
     assert not (tmp_path / "checkpoints").exists()
     assert len(list((tmp_path / "subsets").iterdir())) == 1  # recorded next to the checkpoint
 
@@ -384,6 +391,7 @@ def test_suspects_are_written_as_a_table_and_as_indices(finished):
     assert all(each["label"] in "0123456789" and each["why"] for each in found["suspects"])
     assert "── cut: above, " in trak("suspects", run_dir, "--fdr", "0.3", "-k", str(len(indices) + 1)).stdout
     printed = trak("suspects", run_dir, "-k", "3").stdout
+    assert printed.startswith("suspects ")
     assert "models say" in printed
     assert "predictions of checkpoints not trained on the sample" in printed
 

@@ -228,3 +228,36 @@ def test_a_hidden_file_of_the_working_directory_is_named_where_it_was_meant(tmp_
         assert main(["score", "run", "--scorer", path]) == 1
         message = f"{json.__file__} hides json.py of the working directory: give yours another name"
         assert (message in capsys.readouterr().err) is hidden
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "owner"),
+    [
+        ("score", ["--task.label_smoothing", ".3"], "featurize"),
+        ("score", ["--ensemble.size=3"], "train"),
+        ("score", ["--seed", "9"], "train"),
+        ("score", ["--model_class", "mine.Net"], "train"),
+        ("evaluate", ["--projector.dim", "9"], "featurize"),
+        ("whatif", ["--evaluation.models", "9"], "evaluate"),
+    ],
+)
+def test_an_option_of_another_command_is_refused_though_files_may_hold_it(command, option, owner, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("{task: regression, ensemble: {size: 3}, projector: {dim: 9}, seed: 9}")
+    assert main([command, str(tmp_path), *option]) == 1
+    name = option[0].partition("=")[0]
+    assert f"{name} has no effect on trak {command}: it belongs to trak {owner}" in capsys.readouterr().err
+    assert main([command, str(tmp_path), *(["--remove", "1,"] if command == "whatif" else [])]) == 1
+    assert "Run trak featurize first" in capsys.readouterr().err
+
+
+def test_options_of_training_are_those_of_retraining(tmp_path, capsys):
+    options = (
+        "--trainer.max_epochs=2",
+        "--data.num=3",
+        "--batch_size=8",
+        "--seed_everything=3",
+        "--verify_data=off",
+        "--weights_only=false",
+    )
+    assert main(["evaluate", str(tmp_path), *options]) == 1
+    assert "Run trak featurize first" in capsys.readouterr().err

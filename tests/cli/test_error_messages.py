@@ -286,6 +286,11 @@ MISTAKES = {
         errors.CheckpointError,
         r"a\.ckpt is a text file and holds no weights; it begins with 'version https.*run git lfs pull",
     ),
+    "a checkpoint is an empty file": (
+        lambda path: attribute().featurize(samples(), [text(path / "a.ckpt", "")]),
+        errors.CheckpointError,
+        r"a\.ckpt is empty: it was not written to its end\. Save it again\.$",
+    ),
     "a checkpoint is a pickled module": (
         lambda path: attribute().featurize(samples(), [pickled(path / "a.pkl", network())]),
         errors.CheckpointError,

@@ -1,6 +1,8 @@
 """Samples are shown, predicted and trained on only as those whose rows were stored."""
 
 import json
+import re
+import shutil
 import sys
 
 import numpy as np
@@ -136,3 +138,69 @@ def test_the_seed_that_is_used_where_none_is_named_is_recorded(option, run, tmp_
     (tmp_path / "true.yaml").write_text(yaml.safe_dump(config))
     assert main(["train", "seeded", "--config", "true.yaml", *option]) == 0
     assert yaml.safe_load((tmp_path / "seeded" / "config.yaml").read_text())["seed_everything"] == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "command", "message"),
+    [
+        ("0.1)", "0.5)", ["evaluate", "--evaluation.models", "3"], "delete .*models to train all its models again"),
+        (
+            "self.layer(x)",
+            "self.layer(x).tanh()",
+            ["evaluate", "--evaluation.models", "3"],
+            "the stored rows of 'train'",
+        ),
+        ("0.1)", "0.5)", ["train", "--ensemble.size", "3"], "the weights of .*00.ckpt .*use another run directory"),
+        ("self.layer(x)", "self.layer(x).tanh()", ["suspects"], "the stored rows of 'train'"),
+        ("self.layer(x)", "self.layer(x).tanh()", ["report"], "the stored rows of 'train'"),
+    ],
+)
+def test_code_that_was_edited_is_not_used_with_models_and_rows_of_the_old_one(
+    before, after, command, message, run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    run()
+    if command[0] == "evaluate":
+        assert main(["evaluate", "run", "--evaluation.models", "2"]) == 0
+    (tmp_path / "splits_at_random.py").write_text(MODULE.replace(before, after))
+    sys.modules.pop("splits_at_random")
+    capsys.readouterr()
+    assert main([command[0], "run", *command[1:]]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    (tmp_path / "splits_at_random.py").write_text(MODULE)
+    sys.modules.pop("splits_at_random")
+    assert main([command[0], "run", *command[1:]]) == 0
+
+
+@pytest.mark.parametrize("command", [["train", "other"], ["evaluate", "run", "--evaluation.models", "2"]])
+def test_models_are_not_trained_by_positions_in_a_split_of_another_length(command, run, capsys):
+    run()
+    options = ["--config", "config.yaml", "--train_split", "test"]
+    if command[0] == "evaluate":
+        shutil.copy("run/checkpoints/00.ckpt", "own.ckpt")
+        options += ["--checkpoints", "own.ckpt", "--projector.name", "identity", "--target_split", "train"]
+        assert main(["featurize", "own", *options]) == 0
+        command, options = ["evaluate", "own", *command[2:]], []
+    assert main([*command, *options]) == 1
+    assert "train_split 'test' has 20 samples, and models are trained on the 40 of train_dataloader of Data" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("recorded", ["relative", "absolute"])
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_run_directory_that_is_elsewhere_now_reads_its_own_checkpoints(how, recorded, run, tmp_path, capsys):
+    run_dir = run()
+    record = json.loads((run_dir / "run.json").read_text())
+    assert [each["source"] for each in record["checkpoints"]] == ["checkpoints/00.ckpt", "checkpoints/01.ckpt"]
+    if recorded == "absolute":  # as earlier versions did
+        for each in record["checkpoints"]:
+            each["source"] = str(run_dir / each["source"])
+        (run_dir / "run.json").write_text(json.dumps(record))
+    shutil.copytree(run_dir, tmp_path / "elsewhere")
+    if how == "moved":
+        shutil.rmtree(run_dir)
+    else:
+        for path in (run_dir / "checkpoints").glob("*.ckpt"):
+            path.write_bytes(b"of another run")
+    assert main(["suspects", "elsewhere"]) == 0, capsys.readouterr().err

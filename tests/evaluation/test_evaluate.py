@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trak_lightning.cli.commands.evaluate import agrees
-from trak_lightning.cli.output import print_trust
+from trak_lightning.cli.output import print_trust, trust_in
 from trak_lightning.errors import (
     CorruptFileError,
     DataError,
@@ -72,14 +72,24 @@ def test_a_result_is_computed_once_and_read_as_it_was(scored):
 def test_what_was_measured_of_some_scores_is_said_of_these_alone(scored, capsys):
     training = Training(scored)
     other = replace(scored, scorer=Trak(regularization=0.2))
-    list(evaluate(scored, LDS_ONLY, training.retrain))
+    [(result, _)] = evaluate(scored, LDS_ONLY, training.retrain)
+    of_models = {
+        "low_models": 0.25,
+        "high_models": 0.5,
+    }  # what is called weak or good; the headline has the interval over targets
+    next(iter(result.values["scores"].values())).update(of_models)
+    result.write(scored.run.evaluation / "lds-test.json")
     for each, name in ((scored, "test"), (other, "other")):
         found = score_run(scored.run, scored.store, each.scorer, targets="test", name=name)[0]
         print_trust(scored.run, found)
         headline = trusted(scored.run, found)
         measured = each is scored
-        assert ("as measured: LDS 1.000 [1.000, 1.000] over 5 retrained models" in capsys.readouterr().out) is measured
+        assert (
+            ", as measured: LDS 1.000 [0.250, 0.500] over 5 retrained models" in capsys.readouterr().out
+        ) is measured
         assert (headline.number == "1.00") is measured
+        told = trust_in(scored.run, found)  # what --json prints
+        assert ((told["trust"] or {}).get("lds") == pytest.approx(1)) is (told["trust_unknown"] is None) is measured
 
 
 def test_more_models_are_a_new_result_for_which_only_the_new_ones_are_trained(scored):

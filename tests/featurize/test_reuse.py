@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, TensorDataset, default_collate
 from torch.utils.data.dataloader import DataLoader
 
 from trak_lightning import TRAK, Task
-from trak_lightning.errors import SampleDependenceError, SettingsError, StaleRowsError
+from trak_lightning.errors import IncompatibleRunError, SampleDependenceError, SettingsError, StaleRowsError
 from trak_lightning.featurize.reuse import stored_batches
 from trak_lightning.stores.hdf5 import HDF5Set
 from trak_lightning.stores.memory import MemorySet
@@ -302,3 +302,32 @@ def test_a_changed_loss_weight_is_noticed_whatever_its_unit(scale, model, train_
 def test_an_output_that_depends_on_its_batch_is_refused_whatever_its_unit(scale, model, train_set, tmp_path):
     with pytest.raises(SampleDependenceError):
         attribute(model, tmp_path, SmallNumbers(scale, centered=True)).featurize(train_set)
+
+
+@pytest.mark.parametrize("method", ["suspects", "report"])
+@pytest.mark.parametrize("edited", ["a label", "the activation", "the weights of the checkpoint"])
+def test_what_runs_the_model_refuses_one_that_the_stored_rows_are_not_of(
+    edited, method, model, train_set, test_set, tmp_path
+):
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set)
+    trak.score(test_set, name="test")
+    error, message = StaleRowsError, "1 sample of 'train'.*: 7" if edited == "a label" else "rows of 'train'"
+    if edited == "a label":
+        train_set.tensors[1][7] = (train_set.tensors[1][7] + 1) % 3
+    elif edited == "the activation":
+        model[1] = nn.Tanh()
+    else:
+        model[0].weight.data += 1
+        error, message = (
+            IncompatibleRunError,
+            "was made with checkpoint .* which is not among the checkpoints given now",
+        )
+        with pytest.raises(error, match=message):
+            trak.featurize(train_set)
+    if method == "suspects":
+        with pytest.raises(error, match=message):
+            trak.suspects()
+    else:
+        with pytest.raises(error, match="rows of 'train'" if edited == "the activation" else message):
+            trak.report(test_set, name="test")

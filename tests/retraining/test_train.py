@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import nullcontext
 
 import lightning as L
 import numpy as np
@@ -10,8 +11,14 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from trak_lightning_demos import TabularDataModule, TabularMLP
 
+from trak_lightning import registry
+from trak_lightning.data.dataset import AttributionData
+from trak_lightning.errors import IncompatibleRunError
+from trak_lightning.retraining.outputs import Retraining, one_stored
+from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import train_ensemble, train_on_subset
+from trak_lightning.runtime.lightning import WRITES_NOTHING
 
 
 def test_a_trained_model_is_let_go_before_the_next_is_made(tmp_path, monkeypatch):
@@ -82,3 +89,54 @@ def test_at_a_fixed_seed_only_the_removed_samples_are_missing_from_the_batches(s
                 steps += 1
     torch.testing.assert_close(model.linear.weight[0].detach(), weight)
     assert trainer.global_step == steps
+
+
+class Grown(Line):
+    """Trained with a learning rate that no setting records, and with noise that no seed determines."""
+
+    lr, noise = 0.1, 0.0
+
+    def forward(self, x):
+        return self.linear(x)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    def training_step(self, batch, batch_idx):
+        noise = np.random.default_rng().standard_normal() * self.noise
+        return super().training_step(batch, batch_idx) + noise * self.linear.weight.sum()
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"), [({}, None), ({"lr": 0.12}, "error"), ({"noise": 1.0}, "warning"), ({"noise": 1e-3}, None)]
+)
+@pytest.mark.parametrize("kind", ["checkpoints", "outputs"])
+def test_models_are_added_to_stored_ones_only_if_one_of_these_comes_out_the_same_again(
+    kind, changed, found, tmp_path, monkeypatch, caplog
+):
+    def recipe(seed):
+        L.seed_everything(seed, verbose=False)
+        return Grown(), L.Trainer(max_epochs=3, accelerator="cpu", **WRITES_NOTHING)
+
+    data = Points((torch.randn(10, 3), torch.randn(10)))
+    plan = SubsetPlan("ensemble", 10, 0.5, seed=0)
+
+    def grow(size):
+        if kind == "checkpoints":
+            return train_ensemble(recipe, data, plan, size, tmp_path, verify=True)
+        rows = AttributionData.of(TensorDataset(*data.rows))
+        retrainer = Retrainer(recipe, data, registry.create("tasks", {"name": "regression"}), rows, rows)
+        retrainings = [
+            Retraining(tmp_path / f"{size}-{member}.npz", plan.subset(member), plan.training_seed(member))
+            for member in range(size)
+        ]
+        if (known := one_stored(tmp_path, retrainings)) is not None:
+            retrainer.require_repeatable(known, tmp_path)
+        return retrainer.retrain(retrainings)
+
+    grow(2)
+    for name, value in changed.items():
+        monkeypatch.setattr(Grown, name, value)
+    with nullcontext() if found != "error" else pytest.raises(IncompatibleRunError, match="training has changed"):
+        grow(3)
+    assert ("training is not repeatable" in caplog.text) == (found == "warning")

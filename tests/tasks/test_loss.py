@@ -235,6 +235,7 @@ class TestLoss(TaskConformance):
     [
         ({"function": "no.such.function"}, SettingsError, "there is no function 'no.such.function'"),
         ({"function": "loss"}, SettingsError, "package.module.function, or training_step"),
+        ({"function": "math:pi"}, SettingsError, "math:pi is a float and no function"),
         ({"function": "math.pi"}, SettingsError, "math.pi is a float and no function"),
         ({}, DataError, "a tuple of length 2, and nothing in it has a name.*function: …"),
         ({"function": lambda model, batch: torch.ones(3)}, DataError, r"one per sample, \(4,\); got .* \(3,\)"),

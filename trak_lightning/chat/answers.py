@@ -17,6 +17,8 @@ from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.tasks.tokens import IGNORE_INDEX
 
+_LIMIT = "max_length, by default what the model takes"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -153,8 +155,8 @@ class _Writer:
         if room < (0 if encoder_decoder else most):
             remedy = f"Lower max_new_tokens to {room}, or shorten the prompt" if room > 0 else "Shorten the prompt"
             raise DataError(
-                f"the prompt of {where} is {len(prompt)} tokens long, an answer may have {most} (max_new_tokens), and the model takes "
-                f"{self.max_length} together. {remedy}."
+                f"the prompt of {where} is {len(prompt)} tokens long, an answer may have {most} (max_new_tokens), and together they may "
+                f"have {self.max_length} ({_LIMIT}). {remedy}."
             )
         found = self.kept.reply(prompt, self.generation, where)
         if found is None:
@@ -220,7 +222,7 @@ def _require_room(encoded: Encoded, limit: int, where: str) -> None:
     length = max(len(encoded.input_ids), len(encoded.labels))
     if length > limit:
         raise DataError(
-            f"{where} is {length} tokens long, and the model takes {limit}; a target is not cut off. Shorten it, or raise "
+            f"{where} is {length} tokens long, and may have {limit} ({_LIMIT}); a target is not cut off. Shorten it, or raise "
             "max_length if the model takes more."
         )
 

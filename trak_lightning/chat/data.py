@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning.chat import loading
 from trak_lightning.chat.answers import Answer, Generation, combination, read_answers
-from trak_lightning.chat.encoding import Encoder, has_messages
+from trak_lightning.chat.encoding import Encoder, is_plain
 from trak_lightning.chat.records import Records, Source, TrainOn
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.tasks.tokens import IGNORE_INDEX
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class ChatDataset(Dataset):
-    """Conversations as ``{"input_ids": (T,), "labels": (T,)}``; columns other than those of the conversation are left out.
+    """Conversations as ``{"input_ids": (T,), "labels": (T,)}``; other columns stay in `records`.
 
     All examples are encoded at once, so that one that cannot be is named before anything is computed. Packing would not
     change a gradient, and is not needed: `collate` pads on the right, which a causal model does not see.
@@ -162,7 +162,7 @@ class ChatData(L.LightningDataModule):
         """Warn, before anything is answered, of text that is encoded as it stands, though there is a chat template."""
         if self.encoder.encoder_decoder or (self._answers is not None and self._answers.exists()):
             return
-        plain = [number for number, record in enumerate(records.rows) if not has_messages(record)]
+        plain = [number for number, record in enumerate(records.rows) if is_plain(record)]
         if plain and getattr(self.tokenizer, "chat_template", None):
             log.warning(
                 "chat       %d of %d examples of %s are plain text (the first is example %d) and get no chat template, though the tokenizer "

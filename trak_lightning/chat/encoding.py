@@ -109,7 +109,8 @@ class Encoder:
         if isinstance(text := record.get("text"), str):
             return self._text(text, (0, len(text)))
         raise DataError(
-            f"{where} has {columns(record)}; expected messages, prompt and completion, or text. Rename the columns."
+            f"{where} has {columns(record)}; expected messages, prompt and completion, or text. Rename the columns, or convert what is in "
+            'them: text is a string, messages a list of {"role": …, "content": …}, and prompt and completion are both strings or both such lists.'
         )
 
     def _text(self, text: str, span: Span) -> Encoded:
@@ -191,9 +192,10 @@ def conversation(record: Record) -> Messages | None:
     return None if prompt is None or completion is None else [*prompt, *completion]
 
 
-def has_messages(record: Record) -> bool:
-    """Whether an example, or a part of it, is a conversation, and not plain text."""
-    return any(as_messages(record.get(name)) is not None for name in ("messages", "prompt", "chosen"))
+def is_plain(record: Record) -> bool:
+    """Whether an example is plain text, and no part of it a conversation."""
+    chat = any(as_messages(record.get(name)) is not None for name in ("messages", "prompt", "chosen"))
+    return not chat and any(isinstance(record.get(name), str) for name in ("prompt", "text"))
 
 
 def as_messages(value: Any) -> Messages | None:

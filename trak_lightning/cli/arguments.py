@@ -59,7 +59,8 @@ PLAIN: dict[str, dict[str, Any]] = {
     "verify_data": {
         "type": VerifyData,
         "default": "sampled",
-        "help": "samples to read again before their stored rows are reused: full: all; sampled: what a second allows; off",
+        "help": "samples to read again before their stored rows are reused: full: all; sampled: what a second allows; off: none, and "
+        "no stored model is trained again before others are added",
     },
     "repair": {
         "type": bool,
@@ -86,6 +87,12 @@ PLUGINS = {
 
 RECIPE = ("model", "data", "trainer", "optimizer", "lr_scheduler")
 """Settings that determine a trained model."""
+
+BELONGS_TO = {
+    **dict.fromkeys((*RECIPE, "ensemble", "seed", "seed_everything"), "train"),
+    **{"target_split": "score", "scorer": "score", "evaluation": "evaluate"},
+}
+"""The command that a setting is first for; of those not here, ``trak featurize``."""
 
 TORCH = ("task", "extractor", "projector")
 """Settings whose plug-ins need torch."""
@@ -184,10 +191,21 @@ def light_settings(
     also: Collection[str] = (),
     renamed: Mapping[str, str] | None = None,
 ) -> tuple[Namespace, Namespace]:
-    """Return the settings and the objects that they describe. One configuration file serves all commands: settings that are neither
-    in `reads` nor, unread, in `also` are taken out."""
-    line = CommandLine.of(argv, parser, renamed=renamed).with_saved_configuration()
-    config = line.parse(uses=reads, drops={*SETTINGS, "seed_everything", *RECIPE} - {*reads, *also})
+    """Return the settings and the objects that they describe.
+
+    One configuration file serves all commands: settings that are neither in `reads` nor, unread, in `also` are taken out of it. As options,
+    they would have no effect.
+
+    Raises:
+        UsageError: such an option, or a mistake in the settings.
+    """
+    line = CommandLine.of(argv, parser, renamed=renamed)
+    drops = {*SETTINGS, "seed_everything", *RECIPE} - {*reads, *also}
+    for option in line.options:
+        if (setting := option.setting.removesuffix("_class")) in drops:
+            command = BELONGS_TO.get(setting, "featurize")
+            raise UsageError(f"{option.name} has no effect on {parser.prog}: it belongs to trak {command}")
+    config = line.with_saved_configuration().parse(uses=reads, drops=drops)
     return config, parser.instantiate(config)
 
 

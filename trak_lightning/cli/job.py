@@ -27,8 +27,8 @@ from trak_lightning.evaluation.experiments import require_possible
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.reuse import require_same_samples
-from trak_lightning.model.checkpoints import Checkpoint, expand, read_checkpoints
-from trak_lightning.retraining.outputs import Retraining, missing
+from trak_lightning.model.checkpoints import expand, read_checkpoints
+from trak_lightning.retraining.outputs import Retraining, missing, one_stored
 from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
@@ -58,6 +58,10 @@ class Job:
         self.settings.parameters = _listed(self.settings.parameters)
         self.settings.checkpoints = _listed(self.settings.checkpoints)
         self.shard = Shard.parse(self.settings.shard)
+        self._verified: set[str] = set()
+        """Splits whose stored rows were compared with the model and the data of today."""
+        self._repeatable: set[Path] = set()
+        """Folders of retrained models whose training was compared with that of today."""
         self.run, self._store = open_run(self.settings, self._cli.config_init)
         if self._cli.datamodule is None:
             raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
@@ -112,12 +116,21 @@ class Job:
             if self.speaks:
                 summary("train", f"nothing to train: {len(named)} named checkpoint{'s' * (len(named) != 1)}")
             return named
+        self._require_trained_split()
         started = time.perf_counter()
         ensemble = self.settings.ensemble
         plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self.settings.seed, self._recipe)
         plan.record(self.run.checkpoints)
         self.keep_configuration(atomic_create)  # until the features have been found to be made with the same
-        paths, trained = train_ensemble(self._fresh, self.datamodule, plan, ensemble.size, self.run.checkpoints)
+        paths, trained = train_ensemble(
+            self._fresh,
+            self.datamodule,
+            plan,
+            ensemble.size,
+            self.run.checkpoints,
+            verify=self.settings.verify_data != "off",
+            weights_only=self.settings.weights_only,
+        )
         if self.speaks:
             summary(
                 "train",
@@ -136,7 +149,8 @@ class Job:
             job.prepare()
             self.keep_configuration()
             computed = sum(map(job.compute, job.splits))
-        rows = len(checkpoints) * sum(map(len, job.splits.values()))
+        self._verified.update(job.splits)
+        rows = len(job.checkpoints) * sum(map(len, job.splits.values()))  # files with the same weights count once
         if self.speaks:
             what = f"{rows} rows in {self._store.elsewhere or short_path(self.run.features)}"
             if self.shard.count > 1:
@@ -161,6 +175,20 @@ class Job:
         checkpoint = self.run.require_checkpoints()[0].id
         for split in splits if settings.verify_data != "off" else ():
             require_same_samples(data[split], self._store.open(split, checkpoint))
+
+    def require_same_rows(self, *splits: str) -> None:
+        """Refuse a model, a task or data that are not those of the stored rows of these splits, before the model is used.
+
+        Raises:
+            StaleRowsError: a row that is computed again is another one, or samples have changed.
+            CheckpointError: a checkpoint cannot be read any more.
+        """
+        todo = [split for split in splits if split not in self._verified]
+        if todo:
+            job = self._featurize_job()
+            known = read_checkpoints(self.run, job.model, weights_only=self.settings.weights_only)
+            replace(job, checkpoints=known).require_same_rows(*todo)
+            self._verified.update(todo)
 
     def require_evaluable(self) -> None:
         """Refuse to begin if an evaluation is asked for that is impossible with this data."""
@@ -191,15 +219,15 @@ class Job:
     def check(self) -> list[tuple[str, str]]:
         """What one batch tells of the whole run: (topic, text) of each finding."""
         trak = self.trak()
+        checkpoints: list[str] | int
         try:
-            source = self.checkpoints()[0]
+            checkpoints = self.checkpoints()
+            found = [("weights", checkpoints[0])]
         except IncompleteRunError:
+            checkpoints = self.num_checkpoints
             found = [("weights", "as the model was made: there is no checkpoint yet")]
-        else:
-            Checkpoint.of(source, trak.model, weights_only=self.settings.weights_only).load_into(trak.model)
-            found = [("weights", source)]
         with nullcontext() if self.json else narrated():
-            findings = trak.check(self.train_data, checkpoints=self.num_checkpoints)
+            findings = trak.check(self.train_data, checkpoints=checkpoints)
         return found + [(finding.topic, finding.text) for finding in findings]
 
     def trak(self) -> TRAK:
@@ -277,7 +305,7 @@ class Job:
     def suspects(self, fdr: float) -> Suspects:
         """Find the training samples whose label is likely wrong."""
         split, trak = self.settings.train_split, self.trak()
-        self.require_same_data(split)
+        self.require_same_rows(split)
         checkpoints = read_checkpoints(self.run, trak.model, weights_only=self.settings.weights_only)
         features = load_features(self.run, self._store, targets=split, train=split)
         subsets = [each.subset for each in features]
@@ -299,11 +327,16 @@ class Job:
 
     def retrain(self, plan: SubsetPlan, folder: Path, retrainings: Sequence[Retraining]) -> None:
         """See `trak_lightning.retraining.outputs.Retrain`."""
+        self._require_trained_split()
         replace(plan, num_samples=len(self.train_data), recipe=self._recipe).record(folder)
         self.keep_configuration(atomic_create)  # options of one evaluation are not settings of the run
         todo = missing(retrainings)
         if todo:
-            self.require_same_data(self.settings.train_split, self.settings.target_split)
+            self.require_same_rows(self.settings.train_split, self.settings.target_split)
+            if folder not in self._repeatable and self.settings.verify_data != "off":
+                if (known := one_stored(folder, retrainings)) is not None:
+                    self._retrainer.require_repeatable(known, folder)
+                self._repeatable.add(folder)
         workers = min(self.parts.evaluation.workers, len(todo))
         if workers > 1:
             retrain_in_processes(self._argv, todo, workers, self.run.evaluation)
@@ -312,8 +345,21 @@ class Job:
 
     def retrain_here(self, retrainings: Sequence[Retraining]) -> None:
         """Retrain these models in this process."""
-        retrainer = Retrainer(self._fresh, self.datamodule, self.parts.task, self.train_data, self.target_data)
-        retrainer.retrain(retrainings)
+        self._retrainer.retrain(retrainings)
+
+    def _require_trained_split(self) -> None:
+        """Refuse to train on subsets of a split by its positions in another one: Lightning trains on ``train_dataloader``."""
+        split = self.settings.train_split
+        if split != "train" and (trained := len(self._data("train"))) != len(self.train_data):
+            raise DataError(
+                f"train_split {split!r} has {len(self.train_data)} samples, and models are trained on the {trained} of train_dataloader of "
+                f"{type(self.datamodule).__name__}. {split}_dataloader must return the same samples in the same order, perhaps prepared "
+                "otherwise; or name your own checkpoints under checkpoints, and ask for no evaluation that retrains models."
+            )
+
+    @property
+    def _retrainer(self) -> Retrainer:
+        return Retrainer(self._fresh, self.datamodule, self.parts.task, self.train_data, self.target_data)
 
     def _loader_method(self, split: str) -> Callable[[], Any]:
         if split not in _splits(self.datamodule):

@@ -9,6 +9,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trak_lightning.evaluation.result import Result, lds_of, measured_lds
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.predicted_lds import in_words
@@ -27,11 +29,20 @@ def summary(stage: str, what: str, new: int | None = None, verb: str = "", start
     print(f"{stage:<10} {what}{done}", flush=True)
 
 
+def trust_in(run: RunDirectory, scores: Scores) -> dict[str, Any]:
+    """How well the scores predict retrained models: as measured, as the checkpoints predict, or why they cannot tell."""
+    if (result := measured_lds(run, scores)) is None or np.isnan(lds_of(result)[0]):
+        return {"trust": scores.trust, "trust_unknown": scores.trust_unknown}
+    lds, low, high = lds_of(result)
+    models = f"{result.values['num_models']} retrained models"
+    sentence = f"{in_words(lds, low, high)}, as measured: LDS {lds:.3f} [{low:.3f}, {high:.3f}] over {models}"
+    return {"trust": {"lds": lds, "low": low, "high": high, "sentence": sentence}, "trust_unknown": None}
+
+
 def print_trust(run: RunDirectory, scores: Scores) -> None:
-    """Print how well the scores predict retrained models: as measured, as the checkpoints predict, or why they cannot tell."""
-    if (result := measured_lds(run, scores)) is not None:
-        summary("trust", f"{in_words(*lds_of(result))}, as measured: {result.headline}")
-    elif sentence := scores.trust["sentence"] if scores.trust else scores.trust_unknown:
+    """Print what `trust_in` says, if anything."""
+    found = trust_in(run, scores)
+    if sentence := found["trust"]["sentence"] if found["trust"] else found["trust_unknown"]:
         summary("trust", sentence)
 
 
@@ -55,6 +66,8 @@ def print_results(results: Iterable[tuple[Result, bool]], speaks: Callable[[], b
             result.print()
             summary("evaluate", result.headline, int(computed), "computed", started)
         started = time.perf_counter()
+    if not found and speaks() and not as_json:
+        summary("evaluate", "nothing is asked for: evaluation.models is 0")
     if as_json and speaks():
         print_json(found)
 

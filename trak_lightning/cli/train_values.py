@@ -37,19 +37,21 @@ def column_of(command: str, run_dir: str, column: str) -> Array:
     Raises:
         DataError: samples have no columns, or not this one, or it holds more than one value per sample.
     """
+    from trak_lightning.chat.data import ChatDataset
     from trak_lightning.cli.job import Job
 
     job = Job(command, [run_dir])
     job.require_same_data(job.settings.train_split)
     dataset = job.train_data.dataset
-    sample = dataset[0]
+    rows = dataset.records.rows if isinstance(dataset, ChatDataset) else dataset  # which encodes some columns alone
+    sample = rows[0]
     if not isinstance(sample, Mapping) or column not in sample:
         columns = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else ""
         raise DataError(
             f"samples of {type(dataset).__name__} have no column {column!r}; their columns are "
             f"{columns or f'none: a sample is a {type(sample).__name__}'}"
         )
-    return np.array([text_of(dataset[i][column], column) for i in range(len(dataset))])
+    return np.array([text_of(rows[i].get(column), column) for i in range(len(dataset))])
 
 
 def text_of(value: object, column: str) -> str:

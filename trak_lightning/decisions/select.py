@@ -46,7 +46,7 @@ class Selection:
         return len(self.indices)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self.indices, dtype=dtype, copy=copy)
+        return np.array(self.indices, dtype=dtype) if copy else np.asarray(self.indices, dtype=dtype)
 
     def __repr__(self) -> str:
         return f"Selection of {self.describe()}"

@@ -52,7 +52,7 @@ def store_repetitions(
     plan.record(folder)
     with progress("retrain", len(todo)) as advance:
         for each in todo:
-            store_outputs(each.path, each.subset, np.asarray(outputs(each.subset), np.float32))
+            store_outputs(each, np.asarray(outputs(each.subset), np.float32))
             advance(1)
 
 

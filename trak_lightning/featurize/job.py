@@ -121,6 +121,19 @@ class FeaturizeJob:
         for plan in self._plans(ids or [record.id for record in self.run.read().checkpoints]):
             self._existing(plan)
 
+    def require_same_rows(self, *splits: str) -> None:
+        """Refuse stored rows of these splits that are not those of the model, the task and the data as they are now; rows must not
+        be missing. Read what may have changed in memory anew.
+
+        Raises:
+            IncompatibleRunError: settings or checkpoints are others.
+            StaleRowsError: samples, or rows that were computed again, are others.
+        """
+        data = {split: self.splits[split] for split in splits}
+        job = replace(self, splits=data, training=self._training, shard=Shard(), grow=False, repair=False)
+        for split in splits:
+            job.compute(split)
+
     def prepare(self) -> None:
         """Open or create the feature sets of all splits; refuse settings that contradict stored features before changing
         anything. `compute` calls this if needed.
@@ -152,6 +165,10 @@ class FeaturizeJob:
         existing = [self._existing(plan) for plan in plans]
         for found in filter(None, existing):
             self._verify_samples(found)
+        featurized = {found.spec.checkpoint for found in filter(None, existing)}
+        for checkpoint, subset in zip(self.checkpoints, self.subsets, strict=False):
+            if subset is not None and checkpoint.id in featurized:
+                self.run.require_same_subset(checkpoint.id, subset, str(checkpoint))
         sets = [self._completed(plan, found) for plan, found in zip(plans, existing, strict=True)]
         self.run.register(records, self.spec.task.meaning)
         for checkpoint, subset in zip(self.checkpoints, self.subsets, strict=False):  # targets come without subsets

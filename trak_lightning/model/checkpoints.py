@@ -103,7 +103,7 @@ def expand(checkpoints: Checkpoints) -> list[CheckpointSource]:
 
 
 def read_checkpoints(run: RunDirectory, model: nn.Module, *, weights_only: bool = True) -> list[Checkpoint]:
-    """Read the checkpoints of a run again, from the files that they were featurized from.
+    """Read the checkpoints of a run again, from the files that they were featurized from, which move with the run directory.
 
     Raises:
         CheckpointError: a file is no longer there, or holds other weights.
@@ -111,8 +111,11 @@ def read_checkpoints(run: RunDirectory, model: nn.Module, *, weights_only: bool 
     """
     found = []
     for record in run.require_checkpoints():
-        checkpoint = Checkpoint.of(record.source, model, weights_only=weights_only)
-        if checkpoint.id != record.id:
+        for place in run.places(record):
+            checkpoint = Checkpoint.of(place, model, weights_only=weights_only)
+            if checkpoint.id == record.id:
+                break
+        else:
             raise CheckpointError(
                 f"{record.source} holds other weights than those that were featurized (checkpoint {checkpoint.id}, expected "
                 f"{record.id}). Restore the file, or featurize it in another run directory."

@@ -152,10 +152,12 @@ def _read_parts(index: Path, weights_only: bool) -> Found:
 
 
 def _text_in(path: Path) -> str | None:
-    """Say so if a file is text, such as a log or a pointer of Git LFS."""
+    """Say so if a file is empty, or text, such as a log or a pointer of Git LFS."""
     with path.open("rb") as file:
         head = file.read(48)
-    if not head or not all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
+    if not head:
+        return f"{path} is empty: it was not written to its end. Save it again."
+    if not all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
         return None
     remedy = " It is a pointer of Git LFS: run git lfs pull." if head.startswith(b"version https://git-lfs") else ""
     return f"{path} is a text file and holds no weights; it begins with {head.decode()!r}.{remedy}"

@@ -25,6 +25,7 @@ class Picture:
     """A ``data:`` URI."""
     width: int
     height: int
+    name: str = "image"
 
     @property
     def sharp(self) -> bool:

@@ -3,7 +3,7 @@
 import base64
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from html import escape
 from typing import Any, TypeAlias
@@ -60,7 +60,7 @@ class Shown:
     @property
     def line(self) -> str:
         """Its content without the label, in one line."""
-        pictures = [f"image {part.width}×{part.height}" for part in self.parts if isinstance(part, Picture)]
+        pictures = [f"{part.name} {part.width}×{part.height}" for part in self.parts if isinstance(part, Picture)]
         return " ".join([*pictures, Shown(self.parts).words])
 
     @property
@@ -219,7 +219,8 @@ class Samples:
             graph = any(map(_are_edges, value))
             return [part for element in value for part in self._parts(name, element, graph=graph)]
         if not graph and is_image(value if array is None else array):
-            return [picture(value if array is None else array)]
+            shown = picture(value if array is None else array)
+            return [replace(shown, name=name or ("mask" if _is_mask(array) else "image"))]
         if array is None:
             text = str(value)
             return [Text(type(value).__name__ if text.startswith("<") else _shortened(text))]
@@ -295,6 +296,11 @@ def samples_of(
         label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
         tokenizer=found,
     )
+
+
+def _is_mask(array: Any) -> bool:
+    """Whether a picture is of one class per pixel: loaders of images give bytes or floats."""
+    return array is not None and array.ndim == 2 and array.dtype.kind in "iu" and array.dtype != np.uint8
 
 
 def _array(value: Any) -> Any:

@@ -39,6 +39,7 @@ def write_report(
     model: nn.Module | None = None,
     task: Task | None = None,
     checkpoints: Sequence[Checkpoint] | None = None,
+    verify: Callable[[], None] | None = None,
     render: Callable[[Any], Any] | None = None,
     datamodule: Any = None,
     tokenizer: Any = None,
@@ -62,6 +63,7 @@ def write_report(
         model: the model, to show predictions; needs `task`. None leaves predictions out.
         task: the task that the run was made with.
         checkpoints: the checkpoints that were featurized; None reads their files again.
+        verify: compares `model` and `task` with the stored rows, before they predict; None takes them for the same.
         render: converts a sample to what is shown of it, see `trak_lightning.report.Samples`; None uses the DataModule's
             method ``render``, if any.
         datamodule: object whose ``render``, ``tokenizer``, ``class_names`` and ``feature_names`` are used, where it has them.
@@ -81,7 +83,7 @@ def write_report(
 
     Raises:
         IncompleteRunError: there are no scores yet.
-        StaleRowsError: samples are not those whose rows were stored.
+        StaleRowsError: samples are not those whose rows were stored, or what `verify` finds.
         DataError: the data is not what was scored, `render` fails, or matplotlib or jinja2 is missing.
     """
     run = RunDirectory(run_dir)
@@ -106,6 +108,8 @@ def write_report(
     predictions = None
     if model is not None and task is not None:
         try:
+            if verify is not None:
+                verify()
             known = checkpoints or read_checkpoints(run, model, weights_only=weights_only)
             outcome.predict(partial(mean_probabilities, model, task, chosen, known), positions)
             if len(train) * len(known) <= MOST_PREDICTED:

@@ -1,7 +1,7 @@
 """The models to retrain, and the files that keep their outputs on the targets. Does not import torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,8 @@ from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.numpy_files import read_npz
 from trak_lightning.seeds import derive_seed, fingerprint
+
+REMEDY = "Delete it and run trak evaluate again."
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,25 @@ def output_path(folder: Path, model: int) -> Path:
     return folder / f"{model:04d}.npz"
 
 
-def store_outputs(path: Path, subset: npt.NDArray[np.int64], outputs: npt.NDArray[np.float32]) -> None:
-    """Write what `read_model` reads."""
-    with atomic_write(path) as part, part.open("wb") as file:
-        np.savez(file, subset=subset, outputs=outputs)
+def store_outputs(each: Retraining, outputs: npt.NDArray[np.float32]) -> None:
+    """Write what `read_model` and `one_stored` read."""
+    with atomic_write(each.path) as part, part.open("wb") as file:
+        np.savez(file, subset=each.subset, outputs=outputs, seed=each.seed)
+
+
+def one_stored(folder: Path, retrainings: Sequence[Retraining]) -> Retraining | None:
+    """A stored model that can be trained again: one of `retrainings`, or another one of their folder; None if there is none."""
+    found = next((each for each in retrainings if each.path.exists()), None)
+    for path in sorted(folder.glob("*.npz")) if found is None else ():
+        stored = read_npz(path, "subset", "outputs", remedy=REMEDY)
+        if "seed" in stored:  # files of earlier versions have none
+            return replace(retrainings[0], path=path, subset=stored["subset"], seed=int(stored["seed"]))
+    return found
+
+
+def stored_outputs(folder: Path) -> dict[Path, npt.NDArray[np.float32]]:
+    """The outputs (m,) of all models of a folder, by their files."""
+    return {path: read_npz(path, "outputs", remedy=REMEDY)["outputs"] for path in sorted(folder.glob("*.npz"))}
 
 
 def read_outputs(
@@ -131,13 +148,12 @@ def read_model(path: Path, num_samples: int, num_targets: int) -> tuple[npt.NDAr
         CorruptFileError: the file is damaged, or belongs to other data.
     """
     mask, outputs = np.zeros(num_samples, dtype=bool), np.empty(num_targets)
-    remedy = "Delete it and run trak evaluate again."
-    found = read_npz(path, "subset", "outputs", remedy=remedy)
+    found = read_npz(path, "subset", "outputs", remedy=REMEDY)
     try:
         mask[found["subset"]] = True
         outputs[:] = found["outputs"]
     except (ValueError, TypeError, IndexError) as error:
         raise CorruptFileError(
-            f"{path} does not hold a subset of {num_samples} samples and {num_targets} outputs: {error}. {remedy}"
+            f"{path} does not hold a subset of {num_samples} samples and {num_targets} outputs: {error}. {REMEDY}"
         ) from error
     return mask, outputs

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,7 +15,8 @@ from torch import Tensor
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.transfer import to_device
 from trak_lightning.featurize.fitting import FitSamples
-from trak_lightning.retraining.outputs import Retraining, store_outputs
+from trak_lightning.retraining.outputs import Retraining, store_outputs, stored_outputs
+from trak_lightning.retraining.repeat import require_repeatable, spread
 from trak_lightning.retraining.train import Recipe, train_on_subset
 from trak_lightning.runtime.progress import progress
 from trak_lightning.runtime.signals import interruptible
@@ -35,16 +38,32 @@ class Retrainer:
 
     def retrain(self, retrainings: Sequence[Retraining]) -> None:
         """Train each model, and store its subset (s,) and its outputs f(z; θ(S)) on all targets z, (m,)."""
-        reference = FitSamples.of(self.task, self.train, len(self.train))
         with interruptible() as check, progress("retrain", len(retrainings)) as advance:
             for each in retrainings:
-                model = train_on_subset(
-                    self.recipe, self.datamodule, each.subset, each.seed, keep_batches=each.keep_batches
-                )[0]
-                store_outputs(each.path, each.subset, model_outputs(model, self.task, self.targets, reference))
-                del model
+                store_outputs(each, self.outputs(each))
                 advance(1)
                 check()
+
+    def outputs(self, each: Retraining) -> npt.NDArray[np.float32]:
+        """Train a model, and return its outputs f(z; θ(S)) on all targets z, (m,)."""
+        reference = FitSamples.of(self.task, self.train, len(self.train))
+        model = train_on_subset(self.recipe, self.datamodule, each.subset, each.seed, keep_batches=each.keep_batches)[0]
+        return model_outputs(model, self.task, self.targets, reference)
+
+    def require_repeatable(self, each: Retraining, folder: Path) -> None:
+        """Train a stored model of `folder` again and compare the outputs.
+
+        Raises:
+            IncompatibleRunError: they differ.
+        """
+        stored = stored_outputs(each.path.parent)
+        require_repeatable(
+            stored[each.path],
+            partial(self.outputs, each),
+            spread(list(stored.values())),
+            what=f"the outputs of {each.path}",
+            remedy=f"delete {folder} to train all its models again",
+        )
 
 
 def model_outputs(

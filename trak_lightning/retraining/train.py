@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
 from trak_lightning.errors import DataError
-from trak_lightning.model.checkpoints import subset_path
+from trak_lightning.model.checkpoints import Checkpoint, subset_path
+from trak_lightning.retraining.repeat import require_repeatable, rms
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.runtime.lightning import quiet_lightning, without_resuming
@@ -58,16 +59,31 @@ def _let_go(datamodule: L.LightningDataModule) -> None:
 
 
 def train_ensemble(
-    recipe: Recipe, datamodule: L.LightningDataModule, plan: SubsetPlan, size: int, folder: Path
+    recipe: Recipe,
+    datamodule: L.LightningDataModule,
+    plan: SubsetPlan,
+    size: int,
+    folder: Path,
+    *,
+    verify: bool = False,
+    weights_only: bool = True,
 ) -> tuple[list[Path], int]:
     """Train the members that `folder` lacks: ``00.ckpt`` with ``00.subset.npy`` next to it, and so on.
 
+    With `verify`, before members are added, one that is there is trained again, and its weights are compared. `weights_only` is that of `Checkpoint.of`.
+
     Returns:
         Checkpoint files of all members, and how many were trained now.
+
+    Raises:
+        IncompatibleRunError: the folder holds models that were trained with other settings, or with other code.
     """
     plan.record(folder)
     paths = checkpoint_paths(folder, size)
     missing = [member for member, path in enumerate(paths) if not path.exists()]
+    if verify and 0 < len(missing) < size:
+        first = min(set(range(size)) - set(missing))
+        _require_same_weights(recipe, datamodule, plan, first, paths[first], weights_only)
     with interruptible() as check, progress("train", len(missing)) as advance:
         for member in missing:
             subset = plan.subset(member)
@@ -82,6 +98,30 @@ def train_ensemble(
             advance(1)
             check()
     return paths, len(missing)
+
+
+def _require_same_weights(
+    recipe: Recipe, datamodule: L.LightningDataModule, plan: SubsetPlan, member: int, path: Path, weights_only: bool
+) -> None:
+    """Train a stored member again; its weights may differ from the stored ones by little of what training changes."""
+    seed = plan.training_seed(member)
+    model = recipe(seed)[0]
+    start = _flat(model)
+    Checkpoint.of(path, model, weights_only=weights_only).load_into(model)
+    stored = _flat(model)
+    del model
+    require_repeatable(
+        stored,
+        lambda: _flat(train_on_subset(recipe, datamodule, plan.subset(member), seed)[0]),
+        rms(stored - start),
+        what=f"the weights of {path}",
+        remedy="use another run directory",
+    )
+
+
+def _flat(model: L.LightningModule) -> npt.NDArray[np.float32]:
+    """The values of all parameters, (p,)."""
+    return torch.cat([each.detach().float().cpu().flatten() for each in model.parameters()]).numpy()
 
 
 def checkpoint_paths(folder: Path, size: int) -> list[Path]:

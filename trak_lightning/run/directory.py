@@ -27,6 +27,7 @@ class CheckpointRecord:
 
     id: str
     source: str
+    """Relative to the run directory for a file in it, so that this can be moved; else as it was given."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class RunDirectory:
         sweep(self.path)
         sweep(self.path / "subsets")
         record = self.require_registrable(checkpoints)
-        changed = replace(record, checkpoints=tuple(checkpoints), meaning=meaning or record.meaning)
+        checkpoints = tuple(replace(each, source=self._relative(each.source)) for each in checkpoints)
+        changed = replace(record, checkpoints=checkpoints, meaning=meaning or record.meaning)
         if changed != record:
             self.write(changed)
 
@@ -155,6 +157,17 @@ class RunDirectory:
                     "run directory, or give the same checkpoints (more may be added)."
                 )
         return record
+
+    def places(self, checkpoint: CheckpointRecord) -> list[str]:
+        """Where the file of a checkpoint may be, the most likely place first: the run directory may have been moved or copied."""
+        source = Path(checkpoint.source)
+        inside = [str(path) for path in (self.path / source, self.checkpoints / source.name) if path.exists()]
+        return list(dict.fromkeys([*(path for path in inside if self._relative(path) != path), checkpoint.source]))
+
+    def _relative(self, source: str) -> str:
+        """The path of a file in the run directory, relative to it; any other source as it is."""
+        path = Path(source).expanduser().absolute()
+        return str(path.relative_to(self.path)) if path.is_relative_to(self.path) and path.exists() else source
 
     def require(self) -> None:
         """Refuse a folder that does not exist.
@@ -191,18 +204,37 @@ class RunDirectory:
                 with suppress(FileNotFoundError):  # another process deletes it too
                     shutil.rmtree(folder)
 
+    def subset(self, checkpoint: str) -> Path:
+        """The positions of the training samples that a checkpoint was trained on."""
+        return self.path / "subsets" / f"{checkpoint}.npy"
+
     def write_subset(self, checkpoint: str, subset: npt.ArrayLike) -> None:
         """Record the positions of the training samples that a checkpoint was trained on."""
         known = self.read_subset(checkpoint)
         if known is not None and np.array_equal(known, np.asarray(subset)):
             return
-        with atomic_write(self.path / "subsets" / f"{checkpoint}.npy") as part, part.open("wb") as file:
+        with atomic_write(self.subset(checkpoint)) as part, part.open("wb") as file:
             np.save(file, np.asarray(subset, dtype=np.int64), allow_pickle=False)
 
     def read_subset(self, checkpoint: str) -> npt.NDArray[np.int64] | None:
         """Read what `write_subset` recorded; None if it recorded nothing."""
-        path = self.path / "subsets" / f"{checkpoint}.npy"
+        path = self.subset(checkpoint)
         return read_subset(path) if path.exists() else None
+
+    def require_same_subset(self, checkpoint: str, subset: npt.ArrayLike, source: str) -> None:
+        """Compare the samples that a checkpoint from `source` was trained on with those recorded, if any.
+
+        Raises:
+            IncompatibleRunError: they are others.
+        """
+        known = self.read_subset(checkpoint)
+        if known is not None and set(known.tolist()) != (given := set(np.asarray(subset).tolist())):
+            raise IncompatibleRunError(
+                f"checkpoint {checkpoint} (from {source}) is recorded as trained on {len(known)} samples, and now "
+                f"{len(given)} are given, of which {len(given - set(known.tolist()))} are others. Give the recorded ones; or use "
+                f"another run directory; or, if the recorded ones are wrong, delete {self.subset(checkpoint)}, and scores are "
+                "computed again."
+            )
 
 
 def read_subset(path: Path) -> npt.NDArray[np.int64]:

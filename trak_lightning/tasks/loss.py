@@ -34,7 +34,7 @@ class Loss(Task):
     Since r = 0, use scores weighted with ``residual``, the default, or ``fisher``.
 
     Args:
-        function: ``(model, batch) → loss``, or its import path, ``package.module.function``. ``training_step`` to
+        function: ``(model, batch) → loss``, or its import path, ``package.module.function`` or ``package.module:function``. ``training_step`` to
             use the ``training_step`` of the attributed LightningModule, without its logging. If None, the model is called
             with the entries of the batch as keyword arguments, and its output must have an attribute or entry ``loss``. A
             partial or a closure is recorded together with the values bound to it.
@@ -174,7 +174,7 @@ def _loss(returned: Any) -> Tensor:
 def _resolve(path: str) -> LossFunction:
     if path == "training_step":
         return training_step
-    module, _, name = path.rpartition(".")
+    module, _, name = path.replace(":", ".").rpartition(".")
     try:
         function: Any = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -19,6 +19,9 @@ from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
 if TYPE_CHECKING:
     from trak_lightning.cli.job import Job
 
+TRAINING = (*RECIPE, "seed_everything", "batch_size", "verify_data", "weights_only")
+"""Settings of retraining, which are read only where models are missing."""
+
 READS = ("run_dir", "seed", "train_split", "target_split", "evaluation", "store", "scorer")
 
 
@@ -30,12 +33,12 @@ def main(argv: Sequence[str]) -> int:
         "models are retrained, with the model, data and trainer of the configuration.",
         reads=READS,
     )
-    for key in RECIPE:
+    for key in TRAINING:
         parser.add_argument(f"--{key}", type=Unread, default=None, help=SUPPRESS)
     parser.add_argument(
         "--name", type=str | None, default=None, help="scores of a recorded training, in place of those of a scorer"
     )
-    config, instances = light_settings(parser, argv, reads=READS, also=RECIPE)
+    config, instances = light_settings(parser, argv, reads=READS, also=TRAINING)
     training = LazyTraining(argv, config)
     retrain: Retrain = training.retrain
     run, store = open_run(config, instances)

@@ -81,7 +81,7 @@ def _print(run: RunDirectory, found: dict[str, Any]) -> None:
     if found["features"]:
         Console().print(table)
     else:
-        console.print("no features: run trak featurize")
+        console.print("no features" if found["scores"] else "no features: run trak featurize")
     for each in found["checkpoints"]:
         console.print(f"checkpoint {each['id']}: {each['source']}", markup=False, highlight=False)
     for name in found["scores"]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         "--render",
         type=str | None,
         default=None,
-        help="module:function that converts a sample to what the page shows; default: the DataModule's method render",
+        help="module:function or module.function that converts a sample to what the page shows; default: the DataModule's method render",
     )
     parser.add_argument(
         "--title", type=str | None, default=None, help="title of the page; default: the run directory's name"
@@ -70,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
         job.target_data,
         model=job.model,
         task=job.parts.task,
+        verify=partial(job.require_same_rows, job.settings.train_split, job.settings.target_split),
         render=render,
         datamodule=job.datamodule,
         targets=options.targets,
@@ -89,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
 def _function(name: str | None) -> Any:
     if name is None:
         return None
-    module, _, function = name.partition(":")
+    module, _, function = name.replace(":", ".").rpartition(".")
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

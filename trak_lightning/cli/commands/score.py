@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
-from trak_lightning.cli.output import print_json, print_trust, short_path, summary
+from trak_lightning.cli.output import print_json, print_trust, short_path, summary, trust_in
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.backend import LOCAL, Backend
@@ -70,8 +70,7 @@ def main(argv: Sequence[str]) -> int:
                 "path": scores.path,
                 "shape": scores.shape,
                 "computed": fresh,
-                "trust": scores.trust,
-                "trust_unknown": scores.trust_unknown,
+                **trust_in(run, scores),
                 "settings": scores.settings,
             }
         )

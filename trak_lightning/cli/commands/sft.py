@@ -8,11 +8,15 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from trak_lightning.chat.records import Record, TrainOn
+from trak_lightning.cli.arguments import RECIPE, SETTINGS
 from trak_lightning.cli.command_line import CommandLine
-from trak_lightning.cli.error_messages import UsageError
+from trak_lightning.cli.error_messages import UsageError, explained
 from trak_lightning.cli.help import command_parser
 from trak_lightning.scoring.display import shortened
 from trak_lightning.scoring.scores import Scores, open_scores
+
+FEATURIZING = (*SETTINGS, *RECIPE, "config", "print_config", "seed_everything")
+"""Settings of ``trak featurize``, which are options here too."""
 
 SHOWN_TARGETS, SHOWN_EXAMPLES, SHOWN_CHARACTERS = 5, 3, 100
 
@@ -24,6 +28,9 @@ def main(argv: Sequence[str]) -> int:
     own = {option for action in parser._actions for option in action.option_strings}
     settings = replace(line, options=tuple(option for option in line.options if option.name in own)).parse()
     others = [option.token for option in line.options if option.name not in own]
+    for option in line.options:
+        if option.name not in own and option.setting not in FEATURIZING:
+            raise UsageError(explained(f"unrecognized arguments: {option.name}", parser, [], [], FEATURIZING))
     configured = settings.model or line.configs or line.with_saved_configuration().configs
     if not configured:
         raise UsageError("model is missing: name the folder that your trainer left, --model out/checkpoint-300")

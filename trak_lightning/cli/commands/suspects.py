@@ -54,11 +54,11 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         print_json({"path": folder, **found.to_json(max(options.k, len(found)))})
     else:
-        _print(found, options.k)
         where = (
             short_path(folder) if found.has_cut else f"{short_path(folder)} holds the whole ranking, and no indices.npy"
         )
         summary("suspects", f"{found.describe()}; {where}", len(found.ranking), "samples", started)
+        _print(found, options.k)  # after the line that says whether any is suspicious
     return 0
 
 

@@ -7,7 +7,7 @@ from jsonargparse import Namespace
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.output import print_json, print_trust, short_path
+from trak_lightning.cli.output import print_json, print_trust, short_path, trust_in
 from trak_lightning.cli.shown_samples import shown_samples
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.display import ranking_table
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     helpful, harmful = _rankings(config, scores)
     if config.json:
         entries = {"helpful": _entries(helpful), "harmful": _entries(harmful)}
-        print_json({"path": scores.path, "trust": scores.trust, "trust_unknown": scores.trust_unknown, **entries})
+        print_json({"path": scores.path, **trust_in(run, scores), **entries})
         return 0
     from rich.console import Console
 

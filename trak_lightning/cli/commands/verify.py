@@ -22,9 +22,9 @@ def main(argv: Sequence[str]) -> int:
     run, store = opened(config)
     sets = store.list()
     rows, faults = _verify_features(store, sets)
-    if not sets:
-        faults.append(f"there are no features in {store.elsewhere or run.features}")
     score_files = sorted((run.path / "scores").glob("*.h5"))
+    if not sets and not score_files:  # scores of a recorded training need no features
+        faults.append(f"there are no features in {store.elsewhere or run.features}, and no scores")
     faults += _verify_files(run, score_files)
     if config.json:
         print_json({"rows": rows, "feature_sets": len(sets), "score_files": len(score_files), "faults": faults})
@@ -32,8 +32,11 @@ def main(argv: Sequence[str]) -> int:
     for fault in faults:
         print(fault)
     result = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "all present and as written"
-    what = f"{rows} rows of {len(sets)} feature sets" + (f" and {len(score_files)} score files" if score_files else "")
-    summary("verify", f"{what} in {short_path(run.path)}: {result}", rows or None, "checked", started)
+    counts = {f"{rows} rows of {len(sets)} feature set": len(sets), f"{len(score_files)} score file": len(score_files)}
+    what = " and ".join(f"{words}{'s' * (count != 1)}" for words, count in counts.items() if count) or "nothing"
+    summary(
+        "verify", f"{what} in {short_path(run.path)}: {result}", rows or len(score_files) or None, "checked", started
+    )
     return 1 if faults else 0
 
 

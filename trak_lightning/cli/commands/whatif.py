@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 from jsonargparse import Namespace
@@ -107,12 +108,18 @@ def _print(removal: Removal, count: int) -> None:
     for heading in ("loses", "f", "change", "gains", "f", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
     order = removal.order()
-    for low, high in zip(order[:count], order[::-1][:count], strict=True):
-        table.add_row(*_entry(removal, int(low)), *_entry(removal, int(high)))
+    loses, gains = (
+        [int(each) for each in side[:count]]
+        for side in (order[removal.change[order] < 0], order[removal.change[order] > 0][::-1])
+    )
+    for low, high in zip_longest(loses, gains):
+        table.add_row(*_entry(removal, low), *_entry(removal, high))
     Console().print(table)
 
 
-def _entry(removal: Removal, target: int) -> tuple[str, str, str]:
+def _entry(removal: Removal, target: int | None) -> tuple[str, str, str]:
+    if target is None:
+        return "", "", ""
     change = f"{removal.change[target]:+.2g}"
     if np.isfinite(removal.spread[target]):
         change += f" ±{removal.spread[target]:.1g}"

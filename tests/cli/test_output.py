@@ -1,0 +1,37 @@
+"""What commands print of results that are small, or that are not there."""
+
+import numpy as np
+import torch
+
+from trak_lightning.authoring import write_matrix
+from trak_lightning.cli import main
+from trak_lightning.cli.commands import whatif
+from trak_lightning.cli.output import print_results
+from trak_lightning.decisions.what_if import Removal
+from trak_lightning.report import Samples
+
+
+def test_a_run_directory_that_holds_scores_alone_is_complete(tmp_path, capsys):
+    write_matrix(tmp_path, "replayed", np.ones((2, 3), np.float32), "replay", {})
+    assert main(["verify", str(tmp_path)]) == 0
+    assert f"verify     1 score file in {tmp_path}: all present and as written (1 checked" in capsys.readouterr().out
+    assert main(["info", str(tmp_path)]) == 0
+    assert "run trak featurize" not in capsys.readouterr().out
+
+
+def test_an_evaluation_of_nothing_is_a_line(capsys):
+    print_results([], lambda: True)
+    assert capsys.readouterr().out == "evaluate   nothing is asked for: evaluation.models is 0\n"
+
+
+def test_targets_that_lose_are_apart_from_those_that_gain(capsys):
+    change = np.array([0.5, -0.25, 0.0, 0.125])
+    whatif._print(Removal(np.array([7]), change, np.full(4, np.nan), change, np.ones(4), 0.1, 9), 10)
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert rows == [["1", "1", "-0.25", "0", "1", "+0.5"], ["3", "1", "+0.12"]]
+
+
+def test_a_mask_is_told_from_its_image():
+    image, mask = torch.rand(3, 16, 16), torch.ones(16, 16, dtype=torch.long)
+    assert Samples([(image, mask)]).show(0).line == "image 16×16 mask 16×16 "
+    assert Samples([{"photo": image, "seg": mask}]).show(0).line == "photo 16×16 seg 16×16 "
