@@ -92,9 +92,9 @@ def test_at_a_fixed_seed_only_the_removed_samples_are_missing_from_the_batches(s
 
 
 class Grown(Line):
-    """Trained with a learning rate that no setting records, and with noise that no seed determines."""
+    """Trained with a learning rate that no setting records, and with noise that the seed of a training does not determine."""
 
-    lr, noise = 0.1, 0.0
+    lr, noise, draws = 0.1, 0.0, np.random.default_rng(0)
 
     def forward(self, x):
         return self.linear(x)
@@ -103,7 +103,7 @@ class Grown(Line):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
     def training_step(self, batch, batch_idx):
-        noise = np.random.default_rng().standard_normal() * self.noise
+        noise = self.draws.standard_normal() * self.noise
         return super().training_step(batch, batch_idx) + noise * self.linear.weight.sum()
 
 
@@ -118,6 +118,8 @@ def test_models_are_added_to_stored_ones_only_if_one_of_these_comes_out_the_same
         L.seed_everything(seed, verbose=False)
         return Grown(), L.Trainer(max_epochs=3, accelerator="cpu", **WRITES_NOTHING)
 
+    monkeypatch.setattr(Grown, "draws", np.random.default_rng(0))
+    torch.manual_seed(0)
     data = Points((torch.randn(10, 3), torch.randn(10)))
     plan = SubsetPlan("ensemble", 10, 0.5, seed=0)
 
