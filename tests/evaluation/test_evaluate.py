@@ -19,7 +19,7 @@ from trak_lightning.errors import (
 from trak_lightning.evaluation.experiments import evaluate
 from trak_lightning.evaluation.mislabeled import suspicions
 from trak_lightning.evaluation.repetitions import RecordedRun, store_repetitions
-from trak_lightning.evaluation.result import read_result
+from trak_lightning.evaluation.result import measured_lds, read_result
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.report.trust import trusted
@@ -140,6 +140,7 @@ def test_scores_of_a_recorded_training_are_judged_by_its_repetitions_next_to_sco
     assert (computed, result.values["scores"]["replayed"]["lds"]) == (True, pytest.approx(1))
     assert list(result.values["scores"]) == ["replayed", "λ = 0, unweighted (paper)", "gradient dot product", "random"]
     assert (recorded.run.evaluation / "fixed-seed-replayed.json").exists()
+    assert measured_lds(recorded.run, recorded.stored) == result
     [(_, again)] = evaluate(recorded, FEW, recorded.retrain)
     assert not again
 

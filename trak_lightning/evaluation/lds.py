@@ -80,7 +80,7 @@ def bootstrap_both(
         draws.append(found[~np.isnan(found)].mean() if not np.isnan(found).all() else 0.0)
     center = mean_spearman(predicted, observed)
     low, high = np.quantile(np.array(draws) - np.mean(draws), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return center + float(low), center + float(high)
+    return max(center + float(low), -1.0), min(center + float(high), 1.0)
 
 
 def noise_ceiling(first: Array, second: Array) -> float:

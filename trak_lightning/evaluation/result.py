@@ -79,8 +79,12 @@ def measured_lds(run: RunDirectory, scores: Scores) -> Result | None:
     Raises:
         CorruptFileError: a stored result is damaged.
     """
-    made_from = current({key: value for key, value in scores.settings.get("request", {}).items() if key != "top"})
-    for path in sorted(run.evaluation.glob("lds-*.json")):
+    request = scores.settings.get("request", {})
+    one_training = "repeated_by" in scores.settings  # see `RecordedRun`
+    made_from = current(
+        {"scores": request} if one_training else {key: value for key, value in request.items() if key != "top"}
+    )
+    for path in sorted(run.evaluation.glob("fixed-seed-*.json" if one_training else "lds-*.json")):
         with suppress(IncompatibleRunError):
             result = read_result(path)
             asked = current(result.request)

@@ -146,7 +146,7 @@ def _remedy(batch: Any) -> str:
     if isinstance(batch, (tuple, list)):
         return "Say which positions are which: task: {name: …, inputs: 0, labels: 1}"
     if _attributes(batch):
-        return "Say which attributes are which: task: {name: …, inputs: x, labels: y}"
+        return "Say which attributes are which: task: {name: …, inputs: x, labels: y}, where inputs: '*' is the whole batch"
     return "Return such a batch from the collate function"
 
 

@@ -58,7 +58,7 @@ AGREEMENT = 1e-4
 """Largest relative difference between the loss of ``training_step`` and the mean of `losses`, beyond rounding."""
 
 
-REPEAT = "Replay.repeat(scores, targets, task, models=…, removed=…)"
+REPEAT = "Replay.repeat(scores, targets, task, {groups}models=…, removed=…)"
 """What makes the repetitions that `trak evaluate` judges scores by."""
 
 
@@ -192,7 +192,10 @@ class Replay:
         with self._trajectory as trajectory:
             self._require_second_derivative(trajectory)
             values = self._backward(trajectory, data, chosen, members, partial, fingerprint(request))
-        settings: dict[str, Any] = {"request": request, "repeated_by": REPEAT}
+        settings: dict[str, Any] = {
+            "request": request,
+            "repeated_by": REPEAT.format(groups="" if groups is None else "groups=groups, "),
+        }
         if check:
             found = self.smoothness(values, targets, chosen, groups, check)
             found.require()
