@@ -30,6 +30,7 @@ from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import expand, read_checkpoints
 from trak_lightning.retraining.outputs import Retraining, missing, one_stored
 from trak_lightning.retraining.retrainer import Retrainer
+from trak_lightning.retraining.same_order import require_same_order
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
 from trak_lightning.run.atomic import atomic_create, atomic_write
@@ -60,6 +61,8 @@ class Job:
         self.shard = Shard.parse(self.settings.shard)
         self._verified: set[str] = set()
         """Splits whose stored rows were compared with the model and the data of today."""
+        self._same_order = False
+        """Whether the samples of ``train_split`` were compared with those that models are trained on."""
         self._repeatable: set[Path] = set()
         """Folders of retrained models whose training was compared with that of today."""
         self.run, self._store = open_run(self.settings, self._cli.config_init)
@@ -349,13 +352,25 @@ class Job:
 
     def _require_trained_split(self) -> None:
         """Refuse to train on subsets of a split by its positions in another one: Lightning trains on ``train_dataloader``."""
-        split = self.settings.train_split
-        if split != "train" and (trained := len(self._data("train"))) != len(self.train_data):
+        split, name = self.settings.train_split, type(self.datamodule).__name__
+        if split == "train" or self._same_order:
+            return
+        trained = self._data("train")
+        try:
+            if len(trained) != len(self.train_data):
+                raise DataError(
+                    f"train_split {split!r} has {len(self.train_data)} samples, and models are trained on the {len(trained)} of "
+                    f"train_dataloader of {name}."
+                )
+            if self.settings.verify_data != "off":
+                names = (f"{split}_dataloader", f"train_dataloader of {name}, which models are trained on,")
+                require_same_order(self.train_data, trained, names=names)
+        except DataError as error:
             raise DataError(
-                f"train_split {split!r} has {len(self.train_data)} samples, and models are trained on the {trained} of train_dataloader of "
-                f"{type(self.datamodule).__name__}. {split}_dataloader must return the same samples in the same order, perhaps prepared "
+                f"{error} {split}_dataloader must return the same samples in the same order, perhaps prepared "
                 "otherwise; or name your own checkpoints under checkpoints, and ask for no evaluation that retrains models."
-            )
+            ) from None
+        self._same_order = True
 
     @property
     def _retrainer(self) -> Retrainer:
