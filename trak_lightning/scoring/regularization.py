@@ -114,6 +114,7 @@ def choose(
     else:
         relative, rule = None, "number"
     systems = tuple(System(features, chosen) for features in checkpoints)
+    any(system.warn_of_outliers() for system in systems)  # of one checkpoint
     if regularization == "auto":
         k = checkpoints[0].train.spec.dim
         relative, rule = automatic(k, len(systems), problem(systems)), "auto"
