@@ -30,7 +30,7 @@ from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import expand, read_checkpoints
 from trak_lightning.retraining.outputs import Retraining, missing, one_stored
 from trak_lightning.retraining.retrainer import Retrainer
-from trak_lightning.retraining.same_order import require_same_order
+from trak_lightning.retraining.same_order import record_order, require_recorded_order, require_same_order
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
 from trak_lightning.run.atomic import atomic_create, atomic_write
@@ -124,6 +124,9 @@ class Job:
         ensemble = self.settings.ensemble
         plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self.settings.seed, self._recipe)
         plan.record(self.run.checkpoints)
+        self._require_recorded_order()
+        if self.settings.verify_data != "off" and not any(self.run.checkpoints.glob("*.ckpt")):
+            record_order(self.train_data, self._order)
         self.keep_configuration(atomic_create)  # until the features have been found to be made with the same
         paths, trained = train_ensemble(
             self._fresh,
@@ -264,6 +267,7 @@ class Job:
                 f"{len(missing)} of {len(paths)} checkpoints are missing, such as {missing[0]}. Run trak train first, or "
                 "name your own files under checkpoints."
             )
+        self._require_recorded_order()
         return [str(path) for path in paths]
 
     @property
@@ -349,6 +353,14 @@ class Job:
     def retrain_here(self, retrainings: Sequence[Retraining]) -> None:
         """Retrain these models in this process."""
         self._retrainer.retrain(retrainings)
+
+    @property
+    def _order(self) -> Path:
+        return self.run.checkpoints / "samples.npz"
+
+    def _require_recorded_order(self) -> None:
+        if self.settings.verify_data != "off":
+            require_recorded_order(self.train_data, self._order)
 
     def _require_trained_split(self) -> None:
         """Refuse to train on subsets of a split by its positions in another one: Lightning trains on ``train_dataloader``."""

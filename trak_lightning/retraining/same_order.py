@@ -2,7 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from trak_lightning.data.content import content_hash
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError
-from trak_lightning.featurize.reuse import SECONDS, evenly
+from trak_lightning.featurize.reuse import SECONDS, ContentSample, evenly
+from trak_lightning.run.atomic import atomic_create
 from trak_lightning.run.fingerprint import UNKNOWN
+from trak_lightning.run.numpy_files import read_npz
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +42,9 @@ def require_same_order(attributed: AttributionData, trained: AttributionData, *,
         if perf_counter() - started > 2 * SECONDS:
             break
     ours, theirs = names
-    whole = [values[""] for values, _ in pairs]
-    count, place = Counter(whole), dict(zip(whole, positions, strict=True))
-    for at, (expected, values) in zip(positions, pairs, strict=True):
-        found = values[""]
-        if found not in (expected[""], UNKNOWN) and count[found] == 1:
-            raise DataError(f"sample {at} of {theirs} is sample {place[found]} of {ours}: the order is another one.")
+    then, now = ([values[""] for values in each] for each in zip(*pairs, strict=True))
+    for at, place in _moved(positions, then, now):
+        raise DataError(f"sample {at} of {theirs} is sample {place} of {ours}: the order is another one.")
     best, entry, different = _most_alike(pairs)
     if not different:
         return
@@ -58,6 +58,41 @@ def require_same_order(attributed: AttributionData, trained: AttributionData, *,
         what,
         agree,
     )
+
+
+def record_order(data: AttributionData, path: Path) -> None:
+    """Keep content hashes of the samples whose positions the training subsets next to `path` hold."""
+    found = ContentSample.read(data, "sampled")
+    with atomic_create(path) as part, part.open("wb") as file:
+        np.savez(file, positions=found.positions, hashes=found.hashes)
+
+
+def require_recorded_order(data: AttributionData, path: Path) -> None:
+    """Refuse data in another order than that of `record_order`; runs of earlier versions have none, which passes.
+
+    Raises:
+        DataError: a sample is where another one was.
+    """
+    if not path.exists():
+        return
+    kept = read_npz(path, "positions", "hashes", remedy="Delete it, and the order of the data is not compared.")
+    now = ContentSample.read(data, "sampled")
+    hashes = dict(zip(now.positions.tolist(), now.hashes.tolist(), strict=True))
+    positions = kept["positions"].tolist()
+    for at, place in _moved(positions, kept["hashes"].tolist(), [hashes.get(at, UNKNOWN) for at in positions]):
+        raise DataError(
+            f"sample {at} of the training data is what sample {place} was when the models in {path.parent} were trained: the order is another "
+            "one, and their training subsets are positions in the earlier one. Restore it (a random split needs a generator with a seed), "
+            "or use another run directory."
+        )
+
+
+def _moved(positions: Sequence[int], then: Sequence[int], now: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the positions of samples whose hash is now that of a single other one, with the position of that one."""
+    count, place = Counter(then), dict(zip(then, positions, strict=True))
+    for at, before, after in zip(positions, then, now, strict=True):
+        if after not in (before, UNKNOWN) and count[after] == 1:
+            yield at, place[after]
 
 
 def _most_alike(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[float, str, list[int]]:
