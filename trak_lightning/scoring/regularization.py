@@ -83,7 +83,7 @@ def parse(regularization: float | str) -> float | str:
     if isinstance(regularization, str) and (_divisor(regularization) or 0) > 0:
         return regularization
     try:
-        value = float(regularization)
+        value = float("nan") if isinstance(regularization, bool) else float(regularization)
     except (TypeError, ValueError):
         value = float("nan")
     if not 0 <= value < float("inf"):
