@@ -10,6 +10,7 @@ import trak_lightning
 from trak_lightning import TRAK
 from trak_lightning.errors import DataError, TrakError
 from trak_lightning.scoring.scores import Scores
+from trak_lightning.scoring.trak import Trak
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -77,6 +78,7 @@ def test_one_target_is_chosen_at_a_time(scores):
         (lambda trak, scores: scores.plot(targets=[6]), "target 6 is out of range"),
         (lambda trak, scores: scores.plot(targets=[]), "none is given"),
         (lambda trak, scores: trak.what_if("test", regularization=True), "regularization must be a number"),
+        (lambda trak, scores: Trak(threshold=True), "threshold must be a number t ≥ 0, got True"),
         (lambda trak, scores: trak.suspects(fdr="0.1"), "fdr, .*, must lie between 0 and 1, got '0.1'"),
         (lambda trak, scores: trak.suspects().first(-1), "count must be an integer, 0 or more, got -1"),
         (lambda trak, scores: trak.suspects()["a"], "indexed with an integer or a slice, got 'a'"),

@@ -31,7 +31,7 @@ from trak_lightning.errors import (
 )
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
-from trak_lightning.featurize.reuse import VerifyData
+from trak_lightning.featurize.reuse import VerifyData, require_same_samples
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.featurize.token_rows import token_rows
 from trak_lightning.gradients import ParameterLayout
@@ -307,6 +307,9 @@ class TRAK:
         if not isinstance(scorer, Scorer):
             scorer = {"name": scorer, **given} if isinstance(scorer, str) else {**scorer, **given}
         chosen = registry.create("scorers", scorer)
+        job = self._require_job()
+        if job.verify_data != "off":  # the training samples are shown with the scores
+            require_same_samples(job.splits[job.train], self.store.open(job.train, job.checkpoints[0].id))
         self.featurize_targets(target_dataset, name, batch_size=batch_size, repair=repair)
         if fabric is None and torch.cuda.is_available():
             fabric = Fabric(accelerator="cuda", devices=1)
@@ -323,7 +326,6 @@ class TRAK:
             backend=backend,
         )
         if groups is None:
-            job = self._require_job()
             both = job.splits[job.train], AttributionData.of(target_dataset)
             train, targets = (samples_of(data, task=self.spec.task) for data in both)
             scores.samples = train, targets
