@@ -21,7 +21,14 @@ from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.decisions.what_if import WhatIf
-from trak_lightning.errors import DataError, IncompleteRunError, SettingsError, require_integer, require_option
+from trak_lightning.errors import (
+    DataError,
+    IncompleteRunError,
+    SettingsError,
+    is_integer,
+    require_integer,
+    require_option,
+)
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.reuse import VerifyData
@@ -217,9 +224,9 @@ class TRAK:
             IncompleteRunError: nothing was featurized.
         """
         records = self.run.require_checkpoints()
-        if not -len(records) <= checkpoint < len(records):
+        if not (is_integer(checkpoint) and -len(records) <= checkpoint < len(records)):
             raise DataError(
-                f"there is no checkpoint {checkpoint}: {self.run.path} has {len(records)}, 0 … {len(records) - 1}"
+                f"there is no checkpoint {checkpoint!r}: {self.run.path} has {len(records)}, 0 … {len(records) - 1}"
             )
         return FeatureArray(self.store.open(split, records[checkpoint].id))
 
