@@ -328,6 +328,8 @@ class TRAK:
         if groups is None:
             both = job.splits[job.train], AttributionData.of(target_dataset)
             train, targets = (samples_of(data, task=self.spec.task) for data in both)
+            if targets.tokenizer is None and train.tokenizer is not None:
+                targets = samples_of(both[1], task=self.spec.task, tokenizer=train.tokenizer)
             scores.samples = train, targets
         return scores
 

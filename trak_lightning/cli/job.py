@@ -13,6 +13,7 @@ import lightning as L
 from jsonargparse import Namespace
 
 from trak_lightning.api import TRAK
+from trak_lightning.chat.module import LanguageModel
 from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
 from trak_lightning.cli.output import narrated, print_results, print_trust, short_path, summary
@@ -89,6 +90,8 @@ class Job:
         if self.speaks:
             config = self.settings.clone()
             config.shard, config.grow, config.repair = "1/1", False, False  # these are for one call
+            if config.verify_data == "off":  # and so is this, so that later calls verify
+                config.verify_data = "sampled"
             with tempfile.TemporaryDirectory() as folder:
                 self._cli.parser.save(config, Path(folder) / "config.yaml")
                 content = (Path(folder) / "config.yaml").read_bytes()
@@ -119,7 +122,7 @@ class Job:
             if self.speaks:
                 summary("train", f"nothing to train: {len(named)} named checkpoint{'s' * (len(named) != 1)}")
             return named
-        self._require_trained_split()
+        self._require_trainable()
         started = time.perf_counter()
         ensemble = self.settings.ensemble
         plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self.settings.seed, self._recipe)
@@ -334,7 +337,7 @@ class Job:
 
     def retrain(self, plan: SubsetPlan, folder: Path, retrainings: Sequence[Retraining]) -> None:
         """See `trak_lightning.retraining.outputs.Retrain`."""
-        self._require_trained_split()
+        self._require_trainable()
         replace(plan, num_samples=len(self.train_data), recipe=self._recipe).record(folder)
         self.keep_configuration(atomic_create)  # options of one evaluation are not settings of the run
         todo = missing(retrainings)
@@ -362,8 +365,11 @@ class Job:
         if self.settings.verify_data != "off":
             require_recorded_order(self.train_data, self._order)
 
-    def _require_trained_split(self) -> None:
-        """Refuse to train on subsets of a split by its positions in another one: Lightning trains on ``train_dataloader``."""
+    def _require_trainable(self) -> None:
+        """Refuse, before anything is recorded, a model that is trained already, and to train on subsets of a split by its positions in
+        another one: Lightning trains on ``train_dataloader``."""
+        if isinstance(self.model, LanguageModel):
+            self.model.training_step(None)
         split, name = self.settings.train_split, type(self.datamodule).__name__
         if split == "train" or self._same_order:
             return
