@@ -8,8 +8,9 @@ from torch.utils.data import TensorDataset
 
 import trak_lightning
 from trak_lightning import TRAK
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, TrakError
 from trak_lightning.scoring.scores import Scores
+from trak_lightning.scoring.trak import Trak
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -68,6 +69,27 @@ def test_one_target_is_chosen_at_a_time(scores):
         scores[3:5]
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda trak, scores: scores[True], "indexed with one integer, the target, got True"),
+        (lambda trak, scores: scores.effects(True), "train True is out of range"),
+        (lambda trak, scores: scores.effects("3"), "train '3' is out of range"),
+        (lambda trak, scores: scores.plot(targets=[6]), "target 6 is out of range"),
+        (lambda trak, scores: scores.plot(targets=[]), "none is given"),
+        (lambda trak, scores: trak.what_if("test", regularization=True), "regularization must be a number"),
+        (lambda trak, scores: Trak(threshold=True), "threshold must be a number t ≥ 0, got True"),
+        (lambda trak, scores: trak.suspects(fdr="0.1"), "fdr, .*, must lie between 0 and 1, got '0.1'"),
+        (lambda trak, scores: trak.suspects().first(-1), "count must be an integer, 0 or more, got -1"),
+        (lambda trak, scores: trak.suspects()["a"], "indexed with an integer or a slice, got 'a'"),
+        (lambda trak, scores: trak.features("train", "1"), "there is no checkpoint '1'"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_by_name(call, message, trak, scores):
+    with pytest.raises((TrakError, TypeError, IndexError), match=message):
+        call(trak, scores)
+
+
 def test_answers_are_shown_in_one_line(trak, scores):
     what_if = trak.what_if("test")
     assert repr(what_if) == "WhatIf: 6 targets, 20 training samples, 2 checkpoints"
@@ -123,6 +145,7 @@ def test_scores_are_drawn_next_to_their_targets(scores):
     figure = scores.plot(targets=(0, 5), k=2)
     assert len(figure.axes) == 2 * (1 + 2 + 2)
     assert all(len(axis.images) == 1 for axis in figure.axes)
+    assert len(scores.plot(k=2).axes) == 3 * (1 + 2 + 2)
     with pytest.raises(DataError, match="there are no samples to draw"):
         Scores(scores.path).plot()
 

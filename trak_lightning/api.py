@@ -21,10 +21,17 @@ from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.decisions.what_if import WhatIf
-from trak_lightning.errors import DataError, IncompleteRunError, SettingsError, require_integer, require_option
+from trak_lightning.errors import (
+    DataError,
+    IncompleteRunError,
+    SettingsError,
+    is_integer,
+    require_integer,
+    require_option,
+)
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.featurize.job import FeaturizeJob
-from trak_lightning.featurize.reuse import VerifyData
+from trak_lightning.featurize.reuse import VerifyData, require_same_samples
 from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.featurize.token_rows import token_rows
 from trak_lightning.gradients import ParameterLayout
@@ -217,9 +224,9 @@ class TRAK:
             IncompleteRunError: nothing was featurized.
         """
         records = self.run.require_checkpoints()
-        if not -len(records) <= checkpoint < len(records):
+        if not (is_integer(checkpoint) and -len(records) <= checkpoint < len(records)):
             raise DataError(
-                f"there is no checkpoint {checkpoint}: {self.run.path} has {len(records)}, 0 … {len(records) - 1}"
+                f"there is no checkpoint {checkpoint!r}: {self.run.path} has {len(records)}, 0 … {len(records) - 1}"
             )
         return FeatureArray(self.store.open(split, records[checkpoint].id))
 
@@ -300,6 +307,9 @@ class TRAK:
         if not isinstance(scorer, Scorer):
             scorer = {"name": scorer, **given} if isinstance(scorer, str) else {**scorer, **given}
         chosen = registry.create("scorers", scorer)
+        job = self._require_job()
+        if job.verify_data != "off":  # the training samples are shown with the scores
+            require_same_samples(job.splits[job.train], self.store.open(job.train, job.checkpoints[0].id))
         self.featurize_targets(target_dataset, name, batch_size=batch_size, repair=repair)
         if fabric is None and torch.cuda.is_available():
             fabric = Fabric(accelerator="cuda", devices=1)
@@ -316,9 +326,10 @@ class TRAK:
             backend=backend,
         )
         if groups is None:
-            job = self._require_job()
             both = job.splits[job.train], AttributionData.of(target_dataset)
             train, targets = (samples_of(data, task=self.spec.task) for data in both)
+            if targets.tokenizer is None and train.tokenizer is not None:
+                targets = samples_of(both[1], task=self.spec.task, tokenizer=train.tokenizer)
             scores.samples = train, targets
         return scores
 

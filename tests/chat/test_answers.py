@@ -7,7 +7,7 @@ import torch
 from tiny import chat, make, tokenizer
 
 from trak_lightning import TRAK
-from trak_lightning.chat import ChatData, Encoder, Generation, Records, collate, read_answers
+from trak_lightning.chat import ChatData, ChatDataset, Encoder, Generation, Records, collate, read_answers
 from trak_lightning.chat.answers import combination
 from trak_lightning.chat.data import AnswerSet
 from trak_lightning.errors import DataError
@@ -133,10 +133,22 @@ def test_chosen_and_rejected_are_scored_as_their_difference_and_groups_as_their_
         (
             ASK,
             {"max_length": 26},
-            "is 22 tokens long, an answer may have 6 .* together they may have 26 .max_length, .* Lower max_new_tokens to 4, or shorten",
+            "1 of 1 prompts .* is 22 tokens long, and prompt and answer together may have 26 .max_length, .* Lower max_new_tokens to 4",
         ),
     ],
 )
 def test_a_target_that_cannot_be_explained_is_refused(row, settings, message):
     with pytest.raises(DataError, match=message):
         answers([row], **settings)
+
+
+def test_scores_in_python_show_the_text_of_conversations_and_answers(tmp_path, capsys):
+    encoder = Encoder(tokenizer(), 64)
+    train = ChatDataset([chat(f"2+{n}", f"={2 + n}") for n in range(4)], encoder)
+    trak = TRAK(make("llama"), "causal_lm", tmp_path, projector={"name": "sparse_jl", "dim": 64})
+    trak.featurize(torch.utils.data.DataLoader(train, batch_size=4, collate_fn=collate))
+    targets = AnswerSet(answers([chat("7+1", "=8")]))  # whose tokenizer is that of the conversations
+    trak.score(torch.utils.data.DataLoader(targets, batch_size=4, collate_fn=collate))[0].show(4)
+    shown = capsys.readouterr().out
+    assert "7+1 =8" in shown
+    assert "2+3 =5" in shown

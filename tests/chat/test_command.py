@@ -140,6 +140,25 @@ def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_
     shown = capsys.readouterr().out
     assert "1+1 =2" in shown
     assert "label" not in shown
+    for options in (
+        ["top", run, "--target", "0", "-k", "4"],
+        ["tokens", run, "--target", "0", "-k", "1"],
+        ["whatif", run, "--remove", "1,"],
+        ["select", run, "--budget", "2"],
+    ):
+        found = []
+        for name in ("--name", "--target_split"):
+            assert main([*options, name, "second", "--json"]) == 0
+            found.append(json.loads(capsys.readouterr().out))
+        assert found[0] == found[1]
+    for options in (["whatif", run, "--remove", "1,"], ["select", run, "--budget", "2"]):
+        found = []
+        for name in ("test", "second", "second-groups"):
+            assert main([*options, "--name", name, "--json"]) == 0
+            found.append(json.loads(capsys.readouterr().out))
+        assert found[0] != found[1] == found[2]
+        assert main([*options, "--name", "third"]) == 1
+        assert "no scores named 'third'; it has groups, second" in capsys.readouterr().err
     # As many targets, but others: their text is not shown for those of the first file.
     assert main(["top", run, "--name", "test", "--by_train", "1", "-k", "4"]) == 0
     shown = capsys.readouterr()
@@ -192,17 +211,40 @@ def test_an_encoder_decoder_is_attributed_too(command, tmp_path):
         ({"model": "/none"}, "/none"),
         ({"targets": [{"messges": []}]}, "the columns messges .list.; expected messages"),
         (
-            {"targets": [{"prompt": "x" * 61}]},
-            r"is 61 tokens long, an answer may have 4 .max_new_tokens., .* together they may have 64 .* Lower max_new_tokens to 3,",
+            {"targets": [{"prompt": "x" * n} for n in (5, 61, 62)]},
+            r"2 of 3 prompts leave no room for an answer, which may have 4 .*: the longest, example 2 of .*targets.jsonl, is 62 tokens long, "
+            r".* together may have 64 .* Lower max_new_tokens to 2, with which all prompts fit",
         ),
     ],
 )
-def test_a_mistake_is_one_line(command, changes, message, capsys, caplog):
-    assert command(**changes) == 1
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1
-    assert ("plain text" in caplog.text) is any("prompt" in row for row in changes.get("targets", ()))
-    assert re.search(message, error[0])
+def test_a_mistake_is_one_line_and_a_check_finds_it_too(command, changes, message, capsys, caplog):
+    errors = []
+    for options in ((), ("--check", "true")):
+        caplog.clear()
+        assert command(*options, **changes) == 1
+        errors.append(capsys.readouterr().err.strip())
+        assert ("plain text" in caplog.text) is any(
+            "prompt" in row for row in changes.get("targets", [] if "model" in changes else TARGETS)
+        )
+    assert errors[0] == errors[1]
+    assert len(errors[0].splitlines()) == 1
+    assert re.search(message, errors[0])
+
+
+def test_a_verification_that_was_left_out_once_is_made_again_by_later_calls(command, tmp_path):
+    command("--verify_data", "off")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["verify_data"] == "sampled"
+    command("--verify_data", "full")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["verify_data"] == "full"
+
+
+def test_that_the_model_cannot_be_retrained_is_said_before_anything_is_recorded(command, tmp_path, capsys):
+    command()
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--evaluation.models", "4"]) == 1
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "LanguageModel is for models that are trained already" in error
+    assert not (tmp_path / "run" / "evaluation").exists()
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,22 @@ def test_a_folder_of_checkpoints_names_them(tmp_path):
         load_model(tmp_path / "out")
 
 
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_model_that_is_nowhere_is_named_after_one_question_to_the_hub(load, monkeypatch):
+    asked = []
+
+    def unreachable(url):
+        asked.append(url)
+        raise ConnectionRefusedError("connection refused")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    with pytest.raises(
+        CheckpointError, match=r"there is no folder nope \(looked in .*from the hub: connection refused"
+    ):
+        load("nope")
+    assert len(asked) == 1
+
+
 def test_a_folder_without_a_tokenizer_says_how_to_name_one(tmp_path):
     make("llama").save_pretrained(tmp_path / "bare")
     with pytest.raises(CheckpointError, match=r"bare holds no tokenizer.*--tokenizer FOLDER"):

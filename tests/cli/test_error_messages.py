@@ -436,6 +436,11 @@ MISTAKES = {
         errors.DataError,
         r"the training subset of .*: sample 20 is out of range: the training set has samples 0 … 19",
     ),
+    "a subset is empty": (
+        lambda path: attribute().featurize(samples(), subsets=[[]]),
+        errors.DataError,
+        r"the training subset of .* holds no sample; give None where it is not known",
+    ),
 }
 
 

@@ -187,6 +187,55 @@ def test_models_are_not_trained_by_positions_in_a_split_of_another_length(comman
     )
 
 
+@pytest.mark.parametrize("command", [["train", "other"], ["evaluate", "run", "--evaluation.models", "2"]])
+def test_models_are_not_trained_by_positions_in_another_order(command, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    run()
+    edited = MODULE.replace(
+        "    def train_dataloader",
+        "    def plain_dataloader(self):\n        return DataLoader(self.train, 10)\n\n    def train_dataloader",
+    )
+    if command[0] == "evaluate":
+        (tmp_path / "splits_at_random.py").write_text(edited)
+        sys.modules.pop("splits_at_random")
+        shutil.copy("run/checkpoints/00.ckpt", "own.ckpt")
+        own = ["--checkpoints", "own.ckpt", "--train_split", "plain", "--config", "config.yaml"]
+        assert main(["run", "own", *own]) == 0
+        command = ["evaluate", "own", *command[2:]]
+    else:
+        command = [*command, "--train_split", "plain", "--config", "config.yaml"]
+    (tmp_path / "splits_at_random.py").write_text(
+        edited.replace("DataLoader(self.train, 10, ", "DataLoader(list(self.train)[::-1], 10, ")
+    )
+    sys.modules.pop("splits_at_random")
+    capsys.readouterr()
+    assert main(command) == 1
+    assert "sample 0 of train_dataloader of Data, which models are trained on, is sample 39 of plain_dataloader" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("command", ["featurize", "run", "train"])
+def test_subsets_of_models_are_not_taken_for_positions_in_another_order(command, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    run()
+    assert main(["train", "other", "--config", "config.yaml"]) == 0
+    (tmp_path / "splits_at_random.py").write_text(MODULE.replace("range(60)", "range(59, -1, -1)"))
+    sys.modules.pop("splits_at_random")
+    capsys.readouterr()
+    assert main([command, "other"] + ["--config", "config.yaml"] * (command != "featurize")) == 1
+    assert re.search("sample .* is what sample .* was when the models in .*checkpoints were", capsys.readouterr().err)
+    (tmp_path / "splits_at_random.py").write_text(
+        MODULE.replace("ROWS = [", "ROWS = [(x, 1 - y, i) if i % 9 == 0 else (x, y, i) for x, y, i in [").replace(
+            "range(60)]", "range(60)]]"
+        )
+    )
+    sys.modules.pop("splits_at_random")
+    assert main(["featurize", "other"]) == 0  # corrected labels, in the same order
+    assert main(["featurize", "run"]) == 1
+    assert "stored rows" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("recorded", ["relative", "absolute"])
 @pytest.mark.parametrize("how", ["moved", "copied"])
 def test_a_run_directory_that_is_elsewhere_now_reads_its_own_checkpoints(how, recorded, run, tmp_path, capsys):

@@ -142,7 +142,15 @@ def test_a_float_up_to_one_is_a_share_and_an_integer_a_number(budget, count, fit
     assert len(fitted.select(budget, "test")) == count
 
 
-@pytest.mark.parametrize("groups", [np.zeros(39, int), np.zeros(40), np.zeros((40, 2), int)])
+def test_groups_may_be_a_column_of_text(fitted):
+    text = np.array(["web", "book"] * 20)
+    expected = fitted.select(5, "test", groups=text).indices
+    np.testing.assert_array_equal(fitted.select(5, "test", groups=text.astype(object)).indices, expected)
+
+
+@pytest.mark.parametrize(
+    "groups", [np.array([None, "web"] * 20), np.zeros(39, int), np.zeros(40), np.zeros((40, 2), int)]
+)
 def test_groups_that_are_no_labels_are_refused(groups, fitted):
     with pytest.raises(DataError, match="groups must be 40 labels, integers or text, one per training sample; got"):
         fitted.select(5, "test", groups=groups)

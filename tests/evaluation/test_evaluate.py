@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from trak_lightning.cli import main
 from trak_lightning.cli.commands.evaluate import agrees
 from trak_lightning.cli.output import print_trust, trust_in
 from trak_lightning.errors import (
@@ -168,6 +169,16 @@ def test_of_a_recorded_training_only_its_repetitions_are_asked(name, settings, e
 
     with pytest.raises(error, match=message):
         ask()
+
+
+def test_without_features_the_scores_of_a_recorded_training_are_offered(recorded, tmp_path, capsys):
+    settings = {"request": {"recording": 1}, "repeated_by": "Replay.repeat"}
+    made = write_matrix(tmp_path / "alone", "replayed", np.asarray(recorded.scores), "given", settings)
+    assert main(["evaluate", str(tmp_path / "alone")]) == 1
+    assert "Evaluate these: --name replayed --evaluation.protocol fixed_seed" in capsys.readouterr().err
+    made.path.unlink()
+    assert main(["evaluate", str(tmp_path / "alone")]) == 1
+    assert "--name" not in capsys.readouterr().err
 
 
 def test_without_features_of_its_targets_scores_of_a_recorded_training_stand_alone(recorded):

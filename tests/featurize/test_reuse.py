@@ -84,6 +84,9 @@ def test_targets_are_not_scored_with_training_rows_of_an_earlier_model(edited, m
         data.tensors[0][7] += 1
     with pytest.raises(StaleRowsError, match="1 sample of 'train'.*: 7" if edited == "data" else "rows of 'train'"):
         trak.score(test_set, name="after")
+    if edited == "data":
+        with pytest.raises(StaleRowsError, match="1 sample of 'train'.*: 7"):
+            trak.score(test_set, name="before")
 
 
 class Focal:

@@ -13,7 +13,7 @@ from trak_lightning.scoring.base import CheckpointFeatures
 from trak_lightning.scoring.gram import WEIGHTINGS, gram
 from trak_lightning.scoring.inverse import IllConditionedWarning
 from trak_lightning.scoring.ranking import RunningRanking, rank
-from trak_lightning.scoring.system import System
+from trak_lightning.scoring.system import OutlierWarning, System
 from trak_lightning.scoring.trak import LeaveOneOut, Trak
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
 from trak_lightning.stores.hdf5 import HDF5Store
@@ -44,6 +44,20 @@ def test_features_whose_products_overflow_are_refused_by_sample(k, features, rng
     X[13, 0] = 1e20
     with pytest.raises(NonFiniteGradientError, match=r"overflows: the features of training sample 13 have norm 1e\+20"):
         Trak().fit([features(X, X[:2], np.ones(20))])
+
+
+@pytest.mark.parametrize("k", [3, 30])
+@pytest.mark.parametrize("outliers", [[13], [4, 13]])
+@pytest.mark.parametrize("size", [3e2, 1e5, 1e15])
+def test_samples_that_dominate_all_scores_are_named(size, outliers, k, features, rng):
+    X = rng.standard_normal((60, k)).astype(np.float32)
+    X[outliers, 0] = size
+    q = np.ones(60)
+    named = f"trace of ΦᵀWΦ is that of training samples? {', '.join(map(str, outliers))}, so"
+    with pytest.warns(OutlierWarning, match=named) if size > 1e4 else nullcontext():
+        Trak().fit([features(X, X[:2], q)])
+    q[outliers] = 0  # it has no weight in the matrix and no score
+    Trak().fit([features(X, X[:2], q)])
 
 
 def test_factors_need_not_be_kept_where_the_run_is_read_only(features, rng, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from trak_lightning.errors import IncompleteRunError
 from trak_lightning.stores.feature_array import FeatureArray
@@ -24,6 +25,8 @@ KEYS = [
     [],
     np.array([[1, 2], [3, -4]], np.int32),
     np.array([5], np.uint8),
+    torch.tensor([3, 1, 20]),
+    torch.tensor(4),
     MASK,
     MASK.tolist(),
     (),

@@ -97,26 +97,20 @@ def read_answers(
         kept: a file that keeps the answers; those in it are not written again.
 
     Raises:
-        DataError: an example has no prompt, is longer than ``max_length``, or its span does not occur in the answer; or its prompt
-            was answered by other weights, or with other settings, in `kept`.
+        DataError: as `ask`; or a span does not occur in what the model wrote, or a prompt was answered by other weights, or with
+            other settings, in `kept`.
     """
-    answers = replace(encoder, train_on="answers", max_length=sys.maxsize)
-    writer = _Writer(model, generation, encoder.max_length, _Kept.read(kept))
+    asked = ask(records, encoder, generation)
+    writer = _Writer(model, generation, _Kept.read(kept))
     found: list[Answer] = []
-    for number, row in enumerate(records.rows):
-        record = {name: value for name, value in row.items() if value is not None}  # which datasets fill up with
-        where = records.where(number)
-        for part, coefficient, group in _parts(record, number, where):
-            prompt, reply = _open_prompt(part), None
-            if prompt is None:
-                encoded = answers.encode(part, where)
-            else:
-                ids = answers.prompt(prompt, where)
-                reply = writer.reply(ids, where, answers.encoder_decoder)
-                encoded = _after(ids, reply, answers.encoder_decoder)
-            _require_room(encoded, encoder.max_length, where)
-            encoded, text = _narrowed(encoded, record.get("span"), answers, where)
-            found.append(Answer(encoded, text, number, group, coefficient, reply))
+    for each in asked:
+        encoded, text, reply = each.encoded, each.text, None
+        if encoded is None:
+            reply = writer.reply(each.prompt, each.where)
+            written = _after(each.prompt, reply, encoder.encoder_decoder)
+            _require_room(written, encoder.max_length, each.where)
+            encoded, text = _narrowed(written, each.span, encoder, each.where)
+        found.append(Answer(encoded, text, each.record, each.group, each.coefficient, reply))
     if kept is not None:
         _keep(kept, found, generation)
     return found
@@ -136,28 +130,59 @@ def combination(answers: Sequence[Answer]) -> tuple[list[str], list[int], list[f
 
 
 @dataclass(frozen=True)
+class Asked:
+    """One target before the model has answered: a given answer as in `Answer`, or a prompt."""
+
+    where: str
+    record: int
+    span: Any
+    group: str | None
+    coefficient: float
+    prompt: Sequence[int] = ()
+    encoded: Encoded | None = None
+    text: str = ""
+
+
+def ask(records: Records, encoder: Encoder, generation: Generation) -> list[Asked]:
+    """Encode what is asked, without the model, so that what cannot be answered is named before anything is written.
+
+    Raises:
+        DataError: an example has no prompt, its answer is longer than ``max_length`` or has no such span, or prompts leave no room for
+            an answer.
+    """
+    answers = replace(encoder, train_on="answers", max_length=sys.maxsize)
+    found: list[Asked] = []
+    for number, row in enumerate(records.rows):
+        record = {name: value for name, value in row.items() if value is not None}  # which datasets fill up with
+        where, span = records.where(number), record.get("span")
+        for part, coefficient, group in _parts(record, number, where):
+            prompt = _open_prompt(part)
+            if prompt is not None:
+                ids = answers.prompt(prompt, where)
+                found.append(Asked(where, number, span, group, coefficient, ids))
+                continue
+            encoded = answers.encode(part, where)
+            _require_room(encoded, encoder.max_length, where)
+            encoded, text = _narrowed(encoded, span, answers, where)
+            found.append(Asked(where, number, span, group, coefficient, encoded=encoded, text=text))
+    _require_room_to_answer([each for each in found if each.encoded is None], encoder, generation.max_new_tokens)
+    return found
+
+
+@dataclass(frozen=True)
 class _Writer:
     """Answers that the model writes, or wrote in an earlier run."""
 
     model: Callable[[], nn.Module]
     generation: Generation
-    max_length: int
     kept: "_Kept"
 
-    def reply(self, prompt: Sequence[int], where: str, encoder_decoder: bool) -> tuple[int, ...]:
+    def reply(self, prompt: Sequence[int], where: str) -> tuple[int, ...]:
         """The tokens of the answer to a prompt.
 
         Raises:
-            DataError: the model takes no prompt of that length, or other weights or settings answered it.
+            DataError: other weights or settings answered it.
         """
-        most = self.generation.max_new_tokens
-        room = self.max_length - len(prompt)
-        if room < (0 if encoder_decoder else most):
-            remedy = f"Lower max_new_tokens to {room}, or shorten the prompt" if room > 0 else "Shorten the prompt"
-            raise DataError(
-                f"the prompt of {where} is {len(prompt)} tokens long, an answer may have {most} (max_new_tokens), and together they may "
-                f"have {self.max_length} ({_LIMIT}). {remedy}."
-            )
         found = self.kept.reply(prompt, self.generation, where)
         if found is None:
             found = self.kept.replies[tuple(prompt)] = tuple(self.generation.write(self._made, prompt))
@@ -225,6 +250,24 @@ def _require_room(encoded: Encoded, limit: int, where: str) -> None:
             f"{where} is {length} tokens long, and may have {limit} ({_LIMIT}); a target is not cut off. Shorten it, or raise "
             "max_length if the model takes more."
         )
+
+
+def _require_room_to_answer(asked: Sequence[Asked], encoder: Encoder, most: int) -> None:
+    """Refuse prompts after which there is no room for `most` tokens, all of them at once."""
+    limit = encoder.max_length
+    rooms = [limit - len(each.prompt) for each in asked]
+    short = [room for room in rooms if room < (0 if encoder.encoder_decoder else most)]
+    if not short:
+        return
+    least = min(short)
+    remedy = "Shorten these prompts"
+    if least > 0:
+        remedy = f"Lower max_new_tokens to {least}, with which all prompts fit, or shorten these"
+    raise DataError(
+        f"{len(short)} of {len(asked)} prompts leave no room for an answer, which may have {most} tokens (max_new_tokens): the longest, "
+        f"{asked[rooms.index(least)].where}, is {limit - least} tokens long, and prompt and answer together may have {limit} ({_LIMIT}). "
+        f"{remedy}."
+    )
 
 
 def _parts(record: Record, number: int, where: str) -> list[tuple[Record, float, str | None]]:

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning.chat import loading
-from trak_lightning.chat.answers import Answer, Generation, combination, read_answers
+from trak_lightning.chat.answers import Answer, Generation, ask, combination, read_answers
 from trak_lightning.chat.encoding import Encoder, is_plain
 from trak_lightning.chat.records import Records, Source, TrainOn
 from trak_lightning.errors import DataError, SettingsError
@@ -39,6 +39,7 @@ class ChatDataset(Dataset):
     """
 
     def __init__(self, source: Source, encoder: Encoder) -> None:
+        self.tokenizer = encoder.tokenizer
         self.records = Records.read(source)
         self._encoded = [
             encoder.encode(record, self.records.where(number)).sample for number, record in enumerate(self.records.rows)
@@ -113,6 +114,12 @@ class ChatData(L.LightningDataModule):
         self._max_length, self._train_on, self._batch_size = max_length, train_on, batch_size
         self._generation = Generation(max_new_tokens, temperature, seed)
 
+    def prepare_data(self) -> None:
+        """Refuse targets that cannot be answered, before anything takes long; `trak check` stops here."""
+        records = Records.read(self._targets)
+        self._say_if_plain(records)
+        ask(records, self.encoder, self._generation)
+
     def setup(self, stage: str | None = None) -> None:
         """Read and encode training examples (stage ``fit``) or targets, which the model answers if it must."""
         if stage == "fit":
@@ -121,7 +128,6 @@ class ChatData(L.LightningDataModule):
         else:
             generation = replace(self._generation, weights=loading.content_of(self._model, base=self._base))
             records = Records.read(self._targets)
-            self._say_if_plain(records)
             self.answers = read_answers(records, self.encoder, self._load_model, generation, self._answers)
 
     @cached_property
@@ -150,7 +156,7 @@ class ChatData(L.LightningDataModule):
     @property
     def target_set(self) -> "AnswerSet":
         """The targets as a dataset."""
-        return AnswerSet(self.answers)
+        return AnswerSet(self.answers, self.tokenizer)
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.train_set, batch_size=self._batch_size, shuffle=True, collate_fn=collate)
@@ -175,9 +181,10 @@ class ChatData(L.LightningDataModule):
 
 
 class AnswerSet(Dataset):
-    """Targets as samples of a dataset."""
+    """Targets as samples of a dataset; with a `tokenizer`, they are shown as text."""
 
-    def __init__(self, answers: Sequence[Answer]) -> None:
+    def __init__(self, answers: Sequence[Answer], tokenizer: Any = None) -> None:
+        self.tokenizer = tokenizer
         self._samples = [answer.encoded.sample for answer in answers]
 
     @property

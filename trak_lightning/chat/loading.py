@@ -175,6 +175,8 @@ def transformers() -> Iterator[Any]:
 def _named(place: str | Path) -> Iterator[None]:
     """Raise errors of `transformers` that name the folder."""
     try:
+        if not Path(place).exists():
+            _require_on_hub(str(place))
         yield
     except (OSError, ValueError) as error:
         steps = sorted(path.name for path in Path(place).glob("checkpoint-*"))
@@ -185,6 +187,27 @@ def _named(place: str | Path) -> Iterator[None]:
                 f"{_first_line(error)} If it is the base model of an adapter, say where it is now: --base FOLDER."
             ) from error
         raise CheckpointError(f"{place} cannot be loaded: {_first_line(error)}{hint}") from error
+
+
+def _require_on_hub(name: str) -> None:
+    """Ask the hub once for a model that is not in its cache: `transformers` tries for half a minute.
+
+    Raises:
+        OSError: there is none, or the hub cannot be reached.
+        ValueError: the hub has no such names.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"))
+    except (errors.EntryNotFoundError, errors.OfflineModeIsEnabled):
+        return  # the files of a tokenizer, or in the cache
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of the HTTP client, which is another one in other versions
+        raise OSError(str(error)) from error
 
 
 def _adapted(folder: str | Path, base: str | Path, dtype: Dtype) -> nn.Module:

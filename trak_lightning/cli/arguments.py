@@ -15,6 +15,7 @@ from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.featurize.reuse import VerifyData
 from trak_lightning.retraining.ensemble_settings import EnsembleSettings
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.scores import open_scores
 from trak_lightning.stores.base import FeatureStore
 
 # Not Any: jsonargparse would import the class that an Any value names.
@@ -207,6 +208,19 @@ def light_settings(
             raise UsageError(f"{option.name} has no effect on {parser.prog}: it belongs to trak {command}")
     config = line.with_saved_configuration().parse(uses=reads, drops=drops)
     return config, parser.instantiate(config)
+
+
+def add_scored(parser: ArgumentParser) -> None:
+    """Add ``--name``, in place of ``--target_split``, to a parser of a command on targets; read with `scored_split`."""
+    parser.add_argument(
+        "--name", type=str | None, default=None, help="score file: its targets, in place of those of --target_split"
+    )
+
+
+def scored_split(config: Namespace, run: RunDirectory) -> str:
+    """The split of the targets that ``--name`` or ``--target_split`` chooses."""
+    named: str = config.target_split if config.name is None else config.name
+    return named if config.name is None else open_scores(run, named).target_split or named
 
 
 def open_run(config: Namespace, instances: Namespace) -> tuple[RunDirectory, FeatureStore]:

@@ -13,6 +13,7 @@ import lightning as L
 from jsonargparse import Namespace
 
 from trak_lightning.api import TRAK
+from trak_lightning.chat.module import LanguageModel
 from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
 from trak_lightning.cli.output import narrated, print_results, print_trust, short_path, summary
@@ -30,6 +31,7 @@ from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import expand, read_checkpoints
 from trak_lightning.retraining.outputs import Retraining, missing, one_stored
 from trak_lightning.retraining.retrainer import Retrainer
+from trak_lightning.retraining.same_order import record_order, require_recorded_order, require_same_order
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
 from trak_lightning.run.atomic import atomic_create, atomic_write
@@ -60,6 +62,8 @@ class Job:
         self.shard = Shard.parse(self.settings.shard)
         self._verified: set[str] = set()
         """Splits whose stored rows were compared with the model and the data of today."""
+        self._same_order = False
+        """Whether the samples of ``train_split`` were compared with those that models are trained on."""
         self._repeatable: set[Path] = set()
         """Folders of retrained models whose training was compared with that of today."""
         self.run, self._store = open_run(self.settings, self._cli.config_init)
@@ -86,6 +90,8 @@ class Job:
         if self.speaks:
             config = self.settings.clone()
             config.shard, config.grow, config.repair = "1/1", False, False  # these are for one call
+            if config.verify_data == "off":  # and so is this, so that later calls verify
+                config.verify_data = "sampled"
             with tempfile.TemporaryDirectory() as folder:
                 self._cli.parser.save(config, Path(folder) / "config.yaml")
                 content = (Path(folder) / "config.yaml").read_bytes()
@@ -116,11 +122,14 @@ class Job:
             if self.speaks:
                 summary("train", f"nothing to train: {len(named)} named checkpoint{'s' * (len(named) != 1)}")
             return named
-        self._require_trained_split()
+        self._require_trainable()
         started = time.perf_counter()
         ensemble = self.settings.ensemble
         plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self.settings.seed, self._recipe)
         plan.record(self.run.checkpoints)
+        self._require_recorded_order()
+        if self.settings.verify_data != "off" and not any(self.run.checkpoints.glob("*.ckpt")):
+            record_order(self.train_data, self._order)
         self.keep_configuration(atomic_create)  # until the features have been found to be made with the same
         paths, trained = train_ensemble(
             self._fresh,
@@ -261,6 +270,7 @@ class Job:
                 f"{len(missing)} of {len(paths)} checkpoints are missing, such as {missing[0]}. Run trak train first, or "
                 "name your own files under checkpoints."
             )
+        self._require_recorded_order()
         return [str(path) for path in paths]
 
     @property
@@ -327,7 +337,7 @@ class Job:
 
     def retrain(self, plan: SubsetPlan, folder: Path, retrainings: Sequence[Retraining]) -> None:
         """See `trak_lightning.retraining.outputs.Retrain`."""
-        self._require_trained_split()
+        self._require_trainable()
         replace(plan, num_samples=len(self.train_data), recipe=self._recipe).record(folder)
         self.keep_configuration(atomic_create)  # options of one evaluation are not settings of the run
         todo = missing(retrainings)
@@ -347,15 +357,38 @@ class Job:
         """Retrain these models in this process."""
         self._retrainer.retrain(retrainings)
 
-    def _require_trained_split(self) -> None:
-        """Refuse to train on subsets of a split by its positions in another one: Lightning trains on ``train_dataloader``."""
-        split = self.settings.train_split
-        if split != "train" and (trained := len(self._data("train"))) != len(self.train_data):
+    @property
+    def _order(self) -> Path:
+        return self.run.checkpoints / "samples.npz"
+
+    def _require_recorded_order(self) -> None:
+        if self.settings.verify_data != "off":
+            require_recorded_order(self.train_data, self._order)
+
+    def _require_trainable(self) -> None:
+        """Refuse, before anything is recorded, a model that is trained already, and to train on subsets of a split by its positions in
+        another one: Lightning trains on ``train_dataloader``."""
+        if isinstance(self.model, LanguageModel):
+            self.model.training_step(None)
+        split, name = self.settings.train_split, type(self.datamodule).__name__
+        if split == "train" or self._same_order:
+            return
+        trained = self._data("train")
+        try:
+            if len(trained) != len(self.train_data):
+                raise DataError(
+                    f"train_split {split!r} has {len(self.train_data)} samples, and models are trained on the {len(trained)} of "
+                    f"train_dataloader of {name}."
+                )
+            if self.settings.verify_data != "off":
+                names = (f"{split}_dataloader", f"train_dataloader of {name}, which models are trained on,")
+                require_same_order(self.train_data, trained, names=names)
+        except DataError as error:
             raise DataError(
-                f"train_split {split!r} has {len(self.train_data)} samples, and models are trained on the {trained} of train_dataloader of "
-                f"{type(self.datamodule).__name__}. {split}_dataloader must return the same samples in the same order, perhaps prepared "
+                f"{error} {split}_dataloader must return the same samples in the same order, perhaps prepared "
                 "otherwise; or name your own checkpoints under checkpoints, and ask for no evaluation that retrains models."
-            )
+            ) from None
+        self._same_order = True
 
     @property
     def _retrainer(self) -> Retrainer:

@@ -29,6 +29,17 @@ def add_store(parser: ArgumentParser, option: str, about: str) -> None:
     parser.add_argument(option, type=str | None, default=None, help=f"a store's name, or {{name: …, options}}: {about}")
 
 
+def add_name(parser: ArgumentParser) -> None:
+    """Add the option that chooses a score file; that of a target split has its name."""
+    parser.add_argument(
+        "--name",
+        "--target_split",
+        type=str | None,
+        default=None,
+        help="score file, by default named after its target split; default: the only one, or test",
+    )
+
+
 def chosen(text: str | None) -> Any:
     """What an option of `add_store` chooses, for `registry.create`."""
     if text is None or not text.lstrip().startswith("{"):

@@ -308,6 +308,8 @@ def _count(budget: float, n: int) -> int:
 
 def _groups(groups: npt.ArrayLike, n: int) -> Array:
     found = np.asarray(groups)
+    if found.dtype == object and all(isinstance(label, str) for label in found.flat):  # a column of pandas
+        found = found.astype(str)
     if found.shape != (n,) or found.dtype.kind not in "iubUS":
         raise DataError(
             f"groups must be {n} labels, integers or text, one per training sample; got {found.dtype} of shape {found.shape}"

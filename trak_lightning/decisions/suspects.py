@@ -6,6 +6,7 @@ Shapes: n training samples, C classes.
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -13,7 +14,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from trak_lightning.decisions.label_noise import expected_false_alarms, fit_label_noise
-from trak_lightning.errors import SettingsError
+from trak_lightning.errors import SettingsError, is_integer, require_integer
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
@@ -85,7 +86,7 @@ class Suspects(Sequence[Suspect]):
 
     def first(self, count: int) -> list[Suspect]:
         """Return the `count` most suspicious samples, whether before the cut or not."""
-        return [self._suspect(int(index)) for index in self.ranking[:count]]
+        return [self._suspect(int(index)) for index in self.ranking[: require_integer("count", count, 0)]]
 
     def __len__(self) -> int:
         return self.size
@@ -97,6 +98,8 @@ class Suspects(Sequence[Suspect]):
     def __getitem__(self, place: int | slice) -> Suspect | list[Suspect]:
         if isinstance(place, slice):
             return [self._suspect(int(index)) for index in self.indices[place]]
+        if not is_integer(place):
+            raise TypeError(f"suspects are indexed with an integer or a slice, got {place!r}")
         if not -self.size <= place < self.size:
             raise IndexError(f"place {place} is out of range: {self.size} samples are before the cut; see first(k)")
         return self._suspect(int(self.indices[place]))
@@ -199,8 +202,8 @@ def find_suspects(
     Raises:
         SettingsError: `fdr` is not between 0 and 1.
     """
-    if not 0 < fdr < 1:
-        raise SettingsError(f"fdr, the share of false alarms, must lie between 0 and 1, got {fdr}")
+    if not (isinstance(fdr, Real) and 0 < fdr < 1):
+        raise SettingsError(f"fdr, the share of false alarms, must lie between 0 and 1, got {fdr!r}")
     if predictions is None:
         errors, basis = _errors(checkpoints, meaning)
         output, residual = output_and_loss_weight(checkpoints[0].train)

@@ -77,7 +77,7 @@ class RecordedRun(ScoredRun):
         if "repeated_by" not in found.settings:
             raise DataError(
                 f"{found.path} is not about a recorded training: leave out --name, and name its scorer with --scorer and its targets "
-                "with --target_split."
+                f"with --target_split {found.target_split or found.path.stem}."
             )
         return found
 

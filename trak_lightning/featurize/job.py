@@ -108,6 +108,9 @@ class FeaturizeJob:
             None if subset is None else positions(subset, n, f"the training subset of {each}: sample")
             for each, subset in zip(loaded, known, strict=True)
         ]
+        for each, subset in zip(loaded, known, strict=True):
+            if subset is not None and not np.size(subset):
+                raise DataError(f"the training subset of {each} holds no sample; give None where it is not known")
         return replace(self, checkpoints=loaded, subsets=known)
 
     def require_compatible(self) -> None:

@@ -130,7 +130,7 @@ class Samples:
         self._class_names = class_names
         self._feature_names = feature_names
         self._label_keys = (*label_keys, *LABEL_NAMES)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.show = lru_cache(maxsize=None)(self._show)
 
     def __len__(self) -> int:
@@ -154,10 +154,10 @@ class Samples:
 
     def token_texts(self, index: int, positions: Iterable[int]) -> list[str]:
         """The text of the tokens at some positions of a sample's ``labels``; the positions, if there is no tokenizer."""
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             return [str(position) for position in positions]
         labels = self._dataset[index]["labels"]
-        return token_texts(self._tokenizer, [int(labels[position]) for position in positions])
+        return token_texts(self.tokenizer, [int(labels[position]) for position in positions])
 
     def _show(self, index: int) -> Shown:
         return self.shown(self._rendered(index))
@@ -284,7 +284,7 @@ def samples_of(
     """Show the samples of an `AttributionData` with what is known about it; arguments as for `write_report`."""
     collate = data.collate_fn
     bound = getattr(collate, "keywords", {}).get("tokenizer")  # of a partial
-    owners = (datamodule, collate, getattr(collate, "__self__", None))
+    owners = (datamodule, data.dataset, collate, getattr(collate, "__self__", None))
     tokenizers = (tokenizer, bound, *(getattr(owner, "tokenizer", None) for owner in owners))
     found = next((each for each in tokenizers if decoder(each) is not None), None)
     return Samples(

@@ -83,7 +83,7 @@ def parse(regularization: float | str) -> float | str:
     if isinstance(regularization, str) and (_divisor(regularization) or 0) > 0:
         return regularization
     try:
-        value = float(regularization)
+        value = float("nan") if isinstance(regularization, bool) else float(regularization)
     except (TypeError, ValueError):
         value = float("nan")
     if not 0 <= value < float("inf"):
@@ -114,6 +114,7 @@ def choose(
     else:
         relative, rule = None, "number"
     systems = tuple(System(features, chosen) for features in checkpoints)
+    any(system.warn_of_outliers() for system in systems)  # of one checkpoint
     if regularization == "auto":
         k = checkpoints[0].train.spec.dim
         relative, rule = automatic(k, len(systems), problem(systems)), "auto"

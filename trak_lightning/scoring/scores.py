@@ -176,6 +176,8 @@ class Scores:
             TypeError: `target` is no integer.
         """
         try:
+            if isinstance(target, bool):  # an entry of a mask
+                raise TypeError
             number, m = operator.index(target), len(self)
         except TypeError as error:
             raise TypeError(
@@ -232,8 +234,8 @@ class Scores:
                 frame[f"{column}_label"] = [samples.label(index) for index in frame[column].tolist()]
         return frame
 
-    def plot(self, targets: Sequence[int] = (0, 1, 2), k: int = 5) -> Any:
-        """Draw some targets with their k most helpful and k most harmful training samples, as a matplotlib figure.
+    def plot(self, targets: Sequence[int] | None = None, k: int = 5) -> Any:
+        """Draw some targets, the first three if None, with their k most helpful and k most harmful training samples, as a matplotlib figure.
 
         Raises:
             DataError: the data is not at hand, or matplotlib is not installed.
@@ -242,7 +244,9 @@ class Scores:
             raise DataError(
                 "there are no samples to draw: plot the scores that TRAK.score returned, which knows the data"
             )
-        chosen = [self[target] for target in targets if target < len(self)]
+        chosen = [self[target] for target in (range(min(3, len(self))) if targets is None else targets)]
+        if not chosen:
+            raise DataError("targets are the positions of those to draw, and none is given")
         sides = [each._sides(k) for each in chosen]
         return figure([each.target for each in chosen], self.meaning.headings, sides, self.samples)
 
@@ -282,8 +286,10 @@ class Scores:
         Raises:
             DataError: there is no such sample, or only the best and worst of each target were kept.
         """
-        if not 0 <= train < self.shape[1]:
-            raise DataError(f"train {train} is out of range: {self.path} has training samples 0 … {self.shape[1] - 1}")
+        if not (is_integer(train) and 0 <= train < self.shape[1]):
+            raise DataError(
+                f"train {train!r} is out of range: {self.path} has training samples 0 … {self.shape[1] - 1}"
+            )
         return np.array(self.values[:, train])
 
     def _ranking(self, which: str, k: int, target: int | None) -> Ranking:

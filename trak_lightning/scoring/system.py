@@ -1,5 +1,6 @@
 """ΦᵀWΦ + λI of one checkpoint: computed once and kept in the run directory."""
 
+import warnings
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ from scipy.linalg import eigvalsh
 from trak_lightning.errors import DataError, NonFiniteGradientError
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
-from trak_lightning.scoring.gram import gram, is_dual, pieces
+from trak_lightning.scoring.gram import diagonal, gram, is_dual, pieces
 from trak_lightning.scoring.inverse import (
     DualCholesky,
     Inverse,
@@ -26,6 +27,13 @@ from trak_lightning.scoring.inverse import (
 )
 from trak_lightning.scoring.rows import as_computed, shared_blocks
 from trak_lightning.scoring.seen import predicted
+
+FAR = 1e3
+"""How many times the features of 95 % of the samples those of an outlier are at least."""
+
+
+class OutlierWarning(UserWarning):
+    """ΦᵀWΦ, and thereby λ and all scores, hardly depends on more than a few training samples with huge features."""
 
 
 class System:
@@ -43,6 +51,37 @@ class System:
     def own_effects(self) -> Array:
         """Return what `seen.predicted` does: how scores predict the effect of training on a sample on itself, for any λ."""
         return self._keep("own-effects", None, lambda: predicted(self.features, self._gram, self.weighting))
+
+    def warn_of_outliers(self) -> bool:
+        """Warn, and return True, if most of ΦᵀWΦ comes from a few samples whose features are `FAR` larger than nearly all others."""
+        lower = self._gram
+        norm = np.sqrt(max(2 * np.vdot(lower, lower) - np.square(np.diag(lower)).sum(), 0))
+        if 2 * norm < self.trace:  # no sample is more than half of it: the features need not be read
+            return False
+        squares, weights = self._squares()
+        outliers = np.flatnonzero(squares > FAR**2 * np.quantile(squares, 0.95))
+        shares = weights * squares / max((weights * squares).sum(), np.finfo(np.float64).tiny)
+        if (share := shares[outliers].sum()) <= 0.5:
+            return False
+        sizes = np.sqrt(squares)
+        warnings.warn(
+            f"{share:.1%} of the trace of ΦᵀWΦ is that of training sample{'s' * (len(outliers) > 1)} {', '.join(map(str, outliers[:10]))}"
+            f"{' …' * (len(outliers) > 10)}, so that all scores depend on it: features of norm {sizes[outliers].max():.3g}, where the median is "
+            f"{np.median(sizes):.3g}. If a value in it is an outlier, correct it or leave the sample out of the dataset, and featurize in "
+            "another run directory.",
+            OutlierWarning,
+            stacklevel=2,
+        )
+        return True
+
+    def _squares(self) -> tuple[Array, Array]:
+        """‖φ_i‖² and w_i of every training sample, (n,) each."""
+        found = [
+            (np.square(as_computed(rows.features), dtype=np.float64).sum(1), diagonal(rows, self.weighting))
+            for rows in self.features.train.blocks()
+        ]
+        squares, weights = map(np.concatenate, zip(*found, strict=True))
+        return squares, weights
 
     def inverse(self, regularization: float) -> Inverse:
         """Return (ΦᵀWΦ + λI)⁻¹: from a Cholesky factor for λ > 0; from eigenvectors for λ = 0 or if there is no factor.
@@ -111,13 +150,7 @@ class System:
         with np.errstate(over="ignore", invalid="ignore"):
             found = gram(self.features, self.weighting)
         if not np.isfinite(found).all():
-            sizes = np.sqrt(
-                [
-                    np.square(row, dtype=np.float64).sum()
-                    for rows in self.features.train.blocks()
-                    for row in rows.features
-                ]
-            )
+            sizes = np.sqrt(self._squares()[0])
             raise NonFiniteGradientError(
                 f"ΦᵀWΦ overflows: the features of training sample {sizes.argmax()} have norm {sizes.max():.3g}, and the median is "
                 f"{np.median(sizes):.3g}. Correct the sample or leave it out of the dataset, and featurize in another run directory."

@@ -49,7 +49,7 @@ def parse_threshold(threshold: float | str) -> float:
             "with top=K (trak score --keep K)."
         )
     try:
-        value = float(threshold)
+        value = float("nan") if isinstance(threshold, bool) else float(threshold)
     except (TypeError, ValueError):
         value = float("nan")
     if not 0 <= value < float("inf"):

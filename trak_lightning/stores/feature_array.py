@@ -112,7 +112,11 @@ class FeatureArray:
         """Read the rows of an index, and translate it: ``read[local]`` is ``everything[rows]``."""
         if isinstance(rows, slice):
             return self._read_range(range(*rows.indices(len(self)))), slice(None)
-        if isinstance(rows, SupportsIndex) and not isinstance(rows, np.ndarray | bool | np.bool_):
+        if (
+            isinstance(rows, SupportsIndex)
+            and not isinstance(rows, np.ndarray | bool | np.bool_)
+            and not getattr(rows, "ndim", 0)
+        ):
             return self._set.take([self._checked(np.asarray(rows.__index__()))]), 0
         positions = np.asarray(rows)
         if positions.size == 0 and not isinstance(rows, np.ndarray):

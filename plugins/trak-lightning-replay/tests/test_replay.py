@@ -310,6 +310,15 @@ def test_losses_that_are_not_those_of_the_training_are_refused(recorded: tuple[N
         Replay(module, _loader(), folder, doubled).score(_samples(3, 1), "image_classification", tmp_path)
 
 
+def test_a_folder_that_holds_a_recording_says_so_before_anything_is_trained(recorded: tuple[Net, Path]) -> None:
+    steps = 3 * -(-N // 6)
+    with pytest.raises(
+        IncompatibleRunError,
+        match=rf"complete recording: {steps} steps over {N} training samples.*Replay\(module.*delete",
+    ):
+        Record(recorded[1])
+
+
 def test_other_data_are_refused(recorded: tuple[Net, Path]) -> None:
     module, folder = recorded
     with pytest.raises(IncompatibleRunError, match="21 samples"):

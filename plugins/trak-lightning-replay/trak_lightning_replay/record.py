@@ -41,16 +41,17 @@ class Record(L.Callback):
         every: steps between two stored states; √T if None. `Replay` keeps the states of so many steps in memory.
         seed: of every random number that is drawn during training.
 
-    Raises (when the training starts):
-        UnsupportedModelError: the run cannot be replayed; names what stands in the way.
-        DataError: samples that differ each time they are read, or a loader whose order cannot be recorded.
-        IncompatibleRunError: the folder holds a recording; or, at the end, the replay differs from the training.
+    Raises:
+        IncompatibleRunError: the folder holds a complete recording; or, when the training ends, the replay differs from it.
+        UnsupportedModelError: when the training starts: it cannot be replayed; names what stands in the way.
+        DataError: when the training starts: samples that differ each time they are read, or a loader whose order cannot be recorded.
     """
 
     def __init__(self, folder: str | os.PathLike[str], every: int | None = None, seed: int = 0) -> None:
         if every is not None and every < 1:
             raise DataError(f"every must be a positive number of steps, got {every}")
         self.folder = Path(folder)
+        self._require_room()  # before Lightning's part of a traceback
         self._every = every
         self._seed = seed
         self._order: _Order
@@ -61,9 +62,17 @@ class Record(L.Callback):
         self._options: list[tuple[int, list[dict[str, Any]]]] = []
         self._buffers: dict[str, Tensor] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _require_room(self) -> None:
         if (self.folder / FILE).exists():
-            raise IncompatibleRunError(f"{self.folder} holds the recording of another training. Choose another folder.")
+            found = Recording.read(self.folder)
+            raise IncompatibleRunError(
+                f"{self.folder} holds a complete recording: {found.num_steps} steps over {found.num_samples} training samples. To use it, "
+                f"leave out the training: Replay(module, loader, {str(self.folder)!r}). To record again, choose another folder or "
+                "delete this one."
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._require_room()
         _require_replayable(trainer, pl_module)
         loader = _only_loader(trainer)
         self._data = AttributionData.of(loader)

@@ -10,11 +10,14 @@ from jsonargparse import Namespace
 
 from trak_lightning.cli.arguments import RECIPE, Unread, light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_results
+from trak_lightning.errors import IncompleteRunError
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
 from trak_lightning.evaluation.repetitions import RecordedRun
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.retraining.outputs import Retrain, Retraining, missing
 from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.scores import Scores
 
 if TYPE_CHECKING:
     from trak_lightning.cli.job import Job
@@ -36,14 +39,19 @@ def main(argv: Sequence[str]) -> int:
     for key in TRAINING:
         parser.add_argument(f"--{key}", type=Unread, default=None, help=SUPPRESS)
     parser.add_argument(
-        "--name", type=str | None, default=None, help="scores of a recorded training, in place of those of a scorer"
+        "--name",
+        type=str | None,
+        default=None,
+        help="score file of a recorded training, in place of --scorer on the targets of --target_split",
     )
     config, instances = light_settings(parser, argv, reads=READS, also=TRAINING)
     training = LazyTraining(argv, config)
     retrain: Retrain = training.retrain
     run, store = open_run(config, instances)
     scored = ScoredRun(run, store, instances.scorer, config.target_split, config.train_split, config.seed)
-    if config.name is not None:
+    if config.name is None:
+        offer_recorded(run)
+    else:
         scored = RecordedRun(
             run, store, instances.scorer, config.name, config.train_split, config.seed, config.target_split
         )
@@ -52,6 +60,25 @@ def main(argv: Sequence[str]) -> int:
     results = evaluate_scores(scored, instances.evaluation, retrain, lambda: training.job.datamodule)
     print_results(results, lambda: training.speaks, as_json=config.json)
     return 0
+
+
+def offer_recorded(run: RunDirectory) -> None:
+    """Ask for ``--name`` where nothing was featurized and all scores are of a recorded training.
+
+    Raises:
+        IncompleteRunError: this is so, or nothing was featurized.
+    """
+    try:
+        run.require_checkpoints()
+    except IncompleteRunError:
+        paths = sorted((run.path / "scores").glob("*.h5"))
+        recorded = [path.stem for path in paths if "repeated_by" in Scores(path).settings]
+        if not recorded:
+            raise
+        raise IncompleteRunError(
+            f"{run.path} has no features, and scores of a recorded training, {', '.join(recorded)}. Evaluate these: --name {recorded[0]} "
+            "--evaluation.protocol fixed_seed."
+        ) from None
 
 
 class LazyTraining:

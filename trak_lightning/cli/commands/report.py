@@ -11,6 +11,7 @@ from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import short_path, summary
 from trak_lightning.cli.shown_samples import with_targets_of
+from trak_lightning.cli.store_arguments import add_name
 from trak_lightning.errors import IncompleteRunError, SettingsError
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.directory import RunDirectory
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         "them, likely label errors, duplicates, and how far to trust the scores. It opens from disk.",
     )
     parser.add_argument("--run_dir", type=str, required=True, help="a run directory with scores; also by position")
-    parser.add_argument("--name", type=str | None, default=None, help="score file; default: the only one")
+    add_name(parser)
     parser.add_argument(
         "--targets", type=list[int] | None, default=None, help="positions of the targets to show: [3, 17]"
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trak_lightning.cli.arguments import light_parser, light_settings, open_run
+from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.shown_samples import shown_samples
 from trak_lightning.cli.train_values import column_of, labels_of
@@ -42,13 +42,14 @@ def main(argv: Sequence[str]) -> int:
         help="each group keeps its share of the training set: label, a column of the samples, or a .npy file with one group "
         "per sample",
     )
+    add_scored(parser)
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")
     parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
     config, instances = light_settings(parser, argv, reads=READS)
     run, store = open_run(config, instances)
     folder = run.path / "selection"
     require_writable(folder)
-    checkpoints = load_features(run, store, targets=config.target_split, train=config.train_split)
+    checkpoints = load_features(run, store, targets=scored_split(config, run), train=config.train_split)
     groups = None if config.groups is None else _groups(config.run_dir, config.groups)
     regularization = instances.scorer.state.get("regularization", "auto")
     found = select_samples(checkpoints, run.read().meaning, config.budget, groups=groups, regularization=regularization)

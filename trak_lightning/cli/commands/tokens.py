@@ -10,6 +10,7 @@ from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json
 from trak_lightning.cli.shown_samples import with_targets_of
+from trak_lightning.cli.store_arguments import add_name
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.scores import open_scores
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         "--example", type=int | None, default=None, help="position of a training sample; default: the best"
     )
     parser.add_argument("-k", type=int, default=3, help="number of most helpful training samples, if none is named")
-    parser.add_argument("--name", type=str | None, default="test", help="score file")
+    add_name(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     config = CommandLine.of(argv, parser).parse()
     if config.target is None:

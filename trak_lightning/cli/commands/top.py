@@ -9,6 +9,7 @@ from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json, print_trust, short_path, trust_in
 from trak_lightning.cli.shown_samples import shown_samples
+from trak_lightning.cli.store_arguments import add_name
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.display import ranking_table
 from trak_lightning.scoring.ranking import Ranking, rank, signed
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         "--by_train", type=int | None, default=None, help="position of a training sample: rank the targets by it"
     )
     parser.add_argument("-k", type=int, default=10, help="number of samples to print on either side")
-    parser.add_argument("--name", type=str | None, default=None, help="score file; default: the only one")
+    add_name(parser)
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
     config = CommandLine.of(argv, parser, renamed={"--train": "--by_train"}).parse()

@@ -8,7 +8,7 @@ from itertools import zip_longest
 import numpy as np
 from jsonargparse import Namespace
 
-from trak_lightning.cli.arguments import light_parser, light_settings, open_run
+from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.output import print_json, summary
 from trak_lightning.cli.train_values import column_of, labels_of
@@ -41,13 +41,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--remove_where", type=str | None, default=None, help="column=value, of samples that have columns: source=web"
     )
+    add_scored(parser)
     parser.add_argument("-k", type=int, default=10, help="number of targets to print on either side")
     config, instances = light_settings(parser, argv, reads=READS)
     run, store = open_run(config, instances)
     path = run.path / "what_if.npz"
     require_writable(path)
     samples = _samples(config)
-    checkpoints = load_features(run, store, targets=config.target_split, train=config.train_split)
+    checkpoints = load_features(run, store, targets=scored_split(config, run), train=config.train_split)
     settings = instances.scorer.state
     what_if = WhatIf(checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto"))
     removal = what_if.remove(samples)
