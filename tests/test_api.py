@@ -2,6 +2,7 @@
 
 import re
 import resource
+import traceback
 from pathlib import Path
 
 import lightning as L
@@ -381,6 +382,41 @@ def test_batches_that_the_task_does_not_know_are_refused(model, train_set, tmp_p
     three = torch.utils.data.TensorDataset(*train_set.tensors, train_set.tensors[1])
     with pytest.raises(DataError, match=r"a list of length 3, where a pair \(inputs, labels\)"):
         attribute(model, tmp_path).featurize(three)
+
+
+def test_parameters_without_effect_are_named_once_for_a_model(train_set, test_set, tmp_path, caplog):
+    class OfTwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.other = nn.Linear(6, 3), nn.Linear(6, 1)
+
+        def forward(self, x):
+            return {"kind": self.used(x), "price": self.other(x)}
+
+    trak = TRAK(
+        OfTwoHeads().eval(), {"name": "image_classification", "outputs": "kind"}, tmp_path, projector="identity"
+    )
+    trak.featurize(train_set)
+    trak.score(test_set)
+    assert (
+        caplog.text.count("no output of the first batch depends on 2 of 4 parameters (7 of 28 entries): other.weight")
+        == 1
+    )
+
+
+def test_an_error_has_a_cause_only_where_code_of_the_user_failed(model, train_set, tmp_path):
+    def loss(model, batch):
+        return model(batch[0]).no_such_attribute
+
+    def shown(settings):
+        with pytest.raises((DataError, AttributeError)) as caught:
+            TRAK(model, settings, tmp_path, projector="identity").featurize(train_set)
+        return "".join(traceback.format_exception(caught.value))
+
+    ours = shown("regression")
+    assert "split 'train': the model's prediction must have shape" in ours
+    assert not re.search("During handling|direct cause", ours)
+    assert "in loss" in shown({"name": "loss", "function": loss})
 
 
 def test_a_task_of_ones_own_needs_one_method(train_set, tmp_path):

@@ -226,7 +226,7 @@ def create(kind: str, choice: Any) -> Any:
                 f"{plugin} has no option {wrong[0]!r}"
                 + (f"; did you mean {nearest[0]!r}?" if nearest else ".")
                 + f" {cls.__name__} takes {', '.join(known) or 'no options'}."
-            ) from error
+            ) from None
         raise PluginError(f"{plugin} cannot be created from {options}: {error}") from error
 
 

@@ -176,6 +176,8 @@ def test_samples_are_removed_by_a_column_that_is_not_encoded(command, conversati
     run = str(tmp_path / "run")
     assert main(["whatif", run, "--remove_where", "source=book", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == [6, 7, 8]
+    assert main(["whatif", run, "--remove_where", "source=web"]) == 1
+    assert "no training sample has source = 'web'; the values of source are 'None', 'book'" in capsys.readouterr().err
     assert main(["whatif", run, "--remove_where", "sauce=book"]) == 1
     assert "no column 'sauce'; their columns are messages, source" in capsys.readouterr().err
 

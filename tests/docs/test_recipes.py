@@ -52,7 +52,7 @@ class Exact(trak_lightning.TRAK):
             with batch_of(1):
                 output = self.spec.task.output(self.model, batch)
                 weights.append(self.spec.task.loss_weight(self.model, batch, output.detach()))
-            grads = torch.autograd.grad(output.sum(), parameters)
+            grads = torch.autograd.grad(output.sum(), parameters, materialize_grads=True)
             rows.append(torch.cat([grad.flatten() for grad in grads]))
         return torch.stack(rows).numpy(), torch.stack(weights).numpy()
 

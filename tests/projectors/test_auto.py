@@ -100,5 +100,5 @@ def test_the_choice_and_its_reason_are_logged(model, train_set, tmp_path, caplog
 
 
 def test_a_dim_that_is_no_number_is_refused():
-    with pytest.raises(SettingsError, match="dim must be a positive number of dimensions, or auto, got 'many'"):
+    with pytest.raises(SettingsError, match="dim must be a number of dimensions, or auto, 1 or more, got 'many'"):
         Auto("many")

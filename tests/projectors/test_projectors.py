@@ -1,13 +1,17 @@
 """What is special to single projectors."""
 
+import numpy as np
 import pytest
 import torch
 
 from trak_lightning.errors import SettingsError
 from trak_lightning.gradients import ParameterLayout, ParameterSlot
+from trak_lightning.projectors.auto import Auto
 from trak_lightning.projectors.base import Projection
 from trak_lightning.projectors.dense import Gaussian, Rademacher
+from trak_lightning.projectors.second_moment import SecondMoment
 from trak_lightning.projectors.sparse_jl import SparseJL
+from trak_lightning.projectors.two_sided import LowRank, TwoStage
 
 SLOT, CPU = ParameterSlot("w", (100, 30), 0), torch.device("cpu")
 
@@ -46,6 +50,24 @@ def test_a_dense_matrix_is_the_same_kept_or_generated_tile_by_tile(dense):
 
 def test_rademacher_entries_are_plus_or_minus_one_over_root_k():
     assert set(columns(Rademacher(64)).unique().tolist()) == {-0.125, 0.125}
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (SparseJL, "nnz"),
+        (LowRank, "rank"),
+        (TwoStage, "sketch"),
+        (Rademacher, "memory_budget"),
+        (SecondMoment, "fit_samples"),
+        (Auto, "dim"),
+    ],
+)
+def test_integers_of_numpy_are_settings_and_other_numbers_are_not(make, option):
+    assert repr(make(**{option: np.int64(2)}).state) == repr(make(**{option: 2}).state)
+    for wrong in (1.5, True, -1):
+        with pytest.raises(SettingsError, match=f"{option} must be .*, got {wrong}"):
+            make(**{option: wrong})
 
 
 def test_a_dimension_below_one_is_refused():

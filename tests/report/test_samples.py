@@ -10,9 +10,11 @@ from PIL import Image
 
 from trak_lightning.errors import DataError
 from trak_lightning.report import Samples
+from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.pictures import Picture
 from trak_lightning.report.samples import Table, Text, Turn, decoder
 from trak_lightning.report.tokens import token_texts
+from trak_lightning.run.meaning import Meaning
 
 
 def shown(sample, **options):
@@ -209,3 +211,8 @@ def test_texts_of_tokens_join_to_the_decoded_text():
     texts = token_texts(Bytes(), ids)
     assert len(texts) == len(ids)
     assert "".join(texts) == Bytes().decode(ids)
+
+
+def test_the_mean_of_an_output_that_is_no_probability_is_named_in_words():
+    outcome = Outcome(Meaning("minus the loss"), np.array([-1.0, -3.0]), np.ones(2), None, np.ones(2), {})
+    assert outcome.headline().text == "is the mean over 2 targets of: minus the loss."

@@ -67,6 +67,14 @@ BATCHES = {
         {"inputs": {"input_ids": "ids", "attention_mask": "mask"}, "labels": "class"},
         {"ids": IDS, "mask": MASK, "class": LABELS, "idx": torch.tensor([7, 8])},
     ),
+    "labels of several tasks": (
+        {"labels": "labels.kind"},
+        {"input_ids": IDS, "attention_mask": MASK, "labels": {"age": MASK, "kind": LABELS}},
+    ),
+    "a pair with labels of several tasks": (
+        {"inputs": {"input_ids": "0.ids", "attention_mask": "0.mask"}, "labels": "1.kind"},
+        ({"ids": IDS, "mask": MASK}, {"kind": LABELS}),
+    ),
     "more than is wanted": (
         {"inputs": ["input_ids", "attention_mask"]},
         {"input_ids": IDS, "attention_mask": MASK, "idx": torch.tensor([7, 8]), "labels": LABELS},
@@ -223,16 +231,27 @@ def test_predictions_are_found_in_what_a_model_returns(settings, wrap):
         ({"outputs": "scores"}, (IDS, LABELS), "the model's output has no entry 'scores' .outputs.; it is a Tensor"),
         ({}, (IDS, torch.tensor([2, 3])), "label 3 is out of range: the model returns 3 logits.*position 1"),
         ({}, (IDS, LABELS.float()), "labels must be integers of shape"),
-        ({}, (IDS, [2, 0]), "labels must be a tensor, got a list of length 2"),
+        ({}, (IDS, [2, 0]), "labels must be a tensor, got a list of length 2. Return tensors"),
+        (
+            {"labels": "labels.age"},
+            {"ids": IDS, "labels": {"kind": LABELS}},
+            "labels of the batch has no entry 'age'.*with kind",
+        ),
+        (
+            {"labels": "y"},
+            [Graphs(), Graphs(), Graphs()],
+            "of length 3 of Graphs objects. No setting.*function .model, batch. → loss",
+        ),
+        ({"labels": "y"}, Graphs(), r"labels are named, but not inputs.*inputs: '\*', labels: y"),
         (
             {},
             (IDS, {"kind": LABELS}),
-            "labels must be a tensor, got a dict with kind.* a Task of your own, or a function with task loss",
+            r"labels must be a tensor, got a dict with kind\. .*labels: 1\.kind, outputs: .*task: {name: loss",
         ),
         (
             {},
             Graphs(),
-            "a Graphs with attributes x, mask, y, where a pair .*which attributes are which: .*inputs: x, labels: y",
+            r"a Graphs with attributes x, mask, y, where a pair .*Name the attribute that holds the labels.*inputs: '\*', labels: y",
         ),
         ({"inputs": "x", "labels": "z"}, Graphs(), "no entry 'z' .labels.; it is a Graphs with attributes x, mask, y"),
     ],
@@ -241,6 +260,22 @@ def test_what_is_not_there_is_said_with_what_is(settings, batch, message):
     task = registry.create("tasks", {"name": "text_classification", **settings})
     with pytest.raises(DataError, match=message):
         task.output(Encoder(), batch)
+
+
+def test_a_model_that_is_called_with_one_attribute_and_takes_the_whole_batch_is_told_so():
+    task = registry.create("tasks", {"name": "text_classification", "inputs": "x", "labels": "y"})
+    with pytest.raises(DataError, match=r"'Tensor' object has no attribute 'mask'.*write inputs: '\*'"):
+        task.output(lambda data: data.mask, Graphs())
+    with pytest.raises(AttributeError, match="nothing_of_the_batch"):  # a fault of the model's own
+        task.output(lambda data: data.nothing_of_the_batch, Graphs())
+
+
+def test_a_list_of_inputs_reaches_the_model_as_a_list():
+    task = registry.create("tasks", "text_classification")
+    expected = task.output(Encoder(), (IDS, LABELS))
+    model = Encoder()
+    found = task.output(lambda ids: model(torch.stack(ids)) if isinstance(ids, list) else None, ([*IDS], LABELS))
+    assert torch.equal(found, expected)
 
 
 def test_the_attributes_of_a_batch_that_is_an_object_are_found_by_name(tmp_path):

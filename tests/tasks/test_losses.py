@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from trak_lightning import registry
 from trak_lightning.errors import DataError, SettingsError
+from trak_lightning.tasks.base import batch_of
 
 B, T, C = 5, 4, 3
 
@@ -253,6 +254,12 @@ def test_a_sequence_without_labels_says_nothing():
         ({"name": "multilabel"}, normal(B, C), SEVERAL * 2, "must be 0 or 1, got 2"),
         ({"name": "multilabel", "pos_weight": [1.0]}, normal(B, C), SEVERAL, "1 weights, and the model returns 3"),
         ({"name": "regression"}, normal(B, 2), normal(B, 2), r"\(5, 2\).*component: 0"),
+        (
+            {"name": "regression"},
+            normal(B, 2, 3),
+            normal(B, 2, 3),
+            r"\(5, 2, 3\).*None. For all .*task loss .*flatten\(1\).mean\(1\)",
+        ),
         ({"name": "regression", "component": 2}, normal(B, 2), normal(B, 2), "component is 2"),
         ({"name": "regression"}, normal(B), normal(B, 2)[:, 0][:2], r"shape of the prediction, \(5,\); got \(2,\)"),
         ({"name": "token_classification"}, normal(B, C), CLASSES, r"logits of shape \(B, T, classes\)"),
@@ -270,6 +277,22 @@ def test_what_does_not_fit_is_refused(settings, logits, labels, message):
     task, batch = registry.create("tasks", settings), (torch.zeros(B), labels)
     with pytest.raises(DataError, match=message):
         task.loss_weight(lambda inputs: logits, batch, task.output(lambda inputs: logits, batch))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "regression"}, "must come first, and here dimension 1 has their number: transpose"),
+        ({"name": "regression", "component": 0}, "must come first, and here dimension 1 has their number: transpose"),
+        (
+            {"name": "loss", "function": lambda model, batch: model(batch[0])},
+            r"loss.transpose\(0, 1\).flatten\(1\).mean\(1\)",
+        ),
+    ],
+)
+def test_predictions_with_time_first_are_told_where_their_samples_are(settings, message):
+    with batch_of(B), pytest.raises(DataError, match=message):
+        registry.create("tasks", settings).output(lambda inputs: normal(2, B), (torch.zeros(B), normal(B, 2)))
 
 
 @pytest.mark.parametrize(

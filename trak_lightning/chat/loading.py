@@ -156,8 +156,8 @@ def transformers() -> Iterator[Any]:
     """
     try:
         import transformers as library
-    except ImportError as error:
-        raise DataError("language models need transformers: pip install 'trak-lightning[chat]'") from error
+    except ImportError:
+        raise DataError("language models need transformers: pip install 'trak-lightning[chat]'") from None
     shown = library.utils.logging.is_progress_bar_enabled()
     library.utils.logging.disable_progress_bar()
     try:
@@ -213,8 +213,8 @@ def _require_on_hub(name: str) -> None:
 def _adapted(folder: str | Path, base: str | Path, dtype: Dtype) -> nn.Module:
     try:
         from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise DataError(f"{folder} is an adapter of PEFT, which is not installed: pip install peft") from error
+    except ImportError:
+        raise DataError(f"{folder} is an adapter of PEFT, which is not installed: pip install peft") from None
     model = load_model(base, dtype=dtype)
     try:
         with transformers():

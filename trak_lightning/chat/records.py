@@ -68,14 +68,14 @@ def _json_lines(path: Path) -> Iterable[Any]:
                 try:
                     yield json.loads(line)
                 except ValueError as error:
-                    raise DataError(f"{path}:{number} is not valid JSON: {error}. Mend or delete that line.") from error
+                    raise DataError(f"{path}:{number} is not valid JSON: {error}. Mend or delete that line.") from None
 
 
 def _json(path: Path) -> Iterable[Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}. If it has one example a line, name it .jsonl.") from error
+        raise DataError(f"{path} is not valid JSON: {error}. If it has one example a line, name it .jsonl.") from None
     if not isinstance(found, list):
         raise DataError(f"{path} holds a {type(found).__name__}; expected a list of examples")
     return found
@@ -84,17 +84,17 @@ def _json(path: Path) -> Iterable[Any]:
 def _parquet(path: Path) -> Iterable[Any]:
     try:
         from pyarrow import ArrowInvalid, parquet
-    except ImportError as error:
-        raise DataError(f"{path} needs the package pyarrow: pip install pyarrow") from error
+    except ImportError:
+        raise DataError(f"{path} needs the package pyarrow: pip install pyarrow") from None
     try:
         return parquet.read_table(path).to_pylist()
     except ArrowInvalid as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from None
 
 
 def _datasets() -> Any:
     try:
         import datasets
-    except ImportError as error:
-        raise DataError("a folder of data needs the package datasets: pip install datasets") from error
+    except ImportError:
+        raise DataError("a folder of data needs the package datasets: pip install datasets") from None
     return datasets

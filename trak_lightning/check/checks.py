@@ -110,19 +110,21 @@ def lengths(subject: Subject) -> Iterator[Finding]:
 
 
 def time(subject: Subject) -> Iterator[Finding]:
-    """Seconds per batch times the number of batches."""
+    """Seconds per batch times the number of batches, and what is done once: the first batch, which is planned and audited, and fitting
+    the projector for each checkpoint."""
     trial = subject.trial
     tried = trial.batch_seconds or [trial.first_seconds]
     seconds = median(tried) if trial.data.lengths is None else fmean(tried)
     spec = trial.feature_set.spec
     batches = -(-spec.num_samples // spec.batch_size)
-    first = max(0.0, trial.first_seconds - seconds) + trial.fit_seconds
-    total = subject.checkpoints * (batches * seconds / subject.processes + trial.fit_seconds) + first
+    fixed = subject.checkpoints * trial.fit_seconds + max(0.0, trial.first_seconds - seconds)
+    total = subject.checkpoints * batches * seconds / subject.processes + fixed
     yield Finding(
         "time",
         f"{_duration(seconds)} per batch of {spec.batch_size} × {batches:,} batches × {subject.checkpoints} "
         f"checkpoint{'s' * (subject.checkpoints != 1)}"
         + (f" ÷ {subject.processes} processes" if subject.processes > 1 else "")
+        + (f" + {_duration(fixed)} to start" if _duration(fixed) != _duration(0) else "")
         + f" = {_duration(total)} for {spec.split!r}; training, scoring and retraining are not estimated",
     )
 
@@ -184,7 +186,7 @@ def _row_bytes(store: FeatureStore, spec: FeatureSpec, rows: FeatureRows, near: 
     try:
         folder = tempfile.TemporaryDirectory(prefix=".trak-check-", dir=_existing(near))
     except OSError as error:
-        raise StorageError(f"nothing can be written where {near} is to be: {error}") from error
+        raise StorageError(f"nothing can be written where {near} is to be: {error}") from None
     with folder as name:
         tried = copy.deepcopy(store)
         tried.bind(Path(name))

@@ -107,7 +107,7 @@ class CollateIndexed:
         except (RuntimeError, TypeError) as error:
             if self._collate_fn is not default_collate:
                 raise
-            raise _needs_collate(self._dataset, indices, error) from error
+            raise _needs_collate(self._dataset, indices, error) from None
         found = IndexedBatch(torch.tensor(indices), batch, content, extents)
         return self._compared(found, others) if self._compare and len(others) > 1 else found
 

@@ -43,7 +43,7 @@ def axes(name: str, *, width: float = 5.4, height: float = 3.2) -> Iterator[tupl
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DataError(f"figures need matplotlib ({error}): pip install 'trak-lightning[report]'") from error
+        raise DataError(f"figures need matplotlib ({error}): pip install 'trak-lightning[report]'") from None
 
     style: Any = {
         "svg.fonttype": "none",

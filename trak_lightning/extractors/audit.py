@@ -226,7 +226,8 @@ def as_outputs(output: Tensor, size: int, task: Task) -> Tensor:
     raise DataError(
         f"the output of {type(task).__name__} must have shape ({size},), one number per sample; got {found}. "
         + (
-            "Does the collate function leave out broken samples? Remove them from the dataset: torch.utils.data.Subset(dataset, kept)."
+            "Is that another dimension, such as time or nodes? Keep the one that holds the samples. Does the collate function leave out broken "
+            "samples? Remove them from the dataset: torch.utils.data.Subset(dataset, kept)."
             if fewer
             else "Do not average over the batch: reduction='none', or no .mean()."
         )

@@ -48,7 +48,9 @@ def blame(
         if not isinstance(alone, TrakError):
             reason = (str(alone).splitlines() or [""])[0]
             what = f"{type(alone).__name__}: {reason}. It holds {held(batch.fetch([position]), values=True)}."
-        raise DataError(f"in sample {int(index[position])} of the dataset{others}: {what}") from alone
+        raise DataError(f"in sample {int(index[position])} of the dataset{others}: {what}") from (
+            alone.__cause__ if isinstance(alone, TrakError) else alone
+        )
     _require_types(model, batch, error)
 
 

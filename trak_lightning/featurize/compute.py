@@ -126,11 +126,13 @@ class BlockComputer:
             log.warning("gradients  all rows of %s are computed again, one sample at a time: %s", discarded, wrong)
             return writer.computed
         except DataError as error:
-            raise DataError(f"split {assignment.feature_set.spec.split!r}: {error}") from error
+            error.args = (f"split {assignment.feature_set.spec.split!r}: {error}",)
+            raise error from error.__cause__  # not with what was tried before: other extractors met the same
         except NonFiniteGradientError as error:
             count = f" ({number + 1} of {len(self.assignments)})" if len(self.assignments) > 1 else ""
             where = f"split {assignment.feature_set.spec.split!r} under checkpoint {assignment.checkpoint}{count}"
-            raise NonFiniteGradientError(f"{where}: {error}") from error
+            error.args = (f"{where}: {error}",)
+            raise error from error.__cause__
         except Exception:
             self.stop.check()  # signals also end the worker processes of a loader, and other ranks
             raise

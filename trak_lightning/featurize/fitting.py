@@ -55,7 +55,7 @@ class FitFile:
             found = json.loads(str(arrays.pop(_FINGERPRINT)))
             fitted = {name: torch.from_numpy(array) for name, array in arrays.items()}
         except (ValueError, TypeError) as error:
-            raise CorruptFileError(f"{self.path} is not a valid fit file ({error}). {remedy}") from error
+            raise CorruptFileError(f"{self.path} is not a valid fit file ({error}). {remedy}") from None
         require_same(found, json.loads(json.dumps(self.fingerprint)), self.path)
         return fitted
 

@@ -1,10 +1,11 @@
 """Compute the rows of one batch: the features, output, loss weight and curvature of every sample."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,9 @@ from trak_lightning.tasks.base import Task, batch_of, before_each_pass
 from trak_lightning.tasks.drawn import positioned
 
 log = logging.getLogger(__name__)
+
+_told_of_zeros: MutableMapping[nn.Module, set[str]] = WeakKeyDictionary()
+"""Models of which was said that outputs do not depend on parameters, and on which, so that it is not said again of each split."""
 
 
 class RowComputer:
@@ -247,15 +251,16 @@ class RowComputer:
 
     def _warn_of_zeros(self, reached: set[str]) -> None:
         missing = [slot for slot in self._layout if slot.name not in reached]
-        if self._warned or not missing:
-            self._warned = True
+        first, self._warned = not self._warned, True
+        told = _told_of_zeros.setdefault(self._model, set())
+        if not first or not missing or missing[0].name in told:
             return
-        self._warned = True
+        told.add(missing[0].name)
         names = ", ".join(slot.name for slot in missing[:5]) + (" …" if len(missing) > 5 else "")
         log.warning(
-            "gradients  no output of the first batch depends on %d of %d parameters (%d of %d entries): %s. If no output of any "
-            "batch does, they add nothing to the features. Does a part of the model run under no_grad in eval mode? "
-            "Leave them out: parameters=['!NAME'].",
+            "gradients  no output of the first batch depends on %d of %d parameters (%d of %d entries): %s. If that holds for all batches, "
+            "they add nothing to the features: leave them out, parameters=['!NAME']. Does a part of the model run under no_grad in eval "
+            "mode?",
             len(missing), len(self._layout), sum(slot.numel for slot in missing), self._layout.numel, names,
         )  # fmt: skip
 

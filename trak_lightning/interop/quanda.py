@@ -23,7 +23,7 @@ from trak_lightning.model.checkpoints import CheckpointSource
 try:
     from quanda.explainers import Explainer
 except ImportError as error:
-    raise DataError(f"quanda cannot be imported ({error}): pip install 'trak-lightning[quanda]'") from error
+    raise DataError(f"quanda cannot be imported ({error}): pip install 'trak-lightning[quanda]'") from None
 
 LARGEST = 1e9
 """Largest self-influence after scaling. quanda adds a ten-thousandth of its position to each, to break ties."""

@@ -45,7 +45,7 @@ def import_traker(save_dir: str | Path, run: RunDirectory, store: FeatureStore) 
     try:
         n, k = int(metadata["train set size"]), int(metadata["JL dimension"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(f"{folder / 'metadata.json'} is not traker's metadata: {error!r} is missing") from error
+        raise CorruptFileError(f"{folder / 'metadata.json'} is not traker's metadata: {error!r} is missing") from None
     models = _models(folder)
     experiments = _experiments(folder, models)
     projector = {"class": "traker", "matrix": str(metadata.get("JL matrix type")), "dim": k}
@@ -103,7 +103,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CorruptFileError(f"{path} cannot be read as JSON: {error}") from error
+        raise CorruptFileError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
         raise CorruptFileError(f"{path} must hold a JSON object, found {type(found).__name__}")
     return found
@@ -118,7 +118,7 @@ def _array(path: Path, shape: tuple[int, int]) -> Array:
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise CorruptFileError(f"{path} is not an array that traker wrote: {error}") from error
+        raise CorruptFileError(f"{path} is not an array that traker wrote: {error}") from None
     if array.shape != shape:
         raise CorruptFileError(f"{path} must have shape {shape}, as the metadata says; it has {array.shape}")
     return array

@@ -123,14 +123,14 @@ def _config(path: Path) -> Any:
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
         from safetensors.torch import load_file
-    except ImportError as error:
-        raise CheckpointError(f"{path} needs the package safetensors: pip install safetensors") from error
+    except ImportError:
+        raise CheckpointError(f"{path} needs the package safetensors: pip install safetensors") from None
     try:
         return load_file(path)
     except Exception as error:
         if text := _text_in(path):
-            raise CheckpointError(text) from error
-        raise CheckpointError(f"{path} cannot be read as safetensors: {type(error).__name__}: {error}") from error
+            raise CheckpointError(text) from None
+        raise CheckpointError(f"{path} cannot be read as safetensors: {type(error).__name__}: {error}") from None
 
 
 def _read_parts(index: Path, weights_only: bool) -> Found:
@@ -141,7 +141,7 @@ def _read_parts(index: Path, weights_only: bool) -> Found:
         if any(Path(file).name != file for file in files):
             raise ValueError("it names a file outside its folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not an index of weights: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{index} is not an index of weights: {type(error).__name__}: {error}") from None
     found: dict[str, Any] = {}
     for file in files:
         found |= read(index.parent / file, weights_only=weights_only).state_dict
@@ -178,7 +178,7 @@ def _read_torch(path: Path, weights_only: bool) -> Found:
         found: Any = torch.load(path, map_location="cpu", weights_only=weights_only)
     except Exception as error:
         if text := _text_in(path):
-            raise CheckpointError(text) from error
+            raise CheckpointError(text) from None
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: {type(error).__name__}: {_reason(str(error))} If you trust the file and it "
             "holds pickled objects, read it with weights_only=False."

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from trak_lightning import registry
-from trak_lightning.errors import SettingsError
+from trak_lightning.errors import SettingsError, require_integer
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.projectors.base import Projector
 from trak_lightning.projectors.dimensions import automatic
@@ -25,9 +25,9 @@ class Auto(Projector):
     """
 
     def __init__(self, dim: int | Literal["auto"] = "auto") -> None:
-        if dim != "auto" and (isinstance(dim, str) or dim < 1):
-            raise SettingsError(f"dim must be a positive number of dimensions, or auto, got {dim!r}")
-        self._dim = dim
+        self._dim: int | Literal["auto"] = "auto"
+        if dim != "auto":
+            self._dim = require_integer("dim", dim, 1, "a number of dimensions, or auto")
 
     def for_run(self, layout: ParameterLayout, num_samples: int, stored: Mapping[str, Any] | None) -> Projector:
         if (kept := _stored(stored)) is not None and self._dim in ("auto", kept.output_dim(layout)):

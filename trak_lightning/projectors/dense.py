@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trak_lightning.errors import SettingsError
+from trak_lightning.errors import require_integer
 from trak_lightning.gradients import ParameterLayout, ParameterSlot
 from trak_lightning.projectors.base import BlockMap, Projector
 from trak_lightning.projectors.philox import random_normals, random_signs
@@ -31,9 +31,7 @@ class DenseProjector(Projector):
         self, dim: int = 2048, per: Literal["model", "layer"] = "model", *, memory_budget: int = 2**30
     ) -> None:
         super().__init__(dim, per)
-        if memory_budget < 0:
-            raise SettingsError(f"memory_budget must be a number of bytes, at least 0, got {memory_budget}")
-        self.memory_budget = memory_budget
+        self.memory_budget = require_integer("memory_budget", memory_budget, 0, "a number of bytes")
 
     @property
     def state(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trak_lightning import registry
-from trak_lightning.errors import SettingsError
+from trak_lightning.errors import SettingsError, require_integer
 from trak_lightning.gradients import (
     ConvolutionBlock,
     GradientBlock,
@@ -45,14 +45,12 @@ class SecondMoment(Projector):
     """
 
     def __init__(self, projector: str | dict[str, Any] | Projector = "sparse_jl", fit_samples: int = 256) -> None:
-        if fit_samples < 1:
-            raise SettingsError(f"fit_samples must be a positive number of samples, got {fit_samples}")
         self._projector: Projector = registry.create("projectors", projector)
         if self._projector.fit_samples:
             raise SettingsError(
                 f"{type(self._projector).__name__} is fitted to gradients itself, so second_moment cannot contain it"
             )
-        self.fit_samples = fit_samples
+        self.fit_samples = require_integer("fit_samples", fit_samples, 1, "a number of samples")
 
     @property
     def state(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trak_lightning.errors import SettingsError
+from trak_lightning.errors import SettingsError, require_integer
 from trak_lightning.gradients import ConvolutionBlock, OuterProductBlock, ParameterLayout, ParameterSlot, RowSparseBlock
 from trak_lightning.projectors.base import FACTORS, BlockMap, Projector
 from trak_lightning.projectors.philox import random_integers, random_signs
@@ -42,9 +42,9 @@ class SparseJL(Projector):
 
     def __init__(self, dim: int = 2048, per: Literal["model", "layer"] = "model", *, nnz: int = 1) -> None:
         super().__init__(dim, per)
-        if not 1 <= nnz <= dim:
-            raise SettingsError(f"nnz must lie in 1 … dim = {dim}, got {nnz}")
-        self.nnz = nnz
+        self.nnz = require_integer("nnz", nnz, 1, "a number of entries per column")
+        if self.nnz > self.dim:
+            raise SettingsError(f"nnz must lie in 1 … dim = {self.dim}, got {self.nnz}")
 
     def memory_bytes(self, layout: ParameterLayout) -> int:
         return sum(

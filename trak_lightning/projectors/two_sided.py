@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trak_lightning.errors import SettingsError
+from trak_lightning.errors import SettingsError, require_integer
 from trak_lightning.gradients import (
     ConvolutionBlock,
     GradientBlock,
@@ -48,15 +48,12 @@ class LowRank(Projector):
     """
 
     def __init__(self, rank: int = 16, init: Literal["random", "pca"] = "random", fit_samples: int = 256) -> None:
-        if rank < 1:
-            raise SettingsError(f"rank must be a positive number of rows and columns, got {rank}")
         if init not in ("random", "pca"):
             raise SettingsError(f"init must be 'random' or 'pca', got {init!r}")
-        if fit_samples < 1:
-            raise SettingsError(f"fit_samples must be a positive number of samples, got {fit_samples}")
-        self.rank = rank
+        fitted = require_integer("fit_samples", fit_samples, 1, "a number of samples")
+        self.rank = require_integer("rank", rank, 1, "a number of rows and columns")
         self.init = init
-        self.fit_samples = fit_samples if init == "pca" else 0
+        self.fit_samples = fitted if init == "pca" else 0
 
     def columns(self, layout: ParameterLayout) -> dict[str, slice]:
         found, start = {}, 0
@@ -155,9 +152,7 @@ class TwoStage(Projector):
 
     def __init__(self, dim: int = 2048, per: Literal["model", "layer"] = "model", *, sketch: int = 64) -> None:
         super().__init__(dim, per)
-        if sketch < 1:
-            raise SettingsError(f"sketch must be a positive number of rows and columns, got {sketch}")
-        self.sketch = sketch
+        self.sketch = require_integer("sketch", sketch, 1, "a number of rows and columns")
 
     def memory_bytes(self, layout: ParameterLayout) -> int:
         held = 0

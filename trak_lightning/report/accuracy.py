@@ -78,7 +78,7 @@ class Outcome:
             )
         if self.probability is None:
             return Headline(
-                f"{self.output.mean():.3g}", f"is the mean of the {self.meaning.output} over {m:,} targets.", "targets"
+                f"{self.output.mean():.3g}", f"is the mean over {m:,} targets of: {self.meaning.output}.", "targets"
             )
         doubtful = np.flatnonzero(self.probability <= 0.5)
         if self.predicted and all(int(position) in self.predicted for position in doubtful):

@@ -18,7 +18,7 @@ def page(report: Report) -> str:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise DataError(f"the report needs jinja2 ({error}): pip install 'trak-lightning[report]'") from error
+        raise DataError(f"the report needs jinja2 ({error}): pip install 'trak-lightning[report]'") from None
     environment = Environment(
         loader=PackageLoader("trak_lightning.report"),
         autoescape=True,

@@ -258,4 +258,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise CorruptFileError(f"{path} is not valid JSON ({error}). Delete it and run the command again.") from error
+        raise CorruptFileError(f"{path} is not valid JSON ({error}). Delete it and run the command again.") from None

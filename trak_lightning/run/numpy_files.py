@@ -45,4 +45,4 @@ def _refusing(path: Path, remedy: str) -> Iterator[None]:
     # NumPy, zipfile, zlib and the tokenizer of headers raise nearly anything on a damaged file, MemoryError included.
     except Exception as error:
         found = f"{path} cannot be read as NumPy arrays ({type(error).__name__}: {error})"
-        raise CorruptFileError(f"{found}. {remedy}" if remedy else found) from error
+        raise CorruptFileError(f"{found}. {remedy}" if remedy else found) from None

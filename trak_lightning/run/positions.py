@@ -59,10 +59,10 @@ def read_positions(source: str, setting: str) -> Array:
     """
     try:
         return read_npy(Path(source))
-    except CorruptFileError as error:
+    except CorruptFileError:
         why = (
             "no such file"
             if not Path(source).is_file()
             else "its content is not that of a .npy file, as numpy.save writes it"
         )
-        raise DataError(f"{setting}; {source or 'it is empty'}: {why}") from error
+        raise DataError(f"{setting}; {source or 'it is empty'}: {why}") from None

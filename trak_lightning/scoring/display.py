@@ -118,7 +118,7 @@ def figure(
         from matplotlib.figure import Figure
         from matplotlib.image import imread
     except ImportError as error:
-        raise DataError(f"plots need matplotlib ({error}): pip install 'trak-lightning[report]'") from error
+        raise DataError(f"plots need matplotlib ({error}): pip install 'trak-lightning[report]'") from None
     train, target_samples = samples
     k = max([1, *(len(side.indices) for sides in rankings for side in sides)])
     drawn = Figure(figsize=(1.3 * (2 * k + 1), 1.7 * len(targets)), layout="constrained")

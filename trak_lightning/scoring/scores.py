@@ -210,7 +210,7 @@ class Scores:
         try:
             import pandas as pd
         except ImportError as error:
-            raise DataError(f"to_frame needs pandas ({error}): pip install pandas") from error
+            raise DataError(f"to_frame needs pandas ({error}): pip install pandas") from None
         m, k = self.shape[0], min(k, self.shape[1])
         frames = []
         sides = ("raises", "lowers") if self.meaning.number else ("helpful", "harmful")

@@ -119,8 +119,8 @@ def open_block_file(path: Path, key: BlockKey) -> Iterator[BlockFile]:
     try:
         with h5py.File(path, "r") as file:
             yield BlockFile(file.id, key)
-    except FileNotFoundError as error:
-        raise IncompleteRunError(f"{path} is missing: not featurized yet, or deleted. Run featurize again.") from error
+    except FileNotFoundError:
+        raise IncompleteRunError(f"{path} is missing: not featurized yet, or deleted. Run featurize again.") from None
     except TrakError:
         raise
     # A damaged file makes h5py raise nearly anything, RuntimeError, KeyError, TypeError and MemoryError included.

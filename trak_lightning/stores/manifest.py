@@ -95,7 +95,7 @@ class Manifest:
             raise CorruptFileError(
                 f"{where} is not a manifest ({type(error).__name__}: {error}). Delete the features that it belongs to and "
                 "run featurize again."
-            ) from error
+            ) from None
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -108,7 +108,7 @@ class Manifest:
         try:
             text = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise CorruptFileError(f"{path} is not a manifest ({error})") from error
+            raise CorruptFileError(f"{path} is not a manifest ({error})") from None
         manifest = cls.load(text, path)
         if (manifest.spec.split, manifest.spec.checkpoint) != (folder.parent.name, folder.name):
             raise CorruptFileError(

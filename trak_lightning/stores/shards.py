@@ -94,4 +94,4 @@ def _count(run: RunDirectory) -> int:
     try:
         return int(read_json(path)["count"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(f"{path} does not hold the number of shards ({error}). Delete it.") from error
+        raise CorruptFileError(f"{path} does not hold the number of shards ({error}). Delete it.") from None

@@ -7,7 +7,7 @@ Python checks arguments before anything is computed.
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,6 +23,8 @@ _CANNOT_BIND = re.compile(
 _BY_NAME = re.compile(r"invalid data type 'str'|too many indices for tensor|too many dimensions 'str'")
 """What torch says of ``tensor["name"]``."""
 
+_ATTRIBUTE = re.compile(r"'Tensor' object has no attribute '(?P<name>\w+)'")
+
 _WHOLE = "If its forward takes the whole {} as one argument, write inputs: {}."
 
 
@@ -34,6 +36,8 @@ class Arguments:
     kwargs: Mapping[str, Any] | None = None
     of_pair: bool = False
     """Whether these are entries of the first of a pair, rather than of the batch."""
+    names: Collection[str] = ()
+    """The names of all entries of the batch."""
 
     def call(self, model: nn.Module) -> Any:
         """The model's output.
@@ -45,25 +49,26 @@ class Arguments:
         whole = _WHOLE.format("first entry of the batch", 0) if self.of_pair else _WHOLE.format("batch", "'*'")
         try:
             return model(*self.args, **kwargs)
-        except (TypeError, IndexError) as error:
-            if _BY_NAME.search(str(error)):
+        except (AttributeError, TypeError, IndexError) as error:
+            attribute = _ATTRIBUTE.search(str(error))
+            if _BY_NAME.search(str(error)) or (attribute and attribute["name"] in self.names):
                 raise DataError(
-                    f"the model cannot index the tensor that it was called with ({error}). {whole}"
-                ) from error
+                    f"the model cannot use the tensor that it was called with as a batch ({error}). {whole}"
+                ) from None
             if (refused := _refused(error)) not in kwargs:
                 raise
             raise DataError(
                 f"the model does not take {refused!r}, one of the entries of the batch that it was called with: "
                 f"{', '.join(kwargs)}. Name those that it takes, or one that is its only argument: "
                 f"task: {{name: …, inputs: …}}. {whole}"
-            ) from error
+            ) from None
 
 
 @dataclass(frozen=True)
 class OneOrSeveral:
     """Several values: as several arguments if the model takes so many, otherwise as one that holds them all."""
 
-    values: tuple[Any, ...]
+    values: tuple[Any, ...] | list[Any]
 
     def call(self, model: nn.Module) -> Any:
         """The model's output."""
@@ -130,7 +135,7 @@ def exact(call: Call) -> Arguments:
     """The arguments of a call, for a task that adds some of its own."""
     if isinstance(call, Arguments):
         return call
-    return Arguments(call.values) if isinstance(call, OneOrSeveral) else Arguments(kwargs=call.named)
+    return Arguments(tuple(call.values)) if isinstance(call, OneOrSeveral) else Arguments(kwargs=call.named)
 
 
 def _signature(model: Callable[..., Any]) -> inspect.Signature | None:

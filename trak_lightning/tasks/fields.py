@@ -1,7 +1,7 @@
 """Find the inputs of the model and the labels in a batch, by name or by position.
 
 Names are those of mappings (a ``dict``, a ``BatchEncoding``), dataclasses and named tuples, and attributes of other objects if a
-setting names them; positions are those of tuples and lists.
+setting names them; positions are those of tuples and lists. ``labels.age`` is the entry ``age`` of the entry ``labels``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,13 +37,12 @@ def split_batch(
     Raises:
         DataError: an entry is not there, or nothing says which it is; names the entries that are.
     """
-    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
     if labels is None:
-        labels = 1 if pair else _label_name(batch)
+        labels = label_key(batch)
     found = entry(batch, labels, "labels")
     if inputs is not None:
         return select_entries(batch, inputs), found
-    if pair and labels == 1:
+    if _is_pair(batch) and labels == 1:
         return _first_of_pair(batch[0], preferred), found
     return _default_inputs(batch, (labels,), preferred), found
 
@@ -56,14 +55,16 @@ def select_entries(batch: Any, inputs: Key | Sequence[Key] | Mapping[str, Key], 
     """
     if inputs == "*":
         return Arguments((batch,))
+    names = tuple(named_entries(batch) or _attributes(batch))
     if isinstance(inputs, (str, int)):
-        return Arguments((entry(batch, inputs, setting),))
+        return Arguments((entry(batch, inputs, setting),), names=names)
     if isinstance(inputs, Mapping):
-        return Arguments(kwargs={name: entry(batch, key, setting) for name, key in inputs.items()})
+        return Arguments(kwargs={name: entry(batch, key, setting) for name, key in inputs.items()}, names=names)
     positions = [key for key in inputs if isinstance(key, int)]
     return Arguments(
         tuple(entry(batch, key, setting) for key in positions),
         {key: entry(batch, key, setting) for key in inputs if isinstance(key, str)},
+        names=names,
     )
 
 
@@ -76,13 +77,14 @@ def all_tensors(batch: Any, *, hint: str) -> Arguments:
     named = named_entries(batch)
     if named is None:
         raise DataError(
-            f"the batch is {describe(batch)}, and nothing in it has a name. Give a batch with names, {hint}."
+            f"the batch is {describe(batch)}, where entries with names (a dict) were expected, to call the model with. Give such a batch, "
+            f"{hint}."
         )
     return Arguments(kwargs={name: value for name, value in named.items() if isinstance(value, Tensor)})
 
 
 def entry(holder: Any, key: Key, setting: str, what: str = "the batch") -> Any:
-    """Find one entry of a batch, or of `what` else has entries, by name or by position.
+    """Find one entry of a batch, or of `what` else has entries, by name or by position; or by several, with dots between them.
 
     Raises:
         DataError: it is not there. Names the entries that are, and the option `setting` that should name one of them.
@@ -92,10 +94,26 @@ def entry(holder: Any, key: Key, setting: str, what: str = "the batch") -> Any:
             return holder[key]
     elif isinstance(key, str) and key in (named := named_entries(holder) or _attributes(holder)):
         return named[key]
+    elif isinstance(key, str) and "." in key:
+        first, _, rest = key.partition(".")
+        by_position = first.isdecimal() and named_entries(holder) is None
+        inner = entry(holder, int(first) if by_position else first, setting, what)
+        return entry(inner, rest, setting, f"{first} of {what}")
+    remedy = _BY_FUNCTION if _is_list_of_objects(holder) else f"Name the right one: task: {{name: …, {setting}: …}}"
     raise DataError(
-        f"{what} has no {'entry' if isinstance(key, str) else 'position'} {key!r} ({setting}); it is {describe(holder)}. Name "
-        f"the right one: task: {{name: …, {setting}: …}}."
+        f"{what} has no {'entry' if isinstance(key, str) else 'position'} {key!r} ({setting}); it is {describe(holder)}. {remedy}."
     )
+
+
+_BY_FUNCTION = (
+    "No setting takes apart one object per sample: give a function (model, batch) → loss of each sample, (B,), task: {name: loss, "
+    "function: …}; or write a Task with an `output` of your own (docs/recipes.md)"
+)
+
+
+def _is_list_of_objects(holder: Any) -> bool:
+    """Whether this is a list of samples, such as graphs, that nothing has joined."""
+    return isinstance(holder, list) and bool(holder) and all(map(_attributes, holder))
 
 
 def named_entries(holder: Any) -> Mapping[str, Any] | None:
@@ -123,18 +141,30 @@ def describe(holder: Any) -> str:
         return f"a {name} with {', '.join(map(str, named)) or 'no entries'}"
     if attributes := [each for each in _attributes(holder) if not each.startswith("_")]:
         return f"a {name} with attributes {', '.join(attributes)}"
-    return f"a {name} of length {len(holder)}" if isinstance(holder, (tuple, list)) else f"a {name}"
+    if not isinstance(holder, (tuple, list)):
+        return f"a {name}"
+    return f"a {name} of length {len(holder)}" + f" of {type(holder[0]).__name__} objects" * _is_list_of_objects(holder)
 
 
-def _label_name(batch: Any) -> Key:
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, (tuple, list)) and len(batch) == 2
+
+
+def label_key(batch: Any) -> Key:
+    """Find where the labels are: the second of a pair, or the first of `LABEL_NAMES`.
+
+    Raises:
+        DataError: it is neither a pair, nor has such an entry.
+    """
+    if _is_pair(batch):
+        return 1
     named = named_entries(batch)
     found = [name for name in LABEL_NAMES if named is not None and name in named]
     if found:
         return found[0]
     if named is None:
         raise DataError(
-            f"the batch is {describe(batch)}, where a pair (inputs, labels) or something with names was expected. {_remedy(batch)}; or "
-            "write a Task with an `output` of your own."
+            f"the batch is {describe(batch)}, where a pair (inputs, labels) or something with names was expected. {_remedy(batch)}."
         )
     raise DataError(
         f"no entry of the batch is called {', '.join(LABEL_NAMES[:-1])} or {LABEL_NAMES[-1]}; it is {describe(batch)}. Say "
@@ -143,11 +173,17 @@ def _label_name(batch: Any) -> Key:
 
 
 def _remedy(batch: Any) -> str:
+    if _is_list_of_objects(batch):
+        return _BY_FUNCTION
+    own = "; or write a Task with an `output` of your own"
     if isinstance(batch, (tuple, list)):
-        return "Say which positions are which: task: {name: …, inputs: 0, labels: 1}"
+        return f"Say which positions are which: task: {{name: …, inputs: 0, labels: 1}}{own}"
     if _attributes(batch):
-        return "Say which attributes are which: task: {name: …, inputs: x, labels: y}, where inputs: '*' is the whole batch"
-    return "Return such a batch from the collate function"
+        return (
+            "Name the attribute that holds the labels, and what the model is called with: task: {name: …, inputs: '*', labels: y} if its "
+            f"forward takes the whole batch, or inputs: x, or [x, …], if it takes attributes{own}"
+        )
+    return f"Return such a batch from the collate function{own}"
 
 
 def _first_of_pair(inputs: Any, preferred: Sequence[str]) -> Call:
@@ -155,13 +191,13 @@ def _first_of_pair(inputs: Any, preferred: Sequence[str]) -> Call:
         call = _default_inputs(inputs, (), preferred)
         return replace(call, of_pair=True) if isinstance(call, Arguments) else call
     several = isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields") and len(inputs) > 1
-    return OneOrSeveral(tuple(inputs)) if several else Arguments((inputs,))
+    return OneOrSeveral(inputs) if several else Arguments((inputs,))
 
 
 def _default_inputs(batch: Any, taken: Sequence[Key], preferred: Sequence[str]) -> Call:
     named = named_entries(batch)
     if named is None:
-        raise DataError(f"labels are named, but not inputs, and the batch is {describe(batch)}. Name both.")
+        raise DataError(f"labels are named, but not inputs, and the batch is {describe(batch)}. {_remedy(batch)}.")
     found = {name: value for name, value in named.items() if name not in taken and isinstance(value, Tensor)}
     for name in preferred:
         if name in found and len(found) > 1:

@@ -66,9 +66,12 @@ class Loss(Task):
         if loss.shape == (size,):
             return -loss
         if loss.numel() != 1:
+            dim = loss.shape.index(size) if size in loss.shape else 0
+            first = "loss" if dim == 0 else f"loss.transpose(0, {dim})"
             raise DataError(
-                f"the loss must be one number, or one per sample, ({size},); got a tensor of shape {tuple(loss.shape)}. For a "
-                "loss per token or pixel, take the mean or sum over all dimensions but the first: loss.flatten(1).mean(1)."
+                f"the loss must be one number, or one per sample, ({size},); got a tensor of shape {tuple(loss.shape)}. For a loss per "
+                "token, pixel or time step, take the mean or sum over all dimensions but that of the samples: "
+                f"{first}.flatten(1).mean(1)."
             )
         if size == 1:
             return -loss.reshape(1)

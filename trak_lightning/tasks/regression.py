@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
+from trak_lightning.tasks.base import current_size
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.margin import wide
 from trak_lightning.tasks.supervised import SupervisedTask
@@ -43,13 +44,24 @@ class Regression(SupervisedTask):
 
     def _one(self, values: Tensor, what: str) -> Tensor:
         """Pick (B,) from (B,), (B, 1) or (B, D)."""
+        size = current_size()
+        time_first = values.ndim > 1 and size is not None and len(values) != size and size in values.shape
         if values.ndim == 1 and self.component in (None, 0):
             return values
-        if values.ndim == 2 and self.component is None and values.shape[1] == 1:
+        if values.ndim == 2 and not time_first and self.component is None and values.shape[1] == 1:
             return values[:, 0]
-        if values.ndim == 2 and self.component is not None and 0 <= self.component < values.shape[1]:
+        if values.ndim == 2 and not time_first and self.component is not None and 0 <= self.component < values.shape[1]:
             return values[:, self.component]
+        function = "task loss with a function (model, batch) → loss of each sample"
+        if time_first:
+            remedy = f"Samples must come first, and here dimension {values.shape.index(size)} has their number: transpose, or use {function}"
+        else:
+            remedy = (
+                f"Name one of the {values.shape[1]} numbers of a sample: component: 0. " * (values.ndim == 2)
+                + f"For all numbers of a sample, such as a forecast, use {function}: (model(x) - y).square().flatten(1).mean(1)"
+            )
+        B = "B" if size is None else size
         raise DataError(
-            f"{what} has shape {tuple(values.shape)}, where (B,), (B, 1), or (B, D) with a component in 0 … D−1 was "
-            f"expected; component is {self.component}. Name one: task: {{name: regression, component: 0}}."
+            f"{what} must have shape ({B},) or ({B}, 1), one number per sample, or ({B}, D) with a component in 0 … D−1; got "
+            f"{tuple(values.shape)}, and component is {self.component}. {remedy}."
         )

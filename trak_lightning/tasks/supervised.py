@@ -1,13 +1,13 @@
 """Tasks with inputs, predictions and labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
 from trak_lightning.tasks.base import Task, current_size
-from trak_lightning.tasks.fields import Inputs, Key, describe, entry, named_entries, split_batch
+from trak_lightning.tasks.fields import Inputs, Key, describe, entry, label_key, named_entries, split_batch
 from trak_lightning.tasks.state import to_json
 
 
@@ -21,8 +21,8 @@ class SupervisedTask(Task):
 
     Args:
         inputs: the entries of a batch that the model is called with: one, by name or position, as its only argument; several,
-            by their names; or a mapping, argument → entry.
-        labels: the entry of a batch that holds the labels.
+            by their names; or a mapping, argument → entry; or ``*``, the whole batch.
+        labels: the entry of a batch that holds the labels; ``labels.age`` is the entry ``age`` of the entry ``labels``.
         outputs: the entry of the model's output that holds the predictions.
     """
 
@@ -57,13 +57,26 @@ class SupervisedTask(Task):
                 else None
             )
             raise DataError(
-                f"labels must be a tensor, got {describe(labels)}. Return tensors from the collate function; of labels of several kinds, "
-                "one is used by a Task of your own, or a function with task loss."
+                f"labels must be a tensor, got {describe(labels)}. {self._one_of_several(batch, labels)}"
                 if text is None
                 else f"labels must be numbers, got text such as {text!r}. Map it to 0 … C−1 in the dataset, in the order of the model's "
                 "logits: label = classes.index(name)."
             )
         return _with_samples(labels, 1) if labels.ndim == 0 and _size(labels) == 1 else labels
+
+    def _one_of_several(self, batch: Any, labels: Any) -> str:
+        named = named_entries(labels)
+        entries: Iterable[tuple[Any, Any]] = () if named is None else named.items()
+        if named is None and isinstance(labels, (list, tuple)):
+            entries = enumerate(labels)
+        name = next((name for name, each in entries if isinstance(each, Tensor)), None)
+        if name is None:
+            return "Return tensors from the collate function."
+        key = label_key(batch) if self.labels is None else self.labels
+        return (
+            f"Of labels for several tasks, name one, and the output that goes with it: task: {{name: …, labels: {key}.{name}, outputs: …}}. "
+            "For the sum of their losses, give a function (model, batch) → loss of each sample, (B,): task: {name: loss, function: …}."
+        )
 
 
 def _size(labels: Any) -> int:

@@ -143,8 +143,8 @@ def _open(path: Path) -> Image:
     try:
         from PIL import Image as pillow
         from PIL import UnidentifiedImageError
-    except ImportError as error:
-        raise DataError("reading images needs Pillow: pip install pillow") from error
+    except ImportError:
+        raise DataError("reading images needs Pillow: pip install pillow") from None
     try:
         return pillow.open(path)
     except (UnidentifiedImageError, OSError) as error:

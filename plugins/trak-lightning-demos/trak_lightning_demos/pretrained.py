@@ -31,8 +31,8 @@ def transformers() -> Iterator[ModuleType]:
     try:
         import transformers as library
         from transformers.utils import logging
-    except ImportError as error:
-        raise DataError("this needs transformers: pip install 'trak-lightning-demos'") from error
+    except ImportError:
+        raise DataError("this needs transformers: pip install 'trak-lightning-demos'") from None
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

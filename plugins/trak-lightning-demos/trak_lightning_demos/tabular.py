@@ -97,8 +97,8 @@ def _load(dataset: Dataset) -> tuple[Tensor, Tensor, list[str], list[str]]:
     """Rows, labels, and the names of columns and of classes."""
     try:
         from sklearn import datasets
-    except ImportError as error:
-        raise DataError("this data comes with scikit-learn: pip install 'trak-lightning[demos]'") from error
+    except ImportError:
+        raise DataError("this data comes with scikit-learn: pip install 'trak-lightning[demos]'") from None
     if dataset == "digit_properties":
         found = datasets.load_digits()
         labels = torch.tensor([[digit in those for those in DIGIT_PROPERTIES.values()] for digit in found.target])

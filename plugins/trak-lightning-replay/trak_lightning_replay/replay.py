@@ -500,8 +500,8 @@ def _members(groups: npt.ArrayLike | None, m: int) -> list[npt.NDArray[np.int64]
     """The positions of the targets of each group, in ascending order of the labels."""
     try:
         labels = np.arange(m) if groups is None else np.asarray(groups)
-    except ValueError as error:  # lists of several lengths
-        raise DataError(f"groups must be ({m},) integers, one label a target, not a list of positions") from error
+    except ValueError:  # lists of several lengths
+        raise DataError(f"groups must be ({m},) integers, one label a target, not a list of positions") from None
     if labels.shape != (m,) or labels.dtype.kind not in "iu":
         raise DataError(
             f"groups must be ({m},) integers, one label a target; got {labels.dtype} of shape {labels.shape}"

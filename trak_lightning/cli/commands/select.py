@@ -73,7 +73,7 @@ def _groups(run_dir: str, source: str) -> Array:
         found: Array = np.load(source, allow_pickle=False)
         return found
     except (OSError, ValueError) as error:
-        raise DataError(f"--groups must be label, a column, or a .npy file of groups; {source}: {error}") from error
+        raise DataError(f"--groups must be label, a column, or a .npy file of groups; {source}: {error}") from None
 
 
 def _print(found: Selection, samples: ShowsSamples | None, count: int) -> None:

@@ -91,7 +91,9 @@ def _samples(config: Namespace) -> Array:
     values = column_of("whatif", config.run_dir, column)
     mask = values == value
     if not mask.any():
-        raise DataError(f"no training sample has {column} = {value!r}; sample 0 has {values[0]!r}")
+        known = np.unique(values).tolist()
+        listed = ", ".join(map(repr, known[:10])) + ", …" * (len(known) > 10)
+        raise DataError(f"no training sample has {column} = {value!r}; the values of {column} are {listed}")
     return mask
 
 
@@ -105,8 +107,8 @@ def _print(removal: Removal, count: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Outputs f of the targets, by number, without the samples", title_justify="left")
-    for heading in ("loses", "f", "change", "gains", "f", "change"):
+    table = Table(title="How the output f of each target would change without the samples", title_justify="left")
+    for heading in ("f falls for", "f now", "change", "f rises for", "f now", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
     order = removal.order()
     loses, gains = (

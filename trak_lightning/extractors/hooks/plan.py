@@ -133,10 +133,10 @@ class Handlers:
                 location.handler, location.lifted = handler, True
                 return
         raise UnsupportedModelError(
-            f"the hooks extractor cannot separate the samples where parameter {location.name} of {type(self._model).__name__} is "
-            "used: outside the forward of every module that contains it, or on entries whose number or order depends on the "
-            f"content of the samples. Use extractor='auto' or 'iterative', or leave it out: "
-            f"parameters=['!{location.name}']."
+            f"the hooks extractor cannot compute the gradient of each sample of a batch for parameter {location.name} of "
+            f"{type(self._model).__name__}. Either it is used outside the forward of every module that contains it, or samples do not have "
+            "rows of their own there, as the nodes of graphs that are joined. Use extractor='auto' or 'iterative', which computes one "
+            f"sample at a time, or leave the parameter out: parameters=['!{location.name}']."
         )
 
     def adopt(self, used: set[str], handlers: set[str]) -> set[str]:
