@@ -132,6 +132,11 @@ class AddsInPlace(nn.Linear):
         return torch.zeros(len(x), self.out_features).index_add_(0, torch.arange(len(x)), super().forward(x))
 
 
+class AddsNoise(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1e-4 * torch.randn(self.out_features)
+
+
 class ReadsItsBatch(nn.Module):
     def __init__(self):
         super().__init__()
@@ -274,6 +279,16 @@ MISTAKES = {
         errors.TrainModeError,
         r"1 \(Dropout.*model\.eval\(\)",
     ),
+    "the model was made in inference mode": (
+        lambda path: attribute(torch.inference_mode()(network)()),
+        errors.UnsupportedModelError,
+        r"0\.weight of Sequential was made under torch\.inference_mode\(\).*outside of that context",
+    ),
+    "the model adds a little noise": (
+        lambda path: attribute(AddsNoise(6, CLASSES).eval()).featurize(samples()),
+        errors.SampleDependenceError,
+        r"differs by 0\.0\d+% when it is computed again",
+    ),
     "batch normalization is in train mode": (
         lambda path: attribute(in_train_mode(nn.BatchNorm1d(CLASSES))),
         errors.TrainModeError,
@@ -349,7 +364,7 @@ MISTAKES = {
     "training data is augmented at random": (
         lambda path: attribute().featurize(Augmented()),
         errors.DataError,
-        r"sample 0 of Augmented differs each time it is read: random augmentation\?.*without random transforms",
+        r"sample 0 of Augmented differs each time it is read: random augmentation, or a collate function.*without random transforms",
     ),
     "a sampler picks part of the data": (
         lambda path: attribute().featurize(DataLoader(samples(), sampler=SubsetRandomSampler([1, 2]))),
@@ -403,7 +418,7 @@ MISTAKES = {
             ReadsItsBatch().eval(), task={"name": "image_classification", "labels": "species"}
         ).featurize(Keyed()),
         errors.DataError,
-        r"cannot index the tensor that it was called with.*If its forward takes the whole batch as one argument, write inputs: '\*'",
+        r"cannot use the tensor that it was called with.*If its forward takes the whole batch as one argument, write inputs: '\*'",
     ),
     "the model looks up entries of the first of a pair": (
         lambda path: attribute(ReadsItsBatch().eval()).featurize([({"image": torch.ones(6)}, 0)] * 3),

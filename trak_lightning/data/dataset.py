@@ -139,8 +139,8 @@ class AttributionData:
         for probe, (one, other) in zip(probes, zip(first, second, strict=True), strict=True):
             if one != other:
                 raise DataError(
-                    f"sample {probe} of {type(self.dataset).__name__} differs each time it is read: random augmentation? "
-                    "Scores belong to fixed samples. Attribute to the dataset without random transforms; from a "
+                    f"sample {probe} of {type(self.dataset).__name__} differs each time it is read: random augmentation, or a collate function that draws numbers or "
+                    "adds the time? Scores belong to fixed samples. Attribute to the dataset without random transforms; from a "
                     "configuration file, name a DataModule loader without them (train_split: NAME uses NAME_dataloader)."
                 )
         return hashlib.sha256("".join(first).encode()).hexdigest()[:16]

@@ -65,7 +65,7 @@ def refuse(
 def random_output(model: nn.Module, task: Task, sample: int, error: float, batch: SampleBatch) -> SampleDependenceError:
     """The error for a sample whose output differs between two passes over the same batch."""
     return SampleDependenceError(
-        f"the output or gradient of sample {sample} differs by {error:.1%} when it is computed again, so attributions would be "
+        f"the output or gradient of sample {sample} differs by {error:.{1 if error >= 1e-3 else 4}%} when it is computed again, so attributions would be "
         f"random. {_culprit(model, task, batch, batch, 0)}. Likely cause: random layers that ignore model.eval() (F.dropout "
         "without training=self.training)."
     )

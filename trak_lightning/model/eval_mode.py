@@ -16,8 +16,9 @@ def require_eval(model: nn.Module) -> None:
     Raises:
         SampleDependenceError: names each batch normalization that has no running statistics to use.
         TrainModeError: names each dropout and batch normalization that is active.
-        UnsupportedModelError: names an adapter that is merged into the weights it adapts, or a layer that repacks its weights.
+        UnsupportedModelError: names a parameter or buffer of inference mode, an adapter that is merged into the weights it adapts, or a layer that repacks its weights.
     """
+    _require_differentiable(model)
     _require_statistics(model)
     active = [
         f"{name or type(model).__name__} ({type(module).__name__}{reason})"
@@ -31,6 +32,15 @@ def require_eval(model: nn.Module) -> None:
         )
     require_unpacked(model)
     _require_unmerged(model)
+
+
+def _require_differentiable(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_inference():
+            raise UnsupportedModelError(
+                f"{name} of {type(model).__name__} was made under torch.inference_mode(), so autograd cannot use it. Make the model, or a "
+                "deep copy of it, outside of that context; torch.no_grad() does no harm."
+            )
 
 
 def _require_statistics(model: nn.Module) -> None:
