@@ -2,6 +2,7 @@
 
 import pickle
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -110,6 +111,25 @@ def targets_of_other_sizes():
 
 def of_type(dtype):
     return TensorDataset(torch.ones(4, 6).to(dtype), torch.zeros(4).long())
+
+
+def ragged():
+    """Samples of 1, 2 and 3 rows, in a nested tensor."""
+
+    def collate(rows):
+        return torch.nested.as_nested_tensor([x for x, _ in rows]), torch.tensor([y for _, y in rows])
+
+    return DataLoader([(torch.ones(n + 1, 6), n) for n in range(3)], batch_size=3, collate_fn=collate)
+
+
+class RowMeans(nn.Linear):
+    def forward(self, x):
+        return torch.stack([super(RowMeans, self).forward(rows).mean(0) for rows in x.unbind()])
+
+
+class AddsInPlace(nn.Linear):
+    def forward(self, x):
+        return torch.zeros(len(x), self.out_features).index_add_(0, torch.arange(len(x)), super().forward(x))
 
 
 class ReadsItsBatch(nn.Module):
@@ -366,6 +386,18 @@ MISTAKES = {
         errors.DataError,
         r"does not take this batch.*int64 \(4, 6\), int64 \(4,\).*x\.float\(\)",
     ),
+    "autocast has the model add numbers of two types": (
+        lambda path: attribute(
+            AddsInPlace(6, CLASSES).eval(), trainer=L.Trainer(accelerator="cpu", logger=False, precision="bf16-mixed")
+        ).featurize(samples()),
+        errors.DataError,
+        r"index_add_\(\).*Autocast is on.*precision 32-true; else let the model convert",
+    ),
+    "the samples of a nested tensor cannot be stacked": (
+        lambda path: attribute(RowMeans(6, CLASSES).eval(), extractor="functional").featurize(ragged()),
+        errors.OneSampleAtATime,
+        "tensors of different shapes",
+    ),
     "the model looks up entries itself": (
         lambda path: attribute(
             ReadsItsBatch().eval(), task={"name": "image_classification", "labels": "species"}
@@ -444,6 +476,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_message_says_what_where_and_what_to_do(mistake, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

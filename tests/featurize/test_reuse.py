@@ -56,7 +56,7 @@ def test_targets_explained_for_other_labels_are_refused_until_repaired(model, tr
     assert not np.allclose(repaired, before)
 
 
-@pytest.mark.parametrize("edited", ["model", "task", "data"])
+@pytest.mark.parametrize("edited", ["model", "a layer", "task", "data"])
 def test_targets_are_not_scored_with_training_rows_of_an_earlier_model(edited, model, train_set, test_set, tmp_path):
     class Scaled(nn.Module):
         def __init__(self):
@@ -78,6 +78,8 @@ def test_targets_are_not_scored_with_training_rows_of_an_earlier_model(edited, m
     trak.score(test_set, name="before")
     if edited == "model":
         scaled.scale = 3.0
+    elif edited == "a layer":  # of a kind that the extractor has verified
+        model[0].register_forward_hook(lambda module, args, output: output.flip(1))
     elif edited == "task":
         task.column = 1
     else:
@@ -87,6 +89,13 @@ def test_targets_are_not_scored_with_training_rows_of_an_earlier_model(edited, m
     if edited == "data":
         with pytest.raises(StaleRowsError, match="1 sample of 'train'.*: 7"):
             trak.score(test_set, name="before")
+    if edited in ("model", "a layer"):
+        with pytest.raises(StaleRowsError, match="rows of 'before'"):
+            trak.score(test_set, name="before")
+        before = trak.features()[:]
+        with pytest.raises(StaleRowsError, match="rows of 'train'"):
+            trak.featurize(data)
+        np.testing.assert_array_equal(trak.features()[:], before)
 
 
 class Focal:

@@ -170,6 +170,26 @@ def test_a_mean_or_a_sum_over_samples_is_accepted_in_every_precision(function, d
     task.require_agreement(*single_outputs(task, model, (inputs.to(dtype), labels)))
 
 
+def test_every_batch_is_compared(tmp_path):
+    """A loss per token of the batch is the mean over samples as long as all have the same number of tokens."""
+
+    def per_token(model, batch):
+        return cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    tokens = torch.zeros(12, 4, dtype=torch.long)
+    tokens[9, 1:] = -100
+    data = TensorDataset(torch.randn(12, 4, 3), tokens)
+    trak = TRAK(nn.Linear(3, 3).eval(), {"name": "loss", "function": per_token}, tmp_path)
+    with pytest.raises(DataError, match="the loss of a batch of 4 samples is .* neither the mean"):
+        trak.featurize(data, batch_size=4)
+
+
+def test_the_functional_extractor_refuses_one_number_for_a_batch(tmp_path):
+    trak = TRAK(nn.Linear(3, 3).eval(), {"name": "loss", "function": one_number}, tmp_path, extractor="functional")
+    with pytest.raises(OneSampleAtATime, match="returned one number for a batch.*extractor='auto' or 'iterative'"):
+        trak.featurize(TensorDataset(*(part.float() if part.is_floating_point() else part for part in pair())))
+
+
 def test_losses_of_single_samples_are_attributed_if_the_user_says_so():
     settings = {"name": "loss", "function": class_weighted, "single_losses": "trusted"}
     task, model, batch = registry.create("tasks", settings), nn.Linear(3, 3).double(), pair()

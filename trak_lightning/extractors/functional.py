@@ -47,13 +47,17 @@ class Functional(GradientExtractor):
             if name not in attributed
         }
 
+        places = _places(model)
+
         def output(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
             one = list(leaves)
             for position, leaf in zip(batched, sample, strict=True):
                 one[position] = leaf
 
             def stand_in(*args: Any, **kwargs: Any) -> Any:
-                return functional_call(model, {**parameters, **others}, args, kwargs)
+                values = {**parameters, **others}
+                replaced = {place: values[name] for place, name in places.items()}
+                return functional_call(model, replaced, args, kwargs, tie_weights=False)
 
             return task.output(stand_in, rebuild(one)).reshape(())  # type: ignore[arg-type]
 
@@ -75,6 +79,20 @@ class Functional(GradientExtractor):
         return outputs.detach()
 
 
+def _places(model: nn.Module) -> dict[str, str]:
+    """The name of the tensor in every place for a parameter or buffer. A module at two paths is one place: `functional_call`, given both,
+    restores what it put there first, and leaves tensors of the transform in the model."""
+    names = {tensor: name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    return {
+        place: names[tensor]
+        for path, module in model.named_modules()
+        for place, tensor in (
+            *module.named_parameters(path, recurse=False, remove_duplicate=False),
+            *module.named_buffers(path, recurse=False, remove_duplicate=False),
+        )
+    }
+
+
 def _require_dense(model: nn.Module) -> None:
     """Refuse embeddings with sparse gradients, which vmap does not know."""
     sparse = [name for name, module in model.named_modules() if getattr(module, "sparse", False) is True]
@@ -91,12 +109,8 @@ def _stacked(each: Sequence[list[Any]], batched: Sequence[int]) -> list[Tensor]:
         for other in each[1:]:
             same = len(other) == len(each[0]) and type(other[position]) is type(leaf)
             if same and isinstance(leaf, Tensor):
-                same = (leaf.shape, leaf.dtype, leaf.layout) == (
-                    other[position].shape,
-                    other[position].dtype,
-                    other[position].layout,
-                )
-                same = same and leaf.layout == torch.strided and not leaf.is_nested
+                kinds = {(each.dtype, each.layout, each.is_nested) for each in (leaf, other[position])}
+                same = kinds == {(leaf.dtype, torch.strided, False)} and leaf.shape == other[position].shape
             if not same:
                 raise OneSampleAtATime(
                     "the samples of a batch have tensors of different shapes when each is collated by itself, and the functional "

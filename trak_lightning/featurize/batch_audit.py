@@ -147,6 +147,18 @@ class BatchAuditor:
             raise UnsupportedModelError(_wrong_rows(compared.wrong_sum, name))
         self._compare_weights(batch, place, one, compared.alone.output, rows)
 
+    def require_agreement(self, batch: SampleBatch, output: Tensor) -> None:
+        """Compare the one number that the task finds for a batch with its outputs (B,), computed one at a time: in every batch, since a loss
+        that is normalized over the batch is the mean of its samples in some."""
+        if batch.size == 1 or type(self._task).require_agreement is Task.require_agreement:
+            return
+        try:
+            self._outputs(batch)
+        except OneSampleAtATime as refusal:
+            self._task.require_agreement(refusal.whole, output)
+        except Exception:  # the model does not support this batch
+            return
+
     def require_repeatable(self, batch: SampleBatch, index: Tensor, output: Tensor, one_by_one: bool) -> None:
         """Compare the outputs of a batch, while random numbers were drawn, with those of another pass.
 
@@ -236,14 +248,11 @@ class BatchAuditor:
                 self._refuse(Place(int(index[position]), 0, 1), error, one, one)
         if batch.size == 1:
             return
+        if chosen:
+            return
         try:
             output = self._outputs(batch)
-        except OneSampleAtATime as refusal:
-            self._task.require_agreement(refusal.whole, found)
-            return
         except Exception:  # the model does not support this batch
-            return
-        if chosen:
             return
         for other in range(batch.size):
             if (error := _shift(output[other], found[other], size)) > most:

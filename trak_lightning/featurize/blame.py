@@ -10,6 +10,7 @@ from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import deep_leaves
 from trak_lightning.errors import DataError, TrakError
 from trak_lightning.featurize.batch_audit import outputs
+from trak_lightning.model.autocast import is_cast
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.tasks.base import Task
 
@@ -66,9 +67,16 @@ def held(batch: SampleBatch, *, values: bool = False) -> str:
     found = []
     for leaf in deep_leaves(batch.data):
         if isinstance(leaf, Tensor):
-            known = values and leaf.layout == torch.strided and leaf.numel() and not leaf.is_complex()
+            known = (
+                values
+                and leaf.layout == torch.strided
+                and not leaf.is_nested
+                and leaf.numel()
+                and not leaf.is_complex()
+            )
             extent = f" of {leaf.min().item():.4g} … {leaf.max().item():.4g}" if known else ""
-            found.append(f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}{extent}")
+            shape = f"nested, of {leaf.size(0)}" if leaf.is_nested else tuple(leaf.shape)
+            found.append(f"{str(leaf.dtype).removeprefix('torch.')} {shape}{extent}")
     return ", ".join(found)
 
 
@@ -76,7 +84,13 @@ def _require_types(model: nn.Module, batch: SampleBatch, error: Exception) -> No
     if not isinstance(error, RuntimeError) or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
         return
     computes = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in model.parameters()}))
+    remedy = "Convert the inputs in the dataset, as in x.float()."
+    if is_cast():
+        remedy = (
+            "Autocast is on, and some operations return numbers of other types than the parameters have. If the model was not trained "
+            "under it, use precision 32-true; else let the model convert, as in x.to(y.dtype)."
+        )
     raise DataError(
         f"{type(model).__name__} has parameters of type {computes} and does not take this batch: {str(error).splitlines()[0]}. The "
-        f"batch holds {held(batch)}. Convert the inputs in the dataset, as in x.float()."
+        f"batch holds {held(batch)}. {remedy}"
     ) from error

@@ -122,6 +122,7 @@ class BlockComputer:
                     f"{discarded}.",
                     mended=False,
                 ) from wrong
+            self.verified.discard(number)  # it may have been the verification that failed
             log.warning("gradients  all rows of %s are computed again, one sample at a time: %s", discarded, wrong)
             return writer.computed
         except DataError as error:

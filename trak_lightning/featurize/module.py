@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.transfer import to_device
-from trak_lightning.errors import DataError, NonFiniteGradientError, StaleRowsError, TrakError
+from trak_lightning.errors import DataError, NonFiniteGradientError, StaleRowsError, TrakError, WrongRowsError
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.featurize.batch_audit import BatchAuditor
 from trak_lightning.featurize.batches import ClaimedBatches, LockstepBatches
@@ -161,9 +161,18 @@ class Featurizer(L.LightningModule):
         self, stored: FeatureSet, computer: RowComputer, data: AttributionData, positions: Sequence[int]
     ) -> StaleRowsError | None:
         """Compute stored rows again, and compare them."""
+        wrong = None
         with self.trainer.precision_plugin.predict_step_context(), cast_anew():
-            found = computer.rows(self._load(data, positions))
-        return agreed(self.trainer, partial(stale_rows, stored, found, self.spec.precision))
+            try:
+                found = computer.rows(self._load(data, positions))
+            except WrongRowsError as error:  # the extractor may have been right before the model was changed
+                if not error.mended:
+                    raise
+                wrong, found = error, computer.rows(self._load(data, positions))
+        stale: StaleRowsError | None = agreed(self.trainer, partial(stale_rows, stored, found, self.spec.precision))
+        if wrong is not None and stale is None:
+            raise wrong
+        return stale
 
     def discard(self) -> str:
         """Delete all rows of the feature set, and the scores that were made from them; return what it is called."""

@@ -15,6 +15,7 @@ from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import (
     DataError,
     DeviceMemoryError,
+    OneSampleAtATime,
     TrakError,
     UnsupportedModelError,
     WrongRowsError,
@@ -186,6 +187,8 @@ class RowComputer:
         try:
             for position, comparison in positions.items():
                 self._auditor.verify(batch, index, position, extractor, rows, comparison, chosen=chosen)
+        except OneSampleAtATime:
+            raise
         except UnsupportedModelError as wrong:
             mended = extractor.distrust(self._model)
             if known and not extractor.one_by_one:
@@ -215,6 +218,8 @@ class RowComputer:
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}
         columns["squared norm of the gradient"] = features.square().sum(1)  # which scores are made from
         require_finite(columns, index, batch, self._model, self._task, self._precision)
+        if extractor.one_by_one:
+            self._auditor.require_agreement(batch, output)
         return FeatureRows(
             index=index.numpy(),
             features=_numpy(features),

@@ -78,7 +78,8 @@ class Loss(Task):
         if told is not None:
             raise OneSampleAtATime(
                 f"the loss function returned one number for a batch of {size} samples, and attribution needs the loss of each. "
-                "Give it one sample at a time, or return a loss per sample, (B,): reduction='none'.",
+                "Use extractor='auto' or 'iterative', which compute one sample at a time, or return a loss per sample, (B,): "
+                "reduction='none'.",
                 whole=-loss.detach().reshape(()),
             )
         alone = (_loss(self._function(model, take_sample(batch, sample, size))) for sample in range(size))

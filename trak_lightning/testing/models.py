@@ -92,6 +92,19 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
+class TwoPaths(nn.Module):
+    """The same modules at two paths, trainable, frozen and with a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.first[1].weight.requires_grad_(False)
+        self.second = nn.Sequential(self.first[0], nn.Tanh(), self.first[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
 def _partly_frozen() -> nn.Module:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     model[0].weight.requires_grad_(False)
@@ -146,6 +159,7 @@ CASES = (
         _inputs(3),
     ),
     Case("tied weights, called twice", Tied, _tokens(5)),
+    Case("modules at two paths", TwoPaths, _inputs(4)),
     Case("bare parameters, dict output, keyword input", BareParameters, _inputs(4, 4)),
     Case("subclass with its own forward", lambda: Scaled(3, 2), _inputs(3)),
     Case("layer without a rule", lambda: nn.Sequential(nn.Linear(3, 4), nn.PReLU(4)), _inputs(3)),
