@@ -15,7 +15,7 @@ from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.validation import identity
 
-VERSION = 3
+VERSION = 4
 """Version of the kept arrays: raised whenever the same key would give other numbers."""
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from trak_lightning.scoring.backend import PANEL
 from trak_lightning.scoring.base import Array, CheckpointFeatures, chunks
@@ -31,26 +32,25 @@ def is_dual(features: FeatureSet) -> bool:
     return features.spec.num_samples < features.spec.dim
 
 
-def gram(features: CheckpointFeatures, weighting: str) -> Array:
+def gram(features: CheckpointFeatures, weighting: str, precision: npt.DTypeLike | None = None) -> Array:
     """Compute ΦᵀWΦ (k, k), or W^½ΦΦᵀW^½ (n, n) if n < k: the lower triangle, with zeros above it.
 
-    The product of one piece is in the precision of the features (at least float32), and the sum over pieces in float64:
-    `rounding` bounds the error. In the n × n form nothing is summed: an entry is one product, in the precision of the
-    features. Each process computes its share of the rows.
+    The product of one piece is in `precision`, that of the features (at least float32) if None, and the sum over pieces in
+    float64. In the n × n form nothing is summed: an entry is one product. Each process computes its share of the rows.
     """
-    return _dual(features, weighting) if is_dual(features.gram_rows) else _primal(features, weighting)
+    return (_dual if is_dual(features.gram_rows) else _primal)(features, weighting, precision)
 
 
-def rounding(features: FeatureSet, precision: np.dtype) -> float:
-    """Return a bound on the rounding error of `gram` in the spectral norm, relative to trace(ΦᵀWΦ).
+def rounding(features: FeatureSet) -> float:
+    """Return how large rounding may make an eigenvalue of ΦᵀWΦ, computed in float64, that is zero, relative to the trace.
 
-    A product of c terms in a precision of unit roundoff u has a relative error of about √c·u, since roundings are as good
-    as random; it never exceeds c·u. The bound is 4·√c·u: c is at most `PANEL` in the k × k form, and k in the n × n form.
-    Where all terms are equal, roundings may add up, but not to more than this in products computed in blocks of a few
-    hundred terms, as all BLAS libraries do.
+    Features of unit roundoff u were computed with relative errors of a few u, taken to be 4: they add errors of (4u)². A product of c
+    terms in float64 has a relative error of about √c·2⁻⁵³, since roundings are as good as random, and 4 times as much is allowed; c is
+    at most `PANEL` in the k × k form, and k in the n × n form.
     """
     terms = features.spec.dim if is_dual(features) else min(features.spec.num_samples, PANEL)
-    return 4 * float(np.sqrt(terms)) * float(np.finfo(precision).eps) / 2
+    stored = features.rows(0, 1).features.dtype
+    return max((4 * float(np.finfo(stored).eps) / 2) ** 2, 4 * float(np.sqrt(terms)) * 2.0**-53)
 
 
 class Piece(NamedTuple):
@@ -65,26 +65,26 @@ class Piece(NamedTuple):
 
 def pieces(features: FeatureSet, weighting: str) -> Iterator[Piece]:
     """Yield all rows in order."""
-    return _pieces(features.blocks(), weighting)
+    return _pieces(features.blocks(), weighting, None)
 
 
-def _pieces(blocks: Iterable[FeatureRows], weighting: str) -> Iterator[Piece]:
+def _pieces(blocks: Iterable[FeatureRows], weighting: str, precision: npt.DTypeLike | None) -> Iterator[Piece]:
     for block in blocks:
         for piece in chunks(len(block), 1, PANEL):
             rows = block[piece.start : piece.stop]
-            stored = as_computed(rows.features)
+            stored = as_computed(rows.features) if precision is None else rows.features.astype(precision)
             root = np.sqrt(diagonal(rows, weighting)).astype(stored.dtype)
             yield Piece(slice(int(rows.index[0]), int(rows.index[-1]) + 1), stored, root)
 
 
-def _primal(features: CheckpointFeatures, weighting: str) -> Array:
+def _primal(features: CheckpointFeatures, weighting: str, precision: npt.DTypeLike | None) -> Array:
     squares = features.backend.gram_sum(features.train.spec.dim)
-    for piece in _pieces(shared_blocks(features, features.gram_rows), weighting):
+    for piece in _pieces(shared_blocks(features, features.gram_rows), weighting, precision):
         squares.add(piece.features * piece.root[:, None])
     return features.backend.all_reduce(squares.result())
 
 
-def _dual(features: CheckpointFeatures, weighting: str) -> Array:
+def _dual(features: CheckpointFeatures, weighting: str, precision: npt.DTypeLike | None) -> Array:
     source = features.gram_rows
     n, mine = source.spec.num_samples, share(features, source)
     total = np.empty((0, 0))
@@ -93,11 +93,11 @@ def _dual(features: CheckpointFeatures, weighting: str) -> Array:
         first, last = mine.start + held.start, mine.start + held.stop
         panels = [
             (panel, features.backend.left_factor(panel.features))
-            for panel in _pieces([source.rows(first, last)], weighting)
+            for panel in _pieces([source.rows(first, last)], weighting, precision)
         ]
         if not total.size:
             total = np.zeros((n, n), panels[0][0].features.dtype)
-        for samples, stored, root in _pieces(_upto(source, last), weighting):
+        for samples, stored, root in _pieces(_upto(source, last), weighting, precision):
             for panel, left in panels:
                 # The matrix is symmetric: entries to the right of the diagonal blocks are not computed.
                 stop = min(samples.stop, panel.samples.stop)

@@ -136,23 +136,22 @@ def _solve(factor: Array, rows: Array) -> Array:
     return solved
 
 
-def eigenvectors(matrix: Array, features: FeatureSet, weighting: str, precision: np.dtype) -> tuple[Array, Array]:
+def eigenvectors(matrix: Array, features: FeatureSet, weighting: str) -> tuple[Array, Array]:
     """Return the eigenvalues s (r,) of ΦᵀWΦ that are not zero, ascending, with eigenvectors V (k, r).
 
-    An eigenvalue counts as zero if it is no larger than what rounding makes of a zero: `rounding` times the trace for the
-    products in `precision`, and ``max(n, k)·ε·s_max`` for the decomposition in float64.
+    An eigenvalue counts as zero if it is no larger than what rounding makes of a zero: `rounding` times the trace, and
+    ``max(n, k)·ε·s_max`` for the decomposition.
 
     Args:
-        matrix: what `gram` returned.
+        matrix: what `gram` returned, in float64.
         features: the training samples.
         weighting: of the Gram matrix.
-        precision: in which the products of the matrix were computed.
     """
     trace = float(np.trace(matrix, dtype=np.float64))
-    values, vectors = eigh(matrix.astype(np.float64), lower=True, overwrite_a=True, check_finite=False)
+    values, vectors = eigh(matrix, lower=True, check_finite=False)
     n, k = features.spec.num_samples, features.spec.dim
     decomposition = max(n, k) * np.finfo(np.float64).eps * max(values[-1], np.finfo(np.float64).tiny)
-    keep = values > max(rounding(features, precision) * trace, float(decomposition))
+    keep = values > max(rounding(features) * trace, float(decomposition))
     values, vectors = values[keep], vectors[:, keep]
     if not is_dual(features):
         return values, vectors
@@ -173,16 +172,6 @@ def warn_ill_conditioned(condition: float, regularization: float, done: str) -> 
     warnings.warn(
         f"ΦᵀWΦ + λI has condition number {condition:.1e} with λ = {regularization:.3g}, so that rounding dominates the scores; "
         f"{done}. Use regularization='auto'.",
-        IllConditionedWarning,
-        stacklevel=2,
-    )
-
-
-def warn_of_rounded_rank(rank: int, size: int, precision: np.dtype) -> None:
-    """Warn that λ = 0 was solved with fewer directions than the matrix has, since the others are lost in rounding."""
-    warnings.warn(
-        f"with λ = 0, only {rank} of the {size} eigenvalues of ΦᵀWΦ are larger than the rounding error of its {precision.name} "
-        f"products; the others count as zero, and the pseudo-inverse of rank {rank} is used. Use regularization='auto'.",
         IllConditionedWarning,
         stacklevel=2,
     )

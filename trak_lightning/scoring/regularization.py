@@ -112,7 +112,7 @@ def choose(
     elif isinstance(regularization, str) and regularization != "auto":
         relative, rule = 1 / (_divisor(regularization) or 1), ""
     else:
-        relative, rule = None, "number"
+        relative, rule = None, str(regularization)
     systems = tuple(System(features, chosen) for features in checkpoints)
     any(system.warn_of_outliers() for system in systems)  # of one checkpoint
     if regularization == "auto":
@@ -133,6 +133,8 @@ def rules(regularization: float | str, weighting: str) -> dict[str, Any]:
         found["regularization"] = [PROJECTION, SEEN, RULE, SMALLEST]
     elif regularization == "calibrate":
         found["regularization"] = [GRID.tolist(), JUDGES]
+    elif parse(regularization) == 0:
+        found["regularization"] = "solved in float64"
     if weighting == "auto":
         found["weights"] = list(WEIGHTINGS) if regularization == "calibrate" else DEFAULT_WEIGHTING
     return found

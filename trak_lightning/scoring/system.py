@@ -23,7 +23,6 @@ from trak_lightning.scoring.inverse import (
     eigenvectors,
     largest_condition,
     warn_ill_conditioned,
-    warn_of_rounded_rank,
 )
 from trak_lightning.scoring.rows import as_computed, shared_blocks
 from trak_lightning.scoring.seen import predicted
@@ -84,11 +83,11 @@ class System:
         return squares, weights
 
     def inverse(self, regularization: float) -> Inverse:
-        """Return (ΦᵀWΦ + λI)⁻¹: from a Cholesky factor for λ > 0; from eigenvectors for λ = 0 or if there is no factor.
+        """Return (ΦᵀWΦ + λI)⁻¹: from a Cholesky factor for λ > 0; from eigenvectors of a matrix computed in float64 for λ = 0 or
+        if there is no factor.
 
         Warns:
-            IllConditionedWarning: the condition number exceeds `largest_condition`, or λ = 0 and single precision cannot
-                tell all eigenvalues of ΦᵀWΦ from zero.
+            IllConditionedWarning: the condition number exceeds `largest_condition`.
         """
         factor = self._keep("factor", regularization, lambda: self._factor(regularization))
         if factor.shape[0] == factor.shape[1]:
@@ -96,16 +95,10 @@ class System:
                 return DualCholesky(factor, self.features.gram_rows, self.weighting, regularization)
             return PrimalCholesky(factor)
         values, vectors = factor[0], factor[1:]
-        self._warn_of_rank(values, regularization)
-        return PseudoInverse(values, vectors)
-
-    def _warn_of_rank(self, values: Array, regularization: float) -> None:
-        rank, size, precision = len(values), len(self._gram), self._precision
         condition = float(values[-1]) / (regularization or float(values[0]))
-        if regularization > 0 or condition > largest_condition(precision):
-            warn_ill_conditioned(condition, regularization, f"the pseudo-inverse of rank {rank} is used")
-        elif rank < size and precision != np.float64:  # in float64, a zero is a zero
-            warn_of_rounded_rank(rank, size, precision)
+        if regularization > 0 or condition > largest_condition(np.dtype(np.float64)):
+            warn_ill_conditioned(condition, regularization, f"the pseudo-inverse of rank {len(values)} is used")
+        return PseudoInverse(values, vectors)
 
     def quadratic(self, regularization: float) -> Array:
         """Return ``φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i`` for every training sample: (n,)."""
@@ -161,7 +154,8 @@ class System:
         """Return C, square; or eigenvalues of ΦᵀWΦ + λI (first row) and eigenvectors (k rows): more rows than columns."""
         factor = cholesky_factor(self._gram, regularization) if regularization > 0 else None
         if factor is None:
-            values, vectors = eigenvectors(self._gram, self.features.gram_rows, self.weighting, self._precision)
+            exact = gram(self.features, self.weighting, np.float64)
+            values, vectors = eigenvectors(exact, self.features.gram_rows, self.weighting)
             return np.concatenate([values[None] + regularization, vectors])
         # No eigenvalue exceeds the trace, so the condition number needs to be estimated only for a tiny λ.
         limit = largest_condition(self._precision)
