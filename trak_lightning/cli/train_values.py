@@ -17,12 +17,15 @@ def labels_of(command: str, run_dir: str) -> tuple[Array, list[str]]:
         DataError: the task has no classes.
     """
     from trak_lightning.cli.job import Job
+    from trak_lightning.tasks.base import batch_of
 
     job = Job(command, [run_dir])
     job.require_same_data(job.settings.train_split)
     data, task, found = job.train_data, job.parts.task, []
     for start in range(0, len(data), data.batch_size):
-        labels = task.class_labels(data.batch(range(start, min(start + data.batch_size, len(data)))))
+        batch = range(start, min(start + data.batch_size, len(data)))
+        with batch_of(len(batch)):
+            labels = task.class_labels(data.batch(batch))
         if labels is None:
             raise DataError(f"task {type(task).__name__} has no classes; give positions or a column instead of labels")
         found.append(labels.numpy())
