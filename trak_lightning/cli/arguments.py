@@ -119,8 +119,7 @@ def refuse_early(command: str, argv: Sequence[str]) -> None:
     """Find mistakes in the settings of one of `NEED_A_MODEL` that need no torch to be seen.
 
     Raises:
-        UsageError: one in a setting of ours, or there is no model or no data.
-        DataError: a configuration file cannot be read.
+        UsageError: one in a setting of ours, there is no model or no data, or a configuration file cannot be read.
     """
     line = CommandLine.of(argv, _parser_without_torch(command)).with_saved_configuration()
     line.parse(drops={*RECIPE, *TORCH, "print_config", "seed_everything"})

@@ -114,7 +114,10 @@ def explained(
     """
     if found := re.match(r"unrecognized arguments: (--?)([^=\s]+)", message):
         options = {option.lstrip("-") for action in parser._actions for option in action.option_strings} | {*unread}
-        return f"unknown option {found[1]}{found[2]}{_nearest(found[2], options, found[1])}"
+        longer = {each.rpartition(".")[2]: each for each in (*options, *_plugin_options(parser)) if "." in each}
+        close = difflib.get_close_matches(found[2], longer, n=1, cutoff=0.85)
+        nearest = f"; did you mean --{longer[close[0]]}?" if close else _nearest(found[2], options, found[1])
+        return f"unknown option {found[1]}{found[2]}{nearest}"
     if found := re.match(r"argument (-\S+): expected one argument", message):
         return f"option {found[1]} needs a value"
     if found := re.search(r'[Kk]ey "([^"]+)" is required|arguments are required: ([^\s,]+)', message):
@@ -189,6 +192,14 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
         name.partition(".")[0], settings, n=1
     )
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
+
+
+def _plugin_options(parser: ArgumentParser) -> list[str]:
+    """The options of the plug-ins that are the defaults of `parser`, such as ``scorer.regularization``."""
+    paths = {
+        action.dest: (action.default or {}).get("class_path") for action in parser._actions if action.dest in KINDS
+    }
+    return [f"{setting}.{name}" for setting, path in paths.items() if path for name in _options(path)]
 
 
 def _options(path: str) -> list[str]:

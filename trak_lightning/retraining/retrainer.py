@@ -89,7 +89,9 @@ def model_outputs(
                     found = as_outputs(task.output(model, batch), size, task)
             except OneSampleAtATime as refusal:
                 with batch_of(1):
-                    alone = [task.output(model, load(data, [position])).reshape(1) for position in indexed.index.tolist()]
+                    alone = [
+                        task.output(model, load(data, [position])).reshape(1) for position in indexed.index.tolist()
+                    ]
                 found = torch.cat(alone)
                 task.require_agreement(refusal.whole, found)
             outputs.append(found.float().cpu())
