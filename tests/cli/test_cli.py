@@ -123,7 +123,7 @@ def test_commands_that_find_everything_done_or_only_read_import_no_torch(finishe
     run_dir, _ = finished
     named = (run_dir, "--config", config)
     shown, heavy = heavy_imports(
-        ("score", *named), ("evaluate", *named), ("top", run_dir, "--target", 3, "--numbers"), ("self-influence", run_dir),
+        ("score", *named), ("evaluate", *named), ("top", run_dir, "--target", 3, "--numbers"), ("self-influence", run_dir, "--numbers"),
         ("info", run_dir), ("verify", run_dir), ("plugins",), ("completion", "bash"),
     )  # fmt: skip
     assert heavy == []
@@ -377,7 +377,14 @@ def test_self_influence_is_its_formula_and_names_the_largest(finished, config):
     np.testing.assert_allclose(found["self_influence"], np.mean([e for e, _ in expected], axis=0), rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(found["leverage"], np.mean([h for _, h in expected], axis=0), rtol=1e-3, atol=1e-6)
     largest = np.argsort(-found["self_influence"], kind="stable")[:10]
-    assert f"largest self-influence: {', '.join(map(str, largest))}" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()]
+    numbers = [[f"{found[name][i]:.4g}" for name in ("self_influence", "leverage")] for i in largest]
+    assert [row[:3] for row in rows[2:12]] == [[str(i), *each] for i, each in zip(largest, numbers, strict=True)]
+    assert rows[1] == ["index", "self-influence", "leverage", "label", "sample"]
+    told = json.loads(trak("self-influence", run_dir, *options, "--json").stdout)["largest"]
+    assert [(each["index"], f"{each['leverage']:.4g}") for each in told] == [
+        (i, n[1]) for i, n in zip(largest, numbers, strict=True)
+    ]
 
 
 def test_suspects_are_written_as_a_table_and_as_indices(finished):
@@ -390,6 +397,8 @@ def test_suspects_are_written_as_a_table_and_as_indices(finished):
         assert [int(row["index"]) for row in csv.DictReader(file)] == indices.tolist()
     assert all(each["label"] in "0123456789" and each["why"] for each in found["suspects"])
     assert "── cut: above, " in trak("suspects", run_dir, "--fdr", "0.3", "-k", str(len(indices) + 1)).stdout
+    some = trak("suspects", run_dir, "--fdr", "0.3", "-k", "1").stdout
+    assert (f"The first 1 of {len(indices)}; -k {len(indices)} prints all" in some) is (len(indices) > 1)
     printed = trak("suspects", run_dir, "-k", "3").stdout
     assert printed.startswith("suspects ")
     assert "models say" in printed
@@ -463,6 +472,14 @@ def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
 )
 def test_columns_are_compared_by_the_value_that_they_hold(value, text):
     assert text_of(value, "source") == text
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, 0), lambda x: {"x": x, "y": 0}])
+def test_a_feature_that_the_datamodule_names_is_a_column(wrap):
+    from trak_lightning.cli.train_values import feature_of
+
+    for value, text in ((1.0, "1"), (0.25, "0.25")):
+        assert feature_of(wrap(torch.tensor([9.0, value])), "sex", ["age", "sex"]) == text
 
 
 def test_a_column_of_several_values_per_sample_is_refused():

@@ -185,6 +185,23 @@ def test_an_option_is_not_abbreviated_and_the_one_that_was_meant_is_named(argv, 
     assert f"id you mean {meant}?" in capsys.readouterr().err
 
 
+def test_a_module_that_is_no_lightning_module_is_told_where_it_can_be_used(capsys, tmp_path):
+    options = ["--data", "trak_lightning.demos.DigitsDataModule", "--run_dir", str(tmp_path / "run")]
+    assert main(["check", "--model", "torch.nn.Identity", *options]) == 2
+    assert (
+        "expected a subclass of LightningModule: wrap your torch.nn.Module in one, or use it" in capsys.readouterr().err
+    )
+
+
+def test_a_check_needs_no_run_directory(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
+    monkeypatch.chdir(tmp_path)
+    demo = "trak_lightning.demos.Digits"
+    assert main(["check", "--model", f"{demo}CNN", "--data", f"{demo}DataModule", "--trainer.accelerator", "cpu"]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_directory_is_asked_for_by_its_place(capsys):
     assert main(["score"]) == 2
     assert "run_dir is missing: write it after the command" in capsys.readouterr().err

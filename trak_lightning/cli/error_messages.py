@@ -143,7 +143,9 @@ def explained(
         takes = f" {fault.owner.rpartition('.')[2]} takes {', '.join(known) or 'no options'}." if fault.owner else ""
         return f"{where}unknown setting {name}{nearest or '.'}{takes}"
     if fault.text.startswith("expected "):
-        return f"{where}{name} is {fault.value}; {fault.text}"
+        wrap = ": wrap your torch.nn.Module in one, or use it as it is in Python (trak_lightning.TRAK)"
+        hint = wrap * (name == "model" and fault.text.endswith("LightningModule"))
+        return f"{where}{name} is {fault.value}; {fault.text}{hint}"
     if fault.owner and re.match(r"No module named|module .* has no attribute", fault.text):
         return f"{where}{name} is {fault.owner}: {fault.text}{_importable(fault.owner)}"
     return f"{where}{name}: {fault.text}"
