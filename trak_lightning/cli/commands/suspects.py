@@ -93,7 +93,7 @@ def _print(found: Suspects, count: int) -> None:
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for place, row in enumerate(zip(*known.values(), strict=True)):
         if place == len(found) > 0:
-            cut = f"── cut: above, {100 * (found.expected or 0):.0f} % are expected to be false alarms; below, more"
+            cut = f"── cut: above, {found.false_alarms}; below, more"
             table.add_row(*[""] * (len(known) - 1), cut)
         table.add_row(*row)
     Console().print(table)
