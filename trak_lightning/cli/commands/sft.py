@@ -101,7 +101,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--max_length", type=number, default=None, help="maximum sequence length used in training, in tokens"
     )
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="maximum tokens to generate")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=number,
+        default=None,
+        help="maximum tokens to generate; default: 128, or what there is room for",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 decodes greedily")
     parser.add_argument(
         "--check", type=bool, default=False, help="only say how many seconds, how much memory and disk it would take"
