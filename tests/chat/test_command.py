@@ -95,6 +95,21 @@ def test_the_report_marks_the_tokens_that_moved_the_target(command, tmp_path, ca
     assert text.startswith("=6")
 
 
+def test_fewer_examples_than_are_shown_by_default_are_all_shown(command, conversations, tmp_path, capsys):
+    command(train=conversations[:2])
+    run = str(tmp_path / "run")
+    capsys.readouterr()
+    assert main(["top", run, "--target", "0", "--name", "test", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(each["index"] for side in (found["helpful"], found["harmful"]) for each in side) == [0, 1]
+    assert main(["tokens", run, "--target", "0", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert main(["tokens", run, "--target", "0", "--train", "1", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert [each["example"] for each in json.loads(shown.out)] == [1]
+    assert "--train is now --example" in shown.err
+
+
 def test_the_same_command_without_options_resumes(command, tmp_path, capsys):
     command()
     capsys.readouterr()
@@ -153,10 +168,15 @@ def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_
         assert found[0] == found[1]
     for options in (["whatif", run, "--remove", "1,"], ["select", run, "--budget", "2"]):
         found = []
-        for name in ("test", "second", "second-groups"):
+        for name in ("test", "second"):
             assert main([*options, "--name", name, "--json"]) == 0
             found.append(json.loads(capsys.readouterr().out))
-        assert found[0] != found[1] == found[2]
+        assert found[0] != found[1]
+        assert main([*options, "--name", "second-groups"]) == 1
+        assert (
+            "groups or differences of targets, and this command is about single targets: --name second."
+            in capsys.readouterr().err
+        )
         assert main([*options, "--name", "third"]) == 1
         assert "no scores named 'third'; it has groups, second" in capsys.readouterr().err
     # As many targets, but others: their text is not shown for those of the first file.

@@ -8,6 +8,7 @@ augmentation) raises an error that names it.
 import hashlib
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,10 @@ class AttributionData:
         """
         if isinstance(source, AttributionData):
             return source
+        if isinstance(source, (str, Path)):
+            raise DataError(
+                f"the data is {source!r}, a {type(source).__name__}; expected a dataset or a DataLoader, before the name"
+            )
         dataset = source.dataset if isinstance(source, DataLoader) else source
         if isinstance(dataset, IterableDataset) or not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
             raise DataError(
