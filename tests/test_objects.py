@@ -189,6 +189,13 @@ def test_scores_of_another_scorer_under_a_name_replace_the_old_ones_and_this_is_
     assert not np.array_equal(first.values, found.values)
 
 
+def test_calls_of_traker_are_answered_with_the_page_that_translates_them(trak):
+    for name in ("load_checkpoint", "finalize_features", "start_scoring_checkpoint", "finalize_scores"):
+        with pytest.raises(AttributeError, match=f"no attribute '{name}'. Coming from traker, .*docs/coming-from.md"):
+            getattr(trak, name)
+    assert not hasattr(trak, "nothing")
+
+
 def test_names_of_classes_reach_suspects(trak):
     assert {each.says for each in trak.suspects().first(20)} <= {"cat", HOSTILE}
 

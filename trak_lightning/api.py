@@ -62,6 +62,9 @@ DataSource = Dataset | DataLoader | AttributionData
 PluginChoice = str | dict[str, Any]
 """A plug-in by name, or by name with options: ``{"name": "sparse_jl", "dim": 2048}``."""
 
+TRAKER = ("load_checkpoint", "finalize_features", "start_scoring_checkpoint", "finalize_scores")
+"""Methods of another library's class, by which `TRAK` is used out of habit."""
+
 
 class TRAK:
     """Which training examples made the model predict this?
@@ -527,6 +530,10 @@ class TRAK:
             path=path,
             token_scores=partial(self.token_scores, target_dataset, name=name) if tokens else None,
         )
+
+    def __getattr__(self, name: str) -> Any:
+        hint = ". Coming from traker, its calls next to ours: docs/coming-from.md" if name in TRAKER else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def __repr__(self) -> str:
         spec = self.spec if self._job is None else self._job.spec

@@ -165,5 +165,5 @@ def test_scores_in_python_show_the_text_of_conversations_and_answers(tmp_path, c
     targets = AnswerSet(answers([chat("7+1", "=8")]))  # whose tokenizer is that of the conversations
     trak.score(torch.utils.data.DataLoader(targets, batch_size=4, collate_fn=collate))[0].show(4)
     shown = capsys.readouterr().out
-    assert "7+1 =8" in shown
-    assert "2+3 =5" in shown
+    assert "7+1 → =8" in shown
+    assert "2+3 → =5" in shown

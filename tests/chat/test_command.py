@@ -41,6 +41,7 @@ def test_one_command_scores_given_and_written_answers_as_python_does(command, co
     assert command("--projector.dim", "256") == 0
     shown = capsys.readouterr().out
     assert "target 1: =6" in shown
+    assert " 2+2 → =4" in shown, "as trak top shows it"
     assert "example 2: chosen − rejected (+ b − c)" in shown
     answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
     assert [answer["example"] for answer in answers] == [0, 1, 2, 2]
@@ -153,7 +154,7 @@ def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_
     run = str(tmp_path / "run")
     assert main(["top", run, "--name", "second", "--by_train", "1", "-k", "4"]) == 0
     shown = capsys.readouterr().out
-    assert "1+1 =2" in shown
+    assert "1+1 → =2" in shown
     assert "label" not in shown
     for options in (
         ["top", run, "--target", "0", "-k", "4"],
@@ -183,7 +184,7 @@ def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_
     assert main(["top", run, "--name", "test", "--by_train", "1", "-k", "4"]) == 0
     shown = capsys.readouterr()
     assert "samples are not shown" in shown.err
-    assert "1+1 =2" not in shown.out
+    assert "1+1 → =2" not in shown.out
     assert command("--name", "train") == 1
     assert "name, of the targets, must be a word other than train" in capsys.readouterr().err
 

@@ -61,7 +61,9 @@ class Shown:
     def line(self) -> str:
         """Its content without the label, in one line."""
         pictures = [f"{part.name} {part.width}×{part.height}" for part in self.parts if isinstance(part, Picture)]
-        return " ".join([*pictures, Shown(self.parts).words])
+        said = " → ".join(part.text for part in self.parts if isinstance(part, Turn))
+        others = Shown(tuple(part for part in self.parts if not isinstance(part, Turn))).words
+        return " ".join(filter(None, [*pictures, said, others]))
 
     @property
     def image(self) -> bytes | None:

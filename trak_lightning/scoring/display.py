@@ -11,7 +11,7 @@ import numpy as np
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.ranking import Ranking
 
-LINE = 60
+LINE = 100
 """Characters of a sample's text in a table."""
 NONE = ("none", "")
 """In place of index and score where no score has the sign."""
