@@ -1,5 +1,8 @@
 """What the objects of the Python interface look like in a terminal and in a notebook."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 import trak_lightning
 from trak_lightning import TRAK
+from trak_lightning.cli import main
 from trak_lightning.errors import DataError, TrakError
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.trak import Trak
@@ -171,3 +175,55 @@ def test_suspects_are_listed_with_their_labels(trak):
 
 def test_names_are_completed():
     assert {"TRAK", "Scores", "Task"} <= set(dir(trak_lightning))
+
+
+def test_scores_of_another_scorer_under_a_name_replace_the_old_ones_and_this_is_said(trak, targets, caplog):
+    first = trak.score(targets, name="one")
+    trak.score(targets, name="one", regularization=1.0)
+    assert not caplog.text
+    found = trak.score(targets, name="one", scorer="tracin")
+    assert "one.h5: scores by TracIn replace those by Trak; another name keeps both" in caplog.text
+    caplog.clear()
+    assert np.array_equal(trak.score(targets, name="one", scorer="tracin").values, found.values)
+    assert not caplog.text
+    assert not np.array_equal(first.values, found.values)
+
+
+def test_calls_of_traker_are_answered_with_the_page_that_translates_them(trak):
+    for name in ("load_checkpoint", "finalize_features", "start_scoring_checkpoint", "finalize_scores"):
+        with pytest.raises(AttributeError, match=f"no attribute '{name}'. Coming from traker, .*docs/coming-from.md"):
+            getattr(trak, name)
+    assert not hasattr(trak, "nothing")
+
+
+def test_names_of_classes_reach_suspects(trak):
+    assert {each.says for each in trak.suspects().first(20)} <= {"cat", HOSTILE}
+
+
+@pytest.mark.parametrize("data", ["test", Path("test")])
+def test_a_name_in_place_of_the_data_is_refused(data, trak, targets):
+    with pytest.raises(DataError, match=r"the data is .*test.*; expected a dataset or a DataLoader, before the name"):
+        trak.score(data, targets)
+
+
+def test_a_page_says_that_groups_have_scores_of_their_own(trak, targets, tmp_path):
+    trak.score(targets, name="single")
+    trak.score(targets, name="single", groups=[0, 0, 1, 1, 2, 2])
+    page = trak.report(targets, name="single", path=tmp_path / "page.html").read_text()
+    assert f"trak top {trak.run.path} --name single-mean" in page
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["suspects"],
+        ["report", "--name", "test"],
+        ["tokens", "--target", "0", "--name", "test"],
+        ["whatif", "--remove_label", "cat", "--name", "test"],
+        ["select", "--budget", "2", "--groups", "label", "--name", "test"],
+    ],
+)
+def test_a_command_that_needs_the_data_of_a_run_made_in_python_says_what_to_call(arguments, trak, scores, capsys):
+    command, *options = arguments
+    assert main([command, str(trak.run.path), *options]) == 1
+    assert re.search(r"config.yaml is missing, .* For a run made in Python, call \w+", capsys.readouterr().err)

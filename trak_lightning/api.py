@@ -40,7 +40,7 @@ from trak_lightning.model.compiled import original
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.projectors.base import Projector
-from trak_lightning.report.samples import samples_of
+from trak_lightning.report.samples import class_names_of, samples_of
 from trak_lightning.report.write import write_report
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.backend import LOCAL
@@ -61,6 +61,9 @@ log = logging.getLogger(__name__)
 DataSource = Dataset | DataLoader | AttributionData
 PluginChoice = str | dict[str, Any]
 """A plug-in by name, or by name with options: ``{"name": "sparse_jl", "dim": 2048}``."""
+
+TRAKER = ("load_checkpoint", "finalize_features", "start_scoring_checkpoint", "finalize_scores")
+"""Methods of another library's class, by which `TRAK` is used out of habit."""
 
 
 class TRAK:
@@ -281,7 +284,7 @@ class TRAK:
 
         Args:
             target_dataset: a map-style dataset, or a loader of one.
-            name: of the target split, and of the score file.
+            name: of the target split, and of the score file, which holds the scores of one scorer: those of another replace them.
             scorer: how features become scores.
             regularization: λ as a number, ``"auto"`` or ``"calibrate"``; the scorer's default if None.
             weights: the weighting of the Gram matrix, ``auto``, ``none``, ``residual``, ``gauss_newton`` or ``fisher``; the
@@ -327,9 +330,9 @@ class TRAK:
         )
         if groups is None:
             both = job.splits[job.train], AttributionData.of(target_dataset)
-            train, targets = (samples_of(data, task=self.spec.task) for data in both)
+            train, targets = (samples_of(data, task=self.spec.task, model=self.model) for data in both)
             if targets.tokenizer is None and train.tokenizer is not None:
-                targets = samples_of(both[1], task=self.spec.task, tokenizer=train.tokenizer)
+                targets = samples_of(both[1], task=self.spec.task, tokenizer=train.tokenizer, model=self.model)
             scores.samples = train, targets
         return scores
 
@@ -397,7 +400,7 @@ class TRAK:
 
         Args:
             fdr: the largest expected share of false alarms among the samples that are returned.
-            class_names: names of the classes 0, 1, …
+            class_names: names of the classes 0, 1, …; None uses those of the dataset or the model, if any.
 
         Raises:
             IncompleteRunError: nothing was featurized.
@@ -410,6 +413,8 @@ class TRAK:
         subset = {each.train.spec.checkpoint: each.subset for each in features}
         subsets = [subset[checkpoint.id] for checkpoint in job.checkpoints]
         predictions = held_out_predictions(self.model, self.spec.task, job.splits[job.train], job.checkpoints, subsets)
+        if class_names is None:
+            class_names = class_names_of(job.splits[job.train].dataset, task=self.spec.task, model=self.model)
         return find_suspects(features, predictions, self.spec.task.meaning, fdr=fdr, class_names=class_names)
 
     def what_if(
@@ -488,7 +493,7 @@ class TRAK:
             target_dataset: what was scored.
             name: as given to `score`.
             render: converts a sample to what is shown of it, see `trak_lightning.report.Samples`.
-            class_names: names of the classes 0, 1, …; None uses the dataset's ``classes``, if any.
+            class_names: names of the classes 0, 1, …; None uses those of the dataset or the model, if any.
             tokenizer: converts token ids to text; None uses the data collator's, if any.
             num_targets: number of targets to show.
             path: file to write instead.
@@ -525,6 +530,10 @@ class TRAK:
             path=path,
             token_scores=partial(self.token_scores, target_dataset, name=name) if tokens else None,
         )
+
+    def __getattr__(self, name: str) -> Any:
+        hint = ". Coming from traker, its calls next to ours: docs/coming-from.md" if name in TRAKER else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def __repr__(self) -> str:
         spec = self.spec if self._job is None else self._job.spec

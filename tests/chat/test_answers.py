@@ -111,6 +111,21 @@ def test_chosen_and_rejected_are_scored_as_their_difference_and_groups_as_their_
     torch.testing.assert_close(torch.tensor(grouped), expected, rtol=1e-4, atol=1e-5 * float(each.abs().max()))
 
 
+def test_an_answer_of_no_given_length_has_the_room_after_its_prompt(tmp_path):
+    kept, longer = tmp_path / "kept", {"prompt": [{"role": "user", "content": "2+2+2"}]}
+    model = make("llama")
+    model.generation_config.eos_token_id = None
+    found = answers([ASK, longer], generation=Generation(), kept=kept, model=lambda: model, max_length=30)
+    assert [len(each.encoded.input_ids) for each in found] == [30, 30]
+    assert (
+        answers([longer], generation=Generation(), kept=kept, model=refused, max_length=30)[0].reply == found[1].reply
+    )
+    with pytest.raises(
+        DataError, match="1 of 1 prompts leave no room for an answer: the longest, example 0 .* 22 tokens long"
+    ):
+        answers([ASK], generation=Generation(), max_length=22)
+
+
 @pytest.mark.parametrize(
     ("row", "settings", "message"),
     [
@@ -150,5 +165,5 @@ def test_scores_in_python_show_the_text_of_conversations_and_answers(tmp_path, c
     targets = AnswerSet(answers([chat("7+1", "=8")]))  # whose tokenizer is that of the conversations
     trak.score(torch.utils.data.DataLoader(targets, batch_size=4, collate_fn=collate))[0].show(4)
     shown = capsys.readouterr().out
-    assert "7+1 =8" in shown
-    assert "2+3 =5" in shown
+    assert "7+1 → =8" in shown
+    assert "2+3 → =5" in shown

@@ -41,6 +41,7 @@ def test_one_command_scores_given_and_written_answers_as_python_does(command, co
     assert command("--projector.dim", "256") == 0
     shown = capsys.readouterr().out
     assert "target 1: =6" in shown
+    assert " 2+2 → =4" in shown, "as trak top shows it"
     assert "example 2: chosen − rejected (+ b − c)" in shown
     answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
     assert [answer["example"] for answer in answers] == [0, 1, 2, 2]
@@ -95,6 +96,21 @@ def test_the_report_marks_the_tokens_that_moved_the_target(command, tmp_path, ca
     assert text.startswith("=6")
 
 
+def test_fewer_examples_than_are_shown_by_default_are_all_shown(command, conversations, tmp_path, capsys):
+    command(train=conversations[:2])
+    run = str(tmp_path / "run")
+    capsys.readouterr()
+    assert main(["top", run, "--target", "0", "--name", "test", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(each["index"] for side in (found["helpful"], found["harmful"]) for each in side) == [0, 1]
+    assert main(["tokens", run, "--target", "0", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert main(["tokens", run, "--target", "0", "--train", "1", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert [each["example"] for each in json.loads(shown.out)] == [1]
+    assert "--train is now --example" in shown.err
+
+
 def test_the_same_command_without_options_resumes(command, tmp_path, capsys):
     command()
     capsys.readouterr()
@@ -138,7 +154,7 @@ def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_
     run = str(tmp_path / "run")
     assert main(["top", run, "--name", "second", "--by_train", "1", "-k", "4"]) == 0
     shown = capsys.readouterr().out
-    assert "1+1 =2" in shown
+    assert "1+1 → =2" in shown
     assert "label" not in shown
     for options in (
         ["top", run, "--target", "0", "-k", "4"],
@@ -153,19 +169,34 @@ def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_
         assert found[0] == found[1]
     for options in (["whatif", run, "--remove", "1,"], ["select", run, "--budget", "2"]):
         found = []
-        for name in ("test", "second", "second-groups"):
+        for name in ("test", "second"):
             assert main([*options, "--name", name, "--json"]) == 0
             found.append(json.loads(capsys.readouterr().out))
-        assert found[0] != found[1] == found[2]
+        assert found[0] != found[1]
+        assert main([*options, "--name", "second-groups"]) == 1
+        assert (
+            "groups or differences of targets, and this command is about single targets: --name second."
+            in capsys.readouterr().err
+        )
         assert main([*options, "--name", "third"]) == 1
         assert "no scores named 'third'; it has groups, second" in capsys.readouterr().err
     # As many targets, but others: their text is not shown for those of the first file.
     assert main(["top", run, "--name", "test", "--by_train", "1", "-k", "4"]) == 0
     shown = capsys.readouterr()
     assert "samples are not shown" in shown.err
-    assert "1+1 =2" not in shown.out
+    assert "1+1 → =2" not in shown.out
     assert command("--name", "train") == 2
     assert "name, of the targets, must be a word other than train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_other_questions_under_the_same_name_are_told_to_take_another(count, command, capsys):
+    command()
+    capsys.readouterr()
+    assert command(targets=[chat(f"{n}+1", f"={n + 1}") for n in range(count)]) == 1
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert f"'test' holds 4 targets, and {count} are given: these are others." in error
+    assert "trak sft --name again" in error
 
 
 def test_samples_are_removed_by_a_column_that_is_not_encoded(command, conversations, tmp_path, capsys):
@@ -203,6 +234,10 @@ def test_an_encoder_decoder_is_attributed_too(command, tmp_path):
     ("changes", "message"),
     [
         ({"train": [{"messages": [{"role": "user", "content": "hi"}]}]}, "example 0 of .*train.jsonl has no turn"),
+        (
+            {"train": [{"question": "hi"}], "targets": [{"prompt": "x" * 62}]},
+            r"example 0 of .*train.jsonl has the columns question",
+        ),
         ({"targets": []}, "targets.jsonl is empty"),
         (
             {"targets": [chat("hi", "x" * 60)]},

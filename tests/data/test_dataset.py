@@ -60,7 +60,7 @@ def test_an_iterable_dataset_is_refused_with_the_way_out():
 
 @pytest.mark.parametrize("name", ["val", Path("val")])
 def test_a_name_in_place_of_a_dataset_is_refused(name):
-    with pytest.raises(DataError, match="give a Dataset or a DataLoader, got .*val"):
+    with pytest.raises(DataError, match="the data is .*val.*expected a dataset or a DataLoader"):
         AttributionData.of(name)
 
 

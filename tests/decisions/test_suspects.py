@@ -1,6 +1,7 @@
 """Labels that are likely wrong: planted errors are found, and as many of the alarms are false as was said."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from torch.utils.data import TensorDataset
 from trak_lightning import TRAK, Task
 from trak_lightning.cli.commands.suspects import write
 from trak_lightning.decisions.label_noise import fit_label_noise, learned_confusion
+from trak_lightning.decisions.predictions import Predictions
+from trak_lightning.decisions.suspects import find_suspects
 from trak_lightning.errors import CheckpointError, DataError, IncompleteRunError, SettingsError
 from trak_lightning.run.meaning import Meaning
 
@@ -135,6 +138,31 @@ def test_without_recorded_subsets_the_ranking_says_what_it_is_made_from(noisy, h
     suspects = featurized(noisy, tmp_path, halves[1]).suspects()
     assert "corrected by leaving it out in closed form" in suspects.basis
     assert np.isin(suspects.ranking[:40], noisy[1]).mean() > 0.7
+
+
+def test_models_trained_on_a_sample_promise_no_share_of_false_alarms_and_show_what_decides(noisy, halves, tmp_path):
+    suspects = featurized(noisy, tmp_path, halves[1]).suspects()
+    assert len(suspects) > 10
+    assert suspects.expected is None
+    assert suspects.errors is None
+    assert "an unknown share are false alarms, which may be several times the 10 % asked for" in suspects.describe()
+    predictions = suspects.predictions
+    for each in suspects:
+        log_p = predictions.log_probabilities[each.index]
+        p = np.exp(log_p - log_p.max()) / np.exp(log_p - log_p.max()).sum()
+        shown = re.match(r"left out in closed form: p\(\d\) (?:< )?(\d+) %, p\(\d\)", each.why)
+        assert float(shown[1]) == pytest.approx(100 * p[int(each.label)], abs=1)
+        assert each.says == str(p.argmax())
+        assert each.wrong < 0.5 or each.says != each.label
+
+
+def test_labels_that_are_certainly_wrong_are_ranked_by_how_much_speaks_against_them():
+    labels = np.arange(60) % 3
+    log_p = np.where(np.eye(3, dtype=bool)[labels], -0.01, -5.0)
+    for index, gap in ((4, 500.0), (9, 700.0), (20, 600.0)):
+        log_p[index] = -np.eye(3)[labels[index]] * gap - 0.01
+    predictions = Predictions(log_p, labels, np.ones(60, dtype=int))
+    assert find_suspects([], predictions, Meaning()).ranking[:3].tolist() == [9, 20, 4]
 
 
 def test_a_task_without_classes_is_ranked_by_the_error_and_not_cut(noisy, tmp_path):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from trak_lightning.errors import DataError
 from trak_lightning.report import Samples
 from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.pictures import Picture
-from trak_lightning.report.samples import Table, Text, Turn, decoder, samples_of
+from trak_lightning.report.samples import Table, Text, Turn, class_names_of, decoder, samples_of
 from trak_lightning.report.tokens import token_texts
 from trak_lightning.run.meaning import Meaning
 
@@ -102,7 +103,7 @@ LONG = "An ÉTUDE, in four parts; the third of which is slow. "
         ({"text": LONG}, "an etude , in four parts ; the third of", (Text(LONG),)),  # uncased, cut off
         ({"sentence1": LONG, "sentence2": LONG[3:]}, LONG + LONG[3:], (Text(LONG), Text(LONG[3:]))),
         ({"messages": [{"role": "user", "content": LONG}], "n": 1}, LONG, (Turn("user", LONG), Table((("n", "1"),)))),
-        ({"id": "a", "text": "short"}, "Short", (Table((("id", "a"), ("text", "short"))),)),
+        ({"id": "a", "text": "short"}, "Short", (Text("short"), Table((("id", "a"),)))),
         ({"text": LONG}, "another text", (Text(LONG), Text("another text"))),
     ],
 )
@@ -195,6 +196,32 @@ def test_numbers_are_a_table():
     row = {"age": 31, "income": 2.5, "town": "Bern", "label": 1}
     assert shown(row).parts == (Table((("age", "31"), ("income", "2.5"), ("town", "Bern"))),)
     assert shown((torch.tensor([1.0, 2.0]), 0), feature_names=["a", "b"]).parts == (Table((("a", "1"), ("b", "2"))),)
+
+
+def test_the_text_that_was_tokenized_is_shown_without_the_name_of_its_column():
+    row = {"text": "a treaty", "input_ids": [4, 5, 6], "attention_mask": [1, 1, 1], "label": 1}
+    assert shown(row, decode=lambda ids: "a treaty").line.strip() == "a treaty"
+    assert "source web" in shown({**row, "source": "web"}, decode=lambda ids: "a treaty").line
+
+
+class Columns(list):
+    def __init__(self):
+        self.features = {"text": None, "label": SimpleNamespace(names=["tree", "ship"])}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "ids", "names"),
+    [
+        (Columns(), {0: "a", 1: "b"}, ["tree", "ship"]),
+        ([], {1: "b", 0: "a"}, ["a", "b"]),
+        ([], {0: "LABEL_0", 1: "LABEL_1"}, None),
+        ([], None, None),
+    ],
+)
+def test_classes_have_the_names_of_the_dataset_or_of_the_model(dataset, ids, names):
+    model = SimpleNamespace(config=SimpleNamespace(id2label=ids))
+    assert class_names_of(dataset, model=model) == names
+    assert class_names_of(dataset, datamodule=SimpleNamespace(class_names=["x", "y"]), model=model) == ["x", "y"]
 
 
 def test_render_decides_and_its_errors_name_the_sample():

@@ -67,7 +67,10 @@ def test_the_sentence_is_stored_with_the_scores(problem, tmp_path):
 def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):
     unknown, few = scored(problem, tmp_path / "unknown", 5, subsets=False), scored(problem, tmp_path / "few", 3)
     assert unknown.trust is few.trust is None
-    assert "there are 5, not all with such a part; retrained models tell" in unknown.trust_unknown
+    assert (
+        "there are 5, not all with such a part; how to train them: docs/evaluation.md#models-that-you-train"
+        in unknown.trust_unknown
+    )
     assert (
         "from 4 or more checkpoints, each trained on a recorded part of the training set, and there are 3;"
         in few.trust_unknown

@@ -20,8 +20,16 @@ WORDS = {
         "make the right tokens more likely",
         "mean p(token)",
     ),
-    "causal_lm": ("sum of the log-odds of the right tokens", "make the right tokens more likely", "mean p(token)"),
-    "seq2seq_lm": ("sum of the log-odds of the right tokens", "make the right tokens more likely", "mean p(token)"),
+    "causal_lm": (
+        "sum of the log-odds of the target's tokens",
+        "make the target's tokens more likely",
+        "mean p(token)",
+    ),
+    "seq2seq_lm": (
+        "sum of the log-odds of the target's tokens",
+        "make the target's tokens more likely",
+        "mean p(token)",
+    ),
     "segmentation": ("mean of the log-odds of the right pixels", "make the right pixels more likely", "mean p(pixel)"),
     "contrastive": ("margin of the pair over other pairs", "bring image and text closer together", "p(pair)"),
     "regression": ("prediction", "raise the prediction", None),

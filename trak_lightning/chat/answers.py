@@ -18,6 +18,8 @@ from trak_lightning.run.atomic import atomic_write
 from trak_lightning.tasks.tokens import IGNORE_INDEX
 
 _LIMIT = "max_length, by default what the model takes"
+MOST_NEW_TOKENS = 128
+"""Length of an answer at most, unless it is given or there is less room after the prompt."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,22 @@ class Generation:
     """How a model answers prompts.
 
     Args:
-        max_new_tokens: length of an answer at most.
+        max_new_tokens: length of an answer at most; if None, 128, or what there is room for after the prompt.
         temperature: 0 for the most probable token each time; otherwise tokens are drawn.
         seed: of the draws.
         weights: tells answers of these weights from those of others; see `trak_lightning.chat.loading.content_of`.
     """
 
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     temperature: float = 0.0
     seed: int = 0
     weights: str = ""
+
+    def after(self, prompt: Sequence[int], encoder: Encoder) -> "Generation":
+        """The same with the length that an answer to this prompt may have."""
+        if self.max_new_tokens is not None:
+            return self
+        return replace(self, max_new_tokens=min(MOST_NEW_TOKENS, _room(prompt, encoder)))
 
     def write(self, model: nn.Module, prompt: Sequence[int]) -> list[int]:
         """The tokens that `model` writes after a prompt, or in reply to it if it is an encoder-decoder."""
@@ -101,7 +109,7 @@ def read_answers(
             other settings, in `kept`.
     """
     asked = ask(records, encoder, generation)
-    writer = _Writer(model, generation, _Kept.read(kept))
+    writer = _Writer(model, generation, encoder, _Kept.read(kept))
     found: list[Answer] = []
     for each in asked:
         encoded, text, reply = each.encoded, each.text, None
@@ -112,7 +120,7 @@ def read_answers(
             encoded, text = _narrowed(written, each.span, encoder, each.where)
         found.append(Answer(encoded, text, each.record, each.group, each.coefficient, reply))
     if kept is not None:
-        _keep(kept, found, generation)
+        _keep(kept, found, generation, encoder)
     return found
 
 
@@ -175,6 +183,7 @@ class _Writer:
 
     model: Callable[[], nn.Module]
     generation: Generation
+    encoder: Encoder
     kept: "_Kept"
 
     def reply(self, prompt: Sequence[int], where: str) -> tuple[int, ...]:
@@ -183,9 +192,10 @@ class _Writer:
         Raises:
             DataError: other weights or settings answered it.
         """
-        found = self.kept.reply(prompt, self.generation, where)
+        generation = self.generation.after(prompt, self.encoder)
+        found = self.kept.reply(prompt, generation, where)
         if found is None:
-            found = self.kept.replies[tuple(prompt)] = tuple(self.generation.write(self._made, prompt))
+            found = self.kept.replies[tuple(prompt)] = tuple(generation.write(self._made, prompt))
         return found
 
     @cached_property
@@ -252,19 +262,25 @@ def _require_room(encoded: Encoded, limit: int, where: str) -> None:
         )
 
 
-def _require_room_to_answer(asked: Sequence[Asked], encoder: Encoder, most: int) -> None:
-    """Refuse prompts after which there is no room for `most` tokens, all of them at once."""
+def _room(prompt: Sequence[int], encoder: Encoder) -> int:
+    """How many tokens an answer to a prompt may have."""
+    return encoder.max_length if encoder.encoder_decoder else encoder.max_length - len(prompt)
+
+
+def _require_room_to_answer(asked: Sequence[Asked], encoder: Encoder, most: int | None) -> None:
+    """Refuse prompts after which there is no room for `most` tokens, or for any, all of them at once."""
     limit = encoder.max_length
     rooms = [limit - len(each.prompt) for each in asked]
-    short = [room for room in rooms if room < (0 if encoder.encoder_decoder else most)]
+    short = [room for room in rooms if room < (0 if encoder.encoder_decoder else most or 1)]
     if not short:
         return
     least = min(short)
     remedy = "Shorten these prompts"
     if least > 0:
         remedy = f"Lower max_new_tokens to {least}, with which all prompts fit, or shorten these"
+    length = f", which may have {most} tokens (max_new_tokens)" if most else ""
     raise DataError(
-        f"{len(short)} of {len(asked)} prompts leave no room for an answer, which may have {most} tokens (max_new_tokens): the longest, "
+        f"{len(short)} of {len(asked)} prompts leave no room for an answer{length}: the longest, "
         f"{asked[rooms.index(least)].where}, is {limit - least} tokens long, and prompt and answer together may have {limit} ({_LIMIT}). "
         f"{remedy}."
     )
@@ -339,14 +355,15 @@ def _tokens_of(tokenizer: Any, ids: Tensor, span: str, where: str) -> Tensor:
     return torch.tensor([s < first + len(span) and e > first for s, e in zip(starts, ends, strict=True)])
 
 
-def _keep(kept: Path, answers: Sequence[Answer], generation: Generation) -> None:
+def _keep(kept: Path, answers: Sequence[Answer], generation: Generation, encoder: Encoder) -> None:
     lines = []
     for number, answer in enumerate(answers):
         line: dict[str, Any] = {"target": number, "example": answer.record, "answer": answer.text}
         if answer.group is not None:
             line |= {"group": answer.group, "coefficient": answer.coefficient}
         if answer.reply is not None:
-            line |= {"prompt_ids": answer.prompt, "answer_ids": answer.reply, "generation": asdict(generation)}
+            settings = asdict(generation.after(answer.prompt, encoder))
+            line |= {"prompt_ids": answer.prompt, "answer_ids": answer.reply, "generation": settings}
         lines.append(json.dumps(line, ensure_ascii=False))
     with atomic_write(kept) as part:
         part.write_text("\n".join(lines) + "\n")

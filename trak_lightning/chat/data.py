@@ -80,7 +80,7 @@ class ChatData(L.LightningDataModule):
         max_length: training examples are cut off there, as in training; what the model takes if None.
         train_on: ``answers`` if only the assistant's turns were trained on, or ``all`` tokens of a conversation.
         batch_size: of both loaders.
-        max_new_tokens: length of an answer that the model writes.
+        max_new_tokens: length of an answer that the model writes; if None, 128, or what there is room for after its prompt.
         temperature: 0 to answer with the most probable tokens.
         seed: of answers that are drawn.
         name: the split of the targets. Another file of targets has another name, and so rows and scores of its own.
@@ -97,7 +97,7 @@ class ChatData(L.LightningDataModule):
         max_length: int | None = None,
         train_on: TrainOn = "answers",
         batch_size: int = 8,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
         name: str = "test",
@@ -115,16 +115,16 @@ class ChatData(L.LightningDataModule):
         self._generation = Generation(max_new_tokens, temperature, seed)
 
     def prepare_data(self) -> None:
-        """Refuse targets that cannot be answered, before anything takes long; `trak check` stops here."""
-        records = Records.read(self._targets)
-        self._say_if_plain(records)
-        ask(records, self.encoder, self._generation)
+        """Read the targets, before anything takes long."""
+        self._say_if_plain(Records.read(self._targets))
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and encode training examples (stage ``fit``) or targets, which the model answers if it must."""
+        """Read and encode training examples (stage ``fit``) or targets, which the model answers if it must. Targets that cannot be
+        answered are refused in the first stage, where `trak check` stops."""
         if stage == "fit":
             self.train_set = ChatDataset(self._data, self.encoder)
             self._say_if_plain(self.train_set.records)
+            ask(Records.read(self._targets), self.encoder, self._generation)
         else:
             generation = replace(self._generation, weights=loading.content_of(self._model, base=self._base))
             records = Records.read(self._targets)

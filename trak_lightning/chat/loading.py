@@ -180,13 +180,14 @@ def _named(place: str | Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         steps = sorted(path.name for path in Path(place).glob("checkpoint-*"))
-        hint = f" It holds checkpoints: name {place}/checkpoint-*." if steps else ""
+        if steps:
+            raise CheckpointError(f"{place} holds checkpoints: name {place}/checkpoint-*, or one of them") from error
         if not Path(place).exists():
             raise CheckpointError(
-                f"there is no folder {place} (looked in {Path(place).absolute().parent}), and it cannot be loaded from the hub: "
-                f"{_first_line(error)} If it is the base model of an adapter, say where it is now: --base FOLDER."
+                f"there is no folder {place} (looked in {Path(place).absolute().parent}). If it is the base model of an adapter, say where it "
+                f"is now: --base FOLDER. It cannot be loaded from the hub either: {_first_line(error)}"
             ) from error
-        raise CheckpointError(f"{place} cannot be loaded: {_first_line(error)}{hint}") from error
+        raise CheckpointError(f"{place} cannot be loaded: {_first_line(error)}") from error
 
 
 def _require_on_hub(name: str) -> None:

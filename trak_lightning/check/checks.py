@@ -152,7 +152,9 @@ def disk(subject: Subject) -> Iterator[Finding]:
     needed = round(rows * _row_bytes(job.store, spec, subject.trial.rows, job.run.path))
     free = shutil.disk_usage(_existing(job.run.path)).free
     short = ": too little" if needed > free else ""
-    yield Finding("disk", f"{format_bytes(needed)} for {rows:,} rows; {format_bytes(free)} are free{short}")
+    yield Finding(
+        "disk", f"{format_bytes(needed)} for {rows:,} rows of training samples; {format_bytes(free)} are free{short}"
+    )
 
 
 CHECKS: list[Callable[[Subject], Iterator[Finding]]] = [parameters, outputs, independence, lengths, time, memory, disk]

@@ -11,6 +11,7 @@ from trak_lightning.cli.command_line import CommandLine, load_config
 from trak_lightning.cli.error_messages import UsageError, missing
 from trak_lightning.cli.help import command_parser, parser_settings, tidy
 from trak_lightning.cli.names import KINDS
+from trak_lightning.errors import DataError
 from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.featurize.reuse import VerifyData
 from trak_lightning.retraining.ensemble_settings import EnsembleSettings
@@ -224,9 +225,26 @@ def add_scored(parser: ArgumentParser) -> None:
 
 
 def scored_split(config: Namespace, run: RunDirectory) -> str:
-    """The split of the targets that ``--name`` or ``--target_split`` chooses."""
-    named: str = config.target_split if config.name is None else config.name
-    return named if config.name is None else open_scores(run, named).target_split or named
+    """The split of the targets that ``--name`` or ``--target_split`` chooses.
+
+    Raises:
+        DataError: the scores are of groups of targets, or were not made from features.
+    """
+    if config.name is None:
+        return str(config.target_split)
+    scores = open_scores(run, config.name)
+    if scores.grouped:
+        raise DataError(
+            f"{config.name!r} holds scores of groups or differences of targets, and this command is about single targets: --name "
+            f"{scores.target_split}. The change of a mean or a difference is that of the changes of its targets."
+        )
+    if "repeated_by" in scores.settings and not run.read().checkpoints:
+        raise DataError(
+            f"{config.name!r} holds scores of a recorded training, and this command computes with features, of which {run.path} has none. "
+            "The sum of the scores of samples is what the output would fall by without them, and Replay.outputs(targets, task, weights) "
+            "trains without them. For features, call TRAK(…).featurize and score with this run directory."
+        )
+    return scores.target_split or str(config.name)
 
 
 def open_run(config: Namespace, instances: Namespace) -> tuple[RunDirectory, FeatureStore]:

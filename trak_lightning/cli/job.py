@@ -29,6 +29,7 @@ from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import expand, read_checkpoints
+from trak_lightning.report.samples import class_names_of
 from trak_lightning.retraining.outputs import Retraining, missing, one_stored
 from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.same_order import record_order, require_recorded_order, require_same_order
@@ -274,6 +275,13 @@ class Job:
         return [str(path) for path in paths]
 
     @property
+    def class_names(self) -> Sequence[str] | None:
+        """The names of the classes 0, 1, …, if they are known."""
+        return class_names_of(
+            self.train_data.dataset, datamodule=self.datamodule, task=self.parts.task, model=self.model
+        )
+
+    @property
     def num_checkpoints(self) -> int:
         """How many there are, or will be."""
         return int(self.settings.ensemble.size) if self.settings.checkpoints is None else len(self._named())
@@ -325,7 +333,7 @@ class Job:
             predictions,
             trak.spec.task.meaning,
             fdr=fdr,
-            class_names=getattr(self.datamodule, "class_names", None),
+            class_names=self.class_names,
         )
 
     def evaluate(self) -> None:

@@ -6,7 +6,11 @@ from typing import Any
 import numpy as np
 
 from trak_lightning.errors import DataError
+from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array
+
+METHODS = {"whatif": "what_if(name).remove(positions)", "select": "select(budget, name, groups=…)"}
+"""What a command is in Python."""
 
 
 def labels_of(command: str, run_dir: str) -> tuple[Array, list[str]]:
@@ -20,6 +24,7 @@ def labels_of(command: str, run_dir: str) -> tuple[Array, list[str]]:
     from trak_lightning.cli.job import Job
     from trak_lightning.tasks.base import batch_of
 
+    RunDirectory(run_dir).require_config(f"{METHODS[command]} of its TRAK object, with arrays of your own")
     job = Job(command, [run_dir])
     job.require_same_data(job.settings.train_split)
     data, task, found = job.train_data, job.parts.task, []
@@ -31,7 +36,7 @@ def labels_of(command: str, run_dir: str) -> tuple[Array, list[str]]:
             raise DataError(f"task {type(task).__name__} has no classes; give positions or a column instead of labels")
         found.append(labels.numpy())
     labels = np.concatenate(found)
-    names = [str(name) for name in getattr(job.datamodule, "class_names", ())]
+    names = [str(name) for name in job.class_names or ()]
     return labels, [*names, *map(str, range(len(names), labels.max() + 1))]
 
 
@@ -45,6 +50,7 @@ def column_of(command: str, run_dir: str, column: str) -> Array:
     from trak_lightning.chat.data import ChatDataset
     from trak_lightning.cli.job import Job
 
+    RunDirectory(run_dir).require_config(f"{METHODS[command]} of its TRAK object, with arrays of your own")
     job = Job(command, [run_dir])
     job.require_same_data(job.settings.train_split)
     dataset = job.train_data.dataset

@@ -61,8 +61,10 @@ class AttributionData:
         """
         if isinstance(source, AttributionData):
             return source
-        if isinstance(source, (str, bytes, Path)):
-            raise DataError(f"give a Dataset or a DataLoader, got {source!r}, of type {type(source).__name__}")
+        if isinstance(source, (str, Path)):
+            raise DataError(
+                f"the data is {source!r}, a {type(source).__name__}; expected a dataset or a DataLoader, before the name"
+            )
         dataset = source.dataset if isinstance(source, DataLoader) else source
         if isinstance(dataset, IterableDataset) or not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
             raise DataError(

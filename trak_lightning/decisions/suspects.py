@@ -5,7 +5,7 @@ Shapes: n training samples, C classes.
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -60,9 +60,9 @@ class Suspects(Sequence[Suspect]):
     fdr: float
     """The share of false alarms asked for."""
     expected: float | None
-    """The share of false alarms expected before the cut; None if there is none or it cannot be estimated."""
+    """The share of false alarms expected before the cut; None if there is none, or the models were trained on what is before it."""
     errors: float | None
-    """The estimated number of wrong labels in the whole training set."""
+    """The estimated number of wrong labels in the whole training set; None without classes, or if the models were trained on all of it."""
     basis: str
     """What the ranking is made from, in words."""
     suspicion: Array
@@ -70,6 +70,7 @@ class Suspects(Sequence[Suspect]):
     learned: bool = False
     """Whether errors between the same classes were found in what the models have learned (`learned_confusion`)."""
     predictions: "Predictions | None" = None
+    """What the ranking is made from; for samples that all models were trained on, corrected by leaving them out in closed form."""
     class_names: Sequence[str] | None = None
     numbers: Array | None = None
     """(n,) the numbers y to predict, for a task that predicts numbers."""
@@ -119,15 +120,22 @@ class Suspects(Sequence[Suspect]):
             return f"{n} training samples ranked by {self.basis}; no cut: the task has no classes"
         if not self.size:
             return f"no label is suspicious enough for {_percent(self.fdr)} false alarms; {n} training samples ranked by {self.basis}"
-        found = (
-            f"labels that are likely wrong: {self.size} of {n}, of which about {_percent(self.expected or 0)} are expected to be "
-            f"false alarms; wrong labels in the whole training set: about {self.errors:.0f}. Basis: {self.basis}"
-        )
+        found = f"labels that are likely wrong: {self.size} of {n}, of which {self.false_alarms}"
+        if self.errors is not None:
+            found += f"; wrong labels in the whole training set: about {self.errors:.0f}"
+        found += f". Basis: {self.basis}"
         if self.learned:
             found += (
                 "; wrong labels of a class are mostly one and the same, which models learn: expect more false alarms"
             )
         return found
+
+    @property
+    def false_alarms(self) -> str:
+        """How many false alarms to expect before the cut, in words."""
+        if self.expected is None:
+            return f"an unknown share are false alarms, which may be several times the {_percent(self.fdr)} asked for"
+        return f"about {_percent(self.expected)} are expected to be false alarms"
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
         """Return the findings as JSON values, with the first `count` samples. If None, with those before the cut, or all if
@@ -166,10 +174,10 @@ class Suspects(Sequence[Suspect]):
         number, log_p = int(found.labels[index]), found.log_probabilities[index].astype(np.float64)
         p = np.exp(log_p - logsumexp(log_p))
         best, count = int(p.argmax()), int(found.held_out[index])
-        who = f"{count} model{'s' * (count != 1)} not trained on it" if count else "models trained on it"
+        other = int(np.argmax(np.where(np.arange(len(p)) == number, -1, p)))
+        who = f"{count} model{'s' * (count != 1)} not trained on it" if count else "left out in closed form"
         says = self._name(best)
-        why = f"{who}: p({self._name(number)}) {_percent(p[number])}"
-        why += "" if best == number else f", p({says}) {_percent(p[best])}"
+        why = f"{who}: p({self._name(number)}) {_percent(p[number])}, p({self._name(other)}) {_percent(p[other])}"
         return Suspect(index, self._name(number), says, float(self.suspicion[index]), None, why)
 
     def _name(self, label: int) -> str:
@@ -190,7 +198,8 @@ def find_suspects(
 
     With classes, `LabelNoise` is fitted to the predictions of checkpoints that were not trained on the sample. Where every
     checkpoint was, the log-odds of the label are first lowered by qφᵀ(ΦᵀWΦ + λI)⁻¹φ / (1 − leverage), the closed form of
-    leaving the sample out. Without classes, the ranking is by the error, and there is no cut.
+    leaving the sample out. What is predicted in this way is off by several times, so the cut comes without an expected share of
+    false alarms if most samples before it are of this kind. Without classes, the ranking is by the error, and there is no cut.
 
     Args:
         checkpoints: the stored features of the training set.
@@ -209,23 +218,25 @@ def find_suspects(
         output, residual = output_and_loss_weight(checkpoints[0].train)
         numbers = output + residual if meaning.number else None
         return Suspects(np.argsort(-errors, kind="stable"), 0, fdr, None, None, basis, errors, numbers=numbers)
-    log_p, basis = predictions.log_probabilities, _basis(predictions.held_out)
     seen = predictions.held_out == 0
     if seen.any():
-        log_p = log_p.copy()
+        log_p = predictions.log_probabilities.copy()
         log_p[seen, predictions.labels[seen]] -= _leave_one_out_fall(self_influence(checkpoints))[seen]
+        predictions = replace(predictions, log_probabilities=log_p)
+    log_p = predictions.log_probabilities
     model = fit_label_noise(log_p, predictions.labels)
     wrong = model.probability_wrong(log_p, predictions.labels)
-    ranking = np.argsort(-wrong, kind="stable")
+    against = log_p.max(1) - log_p[np.arange(len(log_p)), predictions.labels]
+    ranking = np.lexsort((-against, -wrong))  # many probabilities are 1 up to rounding
     expected = expected_false_alarms(wrong[ranking])
     size = int(np.searchsorted(expected, fdr, side="right"))
     return Suspects(
         ranking,
         size,
         fdr,
-        float(expected[size - 1]) if size else None,
-        float(wrong.sum()),
-        basis,
+        float(expected[size - 1]) if size and seen[ranking[:size]].mean() <= 0.5 else None,
+        None if seen.all() else float(wrong.sum()),
+        _basis(predictions.held_out),
         wrong,
         model.learned is not None,
         predictions,

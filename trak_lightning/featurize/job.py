@@ -346,6 +346,12 @@ class FeaturizeJob:
         try:
             return self.store.create(plan)
         except IncompatibleRunError as error:
+            stored = self.store.open(plan.split, plan.checkpoint).spec.num_samples
+            if plan.split != self.train and stored > plan.num_samples:
+                raise IncompatibleRunError(
+                    f"{plan.split!r} holds {stored} targets, and {plan.num_samples} are given: these are others. Give them a name of their "
+                    "own: TRAK.score(…, name='again'), trak sft --name again, another target_split; or use another run directory."
+                ) from error
             if (before := self._before(plan)) == plan:
                 return self.store.create(self._of_known_content(plan))
             raise IncompatibleRunError(

@@ -63,7 +63,9 @@ class Shown:
     def line(self) -> str:
         """Its content without the label, in one line."""
         pictures = [f"{part.name} {part.width}×{part.height}" for part in self.parts if isinstance(part, Picture)]
-        return " ".join([*pictures, Shown(self.parts).words])
+        said = " → ".join(part.text for part in self.parts if isinstance(part, Turn))
+        others = Shown(tuple(part for part in self.parts if not isinstance(part, Turn))).words
+        return " ".join(filter(None, [*pictures, said, others]))
 
     @property
     def image(self) -> bytes | None:
@@ -254,6 +256,13 @@ class Samples:
             fields.append(("…", f"{len(array) - MOST_FIELDS} more"))
         return [Table(tuple(fields))]
 
+    def _tokenized(self, text: str, tokens: Any) -> bool:
+        """Whether `tokens` are those of a text."""
+        if self._decode is None or tokens is None or tokens.ndim != 1:
+            return False
+        ids = _letters(self._decode([number for number in tokens.tolist() if number >= 0]))
+        return bool(ids) and _letters(text).startswith(ids)
+
     def _fields(self, values: Mapping[Any, Any]) -> list[Part]:
         """Everything in a mapping but its scalars, which follow in one table, and token ids of text that is there too."""
         fields: list[tuple[str, str]] = []
@@ -268,7 +277,7 @@ class Samples:
                 continue
             if array is not None and array.ndim == 0:
                 fields.append((str(name), _number(array)))
-            elif isinstance(value, str) and len(values) > 2 and len(value) <= 40:
+            elif isinstance(value, str) and len(values) > 2 and len(value) <= 40 and not self._tokenized(value, tokens):
                 fields.append((str(name), value))
             elif per_token and array.ndim == 1:
                 others += self._vector(str(name), array, decode=False)
@@ -291,6 +300,7 @@ def samples_of(
     datamodule: Any = None,
     task: Any = None,
     tokenizer: Any = None,
+    model: Any = None,
 ) -> Samples:
     """Show the samples of an `AttributionData` with what is known about it; arguments as for `write_report`."""
     collate = data.collate_fn
@@ -302,7 +312,7 @@ def samples_of(
         data.dataset,
         render=render or getattr(datamodule, "render", None),
         decode=decoder(found),
-        class_names=getattr(datamodule, "class_names", None) or getattr(data.dataset, "classes", None),
+        class_names=class_names_of(data.dataset, datamodule=datamodule, task=task, model=model),
         feature_names=getattr(datamodule, "feature_names", None),
         label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
         label_of=partial(_label_in_batch, data, task),
@@ -322,6 +332,27 @@ def _label_in_batch(data: Any, task: Any, index: int) -> Any:
     except Exception:  # the user's code, which may refuse a batch of one; the rest of the sample is shown
         return None
     return _plain(found) if found is not None and found.numel() == 1 else None
+
+
+def class_names_of(
+    dataset: Any, *, datamodule: Any = None, task: Any = None, model: Any = None
+) -> Sequence[str] | None:
+    """Return the names of the classes 0, 1, …: ``class_names`` of the DataModule, ``classes`` of the dataset, the ``ClassLabel`` of a
+    dataset of `datasets`, or ``id2label`` of a model of `transformers`. None if there are none."""
+    found = getattr(datamodule, "class_names", None) or getattr(dataset, "classes", None)
+    features, ids = getattr(dataset, "features", None), getattr(getattr(model, "config", None), "id2label", None)
+    if not found and isinstance(features, Mapping):
+        columns = (features.get(key) for key in _label_keys(task))
+        found = next((names for each in columns if (names := getattr(each, "names", None))), None)
+    if not found and isinstance(ids, Mapping) and sorted(ids) == list(range(len(ids))):
+        names = [str(ids[number]) for number in range(len(ids))]
+        found = None if names == [f"LABEL_{number}" for number in range(len(ids))] else names
+    return found or None
+
+
+def _label_keys(task: Any) -> list[str]:
+    """The keys under which a sample may have its label, that of the task first."""
+    return [key for key in (getattr(task, "labels", None), *LABEL_NAMES) if isinstance(key, str)]
 
 
 def _is_mask(array: Any) -> bool:

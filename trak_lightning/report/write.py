@@ -17,12 +17,12 @@ from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.contents import Fact
 from trak_lightning.report.gather import TARGETS, Sources, TokenScorer, choose_targets, gather, require_fitting
 from trak_lightning.report.page import page
-from trak_lightning.report.samples import samples_of
+from trak_lightning.report.samples import class_names_of, samples_of
 from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.score_run import load_features
-from trak_lightning.scoring.scores import open_scores
+from trak_lightning.scoring.scores import Scores, open_scores
 from trak_lightning.stores.base import FeatureStore
 from trak_lightning.stores.configured import open_store
 from trak_lightning.tasks.base import Task
@@ -97,14 +97,17 @@ def write_report(
             f"{scores.path} has scores of {len(scores)} groups of {m} targets, and a page shows single targets. Name another score file."
         )
     train, chosen = AttributionData.of(train_data), AttributionData.of(target_data)
-    show = partial(samples_of, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer)
+    show = partial(samples_of, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer, model=model)
     sources = Sources(run, scores, features, show(train), show(chosen), token_scores)
     outcome = Outcome.of(features, task.meaning if task is not None else run.read().meaning)
     positions = list(targets) if targets is not None else choose_targets(outcome.error, num_targets)
     require_fitting(sources, positions)
     for data, rows in ((train, features[0].train), (chosen, features[0].targets)):
         require_same_samples(data, rows)
-    notes: list[str] = []
+    notes = [
+        f"Groups and differences of these targets have scores of their own, which a page does not show: trak top {run_dir} --name {other}"
+        for other in _grouped(run, scores)
+    ]
     predictions = None
     if model is not None and task is not None:
         try:
@@ -120,7 +123,7 @@ def write_report(
                 )
         except CheckpointError as error:
             notes.append(f"Predictions are not shown: {error}")
-    names = getattr(datamodule, "class_names", None)
+    names = class_names_of(train.dataset, datamodule=datamodule, task=task, model=model)
     suspects = find_suspects(features, predictions, outcome.meaning, class_names=names)
     report = gather(
         sources,
@@ -135,6 +138,13 @@ def write_report(
     with atomic_write(written) as part:
         part.write_text(page(report), encoding="utf-8")
     return written
+
+
+def _grouped(run: RunDirectory, scores: Scores) -> list[str]:
+    """The names of the scores of groups of the same targets."""
+    paths = sorted((run.path / "scores").glob("*.h5"))
+    others = [each for each in map(Scores, paths) if each.grouped and each.target_split == scores.target_split]
+    return [each.path.stem for each in others]
 
 
 def _facts(model: nn.Module | None) -> list[Fact]:

@@ -88,6 +88,18 @@ class RunDirectory:
     def scores(self, name: str) -> Path:
         return self.path / "scores" / f"{name}.h5"
 
+    def require_config(self, instead: str) -> None:
+        """Refuse a command that needs the data of a run that was made in Python; `instead` is what to call there.
+
+        Raises:
+            IncompleteRunError: there is no configuration file.
+        """
+        if not self.config.exists():
+            raise IncompleteRunError(
+                f"{self.config} is missing, which says what the data is: trak run and trak featurize write it. For a run made in "
+                f"Python, call {instead}."
+            )
+
     def read(self) -> RunRecord:
         """Read the record; it is empty if nothing was recorded yet.
 

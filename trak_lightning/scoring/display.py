@@ -11,7 +11,7 @@ import numpy as np
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.ranking import Ranking
 
-LINE = 60
+LINE = 100
 """Characters of a sample's text in a table."""
 NONE = ("none", "")
 """In place of index and score where no score has the sign."""
@@ -151,7 +151,12 @@ def shortened(text: str, length: int = LINE) -> str:
 def _rows(ranking: Ranking) -> Iterator[tuple[str, str]]:
     """Index and score in words, best first."""
     for place, (index, value) in enumerate(zip(ranking.indices, ranking.values, strict=True)):
-        score = f"{value:+.4g}"
-        if ranking.spread is not None and np.isfinite(ranking.spread[place]):
-            score += f" ± {ranking.spread[place]:.2g}"
-        yield str(index), score
+        yield str(index), _with_error(value, None if ranking.spread is None else ranking.spread[place])
+
+
+def _with_error(value: float, error: float | None) -> str:
+    """A number, to as many decimals as two digits of its error have."""
+    if error is None or not 1e-6 < error < 1e6:
+        return f"{value:+.4g}"
+    decimals = max(0, 1 - int(np.floor(np.log10(error))))
+    return f"{value:+.{decimals}f} ± {error:.{decimals}f}"

@@ -18,6 +18,8 @@ from trak_lightning.scoring.views import some_targets
 JUDGED = 500
 """Number of targets, evenly spaced, that scores are judged on."""
 
+PAGE = "docs/evaluation.md#models-that-you-train-yourself"
+
 MORE = 3
 """The number of further checkpoints whose gain is stated."""
 
@@ -64,13 +66,13 @@ class Trust:
 def unpredictable(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -> str | None:
     """Say why the checkpoints cannot judge these scores; None if they can."""
     if not isinstance(scoring, InnerProducts):
-        return "unknown: scores of this kind cannot be summed over other subsets; retrained models tell: docs/evaluation.md"
+        return f"unknown: scores of this kind cannot be summed over other subsets; retrained models tell: {PAGE}"
     if knows_subsets(checkpoints):
         return None
     M = len(checkpoints)
     return (
         f"unknown: it is predicted from {FEWEST} or more checkpoints, each trained on a recorded part of the training set, and there "
-        f"{'is' if M == 1 else 'are'} {M}{'' if M < FEWEST else ', not all with such a part'}; retrained models tell: docs/evaluation.md"
+        f"{'is' if M == 1 else 'are'} {M}{'' if M < FEWEST else ', not all with such a part'}; how to train them: {PAGE}"
     )
 
 

@@ -1,5 +1,6 @@
 """From the feature sets of a run directory to a score file."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +18,8 @@ from trak_lightning.scoring.views import Reduction, group_targets, with_drawn
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureStore
 from trak_lightning.stores.shards import unfinished
+
+log = logging.getLogger(__name__)
 
 
 def score_run(
@@ -52,8 +55,12 @@ def score_run(
         raise DataError("coefficients are those of targets in their groups: give groups too")
     request = {**made_from(scorer, checkpoints), "top": top}
     path = run.scores(name or (targets if groups is None else f"{targets}-{reduction}"))
-    if backend.broadcast(path.exists() and current(Scores(path).settings.get("request")) == current(request)):
+    known = current(Scores(path).settings.get("request")) if path.exists() else None
+    if backend.broadcast(known == current(request)):
         return Scores(path), False
+    before, now = (_method(each) for each in (known, current(request)))
+    if known and before != now and backend.rank == 0:
+        log.warning("score      %s: scores by %s replace those by %s; another name keeps both", path.name, now, before)
     fitted = scorer.fit(checkpoints)
     trust = predicted_lds(fitted, checkpoints)
     meaning = asdict(run.read().meaning)
@@ -63,8 +70,15 @@ def score_run(
         "trust_unknown": unpredictable(fitted, checkpoints),
         "meaning": meaning,
         "target_split": targets,
+        "grouped": groups is not None,
     }
     return write_scores(path, fitted, settings, top=top), True
+
+
+def _method(request: Any) -> str:
+    """The scorer that scores were asked of, in a word."""
+    known = isinstance(request, dict) and isinstance(request.get("scorer"), dict)
+    return str(request["scorer"].get("class")).rpartition(".")[2] if known else "other means"
 
 
 def load_features(

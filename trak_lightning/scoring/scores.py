@@ -160,6 +160,11 @@ class Scores:
         return self.settings.get("target_split")
 
     @property
+    def grouped(self) -> bool:
+        """Whether these are scores of groups of targets or of differences; not known of files of earlier versions."""
+        return bool(self.settings.get("grouped"))
+
+    @property
     def meaning(self) -> Meaning:
         """What the output means that the scores are about."""
         return Meaning(**self.settings.get("meaning", {}))

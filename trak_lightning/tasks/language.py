@@ -39,6 +39,7 @@ class CausalLM(TokenMargins):
     """
 
     shift = 1
+    whose = "the target's"
 
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         batch, mask = _without_mask(batch)
@@ -93,6 +94,8 @@ class Seq2SeqLM(TokenMargins):
     Args:
         class_weight: one weight per token of the vocabulary, as in the loss that the model was trained with.
     """
+
+    whose = "the target's"
 
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         batch, mask = _without_mask(batch)

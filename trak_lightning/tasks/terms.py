@@ -45,6 +45,8 @@ class SumOfMargins(SupervisedTask):
 
     term: ClassVar[str] = "answer"
     """What a term is the right one of, in one word."""
+    whose: ClassVar[str] = "the right"
+    """What comes before the plural of `term`: an answer that a model wrote itself is no right one."""
 
     shift: ClassVar[int] = 0
     """The position of the label of the first term."""
@@ -72,8 +74,8 @@ class SumOfMargins(SupervisedTask):
     @property
     def meaning(self) -> Meaning:
         return Meaning(
-            f"{self.reduction} of the log-odds of the right {self.term}s",
-            f"make the right {self.term}s more likely",
+            f"{self.reduction} of the log-odds of {self.whose} {self.term}s",
+            f"make {self.whose} {self.term}s more likely",
             "make them less likely",
             "loss_weight" if self.is_plain else None,
             f"mean p({self.term})",

@@ -61,6 +61,25 @@ class Consistency(Plain):
         return super().losses(batch) + 3 * (self(batch[0]) - target) ** 2
 
 
+class Lossless(Plain):
+    """A training_step alone, as most modules have."""
+
+    losses = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return Plain.losses(self, batch).mean()
+
+
+def test_a_training_without_losses_of_single_samples_is_refused_before_its_first_step(tmp_path: Path) -> None:
+    module = Lossless()
+    before = [parameter.clone() for parameter in module.parameters()]
+    with pytest.raises(DataError, match=r"give Lossless a method losses\(batch\).*or pass losses=function"):
+        _recorded(module, tmp_path)
+    assert all(map(torch.equal, before, module.parameters()))
+    loader = _recorded(module, tmp_path, losses=Plain.losses)
+    assert Replay(module, loader, tmp_path, losses=Plain.losses).recording.num_steps == 8
+
+
 class Hooked(Plain):
     """The gradient of one layer is halved."""
 
@@ -72,7 +91,7 @@ class Hooked(Plain):
 def _recorded(module: L.LightningModule, folder: Path, loader: DataLoader | None = None, **options: Any) -> DataLoader:
     torch.manual_seed(1)
     loader = loader or DataLoader(_samples(60, 0), 16, shuffle=True)
-    callbacks = [*options.pop("callbacks", []), Record(folder)]
+    callbacks = [*options.pop("callbacks", []), Record(folder, losses=options.pop("losses", None))]
     with quiet_lightning():
         settings = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
         L.Trainer(max_epochs=2, accelerator="cpu", logger=False, callbacks=callbacks, **settings, **options).fit(

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from trak_lightning.authoring import AttributionData
 from trak_lightning.errors import DataError, IncompatibleRunError, SampleDependenceError, UnsupportedModelError
 from trak_lightning_replay.optimizers import require_differentiable
-from trak_lightning_replay.recording import FILE, Recording, seed_step, state_path, write_state
+from trak_lightning_replay.recording import FILE, Losses, Recording, losses_of, seed_step, state_path, write_state
 from trak_lightning_replay.trajectory import Trajectory
 
 PRECISIONS = ("32-true", "64-true")
@@ -40,20 +40,24 @@ class Record(L.Callback):
         folder: where the recording is kept; must not hold one already.
         every: steps between two stored states; √T if None. `Replay` keeps the states of so many steps in memory.
         seed: of every random number that is drawn during training.
+        losses: as for `Replay`, which will need it; the method ``losses(batch)`` of the module if None.
 
     Raises:
         IncompatibleRunError: the folder holds a complete recording; or, when the training ends, the replay differs from it.
         UnsupportedModelError: when the training starts: it cannot be replayed; names what stands in the way.
-        DataError: when the training starts: samples that differ each time they are read, or a loader whose order cannot be recorded.
+        DataError: when the training starts: no `losses`; samples that differ each time they are read, or a loader whose order cannot be recorded.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], every: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], every: int | None = None, seed: int = 0, *, losses: Losses | None = None
+    ) -> None:
         if every is not None and every < 1:
             raise DataError(f"every must be a positive number of steps, got {every}")
         self.folder = Path(folder)
         self._require_room()  # before Lightning's part of a traceback
         self._every = every
         self._seed = seed
+        self._given = losses
         self._order: _Order
         self._data: AttributionData
         self._batches: list[list[int]] = []
@@ -74,6 +78,7 @@ class Record(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._require_room()
         _require_replayable(trainer, pl_module)
+        losses_of(pl_module, self._given)
         loader = _only_loader(trainer)
         self._data = AttributionData.of(loader)
         self._data.fingerprint()  # which refuses samples that differ each time they are read

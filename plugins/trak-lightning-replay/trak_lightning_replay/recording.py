@@ -2,17 +2,36 @@
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 
 from trak_lightning.authoring import atomic_write, derive_seed
-from trak_lightning.errors import CorruptFileError, IncompleteRunError
+from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError
 
 FILE = "recording.json"
+Losses = Callable[[L.LightningModule, Any], Tensor]
+
+
+def losses_of(module: L.LightningModule, losses: Losses | None) -> Losses:
+    """Return `losses`, or the method of that name of the module.
+
+    Raises:
+        DataError: there is neither.
+    """
+    own: Any = getattr(module, "losses", None)
+    if losses is None and not callable(own):
+        raise DataError(
+            f"the loss of single samples is needed: give {type(module).__name__} a method losses(batch) that returns (B,), and let "
+            "training_step return its mean; or pass losses=function(module, batch), to Record and to Replay."
+        )
+    return losses or (lambda module, batch: own(batch))
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,12 @@ from trak_lightning.authoring import (
 from trak_lightning.errors import DataError, OneSampleAtATime
 from trak_lightning_replay.double import doubled, in_double
 from trak_lightning_replay.optimizers import clipped
-from trak_lightning_replay.recording import Recording, read_state, seed_step, write_state
+from trak_lightning_replay.recording import Losses, Recording, losses_of, read_state, seed_step, write_state
 from trak_lightning_replay.smoothness import Smoothness, drawn_subsets
 from trak_lightning_replay.trajectory import Snapshot, Trajectory
 
 log = logging.getLogger(__name__)
 
-Losses = Callable[[L.LightningModule, Any], Tensor]
 Adjoint = tuple[list[Tensor], list[list[Tensor]]]
 """The derivative of one output with respect to parameters and optimizer state."""
 
@@ -93,13 +92,7 @@ class Replay:
         self.recording = Recording.read(self.folder)
         self.module = module
         self.data = AttributionData.of(train)
-        own: Any = getattr(module, "losses", None)
-        if losses is None and not callable(own):
-            raise DataError(
-                f"the loss of single samples is needed: give {type(module).__name__} a method losses(batch) that returns (B,), and let "
-                "training_step return its mean; or pass losses=function(module, batch)."
-            )
-        self._losses: Losses = losses or (lambda module, batch: own(batch))
+        self._losses: Losses = losses_of(module, losses)
         self._trajectory = Trajectory(module, self.data, self.recording, self.folder)
 
     def __repr__(self) -> str:

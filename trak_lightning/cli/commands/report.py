@@ -12,7 +12,7 @@ from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import short_path, summary
 from trak_lightning.cli.shown_samples import with_targets_of
 from trak_lightning.cli.store_arguments import add_name
-from trak_lightning.errors import IncompleteRunError, SettingsError
+from trak_lightning.errors import SettingsError
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_bytes
@@ -54,11 +54,7 @@ def main(argv: Sequence[str]) -> int:
     started = time.perf_counter()
     run = RunDirectory(options.run_dir)
     scores = open_scores(run, options.name)  # what is missing is said before torch is imported
-    if not run.config.exists():
-        raise IncompleteRunError(
-            f"{run.config} is missing, which says what the data is: trak run and trak featurize write it. For a run made in "
-            "Python call trak_lightning.report.write_report(run_dir, train_data, target_data)."
-        )
+    run.require_config("report(targets) of its TRAK object, or trak_lightning.report.write_report")
     require_writable(Path(options.output) if options.output else run.path / "report" / "index.html")
     render = _function(options.render)
 

@@ -7,18 +7,18 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from trak_lightning.chat.records import Record, TrainOn
+from trak_lightning.chat.records import TrainOn
 from trak_lightning.cli.arguments import RECIPE, SETTINGS
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError, explained
 from trak_lightning.cli.help import command_parser
-from trak_lightning.scoring.display import shortened
+from trak_lightning.scoring.display import ShowsSamples, shortened
 from trak_lightning.scoring.scores import Scores, open_scores
 
 FEATURIZING = (*SETTINGS, *RECIPE, "config", "print_config", "seed_everything")
 """Settings of ``trak featurize``, which are options here too."""
 
-SHOWN_TARGETS, SHOWN_EXAMPLES, SHOWN_CHARACTERS = 5, 3, 100
+SHOWN_TARGETS, SHOWN_EXAMPLES = 5, 3
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         )
     from trak_lightning.cli.commands.check import print_findings
     from trak_lightning.cli.job import Job
+    from trak_lightning.report.samples import samples_of
 
     job = Job("check" if settings.check else "sft", [*_configured(settings, line), *others])
     if settings.check:
@@ -51,11 +52,11 @@ def main(argv: Sequence[str]) -> int:
     scores = job.score()
     if job.speaks:
         data: Any = job.datamodule
-        rows = data.train_set.records.rows
+        train = samples_of(job.train_data, datamodule=data)
         for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:
-            _print(f"target {target}: {shortened(answer.text, SHOWN_CHARACTERS)}", scores, target, rows)
+            _print(f"target {target}: {shortened(answer.text)}", scores, target, train)
         for group, title in list(_groups(data))[:SHOWN_TARGETS]:
-            _print(title, open_scores(job.run, job.groups_name), group, rows)
+            _print(title, open_scores(job.run, job.groups_name), group, train)
     return 0
 
 
@@ -101,7 +102,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--max_length", type=number, default=None, help="maximum sequence length used in training, in tokens"
     )
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="maximum tokens to generate")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=number,
+        default=None,
+        help="maximum tokens to generate; default: 128, or what there is room for",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 decodes greedily")
     parser.add_argument(
         "--check", type=bool, default=False, help="only say how many seconds, how much memory and disk it would take"
@@ -149,22 +155,11 @@ def _groups(datamodule: Any) -> Iterator[tuple[int, str]]:
         members = [answer for answer in datamodule.answers if answer.group == name]
         if members:
             terms = " ".join(("− " if answer.coefficient < 0 else "+ ") + answer.text for answer in members)
-            yield group, f"{name} ({shortened(terms, SHOWN_CHARACTERS)})"
+            yield group, f"{name} ({shortened(terms)})"
 
 
-def _print(title: str, scores: Scores, target: int, rows: Sequence[Record]) -> None:
+def _print(title: str, scores: Scores, target: int, train: ShowsSamples) -> None:
     print(f"\n{title}")
-    best = scores.top(min(SHOWN_EXAMPLES, len(rows)), target=target)
+    best = scores.top(min(SHOWN_EXAMPLES, scores.shape[1]), target=target)
     for index, value in zip(best.indices, best.values, strict=True):
-        print(f"  {value:+10.4g}  {int(index):>7}  {shortened(_words(rows[int(index)]), SHOWN_CHARACTERS)}")
-
-
-def _words(record: Record) -> str:
-    """An example in one line."""
-    parts = []
-    for name, value in record.items():
-        if isinstance(value, str) and name in ("prompt", "completion", "text"):
-            parts.append(value)
-        elif isinstance(value, (list, tuple)):
-            parts += [str(turn.get("content", "")) for turn in value if isinstance(turn, dict)]
-    return " → ".join(parts)
+        print(f"  {value:+10.4g}  {int(index):>7}  {shortened(train.show(int(index)).line)}")

@@ -12,7 +12,6 @@ from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.decisions.suspects import Suspects
-from trak_lightning.errors import IncompleteRunError
 from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.directory import RunDirectory
 
@@ -38,12 +37,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"-k, the number of samples to print, must be at least 1, got {options.k}")
     run = RunDirectory(options.run_dir)
     run.require_checkpoints()
-    if not run.config.exists():
-        raise IncompleteRunError(
-            f"{run.config} is missing, which says what the data is: trak run and trak featurize write it. For a run made in "
-            "Python, call suspects() of its TRAK object."
-        )
-
+    run.require_config("suspects() of its TRAK object")
     folder = run.path / "suspects"
     require_writable(folder)
 
@@ -93,7 +87,7 @@ def _print(found: Suspects, count: int) -> None:
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for place, row in enumerate(zip(*known.values(), strict=True)):
         if place == len(found) > 0:
-            cut = f"── cut: above, {100 * (found.expected or 0):.0f} % are expected to be false alarms; below, more"
+            cut = f"── cut: above, {found.false_alarms}; below, more"
             table.add_row(*[""] * (len(known) - 1), cut)
         table.add_row(*row)
     if found.has_cut and not len(found) and shown:

@@ -15,6 +15,7 @@ from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.scores import open_scores
 
 STRONGEST = 8
+SHOWN = 3
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,15 +31,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--example", type=int | None, default=None, help="position of a training sample; default: the best"
     )
-    parser.add_argument("-k", type=int, default=3, help="number of most helpful training samples, if none is named")
+    parser.add_argument(
+        "-k",
+        type=int | None,
+        default=None,
+        help=f"number of most helpful training samples, if none is named; default: {SHOWN}",
+    )
     add_name(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    config = CommandLine.of(argv, parser).parse()
+    config = CommandLine.of(argv, parser, renamed={"--train": "--example"}).parse()
     if config.target is None:
         raise UsageError("target is missing: --target 0")
     run = RunDirectory(config.run_dir)
     scores = open_scores(run, config.name)
-    best = scores.top(config.k, target=config.target).indices
+    run.require_config("token_scores(targets, pairs) of its TRAK object")
+    best = scores.top(min(SHOWN, scores.shape[1]) if config.k is None else config.k, target=config.target).indices
     examples = [int(index) for index in best] if config.example is None else [config.example]
 
     from trak_lightning.cli.job import Job

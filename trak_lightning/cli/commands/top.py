@@ -15,6 +15,8 @@ from trak_lightning.scoring.display import ranking_table
 from trak_lightning.scoring.ranking import Ranking, rank, signed
 from trak_lightning.scoring.scores import Scores, open_scores
 
+SHOWN = 10
+
 
 def main(argv: Sequence[str]) -> int:
     """Print the most helpful and most harmful samples; return 0."""
@@ -29,7 +31,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--by_train", type=int | None, default=None, help="position of a training sample: rank the targets by it"
     )
-    parser.add_argument("-k", type=int, default=10, help="number of samples to print on either side")
+    parser.add_argument(
+        "-k",
+        type=int | None,
+        default=None,
+        help=f"number of samples to print on either side; default: {SHOWN}, or all if fewer",
+    )
     add_name(parser)
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
@@ -59,11 +66,12 @@ def _rankings(config: Namespace, scores: Scores) -> tuple[Ranking, Ranking]:
     if (config.target is None) == (config.by_train is None):
         raise UsageError("give either --target or --by_train, the position of one sample")
     if config.by_train is None:
-        return scores.sides(config.k, config.target)
+        return scores.sides(min(SHOWN, scores.shape[1]) if config.k is None else config.k, config.target)
     effects = scores.effects(config.by_train)[None]
-    if not 1 <= config.k <= scores.shape[0]:
-        raise UsageError(f"k must lie in 1 … {scores.shape[0]}, the number of targets, got {config.k}")
-    helpful, harmful = (rank(effects, which, config.k) for which in ("top", "bottom"))
+    k = min(SHOWN, scores.shape[0]) if config.k is None else config.k
+    if not 1 <= k <= scores.shape[0]:
+        raise UsageError(f"k must lie in 1 … {scores.shape[0]}, the number of targets, got {k}")
+    helpful, harmful = (rank(effects, which, k) for which in ("top", "bottom"))
     return (
         signed(Ranking(helpful.indices[0], helpful.values[0]), "top"),
         signed(Ranking(harmful.indices[0], harmful.values[0]), "bottom"),
