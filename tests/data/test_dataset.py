@@ -1,7 +1,5 @@
 """Every sample once, under its own index, whatever the user's loader does."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils.data import (
@@ -56,12 +54,6 @@ def test_an_iterable_dataset_is_refused_with_the_way_out():
 
     with pytest.raises(DataError, match="Stream has no length or no indices.*map-style"):
         AttributionData.of(Stream())
-
-
-@pytest.mark.parametrize("name", ["val", Path("val")])
-def test_a_name_in_place_of_a_dataset_is_refused(name):
-    with pytest.raises(DataError, match="the data is .*val.*expected a dataset or a DataLoader"):
-        AttributionData.of(name)
 
 
 def test_an_empty_dataset_is_refused():

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     samples = None if config.numbers else shown_samples("self-influence", run, "train", len(found.leverage))
     _print(values, samples)
-    summary("self", short_path(path), len(found.leverage), "samples", started)
+    summary("self", f"{short_path(path)}", len(found.leverage), "samples", started)
     return 0
 
 
