@@ -197,9 +197,11 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def _plugin_options(parser: ArgumentParser) -> list[str]:
-    """The options of the plug-ins that are the defaults of `parser`, such as ``scorer.regularization``."""
+    """The options of the plug-ins that are the defaults of `parser`, such as ``scorer.regularization``; not of those that import torch."""
     paths = {
-        action.dest: (action.default or {}).get("class_path") for action in parser._actions if action.dest in KINDS
+        action.dest: (action.default or {}).get("class_path")
+        for action in parser._actions
+        if action.dest in ("scorer", "store")
     }
     return [f"{setting}.{name}" for setting, path in paths.items() if path for name in _options(path)]
 
