@@ -70,7 +70,7 @@ def test_a_check_says_what_it_would_cost_and_answers_and_stores_nothing(command,
 
 def test_options_that_would_have_no_effect_are_refused(command, tmp_path, capsys):
     command()
-    assert main(["sft", str(tmp_path / "run"), "--targets", "others.jsonl"]) == 1
+    assert main(["sft", str(tmp_path / "run"), "--targets", "others.jsonl"]) == 2
     assert "--targets has no effect without --model: the run has settings of its own" in capsys.readouterr().err
 
 
@@ -185,7 +185,7 @@ def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_
     shown = capsys.readouterr()
     assert "samples are not shown" in shown.err
     assert "1+1 → =2" not in shown.out
-    assert command("--name", "train") == 1
+    assert command("--name", "train") == 2
     assert "name, of the targets, must be a word other than train" in capsys.readouterr().err
 
 
@@ -291,5 +291,5 @@ def test_that_the_model_cannot_be_retrained_is_said_before_anything_is_recorded(
     ],
 )
 def test_what_is_missing_is_named(argv, message, capsys, tmp_path):
-    assert main(["sft", str(tmp_path / "run"), *argv]) == 1
+    assert main(["sft", str(tmp_path / "run"), *argv]) == 2
     assert message in capsys.readouterr().err

@@ -103,5 +103,5 @@ def test_the_command_prints_the_account_and_fails_when_featurizing_would(tmp_pat
     assert "for 13,970 rows of training samples; " in done.stdout
     settings["parameters"] = ["conv.*"]
     refused = trak_check()
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "SettingsError: parameters: 'conv.*' matches nothing in DigitsCNN" in refused.stderr

@@ -135,7 +135,7 @@ def test_the_leaf_of_a_nested_message_is_found():
 )
 def test_a_mistake_in_a_file_is_one_line_with_its_place(settings, message, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(f"run_dir: {tmp_path}\n{settings}\n")
-    assert main(["evaluate", "--config", str(tmp_path / "mine.yaml")]) == 1
+    assert main(["evaluate", "--config", str(tmp_path / "mine.yaml")]) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
@@ -164,14 +164,46 @@ def test_a_keyword_that_is_misspelt_is_named_and_not_what_follows_from_it(settin
     model = "" if settings.startswith("model") else f"\nmodel: {demo}CNN"
     text = f"run_dir: {tmp_path}\n{settings.replace('M', f'{demo}CNN')}{model}\ndata: {demo}DataModule"
     (tmp_path / "mine.yaml").write_text(text)
-    assert main(["check", "--config", str(tmp_path / "mine.yaml"), *options]) == 1
+    assert main(["check", "--config", str(tmp_path / "mine.yaml"), *options]) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        (["evaluate", "x", "--evaluation.model", "4"], "--evaluation.models"),
+        (["score", "x", "--scor", "trak"], "--scorer"),
+        (["score", "x", "--regularisation", "1"], "--scorer.regularization"),
+        (["check", "x", "--target_spli", "test"], "--target_split"),
+        (["top", "x", "3"], "--target 3"),
+    ],
+)
+def test_an_option_is_not_abbreviated_and_the_one_that_was_meant_is_named(argv, meant, capsys):
+    assert main(argv) == 2
+    assert f"id you mean {meant}?" in capsys.readouterr().err
+
+
+def test_a_module_that_is_no_lightning_module_is_told_where_it_can_be_used(capsys, tmp_path):
+    options = ["--data", "trak_lightning.demos.DigitsDataModule", "--run_dir", str(tmp_path / "run")]
+    assert main(["check", "--model", "torch.nn.Identity", *options]) == 2
+    assert (
+        "expected a subclass of LightningModule: wrap your torch.nn.Module in one, or use it" in capsys.readouterr().err
+    )
+
+
+def test_a_check_needs_no_run_directory(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
+    monkeypatch.chdir(tmp_path)
+    demo = "trak_lightning.demos.Digits"
+    assert main(["check", "--model", f"{demo}CNN", "--data", f"{demo}DataModule", "--trainer.accelerator", "cpu"]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_directory_is_asked_for_by_its_place(capsys):
-    assert main(["score"]) == 1
+    assert main(["score"]) == 2
     assert "run_dir is missing: write it after the command" in capsys.readouterr().err
 
 
@@ -225,7 +257,7 @@ def test_a_hidden_file_of_the_working_directory_is_named_where_it_was_meant(tmp_
     for name in ("json", "mine"):
         (tmp_path / f"{name}.py").touch()
     for path, hidden in (("json.Net", True), ("mine.Net", False)):
-        assert main(["score", "run", "--scorer", path]) == 1
+        assert main(["score", "run", "--scorer", path]) == 2
         message = f"{json.__file__} hides json.py of the working directory: give yours another name"
         assert (message in capsys.readouterr().err) is hidden
 
@@ -243,7 +275,7 @@ def test_a_hidden_file_of_the_working_directory_is_named_where_it_was_meant(tmp_
 )
 def test_an_option_of_another_command_is_refused_though_files_may_hold_it(command, option, owner, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("{task: regression, ensemble: {size: 3}, projector: {dim: 9}, seed: 9}")
-    assert main([command, str(tmp_path), *option]) == 1
+    assert main([command, str(tmp_path), *option]) == 2
     name = option[0].partition("=")[0]
     assert f"{name} has no effect on trak {command}: it belongs to trak {owner}" in capsys.readouterr().err
     assert main([command, str(tmp_path), *(["--remove", "1,"] if command == "whatif" else [])]) == 1

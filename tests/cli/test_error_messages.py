@@ -196,7 +196,7 @@ MISTAKES = {
     "the label has another key": (
         lambda path: attribute().featurize(Keyed()),
         errors.DataError,
-        r"no entry of the batch is called labels, .*image.*species.*Say which holds the labels: task: \{name: …, labels: …\}",
+        r"no entry of the batch is called labels, .*image.*species.*Say which holds the labels; .*: task: \{name: …, labels: …, inputs: …, outputs: …\}",
     ),
     "labels begin with 1": (
         lambda path: attribute().featurize(samples(labels=torch.arange(20) % CLASSES + 1)),

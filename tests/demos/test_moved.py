@@ -33,7 +33,7 @@ def test_an_old_name_says_what_to_install_where_the_demos_are_missing(missing):
 def test_a_configuration_says_what_to_install_where_the_demos_are_missing(path, missing, tmp_path, capsys):
     config = tmp_path / "config.yaml"
     config.write_text(f"run_dir: {tmp_path / 'run'}\nmodel: {{class_path: {path}}}\ndata: mine.Data\n")
-    assert main(["train", "--config", str(config)]) == 1
+    assert main(["train", "--config", str(config)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"model is {path}, but the distribution trak-lightning-demos, which has TabularMLP, is not installed" in line
 

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from trak_lightning import registry
+from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError
 from trak_lightning.report import Samples
 from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.pictures import Picture
-from trak_lightning.report.samples import Table, Text, Turn, class_names_of, decoder
+from trak_lightning.report.samples import Table, Text, Turn, class_names_of, decoder, samples_of
 from trak_lightning.report.tokens import token_texts
 from trak_lightning.run.meaning import Meaning
 
@@ -52,6 +55,25 @@ def test_labels_have_names_where_classes_do():
     assert shown((torch.rand(2, 2), torch.tensor(1))).label == "1"
     assert shown((torch.rand(2, 2), 1), class_names=["cat", "dog"]).label == "dog"
     assert shown({"image": torch.rand(2, 2), "y": 0}, class_names=["cat", "dog"], label_keys=["y"]).label == "cat"
+
+
+class Graph:
+    def __init__(self, y):
+        self.x, self.y = torch.zeros(3, 2), torch.tensor([y])
+
+
+@pytest.mark.parametrize(
+    ("task", "label"),
+    [
+        ({"name": "image_classification", "inputs": "*", "labels": "y"}, "1"),
+        ({"name": "regression", "inputs": "*", "labels": "y"}, "1"),
+        ({"name": "image_classification", "inputs": "*"}, None),  # which finds no labels in such a batch
+    ],
+)
+def test_an_object_shows_the_label_that_the_task_finds_in_its_batch(task, label):
+    loader = DataLoader([Graph(0), Graph(1)], collate_fn=lambda graphs: graphs[0])
+    samples = samples_of(AttributionData.of(loader), task=registry.create("tasks", task))
+    assert samples.show(1).label == samples.label(1) == label
 
 
 def test_token_ids_are_decoded_and_what_only_models_read_is_left_out():

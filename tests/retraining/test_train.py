@@ -15,10 +15,11 @@ from trak_lightning import registry
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import IncompatibleRunError
 from trak_lightning.retraining.outputs import Retraining, one_stored
-from trak_lightning.retraining.retrainer import Retrainer
+from trak_lightning.retraining.retrainer import Retrainer, model_outputs
 from trak_lightning.retraining.subsets import SubsetPlan
 from trak_lightning.retraining.train import train_ensemble, train_on_subset
 from trak_lightning.runtime.lightning import WRITES_NOTHING
+from trak_lightning.tasks.loss import Loss
 
 
 def test_a_trained_model_is_let_go_before_the_next_is_made(tmp_path, monkeypatch):
@@ -142,3 +143,41 @@ def test_models_are_added_to_stored_ones_only_if_one_of_these_comes_out_the_same
     with nullcontext() if found != "error" else pytest.raises(IncompatibleRunError, match="training has changed"):
         grow(3)
     assert ("training is not repeatable" in caplog.text) == (found == "warning")
+
+
+class Graphs:
+    """Nodes of all graphs of a batch, one after the other."""
+
+    def __init__(self, samples):
+        self.x, self.y = torch.cat([x for x, _ in samples]), torch.stack([y for _, y in samples])
+        self.graph = torch.cat([torch.full((len(x),), at) for at, (x, _) in enumerate(samples)])
+
+
+def time_first(samples):
+    return torch.stack([x for x, _ in samples], 1), torch.stack([y for _, y in samples])
+
+
+def squares(model, batch):
+    """The squared error of each sample."""
+    if isinstance(batch, Graphs):
+        means = torch.stack([batch.x[batch.graph == at].mean(0) for at in range(len(batch.y))])
+        return (model.linear(means)[:, 0] - batch.y) ** 2
+    if isinstance(batch, list):
+        return torch.stack([(model.linear(x.mean(0))[0] - y) ** 2 for x, y in batch])
+    return (model.linear(batch[0].mean(0))[:, 0] - batch[1]) ** 2
+
+
+def mean_square(model, batch):
+    return squares(model, batch).mean()
+
+
+@pytest.mark.parametrize("loss", [squares, mean_square])
+@pytest.mark.parametrize("collate", [time_first, list, Graphs])
+def test_outputs_of_retrained_models_are_those_of_single_samples_whatever_the_form_of_a_batch(collate, loss):
+    samples = [(torch.randn(5, 3), torch.randn(())) for _ in range(7)]
+    model = Line()
+    torch.nn.init.normal_(model.linear.weight)
+    data = AttributionData.of(DataLoader(samples, batch_size=3, collate_fn=collate))
+    with torch.no_grad():
+        alone = [-float((model.linear(x.mean(0))[0] - y) ** 2) for x, y in samples]
+    np.testing.assert_allclose(model_outputs(model, Loss(loss), data), alone, rtol=1e-5)

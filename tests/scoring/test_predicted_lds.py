@@ -78,12 +78,15 @@ def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lds", "low", "high", "word"),
+    ("low", "high", "word"),
     [
-        (0.37, 0.30, 0.44, "good"),
-        (0.37, -0.21, 0.96, "uncertain"),
-        (0.10, -0.05, 0.25, "not distinguishable from chance"),
+        (0.31, 0.44, "good"),
+        (0.263, 0.597, "moderate to very good"),
+        (0.02, 0.14, "very weak to weak"),
+        (1.0, 1.0 + 1e-9, "very good"),
+        (-0.21, 0.96, "uncertain"),
+        (-0.05, 0.25, "not distinguishable from chance"),
     ],
 )
-def test_a_score_is_called_good_only_if_it_is_known_well(lds, low, high, word):
-    assert in_words(lds, low, high) == word
+def test_a_score_is_called_good_only_if_it_is_known_well(low, high, word):
+    assert in_words(low, high) == word

@@ -102,7 +102,7 @@ PIXEL_LOGITS = torch.randn(B, C, 2, 3, dtype=torch.float64)
 
 @pytest.mark.parametrize("settings", [{"reduction": "sum"}, {}, {"class_weight": [1.0, 2.0, 5.0]}])
 def test_segmentation_has_the_gradient_of_the_loss_of_each_image(settings):
-    task = registry.create("tasks", {"name": "segmentation", "level": "pixel", "ignore_index": 255, **settings})
+    task = registry.create("tasks", {"name": "segmentation", "ignore_index": 255, **settings})
     logits = PIXEL_LOGITS.clone().requires_grad_()
     weight = torch.tensor(settings.get("class_weight", [1.0] * C), dtype=torch.float64)
     losses = cross_entropy(logits, PIXELS, weight=weight, ignore_index=255, reduction="none").flatten(1).sum(1)
@@ -114,6 +114,17 @@ def test_segmentation_has_the_gradient_of_the_loss_of_each_image(settings):
     weights = task.loss_weight(lambda inputs: logits, batch, found.detach())
     (ours,) = torch.autograd.grad((weights * found).sum(), logits)
     torch.testing.assert_close(ours, -theirs)
+
+
+def test_a_mask_with_some_wrong_pixels_pushes_these_and_not_the_right_ones():
+    logits = torch.zeros(1, C, 100, dtype=torch.float64, requires_grad=True)
+    confident = 5 * one_hot(torch.zeros(1, 100, dtype=torch.long), C).movedim(-1, 1)
+    labels = (torch.arange(100) < 10).long().unsqueeze(0)  # 10 of 100 pixels are labeled wrongly
+    task = registry.create("tasks", "segmentation")
+    found = task.output(lambda inputs: logits + confident, (torch.zeros(1), labels))
+    q = task.loss_weight(lambda inputs: logits + confident, (torch.zeros(1), labels), found.detach())
+    (grad,) = torch.autograd.grad(q * found, logits)
+    assert grad[0, 1, :10].sum() > 5 * grad[0, 0, 10:].sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -128,7 +139,7 @@ def test_segmentation_has_the_gradient_of_the_loss_of_each_image(settings):
 )
 def test_pixels_may_lie_in_one_two_or_three_dimensions(logits, labels):
     expected = margin(PIXEL_LOGITS.flatten(2).mT, (PIXELS % C).flatten(1)).mean(1)
-    torch.testing.assert_close(output("segmentation", logits, labels), expected)
+    torch.testing.assert_close(output("segmentation", logits, labels, level="image"), expected)
 
 
 def test_a_mask_of_one_logit_per_pixel_is_a_multilabel_problem():

@@ -41,7 +41,7 @@ NEED_A_MODEL = ("run", "check", "train", "featurize")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status, 0 only if everything asked for is done."""
+    """Run one command; return the exit status: 0 only if everything asked for is done, 2 if options or settings are wrong."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(command: str, argv: list[str]) -> int:
-    from trak_lightning.errors import TerminatedError, TrakError
+    from trak_lightning.errors import PluginError, SettingsError, TerminatedError, TrakError
 
     try:
         if command in NEED_A_MODEL:
@@ -93,6 +93,8 @@ def _call(command: str, argv: list[str]) -> int:
         if reason is None:
             raise
         print(f"trak {command}: {type(reason).__name__}: {reason}{_hidden(str(reason))}", file=sys.stderr)
+        if isinstance(reason, (PluginError, SettingsError)):
+            return 2
         # What a shell reports of a process that SIGTERM ended.
         return 143 if isinstance(reason, TerminatedError) else 1
 

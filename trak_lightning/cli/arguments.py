@@ -77,6 +77,9 @@ PLAIN: dict[str, dict[str, Any]] = {
 }
 """Settings with one value, as arguments of ``add_argument``."""
 
+UNNAMED = ".trak-check"
+"""The run directory of a check that names none, which is not made."""
+
 GROUPS = {"ensemble": EnsembleSettings, "evaluation": EvaluationSettings}
 PLUGINS = {
     "store": ("hdf5", "where features live"),
@@ -120,8 +123,7 @@ def refuse_early(command: str, argv: Sequence[str]) -> None:
     """Find mistakes in the settings of one of `NEED_A_MODEL` that need no torch to be seen.
 
     Raises:
-        UsageError: one in a setting of ours, or there is no model or no data.
-        DataError: a configuration file cannot be read.
+        UsageError: one in a setting of ours, there is no model or no data, or a configuration file cannot be read.
     """
     line = CommandLine.of(argv, _parser_without_torch(command)).with_saved_configuration()
     line.parse(drops={*RECIPE, *TORCH, "print_config", "seed_everything"})
@@ -149,7 +151,7 @@ def _parser_without_torch(command: str) -> ArgumentParser:
             parser.add_argument_group(name).add_argument(f"--{name}", type=Unread, default=path, help=about)
 
     add_unread("model", "data")
-    add_settings(parser, [name for name in SETTINGS if name not in TORCH])
+    add_settings(parser, [name for name in SETTINGS if name not in TORCH], command)
     add_json(parser, command)
     add_unread(*TORCH, "optimizer", "lr_scheduler")
     tidy(parser)
@@ -162,10 +164,14 @@ def add_json(parser: ArgumentParser, command: str) -> None:
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def add_settings(parser: ArgumentParser, names: Collection[str] = SETTINGS) -> None:
+def add_settings(parser: ArgumentParser, names: Collection[str] = SETTINGS, command: str = "") -> None:
     """Add some of `SETTINGS` to a parser."""
     for name in names:
-        if name in PLAIN:
+        if name == "run_dir" and command == "check":
+            parser.add_argument(
+                "--run_dir", type=str, default=UNNAMED, help="run directory that is checked; nothing is stored"
+            )
+        elif name in PLAIN:
             parser.add_argument(f"--{name}", **PLAIN[name])
         elif name in GROUPS:
             parser.add_class_arguments(GROUPS[name], name)

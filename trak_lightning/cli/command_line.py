@@ -21,7 +21,6 @@ from jsonargparse import ArgumentParser, Namespace, get_loader
 
 from trak_lightning.cli.error_messages import UsageError, explained
 from trak_lightning.cli.names import KINDS, Names
-from trak_lightning.errors import DataError
 
 PRINT_CONFIG = "--print_config"
 """The option that takes a value only behind an equals sign."""
@@ -94,7 +93,10 @@ class CommandLine:
         if positionals is None:
             return cls(parser, tuple(options), tuple(values))
         if len(values) > len(positionals):
-            raise UsageError(f"unexpected argument {values[len(positionals)]!r}. {_LISTS}")
+            extra = values[len(positionals)]
+            meant = extra.isdecimal() and any("--target" in action.option_strings for action in parser._actions)
+            hint = f"Did you mean --target {extra}?" if meant else _LISTS
+            raise UsageError(f"unexpected argument {extra!r}. {hint}")
         named = [Option(f"--{name}", value) for name, value in zip(positionals, values, strict=False)]
         if "run_dir" in positionals and (file := next((value for value in values if Path(value).is_file()), None)):
             raise UsageError(f"{file!r} is a file where a run directory was expected. {_LISTS}")
@@ -142,7 +144,7 @@ class CommandLine:
             drops: settings that the command does not read.
 
         Raises:
-            DataError: a configuration file cannot be read.
+            UsageError: a configuration file cannot be read.
             PluginError: an unknown plug-in name.
         """
         names = Names(uses)
@@ -164,19 +166,19 @@ def load_config(source: str) -> dict[str, Any]:
     """The mapping in a YAML file, or in inline YAML.
 
     Raises:
-        DataError: there is no such file, or it does not hold a mapping.
+        UsageError: there is no such file, or it does not hold a mapping.
     """
     path = Path(source)
     inline = source.lstrip().startswith("{")
     if not inline and not path.is_file():
-        raise DataError(f"there is no configuration file {source} (looked in {Path.cwd()})")
+        raise UsageError(f"there is no configuration file {source} (looked in {Path.cwd()})")
     try:
         config = get_loader("yaml")(source if inline else path.read_text())
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
-        raise DataError(f"{source}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {problem}") from error
+        raise UsageError(f"{source}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {problem}") from error
     if not isinstance(config, dict):
-        raise DataError(f"{source} must hold a mapping of settings, found {type(config).__name__}")
+        raise UsageError(f"{source} must hold a mapping of settings, found {type(config).__name__}")
     return config
 
 

@@ -114,7 +114,10 @@ def explained(
     """
     if found := re.match(r"unrecognized arguments: (--?)([^=\s]+)", message):
         options = {option.lstrip("-") for action in parser._actions for option in action.option_strings} | {*unread}
-        return f"unknown option {found[1]}{found[2]}{_nearest(found[2], options, found[1])}"
+        longer = {each.rpartition(".")[2]: each for each in (*options, *_plugin_options(parser)) if "." in each}
+        close = difflib.get_close_matches(found[2], longer, n=1, cutoff=0.85)
+        nearest = f"; did you mean --{longer[close[0]]}?" if close else _nearest(found[2], options, found[1])
+        return f"unknown option {found[1]}{found[2]}{nearest}"
     if found := re.match(r"argument (-\S+): expected one argument", message):
         return f"option {found[1]} needs a value"
     if found := re.search(r'[Kk]ey "([^"]+)" is required|arguments are required: ([^\s,]+)', message):
@@ -140,7 +143,9 @@ def explained(
         takes = f" {fault.owner.rpartition('.')[2]} takes {', '.join(known) or 'no options'}." if fault.owner else ""
         return f"{where}unknown setting {name}{nearest or '.'}{takes}"
     if fault.text.startswith("expected "):
-        return f"{where}{name} is {fault.value}; {fault.text}"
+        wrap = ": wrap your torch.nn.Module in one, or use it as it is in Python (trak_lightning.TRAK)"
+        hint = wrap * (name == "model" and fault.text.endswith("LightningModule"))
+        return f"{where}{name} is {fault.value}; {fault.text}{hint}"
     if fault.owner and re.match(r"No module named|module .* has no attribute", fault.text):
         return f"{where}{name} is {fault.owner}: {fault.text}{_importable(fault.owner)}"
     return f"{where}{name}: {fault.text}"
@@ -189,6 +194,14 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
         name.partition(".")[0], settings, n=1
     )
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
+
+
+def _plugin_options(parser: ArgumentParser) -> list[str]:
+    """The options of the plug-ins that are the defaults of `parser`, such as ``scorer.regularization``."""
+    paths = {
+        action.dest: (action.default or {}).get("class_path") for action in parser._actions if action.dest in KINDS
+    }
+    return [f"{setting}.{name}" for setting, path in paths.items() if path for name in _options(path)]
 
 
 def _options(path: str) -> list[str]:

@@ -60,6 +60,7 @@ def parser_settings(command: str, usage: str, description: str) -> dict[str, Any
         "usage": f"trak {command} {usage}",
         "description": description,
         "exit_on_error": False,
+        "allow_abbrev": False,
         "formatter_class": HelpFormatter,
     }
 

@@ -44,7 +44,7 @@ class TrakCLI(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        add_settings(parser)
+        add_settings(parser, command=self._command)
         add_json(parser, self._command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

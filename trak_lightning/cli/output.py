@@ -35,7 +35,7 @@ def trust_in(run: RunDirectory, scores: Scores) -> dict[str, Any]:
         return {"trust": scores.trust, "trust_unknown": scores.trust_unknown}
     lds, low, high = lds_of(result)
     models = f"{result.values['num_models']} retrained models"
-    sentence = f"{in_words(lds, low, high)}, as measured: LDS {lds:.3f} [{low:.3f}, {high:.3f}] over {models}"
+    sentence = f"{in_words(low, high)}, as measured: LDS {lds:.3f} [{low:.3f}, {high:.3f}] over {models}"
     return {"trust": {"lds": lds, "low": low, "high": high, "sentence": sentence}, "trust_unknown": None}
 
 

@@ -1,6 +1,7 @@
 """What is known of each training sample: its label, or its value in a column."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +22,16 @@ def labels_of(command: str, run_dir: str) -> tuple[Array, list[str]]:
         DataError: the task has no classes.
     """
     from trak_lightning.cli.job import Job
+    from trak_lightning.tasks.base import batch_of
 
     RunDirectory(run_dir).require_config(f"{METHODS[command]} of its TRAK object, with arrays of your own")
     job = Job(command, [run_dir])
     job.require_same_data(job.settings.train_split)
     data, task, found = job.train_data, job.parts.task, []
     for start in range(0, len(data), data.batch_size):
-        labels = task.class_labels(data.batch(range(start, min(start + data.batch_size, len(data)))))
+        batch = range(start, min(start + data.batch_size, len(data)))
+        with batch_of(len(batch)):
+            labels = task.class_labels(data.batch(batch))
         if labels is None:
             raise DataError(f"task {type(task).__name__} has no classes; give positions or a column instead of labels")
         found.append(labels.numpy())
@@ -37,7 +41,8 @@ def labels_of(command: str, run_dir: str) -> tuple[Array, list[str]]:
 
 
 def column_of(command: str, run_dir: str, column: str) -> Array:
-    """Return what every training sample has in a column: text (n,), such as ``3`` of a tensor that holds one number.
+    """Return what every training sample has in a column, or in the one of its features that `feature_names` of the DataModule calls so:
+    text (n,), such as ``3`` of a tensor that holds one number.
 
     Raises:
         DataError: samples have no columns, or not this one, or it holds more than one value per sample.
@@ -50,7 +55,9 @@ def column_of(command: str, run_dir: str, column: str) -> Array:
     job.require_same_data(job.settings.train_split)
     dataset = job.train_data.dataset
     rows = dataset.records.rows if isinstance(dataset, ChatDataset) else dataset  # which encodes some columns alone
-    sample = rows[0]
+    sample, names = rows[0], [str(name) for name in getattr(job.datamodule, "feature_names", None) or ()]
+    if column in names and vector_of(sample, len(names)) is not None:
+        return np.array([feature_of(rows[i], column, names) for i in range(len(dataset))])
     if not isinstance(sample, Mapping) or column not in sample:
         columns = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else ""
         raise DataError(
@@ -58,6 +65,19 @@ def column_of(command: str, run_dir: str, column: str) -> Array:
             f"{columns or f'none: a sample is a {type(sample).__name__}'}"
         )
     return np.array([text_of(rows[i].get(column), column) for i in range(len(dataset))])
+
+
+def vector_of(sample: Any, size: int) -> Any:
+    """The entry of a sample, or the sample, that is a vector of `size` features; None if there is none."""
+    if isinstance(sample, (Mapping, tuple, list)):
+        entries = sample.values() if isinstance(sample, Mapping) else sample
+        return next((each for each in entries if np.shape(each) == (size,)), None)
+    return sample if np.shape(sample) == (size,) else None
+
+
+def feature_of(sample: Any, column: str, names: Sequence[str]) -> str:
+    """Return the text of the feature of that name: ``1`` for 1.0."""
+    return f"{float(vector_of(sample, len(names))[names.index(column)]):g}"
 
 
 def text_of(value: object, column: str) -> str:

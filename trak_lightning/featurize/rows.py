@@ -258,9 +258,9 @@ class RowComputer:
         told.add(missing[0].name)
         names = ", ".join(slot.name for slot in missing[:5]) + (" …" if len(missing) > 5 else "")
         log.warning(
-            "gradients  no output of the first batch depends on %d of %d parameters (%d of %d entries): %s. If that holds for all batches, "
-            "they add nothing to the features: leave them out, parameters=['!NAME']. Does a part of the model run under no_grad in eval "
-            "mode?",
+            "gradients  no output of the first batch depends on %d of %d parameters (%d of %d entries): %s. That is so for a head that this "
+            "task does not use, and they add nothing to the features: leave them out with a pattern, parameters=['!NAME'], or "
+            "--parameters '!NAME' on the command line. Otherwise, does a part of the model run under no_grad in eval mode?",
             len(missing), len(self._layout), sum(slot.numel for slot in missing), self._layout.numel, names,
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ import base64
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from html import escape
 from typing import Any, TypeAlias
 
@@ -14,7 +14,9 @@ from trak_lightning.errors import DataError
 from trak_lightning.report.pictures import Picture, is_image, picture
 from trak_lightning.report.tokens import token_texts
 from trak_lightning.report.turns import decoder, turns_in
+from trak_lightning.tasks.base import Task, batch_of
 from trak_lightning.tasks.fields import LABEL_NAMES
+from trak_lightning.tasks.supervised import SupervisedTask
 
 LONGEST_TEXT = 1200
 MOST_FIELDS = 16
@@ -112,6 +114,7 @@ class Samples:
         class_names: names of labels 0, 1, …
         feature_names: names of the entries of one-dimensional float tensors.
         label_keys: other keys under which a mapping may have its label.
+        label_of: finds the label of a sample, by its position, that shows none itself.
         tokenizer: converts single tokens to text.
     """
 
@@ -124,6 +127,7 @@ class Samples:
         class_names: Sequence[str] | None = None,
         feature_names: Sequence[str] | None = None,
         label_keys: Sequence[str] = (),
+        label_of: Callable[[int], Any] = lambda index: None,
         tokenizer: Any = None,
     ) -> None:
         self._dataset = dataset
@@ -132,6 +136,7 @@ class Samples:
         self._class_names = class_names
         self._feature_names = feature_names
         self._label_keys = (*label_keys, *LABEL_NAMES)
+        self._label_of = label_of
         self.tokenizer = tokenizer
         self.show = lru_cache(maxsize=None)(self._show)
 
@@ -152,7 +157,10 @@ class Samples:
     def label(self, index: int) -> str | None:
         """The label of a sample as shown, without making pictures."""
         sample = self._rendered(index)
-        return sample.label if isinstance(sample, Shown) else self._label(self.split(sample)[1])
+        if isinstance(sample, Shown):
+            return sample.label
+        found = self.split(sample)[1]
+        return self._label(self._label_of(index) if found is None else found)
 
     def token_texts(self, index: int, positions: Iterable[int]) -> list[str]:
         """The text of the tokens at some positions of a sample's ``labels``; the positions, if there is no tokenizer."""
@@ -162,7 +170,10 @@ class Samples:
         return token_texts(self.tokenizer, [int(labels[position]) for position in positions])
 
     def _show(self, index: int) -> Shown:
-        return self.shown(self._rendered(index))
+        sample = self._rendered(index)
+        shown = self.shown(sample)
+        known = isinstance(sample, Shown) or shown.label is not None
+        return shown if known else replace(shown, label=self._label(self._label_of(index)))
 
     def _rendered(self, index: int) -> Any:
         sample = self._dataset[index]
@@ -304,8 +315,23 @@ def samples_of(
         class_names=class_names_of(data.dataset, datamodule=datamodule, task=task, model=model),
         feature_names=getattr(datamodule, "feature_names", None),
         label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
+        label_of=partial(_label_in_batch, data, task),
         tokenizer=found,
     )
+
+
+def _label_in_batch(data: Any, task: Any, index: int) -> Any:
+    """The label that the task finds in a batch of this sample, such as a graph; None if it finds no single one."""
+    if not isinstance(task, Task):
+        return None
+    try:
+        with batch_of(1):
+            batch = data.batch([index])
+            found = task.class_labels(batch)
+            found = task.targets(batch) if found is None and isinstance(task, SupervisedTask) else found
+    except Exception:  # the user's code, which may refuse a batch of one; the rest of the sample is shown
+        return None
+    return _plain(found) if found is not None and found.numel() == 1 else None
 
 
 def class_names_of(

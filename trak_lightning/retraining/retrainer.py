@@ -14,13 +14,15 @@ from torch import Tensor
 
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.transfer import to_device
+from trak_lightning.errors import OneSampleAtATime
+from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.featurize.fitting import FitSamples
 from trak_lightning.retraining.outputs import Retraining, store_outputs, stored_outputs
 from trak_lightning.retraining.repeat import require_repeatable, spread
 from trak_lightning.retraining.train import Recipe, train_on_subset
 from trak_lightning.runtime.progress import progress
 from trak_lightning.runtime.signals import interruptible
-from trak_lightning.tasks.base import Task
+from trak_lightning.tasks.base import Task, batch_of
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,17 @@ def model_outputs(
     batches = [range(i, min(i + data.batch_size, len(data))) for i in range(0, len(data), data.batch_size)]
     with torch.no_grad():
         for indexed in data.loader(batches):
-            outputs.append(task.output(model, to_device(indexed, data.hooks, model, model.device).batch).float().cpu())
+            size, batch = len(indexed.index), to_device(indexed, data.hooks, model, model.device).batch
+            try:
+                with batch_of(size):
+                    found = as_outputs(task.output(model, batch), size, task)
+            except OneSampleAtATime as refusal:
+                with batch_of(1):
+                    alone = [
+                        task.output(model, load(data, [position])).reshape(1) for position in indexed.index.tolist()
+                    ]
+                found = torch.cat(alone)
+                task.require_agreement(refusal.whole, found)
+            outputs.append(found.float().cpu())
     values: npt.NDArray[np.float32] = torch.cat(outputs).numpy()
     return values

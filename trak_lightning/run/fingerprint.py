@@ -40,7 +40,9 @@ def require_same(recorded: Mapping[str, Any], asked: Mapping[str, Any], where: P
     difference = first_difference(current(recorded), current(asked))
     if difference is not None:
         name, old, new = difference
+        layouts = [each.get("parameters") for each in (recorded, asked)]
+        why = " The model has other parameters, or others of them are attributed." * (layouts[0] != layouts[1])
         raise IncompatibleRunError(
-            f"{where} was made with {name} = {old!r}, and {new!r} is asked for now. Use another run directory, go back to "
+            f"{where} was made with {name} = {old!r}, and {new!r} is asked for now.{why} Use another run directory, go back to "
             "the old setting, or delete that folder."
         )

@@ -29,11 +29,14 @@ WIDEST = 0.4
 WORDS = ((0.05, "very weak"), (0.15, "weak"), (0.3, "moderate"), (0.5, "good"), (1.0, "very good"))
 
 
-def in_words(lds: float, low: float, high: float) -> str:
-    """Call a linear datamodeling score with a 95 % interval weak, moderate or good."""
+def in_words(low: float, high: float) -> str:
+    """Call a linear datamodeling score with a 95 % interval weak, moderate or good: what both ends are called."""
     if high - low > WIDEST:
         return "uncertain"
-    return next(word for limit, word in WORDS if lds <= limit) if low > 0 else "not distinguishable from chance"
+    if low <= 0:
+        return "not distinguishable from chance"
+    least, most = (next(word for limit, word in WORDS if end <= limit) for end in (low, min(high, 1.0)))
+    return least if least == most else f"{least} to {most}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Trust:
     @property
     def sentence(self) -> str:
         return (
-            f"{in_words(self.lds, self.low, self.high)}: sums of scores would predict retrained models with a rank correlation (LDS) of about {self.lds:.2f} "
+            f"{in_words(self.low, self.high)}: sums of scores would predict retrained models with a rank correlation (LDS) of about {self.lds:.2f} "
             f"[{self.low:.2f}, {self.high:.2f}]; {MORE} more checkpoints would bring about {max(self.gain, 0):.2f}"
         )
 

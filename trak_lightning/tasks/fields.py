@@ -168,7 +168,8 @@ def label_key(batch: Any) -> Key:
         )
     raise DataError(
         f"no entry of the batch is called {', '.join(LABEL_NAMES[:-1])} or {LABEL_NAMES[-1]}; it is {describe(batch)}. Say "
-        "which holds the labels: task: {name: …, labels: …}."
+        "which holds the labels; which the model is called with, unless it takes all other tensors by name; and, if it returns several "
+        "outputs, which is attributed: task: {name: …, labels: …, inputs: …, outputs: …}."
     )
 
 

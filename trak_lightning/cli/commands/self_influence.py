@@ -7,11 +7,14 @@ import numpy as np
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_json, short_path, summary
+from trak_lightning.cli.shown_samples import shown_samples
 from trak_lightning.run.atomic import atomic_write, require_writable
+from trak_lightning.scoring.display import ShowsSamples, shortened
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.self_influence import self_influence
 
 READS = ("run_dir", "train_split", "store", "scorer")
+COLUMNS = ("index", "self_influence", "leverage")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
         reads=READS,
     )
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")
+    parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
     config, instances = light_settings(parser, argv, reads=READS)
     run, store = open_run(config, instances)
     path = run.path / "scores" / "self_influence.npz"
@@ -34,11 +38,26 @@ def main(argv: Sequence[str]) -> int:
     with atomic_write(path) as part, part.open("wb") as file:
         np.savez(file, **found._asdict())
     largest = np.argsort(-found.self_influence, kind="stable")[: config.k]
+    values = [(int(i), float(found.self_influence[i]), float(found.leverage[i])) for i in largest]
     if config.json:
-        print_json(
-            {"path": path, "largest": [{"index": i, "self_influence": found.self_influence[i]} for i in largest]}
-        )
-    else:
-        shown = ", ".join(map(str, largest))
-        summary("self", f"{short_path(path)}; largest self-influence: {shown}", len(found.leverage), "samples", started)
+        print_json({"path": path, "largest": [dict(zip(COLUMNS, each, strict=True)) for each in values]})
+        return 0
+    samples = None if config.numbers else shown_samples("self-influence", run, "train", len(found.leverage))
+    _print(values, samples)
+    summary("self", f"{short_path(path)}", len(found.leverage), "samples", started)
     return 0
+
+
+def _print(values: Sequence[tuple[int, float, float]], samples: ShowsSamples | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Largest self-influence", title_justify="left", box=None)
+    for place, heading in enumerate((*COLUMNS, *(("label", "sample") if samples else ()))):
+        table.add_column(heading.replace("_", "-"), justify="right" if place < 3 else "left", no_wrap=place < 3)
+    for index, *numbers in values:
+        shown = None if samples is None else samples.show(index)
+        told = () if shown is None else (shown.label or "", shortened(shown.line))
+        table.add_row(*map(Text, (str(index), *(f"{number:.4g}" for number in numbers), *told)))
+    Console().print(table)

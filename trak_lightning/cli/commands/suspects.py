@@ -90,4 +90,9 @@ def _print(found: Suspects, count: int) -> None:
             cut = f"── cut: above, {found.false_alarms}; below, more"
             table.add_row(*[""] * (len(known) - 1), cut)
         table.add_row(*row)
+    if found.has_cut and not len(found) and shown:
+        table.title, table.title_justify = "Most suspicious, none of them before the cut", "left"
     Console().print(table)
+    listed = len(found) if found.has_cut else len(found.ranking)
+    if len(shown) < listed:
+        print(f"The first {len(shown)} of {listed}; -k {listed} prints all, and suspects.csv has them.")
