@@ -13,7 +13,7 @@ import trak_lightning
 from trak_lightning import TRAK
 from trak_lightning.cli import main
 from trak_lightning.errors import DataError, TrakError
-from trak_lightning.scoring.scores import Scores
+from trak_lightning.scoring.scores import Scores, write_matrix
 from trak_lightning.scoring.trak import Trak
 
 HOSTILE = "<script>alert(1)</script>"
@@ -194,6 +194,15 @@ def test_calls_of_traker_are_answered_with_the_page_that_translates_them(trak):
         with pytest.raises(AttributeError, match=f"no attribute '{name}'. Coming from traker, .*docs/coming-from.md"):
             getattr(trak, name)
     assert not hasattr(trak, "nothing")
+
+
+def test_scores_of_a_recorded_training_have_no_features_to_ask(tmp_path, capsys):
+    write_matrix(tmp_path, "replayed", np.ones((2, 5), np.float32), "exact", {"request": {}, "repeated_by": "repeat"})
+    for options in (["whatif", "--remove", "1,"], ["select", "--budget", "2"]):
+        assert main([options[0], str(tmp_path), "--name", "replayed", *options[1:]]) == 1
+        error = capsys.readouterr().err
+        assert "'replayed' holds scores of a recorded training, and this command computes with features" in error
+        assert "Replay.outputs(targets, task, weights)" in error
 
 
 def test_names_of_classes_reach_suspects(trak):

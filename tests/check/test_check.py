@@ -100,7 +100,7 @@ def test_the_command_prints_the_account_and_fails_when_featurizing_would(tmp_pat
     assert (done.returncode, done.stderr) == (0, "")
     assert "gradients  hooks: Conv2d ×2" in done.stdout
     assert "22 batches × 10 checkpoints" in done.stdout
-    assert "for 13,970 rows; " in done.stdout
+    assert "for 13,970 rows of training samples; " in done.stdout
     settings["parameters"] = ["conv.*"]
     refused = trak_check()
     assert refused.returncode == 2

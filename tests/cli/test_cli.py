@@ -204,7 +204,7 @@ def test_checkpoints_that_are_named_are_used_and_nothing_is_trained(finished, co
     assert done.returncode == 0, done.stderr
     assert "featurize  1797 rows" in done.stdout
     shown = trak("check", *named).stdout
-    assert "× 1 checkpoint =" in shown
+    assert "× 1 checkpoint " in shown
     assert "for 1,737 rows" in shown
     assert not (tmp_path / "checkpoints").exists()
     assert len(list((tmp_path / "subsets").iterdir())) == 1  # recorded next to the checkpoint
@@ -317,7 +317,7 @@ def test_mistakes_are_named_without_a_traceback_and_with_a_failing_exit_status(a
                 "--data",
                 '{"class_path": "growing.SomeDigits", "init_args": {"num_train": 1737, "first_targets": 50}}',
             ),
-            "length of the dataset = 60, and 50 is asked for",
+            "'test' holds 60 targets, and 50 are given: these are others.",
         ),
         (("evaluate", "--evaluation.models", 4, "--data.num_targets", 50), "num_samples = 1737, and 1747 is asked"),
     ],
