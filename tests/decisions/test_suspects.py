@@ -50,6 +50,19 @@ def test_doubtful_predictions_are_no_label_errors():
     assert fit_label_noise(log_p, labels).rate < 0.01
 
 
+@pytest.mark.parametrize(("signal", "noise"), [(1, 1), (1, 2), (2, 4)])
+def test_what_poor_models_contradict_is_not_called_wrong(signal, noise):
+    for seed in range(10):
+        generator = np.random.default_rng(seed)
+        right = generator.integers(0, 3, 150)
+        log_p = log_softmax(noise * generator.standard_normal((150, 3)) + signal * np.eye(3)[right], axis=1)
+        labels = np.where(generator.random(150) < 0.05, (right + generator.integers(1, 3, 150)) % 3, right)
+        found = find_suspects([], Predictions(log_p, labels, np.ones(150, dtype=int)), Meaning())
+        against = (log_p.argmax(1) != labels).sum()
+        assert len(found) == 0
+        assert f"contradict {against} of 150 labels, no more than errors of their own can explain" in found.describe()
+
+
 def test_errors_that_the_models_have_learned_are_found():
     log_p, labels, wrong = labeled(1.7, 0.1, confusable=True)
     shift = np.roll(np.eye(CLASSES), 1, axis=1)

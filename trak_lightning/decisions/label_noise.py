@@ -34,6 +34,18 @@ DRAWS = 200
 STARTS = ((1.0, 0.02), (2.5, 0.15))
 """Sharpness and error rate to start from; the likelihood may have several maxima."""
 
+RATES = (1e-5, 0.5)
+"""Error rates between which to search."""
+
+INSIGNIFICANT = 6.6
+"""Twice the log-likelihood that a smaller error rate may cost: 99 % quantile of χ² with one degree of freedom."""
+
+STEPS = 7
+"""Number of bisections between no errors and the most likely error rate."""
+
+DOUBTFUL = 0.3
+"""Sharpness of doubtful predictions, to start from in the search for the smallest error rate."""
+
 
 @dataclass(frozen=True)
 class LabelNoise:
@@ -41,8 +53,9 @@ class LabelNoise:
 
     The true class c is drawn from the calibrated prediction ``p_c ∝ exp(−β·d_c − γ·d_c²)``, where d_c is how much less
     log-probability the models give to c than to the class that they find most probable. The label is c with probability
-    1 − ε; otherwise it is another class, drawn from ν_c. All parameters maximize the likelihood of the labels. Classes that
-    the models cannot tell apart give a small β, and errors that they contradict with confidence give a large ε.
+    1 − ε; otherwise it is another class, drawn from ν_c. Classes that the models cannot tell apart give a small β, and errors that
+    they contradict with confidence give a large ε. Few samples, or poor models, do not tell these two apart: of all ε whose
+    likelihood is not significantly below the largest one, it is the smallest, with the β and γ that fit best to it.
     """
 
     sharpness: float
@@ -50,7 +63,7 @@ class LabelNoise:
     bend: float
     """γ ≥ 0"""
     rate: float
-    """ε, the share of wrong labels."""
+    """ε, the share of wrong labels, at least."""
     confusion: Array
     """ν (C, C): which label a wrong one of each class gets; rows sum to 1, zero diagonal."""
     learned: Array | None = None
@@ -75,7 +88,8 @@ class LabelNoise:
 
 
 def fit_label_noise(log_probabilities: Array, labels: Array) -> LabelNoise:
-    """Fit the model by maximum likelihood: β, γ and ε by L-BFGS, ν by expectation maximization.
+    """Fit the model by maximum likelihood, β, γ and ε by L-BFGS, ν by expectation maximization; then lower ε to the end of its
+    confidence interval (`INSIGNIFICANT`).
 
     Args:
         log_probabilities: (n, C), of models that were not trained on the sample.
@@ -103,7 +117,7 @@ def fit_label_noise(log_probabilities: Array, labels: Array) -> LabelNoise:
             model, loss = _fit_calibration(model, gaps, known)
             model = _fit_confusion(model, gaps, known, prior)
         fits.append((loss, model))
-    return min(fits, key=lambda fit: fit[0])[1]
+    return _smallest_rate(min(fits, key=lambda fit: fit[0])[1], gaps, known)
 
 
 def expected_false_alarms(wrong: Array) -> Array:
@@ -175,7 +189,32 @@ def _off_diagonal(learned: Array) -> Array:
     return np.where(total > 0, wrong / np.maximum(total, 1e-12), (1 - np.eye(C)) / (C - 1))
 
 
-def _fit_calibration(model: LabelNoise, gaps: Array, labels: Array) -> tuple[LabelNoise, float]:
+def _smallest_rate(model: LabelNoise, gaps: Array, labels: Array) -> LabelNoise:
+    """The model with the smallest error rate whose profile likelihood is not significantly smaller: bisection."""
+
+    def fit(rate: float) -> tuple[LabelNoise, float]:
+        starts = replace(model, rate=rate), replace(model, rate=rate, sharpness=DOUBTFUL, bend=0.0)
+        return min((_fit_calibration(start, gaps, labels, (rate, rate)) for start in starts), key=lambda fit: fit[1])
+
+    found, best = fit(model.rate)
+    low, high = RATES[0], model.rate
+    rate = low  # no errors at all, first
+    for _ in range(STEPS):
+        lower, loss = fit(rate)
+        if 2 * len(labels) * (loss - best) <= INSIGNIFICANT:
+            found, high = lower, rate
+            if rate == low:
+                break
+        else:
+            low = rate
+        rate = (low + high) / 2
+    return found
+
+
+def _fit_calibration(
+    model: LabelNoise, gaps: Array, labels: Array, rates: tuple[float, float] = RATES
+) -> tuple[LabelNoise, float]:
+    """Fit β, γ, and ε in the interval `rates`; return the loss per sample, too."""
     rows, squares = np.arange(len(labels)), gaps**2
     confused = model.confusion[:, labels].T  # zero at the label itself
 
@@ -197,7 +236,7 @@ def _fit_calibration(model: LabelNoise, gaps: Array, labels: Array) -> tuple[Lab
 
     start = [model.sharpness, model.bend, logit(model.rate)]
     # The bounds keep a sample that no prediction explains from having the probability 0.
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.05, 20), (0, 5), (logit(1e-5), logit(0.5))])
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.05, 20), (0, 5), logit(rates)])
     sharpness, bend, odds = map(float, found.x)
     return replace(model, sharpness=sharpness, bend=bend, rate=float(expit(odds))), float(found.fun)
 
