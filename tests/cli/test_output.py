@@ -47,5 +47,5 @@ def test_the_probability_of_a_wrong_label_is_shown_where_models_had_not_seen_the
 
 def test_a_mask_is_told_from_its_image():
     image, mask = torch.rand(3, 16, 16), torch.ones(16, 16, dtype=torch.long)
-    assert Samples([(image, mask)]).show(0).line == "image 16×16 mask 16×16 "
-    assert Samples([{"photo": image, "seg": mask}]).show(0).line == "photo 16×16 seg 16×16 "
+    assert Samples([(image, mask)]).show(0).line == "image 16×16 mask 16×16"
+    assert Samples([{"photo": image, "seg": mask}]).show(0).line == "photo 16×16 seg 16×16"
