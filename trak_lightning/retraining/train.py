@@ -169,7 +169,8 @@ def _subset_loader(loader: DataLoader, subset: npt.NDArray[np.int64], batches_se
     if type(loader.sampler) not in (RandomSampler, SequentialSampler):
         raise DataError(
             f"training on random subsets needs a loader that shuffles or keeps the order; this one draws samples with "
-            f"{type(loader.sampler).__name__}. Train the checkpoints yourself and name them under checkpoints."
+            f"{type(loader.sampler).__name__}. Train the checkpoints yourself, name them under checkpoints, and ask for no evaluation that "
+            "retrains models (--evaluation.models 0)."
         )
     kept = {
         "num_workers": loader.num_workers,
