@@ -12,6 +12,7 @@ from trak_lightning.data.samples import SampleBatch
 from trak_lightning.extractors.auto import Auto
 from trak_lightning.extractors.hooks.planner import Planner
 from trak_lightning.gradients import ParameterLayout
+from trak_lightning.tasks.loss import Loss
 from trak_lightning.testing.extractors import autograd_loop, extract, gradients
 from trak_lightning.testing.models import Sum
 
@@ -52,7 +53,22 @@ def test_where_hooks_have_no_way_it_loops_and_says_why(caplog):
     said = caplog.records[0].getMessage()
     assert said.startswith("gradients  one sample at a time")
     assert "parameter layer.weight of Hidden" in said
-    assert "extractor=" not in said
+    assert "(extractor: iterative does so without this line)" in said
+
+
+def mean_loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def test_a_loss_of_the_whole_batch_is_told_once_though_hooks_can_do_batches_of_one(caplog):
+    caplog.set_level(logging.INFO)
+    model, extractor = nn.Linear(3, 2).double(), Auto()
+    for size in (4, 1, 4, 1, 4, 4, 4, 4):
+        batch = SampleBatch.of_rows((torch.randn(size, 3).double(), torch.zeros(size).long()), size)
+        gradients(extractor, model, Loss(mean_loss), batch)
+        assert extractor.one_by_one
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "one number for a batch of 4 samples" in said
 
 
 class Picky(nn.Module):
