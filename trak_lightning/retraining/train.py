@@ -53,8 +53,9 @@ def _let_go(datamodule: L.LightningDataModule) -> None:
     """Free the model that was trained last, if it is large; collecting takes longer than training a small one."""
     # The DataModule refers to its Trainer, which forms a reference cycle with its model.
     trainer, datamodule.trainer = datamodule.trainer, None
-    if trainer is not None and sum(each.nbytes for each in trainer.lightning_module.parameters()) >= LARGE:
-        del trainer
+    model = None if trainer is None else trainer.lightning_module
+    if model is not None and sum(each.nbytes for each in model.parameters()) >= LARGE:
+        del trainer, model
         gc.collect()
 
 
