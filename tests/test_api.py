@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
 from trak_lightning import TRAK, Task
+from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import (
     CheckpointError,
     DataError,
@@ -168,6 +169,30 @@ def test_batch_hooks_of_a_lightning_module_are_applied_as_in_training(train_set,
         trak.featurize(train_set)
         found.append(rows(trak))
     assert not np.allclose(*found)
+
+
+@pytest.mark.parametrize("owner", [L.LightningModule, L.LightningDataModule])
+def test_batch_hooks_that_augment_while_the_trainer_trains_leave_rows_as_they_are(owner, model, train_set, tmp_path):
+    class Augments(owner):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return (torch.rand_like(batch[0]), batch[1]) if self.trainer.training else batch
+
+    class Module(Augments if owner is L.LightningModule else L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x)
+
+    data = Augments() if owner is L.LightningDataModule else None
+    found = []
+    for name, net, hooks in (("plain", model, None), ("hooks", Module().eval(), data)):
+        trak = attribute(net, tmp_path / name)
+        trak.featurize(AttributionData.of(train_set, 8, hooks=hooks))
+        found.append(rows(trak))
+    np.testing.assert_array_equal(*found)
+    assert data is None or data.trainer is None
 
 
 # --- Bad input -------------------------------------------------------------------------------------------------------

@@ -68,6 +68,21 @@ def test_an_unknown_name_suggests_the_nearest():
         registry.create("tasks", "lm")
 
 
+@pytest.mark.parametrize(
+    ("loss", "task"),
+    [
+        ("mse", "'regression'"),
+        ("l2", "'regression'"),
+        ("ce", "'image_classification' or 'text_classification'"),
+        ("cross_entropy", "'image_classification' or 'text_classification'"),
+        ("bce", "'binary_classification' or 'multilabel'"),
+    ],
+)
+def test_the_name_of_a_loss_suggests_the_task_that_has_it(loss, task):
+    with pytest.raises(PluginError, match=rf"did you mean {task}\?"):
+        registry.create("tasks", loss)
+
+
 def test_options_that_a_plugin_does_not_take_are_refused_by_name():
     with pytest.raises(PluginError, match=r"no option 'dimm'; did you mean 'dim'\? SparseJL takes dim, per, nnz\."):
         registry.create("projectors", {"name": "sparse_jl", "dimm": 7})

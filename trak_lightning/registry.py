@@ -177,9 +177,18 @@ def find(kind: str, name: str) -> Plugin:
     raise PluginError(unknown(kind.removesuffix("s"), name, sorted({plugin.name for plugin in mine})))
 
 
+_TASKS_OF_LOSSES = {
+    **dict.fromkeys(("mse", "l2"), ("regression",)),
+    **dict.fromkeys(("ce", "cross_entropy"), ("image_classification", "text_classification")),
+    "bce": ("binary_classification", "multilabel"),
+}
+"""Tasks that are asked for by the name of their loss."""
+
+
 def unknown(what: str, name: str, known: list[str]) -> str:
     """Return the error message for a name that is not among the known ones."""
-    nearest = [each for each in known if name in each.split("_")] or difflib.get_close_matches(name, known, n=1)
+    nearest = [each for each in known if name in each.split("_") or each in _TASKS_OF_LOSSES.get(name, ())]
+    nearest = nearest or difflib.get_close_matches(name, known, n=1)
     return (
         f"no {what} named {name!r} is installed"
         + (f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ".")

@@ -87,6 +87,19 @@ def test_a_given_answer_is_the_last_one_and_a_span_is_a_part_of_it():
     assert (target(part), part.text) == ("Bern", "it is Bern.")
 
 
+def test_answers_of_a_conversation_may_be_text():
+    asked = [{"role": "user", "content": "2+2="}]
+    as_text, as_messages = answers(
+        [
+            {"prompt": asked, "chosen": "4", "rejected": "5"},
+            {"prompt": asked}
+            | {part: [{"role": "assistant", "content": text}] for part, text in (("chosen", "4"), ("rejected", "5"))},
+        ],
+        model=refused,
+    )[::2]
+    assert torch.equal(as_text.encoded.input_ids, as_messages.encoded.input_ids)
+
+
 def test_chosen_and_rejected_are_scored_as_their_difference_and_groups_as_their_mean(tmp_path):
     rows = [
         {"prompt": "2+2=", "chosen": "4", "rejected": "5"},

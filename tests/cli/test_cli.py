@@ -175,6 +175,7 @@ def test_top_prints_the_training_samples_with_the_largest_and_smallest_scores(fi
     for sample in (*order[:3], *order[-3:]):
         assert f" {sample} " in done.stdout
     assert all(word in done.stdout for word in ("Most helpful", "label", "image 8×8"))
+    assert re.search(r"Target 17 of \S*test.h5: \d, image 8×8", " ".join(done.stdout.split()))
 
 
 def test_other_scorer_settings_give_other_scores(finished, config, tmp_path):

@@ -4,6 +4,7 @@ import pickle
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -165,6 +166,17 @@ def ignoring(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1], ignore_index=-100)
 
 
+def mean_over_samples(model, batch):
+    """The loss (T,) of predictions (T, B)."""
+    return model(batch[0]).T.square().mean(1)
+
+
+def scored_on(targets):
+    trak = attribute()
+    trak.featurize(samples())
+    trak.score(targets)
+
+
 def narrow_targets():
     trak = attribute()
     trak.featurize(samples())
@@ -273,6 +285,55 @@ MISTAKES = {
         lambda path: attribute().featurize(TensorDataset(torch.randn(4, 6), torch.zeros(4).long(), torch.arange(4))),
         errors.DataError,
         r"the batch is a list of length 3, where a pair \(inputs, labels\).*write a Task",
+    ),
+    "inputs and labels are a pair of tensors": (
+        lambda path: attribute().featurize(samples().tensors),
+        errors.DataError,
+        r"the data is a tuple of columns, where a dataset of samples .*TensorDataset\(X, y\)",
+    ),
+    "inputs and labels are a list of arrays": (
+        lambda path: attribute().featurize([each.numpy() for each in samples().tensors]),
+        errors.DataError,
+        r"the data is a list of columns.*TensorDataset\(X, y\)",
+    ),
+    "targets are a pair of tensors": (
+        lambda path: scored_on(samples().tensors),
+        errors.DataError,
+        r"the data is a tuple of columns.*TensorDataset\(X, y\)",
+    ),
+    "the data is a table": (
+        lambda path: attribute().featurize(pd.DataFrame({"a": [1.0, 2.0]})),
+        errors.DataError,
+        r"the data is a DataFrame of columns.*TensorDataset\(X, y\)",
+    ),
+    "there are inputs alone": (
+        lambda path: attribute().featurize(samples().tensors[0]),
+        errors.DataError,
+        r"the batch is a Tensor.*It has no labels.*TensorDataset\(X, y\)",
+    ),
+    "the dataset has no labels": (
+        lambda path: attribute().featurize(TensorDataset(samples().tensors[0])),
+        errors.DataError,
+        r"the batch is a list of length 1.*It has no labels.*TensorDataset\(X, y\)",
+    ),
+    "a network with one output predicts numbers": (
+        lambda path: attribute(nn.Linear(6, 1).eval()).featurize(samples(labels=torch.ones(20))),
+        errors.DataError,
+        r"one logit, \(20, 1\).*binary_classification.*for a number to predict, regression",
+    ),
+    "void pixels have a label of their own": (
+        lambda path: attribute(nn.Conv2d(2, 4, 1).eval(), task="segmentation").featurize(
+            TensorDataset(torch.ones(3, 2, 4, 4), changed(torch.zeros(3, 4, 4).long(), (1, 2, 3), 255))
+        ),
+        errors.DataError,
+        r"in sample 1 of the dataset: label 255 is out of range.*\(pixel 11, counted row by row\)\. If 255 marks what has no label, "
+        r"set .*ignore_index: 255\.",
+    ),
+    "the loss is the mean over samples, as time comes first": (
+        lambda path: attribute(task={"name": "loss", "function": mean_over_samples}).featurize(samples()),
+        errors.DataError,
+        r"got a tensor of shape \(3,\)\. The mean or sum was taken over the dimension of the samples\. Keep the dimension with 20 entries.*"
+        r"square\(\)\.mean\(0\)\.$",
     ),
     "dropout is on": (
         lambda path: attribute(in_train_mode(nn.Dropout())),

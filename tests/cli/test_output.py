@@ -1,12 +1,15 @@
 """What commands print of results that are small, or that are not there."""
 
 import numpy as np
+import pytest
 import torch
 
 from trak_lightning.authoring import write_matrix
 from trak_lightning.cli import main
-from trak_lightning.cli.commands import whatif
+from trak_lightning.cli.commands import suspects, whatif
 from trak_lightning.cli.output import print_results
+from trak_lightning.decisions.predictions import Predictions
+from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.decisions.what_if import Removal
 from trak_lightning.report import Samples
 
@@ -31,7 +34,18 @@ def test_targets_that_lose_are_apart_from_those_that_gain(capsys):
     assert rows == [["1", "1", "-0.25", "0", "1", "+0.5"], ["3", "1", "+0.12"]]
 
 
+@pytest.mark.parametrize(("held_out", "shown"), [(0, False), (2, True)])
+def test_the_probability_of_a_wrong_label_is_shown_where_models_had_not_seen_the_label(held_out, shown, capsys):
+    log_p = np.log(np.array([[0.9, 0.1], [0.1, 0.9]]))
+    predictions = Predictions(log_p, np.array([1, 1]), np.full(2, held_out))
+    suspects._print(
+        Suspects(np.array([0, 1]), 1, 0.1, None, None, "b", np.array([1.0, 0.1]), predictions=predictions), 2
+    )
+    printed = capsys.readouterr().out
+    assert ("100 %" in printed) is ("wrong" in printed) is shown
+
+
 def test_a_mask_is_told_from_its_image():
     image, mask = torch.rand(3, 16, 16), torch.ones(16, 16, dtype=torch.long)
-    assert Samples([(image, mask)]).show(0).line == "image 16×16 mask 16×16 "
-    assert Samples([{"photo": image, "seg": mask}]).show(0).line == "photo 16×16 seg 16×16 "
+    assert Samples([(image, mask)]).show(0).line == "image 16×16 mask 16×16"
+    assert Samples([{"photo": image, "seg": mask}]).show(0).line == "photo 16×16 seg 16×16"

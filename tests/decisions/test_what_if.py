@@ -95,7 +95,7 @@ def test_a_step_far_beyond_the_summed_scores_is_trusted_in_its_order_only(proble
     trak = scored(model, "regression", (x, y), (z, np.zeros(7)), tmp_path, scorer)
     found = trak.what_if("test", regularization=RIDGE, weights="gauss_newton").remove(np.arange(10))
     assert found.stretch > 10
-    assert found.trust.startswith("trust the order of the changes, not their size")
+    assert found.trust.startswith("trust the order of the changes, not their size: the predicted changes are ")
 
 
 def test_a_mask_and_positions_are_the_same_set(fitted):

@@ -67,13 +67,12 @@ def test_the_sentence_is_stored_with_the_scores(problem, tmp_path):
 def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):
     unknown, few = scored(problem, tmp_path / "unknown", 5, subsets=False), scored(problem, tmp_path / "few", 3)
     assert unknown.trust is few.trust is None
-    assert (
-        "there are 5, not all with such a part; how to train them: docs/evaluation.md#models-that-you-train"
-        in unknown.trust_unknown
+    assert unknown.trust_unknown == (
+        "unknown: it takes 4 or more checkpoints that were each trained on a recorded part of the training set; here, 0 of 5 were; "
+        "how to train them: docs/evaluation.md#models-that-you-train-yourself"
     )
-    assert (
-        "from 4 or more checkpoints, each trained on a recorded part of the training set, and there are 3;"
-        in few.trust_unknown
+    assert few.trust_unknown == (
+        "unknown: it takes 4 or more checkpoints, and there are 3; train more: --ensemble.size 4"
     )
 
 

@@ -229,7 +229,7 @@ def test_predictions_are_found_in_what_a_model_returns(settings, wrap):
             r"does not take 'ids'.*whole batch as one argument, write inputs: '\*'",
         ),
         ({"outputs": "scores"}, (IDS, LABELS), "the model's output has no entry 'scores' .outputs.; it is a Tensor"),
-        ({}, (IDS, torch.tensor([2, 3])), "label 3 is out of range: the model returns 3 logits.*position 1"),
+        ({}, (IDS, torch.tensor([2, 3])), "label 3 is out of range: the model returns 3 logits.*sample 1 of the batch"),
         ({}, (IDS, LABELS.float()), "labels must be integers of shape"),
         ({}, (IDS, [2, 0]), "labels must be a tensor, got a list of length 2. Return tensors"),
         (

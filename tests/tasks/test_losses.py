@@ -267,7 +267,7 @@ def test_a_sequence_without_labels_says_nothing():
             {"name": "token_classification"},
             normal(B, T, C),
             TOKENS + 1,
-            r"label 3 is out of range.*or be -100 .position \(0, 1\)",
+            r"label 3 is out of range.*or be -100 .sample 0 of the batch, token 1\)",
         ),
         ({"name": "text_classification"}, normal(B, T, C), TOKENS, r"logits of shape \(B, classes\)"),
         ({"name": "text_classification", "class_weight": [1.0]}, normal(B, C), CLASSES, "1 weights, .* 3 logits"),

@@ -33,7 +33,7 @@ WORDS = {
     "segmentation": ("mean of the log-odds of the right pixels", "make the right pixels more likely", "mean p(pixel)"),
     "contrastive": ("margin of the pair over other pairs", "bring image and text closer together", "p(pair)"),
     "regression": ("prediction", "raise the prediction", None),
-    "loss": ("minus the loss", "lower the loss", None),
+    "loss": ("negative loss", "lower the loss", None),
 }
 
 

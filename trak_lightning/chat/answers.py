@@ -318,6 +318,8 @@ def _continued(record: Record, part: str) -> Record:
     answer, prompt = record[part], record.get("prompt")
     if prompt is None:
         return {"messages": answer}
+    if isinstance(answer, str) and as_messages(prompt) is not None:
+        answer = [{"role": "assistant", "content": answer}]
     return {"prompt": prompt, "completion": answer}
 
 

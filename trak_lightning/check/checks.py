@@ -20,13 +20,13 @@ import torch
 from trak_lightning.check.trial import Trial, peak_bytes
 from trak_lightning.errors import StorageError
 from trak_lightning.featurize.compute import predict
-from trak_lightning.featurize.job import FeaturizeJob, default_trainer
+from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.model.autocast import as_called
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.run.formatting import format_bytes
-from trak_lightning.runtime.lightning import quiet_lightning
+from trak_lightning.runtime.lightning import default_trainer, quiet_lightning
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.stores.base import FeatureRows, FeatureSpec, FeatureStore
 from trak_lightning.stores.memory import MemorySet

@@ -74,6 +74,8 @@ class Job:
         unseeded = self.settings.get("seed_everything") in (None, False)
         if unseeded:
             L.seed_everything(self.settings.seed, verbose=False)
+        if self.datamodule.trainer is None:  # as in training, for its hooks
+            self.datamodule.trainer = self._cli.trainer
         repeat_setup(self.datamodule)
         self.datamodule.prepare_data()
         drawn: Any = self.datamodule.setup("fit")  # see repeat_setup

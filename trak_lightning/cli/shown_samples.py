@@ -1,14 +1,19 @@
 """Label and content of samples, for the tables that commands print."""
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from trak_lightning.errors import DataError
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.display import shortened
 from trak_lightning.scoring.scores import Scores
 
 if TYPE_CHECKING:
+    from trak_lightning.cli.job import Job
     from trak_lightning.report.samples import Samples
+
+Loaded = TypeVar("Loaded")
 
 
 def with_targets_of(run: RunDirectory, scores: Scores) -> list[str]:
@@ -31,21 +36,45 @@ def shown_samples(
     Returns:
         None if the data cannot be shown; the reason is printed on standard error.
     """
-    if not run.config.exists():
-        return None
-    try:
-        from trak_lightning.cli.job import Job
-        from trak_lightning.report.samples import samples_of
+    return _shown(lambda: _samples(_job(command, run, scores), what, expected)) if run.config.exists() else None
 
-        job = Job(command, with_targets_of(run, scores) if scores and what == "target" else [str(run.path)])
-        settings = job.settings
-        data, split = (
-            (job.train_data, settings.train_split) if what == "train" else (job.target_data, settings.target_split)
-        )
-        if len(data) != expected:
-            raise DataError(f"the data has {len(data)} samples, and the run was made with {expected}")
-        job.require_same_data(split)
-        return samples_of(data, datamodule=job.datamodule, task=job.parts.task)
+
+def shown_ranking(command: str, run: RunDirectory, scores: Scores, what: str, by: int) -> "tuple[Samples | None, str]":
+    """Load the samples, ``train`` or ``target`` (`what`), that are ranked by one of the others; and say what that one is: its label
+    and text, or the name of a group of targets."""
+    if not run.config.exists() or (job := _shown(lambda: _job(command, run, scores))) is None:
+        return None, ""
+    counts = dict(zip(("target", "train"), scores.shape, strict=True))
+    samples = _shown(lambda: _samples(job, what, counts[what]))
+    other = "target" if what == "train" else "train"
+    if other == "target" and scores.grouped:
+        names = (getattr(job.datamodule, "combination", None) or [()])[0]
+        return samples, names[by] if len(names) == len(scores) else ""
+    others = _shown(lambda: _samples(job, other, counts[other]))
+    sample = None if others is None else others.show(by)
+    return samples, "" if sample is None else ", ".join(filter(None, (sample.label, shortened(sample.line))))
+
+
+def _job(command: str, run: RunDirectory, scores: Scores | None) -> "Job":
+    from trak_lightning.cli.job import Job
+
+    return Job(command, [str(run.path)] if scores is None else with_targets_of(run, scores))
+
+
+def _samples(job: "Job", what: str, expected: int) -> "Samples":
+    from trak_lightning.report.samples import samples_of
+
+    train = what == "train"
+    data, split = job.train_data if train else job.target_data, getattr(job.settings, f"{what}_split")
+    if len(data) != expected:
+        raise DataError(f"the data has {len(data)} samples, and the run was made with {expected}")
+    job.require_same_data(split)
+    return samples_of(data, datamodule=job.datamodule, task=job.parts.task)
+
+
+def _shown(load: Callable[[], Loaded]) -> Loaded | None:
+    try:
+        return load()
     except Exception as error:  # a user's data module may raise anything, and the numbers are there
         print(f"samples are not shown: {type(error).__name__}: {error}", file=sys.stderr)
         return None

@@ -65,6 +65,11 @@ class AttributionData:
             raise DataError(
                 f"the data is {source!r}, a {type(source).__name__}; expected a dataset or a DataLoader, before the name"
             )
+        if _holds_columns(source):
+            raise DataError(
+                f"the data is a {type(source).__name__} of columns, where a dataset of samples or a DataLoader was expected. Give "
+                "torch.utils.data.TensorDataset(X, y), with inputs and labels as tensors, one row per sample."
+            )
         dataset = source.dataset if isinstance(source, DataLoader) else source
         if isinstance(dataset, IterableDataset) or not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
             raise DataError(
@@ -164,6 +169,18 @@ class AttributionData:
             multiprocessing_context=self.multiprocessing_context,
             pin_memory=pin_memory,
         )
+
+
+def _holds_columns(source: Any) -> bool:
+    """Whether this is a table, or a pair such as (X, y): two or three arrays of as many rows, which are no samples as such."""
+    if hasattr(source, "iloc"):
+        return True
+    if not (isinstance(source, (tuple, list)) and 2 <= len(source) <= 3):
+        return False
+    shapes = [tuple(getattr(each, "shape", ())) for each in source]
+    if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
+        return False
+    return isinstance(source, tuple) or len(set(shapes)) > 1  # a list of samples of one shape is a dataset
 
 
 def check_samplers(loader: DataLoader) -> None:

@@ -1,6 +1,5 @@
 """Move a batch to a device as in training."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,17 +7,19 @@ from lightning.pytorch.core.hooks import DataHooks
 from torch import nn
 
 from trak_lightning.data.loading import IndexedBatch
+from trak_lightning.runtime.lightning import with_a_trainer
 
 
 def to_device(batch: IndexedBatch, datamodule: Any, model: nn.Module, device: torch.device) -> IndexedBatch:
     """Move a batch with the transfer hooks of the user's DataModule, or else of the LightningModule."""
 
-    def hook(name: str) -> Callable[..., Any]:
+    def hook(name: str, *arguments: Any) -> Any:
         for owner in (datamodule, model):
             if isinstance(owner, DataHooks) and getattr(type(owner), name) is not getattr(DataHooks, name):
-                return getattr(owner, name)
-        return getattr(DataHooks(), name)
+                with with_a_trainer(owner):  # type: ignore[arg-type]
+                    return getattr(owner, name)(*arguments)
+        return getattr(DataHooks(), name)(*arguments)
 
-    moved = hook("on_before_batch_transfer")(batch.batch, 0)
-    moved = hook("transfer_batch_to_device")(moved, device, 0)
-    return batch._replace(batch=hook("on_after_batch_transfer")(moved, 0))
+    moved = hook("on_before_batch_transfer", batch.batch, 0)
+    moved = hook("transfer_batch_to_device", moved, device, 0)
+    return batch._replace(batch=hook("on_after_batch_transfer", moved, 0))

@@ -64,10 +64,10 @@ class Removal:
             return f"too large to be trusted: {size}, and answers were compared with retraining up to {100 * LARGEST:.0f} %"
         if self.stretch > FAR:
             return (
-                f"trust the order of the changes, not their size: without this set ({size}) the rest fits so differently that the "
-                f"step is {self.stretch:.1f} times the summed scores, and such changes were found to be larger than predicted"
+                f"trust the order of the changes, not their size: the predicted changes are {self.stretch:.1f} times the sums of the scores "
+                f"of this set ({size}), because its samples stand in for each other, and measured changes were even larger in such cases"
             )
-        return f"small enough for one Newton step: {size}, {self.stretch:.1f} times the summed scores"
+        return f"small enough for one Newton step: {size}, predicted changes are {self.stretch:.1f} times the summed scores"
 
     def order(self) -> Array:
         """Return the targets (m,) in the order of their change, those that lose most first."""

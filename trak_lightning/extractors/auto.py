@@ -71,7 +71,9 @@ class Auto(GradientExtractor):
     def extract(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, sink: Sink) -> Tensor:
         again = self._last is not None and self._last() is batch
         if not again:  # else the batch is verified by the extractor that computed it
-            self._last, self._last_alone = ref(batch), self._refused.get(model, 0) >= _PATIENCE
+            # A batch of one that hooks can do says nothing of larger ones that they refused.
+            self._last = ref(batch)
+            self._last_alone = self._refused.get(model, 0) >= (1 if batch.size == 1 else _PATIENCE)
         if self._last_alone:
             return self._alone.extract(model, task, batch, layout, sink)
         watched, passes = _Watched(sink), self._passes.of(model)
@@ -98,7 +100,7 @@ class Auto(GradientExtractor):
             # Re-running one sample takes about as long as two ordinary passes.
             taken = 1 + 2 * batch.size * self._hooks.looped(model)
             self._count(model, batch.size, taken, self._hooks.rehearsals - rehearsals)
-        if self._described.get(model) != layout.fingerprint:
+        if model not in self._explained and self._described.get(model) != layout.fingerprint:
             self._described[model] = layout.fingerprint
             log.info("gradients  hooks: %s", describe(self._hooks.account(model, task, batch, layout)))
         return output
@@ -120,7 +122,8 @@ class Auto(GradientExtractor):
         passes.rehearsals += rehearsals
         if passes.worked and passes.saved + _REHEARSAL < 0 and self._refused.get(model, 0) < _PATIENCE:
             self._refused[model] = _PATIENCE
-            log.info(_FEWER)
+            if model not in self._explained:
+                log.info(_FEWER)
 
     def fall_back(self, model: nn.Module, refusal: UnsupportedModelError) -> GradientExtractor:
         if model not in self._explained:
@@ -129,7 +132,8 @@ class Auto(GradientExtractor):
                 log.info(_FEWER)
                 return self._alone
             log.warning(
-                "gradients  one sample at a time where hooks fail, which is exact but slower: %s",
+                "gradients  one sample at a time where hooks fail, which is exact but slower (extractor: iterative does so without this "
+                "line): %s",
                 _reason(refusal),
             )
         return self._alone

@@ -26,7 +26,7 @@ from trak_lightning.model.dtensor import shards
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory, read_subset
 from trak_lightning.run.positions import positions
-from trak_lightning.runtime.lightning import WRITES_NOTHING, quiet_lightning
+from trak_lightning.runtime.lightning import default_trainer, quiet_lightning
 from trak_lightning.runtime.progress import progress
 from trak_lightning.runtime.ranks import follow_rank_zero, outlast_rank_zero, takes_part
 from trak_lightning.runtime.signals import StopRequest
@@ -430,9 +430,3 @@ def _subset_next_to(source: CheckpointSource) -> npt.NDArray[np.int64] | None:
     if isinstance(source, (str, Path)) and (path := subset_path(source)).exists():
         return read_subset(path)
     return None
-
-
-def default_trainer() -> L.Trainer:
-    """A Trainer of one device that prints, logs and writes nothing."""
-    with quiet_lightning():
-        return L.Trainer(accelerator="auto", devices=1, **WRITES_NOTHING)

@@ -141,7 +141,7 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
                 f"the stored rows of {spec.split!r} under checkpoint {spec.checkpoint} are not what the model, the task and the "
                 f"data give now: of {len(found)} samples that were computed again, the {name} of "
                 f"{int((~(error <= tolerance)).sum())} differ, most by {error[worst]:.1%} (sample {int(found.index[worst])}). "
-                "The code of the model, the task, the loss function or the collate function has changed. Use another run "
+                "The code of the model, the task, the loss function, the collate function or the projector has changed. Use another run "
                 "directory (or for targets another name), restore the earlier code, or "
                 f"featurize with repair=True (--repair true), which computes all rows of {spec.split!r} again."
             )

@@ -13,13 +13,13 @@ from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.errors import SettingsError
 from trak_lightning.extractors.state import parameters_of, requiring
 from trak_lightning.featurize.compute import predict
-from trak_lightning.featurize.job import FeaturizeJob, default_trainer
+from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.gradients import DenseBlock
 from trak_lightning.model.autocast import as_called, cast_anew
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.leave_unchanged import leave_unchanged
-from trak_lightning.runtime.lightning import quiet_lightning
+from trak_lightning.runtime.lightning import default_trainer, quiet_lightning
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.tasks.base import batch_of
 from trak_lightning.tasks.terms import SumOfMargins

@@ -53,8 +53,9 @@ def _let_go(datamodule: L.LightningDataModule) -> None:
     """Free the model that was trained last, if it is large; collecting takes longer than training a small one."""
     # The DataModule refers to its Trainer, which forms a reference cycle with its model.
     trainer, datamodule.trainer = datamodule.trainer, None
-    if trainer is not None and sum(each.nbytes for each in trainer.lightning_module.parameters()) >= LARGE:
-        del trainer
+    model = None if trainer is None else trainer.lightning_module
+    if model is not None and sum(each.nbytes for each in model.parameters()) >= LARGE:
+        del trainer, model
         gc.collect()
 
 
@@ -169,7 +170,8 @@ def _subset_loader(loader: DataLoader, subset: npt.NDArray[np.int64], batches_se
     if type(loader.sampler) not in (RandomSampler, SequentialSampler):
         raise DataError(
             f"training on random subsets needs a loader that shuffles or keeps the order; this one draws samples with "
-            f"{type(loader.sampler).__name__}. Train the checkpoints yourself and name them under checkpoints."
+            f"{type(loader.sampler).__name__}. Train the checkpoints yourself, name them under checkpoints, and ask for no evaluation that "
+            "retrains models (--evaluation.models 0)."
         )
     kept = {
         "num_workers": loader.num_workers,

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import lightning as L
@@ -57,6 +58,32 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def default_trainer() -> L.Trainer:
+    """A Trainer of one device that prints, logs and writes nothing."""
+    with quiet_lightning():
+        return L.Trainer(accelerator="auto", devices=1, **WRITES_NOTHING)
+
+
+@contextmanager
+def with_a_trainer(owner: L.LightningDataModule | L.LightningModule) -> Iterator[None]:
+    """Let hooks ask ``self.trainer.training`` where nothing was trained in this process: they have a Trainer that does nothing."""
+    try:
+        attached = owner.trainer is not None
+    except RuntimeError:  # of a LightningModule without one
+        attached = False
+    if attached:
+        yield
+        return
+    owner.trainer = _idle_trainer()
+    try:
+        yield
+    finally:
+        owner.trainer = None
+
+
+_idle_trainer = cache(default_trainer)
 
 
 @contextmanager

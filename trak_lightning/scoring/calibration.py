@@ -36,10 +36,12 @@ class Calibration:
 
 def knows_subsets(checkpoints: Sequence[CheckpointFeatures]) -> bool:
     """Return whether there are `FEWEST` checkpoints or more, each with the part of the training set that it was trained on."""
-    return len(checkpoints) >= FEWEST and all(
-        features.subset is not None and len(features.subset) < features.train.spec.num_samples
-        for features in checkpoints
-    )
+    return len(checkpoints) >= FEWEST and all(map(trained_on_part, checkpoints))
+
+
+def trained_on_part(features: CheckpointFeatures) -> bool:
+    """Return whether the checkpoint was trained on a recorded part of the training set."""
+    return features.subset is not None and len(features.subset) < features.train.spec.num_samples
 
 
 def require_calibration(checkpoints: Sequence[CheckpointFeatures]) -> None:

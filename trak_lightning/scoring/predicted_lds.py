@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import hyp2f1, stdtrit
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, evenly
-from trak_lightning.scoring.calibration import FEWEST, knows_subsets, masks, weighted_sums
+from trak_lightning.scoring.calibration import FEWEST, knows_subsets, masks, trained_on_part, weighted_sums
 from trak_lightning.scoring.inner_products import InnerProducts
 from trak_lightning.scoring.views import some_targets
 
@@ -70,9 +70,12 @@ def unpredictable(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -
     if knows_subsets(checkpoints):
         return None
     M = len(checkpoints)
+    parts = sum(map(trained_on_part, checkpoints))
+    if parts == M:
+        return f"unknown: it takes {FEWEST} or more checkpoints, and there {'is' if M == 1 else 'are'} {M}; train more: --ensemble.size {FEWEST}"
     return (
-        f"unknown: it is predicted from {FEWEST} or more checkpoints, each trained on a recorded part of the training set, and there "
-        f"{'is' if M == 1 else 'are'} {M}{'' if M < FEWEST else ', not all with such a part'}; how to train them: {PAGE}"
+        f"unknown: it takes {FEWEST} or more checkpoints that were each trained on a recorded part of the training set; here, {parts} of {M} "
+        f"{'was' if parts == 1 else 'were'}; how to train them: {PAGE}"
     )
 
 

@@ -178,12 +178,12 @@ class Task(ABC):
         """Say what f means, for people who read scores. Override it, also as a class attribute, where the default is not true:
 
         log-odds of the right answer, for the logistic loss with the default q; a prediction of a number, for the squared loss;
-        minus the loss, for the linear one.
+        the negative loss, for the linear one.
         """
         if self.loss_function == "squared":
             return Meaning("prediction", "raise the prediction", "lower the prediction", number=True)
         if self.loss_function == "linear":
-            return Meaning("minus the loss", "lower the loss", "raise the loss")
+            return Meaning("negative loss", "lower the loss", "raise the loss")
         if type(self).loss_weight is not Task.loss_weight:
             return Meaning()
         return Meaning(

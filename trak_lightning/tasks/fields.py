@@ -177,6 +177,8 @@ def _remedy(batch: Any) -> str:
     if _is_list_of_objects(batch):
         return _BY_FUNCTION
     own = "; or write a Task with an `output` of your own"
+    if isinstance(batch, Tensor) or (isinstance(batch, (tuple, list)) and len(batch) == 1):
+        return f"It has no labels: give the dataset inputs and labels, as in TensorDataset(X, y){own}"
     if isinstance(batch, (tuple, list)):
         return f"Say which positions are which: task: {{name: …, inputs: 0, labels: 1}}{own}"
     if _attributes(batch):

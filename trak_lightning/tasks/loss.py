@@ -1,7 +1,7 @@
 """A task whose output is minus the loss that the model was trained with."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, ClassVar, Literal
@@ -66,12 +66,9 @@ class Loss(Task):
         if loss.shape == (size,):
             return -loss
         if loss.numel() != 1:
-            dim = loss.shape.index(size) if size in loss.shape else 0
-            first = "loss" if dim == 0 else f"loss.transpose(0, {dim})"
             raise DataError(
-                f"the loss must be one number, or one per sample, ({size},); got a tensor of shape {tuple(loss.shape)}. For a loss per "
-                "token, pixel or time step, take the mean or sum over all dimensions but that of the samples: "
-                f"{first}.flatten(1).mean(1)."
+                f"the loss must be one number, or one per sample, ({size},); got a tensor of shape {tuple(loss.shape)}. "
+                + _remedy(loss.shape, size)
             )
         if size == 1:
             return -loss.reshape(1)
@@ -188,3 +185,19 @@ def _resolve(path: str) -> LossFunction:
     if not callable(function):
         raise SettingsError(f"{path} is a {type(function).__name__} and no function of (model, batch)")
     return function
+
+
+def _remedy(shape: Sequence[int], size: int) -> str:
+    """What to do with a loss of this shape for a batch of `size` samples."""
+    if len(shape) > 1:
+        dim = shape.index(size) if size in shape else 0
+        first = "loss" if dim == 0 else f"loss.transpose(0, {dim})"
+        return (
+            "For a loss per token, pixel or time step, take the mean or sum over all dimensions but that of the samples: "
+            f"{first}.flatten(1).mean(1)."
+        )
+    flat = f" If samples were flattened, loss.unflatten(0, ({size}, -1)).mean(1)." if shape[0] % size == 0 else ""
+    return (
+        f"The mean or sum was taken over the dimension of the samples. Keep the dimension with {size} entries: if time comes first, (T, B), "
+        f"(model(x) - y).square().mean(0).{flat}"
+    )

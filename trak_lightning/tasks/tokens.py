@@ -96,7 +96,7 @@ class TokenMargins(SumOfMargins):
                 f"the model must return logits of shape (B, T, classes), got {tuple(logits.shape)}. {remedy}"
             )
         labels = class_labels(labels, ndim=2)
-        require_classes(logits, labels, ignore_index=self.ignore_index)
+        require_classes(logits, labels, ignore_index=self.ignore_index, term=self.term)
         logits = class_logits(logits, self.outputs_are)
         counted = labels != self.ignore_index
         return logits, labels.masked_fill(~counted, 0), counted

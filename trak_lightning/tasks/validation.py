@@ -60,8 +60,8 @@ def class_labels(labels: Tensor, ndim: int) -> Tensor:
     return ones.long().argmax(-1)
 
 
-def require_classes(logits: Tensor, labels: Tensor, *, ignore_index: int | None = None) -> None:
-    """Logits (…, C) and integer labels (…) in 0 … C−1, or `ignore_index`.
+def require_classes(logits: Tensor, labels: Tensor, *, ignore_index: int | None = None, term: str = "position") -> None:
+    """Logits (…, C) and integer labels (…) in 0 … C−1, or `ignore_index`. `term` is what the second dimension of labels counts.
 
     Under vmap values cannot be looked at; `margin` makes NaN of a wrong label, and that is refused later.
 
@@ -71,7 +71,7 @@ def require_classes(logits: Tensor, labels: Tensor, *, ignore_index: int | None 
     if logits.shape[-1] < 2:
         raise DataError(
             f"the model returns one logit, {tuple(logits.shape)}, where one per class was expected. For one logit per answer, "
-            "use task binary_classification, or multilabel for several answers per sample."
+            "use task binary_classification, or multilabel for several answers per sample; for a number to predict, regression."
         )
     if labels.dtype.is_floating_point or labels.shape != logits.shape[:-1]:
         remedy = ""
@@ -88,13 +88,16 @@ def require_classes(logits: Tensor, labels: Tensor, *, ignore_index: int | None 
     if ignore_index is not None:
         outside &= labels != ignore_index
     if outside.any():
-        place = tuple(int(position) for position in outside.nonzero()[0])
-        where = f" (position {place[0] if len(place) == 1 else place} of the batch)"
-        if len(labels) == 1:
-            where = f" (position {place[-1]} of the sample)" if len(place) > 1 else ""
+        place, found = outside.nonzero()[0].tolist(), int(labels[outside][0])
+        where = [f"sample {place[0]} of the batch"] * (len(labels) > 1)
+        where += [f"{term} {number}{', counted row by row' * (term == 'pixel')}" for number in place[1:]]
+        shown = f" ({', '.join(where)})" if where else ""
+        unknown = ignore_index is not None and not 0 <= found <= classes and bool((labels[outside] == found).all())
         raise DataError(
-            f"label {int(labels[outside][0])} is out of range: the model returns {classes} logits, so labels must lie in "
-            f"0 … {classes - 1}{'' if ignore_index is None else f', or be {ignore_index}'}{where}."
+            f"label {found} is out of range: the model returns {classes} logits, so labels must lie in "
+            f"0 … {classes - 1}{'' if ignore_index is None else f', or be {ignore_index}'}{shown}."
+            + f" If {found} marks what has no label, set the option of the task: ignore_index: {found}."
+            * unknown
         )
 
 

@@ -8,7 +8,7 @@ from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json, print_trust, short_path, trust_in
-from trak_lightning.cli.shown_samples import shown_samples
+from trak_lightning.cli.shown_samples import shown_ranking
 from trak_lightning.cli.store_arguments import add_name
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.display import ranking_table
@@ -51,13 +51,12 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     what = "train" if config.by_train is None else "target"
-    targets, train = scores.shape
-    samples = None
-    if not config.numbers:
-        samples = shown_samples("top", run, what, train if what == "train" else targets, scores)
-    title = f"Target {config.target}" if what == "train" else f"Training sample {config.by_train}"
+    by = config.target if what == "train" else config.by_train
+    samples, name = (None, "") if config.numbers else shown_ranking("top", run, scores, what, by)
+    kind = "Target" if what == "train" else "Training sample"
+    title = f"{kind} {by} of {short_path(scores.path)}{name and ': ' + name}"
     headings = scores.meaning.headings
-    Console().print(ranking_table(f"{title} of {short_path(scores.path)}", what, headings, (helpful, harmful), samples))
+    Console().print(ranking_table(title, what, headings, (helpful, harmful), samples))
     print_trust(run, scores)
     return 0
 
