@@ -63,12 +63,12 @@ def mean_loss(model, batch):
 def test_a_loss_of_the_whole_batch_is_told_once_though_hooks_can_do_batches_of_one(caplog):
     caplog.set_level(logging.INFO)
     model, extractor = nn.Linear(3, 2).double(), Auto()
-    for size in (4, 1, 4, 1, 4, 4, 4, 4):
+    for size in (100, 100, 1, 2, 1, 2):
         batch = SampleBatch.of_rows((torch.randn(size, 3).double(), torch.zeros(size).long()), size)
         gradients(extractor, model, Loss(mean_loss), batch)
         assert extractor.one_by_one
     (said,) = (record.getMessage() for record in caplog.records)
-    assert "one number for a batch of 4 samples" in said
+    assert "one number for a batch of 100 samples" in said
 
 
 class Picky(nn.Module):
@@ -135,6 +135,26 @@ def test_a_model_that_hooks_refuse_is_tried_again_only_after_many_samples(monkey
         expected = autograd_loop(model, Reaches(), batch, 4)[1]["layer.weight"]
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
     assert tried == [0, 40]
+
+
+def now_and_then(model, batch):
+    """A loss per sample in a loop where the first number is positive."""
+    if batch[0][0, 0] < 0:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    return torch.stack([nn.functional.cross_entropy(model(x[None]), y[None]) for x, y in zip(*batch, strict=True)])
+
+
+def test_batches_that_hooks_do_between_those_that_they_refuse_add_no_line(caplog):
+    caplog.set_level(logging.INFO)
+    model, extractor, ways = nn.Linear(3, 2).double(), Auto(), set()
+    for sign in (1, -1, -1, -1, 1, 1, -1, 1):
+        batch = SampleBatch.of_rows((torch.rand(90, 3).double() * sign, torch.zeros(90).long()), 90)
+        gradients(extractor, model, Loss(now_and_then), batch)
+        ways.add(extractor.one_by_one)
+    assert ways == {True, False}
+    assert [record.getMessage()[:59] for record in caplog.records] == [
+        "gradients  one sample at a time where hooks fail, which is "
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -100,7 +100,7 @@ class Auto(GradientExtractor):
             # Re-running one sample takes about as long as two ordinary passes.
             taken = 1 + 2 * batch.size * self._hooks.looped(model)
             self._count(model, batch.size, taken, self._hooks.rehearsals - rehearsals)
-        if self._described.get(model) != layout.fingerprint:
+        if model not in self._explained and self._described.get(model) != layout.fingerprint:
             self._described[model] = layout.fingerprint
             log.info("gradients  hooks: %s", describe(self._hooks.account(model, task, batch, layout)))
         return output
