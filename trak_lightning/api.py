@@ -445,9 +445,9 @@ class TRAK:
 
     def select(
         self,
-        *budget_and_name: float | str,
-        budget: float | None = None,
-        name: str | None = None,
+        budget: float,
+        name: str = "targets",
+        *,
         groups: npt.ArrayLike | None = None,
         regularization: float | str = "auto",
         split: str = "train",
@@ -455,13 +455,12 @@ class TRAK:
         """Choose the training samples to keep for scored targets, most useful first; see
         `trak_lightning.decisions.select.select_samples`.
 
-        >>> selection = trak.select(0.1, "test")  # a tenth of the training set; or select("test", budget=0.1)
+        >>> selection = trak.select(0.1, "test")  # a tenth of the training set
         >>> Subset(train_dataset, selection.indices)
 
         Args:
-            budget_and_name: these two, in either order.
             budget: number of samples to choose, or a share of the training set: 1 is one sample, and 1.0 all.
-            name: of the target split, as given to `score`; ``targets`` if not given.
+            name: of the target split, as given to `score`.
             groups: (n,) the group of every training sample, which keeps its share of the pool in what is chosen.
             regularization: λ, as for the ``trak`` scorer.
             split: of the training samples.
@@ -471,15 +470,13 @@ class TRAK:
             SettingsError: there is no such budget, or no such rule for λ.
             DataError: the groups are not n labels.
         """
-        names = [each for each in (*budget_and_name, name) if isinstance(each, str)] or ["targets"]
-        budgets = [each for each in (*budget_and_name, budget) if each is not None and not isinstance(each, str)]
-        if len(names) > 1 or len(budgets) != 1:
+        if isinstance(budget, str):
             raise SettingsError(
-                f"budget must be a single number, and name a single text, as in select(0.1, 'test'); got budgets {budgets}, names {names}"
+                f"budget must be a number of samples or a share, got {budget!r}; the name of the targets comes second: select(0.1, {budget!r})"
             )
-        checkpoints = load_features(self.run, self.store, targets=names[0], train=split)
+        checkpoints = load_features(self.run, self.store, targets=name, train=split)
         return select_samples(
-            checkpoints, self.run.read().meaning, budgets[0], groups=groups, regularization=regularization
+            checkpoints, self.run.read().meaning, budget, groups=groups, regularization=regularization
         )
 
     def report(

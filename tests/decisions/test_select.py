@@ -142,21 +142,11 @@ def test_a_float_up_to_one_is_a_share_and_an_integer_a_number(budget, count, fit
     assert len(fitted.select(budget, "test")) == count
 
 
-def test_budget_and_name_have_either_order(fitted):
-    expected = fitted.select(0.25, "test").indices.tolist()
-    for found in (
-        fitted.select("test", 0.25),
-        fitted.select("test", budget=0.25),
-        fitted.select(0.25, name="test"),
-        fitted.select(budget=0.25, name="test"),
+def test_a_name_in_place_of_the_budget_is_refused(fitted):
+    with pytest.raises(
+        SettingsError, match=r"got 'test'; the name of the targets comes second: select\(0\.1, 'test'\)"
     ):
-        assert found.indices.tolist() == expected
-
-
-@pytest.mark.parametrize("given", [("test",), (0.1, 0.2, "test"), (0.1, "test", "other")])
-def test_two_budgets_or_none_and_two_names_are_refused(given, fitted):
-    with pytest.raises(SettingsError, match=r"a single number, and name a single text, as in select\(0\.1, 'test'\)"):
-        fitted.select(*given)
+        fitted.select("test")
 
 
 def test_groups_may_be_a_column_of_text(fitted):
