@@ -40,6 +40,9 @@ RATES = (1e-5, 0.5)
 INSIGNIFICANT = 6.6
 """Twice the log-likelihood that a smaller error rate may cost: 99 % quantile of χ² with one degree of freedom."""
 
+KNOWN = 0.7
+"""The likeliest error rate is kept where the smallest that is allowed is at least this share of it."""
+
 STEPS = 7
 """Number of bisections between no errors and the most likely error rate."""
 
@@ -54,8 +57,8 @@ class LabelNoise:
     The true class c is drawn from the calibrated prediction ``p_c ∝ exp(−β·d_c − γ·d_c²)``, where d_c is how much less
     log-probability the models give to c than to the class that they find most probable. The label is c with probability
     1 − ε; otherwise it is another class, drawn from ν_c. Classes that the models cannot tell apart give a small β, and errors that
-    they contradict with confidence give a large ε. Few samples, or poor models, do not tell these two apart: of all ε whose
-    likelihood is not significantly below the largest one, it is the smallest, with the β and γ that fit best to it.
+    they contradict with confidence give a large ε. Few samples, or poor models, do not tell these two apart: where much
+    smaller ε are not significantly less likely, it is the smallest of these, with the β and γ that fit best to it.
     """
 
     sharpness: float
@@ -63,7 +66,7 @@ class LabelNoise:
     bend: float
     """γ ≥ 0"""
     rate: float
-    """ε, the share of wrong labels, at least."""
+    """ε, the share of wrong labels."""
     confusion: Array
     """ν (C, C): which label a wrong one of each class gets; rows sum to 1, zero diagonal."""
     learned: Array | None = None
@@ -89,7 +92,7 @@ class LabelNoise:
 
 def fit_label_noise(log_probabilities: Array, labels: Array) -> LabelNoise:
     """Fit the model by maximum likelihood, β, γ and ε by L-BFGS, ν by expectation maximization; then lower ε to the end of its
-    confidence interval (`INSIGNIFICANT`).
+    confidence interval (`INSIGNIFICANT`), unless that is close (`KNOWN`).
 
     Args:
         log_probabilities: (n, C), of models that were not trained on the sample.
@@ -190,7 +193,8 @@ def _off_diagonal(learned: Array) -> Array:
 
 
 def _smallest_rate(model: LabelNoise, gaps: Array, labels: Array) -> LabelNoise:
-    """The model with the smallest error rate whose profile likelihood is not significantly smaller: bisection."""
+    """The model with the smallest error rate whose profile likelihood is not significantly smaller, by bisection; the same model
+    where that is about the same."""
 
     def fit(rate: float) -> tuple[LabelNoise, float]:
         starts = replace(model, rate=rate), replace(model, rate=rate, sharpness=DOUBTFUL, bend=0.0)
@@ -208,7 +212,7 @@ def _smallest_rate(model: LabelNoise, gaps: Array, labels: Array) -> LabelNoise:
         else:
             low = rate
         rate = (low + high) / 2
-    return found
+    return model if found.rate >= KNOWN * model.rate else found
 
 
 def _fit_calibration(

@@ -39,7 +39,7 @@ class Suspect:
     says: str | None
     """The class that the models find most probable; None for a task without classes."""
     wrong: float | None
-    """Probability that the label is wrong, at least (`fit_label_noise`); None for a task without classes."""
+    """Probability that the label is wrong; a lower bound where the predictions cannot tell (`LabelNoise`). None for a task without classes."""
     error: float | None
     """What the ranking is by for a task without classes (`Suspects.basis`); None for a task with classes."""
     why: str
@@ -62,11 +62,11 @@ class Suspects(Sequence[Suspect]):
     expected: float | None
     """The share of false alarms expected before the cut; None if there is none, or the models were trained on what is before it."""
     errors: float | None
-    """How many labels in the whole training set are wrong, at least; None without classes, or if the models were trained on all of it."""
+    """The estimated number of wrong labels in the whole training set; None without classes, or if the models were trained on all of it."""
     basis: str
     """What the ranking is made from, in words."""
     suspicion: Array
-    """(n,) in the order of the training set: probability that the label is wrong, at least; the error for a task without classes."""
+    """(n,) in the order of the training set: probability that the label is wrong; the error for a task without classes."""
     learned: bool = False
     """Whether errors between the same classes were found in what the models have learned (`learned_confusion`)."""
     predictions: "Predictions | None" = None
@@ -126,7 +126,7 @@ class Suspects(Sequence[Suspect]):
             )
         found = f"labels that are likely wrong: {self.size} of {n}, of which {self.false_alarms}"
         if self.errors is not None:
-            found += f"; wrong labels in the whole training set: at least {self.errors:.0f}"
+            found += f"; wrong labels in the whole training set: about {self.errors:.0f}"
         found += f". Basis: {self.basis}"
         if self.learned:
             found += (

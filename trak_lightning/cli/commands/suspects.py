@@ -81,16 +81,17 @@ def _print(found: Suspects, count: int) -> None:
     from rich.table import Table
 
     table, shown = Table(box=None), found.first(count)
+    probability = "wrong" if len(found) else "wrong ≥"
     columns: dict[str, list[str | None]] = {
         "index": [str(each.index) for each in shown],
         "label": [each.label for each in shown],
         "models say": [each.says for each in shown],
-        "wrong ≥": [_wrong(found, each) for each in shown],
+        probability: [_wrong(found, each) for each in shown],
         "why": [each.why for each in shown],
     }
     known = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
     for heading in known:
-        numeric = heading in ("index", "wrong ≥")
+        numeric = heading in ("index", probability)
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for place, row in enumerate(zip(*known.values(), strict=True)):
         if place == len(found) > 0:
