@@ -100,11 +100,14 @@ def test_verify_ends_with_status_1_where_a_byte_of_the_scores_is_another(run):
     assert found > 20
 
 
-@pytest.mark.parametrize("name", ["run.json", "subsets/a1.npy", "features/train/a1/manifest.json", "config.yaml"])
-def test_verify_ends_with_status_1_where_a_file_is_cut_short(name, run):
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [("run.json", 1), ("subsets/a1.npy", 1), ("features/train/a1/manifest.json", 1), ("config.yaml", 2)],
+)
+def test_verify_fails_where_a_file_is_cut_short(name, status, run):
     path = run.path / name
     whole = path.read_bytes()
     assert main(["verify", str(run.path)]) == 0
     path.write_bytes(whole[: len(whole) // 2])
-    assert main(["verify", str(run.path)]) == 1
+    assert main(["verify", str(run.path)]) == status
     path.write_bytes(whole)
