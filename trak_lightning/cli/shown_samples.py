@@ -21,28 +21,24 @@ def with_targets_of(run: RunDirectory, scores: Scores) -> list[str]:
     return [str(run.path), *([f"--target_split={scores.target_split}"] if scores.target_split else [])]
 
 
-def shown_samples(
-    command: str, run: RunDirectory, what: str, expected: int, scores: Scores | None = None
-) -> "Samples | None":
-    """Load the data of a run's configuration to show its samples.
+def shown_samples(command: str, run: RunDirectory, expected: int) -> "Samples | None":
+    """Load the training data of a run's configuration to show its samples.
 
     Args:
         command: the command that shows them.
         run: the run directory.
-        what: ``train`` or ``target``.
         expected: the number of samples that the scores or features are of.
-        scores: those whose targets are shown.
 
     Returns:
         None if the data cannot be shown; the reason is printed on standard error.
     """
-    return _shown(lambda: _samples(_job(command, run, scores), what, expected)) if run.config.exists() else None
+    return _shown(lambda: _samples(_job(command, [str(run.path)]), "train", expected)) if run.config.exists() else None
 
 
 def shown_ranking(command: str, run: RunDirectory, scores: Scores, what: str, by: int) -> "tuple[Samples | None, str]":
     """Load the samples, ``train`` or ``target`` (`what`), that are ranked by one of the others; and say what that one is: its label
     and text, or the name of a group of targets."""
-    if not run.config.exists() or (job := _shown(lambda: _job(command, run, scores))) is None:
+    if not run.config.exists() or (job := _shown(lambda: _job(command, with_targets_of(run, scores)))) is None:
         return None, ""
     counts = dict(zip(("target", "train"), scores.shape, strict=True))
     samples = _shown(lambda: _samples(job, what, counts[what]))
@@ -55,10 +51,10 @@ def shown_ranking(command: str, run: RunDirectory, scores: Scores, what: str, by
     return samples, "" if sample is None else ", ".join(filter(None, (sample.label, shortened(sample.line))))
 
 
-def _job(command: str, run: RunDirectory, scores: Scores | None) -> "Job":
+def _job(command: str, arguments: list[str]) -> "Job":
     from trak_lightning.cli.job import Job
 
-    return Job(command, [str(run.path)] if scores is None else with_targets_of(run, scores))
+    return Job(command, arguments)
 
 
 def _samples(job: "Job", what: str, expected: int) -> "Samples":

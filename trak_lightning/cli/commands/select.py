@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if config.json:
         print_json({"path": folder, **found.to_json()})
         return 0
-    samples = None if config.numbers else shown_samples("select", run, "train", found.num_train)
+    samples = None if config.numbers else shown_samples("select", run, found.num_train)
     _print(found, samples, config.k)
     summary("select", f"{found.describe()}; {short_path(folder)}", len(found), "samples", started)
     return 0

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     if config.json:
         print_json({"path": path, "largest": [dict(zip(COLUMNS, each, strict=True)) for each in values]})
         return 0
-    samples = None if config.numbers else shown_samples("self-influence", run, "train", len(found.leverage))
+    samples = None if config.numbers else shown_samples("self-influence", run, len(found.leverage))
     _print(values, samples)
     summary("self", f"{short_path(path)}", len(found.leverage), "samples", started)
     return 0
