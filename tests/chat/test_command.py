@@ -61,6 +61,12 @@ def test_one_command_scores_given_and_written_answers_as_python_does(command, co
     np.testing.assert_allclose(difference, found[2] - found[3], rtol=1e-3, atol=1e-4 * abs(found).max())
 
 
+def test_a_group_without_a_difference_is_shown_as_a_mean(command, capsys):
+    command(targets=[chat("2+4", "=6") | {"group": "sums"}, chat("2+5", "=7") | {"group": "sums"}])
+    assert "sums (mean of 2 answers: =6 · =7)" in (shown := capsys.readouterr().out)
+    assert shown.count("trust ") == 1
+
+
 def test_a_check_says_what_it_would_cost_and_answers_and_stores_nothing(command, tmp_path, capsys):
     assert command("--check", "true") == 0
     shown = capsys.readouterr().out

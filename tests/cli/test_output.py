@@ -29,17 +29,17 @@ def test_an_evaluation_of_nothing_is_a_line(capsys):
 
 def test_targets_that_lose_are_apart_from_those_that_gain(capsys):
     change = np.array([0.5, -0.25, 0.0, 0.125])
-    whatif._print(Removal(np.array([7]), change, np.full(4, np.nan), change, np.ones(4), 0.1, 9), 10)
+    whatif._print(Removal(np.array([7]), change, np.full(4, np.nan), change, np.ones(4), 0.1, 9), 10, "test")
     rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert rows == [["1", "1", "-0.25", "0", "1", "+0.5"], ["3", "1", "+0.12"]]
 
 
-@pytest.mark.parametrize(("held_out", "shown"), [(0, False), (2, True)])
-def test_the_probability_of_a_wrong_label_is_shown_where_models_had_not_seen_the_label(held_out, shown, capsys):
+@pytest.mark.parametrize(("held_out", "count", "shown"), [(0, 1, False), (2, 1, True), (2, 0, False)])
+def test_the_probability_of_a_wrong_label_is_shown_where_it_is_an_estimate(held_out, count, shown, capsys):
     log_p = np.log(np.array([[0.9, 0.1], [0.1, 0.9]]))
     predictions = Predictions(log_p, np.array([1, 1]), np.full(2, held_out))
     suspects._print(
-        Suspects(np.array([0, 1]), 1, 0.1, None, None, "b", np.array([1.0, 0.1]), predictions=predictions), 2
+        Suspects(np.array([0, 1]), count, 0.1, None, None, "b", np.array([1.0, 0.1]), predictions=predictions), 2
     )
     printed = capsys.readouterr().out
     assert ("100 %" in printed) is ("wrong" in printed) is shown

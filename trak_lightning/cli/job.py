@@ -294,6 +294,8 @@ class Job:
     def score(self) -> Scores:
         """Score the targets, and the groups of them that the DataModule has under ``combination``."""
         scores = self._score()
+        if self.speaks:
+            print_trust(self.run, scores)
         if (combined := getattr(self.datamodule, "combination", None)) is not None:
             _, groups, coefficients = combined
             self._score(groups=groups, coefficients=coefficients, reduction="sum", name=self.groups_name)
@@ -319,7 +321,6 @@ class Job:
         )
         if self.speaks:
             summary("score", f"{scores.describe()} in {short_path(scores.path)}", int(fresh), "computed", started)
-            print_trust(self.run, scores)
         return scores
 
     def suspects(self, fdr: float) -> Suspects:

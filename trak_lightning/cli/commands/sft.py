@@ -154,7 +154,10 @@ def _groups(datamodule: Any) -> Iterator[tuple[int, str]]:
     for group, name in enumerate(datamodule.combination[0] if datamodule.combination else ()):
         members = [answer for answer in datamodule.answers if answer.group == name]
         if members:
-            terms = " ".join(("− " if answer.coefficient < 0 else "+ ") + answer.text for answer in members)
+            if any(answer.coefficient < 0 for answer in members):
+                terms = " ".join(("− " if answer.coefficient < 0 else "+ ") + answer.text for answer in members)
+            else:
+                terms = f"mean of {len(members)} answers: " + " · ".join(answer.text for answer in members)
             yield group, f"{name} ({shortened(terms)})"
 
 

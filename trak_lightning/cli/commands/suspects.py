@@ -70,8 +70,14 @@ def write(found: Suspects, folder: Path) -> None:
 
 
 def _wrong(found: Suspects, suspect: Suspect) -> str | None:
-    """The probability that the label is wrong; None where it would be too high, as every model was trained on the label."""
-    if suspect.wrong is None or found.predictions is None or not found.predictions.held_out[suspect.index]:
+    """The probability that the label is wrong; None where it would be too high, as every model was trained on the label, and
+    where it is only a lower bound, often near 0, since the predictions cannot tell wrong labels from doubt."""
+    if (
+        suspect.wrong is None
+        or not len(found)
+        or found.predictions is None
+        or not found.predictions.held_out[suspect.index]
+    ):
         return None
     return f"{100 * suspect.wrong:.0f} %"
 
@@ -81,17 +87,16 @@ def _print(found: Suspects, count: int) -> None:
     from rich.table import Table
 
     table, shown = Table(box=None), found.first(count)
-    probability = "wrong" if len(found) else "wrong ≥"
     columns: dict[str, list[str | None]] = {
         "index": [str(each.index) for each in shown],
         "label": [each.label for each in shown],
         "models say": [each.says for each in shown],
-        probability: [_wrong(found, each) for each in shown],
+        "wrong": [_wrong(found, each) for each in shown],
         "why": [each.why for each in shown],
     }
     known = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
     for heading in known:
-        numeric = heading in ("index", probability)
+        numeric = heading in ("index", "wrong")
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for place, row in enumerate(zip(*known.values(), strict=True)):
         if place == len(found) > 0:

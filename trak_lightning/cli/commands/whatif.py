@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
     path = run.path / "what_if.npz"
     require_writable(path)
     samples = _samples(config)
-    checkpoints = load_features(run, store, targets=scored_split(config, run), train=config.train_split)
+    targets = scored_split(config, run)
+    checkpoints = load_features(run, store, targets=targets, train=config.train_split)
     settings = instances.scorer.state
     what_if = WhatIf(checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto"))
     removal = what_if.remove(samples)
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     if config.json:
         print_json({"path": path, **removal.to_json()})
         return 0
-    _print(removal, config.k)
+    _print(removal, config.k, targets)
     summary(
         "whatif",
         f"without {len(removal.samples)} of {removal.num_train} samples",
@@ -103,11 +104,12 @@ def _read(source: str) -> Array:
     return read_positions(source, "--remove must be positions such as 3,17 or a .npy file of positions or of a mask")
 
 
-def _print(removal: Removal, count: int) -> None:
+def _print(removal: Removal, count: int, targets: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="How the output f of each target would change without the samples", title_justify="left")
+    title = f"How the output f of each target of {targets} would change without the samples"
+    table = Table(title=title, title_justify="left")
     for heading in ("f falls for", "f now", "change", "f rises for", "f now", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
     order = removal.order()
