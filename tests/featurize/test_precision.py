@@ -60,7 +60,7 @@ def test_an_operation_that_knows_no_16_bits_is_refused_with_the_precision_that_i
 
     data = [(torch.eye(4)[i % 4], i % 3) for i in range(8)]
     loader = DataLoader(data, 4, collate_fn=collate)
-    expected = features(nn.Linear(4, 3).eval(), loader, "32-true", tmp_path / "a")
+    expected = features(nn.Linear(4, 3).eval(), loader, "32-true", tmp_path / "a", "auto")
     assert np.isfinite(expected).all()
     with pytest.raises(DataError, match=r"not implemented for 'BFloat16'.*use precision 32-true"):
-        features(nn.Linear(4, 3).eval(), loader, "bf16-mixed", tmp_path / "b")
+        features(nn.Linear(4, 3).eval(), loader, "bf16-mixed", tmp_path / "b", "auto")
