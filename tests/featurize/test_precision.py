@@ -4,9 +4,11 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, default_collate
 
 from trak_lightning import TRAK
-from trak_lightning.errors import NonFiniteGradientError
+from trak_lightning.errors import DataError, NonFiniteGradientError
 from trak_lightning.stores.memory import MemoryStore
 
 
@@ -48,3 +50,17 @@ def test_only_the_precision_of_the_trainer_counts_and_not_what_the_caller_is_in(
     with around():
         found = features(model, train_set, "32-true", tmp_path / "b")
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_an_operation_that_knows_no_16_bits_is_refused_with_the_precision_that_it_knows(tmp_path):
+    def collate(samples):
+        inputs, labels = default_collate(samples)
+        return inputs.to_sparse_csr(), labels
+
+    data = [(torch.eye(4)[i % 4], i % 3) for i in range(8)]
+    loader = DataLoader(data, 4, collate_fn=collate)
+    expected = features(nn.Linear(4, 3).eval(), loader, "32-true", tmp_path / "a", "auto")
+    assert np.isfinite(expected).all()
+    with pytest.raises(DataError, match=r"not implemented for 'BFloat16'.*use precision 32-true"):
+        features(nn.Linear(4, 3).eval(), loader, "bf16-mixed", tmp_path / "b", "auto")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from contextlib import nullcontext
 
 import lightning as L
@@ -200,6 +201,26 @@ def test_a_module_with_another_activation_is_a_warning_that_names_it():
         CheckpointWarning, match=r"1 is 'LeakyReLU\(negative_slope=0.2\)' in the checkpoint and 'ReLU\(\)'"
     ):
         Checkpoint.of(made(nn.LeakyReLU(0.2)), made(nn.ReLU()))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize(
+    ("averaged", "place"),
+    [
+        (lambda state: {"state_dict_ema": state}, "['state_dict_ema']"),
+        (lambda state: {"model_ema": {f"module.{name}": each for name, each in state.items()}}, "['model_ema']"),
+        (lambda state: {"callbacks": {"EMA": {"weights": state}}}, "['callbacks']['EMA']['weights']"),
+    ],
+)
+def test_other_weights_of_the_same_model_are_a_warning_that_says_where(averaged, place, in_memory, model, tmp_path):
+    state = model.state_dict()
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(4, 3)}}}
+    whole = {"state_dict": state, "optimizer": optimizer, **averaged({name: each + 1 for name, each in state.items()})}
+    torch.save(whole, tmp_path / "a.ckpt")
+    with pytest.warns(CheckpointWarning, match=re.escape(f"under {place}")) as told:
+        found = Checkpoint.of(whole if in_memory else tmp_path / "a.ckpt", model)
+    assert len(told) == 1
+    assert found.id == Checkpoint.of(state, model).id
 
 
 def test_names_that_differ_by_a_prefix_are_refused_with_the_prefix(model):

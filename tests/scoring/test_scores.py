@@ -1,6 +1,8 @@
 """Score files are written whole, read lazily, and ranked."""
 
+import copy
 import itertools
+import pickle
 import subprocess
 import sys
 
@@ -67,6 +69,18 @@ def test_helpful_samples_have_positive_and_harmful_ones_negative_scores(tmp_path
     assert "none" in capsys.readouterr().out
     assert repr(scores[1]).endswith("… none")
     assert "<td>none</td>" in scores[1]._repr_html_()
+
+
+def test_pickled_scores_are_the_file_or_refused(scores, values):
+    scores.samples = object(), lambda: None  # a dataset that cannot be pickled
+    assert copy.deepcopy(scores).samples is scores.samples
+    pickled = pickle.dumps(scores[3])
+    assert len(pickled) < values.nbytes
+    np.testing.assert_array_equal(pickle.loads(pickled).values, values[3])
+    write_scores(scores.path, Given(-values), {})
+    for again in (lambda: pickle.loads(pickled), lambda: pickle.dumps(scores)):
+        with pytest.raises(DataError, match="was replaced or deleted"):
+            again()
 
 
 def test_out_of_range_requests_are_refused(scores):

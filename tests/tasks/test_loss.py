@@ -217,6 +217,18 @@ def test_a_training_step_that_trains_is_refused_by_name(manual, message, tmp_pat
         trak.featurize([(torch.zeros(6), 0)] * 4)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_loss_that_is_weighted_by_the_number_of_the_batch_is_refused(reduction, batch_size, tmp_path):
+    class WarmUp(Lit):
+        def training_step(self, batch, batch_idx):
+            return cross_entropy(self.net(batch[0]), batch[1], reduction=reduction) * min(1, (batch_idx + 1) / 1000)
+
+    trak = TRAK(WarmUp().eval(), {"name": "loss", "function": "training_step"}, tmp_path)
+    with pytest.raises(SettingsError, match="weights losses by batch_idx: .* at batch_idx 0 and .* at 1"):
+        trak.featurize(TensorDataset(torch.randn(8, 3), torch.arange(8) % 3), batch_size=batch_size)
+
+
 def test_a_lightning_module_is_attributed_by_its_training_step(tmp_path):
     torch.manual_seed(0)
     model, data = Lit().eval(), TensorDataset(torch.randn(20, 3), torch.arange(20) % 3)

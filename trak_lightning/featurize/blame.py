@@ -81,7 +81,8 @@ def held(batch: SampleBatch, *, values: bool = False) -> str:
 
 
 def _require_types(model: nn.Module, batch: SampleBatch, error: Exception) -> None:
-    if not isinstance(error, RuntimeError) or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
+    known = r"dtype|scalar type|[Ii]nput type" + "|not implemented for" * is_cast()
+    if not isinstance(error, RuntimeError) or not re.search(known, str(error)):
         return
     computes = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in model.parameters()}))
     remedy = "Convert the inputs in the dataset, as in x.float()."

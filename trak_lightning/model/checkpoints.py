@@ -55,11 +55,12 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is missing, unreadable, holds no state dict, or does not fit the model.
         """
-        given = weight_files.found_in(source).hyperparameters if isinstance(source, Mapping) else None
-        given = settings_of(source) if isinstance(source, nn.Module) else given
+        found = weight_files.found_in(source) if isinstance(source, Mapping) else weight_files.Found({})
+        given = settings_of(source) if isinstance(source, nn.Module) else found.hyperparameters
         source = source if isinstance(source, (str, Path)) else _in_memory(source, model)
         fitted = _fit(source, model, weights_only)
-        for message in (*fitted.warnings, *_other_function(source, given or fitted.hyperparameters, model)):
+        others = _other_weights(source, found)
+        for message in (*fitted.warnings, *others, *_other_function(source, given or fitted.hyperparameters, model)):
             warnings.warn(message, CheckpointWarning, stacklevel=2)
         return cls(_content_id(fitted.weights), source, weights_only)
 
@@ -171,7 +172,8 @@ def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only:
     and the model has under several names are there under all of them. What an adapter, or a checkpoint for a
     LightningModule with ``strict_loading=False``, leaves out is taken from the model.
     """
-    (read, hyperparameters), own = _read(source, weights_only), named_tensors(model)
+    found, own = _read(source, weights_only), named_tensors(model)
+    read, hyperparameters = found.state_dict, found.hyperparameters
     given = {name: value for name, value in read.items() if isinstance(value, Tensor)}
     extra = {name: value for name, value in read.items() if not isinstance(value, Tensor)}
     folder = None if isinstance(source, Mapping) else weight_files.adapter_folder(Path(source))
@@ -200,7 +202,7 @@ def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only:
         # Hooks may translate names of older versions, or be those of a module inside a wrapper.
         by_torch = _fit_by_torch(read, model) or _fit_by_torch({**named, **extra}, model)
         if by_torch is not None:
-            return _Fitted(by_torch, (), hyperparameters)
+            return _Fitted(by_torch, list(_other_weights(source, found)), hyperparameters)
         kind = "adapter" if is_adapter else "checkpoint"
         raise CheckpointError(
             f"{kind} {_describe(source)} does not fit {type(model).__name__}: {'; '.join(faults)}."
@@ -208,13 +210,22 @@ def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only:
         )
     weights = {name: named[name] if name in named else whole(tensor.detach()) for name, tensor in own.items()}
     ignored = [*stray, *(unexpected if partial else ())]
-    return _Fitted({**weights, **extra}, list(_notes(_describe(source), missing, ignored, own)), hyperparameters)
+    notes = [*_notes(_describe(source), missing, ignored, own), *_other_weights(source, found)]
+    return _Fitted({**weights, **extra}, notes, hyperparameters)
 
 
 def _read(source: str | Path | Mapping[str, Any], weights_only: bool) -> weight_files.Found:
     if isinstance(source, Mapping):
         return weight_files.Found(source)
     return weight_files.read(Path(source), weights_only=weights_only)
+
+
+def _other_weights(source: CheckpointSource, found: weight_files.Found) -> Iterator[str]:
+    if found.others:
+        yield (
+            f"checkpoint {_describe(source)} also holds weights of this model under {' and '.join(found.others)}, maybe averaged ones; those "
+            f"under [{found.key!r}] are taken. For the others, give that state dict, checkpoint{found.others[0]}, or a file of it."
+        )
 
 
 def _other_function(source: CheckpointSource, hyperparameters: Any, model: nn.Module) -> Iterator[str]:

@@ -11,7 +11,8 @@ a folder that ``save_pretrained`` made      ``model.safetensors`` or ``pytorch_m
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,10 @@ class Found(NamedTuple):
     """All names and tensors, on the CPU."""
     hyperparameters: Any = None
     """Those of the LightningModule, or the configuration of a model of ``transformers``, if there are any."""
+    key: str = ""
+    """Where the state dict is in the file, if the file holds more."""
+    others: tuple[str, ...] = ()
+    """Where it holds other weights of the same model, such as averaged ones."""
 
 
 def read(path: Path, *, weights_only: bool = True) -> Found:
@@ -79,9 +84,28 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def found_in(checkpoint: Mapping[str, Any]) -> Found:
     """The state dict in a checkpoint that also holds other things, or that `checkpoint` itself is."""
-    inner = (checkpoint.get(key) for key in STATE_DICT_KEYS)
-    state_dict = next((value for value in inner if isinstance(value, Mapping) and value), checkpoint)
-    return Found(state_dict, checkpoint.get("hyper_parameters"))
+    keys = (key for key in STATE_DICT_KEYS if isinstance(checkpoint.get(key), Mapping) and checkpoint[key])
+    if (key := next(keys, None)) is None:
+        return Found(checkpoint, checkpoint.get("hyper_parameters"))
+    others = tuple(_alike(checkpoint, _tensors(checkpoint[key]), key))
+    return Found(checkpoint[key], checkpoint.get("hyper_parameters"), key, others)
+
+
+def _alike(found: Mapping[str, Any], tensors: Counter[Any], taken: str, place: str = "") -> Iterator[str]:
+    """The places of state dicts in `found` that hold all of these tensors, whatever the names begin with, but for the one taken."""
+    for key, value in found.items():
+        if isinstance(value, Mapping) and (place or key != taken):
+            if tensors and tensors <= _tensors(value):
+                yield f"{place}[{key!r}]"
+            else:
+                yield from _alike(value, tensors, taken, f"{place}[{key!r}]")
+
+
+def _tensors(state_dict: Mapping[str, Any]) -> Counter[Any]:
+    """How many tensors there are of each shape and last part of a name."""
+    return Counter(
+        (str(name).rpartition(".")[2], value.shape) for name, value in state_dict.items() if isinstance(value, Tensor)
+    )
 
 
 def is_extra_state(name: str) -> bool:

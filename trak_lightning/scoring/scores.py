@@ -95,6 +95,8 @@ class Scores:
     A positive score means that having that sample in training raises the target's model output. ``np.asarray(scores)`` is the
     matrix (m, n), ``scores[17]`` the scores of one target.
 
+    Pickled scores are the path of the file, which is opened again where they are read; `samples` stay behind.
+
     Raises:
         CorruptFileError: the file is not a score file.
     """
@@ -116,6 +118,7 @@ class Scores:
                 """Number of targets m and of training samples n."""
                 offset: int | None = file["scores"].id.get_offset() if "scores" in file else None
                 self._kept: int = file["top_indices"].shape[1]
+                self._written: str = file.attrs.get(CHECKSUMS, "")
             self._file = _identity(self.path)
             # Mapped now, so that these remain the scores if the file is replaced.
             self._matrix = None if offset is None else np.memmap(self.path, np.float32, "r", offset, self.shape)
@@ -197,6 +200,16 @@ class Scores:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.array(self.values, dtype=dtype) if copy else np.asarray(self.values, dtype=dtype)
+
+    def __copy__(self) -> "Scores":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Scores":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._require_same_file()
+        return _opened_again, (str(self.path.absolute()), self._written)
 
     def __repr__(self) -> str:
         return f"Scores({str(self.path)!r}): {self.describe()}"
@@ -309,11 +322,7 @@ class Scores:
             raise DataError(f"target {target} is out of range: {self.path} has targets 0 … {m - 1}")
         rows = slice(None) if target is None else target
         if k <= self._kept:
-            if _identity(self.path) != self._file:
-                raise DataError(
-                    f"{self.path} was replaced or deleted since these scores were opened: the same name was scored with another scorer or "
-                    "other settings. Give each its own name (TRAK.score(…, name=…), trak score --name)."
-                )
+            self._require_same_file()
             with h5py.File(self.path, "r") as file:
                 spread = f"{which}_spread"
                 return Ranking(
@@ -324,12 +333,31 @@ class Scores:
         found = rank(np.atleast_2d(self.values[rows]), which, k)
         return found if target is None else Ranking(found.indices[0], found.values[0])
 
+    def _require_same_file(self) -> None:
+        if _identity(self.path) != self._file:
+            raise _replaced(self.path)
+
     def describe(self) -> str:
         """Describe the scores in one line."""
         m, n = self.shape
         chosen = self.settings["scoring"].get("rule")
         kept = "" if self.has_matrix else f", best {self._kept} kept"
         return f"{m} targets × {n} training samples{kept}" + (f", λ: {chosen}" if chosen else "")
+
+
+def _opened_again(path: str, written: str) -> Scores:
+    """Scores that were pickled, which are the name of a file."""
+    found = Scores(path)
+    if found._written != written:
+        raise _replaced(found.path)
+    return found
+
+
+def _replaced(path: Path) -> DataError:
+    return DataError(
+        f"{path} was replaced or deleted since these scores were opened: the same name was scored with another scorer or "
+        "other settings. Give each its own name (TRAK.score(…, name=…), trak score --name)."
+    )
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

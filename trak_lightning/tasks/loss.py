@@ -56,6 +56,7 @@ class Loss(Task):
         self.inputs = to_json(inputs, "inputs")
         self.function = function
         self._single_losses = single_losses
+        self._any_index = function != "training_step"
         self._function = (
             self._own if function is None else _resolve(function) if isinstance(function, str) else function
         )
@@ -83,6 +84,22 @@ class Loss(Task):
         outputs = -torch.stack([loss.reshape(()) for loss in alone])
         self.require_agreement(-loss, outputs)
         return outputs
+
+    def loss_weight_and_curvature(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._any_index:
+            self._any_index = True
+            self._require_any_index(model, batch, output)
+        return super().loss_weight_and_curvature(model, batch, output)
+
+    def _require_any_index(self, model: nn.Module, batch: Any, output: Tensor) -> None:
+        """The loss must not depend on ``batch_idx``, which was 0."""
+        loss, expected = _loss(training_step(model, batch, 1)).flatten(), -output.detach()
+        differs = loss.shape != expected.shape
+        if differs or (loss - expected).abs().max() > _tolerance(loss) * expected.abs().max():
+            raise SettingsError(
+                f"training_step of {type(model).__name__} weights losses by batch_idx: that of the same samples is "
+                f"{float(expected.mean()):.6g} at batch_idx 0 and {float(loss.mean()):.6g} at 1. Which of these was trained with nothing says. {_OWN}"
+            )
 
     def require_agreement(self, whole: Tensor, outputs: Tensor) -> None:
         """The loss of the batch must be the mean or the sum of the losses of its samples, unless `single_losses` are trusted."""
@@ -115,7 +132,7 @@ class Loss(Task):
 _OWN = "Write a function (model, batch) → loss of each sample, (B,), and name it: task: {name: loss, function: package.module.function}."
 
 
-def training_step(model: nn.Module, batch: Any) -> Any:
+def training_step(model: nn.Module, batch: Any, batch_idx: int = 0) -> Any:
     """What ``training_step`` of a LightningModule returns, without what it logs.
 
     Raises:
@@ -133,7 +150,7 @@ def training_step(model: nn.Module, batch: Any) -> Any:
         )
     with _without_logging(model):
         try:
-            return step(batch, 0) if len(inspect.signature(step).parameters) > 1 else step(batch)
+            return step(batch, batch_idx) if len(inspect.signature(step).parameters) > 1 else step(batch)
         except (AttributeError, TypeError) as error:
             raise UnsupportedModelError(
                 f"training_step of {type(model).__name__} fails without training: {type(error).__name__}: {error}. Does it use the "
