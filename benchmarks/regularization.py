@@ -22,10 +22,10 @@ from trak_lightning import TRAK
 from trak_lightning.evaluation.lds import spearman
 from trak_lightning.retraining.outputs import read_outputs
 from trak_lightning.scoring.base import Array
+from trak_lightning.scoring.linear_system import System
 from trak_lightning.scoring.regularization import automatic, problem
 from trak_lightning.scoring.rows import as_computed
 from trak_lightning.scoring.score_run import load_features
-from trak_lightning.scoring.system import System
 
 RELATIVE = np.logspace(-1.5, -5, 22)
 """λ/trace."""

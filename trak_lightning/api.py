@@ -53,7 +53,7 @@ from trak_lightning.scoring.token_scores import TokenScores, token_values
 from trak_lightning.scoring.views import Reduction
 from trak_lightning.stores.base import FeatureStore, any_fingerprint, drawn_split
 from trak_lightning.stores.feature_array import FeatureArray
-from trak_lightning.stores.shards import Shard
+from trak_lightning.stores.job_shards import Shard
 from trak_lightning.tasks.base import Task
 
 log = logging.getLogger(__name__)

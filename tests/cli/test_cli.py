@@ -17,9 +17,10 @@ import torch
 import yaml
 from faults import trak
 
-from trak_lightning.cli import COMMANDS, NEED_A_MODEL, main
+from trak_lightning.cli import NEED_A_MODEL, main
 from trak_lightning.cli.lightning_cli import TrakCLI
 from trak_lightning.cli.train_values import text_of
+from trak_lightning.cli.usage import COMMANDS
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.scores import Scores
 

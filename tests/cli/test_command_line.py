@@ -9,9 +9,10 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from trak_lightning.cli import COMMANDS, main
+from trak_lightning.cli import main
 from trak_lightning.cli.command_line import CommandLine, normalized_config
 from trak_lightning.cli.error_messages import fault_in
+from trak_lightning.cli.usage import COMMANDS
 from trak_lightning.errors import SettingsError
 
 PARSER = ArgumentParser()

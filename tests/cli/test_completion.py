@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from faults import forks, run
 
-from trak_lightning.cli import COMMANDS
+from trak_lightning.cli.usage import COMMANDS
 
 
 @pytest.fixture(scope="module")

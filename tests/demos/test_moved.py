@@ -7,7 +7,7 @@ import trak_lightning_demos
 import trak_lightning_demos.text
 
 from trak_lightning import demos
-from trak_lightning.cli import main, names
+from trak_lightning.cli import main, plugin_names
 from trak_lightning.errors import PluginError
 
 
@@ -41,4 +41,4 @@ def test_a_configuration_says_what_to_install_where_the_demos_are_missing(path, 
 @pytest.fixture
 def missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "trak_lightning_demos", None)
-    monkeypatch.setattr(names, "find_spec", lambda name: None)
+    monkeypatch.setattr(plugin_names, "find_spec", lambda name: None)

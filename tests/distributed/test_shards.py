@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from trak_lightning import TRAK
 from trak_lightning.errors import IncompleteRunError, SettingsError
 from trak_lightning.stores.base import FeatureSpec
+from trak_lightning.stores.job_shards import Shard
 from trak_lightning.stores.memory import MemorySet
-from trak_lightning.stores.shards import Shard
 
 SCRIPT = Path(__file__).parents[2] / "configs" / "slurm" / "featurize.sh"
 

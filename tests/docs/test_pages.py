@@ -16,7 +16,7 @@ from hugging_face import VOCABULARY, gpt2
 
 import trak_lightning
 from trak_lightning import TRAK, report
-from trak_lightning.cli import COMMANDS
+from trak_lightning.cli.usage import COMMANDS
 from trak_lightning.scoring.scores import Scores
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
 from trak_lightning.errors import IncompatibleRunError, IncompleteRunError, SettingsError
+from trak_lightning.scoring.linear_system import System
 from trak_lightning.scoring.score_run import load_features
-from trak_lightning.scoring.system import System
 from trak_lightning.tasks.drawn import DrawnLabels
 from trak_lightning.tasks.language import CausalLM
 

@@ -12,8 +12,8 @@ from trak_lightning.errors import NonFiniteGradientError, SettingsError
 from trak_lightning.scoring.base import CheckpointFeatures
 from trak_lightning.scoring.gram import WEIGHTINGS, gram
 from trak_lightning.scoring.inverse import IllConditionedWarning
+from trak_lightning.scoring.linear_system import OutlierWarning, System
 from trak_lightning.scoring.ranking import RunningRanking, rank
-from trak_lightning.scoring.system import OutlierWarning, System
 from trak_lightning.scoring.trak import LeaveOneOut, Trak
 from trak_lightning.stores.base import FeatureRows, FeatureSpec
 from trak_lightning.stores.hdf5 import HDF5Store

@@ -8,8 +8,8 @@ import pytest
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, SettingsError
 from trak_lightning.evaluation.lds import lds
 from trak_lightning.scoring.inverse import IllConditionedWarning
+from trak_lightning.scoring.linear_system import System
 from trak_lightning.scoring.regularization import automatic
-from trak_lightning.scoring.system import System
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.scoring.views import FeatureView
 

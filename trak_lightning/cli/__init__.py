@@ -13,28 +13,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-COMMANDS = {
-    "run": "train, featurize, score and evaluate, from one configuration file; run again, it does what is missing",
-    "sft": "attribute answers of a fine-tuned language model: its folder, its conversations, and questions",
-    "check": "report from a few batches what would be attributed and how, or why it cannot be; nothing is stored",
-    "train": "train an ensemble of checkpoints, each on its own random part of the training set",
-    "featurize": "compute and store projected per-sample gradients of training and target samples",
-    "score": "attribute the targets to the training samples",
-    "evaluate": "retrain models on random subsets and test whether the scores predict them",
-    "top": "print the most helpful and most harmful training samples of a target",
-    "tokens": "say which tokens of a training sample moved which tokens of a target",
-    "self-influence": "compute the self-influence and leverage of each training sample",
-    "suspects": "list training samples whose label is likely wrong, with a stated share of false alarms",
-    "whatif": "predict how the outputs of targets would change if a set of training samples had not been there",
-    "select": "choose the training samples to keep for the targets, given a budget",
-    "report": "write one page, RUN_DIR/report/index.html, that shows targets with their examples",
-    "info": "print what a run directory holds, and what is missing",
-    "verify": "check that every stored row and score is present and intact",
-    "merge": "copy the features of one or more run directories into one file or another store",
-    "import-traker": "read the features that traker, the library of the TRAK paper, has saved",
-    "plugins": "list the installed extractors, projectors, stores, tasks and scorers",
-    "completion": "print a script by which bash, zsh or fish completes these commands and their options",
-}
+from trak_lightning.cli.usage import COMMANDS, nearest, usage
 
 NEED_A_MODEL = ("run", "check", "train", "featurize")
 """Commands that import torch before they read all their options; their help and most mistakes do not wait for it."""
@@ -44,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 only if everything asked for is done, 2 if options or settings are wrong."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
+        print(usage())
         return 0 if argv else 2
     if argv[0] == "--version":
         from trak_lightning import __version__
@@ -54,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, *rest = argv
     command = command.replace("_", "-")
     if command not in COMMANDS:
-        print(f"trak: unknown command {command!r}{_nearest(command)} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"trak: unknown command {command!r}{nearest(command)} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     with at_home(command):
         return _call(command, rest)
@@ -127,21 +106,3 @@ def _hidden(message: str) -> str:
         if own and found and Path(found).resolve() not in (own.resolve(), own.resolve() / "__init__.py"):
             return f". {found} hides {own} of the working directory: give yours another name"
     return ""
-
-
-def _nearest(command: str) -> str:
-    import difflib
-
-    nearest = difflib.get_close_matches(command, COMMANDS, n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else "."
-
-
-def _usage() -> str:
-    commands = "\n".join(f"  {name:<15}{description}" for name, description in COMMANDS.items())
-    return (
-        "usage: trak COMMAND [RUN_DIR] [options]\n\nWhich training examples made the model predict this?\n\n"
-        f"commands:\n{commands}\n\n"
-        "A run directory holds everything that a run makes, its configuration included: after\n"
-        "`trak run --config mine.yaml`, `trak score RUN_DIR` and the others need nothing else.\n"
-        "trak COMMAND --help shows the options of a command."
-    )

@@ -6,11 +6,11 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from trak_lightning import registry
-from trak_lightning.cli import COMMANDS
 from trak_lightning.cli.command_line import CommandLine, load_config
 from trak_lightning.cli.error_messages import UsageError, missing
 from trak_lightning.cli.help import command_parser, parser_settings, tidy
-from trak_lightning.cli.names import KINDS
+from trak_lightning.cli.plugin_names import KINDS
+from trak_lightning.cli.usage import COMMANDS
 from trak_lightning.errors import DataError
 from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.featurize.reuse import VerifyData

@@ -4,7 +4,7 @@
 - The run directory is written first, without ``--run_dir``; without ``--config``, its own configuration is used.
 - One configuration file serves all commands: settings that a command does not read are taken out.
 - A file that LightningCLI saved is a configuration file: `normalized_config`.
-- Plug-ins have short names: `trak_lightning.cli.names`.
+- Plug-ins have short names: `trak_lightning.cli.plugin_names`.
 """
 
 import json
@@ -20,7 +20,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader
 
 from trak_lightning.cli.error_messages import UsageError, explained
-from trak_lightning.cli.names import KINDS, Names
+from trak_lightning.cli.plugin_names import KINDS, Names
 
 PRINT_CONFIG = "--print_config"
 """The option that takes a value only behind an equals sign."""

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from trak_lightning.cli.names import KINDS
+from trak_lightning.cli.plugin_names import KINDS
 from trak_lightning.errors import SettingsError
 from trak_lightning.registry import options_of
 

@@ -6,7 +6,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from trak_lightning import registry
-from trak_lightning.cli.names import KINDS
+from trak_lightning.cli.plugin_names import KINDS
 
 TITLES = {
     "model": "Your model and data",

@@ -40,7 +40,7 @@ from trak_lightning.runtime.lightning import quiet_lightning
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.scoring.token_scores import TokenScores
-from trak_lightning.stores.shards import Shard, unfinished
+from trak_lightning.stores.job_shards import Shard, unfinished
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from trak_lightning.cli.arguments import add_json, add_settings, model_parser_settings
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import tidy
-from trak_lightning.cli.names import KINDS
+from trak_lightning.cli.plugin_names import KINDS
 from trak_lightning.runtime.lightning import WRITES_NOTHING, quiet_lightning
 
 NEEDED_BY = {

@@ -8,8 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trak_lightning.data.content import content_hash
-from trak_lightning.run.fingerprint import UNKNOWN
+from trak_lightning.data.content import UNKNOWN, content_hash
 
 Differs = npt.NDArray[np.bool_]
 

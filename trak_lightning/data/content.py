@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
-from trak_lightning.run.fingerprint import UNKNOWN
+UNKNOWN = 0
+"""The content hash of a sample that holds something whose content cannot be read, such as an open file."""
 
 
 def content_hash(sample: Any) -> int:

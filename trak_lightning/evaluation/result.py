@@ -11,7 +11,7 @@ from trak_lightning.evaluation import drawing
 from trak_lightning.evaluation.figures import Figure, from_json, to_json
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory, read_json
-from trak_lightning.run.fingerprint import current
+from trak_lightning.run.same_settings import current
 from trak_lightning.scoring.scores import Scores
 
 FORMAT = 2

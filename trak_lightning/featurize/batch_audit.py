@@ -16,8 +16,8 @@ from trak_lightning.errors import DataError, OneSampleAtATime, SampleDependenceE
 from trak_lightning.extractors.audit import Audit, added, as_outputs, audit_coefficients, halves, only, reference
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.iterative import sample_gradient
-from trak_lightning.featurize.diagnosis import Place, random_output, refuse
-from trak_lightning.featurize.unit import unit
+from trak_lightning.featurize.diagnosis import SamplePosition, random_output, refuse
+from trak_lightning.featurize.error_scale import error_scale
 from trak_lightning.featurize.unusual import Unusual
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.autocast import is_cast, without_autocast
@@ -127,7 +127,7 @@ class BatchAuditor:
         if extractor.one_by_one:
             self._compare_outputs(batch, index, position, self._alone(batch, position), rows, chosen)
             return
-        place, output = Place(int(index[position]), position, batch.size), torch.from_numpy(rows.output)
+        place, output = SamplePosition(int(index[position]), position, batch.size), torch.from_numpy(rows.output)
         if compared is None or compared.doubtful:
             with without_autocast():
                 compared = self._comparison(batch, position, measure=True)
@@ -139,7 +139,7 @@ class BatchAuditor:
                 lone = batch.fetch([other])
                 with without_autocast():
                     error = max(error, _shift(output[other], self._outputs(lone)[0], size))
-                    self._refuse(Place(int(index[other]), other, batch.size), error, lone, batch)
+                    self._refuse(SamplePosition(int(index[other]), other, batch.size), error, lone, batch)
         shift = _shift(output[position], compared.alone.output[0], size)
         wrong, name = compared.single.wrong(), type(extractor).__name__.lower()
         if wrong or shift > most:
@@ -178,7 +178,7 @@ class BatchAuditor:
                 same = batch.fetch([position]) if one_by_one else batch
                 raise random_output(self._model, self._task, int(index[position]), error, same)
 
-    def _refuse(self, place: Place, error: float, alone: SampleBatch, batch: SampleBatch) -> NoReturn:
+    def _refuse(self, place: SamplePosition, error: float, alone: SampleBatch, batch: SampleBatch) -> NoReturn:
         if self.draws:
             raise random_output(self._model, self._task, place.in_dataset, error, batch)
         refuse(self._model, self._task, place, error, alone, batch)
@@ -220,7 +220,7 @@ class BatchAuditor:
         self,
         batch: SampleBatch,
         one: SampleBatch,
-        place: Place,
+        place: SamplePosition,
         wrong: dict[str, str],
         shift: float,
         most: float,
@@ -251,7 +251,7 @@ class BatchAuditor:
             names = list(self._layout.by_name)
             drawn = _distance(dict(zip(names, grads, strict=True)), dict(zip(names, others, strict=True)))
             if (error := max(_shift(again[0], found[position], size), drawn)) > most:
-                self._refuse(Place(int(index[position]), 0, 1), error, one, one)
+                self._refuse(SamplePosition(int(index[position]), 0, 1), error, one, one)
         if batch.size == 1:
             return
         if chosen:
@@ -262,22 +262,22 @@ class BatchAuditor:
             return
         for other in range(batch.size):
             if (error := _shift(output[other], found[other], size)) > most:
-                place = Place(int(index[other]), other, batch.size)
+                place = SamplePosition(int(index[other]), other, batch.size)
                 self._refuse(place, error, batch.fetch([other]), batch)
 
     def _unit(self, rows: FeatureRows) -> float:
         """The size relative to which outputs are compared."""
-        return unit(rows.output, rows.output, exact=not _cast_or_short(self._model))
+        return error_scale(rows.output, rows.output, exact=not _cast_or_short(self._model))
 
     def _compare_weights(
-        self, batch: SampleBatch, place: Place, one: SampleBatch, output: Tensor, rows: FeatureRows
+        self, batch: SampleBatch, place: SamplePosition, one: SampleBatch, output: Tensor, rows: FeatureRows
     ) -> None:
         exact = not _cast_or_short(self._model)
         most = 1e-2 if exact else 0.1
         with torch.no_grad(), batch_of(one.size):
             weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
-            size = unit(column, rows.output, exact=exact)
+            size = error_scale(column, rows.output, exact=exact)
             if (error := _shift(torch.tensor(column[place.position]), own[0], size)) > most:
                 self._refuse(place, error, one, batch)
 

@@ -15,7 +15,7 @@ from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.tasks.base import Task, batch_of
 
 
-class Place(NamedTuple):
+class SamplePosition(NamedTuple):
     """Where a sample is."""
 
     in_dataset: int
@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 def refuse(
-    model: nn.Module, task: Task, place: Place, error: float, alone: SampleBatch, batch: SampleBatch
+    model: nn.Module, task: Task, place: SamplePosition, error: float, alone: SampleBatch, batch: SampleBatch
 ) -> NoReturn:
     """Raise an error that names what the collate function changes, or the module that mixes samples or draws random numbers.
 

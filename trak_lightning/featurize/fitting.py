@@ -14,8 +14,8 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import CorruptFileError
 from trak_lightning.run.atomic import atomic_create
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.fingerprint import require_same
 from trak_lightning.run.numpy_files import read_npz
+from trak_lightning.run.same_settings import require_same
 from trak_lightning.seeds import derive_seed
 from trak_lightning.tasks.base import Task
 

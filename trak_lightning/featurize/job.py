@@ -22,7 +22,7 @@ from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.model.autocast import as_called
 from trak_lightning.model.checkpoints import Checkpoint, Checkpoints, CheckpointSource, distinct, expand, subset_path
 from trak_lightning.model.compiled import uncompiled
-from trak_lightning.model.dtensor import shards
+from trak_lightning.model.dtensor import uses_sharding
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory, read_subset
 from trak_lightning.run.positions import positions
@@ -31,7 +31,7 @@ from trak_lightning.runtime.progress import progress
 from trak_lightning.runtime.ranks import follow_rank_zero, outlast_rank_zero, takes_part
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore, draw_of
-from trak_lightning.stores.shards import Shard
+from trak_lightning.stores.job_shards import Shard
 from trak_lightning.tasks.base import unstated_loss
 
 log = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ class FeaturizeJob:
         assignments = list(map(Assignment, self.checkpoints, sets, self.shard.blocks(sets)))
         missing = sum(len(part.feature_set.spec.block_range(block)) for part in assignments for block in part.missing())
         trainer, stop = self.trainer or default_trainer(), StopRequest()
-        shards(trainer, self.model)
+        uses_sharding(trainer, self.model)
         stored = any(assignment.stored() for assignment in assignments)
         if not takes_part(trainer, split, bool(missing) or stored):
             return 0

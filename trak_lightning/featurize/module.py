@@ -26,8 +26,8 @@ from trak_lightning.featurize.spec import FeaturizeSpec
 from trak_lightning.gradients import Sink
 from trak_lightning.model.autocast import cast_anew
 from trak_lightning.model.caches import clear_caches
-from trak_lightning.model.dtensor import any_sharded, shards
-from trak_lightning.model.steady import SteadyState
+from trak_lightning.model.dtensor import any_sharded, uses_sharding
+from trak_lightning.model.module_state import SteadyState
 from trak_lightning.projectors.base import Projection
 from trak_lightning.runtime.lightning import share_device_mesh, silence
 from trak_lightning.runtime.ranks import agreed
@@ -95,7 +95,7 @@ class Featurizer(L.LightningModule):
             silence()
 
     def configure_model(self) -> None:
-        if shards(self.trainer, self.model):
+        if uses_sharding(self.trainer, self.model):
             assert isinstance(self.model, L.LightningModule)
             share_device_mesh(self, self.model)
             self.model.configure_model()

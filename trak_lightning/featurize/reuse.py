@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from trak_lightning.data.content import UNKNOWN
 from trak_lightning.errors import IncompleteRunError, StaleRowsError
-from trak_lightning.featurize.unit import unit
-from trak_lightning.run.fingerprint import UNKNOWN
+from trak_lightning.featurize.error_scale import error_scale
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
 
@@ -121,7 +121,7 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
     # Do not compare gradients that are zero except for rounding relative to their own norm.
     scale = np.maximum(norms, 1e-6 * max(float(norms.max()), np.finfo(np.float32).tiny))
     errors = {
-        name: _relative(now, then, unit(then, stored.output, exact=exact))
+        name: _relative(now, then, error_scale(then, stored.output, exact=exact))
         for name, now, then in (
             ("output", found.output, stored.output),
             ("loss weight", found.loss_weight, stored.loss_weight),

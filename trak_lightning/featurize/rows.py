@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.data.content import UNKNOWN
 from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import (
@@ -34,9 +35,8 @@ from trak_lightning.featurize.blame import blame
 from trak_lightning.featurize.non_finite import require_finite
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import any_sharded
-from trak_lightning.model.steady import SteadyState, generators
+from trak_lightning.model.module_state import SteadyState, generators
 from trak_lightning.projectors.base import Projection
-from trak_lightning.run.fingerprint import UNKNOWN
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
 from trak_lightning.tasks.drawn import positioned

@@ -22,7 +22,7 @@ from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.runtime.lightning import default_trainer, quiet_lightning
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.tasks.base import batch_of
-from trak_lightning.tasks.terms import SumOfMargins
+from trak_lightning.tasks.sum_of_margins import SumOfMargins
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.model.steady import Place, SteadyState, contents_of, function_caches, is_object, places
+from trak_lightning.model.module_state import (
+    StateAttribute,
+    SteadyState,
+    contents_of,
+    function_caches,
+    is_object,
+    state_attributes,
+)
 
 
-def filled(model: nn.Module) -> list[Place]:
+def filled(model: nn.Module) -> list[StateAttribute]:
     """The attributes in which modules of `model` hold tensors or arrays other than parameters and buffers."""
     own = {id(tensor) for tensors in (model.parameters(), model.buffers()) for tensor in tensors}
-    return [place for place in places(model) if _holds(place.value, own, set())]
+    return [place for place in state_attributes(model) if _holds(place.value, own, set())]
 
 
 def clear_caches(model: nn.Module, output: Callable[[], Tensor]) -> None:
@@ -32,7 +39,7 @@ def clear_caches(model: nn.Module, output: Callable[[], Tensor]) -> None:
         output()  # fills the caches of a model that was not used before
     for cache in function_caches(model):
         cache.cache_clear()
-    kinds: dict[tuple[type, str], list[Place]] = {}
+    kinds: dict[tuple[type, str], list[StateAttribute]] = {}
     for place in filled(model):
         kinds.setdefault(place.kind, []).append(place)
     caches = [place for places in kinds.values() if _refilled(model, places, output) for place in places]
@@ -42,7 +49,7 @@ def clear_caches(model: nn.Module, output: Callable[[], Tensor]) -> None:
             _empty(place)
 
 
-def _refilled(model: nn.Module, places: list[Place], output: Callable[[], Tensor]) -> bool:
+def _refilled(model: nn.Module, places: list[StateAttribute], output: Callable[[], Tensor]) -> bool:
     """Whether the model fills these attributes again after they are cleared; if not, their values are put back."""
     own = {id(tensor) for tensors in (model.parameters(), model.buffers()) for tensor in tensors}
     before = [(place, place.value) for place in places]
@@ -63,7 +70,7 @@ def _refilled(model: nn.Module, places: list[Place], output: Callable[[], Tensor
     return False
 
 
-def _empty(place: Place) -> None:
+def _empty(place: StateAttribute) -> None:
     contents = contents_of(place.value)
     if contents is not None:
         contents.clear()
@@ -74,7 +81,7 @@ def _empty(place: Place) -> None:
         place.attributes[place.name] = None
 
 
-def _remove(place: Place) -> None:
+def _remove(place: StateAttribute) -> None:
     place.attributes.pop(place.name, None)
 
 

@@ -59,7 +59,7 @@ def load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
                 tensor.copy_(state_dict[name])
 
 
-def shards(trainer: L.Trainer, model: nn.Module) -> bool:
+def uses_sharding(trainer: L.Trainer, model: nn.Module) -> bool:
     """Whether the Trainer's strategy shards models.
 
     Raises:

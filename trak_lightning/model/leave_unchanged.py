@@ -7,7 +7,7 @@ from itertools import chain
 from torch import nn
 
 from trak_lightning.model.dtensor import is_sharded
-from trak_lightning.model.steady import SteadyState
+from trak_lightning.model.module_state import SteadyState
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from trak_lightning.evaluation.result import Result, lds_of, measured_lds, read_
 from trak_lightning.report.contents import Headline, Panel
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.linear_system import System
 from trak_lightning.scoring.predicted_lds import in_words
 from trak_lightning.scoring.scores import Scores
-from trak_lightning.scoring.system import System
 
 
 def read_results(run: RunDirectory) -> tuple[list[tuple[str, Result]], list[str]]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import atomic_create
 from trak_lightning.run.directory import read_json
-from trak_lightning.run.fingerprint import require_same
+from trak_lightning.run.same_settings import require_same
 from trak_lightning.seeds import derive_seed
 
 

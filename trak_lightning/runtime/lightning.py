@@ -20,7 +20,7 @@ IRRELEVANT = (
     ".*does not have many workers.*",
     # Lightning 2.6 with torch 2.13; users can do nothing about it.
     ".*isinstance\\(treespec, LeafSpec\\).*",
-    # A batch plan is deliberately not a BatchSampler; see trak_lightning.data.dataset.BatchPlan.
+    # A batch plan is deliberately not a BatchSampler; see trak_lightning.data.loading.BatchPlan.
     ".*custom batch sampler `BatchPlan`.*",
     # Ranks join the group even where nothing is left to compute.
     ".*Total length of `DataLoader` across ranks is zero.*",

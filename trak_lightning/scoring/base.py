@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
-from trak_lightning.run.fingerprint import current
+from trak_lightning.run.same_settings import current
 from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.stores.base import FeatureSet
 

@@ -9,8 +9,8 @@ import numpy as np
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.base import Array, CheckpointFeatures, evenly
 from trak_lightning.scoring.cache import cached
+from trak_lightning.scoring.linear_system import System
 from trak_lightning.scoring.rows import as_computed, shared_blocks
-from trak_lightning.scoring.system import System
 from trak_lightning.stores.validation import identity
 
 GRID = np.logspace(-1.5, -5.5, 9)

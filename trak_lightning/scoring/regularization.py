@@ -10,9 +10,9 @@ import numpy as np
 from trak_lightning.errors import SettingsError, require_option
 from trak_lightning.scoring.base import CheckpointFeatures
 from trak_lightning.scoring.calibration import GRID, JUDGES, calibration, require_calibration
+from trak_lightning.scoring.generalization_gap import observed, regularization_for
 from trak_lightning.scoring.gram import WEIGHTINGS
-from trak_lightning.scoring.seen import observed, regularization_for
-from trak_lightning.scoring.system import System
+from trak_lightning.scoring.linear_system import System
 
 DEFAULT_WEIGHTING = "residual"
 WEIGHTING_CHOICES = ("auto", *WEIGHTINGS)

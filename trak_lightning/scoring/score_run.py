@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from trak_lightning.errors import DataError, IncompleteRunError, require_integer
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.fingerprint import current
+from trak_lightning.run.same_settings import current
 from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.scoring.base import CheckpointFeatures, Scorer
 from trak_lightning.scoring.predicted_lds import predicted_lds, unpredictable
@@ -17,7 +17,7 @@ from trak_lightning.scoring.scores import Scores, write_scores
 from trak_lightning.scoring.views import Reduction, group_targets, with_drawn
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureStore
-from trak_lightning.stores.shards import unfinished
+from trak_lightning.stores.job_shards import unfinished
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError, is_integer
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.fingerprint import first_difference
 from trak_lightning.run.meaning import Meaning
+from trak_lightning.run.same_settings import first_difference
 from trak_lightning.scoring.base import Scoring, chunks
 from trak_lightning.scoring.display import ShowsSamples, figure, ranking_html, ranking_table, shortened
 from trak_lightning.scoring.ranking import Ranking, RunningRanking, merged, rank, signed

@@ -9,8 +9,8 @@ from trak_lightning.errors import require_option
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, Scoring, require_compatible
 from trak_lightning.scoring.gram import Weighting, diagonal
 from trak_lightning.scoring.inner_products import Average, InnerProducts, Part, loss_weight
+from trak_lightning.scoring.linear_system import System
 from trak_lightning.scoring.regularization import WEIGHTING_CHOICES, choose, parse, rules
-from trak_lightning.scoring.system import System
 from trak_lightning.scoring.thresholding import SoftThreshold, parse_threshold
 from trak_lightning.scoring.views import unit_norm
 from trak_lightning.stores.base import FeatureRows

@@ -27,7 +27,7 @@ from trak_lightning.stores.encoding import COMPRESSIONS, DTYPES, LARGEST_COMPRES
 from trak_lightning.stores.manifest import Manifest
 from trak_lightning.stores.prefetch import prefetched
 from trak_lightning.stores.schema import checksum, from_arrays, layout, to_arrays
-from trak_lightning.stores.shared import SharedSet
+from trak_lightning.stores.shared_set import SharedSet
 from trak_lightning.stores.validation import no_such_set, require_name, require_rows
 
 __all__ = [

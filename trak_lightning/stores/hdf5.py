@@ -16,7 +16,7 @@ from trak_lightning.stores.encoding import COMPRESSIONS, DTYPES, SCALED, STORED,
 from trak_lightning.stores.manifest import FILE, Manifest
 from trak_lightning.stores.prefetch import prefetched
 from trak_lightning.stores.schema import from_arrays, to_arrays
-from trak_lightning.stores.shared import SharedSet
+from trak_lightning.stores.shared_set import SharedSet
 from trak_lightning.stores.validation import no_such_set, require_name, require_rows
 
 Array = npt.NDArray[Any]

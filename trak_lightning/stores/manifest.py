@@ -7,7 +7,7 @@ from typing import Any
 
 from trak_lightning.errors import CorruptFileError, StorageError
 from trak_lightning.run.atomic import atomic_create, atomic_write
-from trak_lightning.run.fingerprint import require_same
+from trak_lightning.run.same_settings import require_same
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureSpec
 from trak_lightning.stores.encoding import DTYPES

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trak_lightning.errors import IncompleteRunError
-from trak_lightning.run.fingerprint import require_same
+from trak_lightning.run.same_settings import require_same
 from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.validation import COLUMNS, identity, no_such_set, require_rows
 

@@ -11,8 +11,8 @@ import numpy as np
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
 from trak_lightning.run.atomic import atomic_hdf5
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.fingerprint import require_same
 from trak_lightning.run.formatting import format_ranges
+from trak_lightning.run.same_settings import require_same
 from trak_lightning.stores.base import FeatureRows, FeatureSet
 from trak_lightning.stores.configured import open_store
 from trak_lightning.stores.encoding import STORED

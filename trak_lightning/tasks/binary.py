@@ -12,8 +12,8 @@ from trak_lightning.tasks.logistic import Logistic, require_smoothing
 from trak_lightning.tasks.margin import wide
 from trak_lightning.tasks.probabilities import OutputsAre, binary_logits, require_choice
 from trak_lightning.tasks.state import to_json
+from trak_lightning.tasks.sum_of_margins import Reduction, SumOfMargins, Terms
 from trak_lightning.tasks.supervised import SupervisedTask
-from trak_lightning.tasks.terms import Reduction, SumOfMargins, Terms
 from trak_lightning.tasks.validation import number, numbers, require_binary, require_one_of
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from trak_lightning.errors import DataError
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.probabilities import OutputsAre
-from trak_lightning.tasks.terms import Reduction
+from trak_lightning.tasks.sum_of_margins import Reduction
 from trak_lightning.tasks.tokens import IGNORE_INDEX, TokenMargins
 from trak_lightning.tasks.validation import require_one_of
 

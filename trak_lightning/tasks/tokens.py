@@ -12,7 +12,7 @@ from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import CrossEntropy
 from trak_lightning.tasks.margin import margin
 from trak_lightning.tasks.probabilities import OutputsAre, class_logits, require_choice
-from trak_lightning.tasks.terms import Reduction, SumOfMargins, Terms
+from trak_lightning.tasks.sum_of_margins import Reduction, SumOfMargins, Terms
 from trak_lightning.tasks.validation import class_labels, number, numbers, require_classes, require_one_of
 
 Level: TypeAlias = Literal["sequence", "token"]

@@ -14,7 +14,7 @@ import xxhash
 
 from trak_lightning.errors import CorruptFileError, IncompatibleRunError
 from trak_lightning.run.atomic import atomic_write, new_hdf5, sweep
-from trak_lightning.run.fingerprint import current, first_difference
+from trak_lightning.run.same_settings import current, first_difference
 from trak_lightning.stores.authoring import checksum
 from trak_lightning_faiss.directions import Array
 

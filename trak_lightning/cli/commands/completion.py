@@ -7,12 +7,12 @@ from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 
 from trak_lightning import registry
-from trak_lightning.cli import COMMANDS
 from trak_lightning.cli import main as run_command
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.names import KINDS
+from trak_lightning.cli.plugin_names import KINDS
+from trak_lightning.cli.usage import COMMANDS
 
 INSTALL = {
     "bash": "trak completion bash > ~/.local/share/bash-completion/completions/trak",

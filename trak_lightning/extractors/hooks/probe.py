@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import deep_leaves, leaves_of
-from trak_lightning.extractors.hooks.content import ContentSizes
+from trak_lightning.extractors.hooks.content_sizes import ContentSizes
 from trak_lightning.extractors.hooks.placement import Placement, Where, common, infer
 from trak_lightning.extractors.rules import find_rule
 from trak_lightning.model.autocast import without_autocast

@@ -4,7 +4,7 @@ import pytest
 
 from trak_lightning import registry
 from trak_lightning.errors import IncompatibleRunError
-from trak_lightning.run.fingerprint import current, require_same
+from trak_lightning.run.same_settings import current, require_same
 
 
 def recorded(*classes):

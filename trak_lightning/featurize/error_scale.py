@@ -13,7 +13,7 @@ COARSE = 5.0
 """In 16 bits an output has an error of up to 0.2, and a loss weight of the logistic loss as large a relative error."""
 
 
-def unit(values: npt.NDArray[np.floating], output: npt.NDArray[np.floating], *, exact: bool) -> float:
+def error_scale(values: npt.NDArray[np.floating], output: npt.NDArray[np.floating], *, exact: bool) -> float:
     """Return a typical size of `values` (B,), at most 1: a loss weight of 0.001 that triples is a change, whatever its unit.
 
     Args:

@@ -11,6 +11,7 @@ from scipy.linalg import eigvalsh
 from trak_lightning.errors import DataError, NonFiniteGradientError
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
+from trak_lightning.scoring.generalization_gap import predicted
 from trak_lightning.scoring.gram import diagonal, gram, is_dual, pieces
 from trak_lightning.scoring.inverse import (
     DualCholesky,
@@ -25,7 +26,6 @@ from trak_lightning.scoring.inverse import (
     warn_ill_conditioned,
 )
 from trak_lightning.scoring.rows import as_computed, shared_blocks
-from trak_lightning.scoring.seen import predicted
 
 FAR = 1e3
 """How many times the features of 95 % of the samples those of an outlier are at least."""

@@ -22,7 +22,7 @@ _INTERNAL = {*vars(nn.Module()), *vars(L.LightningModule())}
 
 
 @dataclass(frozen=True)
-class Place:
+class StateAttribute:
     """An attribute of a module, or of an object in one."""
 
     owner: str
@@ -58,7 +58,7 @@ class SteadyState:
         self._model = model
         self._function_caches = function_caches(model)
         self._attributes = [
-            (place.attributes, place.name, place.value, contents_of(place.value)) for place in places(model)
+            (place.attributes, place.name, place.value, contents_of(place.value)) for place in state_attributes(model)
         ]
         holders = [vars(module) for module in model.modules()] + [attributes for attributes, *_ in self._attributes]
         self._names = {id(attributes): (attributes, set(attributes)) for attributes in holders}
@@ -220,7 +220,7 @@ def function_caches(model: nn.Module) -> list[Any]:
     return [value for cls in classes for value in vars(cls).values() if isinstance(value, functools._lru_cache_wrapper)]
 
 
-def places(model: nn.Module) -> Iterator[Place]:
+def state_attributes(model: nn.Module) -> Iterator[StateAttribute]:
     """The attributes of all modules, and of objects in them, other than parameters, buffers and modules, and than what belongs to
     quantized weights: bitsandbytes fills scales that are cleared or put back with wrong ones."""
     seen: set[int] = set()
@@ -230,7 +230,7 @@ def places(model: nn.Module) -> Iterator[Place]:
             yield from _attributes(name, module, seen)
 
 
-def _attributes(owner: str, holder: Any, seen: set[int]) -> Iterator[Place]:
+def _attributes(owner: str, holder: Any, seen: set[int]) -> Iterator[StateAttribute]:
     for name, value in list(vars(holder).items()):
         if isinstance(holder, nn.Module) and (name in _INTERNAL or isinstance(value, L.LightningDataModule)):
             continue
@@ -239,7 +239,7 @@ def _attributes(owner: str, holder: Any, seen: set[int]) -> Iterator[Place]:
                 seen.add(id(value))
                 yield from _attributes(f"{owner}.{name}" if owner else name, value, seen)
         else:
-            yield Place(owner, (type(holder), name), vars(holder))
+            yield StateAttribute(owner, (type(holder), name), vars(holder))
 
 
 def is_object(value: Any) -> bool:

@@ -1,0 +1,44 @@
+"""What ``trak --help`` shows: the commands."""
+
+import difflib
+
+COMMANDS = {
+    "run": "train, featurize, score and evaluate, from one configuration file; run again, it does what is missing",
+    "sft": "attribute answers of a fine-tuned language model: its folder, its conversations, and questions",
+    "check": "report from a few batches what would be attributed and how, or why it cannot be; nothing is stored",
+    "train": "train an ensemble of checkpoints, each on its own random part of the training set",
+    "featurize": "compute and store projected per-sample gradients of training and target samples",
+    "score": "attribute the targets to the training samples",
+    "evaluate": "retrain models on random subsets and test whether the scores predict them",
+    "top": "print the most helpful and most harmful training samples of a target",
+    "tokens": "say which tokens of a training sample moved which tokens of a target",
+    "self-influence": "compute the self-influence and leverage of each training sample",
+    "suspects": "list training samples whose label is likely wrong, with a stated share of false alarms",
+    "whatif": "predict how the outputs of targets would change if a set of training samples had not been there",
+    "select": "choose the training samples to keep for the targets, given a budget",
+    "report": "write one page, RUN_DIR/report/index.html, that shows targets with their examples",
+    "info": "print what a run directory holds, and what is missing",
+    "verify": "check that every stored row and score is present and intact",
+    "merge": "copy the features of one or more run directories into one file or another store",
+    "import-traker": "read the features that traker, the library of the TRAK paper, has saved",
+    "plugins": "list the installed extractors, projectors, stores, tasks and scorers",
+    "completion": "print a script by which bash, zsh or fish completes these commands and their options",
+}
+
+
+def usage() -> str:
+    """What ``trak --help`` shows."""
+    commands = "\n".join(f"  {name:<15}{description}" for name, description in COMMANDS.items())
+    return (
+        "usage: trak COMMAND [RUN_DIR] [options]\n\nWhich training examples made the model predict this?\n\n"
+        f"commands:\n{commands}\n\n"
+        "A run directory holds everything that a run makes, its configuration included: after\n"
+        "`trak run --config mine.yaml`, `trak score RUN_DIR` and the others need nothing else.\n"
+        "trak COMMAND --help shows the options of a command."
+    )
+
+
+def nearest(command: str) -> str:
+    """Say which command an unknown one is nearest to, and end the sentence."""
+    found = difflib.get_close_matches(command, COMMANDS, n=1)
+    return f"; did you mean {found[0]!r}?" if found else "."
