@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     if config.json:
         print_json({"path": path, **removal.to_json()})
         return 0
-    _print(removal, config.k, targets)
+    _print(removal, config.k, targets, run.read().meaning.output)
     summary(
         "whatif",
         f"without {len(removal.samples)} of {removal.num_train} samples",
@@ -104,11 +104,11 @@ def _read(source: str) -> Array:
     return read_positions(source, "--remove must be positions such as 3,17 or a .npy file of positions or of a mask")
 
 
-def _print(removal: Removal, count: int, targets: str) -> None:
+def _print(removal: Removal, count: int, targets: str, f: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"How the output f of each target of {targets} would change without the samples"
+    title = f"How f would change without the samples, for each target of {targets}; f: {f}"
     table = Table(title=title, title_justify="left")
     for heading in ("f falls for", "f now", "change", "f rises for", "f now", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
