@@ -127,8 +127,8 @@ def _last(model: nn.Module, number: str) -> tuple[list[nn.Parameter], list[str]]
         if module not in inside:
             own.append(list(module.parameters(recurse=False)))
             if is_parametrized(module):
-                inside.update(module.parametrizations.modules())  # type: ignore[union-attr, operator]
-                own[-1] += module.parametrizations.parameters()  # type: ignore[union-attr, operator]
+                inside.update(module.parametrizations.modules())  # type: ignore[union-attr]
+                own[-1] += module.parametrizations.parameters()  # type: ignore[union-attr]
     layers = [parameters for parameters in own if any(parameter.requires_grad for parameter in parameters)]
     return [parameter for parameters in layers[-int(number) :] for parameter in parameters], []
 
