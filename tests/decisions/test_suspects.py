@@ -45,6 +45,34 @@ def test_the_share_of_false_alarms_is_the_one_asked_for(rate, confusable):
         assert 1 - found.mean() == pytest.approx(fdr, abs=0.04)
 
 
+def suspected(log_p, labels):
+    return find_suspects([], Predictions(log_p, labels, np.ones(len(labels), dtype=int)), Meaning())
+
+
+def test_few_samples_keep_the_promised_share():
+    found, right = 0, 0
+    for seed in range(10):
+        log_p, labels, wrong = labeled(1.7, 0.1, seed, 600, classes=3)
+        suspects = suspected(log_p, labels)
+        p = suspects.suspicion[suspects.indices]
+        assert suspects.expected == pytest.approx((np.sum(1 - p) + np.sum(p * (1 - p)) ** 0.5) / len(p))
+        found, right = found + len(suspects), right + (~wrong[suspects.indices]).sum()
+    assert found > 300
+    assert right <= 0.1 * found
+
+
+@pytest.mark.parametrize(("blind", "promised"), [(0.1, True), (0.6, False)])
+def test_models_that_are_mostly_wrong_promise_no_share_of_false_alarms(blind, promised):
+    log_p, labels, _ = labeled(1.7, 0.2, n=2000)
+    count = int(blind * len(labels))
+    labels[:count] = np.arange(count) % CLASSES
+    log_p[:count] *= 0.01
+    suspects = suspected(log_p, labels)
+    assert len(suspects) > 50
+    assert (suspects.expected is not None) == promised
+    assert ("an unknown share are false alarms" in suspects.describe()) != promised
+
+
 def test_doubtful_predictions_are_no_label_errors():
     log_p, labels, _ = labeled(0.4, 0.0)
     assert fit_label_noise(log_p, labels).rate < 0.01
@@ -57,7 +85,7 @@ def test_what_poor_models_contradict_is_not_called_wrong(signal, noise):
         right = generator.integers(0, 3, 150)
         log_p = log_softmax(noise * generator.standard_normal((150, 3)) + signal * np.eye(3)[right], axis=1)
         labels = np.where(generator.random(150) < 0.05, (right + generator.integers(1, 3, 150)) % 3, right)
-        found = find_suspects([], Predictions(log_p, labels, np.ones(150, dtype=int)), Meaning())
+        found = suspected(log_p, labels)
         against = (log_p.argmax(1) != labels).sum()
         assert len(found) == 0
         assert f"contradict {against} of 150 labels, no more than errors of their own can explain" in found.describe()
@@ -69,6 +97,7 @@ def test_errors_that_the_models_have_learned_are_found():
     learned = np.log(np.exp(log_softmax(1.7 * log_p, axis=1)) @ (0.9 * np.eye(CLASSES) + 0.1 * shift))
     model = fit_label_noise(learned, labels)
     assert model.learned is not None
+    assert suspected(learned, labels).expected is None
     ranking = np.argsort(-model.probability_wrong(learned, labels))
     assert wrong[ranking[: wrong.sum() // 2]].mean() > 0.9
     assert fit_label_noise(*labeled(1.7, 0.1)[:2]).learned is None

@@ -40,9 +40,6 @@ RATES = (1e-5, 0.5)
 INSIGNIFICANT = 6.6
 """Twice the log-likelihood that a smaller error rate may cost: 99 % quantile of χ² with one degree of freedom."""
 
-KNOWN = 0.7
-"""The likeliest error rate is kept where the smallest that is allowed is at least this share of it."""
-
 STEPS = 7
 """Number of bisections between no errors and the most likely error rate."""
 
@@ -57,8 +54,8 @@ class LabelNoise:
     The true class c is drawn from the calibrated prediction ``p_c ∝ exp(−β·d_c − γ·d_c²)``, where d_c is how much less
     log-probability the models give to c than to the class that they find most probable. The label is c with probability
     1 − ε; otherwise it is another class, drawn from ν_c. Classes that the models cannot tell apart give a small β, and errors that
-    they contradict with confidence give a large ε. Few samples, or poor models, do not tell these two apart: where much
-    smaller ε are not significantly less likely, it is the smallest of these, with the β and γ that fit best to it.
+    they contradict with confidence give a large ε. Few samples, or poor models, do not tell these two apart: ε is the smallest
+    that is not significantly less likely than the likeliest, with the β and γ that fit best to it.
     """
 
     sharpness: float
@@ -92,7 +89,7 @@ class LabelNoise:
 
 def fit_label_noise(log_probabilities: Array, labels: Array) -> LabelNoise:
     """Fit the model by maximum likelihood, β, γ and ε by L-BFGS, ν by expectation maximization; then lower ε to the end of its
-    confidence interval (`INSIGNIFICANT`), unless that is close (`KNOWN`).
+    confidence interval (`INSIGNIFICANT`).
 
     Args:
         log_probabilities: (n, C), of models that were not trained on the sample.
@@ -124,12 +121,13 @@ def fit_label_noise(log_probabilities: Array, labels: Array) -> LabelNoise:
 
 
 def expected_false_alarms(wrong: Array) -> Array:
-    """Return the share of right labels to expect among the first 1, 2, … n of the most suspicious samples: (n,).
+    """Return the share of right labels to expect among the first 1, 2, … n of the most suspicious samples, and one standard
+    deviation of it more: (n,).
 
     Args:
         wrong: (n,) probabilities, descending.
     """
-    found: Array = np.cumsum(1 - wrong) / np.arange(1, len(wrong) + 1)
+    found: Array = (np.cumsum(1 - wrong) + np.sqrt(np.cumsum(wrong * (1 - wrong)))) / np.arange(1, len(wrong) + 1)
     return found
 
 
@@ -193,8 +191,7 @@ def _off_diagonal(learned: Array) -> Array:
 
 
 def _smallest_rate(model: LabelNoise, gaps: Array, labels: Array) -> LabelNoise:
-    """The model with the smallest error rate whose profile likelihood is not significantly smaller, by bisection; the same model
-    where that is about the same."""
+    """The model with the smallest error rate whose profile likelihood is not significantly smaller, by bisection."""
 
     def fit(rate: float) -> tuple[LabelNoise, float]:
         starts = replace(model, rate=rate), replace(model, rate=rate, sharpness=DOUBTFUL, bend=0.0)
@@ -212,7 +209,7 @@ def _smallest_rate(model: LabelNoise, gaps: Array, labels: Array) -> LabelNoise:
         else:
             low = rate
         rate = (low + high) / 2
-    return model if found.rate >= KNOWN * model.rate else found
+    return found
 
 
 def _fit_calibration(

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 HIGHEST_LEVERAGE = 0.99
 """The leverage of a sample that is alone in its direction is 1 up to rounding."""
 
+WEAK = 0.65
+"""Models that are right on a smaller share of samples contradict right labels too surely for a promise (docs/benchmarks.md)."""
+
+TRIALS = " (in trials with 10 % asked for: at most 20 % on four lists of five)"
+"""What was realized; see docs/benchmarks.md."""
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -60,7 +66,8 @@ class Suspects(Sequence[Suspect]):
     fdr: float
     """The share of false alarms asked for."""
     expected: float | None
-    """The share of false alarms expected before the cut; None if there is none, or the models were trained on what is before it."""
+    """The share of false alarms expected before the cut, with one standard deviation; None if nothing is before it, or no share is
+    promised (`find_suspects`)."""
     errors: float | None
     """The estimated number of wrong labels in the whole training set; None without classes, or if the models were trained on all of it."""
     basis: str
@@ -139,7 +146,7 @@ class Suspects(Sequence[Suspect]):
         """How many false alarms to expect before the cut, in words."""
         if self.expected is None:
             return f"an unknown share are false alarms, which may be several times the {_percent(self.fdr)} asked for"
-        return f"about {_percent(self.expected)} are expected to be false alarms"
+        return f"about {_percent(self.expected)} are expected to be false alarms{TRIALS}"
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
         """Return the findings as JSON values, with the first `count` samples. If None, with those before the cut, or all if
@@ -197,13 +204,14 @@ def find_suspects(
     fdr: float = 0.1,
     class_names: Sequence[str] | None = None,
 ) -> Suspects:
-    """Rank training samples by the probability that their label is wrong, and cut where the expected share of false alarms
-    exceeds `fdr`.
+    """Rank training samples by the probability that their label is wrong, and cut where the expected share of false alarms, with one
+    standard deviation, exceeds `fdr`.
 
     With classes, `LabelNoise` is fitted to the predictions of checkpoints that were not trained on the sample. Where every
     checkpoint was, the log-odds of the label are first lowered by qφᵀ(ΦᵀWΦ + λI)⁻¹φ / (1 − leverage), the closed form of
     leaving the sample out. What is predicted in this way is off by several times, so the cut comes without an expected share of
-    false alarms if most samples before it are of this kind. Without classes, the ranking is by the error, and there is no cut.
+    false alarms if most samples before it are of this kind; also if the models are right on less than `WEAK` of the samples, or
+    have learned errors between classes (`learned_confusion`). Without classes, the ranking is by the error, and there is no cut.
 
     Args:
         checkpoints: the stored features of the training set.
@@ -233,12 +241,14 @@ def find_suspects(
     against = log_p.max(1) - log_p[np.arange(len(log_p)), predictions.labels]
     ranking = np.lexsort((-against, -wrong))  # many probabilities are 1 up to rounding
     expected = expected_false_alarms(wrong[ranking])
-    size = int(np.searchsorted(expected, fdr, side="right"))
+    size = int(np.max(np.flatnonzero(expected <= fdr) + 1, initial=0))
+    right = (log_p.argmax(1) == predictions.labels).mean() / (1 - model.rate)
+    promised = right >= WEAK and model.learned is None and seen[ranking[:size]].sum() <= size / 2
     return Suspects(
         ranking,
         size,
         fdr,
-        float(expected[size - 1]) if size and seen[ranking[:size]].mean() <= 0.5 else None,
+        float(expected[size - 1]) if size and promised else None,
         None if seen.all() else float(wrong.sum()),
         _basis(predictions.held_out),
         wrong,
