@@ -48,3 +48,11 @@ def test_class_weights_are_those_of_the_checkpoint(tmp_path):
     trak = TRAK(model.eval(), "image_classification", tmp_path)
     with pytest.warns(CriterionWarning, match=r"weight=\[1, 2, 3\]"):
         trak.featurize(TensorDataset(torch.randn(4, 2), torch.arange(4) % 3), {**model.state_dict(), "loss.weight": W})
+
+
+def test_a_model_is_warned_of_once_and_another_one_again():
+    model, other = (nn.ModuleDict({"loss": nn.HuberLoss()}) for _ in range(2))
+    with pytest.warns(CriterionWarning) as found:
+        for each in (model, model, other):
+            warn_of_criterion(registry.create("tasks", "regression"), each)
+    assert len(found) == 2
