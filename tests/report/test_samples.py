@@ -192,7 +192,7 @@ def test_an_image_text_pair_is_both_and_has_no_label():
     assert text == Text("a caption")
 
 
-@pytest.mark.parametrize("said, line", [("system user assistant", "user → assistant"), ("system", "system")])
+@pytest.mark.parametrize(("said", "line"), [("system user assistant", "user → assistant"), ("system", "system")])
 def test_the_line_of_a_conversation_begins_after_what_the_system_says(said, line):
     turns = [{"role": role, "content": role} for role in said.split()]
     assert shown({"messages": turns}).line.strip() == line

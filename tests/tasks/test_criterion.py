@@ -52,7 +52,7 @@ def test_class_weights_are_those_of_the_checkpoint(tmp_path):
 
 def test_a_model_is_warned_of_once_and_another_one_again():
     model, other = (nn.ModuleDict({"loss": nn.HuberLoss()}) for _ in range(2))
+    task = registry.create("tasks", "regression")
     with pytest.warns(CriterionWarning) as found:
-        for each in (model, model, other):
-            warn_of_criterion(registry.create("tasks", "regression"), each)
+        [warn_of_criterion(task, each) for each in (model, model, other)]
     assert len(found) == 2
