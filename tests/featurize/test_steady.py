@@ -272,6 +272,14 @@ def test_a_random_gradient_of_an_output_that_is_not_is_refused(tmp_path):
         rows(Remembering(lambda model, hidden: Noisy.apply(hidden)), Chosen(), tmp_path)
 
 
+def test_arrays_of_every_kind_may_be_attributes(tmp_path):
+    model = Remembering(array)
+    frozen = np.zeros(2)
+    frozen.flags.writeable = False
+    model.others = [np.array([None, "a"]), np.zeros(2, np.longdouble), np.zeros(2, ">f8"), np.arange(3)[::-1], frozen]
+    torch.testing.assert_close(rows(model, Chosen(), tmp_path), expected(model, Chosen()), rtol=1e-4, atol=1e-5)
+
+
 def swapping(model, hidden):
     model.first, model.other = model.other, model.first
     return hidden

@@ -30,7 +30,11 @@ WORDS = {
         "make the target's tokens more likely",
         "mean p(token)",
     ),
-    "segmentation": ("mean of the log-odds of the right pixels", "make the right pixels more likely", "mean p(pixel)"),
+    "segmentation": (
+        "mean of the log-odds of the right pixels, each weighted by 1 − p(pixel)",
+        "make the right pixels more likely",
+        "mean p(pixel)",
+    ),
     "contrastive": ("margin of the pair over other pairs", "bring image and text closer together", "p(pair)"),
     "regression": ("prediction", "raise the prediction", None),
     "loss": ("negative loss", "lower the loss", None),

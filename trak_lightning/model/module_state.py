@@ -5,6 +5,7 @@ import functools
 import random
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,9 +147,11 @@ def _holds_parameters(part: Any) -> bool:
 
 
 def _as_tensor(item: Any) -> Any:
-    """A tensor in the memory of an array of numbers; anything else as it is."""
-    numbers = isinstance(item, np.ndarray) and item.dtype.kind in "biufc" and item.flags.writeable
-    return torch.from_numpy(item) if numbers and item.dtype.isnative and min(item.strides, default=0) >= 0 else item
+    """A tensor in the memory of an array; anything else as it is. Files that are mapped are data, and not copied."""
+    if isinstance(item, np.ndarray) and item.flags.writeable and not isinstance(item, np.memmap):
+        with suppress(TypeError, ValueError):  # of objects and texts, another byte order, a negative stride
+            return torch.from_numpy(item)
+    return item
 
 
 class _Kept:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     if config.json:
         print_json({"path": path, **removal.to_json()})
         return 0
-    _print(removal, config.k, targets, _answers(run.path, targets))
+    _print(removal, config.k, targets, run.read().meaning.output, _answers(run.path, targets))
     summary(
         "whatif",
         f"without {len(removal.samples)} of {removal.num_train} samples",
@@ -114,11 +114,11 @@ def _answers(run: Path, targets: str) -> list[str]:
     return [shortened(json.loads(line)["answer"], 20) for line in lines]
 
 
-def _print(removal: Removal, count: int, targets: str, answers: Sequence[str]) -> None:
+def _print(removal: Removal, count: int, targets: str, f: str, answers: Sequence[str] = ()) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"How the output f of each target of {targets} would change without the samples"
+    title = f"How f would change without the samples, for each target of {targets}; f: {f}"
     table = Table(title=title, title_justify="left")
     for heading in ("f falls for", "f now", "change", "f rises for", "f now", "change"):
         table.add_column(heading, justify="right", no_wrap="for" not in heading)
