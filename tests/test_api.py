@@ -327,7 +327,7 @@ def test_a_name_that_was_not_scored_is_answered_with_those_that_were(model, trai
     for ask in (trak.what_if, lambda: trak.token_scores(test_set, [(0, 0)])):
         with pytest.raises(
             IncompleteRunError,
-            match=r"no features of 'targets'.*If you mean 't', name it: name=\"t\".*--target_split t",
+            match=r"no features of 'targets'.*those of 't', 'train'. Run trak featurize --target_split targets.*or name other targets",
         ):
             ask()
 
@@ -454,7 +454,7 @@ def test_a_task_of_ones_own_needs_one_method(train_set, tmp_path):
     np.testing.assert_allclose(rows(trak)[0][:, :6], train_set.tensors[0].numpy(), rtol=1e-6)
 
 
-def test_without_a_name_the_scores_of_the_targets_named_test_are_opened(
+def test_without_a_name_the_scores_of_the_targets_of_the_run_or_of_test_are_opened(
     model, train_set, test_set, checkpoints, tmp_path
 ):
     trak = attribute(model, tmp_path)
@@ -462,6 +462,8 @@ def test_without_a_name_the_scores_of_the_targets_named_test_are_opened(
     for name in ("other", "test"):
         trak.score(test_set, name=name)
     assert open_scores(trak.run).path.stem == "test"
+    trak.run.config.write_text("target_split: other")
+    assert open_scores(trak.run).path.stem == "other"
 
 
 def test_a_page_about_groups_of_targets_is_refused(model, train_set, test_set, checkpoints, tmp_path):

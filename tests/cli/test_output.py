@@ -29,7 +29,9 @@ def test_an_evaluation_of_nothing_is_a_line(capsys):
 
 def test_targets_that_lose_are_apart_from_those_that_gain(capsys):
     change = np.array([0.5, -0.25, 0.0, 0.125])
-    whatif._print(Removal(np.array([7]), change, np.full(4, np.nan), change, np.ones(4), 0.1, 9), 10, "test")
+    whatif._print(
+        Removal(np.array([7]), change, np.full(4, np.nan), change, np.ones(4), 0.1, 9), 10, "test", "log-odds"
+    )
     rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert rows == [["1", "1", "-0.25", "0", "1", "+0.5"], ["3", "1", "+0.12"]]
 

@@ -32,6 +32,7 @@ class Remembering(nn.Module):
         self.register_buffer("steps", torch.zeros(()))
         self.register_buffer("bank", torch.zeros(16, 6))
         self.count, self.memory = 0, deque([torch.zeros(6)], 4)
+        self.array, self.random = np.zeros(1), random.Random(0)
 
     def forward(self, x):
         return self.second(self.function(self, self.first(x).tanh()))
@@ -59,6 +60,11 @@ def memory(model, hidden):
     return mixed
 
 
+def array(model, hidden):
+    model.array += 1
+    return hidden * (1 + model.array.item() / 10)
+
+
 def attribute_on_demand(model, hidden):
     model.last = getattr(model, "last", torch.zeros(6))
     mixed = hidden + model.last
@@ -81,7 +87,7 @@ def rows(model, task, path, data=DATA, collate=default_collate, workers=0):
     return torch.from_numpy(np.asarray(trak.features()[:]))
 
 
-@pytest.mark.parametrize("forward", [counter, number, bank, memory, attribute_on_demand])
+@pytest.mark.parametrize("forward", [counter, number, bank, memory, array, attribute_on_demand])
 def test_a_model_that_remembers_batches_sees_each_as_the_first(forward, tmp_path):
     model = Remembering(forward)
     wanted = expected(model, Chosen())
@@ -241,6 +247,66 @@ def test_a_rare_random_number_is_refused_by_name(draw, tmp_path):
 
     with pytest.raises(SampleDependenceError, match=r"sample \d+ differs by .* when it is computed again"):
         rows(Remembering(forward), Chosen(), tmp_path, DATA * 8)
+
+
+def test_a_generator_that_a_module_holds_is_watched(tmp_path):
+    def forward(model, hidden):
+        return hidden * (1 + (model.random.random() < 0.1))
+
+    with pytest.raises(SampleDependenceError, match=r"sample \d+ differs by .* when it is computed again"):
+        rows(Remembering(forward), Chosen(), tmp_path, DATA * 4)
+
+
+class Noisy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * torch.rand_like(grad)
+
+
+def test_a_random_gradient_of_an_output_that_is_not_is_refused(tmp_path):
+    with pytest.raises(SampleDependenceError, match=r"gradient of sample \d+ differs by .* when it is computed again"):
+        rows(Remembering(lambda model, hidden: Noisy.apply(hidden)), Chosen(), tmp_path)
+
+
+def test_arrays_of_every_kind_may_be_attributes(tmp_path):
+    model = Remembering(array)
+    frozen = np.zeros(2)
+    frozen.flags.writeable = False
+    model.others = [np.array([None, "a"]), np.zeros(2, np.longdouble), np.zeros(2, ">f8"), np.arange(3)[::-1], frozen]
+    torch.testing.assert_close(rows(model, Chosen(), tmp_path), expected(model, Chosen()), rtol=1e-4, atol=1e-5)
+
+
+def swapping(model, hidden):
+    model.first, model.other = model.other, model.first
+    return hidden
+
+
+def replacing_a_parameter(model, hidden):
+    model.first.weight = nn.Parameter(model.first.weight * 0.9)
+    return hidden
+
+
+def making(model, hidden):
+    model.made = getattr(model, "made", None) or nn.Linear(6, 6)
+    return model.made(hidden)
+
+
+@pytest.mark.parametrize(
+    ("forward", "name"), [(swapping, "first|other"), (replacing_a_parameter, "weight"), (making, "made")]
+)
+def test_modules_that_a_forward_pass_makes_or_replaces_are_refused_by_name(forward, name, tmp_path):
+    model = Remembering(forward)
+    model.other = nn.Linear(4, 6)
+    before = dict(model.named_parameters())
+    with pytest.raises(UnsupportedModelError, match=f"made or replaced '({name})' of Remembering"):
+        rows(model, Chosen(), tmp_path)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
 
 
 def test_random_numbers_drawn_in_vain_change_nothing(tmp_path):

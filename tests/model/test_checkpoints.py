@@ -243,7 +243,16 @@ def write(path, content):
         ({"a.safetensors": b"not tensors"}, "a.safetensors", "a text file"),
         ({"a.safetensors": b"not\x00tensors"}, "a.safetensors", "cannot be read as safetensors"),
         ({"out/checkpoint-5/x": b"", "out/checkpoint-10/x": b""}, "out", r"2 checkpoints.*Name these: .*checkpoint-\*"),
-        ({"out/config.json": b"{}"}, "out", "holds no weights: expected model.safetensors, .*; found config.json"),
+        (
+            {"out/config.json": b"{}"},
+            "out",
+            r"holds no weights: expected files \*.ckpt, or one of model.safetensors, .*; found config.json",
+        ),
+        (
+            {"out/a/1.ckpt": b"", "out/b/1.ckpt": b""},
+            "out",
+            r"folders of them, such as a/1.ckpt. Name these: .*out/\*/\*.ckpt",
+        ),
         ({"out/.metadata": b"", "out/__0_0.distcp": b""}, "out", "sharded checkpoint.*consolidate_checkpoint"),
         (
             {"out/model.safetensors.index.json": b'{"weight_map": {"a": "../../secret.safetensors"}}'},

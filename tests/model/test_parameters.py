@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from trak_lightning import TRAK
 from trak_lightning.errors import IncompatibleRunError, SettingsError
@@ -53,6 +54,13 @@ def test_patterns_apply_in_order(net, patterns, expected):
 def test_a_pattern_that_cannot_be_meant_is_refused(net, patterns, message):
     with pytest.raises(SettingsError, match=message):
         ParameterLayout.of(net, patterns)
+
+
+def test_parametrized_weights_belong_to_their_layer(net):
+    weight_norm(net.head)
+    weight = [f"head.parametrizations.weight.original{part}" for part in (0, 1)]
+    assert [slot.name for slot in ParameterLayout.of(net, ["last:1"])] == ["head.bias", *weight]
+    assert len(ParameterLayout.of(net, ["last:2"])) == 5
 
 
 def test_frozen_parameters_are_never_selected(net):

@@ -176,6 +176,29 @@ def test_copies_are_found_across_train_and_targets_and_conflicting_labels_are_sh
     assert "train #0 · 0 train #1 · 1 target #0 · 0 target #1 · 1" in text
 
 
+@pytest.mark.parametrize("inputs", ["features", None])
+def test_copies_are_found_whatever_their_number(inputs, tmp_path):
+    X = torch.randn(40, 5)
+
+    class Net(nn.Linear):
+        def forward(self, features, row=None):
+            return super().forward(features)[:, 0]
+
+    def rows(numbers, samples):
+        return [
+            {"features": X[i], "outcome": X[i].sum(), "row": number} | ({} if inputs is None else {"part": row % 2})
+            for row, (number, i) in enumerate(zip(numbers, samples, strict=True))
+        ]
+
+    train, targets = rows(range(30), range(30)), rows(range(3), [11, 12, 39])
+    task = {"name": "regression", "inputs": inputs, "labels": "outcome"}
+    trak = TRAK(Net(5, 1).eval(), task, tmp_path, projector="identity")
+    trak.featurize(train)
+    trak.score(targets, name="test")
+    text = " ".join(Page(trak.report(targets, name="test")).text.split())
+    assert "2 groups of samples with the same content, 2 of them in the training set and among the targets" in text
+
+
 def test_what_is_wrong_is_named(make, tmp_path, twins):
     with pytest.raises(IncompleteRunError, match="there is no run directory"):
         write_report(tmp_path / "nowhere", *twins)

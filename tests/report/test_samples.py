@@ -51,6 +51,22 @@ def test_a_standardized_image_is_stretched_from_black_to_white_and_a_large_one_i
     assert (part.width, part.height, part.sharp) == (120, 160, False)
 
 
+def test_a_mask_has_one_color_per_class_and_another_where_pixels_do_not_count():
+    image, mask = torch.rand(1, 8, 8), torch.arange(4).repeat(8, 2)
+    mask[0] = 255
+    task = registry.create("tasks", {"name": "segmentation", "ignore_index": 255})
+    samples = [(image, mask.byte()), {"image": image, "labels": mask}, (image, mask.where(mask > 1, 0))]
+    data = AttributionData.of(DataLoader(samples, collate_fn=list))
+    first, second, third = (samples_of(data, task=task).show(index).parts for index in range(3))
+    assert [part.name for part in (*first, *third)] == ["image", "mask", "image", "mask"]
+    (drawn, alike, other) = (pixels(parts[1]) for parts in (first, second, third))
+    assert np.array_equal(drawn, alike)
+    assert drawn[0].tolist() == [[128] * 3] * 8
+    assert drawn[1, :2].tolist() == [[0] * 3, [255] * 3]
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 5
+    assert np.array_equal(drawn[:, 2:4], other[:, 2:4]), "whatever other classes an image has"
+
+
 def test_labels_have_names_where_classes_do():
     assert shown((torch.rand(2, 2), torch.tensor(1))).label == "1"
     assert shown((torch.rand(2, 2), 1), class_names=["cat", "dog"]).label == "dog"
@@ -190,6 +206,12 @@ def test_an_image_text_pair_is_both_and_has_no_label():
     image, text = shown((torch.rand(3, 8, 8), "a caption")).parts
     assert isinstance(image, Picture)
     assert text == Text("a caption")
+
+
+@pytest.mark.parametrize(("said", "line"), [("system user assistant", "user → assistant"), ("system", "system")])
+def test_the_line_of_a_conversation_begins_after_what_the_system_says(said, line):
+    turns = [{"role": role, "content": role} for role in said.split()]
+    assert shown({"messages": turns}).line.strip() == line
 
 
 def test_numbers_are_a_table():

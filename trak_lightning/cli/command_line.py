@@ -149,8 +149,9 @@ class CommandLine:
         """
         names = Names(uses)
         classes = {CLASSES[option.name]: option.value for option in self.options if option.name in CLASSES}
+        named = {**self._classes_in_files(), **classes}
         arguments = [
-            Option(option.name, _config(option.value, names, drops, classes)).token
+            Option(option.name, _config(option.value, names, drops, classes, named)).token
             if option.name == "--config" and option.value is not None
             else _plugin(option, names).token
             for option in self.options
@@ -160,6 +161,17 @@ class CommandLine:
             missing = {key: {"class_path": path} for key, path in classes.items() if key not in drops}
             arguments.insert(0, f"--config={json.dumps(missing)}")
         return [*self.values, *arguments]
+
+    def _classes_in_files(self) -> dict[str, str]:
+        """The class paths that configuration files name, for those that have the settings of a class and not its path."""
+        found = {}
+        for config in map(load_config, self.configs):
+            for option, key in CLASSES.items():
+                value = config.get(option[2:], config.get(key))
+                path = value.get("class_path") if isinstance(value, dict) else value
+                if isinstance(path, str):
+                    found[key] = path
+        return found
 
 
 def load_config(source: str) -> dict[str, Any]:
@@ -182,11 +194,13 @@ def load_config(source: str) -> dict[str, Any]:
     return config
 
 
-def normalized_config(config: Mapping[str, Any], classes: Mapping[str, str | None]) -> dict[str, Any]:
+def normalized_config(
+    config: Mapping[str, Any], classes: Mapping[str, str | None], named: Mapping[str, str | None] | None = None
+) -> dict[str, Any]:
     """Return a configuration without what only Lightning's ``fit`` reads.
 
     A file that LightningCLI saved says null where nothing was chosen, has settings of ``fit``, and no class paths where the
-    program had classes, which are then in `classes`.
+    program had classes, which are then in `classes`, in the file under ``model_class`` and so on, or `named` in another file.
     """
     found = {key: value for key, value in config.items() if key not in LIGHTNING_ONLY}
     for key in ("weights_only", "optimizer", "lr_scheduler"):
@@ -194,7 +208,9 @@ def normalized_config(config: Mapping[str, Any], classes: Mapping[str, str | Non
             del found[key]
     if isinstance(trainer := found.get("trainer"), dict):
         found["trainer"] = {key: value for key, value in trainer.items() if value is not None}
-    for key, path in classes.items():
+    own = {key: found.pop(option[2:]) for option, key in CLASSES.items() if option[2:] in found}
+    others = {key: path for key, path in (named or {}).items() if isinstance(found.get(key), dict)}
+    for key, path in {**others, **own, **classes}.items():
         value = found.get(key) or {}
         if not (isinstance(value, dict) and "class_path" in value):
             found[key] = {"class_path": path, "init_args": value}
@@ -236,9 +252,15 @@ def _plugin(option: Option, names: Names) -> Option:
     return Option(name, names.class_path(key, option.value))
 
 
-def _config(source: str, names: Names, drops: Collection[str], classes: Mapping[str, str | None]) -> str:
+def _config(
+    source: str,
+    names: Names,
+    drops: Collection[str],
+    classes: Mapping[str, str | None],
+    named: Mapping[str, str | None],
+) -> str:
     config = load_config(source)
-    kept = {key: value for key, value in normalized_config(config, classes).items() if key not in drops}
+    kept = {key: value for key, value in normalized_config(config, classes, named).items() if key not in drops}
     expanded = {key: names.expand(key, value) for key, value in kept.items()}
     # Unchanged files stay files, so that paths in them keep being relative to them.
     return source if expanded == config else json.dumps(expanded, default=str)

@@ -135,7 +135,7 @@ def explained(
         return f"{where}unknown setting {name}; did you mean {'.'.join((*fault.key[:-1], keyword))}?"
     if fault.text == "unknown" and fault.owner in BASES:
         setting = fault.key[0]
-        return f"{where}{name} needs a class: --{setting}_class mine.Name, or class_path and init_args under {setting}"
+        return f"{where}{name} needs a class: --{setting}_class mine.Name, or {setting}_class: mine.Name in a configuration file"
     if fault.text == "unknown":
         known = _options(fault.owner) if fault.owner else settings
         prefix = "" if not fault.owner else ".".join(fault.key[:-1]) + "."

@@ -36,7 +36,7 @@ def add_name(parser: ArgumentParser) -> None:
         "--target_split",
         type=str | None,
         default=None,
-        help="score file, by default named after its target split; default: the only one, or test",
+        help="score file, by default named after its target split; default: that of the target_split of the run, of test, or the only one",
     )
 
 

@@ -1,6 +1,8 @@
 """Audit batches: compare rows with the gradients that autograd computes for the batch, and for one of its samples alone."""
 
+import pickle
 import random
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any, NoReturn
 
@@ -243,8 +245,12 @@ class BatchAuditor:
         most = 0.1 if _cast_or_short(self._model) else 1e-2
         found, size = torch.from_numpy(rows.output), self._unit(rows)
         if one.size == 1:
-            again, _ = sample_gradient(self._model, self._task, one, self._layout)
-            if (error := _shift(again[0], found[position], size)) > most:
+            (again, grads), (_, others) = (
+                sample_gradient(self._model, self._task, one, self._layout) for _ in range(2)
+            )
+            names = list(self._layout.by_name)
+            drawn = _distance(dict(zip(names, grads, strict=True)), dict(zip(names, others, strict=True)))
+            if (error := max(_shift(again[0], found[position], size), drawn)) > most:
                 self._refuse(SamplePosition(int(index[position]), 0, 1), error, one, one)
         if batch.size == 1:
             return
@@ -364,10 +370,14 @@ def outputs(model: nn.Module, task: Task, batch: SampleBatch) -> Tensor:
         return as_outputs(task.output(model, batch.data), batch.size, task).detach()
 
 
-def random_state(device: torch.device) -> list[Any]:
-    """The state of every generator that a model may draw from unasked."""
+def random_state(device: torch.device, generators: Sequence[Any] = ()) -> list[Any]:
+    """The state of every generator that a model may draw from unasked, and of these."""
     _, keys, *rest = np.random.get_state()  # noqa: NPY002  models draw from it
     states = [torch.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), rest]
+    states += [
+        each.get_state().numpy().tobytes() if isinstance(each, torch.Generator) else pickle.dumps(each)
+        for each in generators
+    ]
     return states + ([torch.cuda.get_rng_state(device).numpy().tobytes()] if device.type == "cuda" else [])
 
 

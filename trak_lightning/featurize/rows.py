@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.data.content import UNKNOWN
 from trak_lightning.data.loading import IndexedBatch
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import (
@@ -35,8 +34,9 @@ from trak_lightning.featurize.blame import blame
 from trak_lightning.featurize.non_finite import require_finite
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import any_sharded
-from trak_lightning.model.module_state import SteadyState
+from trak_lightning.model.module_state import SteadyState, generators
 from trak_lightning.projectors.base import Projection
+from trak_lightning.run.same_settings import UNKNOWN
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
 from trak_lightning.tasks.drawn import positioned
@@ -91,6 +91,7 @@ class RowComputer:
         self._warned = False
         self._warned_of_empty = False
         self._steady = SteadyState(model)
+        self._generators = generators(model)
 
     def account(self, indexed: IndexedBatch) -> list[RuleUse]:
         """Which rule computes which parameters, for a batch that is typical of later ones."""
@@ -201,10 +202,10 @@ class RowComputer:
     ) -> FeatureRows:
         features = self._projection.zeros(batch.size, _accumulator_dtype(self._model))
         sink = _Rows(self._projection, features, compared)
-        before = random_state(self._device)
+        before = random_state(self._device, self._generators)
         output = extractor.extract(self._model, self._task, batch, self._layout, sink)
         output = as_outputs(output, batch.size, self._task)
-        if random_state(self._device) != before:
+        if random_state(self._device, self._generators) != before:
             self._auditor.require_repeatable(batch, index, output, extractor.one_by_one)
         if not sink.reached and not self._warned:
             self._require_gradient(batch)

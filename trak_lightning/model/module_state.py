@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import random
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +48,9 @@ _WATCHED = 8
 
 
 class SteadyState:
-    """What modules hold: buffers, attributes (a step counter, a memory of earlier batches), what is under ``lru_cache``, and
-    parameters that a forward pass changes (the momentum encoder of MoCo). A gradient must not depend on how many batches came
-    before.
+    """What modules hold: buffers, attributes (a step counter, a memory of earlier batches), what is under ``lru_cache``, modules
+    that a forward pass replaces, and parameters that it changes (the momentum encoder of MoCo). A gradient must not depend on how
+    many batches came before.
 
     Memory: a copy of the parameters during the first passes.
     """
@@ -67,6 +69,12 @@ class SteadyState:
             if not isinstance(module, torch.jit.ScriptModule)
             for name, buffer in module._buffers.items()
         ]
+        self._parts = [
+            (parts, dict(parts))
+            for module in model.modules()
+            if not isinstance(module, torch.jit.ScriptModule)
+            for parts in (module._modules, module._parameters)
+        ]
         self._tensors = {id(tensor): _Kept(tensor) for tensor in self._all_tensors()}
         watched = parameters and not any_sharded(model.parameters())
         self._parameters = {name: _Kept(each) for name, each in model.named_parameters()} if watched else {}
@@ -76,12 +84,12 @@ class SteadyState:
         """Put everything back as it was, in place.
 
         Raises:
-            UnsupportedModelError: a parameter was changed by a later pass and by none of the first ones.
+            UnsupportedModelError: a parameter was changed by a later pass and by none of the first ones, or a pass made or replaced some.
         """
         for cache in self._function_caches:
             cache.cache_clear()
         for attributes, name, value, contents in self._attributes:
-            if attributes.get(name) is not value:
+            if name not in attributes or attributes[name] is not value:
                 attributes[name] = value
             if contents is not None and not _same_items(value, contents):
                 _refill(value, contents)
@@ -94,6 +102,8 @@ class SteadyState:
         for buffers, name, buffer in self._buffers:
             if buffers.get(name) is not buffer:
                 buffers[name] = buffer
+        if not sharded:
+            self._restore_parts()
         by_value = self._passes < _WATCHED
         for kept in self._tensors.values():
             kept.restore(by_value)
@@ -108,11 +118,40 @@ class SteadyState:
             for kept in self._parameters.values():
                 kept.release()
 
+    def _restore_parts(self) -> None:
+        other = []
+        for parts, before in self._parts:
+            if not _same_items(parts, before):
+                other += [
+                    name for name, part in parts.items() if part is not before.get(name) and _holds_parameters(part)
+                ]
+                _refill(parts, before)
+        if other and self._parameters:
+            raise UnsupportedModelError(
+                f"a forward pass in eval mode made or replaced {other[0]!r} of {type(self._model).__name__}, so its parameters are not those of the "
+                "checkpoint under these names. If it is made in the first pass, run one batch first: model(batch). Else choose among "
+                "modules without assigning them to self."
+            )
+
     def _all_tensors(self) -> Iterator[Tensor]:
         yield from (buffer for _, _, buffer in self._buffers if buffer is not None)
         for _, _, value, contents in self._attributes:
             items = contents.values() if isinstance(contents, dict) else contents if contents is not None else [value]
-            yield from (item for item in items if isinstance(item, Tensor) and not isinstance(item, nn.Parameter))
+            for item in map(_as_tensor, items):
+                if isinstance(item, Tensor) and not isinstance(item, nn.Parameter):
+                    yield item
+
+
+def _holds_parameters(part: Any) -> bool:
+    return isinstance(part, nn.Parameter) or (isinstance(part, nn.Module) and any(True for _ in part.parameters()))
+
+
+def _as_tensor(item: Any) -> Any:
+    """A tensor in the memory of an array; anything else as it is. Files that are mapped are data, and not copied."""
+    if isinstance(item, np.ndarray) and item.flags.writeable and not isinstance(item, np.memmap):
+        with suppress(TypeError, ValueError):  # of objects and texts, another byte order, a negative stride
+            return torch.from_numpy(item)
+    return item
 
 
 class _Kept:
@@ -212,6 +251,12 @@ def is_object(value: Any) -> bool:
         and not callable(value)
         and isinstance(getattr(value, "__dict__", None), dict)
     )
+
+
+def generators(model: nn.Module) -> list[Any]:
+    """The generators of random numbers that modules hold."""
+    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    return [value for module in model.modules() for value in vars(module).values() if isinstance(value, kinds)]
 
 
 def contents_of(value: Any) -> Any:

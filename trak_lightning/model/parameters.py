@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from trak_lightning.errors import SettingsError, UnsupportedModelError
 from trak_lightning.model.adapters import IS_TRAINABLE, frozen_by_peft
@@ -120,7 +121,14 @@ def _of_type(model: nn.Module, name: str) -> tuple[list[nn.Parameter], list[str]
 def _last(model: nn.Module, number: str) -> tuple[list[nn.Parameter], list[str]]:
     if not number.isdigit() or int(number) < 1:
         raise SettingsError(f"parameters: 'last:{number}' must name a positive number of layers, as in 'last:1'")
-    own = [list(module.parameters(recurse=False)) for module in model.modules()]
+    inside: set[nn.Module] = set()  # of parametrizations, such as weight_norm, whose parameters are those of the layer
+    own = []
+    for module in model.modules():
+        if module not in inside:
+            own.append(list(module.parameters(recurse=False)))
+            if is_parametrized(module):
+                inside.update(module.parametrizations.modules())  # type: ignore[union-attr]
+                own[-1] += module.parametrizations.parameters()  # type: ignore[union-attr]
     layers = [parameters for parameters in own if any(parameter.requires_grad for parameter in parameters)]
     return [parameter for parameters in layers[-int(number) :] for parameter in parameters], []
 

@@ -131,9 +131,13 @@ def _in_folder(folder: Path) -> Path:
             f"{folder} is a sharded checkpoint of FSDP or DeepSpeed. Convert it to one file, for example with "
             "python -m lightning.pytorch.utilities.consolidate_checkpoint, and name that file."
         )
+    if files := sorted(folder.glob("*/*.ckpt")):
+        raise CheckpointError(
+            f"{folder} holds no weights itself but folders of them, such as {files[0].relative_to(folder)}. Name these: {folder}/*/*.ckpt"
+        )
     found = sorted(path.name for path in folder.iterdir())[:8]
     raise CheckpointError(
-        f"{folder} holds no weights: expected {', '.join(_IN_FOLDERS[2:])}; found {', '.join(found) or 'nothing'}"
+        f"{folder} holds no weights: expected files *.ckpt, or one of {', '.join(_IN_FOLDERS[2:])}; found {', '.join(found) or 'nothing'}"
     )
 
 

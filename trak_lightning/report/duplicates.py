@@ -1,13 +1,15 @@
 """Samples that are in a dataset twice: bit for bit, or nearly so as the model sees them."""
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from trak_lightning.data.content import UNKNOWN, content_hash
-from trak_lightning.report.samples import Samples
+from trak_lightning.data.content import content_hash
+from trak_lightning.report.samples import Samples, integer
+from trak_lightning.run.same_settings import UNKNOWN
 from trak_lightning.scoring.gradient_scorers import unit_rows
 from trak_lightning.scoring.rows import as_computed
 from trak_lightning.stores.base import FeatureSet
@@ -44,23 +46,48 @@ class Pair:
 def exact(train: Samples, targets: Samples) -> list[Group] | None:
     """Find groups of at least two samples with equal content, whatever their labels, one of them in the training set.
 
+    The content is what the model is given, if the task names it; otherwise all but integers that number the training samples.
+
     Returns None if there are more than `MOST_SAMPLES` to read.
     """
     if len(train) + len(targets) > MOST_SAMPLES:
         return None
-    places: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    labels: dict[int, set[Any]] = defaultdict(set)
+    found = []
     for which, samples in enumerate((train, targets)):
         for index in range(len(samples)):
             content, label = samples.split(samples[index])
-            if (key := content_hash(content)) != UNKNOWN:
-                places[key][which].append(index)
-                labels[key].add(label)
+            rest, integers = _apart(samples.seen(content))
+            if (hashed := content_hash(rest)) != UNKNOWN:
+                found.append((which, index, label, hashed, integers))
+    numbers = _numbering([integers for which, *_, integers in found if which == 0])
+    places: dict[Any, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    labels: dict[Any, set[Any]] = defaultdict(set)
+    for which, index, label, hashed, integers in found:
+        key = hashed, frozenset(item for item in integers.items() if item[0] not in numbers)
+        places[key][which].append(index)
+        labels[key].add(label)
     return [
         Group(tuple(in_train), tuple(in_targets), len(labels[key]) > 1)
         for key, (in_train, in_targets) in places.items()
         if in_train and len(in_train) + len(in_targets) > 1
     ]
+
+
+def _apart(content: Any) -> tuple[Any, dict[str, int]]:
+    """The content of a sample without the single integers of a mapping, and these."""
+    if not isinstance(content, Mapping):
+        return content, {}
+    integers = {str(name): number for name, value in content.items() if (number := integer(value)) is not None}
+    return {name: value for name, value in content.items() if str(name) not in integers}, integers
+
+
+def _numbering(rows: Sequence[Mapping[str, int]]) -> set[str]:
+    """The names of integers that differ between all samples, such as a row of a table or an identifier."""
+    columns: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        for name, number in row.items():
+            columns[name].append(number)
+    return {name for name, values in columns.items() if 1 < len(values) == len(rows) == len(set(values))}
 
 
 def similar(features: FeatureSet, most: int = 20) -> list[Pair] | None:

@@ -1,6 +1,7 @@
 """Images as data URIs, small enough for a page to hold hundreds of them."""
 
 import base64
+import colorsys
 import io
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,19 @@ def picture(value: Any) -> Picture:
     image.save(buffer, "PNG", optimize=True) if small else image.save(buffer, "WEBP", quality=80)
     encoded = base64.b64encode(buffer.getvalue()).decode()
     return Picture(f"data:image/{'png' if small else 'webp'};base64,{encoded}", *image.size)
+
+
+def mask_picture(array: Any, ignored: int | None) -> Picture:
+    """Encode a class per pixel (H, W), each class in the same color in all masks: 0 black, 1 white, `ignored` gray."""
+    step = -(-max(array.shape) // LARGEST)  # scaled down without classes in between
+    array = array[::step, ::step]
+    colors = np.zeros((*array.shape, 3), np.uint8)
+    for label in np.unique(array):
+        gray = {0: 0, 1: 255, ignored: 128}.get(int(label))
+        hue = 0.618 * int(label) % 1  # multiples of the golden ratio stay apart
+        color = colorsys.hsv_to_rgb(hue, 0.65, 0.95) if gray is None else (gray / 255,) * 3
+        colors[array == label] = np.round(255 * np.array(color))
+    return picture(colors)
 
 
 def _bytes(array: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import base64
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from html import escape
@@ -11,11 +11,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from trak_lightning.errors import DataError
-from trak_lightning.report.pictures import Picture, is_image, picture
+from trak_lightning.report.pictures import Picture, is_image, mask_picture, picture
 from trak_lightning.report.tokens import token_texts
 from trak_lightning.report.turns import decoder, turns_in
 from trak_lightning.tasks.base import Task, batch_of
 from trak_lightning.tasks.fields import LABEL_NAMES
+from trak_lightning.tasks.segmentation import Segmentation
 from trak_lightning.tasks.supervised import SupervisedTask
 
 LONGEST_TEXT = 1200
@@ -63,7 +64,9 @@ class Shown:
     def line(self) -> str:
         """Its content without the label, in one line."""
         pictures = [f"{part.name} {part.width}×{part.height}" for part in self.parts if isinstance(part, Picture)]
-        said = " → ".join(part.text for part in self.parts if isinstance(part, Turn))
+        turns = [part for part in self.parts if isinstance(part, Turn)]
+        # What the system says is often the same in all conversations, and long.
+        said = " → ".join(turn.text for turn in [each for each in turns if each.role != "system"] or turns)
         others = Shown(tuple(part for part in self.parts if not isinstance(part, Turn))).words
         return " ".join(filter(None, [*pictures, said, others]))
 
@@ -115,6 +118,8 @@ class Samples:
         feature_names: names of the entries of one-dimensional float tensors.
         label_keys: other keys under which a mapping may have its label.
         label_of: finds the label of a sample, by its position, that shows none itself.
+        input_keys: keys of a mapping that hold all that the model is given, if the task names them.
+        ignore_index: the label of pixels that do not count.
         tokenizer: converts single tokens to text.
     """
 
@@ -129,6 +134,8 @@ class Samples:
         label_keys: Sequence[str] = (),
         label_of: Callable[[int], Any] = lambda index: None,
         tokenizer: Any = None,
+        input_keys: Collection[str] = (),
+        ignore_index: int | None = None,
     ) -> None:
         self._dataset = dataset
         self._render = render
@@ -138,6 +145,8 @@ class Samples:
         self._label_keys = (*label_keys, *LABEL_NAMES)
         self._label_of = label_of
         self.tokenizer = tokenizer
+        self._input_keys = set(input_keys)
+        self._ignore_index = ignore_index
         self.show = lru_cache(maxsize=None)(self._show)
 
     def __len__(self) -> int:
@@ -149,7 +158,7 @@ class Samples:
 
     def class_name(self, label: Any) -> str:
         """The name of a class, or its number."""
-        names, number = self._class_names, _integer(label)
+        names, number = self._class_names, integer(label)
         return (
             str(names[number]) if names is not None and number is not None and 0 <= number < len(names) else str(label)
         )
@@ -217,6 +226,11 @@ class Samples:
             return sample[0], _plain(sample[1])
         return sample, None
 
+    def seen(self, content: Any) -> Any:
+        """The part of a sample's content that the model is given, as far as the task names it."""
+        named = isinstance(content, Mapping) and self._input_keys and self._input_keys <= content.keys()
+        return {key: content[key] for key in self._input_keys} if named else content
+
     def _parts(self, name: str, value: Any, *, graph: bool = False) -> list[Part]:
         """`graph`: `value` is a part of a graph, whose matrices are no pictures."""
         if value is None:
@@ -230,10 +244,18 @@ class Samples:
         array = _array(value)
         if array is None and isinstance(value, (tuple, list)):
             graph = any(map(_are_edges, value))
-            return [part for element in value for part in self._parts(name, element, graph=graph)]
+            names = (
+                [name, name or "mask"] if self._ignore_index is not None and len(value) == 2 else [name] * len(value)
+            )
+            return [
+                part
+                for own, element in zip(names, value, strict=True)
+                for part in self._parts(own, element, graph=graph)
+            ]
         if not graph and is_image(value if array is None else array):
-            shown = picture(value if array is None else array)
-            return [replace(shown, name=name or ("mask" if _is_mask(array) else "image"))]
+            if _is_mask(array, labels=name in ("mask", *self._label_keys)):
+                return [replace(mask_picture(array, self._ignore_index), name=name or "mask")]
+            return [replace(picture(value if array is None else array), name=name or "image")]
         if array is None:
             text = str(value)
             return [Text(type(value).__name__ if text.startswith("<") else _shortened(text))]
@@ -317,7 +339,16 @@ def samples_of(
         label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
         label_of=partial(_label_in_batch, data, task),
         tokenizer=found,
+        input_keys=_input_keys(getattr(task, "inputs", None)),
+        ignore_index=task.ignore_index if isinstance(task, Segmentation) else None,
     )
+
+
+def _input_keys(inputs: Any) -> set[str]:
+    """The keys of samples that `Inputs` names; none if it names positions, or the whole batch."""
+    keys = inputs.values() if isinstance(inputs, Mapping) else [inputs] if isinstance(inputs, str) else inputs or ()
+    named = {key.partition(".")[0] if isinstance(key, str) else "*" for key in keys}
+    return set() if "*" in named else named
 
 
 def _label_in_batch(data: Any, task: Any, index: int) -> Any:
@@ -355,9 +386,9 @@ def _label_keys(task: Any) -> list[str]:
     return [key for key in (getattr(task, "labels", None), *LABEL_NAMES) if isinstance(key, str)]
 
 
-def _is_mask(array: Any) -> bool:
-    """Whether a picture is of one class per pixel: loaders of images give bytes or floats."""
-    return array is not None and array.ndim == 2 and array.dtype.kind in "iu" and array.dtype != np.uint8
+def _is_mask(array: Any, *, labels: bool) -> bool:
+    """Whether a picture is of one class per pixel: images that are no `labels` are of bytes or floats."""
+    return array is not None and array.ndim == 2 and array.dtype.kind in "iu" and (labels or array.dtype != np.uint8)
 
 
 def _array(value: Any) -> Any:
@@ -416,7 +447,8 @@ def _plain(label: Any) -> Any:
     return int(number) if number.dtype.kind in "biu" or number in (0, 1) else _number(number)
 
 
-def _integer(value: Any) -> int | None:
+def integer(value: Any) -> int | None:
+    """A single integer as such; None for anything else."""
     array = _array(value)
     return (
         int(array) if array is not None and array.size == 1 and array.ndim == 0 and array.dtype.kind in "biu" else None

@@ -21,6 +21,7 @@ from trak_lightning.scoring.base import Scoring, chunks
 from trak_lightning.scoring.display import ShowsSamples, figure, ranking_html, ranking_table, shortened
 from trak_lightning.scoring.ranking import Ranking, RunningRanking, merged, rank, signed
 from trak_lightning.scoring.score_writer import CHECKSUMS, checksums, shared_file
+from trak_lightning.stores.configured import configured
 
 SCHEMA_VERSION = 1
 KEPT = 100
@@ -374,7 +375,7 @@ DEFAULT = "test"
 
 
 def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
-    """Open a score file of a run; without a name, the only one, or that of `DEFAULT` targets.
+    """Open a score file of a run; without a name, that of the ``target_split`` of its configuration, of `DEFAULT` targets, or the only one.
 
     Raises:
         IncompleteRunError: there is no score file.
@@ -384,11 +385,13 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
     found = sorted(path.stem for path in (run.path / "scores").glob("*.h5"))
     if not found:
         raise IncompleteRunError(f"there are no scores in {run.path / 'scores'}. Run trak score first.")
-    if name is None and len(found) > 1 and DEFAULT not in found:
+    if name is None:
+        name = next((each for each in (configured(run, "target_split"), DEFAULT) if each in found), None)
+    if name is None and len(found) > 1:
         raise DataError(f"{run.path} has several score files, {', '.join(found)}: choose one with --name")
     if name is not None and name not in found:
         raise DataError(f"{run.path} has no scores named {name!r}; it has {', '.join(found)}")
-    return Scores(run.scores(name or (DEFAULT if DEFAULT in found else found[0])))
+    return Scores(run.scores(name or found[0]))
 
 
 def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, top: int | None = None) -> Scores:

@@ -1,6 +1,5 @@
 """Open the store that the configuration of a run directory names. No torch."""
 
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,18 +18,27 @@ def open_store(run: RunDirectory, choice: Any = None) -> FeatureStore:
         CorruptFileError: its configuration is not YAML.
     """
     run.require()
-    store: FeatureStore = registry.create("stores", choice or _configured(run.config) or "hdf5")
+    store: FeatureStore = registry.create("stores", choice or _store(run) or "hdf5")
     store.bind(run.features)
     return store
 
 
-def _configured(config: Path) -> dict[str, Any] | None:
-    if not config.exists():
+def configured(run: RunDirectory, setting: str) -> Any:
+    """A setting in ``config.yaml``; None if there is no such file, as after work in Python.
+
+    Raises:
+        CorruptFileError: it is not a mapping in YAML.
+    """
+    if not run.config.exists():
         return None
     try:
-        store = yaml.safe_load(config.read_text())["store"]
-        return {"name": store["class_path"], **(store.get("init_args") or {})}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        return yaml.safe_load(run.config.read_text()).get(setting)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
         raise CorruptFileError(
-            f"{config} is not the configuration of a run ({error}). Name the store with --store."
+            f"{run.config} is not the configuration of a run ({error}). Without that file, {setting} is an option."
         ) from error
+
+
+def _store(run: RunDirectory) -> dict[str, Any] | None:
+    store = configured(run, "store")
+    return store and {"name": store["class_path"], **(store.get("init_args") or {})}

@@ -34,14 +34,22 @@ def require_name(name: str) -> None:
 def no_such_set(split: str, checkpoint: str, where: Path | str, there: Iterable[tuple[str, str]]) -> IncompleteRunError:
     """The error for a feature set that `FeatureStore.open` does not find; `there` are those that exist."""
     keys = list(there)
-    others = sorted({name for name, _ in keys if draw_of(name) is None and name != "train"})
-    remedy = "Run trak featurize first, or TRAK.score in Python."
-    if others and split not in {name for name, _ in keys}:
-        python, option = ("split", "train_split") if split == "train" else ("name", "target_split")
-        remedy = f'If you mean {others[0]!r}, name it: {python}="{others[0]}" in Python, --{option} {others[0]} on the command line.'
+    others = sorted({name for name, _ in keys if draw_of(name) is None})
+    if split in others:
+        found = ", ".join("/".join(key) for key in keys)
+        return IncompleteRunError(
+            f"there are no features of {split!r} under checkpoint {checkpoint} in {where}; there are {found}. Run trak featurize first, or "
+            "TRAK.score in Python."
+        )
+    if split == "train":
+        remedy = "Run trak featurize, or TRAK.featurize in Python, first; or name the training split, --train_split, or split= in Python."
+    else:
+        remedy = (
+            f'Run trak featurize --target_split {split}, or TRAK.score(…, name="{split}") in Python, first; or name other targets, --target_split, or '
+            "name= in Python."
+        )
     return IncompleteRunError(
-        f"there are no features of {split!r} under checkpoint {checkpoint} in {where}; there are "
-        f"{', '.join('/'.join(key) for key in keys) or 'none'}. {remedy}"
+        f"there are no features of {split!r} in {where}; there are {'those of ' + ', '.join(map(repr, others)) if others else 'none'}. {remedy}"
     )
 
 

@@ -73,8 +73,9 @@ class SumOfMargins(SupervisedTask):
 
     @property
     def meaning(self) -> Meaning:
+        weighted = f", each weighted by 1 − p({self.term})" if self._weigh_each_term else ""
         return Meaning(
-            f"{self.reduction} of the log-odds of {self.whose} {self.term}s",
+            f"{self.reduction} of the log-odds of {self.whose} {self.term}s{weighted}",
             f"make {self.whose} {self.term}s more likely",
             "make them less likely",
             "loss_weight" if self.is_plain else None,

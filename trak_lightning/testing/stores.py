@@ -116,7 +116,7 @@ class StoreConformance:
         for checkpoint in ("b2", "a1"):
             bound.create(replace(SPEC, checkpoint=checkpoint))
         assert bound.list() == [("train", "a1"), ("train", "b2")]
-        with pytest.raises(IncompleteRunError, match="no features of 'test' under checkpoint a1.*train/a1"):
+        with pytest.raises(IncompleteRunError, match="no features of 'test'.*train"):
             bound.open("test", "a1")
 
     def test_nan_is_refused_with_the_samples(self, bound: FeatureStore) -> None:
