@@ -78,7 +78,8 @@ class TRAK:
     >>> scores.top(10).indices  # (m, 10): the most helpful training examples of each target
 
     Args:
-        model: any module, in eval mode; gradients are taken with respect to its parameters that require one.
+        model: any module, in eval mode; gradients are taken with respect to its parameters that require one. It keeps its weights: those of
+            checkpoints are in it only while they are used, so predict with a model that has loaded one.
         task: what is differentiated.
         run_dir: where features and scores are kept.
         parameters: which parameters to attribute to, of those that require a gradient: patterns of names

@@ -38,7 +38,7 @@ class Problem:
     def fit(self, members: np.ndarray, seeds: list[int]) -> list[dict[str, Tensor]]:
         """Train one network for each row of members (J, n), on the samples that are true there: their state dicts.
 
-        Networks of the same seed have the same first weights and see the samples in the same order.
+        Numbers in place of true weight the losses. Networks of the same seed have the same first weights and see the samples in the same order.
         """
         models = [self.model(seed) for seed in seeds]
         parameters, buffers = stack_module_state(models)
@@ -55,7 +55,7 @@ class Problem:
                 logits = vmap(lambda p, b, x: functional_call(base, (p, b), (x,)))(parameters, buffers, x[batch])
                 losses = nn.functional.cross_entropy(logits.flatten(0, 1), y[batch].flatten(), reduction="none")
                 weights = kept[rows, batch].float()
-                loss = ((losses.view(batch.shape) * weights).sum(1) / weights.sum(1).clamp(min=1)).sum()
+                loss = ((losses.view(batch.shape) * weights).sum(1) / (weights > 0).sum(1).clamp(min=1)).sum()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -61,6 +61,11 @@ def test_one_command_scores_given_and_written_answers_as_python_does(command, co
     np.testing.assert_allclose(difference, found[2] - found[3], rtol=1e-3, atol=1e-4 * abs(found).max())
 
 
+def test_an_empty_answer_is_called_empty(command, capsys):
+    command(targets=[chat("2+4", "")])
+    assert "target 0: (empty answer: only the end token)" in capsys.readouterr().out
+
+
 def test_a_group_without_a_difference_is_shown_as_a_mean(command, capsys):
     command(targets=[chat("2+4", "=6") | {"group": "sums"}, chat("2+5", "=7") | {"group": "sums"}])
     assert "sums (mean of 2 answers: =6 · =7)" in (shown := capsys.readouterr().out)
@@ -217,6 +222,8 @@ def test_samples_are_removed_by_a_column_that_is_not_encoded(command, conversati
     run = str(tmp_path / "run")
     assert main(["whatif", run, "--remove_where", "source=book", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == [6, 7, 8]
+    assert main(["whatif", run, "--remove", "6,7,8"]) == 0
+    assert " 1 =6 " in capsys.readouterr().out, "the answer is next to the number of the target"
     assert main(["whatif", run, "--remove_where", "source=web"]) == 1
     assert "no training sample has source = 'web'; the values of source are 'None', 'book'" in capsys.readouterr().err
     assert main(["whatif", run, "--remove_where", "sauce=book"]) == 1

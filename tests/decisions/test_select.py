@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
 from trak_lightning.decisions import select
-from trak_lightning.decisions.select import quotas
+from trak_lightning.decisions.select import matching_weights, quotas
 from trak_lightning.errors import DataError, SettingsError
 
 RIDGE = 2.0
@@ -102,6 +103,35 @@ def test_of_a_classification_the_mean_logistic_loss_falls_by_the_gain(problem, t
     assert loss(found.indices[:1]) == pytest.approx(min(loss([i]) for i in range(40)), rel=1e-3)
 
 
+def test_weights_of_a_classification_match_the_gradient_of_the_targets(problem, tmp_path):
+    x, y, z, wanted = problem
+    labels, of_targets = (y > 0).astype(int), (wanted > 0).astype(int)
+    trak = linear_run(x, labels, z, of_targets, tmp_path, "binary_classification")
+    found = trak.select(12, "test")
+    gradients, of_targets = np.where(y > 0, 1, -1)[:, None] * x, np.where(wanted > 0, 1, -1) @ z
+    np.testing.assert_allclose(found.weights, matching_weights(gradients[found.indices], of_targets), atol=1e-4)
+    assert found.weights.mean() == pytest.approx(1)
+
+
+def test_matching_weights_solve_their_least_squares_problem():
+    generator = np.random.default_rng(0)
+    gradients, wanted = generator.standard_normal((12, 30)), 3 * generator.standard_normal(30)
+    wanted -= 9 * gradients[0]  # to be left out
+    length, ridge = np.linalg.norm(gradients.sum(0)) / np.linalg.norm(wanted), (gradients**2).sum() / 12
+    expected = nnls(
+        np.vstack([gradients.T, ridge**0.5 * np.eye(12)]), np.concatenate([length * wanted, np.full(12, ridge**0.5)])
+    )[0]
+    found = matching_weights(gradients, wanted)
+    np.testing.assert_allclose(found, expected / expected.mean(), atol=1e-4)
+    assert found[0] == 0
+
+
+def test_samples_without_a_gradient_weigh_the_same():
+    np.testing.assert_array_equal(matching_weights(np.zeros((3, 2)), np.ones(2)), 1)
+    np.testing.assert_array_equal(matching_weights(np.ones((3, 2)), np.zeros(2)), 1)
+    np.testing.assert_array_equal(matching_weights(np.array([[1.0, 0]]), np.array([-1.0, 0])), 1)
+
+
 def test_twins_are_not_chosen_one_after_the_other(problem, tmp_path):
     x, y, z, wanted = (each.copy() for each in problem)
     x[:6], y[:6] = x[0] * 3, y[0] * 3
@@ -128,6 +158,21 @@ def test_a_selection_is_an_array_and_says_what_it_is(fitted, tmp_path):
     rows = list(csv.DictReader((tmp_path / "selection.csv").read_text().splitlines()))
     assert [(int(row["index"]), int(row["group"])) for row in rows] == [(i, i % 2) for i in found.indices]
     assert json.loads((tmp_path / "selection.json").read_text())["indices"] == found.indices.tolist()
+
+
+def test_weights_are_written_and_do_not_outlast_their_selection(problem, fitted, tmp_path):
+    x, y, z, wanted = problem
+    trak = linear_run(x, (y > 0).astype(int), z, (wanted > 0).astype(int), tmp_path, "binary_classification")
+    found = trak.select(5, "test")
+    found.write(tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "weights.npy"), found.weights)
+    assert json.loads((tmp_path / "selection.json").read_text())["weights"] == found.weights.tolist()
+    rows = csv.DictReader((tmp_path / "selection.csv").read_text().splitlines())
+    np.testing.assert_allclose([float(row["weight"]) for row in rows], found.weights, rtol=1e-4)
+    of_numbers = fitted.select(5, "test")
+    of_numbers.write(tmp_path)
+    assert of_numbers.weights is None
+    assert not (tmp_path / "weights.npy").exists()
 
 
 @pytest.mark.parametrize("budget", [0, -1, 41, 0.001, 2.5, float("nan"), "10", True])

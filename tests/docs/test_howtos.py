@@ -12,6 +12,18 @@ SAYS = {
     "lightning": ["(100, 1697)", "(200, 200)", "Linear datamodeling score"],
     "hugging-face": ["(10, 60)"],
 }
+ALSO = {
+    "hugging-face": """
+from transformers import BertForSequenceClassification
+
+trained = BertForSequenceClassification.from_pretrained("out/checkpoint-16")
+found = Trainer(trained, TrainingArguments("out", report_to=[], use_cpu=True), data_collator=collate).predict(mine.test_set)
+wrong = found.predictions.argmax(1) != found.label_ids
+assert 0 < wrong.sum() < len(wrong)
+assert np.flatnonzero(wrong).tolist() == errors.tolist(), "these are not the mistakes of the trained model"
+"""
+}
+"""What is true after the Python of a page, and is not said there."""
 
 
 @pytest.mark.parametrize("page", SAYS)
@@ -26,7 +38,7 @@ def test_a_howto_does_what_it_says(page, environment, tmp_path):
         for language in ("python", "bash")
     }
     # All that is in Python runs in one process, and before the commands: imports take longer than all the rest.
-    said = run([sys.executable, "-c", code["python"]], tmp_path, environment)
+    said = run([sys.executable, "-c", code["python"] + "\n" + ALSO.get(page, "")], tmp_path, environment)
     said += run(["bash", "-euc", code["bash"]], tmp_path, environment)
     for words in SAYS[page]:
         assert words in said

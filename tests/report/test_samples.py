@@ -208,6 +208,12 @@ def test_an_image_text_pair_is_both_and_has_no_label():
     assert text == Text("a caption")
 
 
+@pytest.mark.parametrize(("said", "line"), [("system user assistant", "user → assistant"), ("system", "system")])
+def test_the_line_of_a_conversation_begins_after_what_the_system_says(said, line):
+    turns = [{"role": role, "content": role} for role in said.split()]
+    assert shown({"messages": turns}).line.strip() == line
+
+
 def test_numbers_are_a_table():
     row = {"age": 31, "income": 2.5, "town": "Bern", "label": 1}
     assert shown(row).parts == (Table((("age", "31"), ("income", "2.5"), ("town", "Bern"))),)

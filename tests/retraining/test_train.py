@@ -92,6 +92,34 @@ def test_at_a_fixed_seed_only_the_removed_samples_are_missing_from_the_batches(s
     assert trainer.global_step == steps
 
 
+def collate(samples):
+    if any(isinstance(value, str) for sample in samples for value in sample.values()):
+        raise ValueError("text cannot become a tensor")
+    return torch.stack([sample["x"] for sample in samples]), torch.stack([sample["y"] for sample in samples])
+
+
+class Written(Points):
+    """The same points with a column of text, on which collators of transformers fail."""
+
+    def train_dataloader(self):
+        collator = type(
+            "Collator", (), {"__module__": "transformers.data", "__call__": lambda self, rows: collate(rows)}
+        )
+        rows = [{"x": x, "y": y, "text": "a point"} for x, y in zip(*self.rows, strict=True)]
+        return DataLoader(rows, batch_size=4, shuffle=self.shuffle, collate_fn=collator())
+
+
+def test_a_column_of_text_stops_training_no_more_than_attribution():
+    rows = torch.randn(10, 3), torch.randn(10)
+
+    def recipe(seed):
+        L.seed_everything(seed, verbose=False)
+        return Line(), L.Trainer(max_epochs=2, accelerator="cpu", **WRITES_NOTHING)
+
+    trained = [train_on_subset(recipe, data, np.arange(8), 7)[0] for data in (Points(rows), Written(rows))]
+    torch.testing.assert_close(trained[0].linear.weight, trained[1].linear.weight)
+
+
 class Grown(Line):
     """Trained with a learning rate that no setting records, and with noise that the seed of a training does not determine."""
 

@@ -48,3 +48,11 @@ def test_class_weights_are_those_of_the_checkpoint(tmp_path):
     trak = TRAK(model.eval(), "image_classification", tmp_path)
     with pytest.warns(CriterionWarning, match=r"weight=\[1, 2, 3\]"):
         trak.featurize(TensorDataset(torch.randn(4, 2), torch.arange(4) % 3), {**model.state_dict(), "loss.weight": W})
+
+
+def test_a_model_is_warned_of_once_and_another_one_again():
+    model, other = (nn.ModuleDict({"loss": nn.HuberLoss()}) for _ in range(2))
+    task = registry.create("tasks", "regression")
+    with pytest.warns(CriterionWarning) as found:
+        [warn_of_criterion(task, each) for each in (model, model, other)]
+    assert len(found) == 2

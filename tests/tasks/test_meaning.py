@@ -91,6 +91,8 @@ def test_errors_are_ranked_by_what_is_known():
     assert Meaning(number=True).errors(output, -weight).argmax() == 1, "a residual counts by its size"
     assert Meaning().errors(output, -weight).argmax() == 1, "the slope of a loss of its own"
     assert Meaning().errors(output, np.ones(3)).argmax() == 0, "minus the loss"
+    assert Meaning().error_name(np.ones(3)) == "minus the output"
+    assert registry.create("tasks", "loss").meaning.error_name(np.ones(3)) == "loss"
 
 
 def test_a_run_directory_remembers_the_words(tmp_path):

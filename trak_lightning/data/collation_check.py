@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trak_lightning.data.content import UNKNOWN, content_hash
+from trak_lightning.data.content import content_hash
+from trak_lightning.run.same_settings import UNKNOWN
 
 Differs = npt.NDArray[np.bool_]
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
-UNKNOWN = 0
-"""The content hash of a sample that holds something whose content cannot be read, such as an open file."""
+from trak_lightning.run.same_settings import UNKNOWN
 
 
 def content_hash(sample: Any) -> int:

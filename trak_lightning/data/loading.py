@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from trak_lightning.data.collation_check import differences
-from trak_lightning.data.content import UNKNOWN, content_hash, extent
+from trak_lightning.data.content import content_hash, extent
 from trak_lightning.data.trees import snapshot
 from trak_lightning.errors import DataError
+from trak_lightning.run.same_settings import UNKNOWN
 from trak_lightning.seeds import derive_seed
 
 FREE_SECONDS = 1.0

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize
 from scipy.special import expit
 
 from trak_lightning.errors import DataError, SettingsError, is_integer
@@ -37,6 +38,8 @@ class Selection:
     """(b,) positions in the training set; any first part is a selection for a smaller budget."""
     gain: Array
     """(b,) by how much each lowers the mean loss of the targets, given those before it, as predicted."""
+    weights: Array | None
+    """(b,) by what to multiply the loss of each, 1 on average, for all b together. None if the task predicts a number."""
     num_train: int
     num_targets: int
     groups: Array | None = None
@@ -68,19 +71,28 @@ class Selection:
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
         found = {"indices": self.indices.tolist(), "gain": self.gain.tolist()}
+        if self.weights is not None:
+            found["weights"] = self.weights.tolist()
         if self.groups is not None:
             found["group"] = [str(group) for group in self.groups[self.indices]]
         return {**found, "num_train": self.num_train, "num_targets": self.num_targets, "sentence": self.describe()}
 
     def write(self, folder: Path) -> None:
-        """Write ``indices.npy``, ``selection.csv`` and ``selection.json``."""
-        with atomic_write(folder / "indices.npy") as part, part.open("wb") as file:
-            np.save(file, self.indices)
+        """Write ``indices.npy``, ``weights.npy`` if there are weights, ``selection.csv`` and ``selection.json``."""
+        columns = {"index": self.indices, "gain": [f"{gain:.6g}" for gain in self.gain]}
+        if self.weights is not None:
+            columns["weight"] = [f"{weight:.6g}" for weight in self.weights]
+        if self.groups is not None:
+            columns["group"] = self.groups[self.indices]
+        (folder / "weights.npy").unlink(missing_ok=True)  # of an earlier selection
+        for name, values in (("indices", self.indices), ("weights", self.weights)):
+            if values is not None:
+                with atomic_write(folder / f"{name}.npy") as part, part.open("wb") as file:
+                    np.save(file, values)
         with atomic_write(folder / "selection.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["index", "gain", *(["group"] if self.groups is not None else [])])
-            for index, gain in zip(self.indices, self.gain, strict=True):
-                writer.writerow([index, f"{gain:.6g}", *([self.groups[index]] if self.groups is not None else [])])
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
         with atomic_write(folder / "selection.json") as part:
             part.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -104,6 +116,8 @@ def select_samples(
     left to be learned count little, and the response 1: raise the output. A task that predicts a number has weight 1, the
     response y, and squared error.
 
+    Weights for the losses of the chosen samples make their summed gradient that of the targets; see `matching_weights`.
+
     Args:
         checkpoints: the stored features.
         meaning: what the output of the task means.
@@ -120,12 +134,43 @@ def select_samples(
     count, named = _count(budget, n), None if groups is None else _groups(groups, n)
     pool = _Pool(checkpoints, meaning, regularization, evenly(m, MOST_TARGETS), count)
     codes = np.zeros(n, np.int64) if named is None else np.unique(named, return_inverse=True)[1]
-    indices, gain = _chosen(pool, np.arange(n), count, codes)
-    return Selection(indices, gain, n, m, named)
+    indices, gain, weights = _chosen(pool, np.arange(n), count, codes)
+    return Selection(indices, gain, None if meaning.number else weights, n, m, named)
 
 
-def _chosen(pool: "_Pool", candidates: Array, budget: int, codes: Array) -> tuple[Array, Array]:
-    """The positions of the best candidates (b,), and their gains (b,). More than there is memory for are cut into parts: of each,
+def matching_weights(gradients: Array, wanted: Array) -> Array:
+    """Return the weights ≥ 0 with which a sum of gradients is most like a wanted one, 1 on average: (b,).
+
+    They minimize ``‖Σ_i v_i·g_i − c·wanted‖² + r·‖v − 1‖²``, before they are divided by their mean, where c gives both sums the same length at v = 1,
+    and r, the mean ‖g_i‖², keeps them near 1: weights that vary are worth fewer samples.
+
+    Args:
+        gradients: g of every sample, (b, K).
+        wanted: (K,).
+    """
+    ridge = float(np.einsum("bk,bk->", gradients, gradients)) / len(gradients)
+    length = np.linalg.norm(wanted)
+    if not ridge or not length:
+        return np.ones(len(gradients))
+    wanted = wanted * (np.linalg.norm(gradients.sum(0)) / length)
+
+    def objective(weights: Array) -> tuple[float, Array]:
+        missing, change = weights @ gradients - wanted, weights - 1
+        return (missing @ missing / ridge + change @ change) / 2, (gradients @ missing) / ridge + change
+
+    found: Array = minimize(
+        objective,
+        np.ones(len(gradients)),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0, None)] * len(gradients),
+        options={"maxiter": 1000},
+    ).x
+    return found / found.mean() if found.any() else np.ones(len(found))
+
+
+def _chosen(pool: "_Pool", candidates: Array, budget: int, codes: Array) -> tuple[Array, Array, Array]:
+    """The positions of the best candidates, their gains and weights (b,). More than there is memory for are cut into parts: of each,
     the whole budget is chosen and then the best of these, or, for a large budget, a share of it."""
     parts = -(-len(candidates) // pool.room)
     if parts == 1:
@@ -138,28 +183,31 @@ def _chosen(pool: "_Pool", candidates: Array, budget: int, codes: Array) -> tupl
     shares = [
         _greedy(pool, part, size, codes[part], size / budget) for part, size in zip(cut, np.diff(edges), strict=True)
     ]
-    indices, gain = (np.concatenate(each) for each in zip(*shares, strict=True))
+    indices, gain, weights = (np.concatenate(each) for each in zip(*shares, strict=True))
     gain /= parts  # each part is a selection of its own
     order = np.argsort(-gain, kind="stable")
-    return indices[order], gain[order]
+    return indices[order], gain[order], weights[order]
 
 
-def _greedy(pool: "_Pool", candidates: Array, budget: int, codes: Array, share: float) -> tuple[Array, Array]:
+def _greedy(pool: "_Pool", candidates: Array, budget: int, codes: Array, share: float) -> tuple[Array, Array, Array]:
     """Choose by the model that is fitted to a `share` of the budget."""
     left = quotas(codes, budget)
-    model = Refit(*pool.samples(candidates, share), pool.targets / share**0.5, budget)
-    free, indices, gains = left[codes] > 0, [], []
+    samples, targets = pool.samples(candidates, share), pool.targets / share**0.5
+    model = Refit(*samples, targets, budget)
+    wanted = -pool.slopes(model.outputs)[0].astype(targets.dtype) @ targets
+    free, chosen, gains = left[codes] > 0, [], []
     for _ in range(budget):
         gain = np.where(free, model.gain(*pool.slopes(model.outputs)), -np.inf)
         best = int(gain.argmax())
-        indices.append(candidates[best])
+        chosen.append(best)
         gains.append(gain[best] / len(model.outputs))
         model.add(best)
         left[codes[best]] -= 1
         free[best] = False
         if not left[codes[best]]:
             free &= codes != codes[best]
-    return np.array(indices), np.array(gains)
+    gradients = samples.features[chosen] * (samples.weights * samples.responses)[chosen, None]
+    return candidates[chosen], np.array(gains), matching_weights(gradients, wanted)
 
 
 class Refit:

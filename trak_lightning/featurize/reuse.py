@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.data.content import UNKNOWN
 from trak_lightning.errors import IncompleteRunError, StaleRowsError
 from trak_lightning.featurize.error_scale import error_scale
+from trak_lightning.run.same_settings import UNKNOWN
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
 

@@ -64,7 +64,9 @@ class Shown:
     def line(self) -> str:
         """Its content without the label, in one line."""
         pictures = [f"{part.name} {part.width}×{part.height}" for part in self.parts if isinstance(part, Picture)]
-        said = " → ".join(part.text for part in self.parts if isinstance(part, Turn))
+        turns = [part for part in self.parts if isinstance(part, Turn)]
+        # What the system says is often the same in all conversations, and long.
+        said = " → ".join(turn.text for turn in [each for each in turns if each.role != "system"] or turns)
         others = Shown(tuple(part for part in self.parts if not isinstance(part, Turn))).words
         return " ".join(filter(None, [*pictures, said, others]))
 

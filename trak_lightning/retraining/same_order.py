@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from trak_lightning.data.content import UNKNOWN, content_hash
+from trak_lightning.data.content import content_hash
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError
 from trak_lightning.featurize.reuse import SECONDS, ContentSample, evenly
 from trak_lightning.run.atomic import atomic_create
 from trak_lightning.run.numpy_files import read_npz
+from trak_lightning.run.same_settings import UNKNOWN
 
 log = logging.getLogger(__name__)
 

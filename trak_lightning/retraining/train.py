@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
+from trak_lightning.data.columns import WithoutText
 from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import Checkpoint, subset_path
 from trak_lightning.retraining.repeat import require_repeatable, rms
@@ -175,7 +176,7 @@ def _subset_loader(loader: DataLoader, subset: npt.NDArray[np.int64], batches_se
         )
     kept = {
         "num_workers": loader.num_workers,
-        "collate_fn": loader.collate_fn,
+        "collate_fn": WithoutText.wrap(loader.collate_fn),  # as the samples are read for attribution
         "pin_memory": loader.pin_memory,
         "persistent_workers": loader.persistent_workers,
         "multiprocessing_context": loader.multiprocessing_context,

@@ -64,7 +64,9 @@ class Meaning:
             return "error"
         if self.probability is not None:
             return f"1 − {self.probability_name}"
-        return "minus the output" if self._is_linear(loss_weight) else "slope of the loss, |q|,"
+        if not self._is_linear(loss_weight):
+            return "slope of the loss, |q|,"
+        return "loss" if self.output == "negative loss" else "minus the output"
 
     def _is_linear(self, loss_weight: Array) -> bool:
         return not self.number and bool((loss_weight == loss_weight[:1]).all())

@@ -2,6 +2,7 @@
 
 import warnings
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ _OPTIONS: dict[type[nn.Module], dict[str, str]] = {
 _NOT_SQUARED = (nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss, nn.GaussianNLLLoss)
 
 
+_SAID: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""What each model was warned of: it is looked at for every split and checkpoint, and Lightning makes Python forget its warnings."""
+
+
 class CriterionWarning(UserWarning):
     """The module holds a loss that is not the one of the task."""
 
@@ -36,13 +41,15 @@ def warn_of_criterion(task: Task, model: nn.Module) -> None:
                     f"set its option {option}" if hasattr(task, option) else f"it has no option {option}: use task loss"
                 )
                 _warn(
+                    model,
                     f"{name} of {type(model).__name__} is a {kind} with {attribute}={_shown(trained)}, and task {type(task).__name__} "
-                    f"computes loss weights with {option}={_shown(told)}. If that is the loss that the model was trained with, {yours}."
+                    f"computes loss weights with {option}={_shown(told)}. If that is the loss that the model was trained with, {yours}.",
                 )
         if isinstance(task, Regression) and isinstance(module, _NOT_SQUARED):
             _warn(
+                model,
                 f"{name} of {type(model).__name__} is a {kind}, and task {type(task).__name__} computes loss weights of the squared error. "
-                "If that is the loss that the model was trained with, use task loss with a function (model, batch) → loss of each sample."
+                "If that is the loss that the model was trained with, use task loss with a function (model, batch) → loss of each sample.",
             )
 
 
@@ -72,5 +79,8 @@ def _shown(value: Any) -> str:
     return f"[{', '.join(numbers)}{', …' if len(value) > len(numbers) else ''}]" if _numbers(value).ndim else numbers[0]
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, CriterionWarning, stacklevel=2)
+def _warn(model: nn.Module, message: str) -> None:
+    said = _SAID.setdefault(model, set())
+    if message not in said:
+        said.add(message)
+        warnings.warn(message, CriterionWarning, stacklevel=2)

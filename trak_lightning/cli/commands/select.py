@@ -25,8 +25,8 @@ def main(argv: Sequence[str]) -> int:
     parser = light_parser(
         "select",
         "Which training samples are worth keeping for the targets? Chosen one by one, each given those before it, so that "
-        "samples that are alike are not chosen twice. Writes RUN_DIR/selection/indices.npy, selection.csv and selection.json, "
-        "most useful samples first.",
+        "samples that are alike are not chosen twice. Writes RUN_DIR/selection/indices.npy, weights.npy (for the losses of these "
+        "samples, if the task has classes), selection.csv and selection.json, most useful samples first.",
         reads=READS,
     )
     parser.add_argument(

@@ -54,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
         data: Any = job.datamodule
         train = samples_of(job.train_data, datamodule=data)
         for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:
-            _print(f"target {target}: {shortened(answer.text)}", scores, target, train)
+            text = shortened(answer.text) or "(empty answer: only the end token)"
+            _print(f"target {target}: {text}", scores, target, train)
         for group, title in list(_groups(data))[:SHOWN_TARGETS]:
             _print(title, open_scores(job.run, job.groups_name), group, train)
     return 0

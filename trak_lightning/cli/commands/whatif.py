@@ -1,9 +1,11 @@
 """``trak whatif``: how the outputs of targets would change if some training samples had not been there."""
 
+import json
 import re
 import time
 from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 from jsonargparse import Namespace
@@ -17,6 +19,7 @@ from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.positions import read_positions
 from trak_lightning.scoring.base import Array
+from trak_lightning.scoring.display import shortened
 from trak_lightning.scoring.score_run import load_features
 
 READS = ("run_dir", "train_split", "target_split", "store", "scorer")
@@ -61,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     if config.json:
         print_json({"path": path, **removal.to_json()})
         return 0
-    _print(removal, config.k, targets, run.read().meaning.output)
+    _print(removal, config.k, targets, run.read().meaning.output, _answers(run.path, targets))
     summary(
         "whatif",
         f"without {len(removal.samples)} of {removal.num_train} samples",
@@ -104,28 +107,35 @@ def _read(source: str) -> Array:
     return read_positions(source, "--remove must be positions such as 3,17 or a .npy file of positions or of a mask")
 
 
-def _print(removal: Removal, count: int, targets: str, f: str) -> None:
+def _answers(run: Path, targets: str) -> list[str]:
+    """The answers that are the targets of ``trak sft``, shortened; none for other targets."""
+    path = run / f"answers{'' if targets == 'test' else f'-{targets}'}.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [shortened(json.loads(line)["answer"], 20) for line in lines]
+
+
+def _print(removal: Removal, count: int, targets: str, f: str, answers: Sequence[str] = ()) -> None:
     from rich.console import Console
     from rich.table import Table
 
     title = f"How f would change without the samples, for each target of {targets}; f: {f}"
     table = Table(title=title, title_justify="left")
     for heading in ("f falls for", "f now", "change", "f rises for", "f now", "change"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap="for" not in heading)
     order = removal.order()
     loses, gains = (
         [int(each) for each in side[:count]]
         for side in (order[removal.change[order] < 0], order[removal.change[order] > 0][::-1])
     )
     for low, high in zip_longest(loses, gains):
-        table.add_row(*_entry(removal, low), *_entry(removal, high))
+        table.add_row(*_entry(removal, low, answers), *_entry(removal, high, answers))
     Console().print(table)
 
 
-def _entry(removal: Removal, target: int | None) -> tuple[str, str, str]:
+def _entry(removal: Removal, target: int | None, answers: Sequence[str]) -> tuple[str, str, str]:
     if target is None:
         return "", "", ""
     change = f"{removal.change[target]:+.2g}"
     if np.isfinite(removal.spread[target]):
         change += f" ±{removal.spread[target]:.1g}"
-    return str(target), f"{removal.outputs[target]:.3g}", change
+    return f"{target} {answers[target]}" if answers else str(target), f"{removal.outputs[target]:.3g}", change
