@@ -30,7 +30,7 @@ HIGHEST_LEVERAGE = 0.99
 WEAK = 0.65
 """Models that are right on a smaller share of samples contradict right labels too surely for a promise (docs/benchmarks.md)."""
 
-TRIALS = " (in trials with 10 % asked for: at most 20 % on four lists of five)"
+TRIALS = " (in trials with 10 % asked for: at most 20 % on three lists of four)"
 """What was realized; see docs/benchmarks.md."""
 
 
