@@ -462,7 +462,7 @@ def test_without_a_name_the_scores_of_the_targets_of_the_run_or_of_test_are_open
     for name in ("other", "test"):
         trak.score(test_set, name=name)
     assert open_scores(trak.run).path.stem == "test"
-    trak.run.config.write_text("target_split: other")
+    trak.run.config.write_text("{target_split: other, store: {class_path: x}}")
     assert open_scores(trak.run).path.stem == "other"
 
 

@@ -27,15 +27,17 @@ def configured(run: RunDirectory, setting: str) -> Any:
     """A setting in ``config.yaml``; None if there is no such file, as after work in Python.
 
     Raises:
-        CorruptFileError: it is not a mapping in YAML.
+        CorruptFileError: it is not the configuration of a run.
     """
     if not run.config.exists():
         return None
     try:
-        return yaml.safe_load(run.config.read_text()).get(setting)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        config = yaml.safe_load(run.config.read_text())
+        store = config["store"]["class_path"]
+        return config[setting] if isinstance(store, str) else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise CorruptFileError(
-            f"{run.config} is not the configuration of a run ({error}). Without that file, {setting} is an option."
+            f"{run.config} is not the configuration of a run ({error}). Name the {setting} with --{setting}, or delete that file."
         ) from error
 
 
