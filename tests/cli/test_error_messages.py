@@ -56,6 +56,11 @@ class BatchMean(Task):
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
+class EveryRow(Task):
+    def output(self, model, batch):
+        return model(batch[0]).flatten()
+
+
 class Detached(Task):
     def output(self, model, batch):
         with torch.no_grad():
@@ -508,6 +513,11 @@ MISTAKES = {
         lambda path: attribute(task=BatchMean()).featurize(samples()),
         errors.DataError,
         r"the output of BatchMean must have shape \(20,\), one number per sample; got shape \(\)\. Do not average",
+    ),
+    "a sample has several rows": (
+        lambda path: attribute(task=EveryRow()).featurize(samples()),
+        errors.DataError,
+        r"one number per sample.*[Dd]oes a sample have several rows, such as nodes",
     ),
     "the task's output has no gradient": (
         lambda path: attribute(task=Detached()).featurize(samples()),

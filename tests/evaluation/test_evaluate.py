@@ -70,6 +70,16 @@ def test_a_result_is_computed_once_and_read_as_it_was(scored):
     assert again == first
 
 
+def test_two_models_are_too_few_to_judge_by(scored):
+    [(result, _)] = evaluate(scored, EvaluationSettings(models=2), Training(scored).retrain)
+    assert (
+        result.headline == "LDS 1.000 over 2 retrained models: too few to judge by, 3 are the fewest and 100 are sure"
+    )
+    assert {row[2:] for row in result.rows} == {("too few models", "too few models")}
+    assert result.figure is None
+    assert "NaN" not in json.dumps(result.to_json())
+
+
 def test_what_was_measured_of_some_scores_is_said_of_these_alone(scored, capsys):
     training = Training(scored)
     other = replace(scored, scorer=Trak(regularization=0.2))

@@ -31,7 +31,7 @@ def summary(stage: str, what: str, new: int | None = None, verb: str = "", start
 
 def trust_in(run: RunDirectory, scores: Scores) -> dict[str, Any]:
     """How well the scores predict retrained models: as measured, as the checkpoints predict, or why they cannot tell."""
-    if (result := measured_lds(run, scores)) is None or np.isnan(lds_of(result)[0]):
+    if (result := measured_lds(run, scores)) is None or np.isnan(lds_of(result)).any():
         return {"trust": scores.trust, "trust_unknown": scores.trust_unknown}
     lds, low, high = lds_of(result)
     models = f"{result.values['num_models']} retrained models"

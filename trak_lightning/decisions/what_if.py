@@ -65,7 +65,7 @@ class Removal:
         if self.stretch > FAR:
             return (
                 f"trust the order of the changes, not their size: the predicted changes are {self.stretch:.1f} times the sums of the scores "
-                f"of this set ({size}), because its samples stand in for each other, and measured changes were even larger in such cases"
+                f"of this set ({size}), because its samples stand in for each other, and measured changes were mostly larger still in trials"
             )
         return f"small enough for one Newton step: {size}, predicted changes are {self.stretch:.1f} times the summed scores"
 

@@ -23,6 +23,10 @@ from trak_lightning.scoring.trak import Trak
 FIXED_SEED = "fixed-seed"
 """Name of the result of protocol fixed_seed."""
 
+FEWEST = 3
+"""Of fewer retrained models, a bootstrap over models tells nothing: for scores that are random, two gave a 95 % interval without 0 in one
+trial of three, and three or more in one of 75 or fewer."""
+
 
 def outputs_folder(run: RunDirectory, target_split: str) -> Path:
     """Where outputs of retrained models on the targets of a split are kept; those of other targets are others."""
@@ -84,10 +88,7 @@ def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, co
         again = read_outputs(folder / "again", settings.ceiling, num_samples=n, num_targets=m)[1]
         ceiling = noise_ceiling(outputs[: settings.ceiling], again)
     found = _judged(scored, subsets, outputs, compare)
-    rows = [
-        (name, f"{mean:.3f}", f"{low:.3f} … {high:.3f}", f"{low_models:.3f} … {high_models:.3f}")
-        for name, (mean, low, high, low_models, high_models) in found.items()
-    ]
+    rows = [(name, f"{mean:.3f}", _interval(*ends[:2]), _interval(*ends[2:])) for name, (mean, *ends) in found.items()]
     if ceiling is not None:
         rows.append(("noise ceiling", f"{ceiling:.3f}", "", ""))
     ours, low, high, *_ = next(iter(found.values()))
@@ -107,16 +108,24 @@ def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, co
         "trained on. The linear datamodeling score is the mean rank correlation: 1 if the scores predict the order of the models "
         "exactly, 0 if they predict nothing. Bars are 95 % intervals over targets; the last column of the table is over targets "
         "and models.",
-        f"LDS {ours:.3f} [{low:.3f}, {high:.3f}] over {settings.models} retrained models{' of one seed' if fixed else ''}",
+        f"LDS {ours:.3f} "
+        + (f"[{low:.3f}, {high:.3f}] " if settings.models >= FEWEST else "")
+        + f"over {settings.models} retrained models{' of one seed' if fixed else ''}"
+        + f": too few to judge by, {FEWEST} are the fewest and 100 are sure" * (settings.models < FEWEST),
         ("scores", "LDS", "95 % interval", "over models too"),
         tuple(rows),
         {
             "num_models": settings.models,
             "num_targets": m,
-            "scores": {name: dict(zip(keys, values, strict=True)) for name, values in found.items()},
+            "scores": {
+                name: {key: None if np.isnan(value) else value for key, value in zip(keys, values, strict=True)}
+                for name, values in found.items()
+            },
             "ceiling": ceiling,
         },
-        Intervals(tuple(Bar(name, *values[:3]) for name, values in found.items()), "linear datamodeling score"),
+        Intervals(tuple(Bar(name, *values[:3]) for name, values in found.items()), "linear datamodeling score")
+        if settings.models >= FEWEST
+        else None,
     )
 
 
@@ -130,11 +139,16 @@ def _judged(
         warnings.simplefilter("ignore", IllConditionedWarning)
         for name, blocks in _candidates(scored, compare).items():
             predicted = predict(blocks, subsets)
-            found[name] = (
+            mean, *ends = (
                 *bootstrap_mean(spearman(predicted, outputs), seed=scored.seed),
                 *bootstrap_both(predicted, outputs, seed=scored.seed),
             )
+            found[name] = (mean, *(ends if len(outputs) >= FEWEST else [float("nan")] * 4))
     return found
+
+
+def _interval(low: float, high: float) -> str:
+    return "too few models" if np.isnan(low) else f"{low:.3f} … {high:.3f}"
 
 
 def _candidates(scored: ScoredRun, compare: dict[str, Scorer]) -> dict[str, Iterable[Array]]:

@@ -1,6 +1,7 @@
 """Result of an evaluation: a table, perhaps a figure, and the request that it answers. JSON. No torch."""
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -94,8 +95,9 @@ def measured_lds(run: RunDirectory, scores: Scores) -> Result | None:
 
 
 def lds_of(result: Result) -> tuple[float, float, float]:
-    """The linear datamodeling score of the evaluated scores, and its 95 % interval over targets and models."""
-    lds, low, high = (next(iter(result.values["scores"].values()))[key] for key in ("lds", "low_models", "high_models"))
+    """The linear datamodeling score of the evaluated scores, and its 95 % interval over targets and models; NaN for what is not known."""
+    values = next(iter(result.values["scores"].values()))
+    lds, low, high = (math.nan if values[key] is None else values[key] for key in ("lds", "low_models", "high_models"))
     return lds, low, high
 
 

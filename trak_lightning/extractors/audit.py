@@ -222,13 +222,17 @@ def as_outputs(output: Tensor, size: int, task: Task) -> Tensor:
     if isinstance(output, Tensor) and (output.shape == (size,) or (size == 1 and output.numel() == 1)):
         return output.reshape(size)
     found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    fewer = isinstance(output, Tensor) and output.ndim == 1 and 0 < len(output) < size
+    flat = isinstance(output, Tensor) and output.ndim == 1
+    fewer, more = flat and 0 < len(output) < size, flat and len(output) > size
     raise DataError(
         f"the output of {type(task).__name__} must have shape ({size},), one number per sample; got {found}. "
         + (
             "Is that another dimension, such as time or nodes? Keep the one that holds the samples. Does the collate function leave out broken "
             "samples? Remove them from the dataset: torch.utils.data.Subset(dataset, kept)."
             if fewer
+            else "Does a sample have several rows, such as nodes, time steps or parts? Reduce them to one number per sample, or make each a sample of the "
+            "dataset; for the nodes of one graph, see docs/recipes.md#the-nodes-of-one-graph."
+            if more
             else "Do not average over the batch: reduction='none', or no .mean()."
         )
     )

@@ -29,7 +29,10 @@ def automatic(n: int, p: int) -> Dimensions:
     fits = WORK // n**2 if n**3 <= WORK else isqrt(WORK // n)
     k = min(max(fits, FEWEST), MOST)
     if p <= k:
-        return Dimensions(p, f"all p = {p:,} gradient entries are kept, without a projection")
+        return Dimensions(
+            p,
+            f"all p = {p:,} gradient entries are kept, without a projection, each scaled by (mean square)^−¼ (second_moment)",
+        )
     limits = {MOST: "the most that auto chooses", FEWEST: "the fewest that auto chooses"}
     size = f"{4 * n * k / 1e6:,.0f} MB per checkpoint for n = {n:,} training samples"
     return Dimensions(k, f"k = {k:,} of p = {p:,}: {limits.get(k, 'what is solved in seconds')}, {size}")

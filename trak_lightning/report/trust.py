@@ -47,7 +47,7 @@ def trusted(run: RunDirectory, scores: Scores) -> Headline:
             "Trust", "in the scores has not been measured: retrained models tell (docs/evaluation.md).", "trust"
         )
     models, (lds, low, high) = result.values["num_models"], lds_of(result)
-    if np.isnan(lds):
+    if np.isnan([lds, low]).any():
         return Headline("Trust", f"cannot be measured with {models} retrained models: evaluate with more.", "trust")
     return Headline(
         f"{lds:.2f}",
