@@ -83,7 +83,9 @@ def expected(model, task, collate=default_collate, data=DATA):
 
 def rows(model, task, path, data=DATA, collate=default_collate, workers=0):
     trak = TRAK(model.eval(), task, path, projector="identity")
-    trak.featurize(DataLoader(data, batch_size=8, collate_fn=collate, num_workers=workers))
+    start = "fork" if workers else None  # another start imports this file, which is in no package
+    loader = DataLoader(data, batch_size=8, collate_fn=collate, num_workers=workers, multiprocessing_context=start)
+    trak.featurize(loader)
     return torch.from_numpy(np.asarray(trak.features()[:]))
 
 
