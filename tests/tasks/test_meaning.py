@@ -9,6 +9,13 @@ from torch.utils.data import TensorDataset
 from trak_lightning import TRAK, Task, registry
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.base import unstated_loss
+from trak_lightning.tasks.regression import Regression
+
+
+class Scaled(Regression):
+    def targets(self, batch):
+        return (super().targets(batch) - 300) / 80
+
 
 WORDS = {
     "image_classification": ("log-odds of the label", "push towards the label", "p(label)"),
@@ -93,6 +100,29 @@ def test_errors_are_ranked_by_what_is_known():
     assert Meaning().errors(output, np.ones(3)).argmax() == 0, "minus the loss"
     assert Meaning().error_name(np.ones(3)) == "minus the output"
     assert registry.create("tasks", "loss").meaning.error_name(np.ones(3)) == "loss"
+
+
+@pytest.mark.parametrize(
+    ("scaled", "task", "warned"),
+    [
+        (lambda y: y, Regression(), False),
+        (lambda y: (y - 300) / 80, Regression(), True),
+        (lambda y: y - 300, Regression(), True),
+        (lambda y: y.log(), Regression(), True),
+        (lambda y: (y - 300) / 80, Scaled(), False),
+    ],
+    ids=["as they are", "standardized", "centered", "log", "and so by the task"],
+)
+def test_labels_that_training_scaled_are_noticed(scaled, task, warned, caplog, tmp_path):
+    x = torch.randn(60, 3)
+    y = 300 + x @ torch.tensor([70.0, 30.0, 10.0]) + 10 * torch.randn(60)
+    solution = torch.linalg.lstsq(torch.cat([x, torch.ones(60, 1)], 1), scaled(y.clamp(min=9))[:, None]).solution[:, 0]
+    model = nn.Linear(3, 1)
+    model.load_state_dict({"weight": solution[None, :3], "bias": solution[3:]})
+    trak = TRAK(model.eval(), task, tmp_path, projector="identity")
+    trak.featurize(TensorDataset(x, y), checkpoints=[model])
+    assert ("does training_step scale the labels" in caplog.text) is warned
+    assert ("does training_step scale the labels" in str(trak.check(TensorDataset(x, y)))) is warned
 
 
 def test_a_run_directory_remembers_the_words(tmp_path):

@@ -87,6 +87,8 @@ def outputs(subject: Subject) -> Iterator[Finding]:
     """The range of the model output f; that all are finite was checked when the rows were computed."""
     found = subject.trial.rows.output
     yield Finding("outputs", f"{len(found)} samples, all finite, f from {found.min():.4g} to {found.max():.4g}")
+    if scaled := subject.job.spec.task.meaning.other_scale(found, subject.trial.rows.loss_weight):
+        yield Finding("outputs", scaled)
 
 
 def independence(subject: Subject) -> Iterator[Finding]:

@@ -30,6 +30,7 @@ from trak_lightning.runtime.lightning import default_trainer, quiet_lightning
 from trak_lightning.runtime.progress import progress
 from trak_lightning.runtime.ranks import follow_rank_zero, outlast_rank_zero, takes_part
 from trak_lightning.runtime.signals import StopRequest
+from trak_lightning.scoring.held_out import output_and_loss_weight
 from trak_lightning.stores.base import FeatureSet, FeatureSpec, FeatureStore, draw_of
 from trak_lightning.stores.job_shards import Shard
 from trak_lightning.tasks.base import unstated_loss
@@ -212,7 +213,7 @@ class FeaturizeJob:
         bar = progress(f"featurize {split}", missing, enabled=trainer.is_global_zero)
         with as_called(), uncompiled(self.model), quiet_lightning(), stop.watching(trainer), bar as advance:
             try:
-                return BlockComputer(trainer, assignments, featurizer, advance, stop).run()
+                computed = BlockComputer(trainer, assignments, featurizer, advance, stop).run()
             except TerminatedError:
                 outlast_rank_zero()
                 raise
@@ -221,6 +222,16 @@ class FeaturizeJob:
                 for plan in self._created:
                     self.store.forget(plan.split, plan.checkpoint)
                 raise
+        self._warn_of_scale(split, sets[-1])
+        return computed
+
+    def _warn_of_scale(self, split: str, features: FeatureSet) -> None:
+        """Say where predictions of numbers are of another scale than the labels."""
+        meaning = self.spec.task.meaning
+        if split != self.train or not meaning.number or not features.complete:
+            return
+        if scaled := meaning.other_scale(*output_and_loss_weight(features)):
+            log.warning("task  %s", scaled)
 
     def module(
         self,

@@ -9,6 +9,10 @@ from scipy.special import expit
 
 Array = npt.NDArray[Any]
 
+FEWEST, SCALED = 8, 0.5
+"""Of how many samples `Meaning.other_scale` judges, and which share of the error a linear function of the predictions leaves at most
+where these are of another scale than the labels."""
+
 
 @dataclass(frozen=True)
 class Meaning:
@@ -58,6 +62,22 @@ class Meaning:
             return 1 - probabilities
         return -output if self._is_linear(loss_weight) else np.abs(loss_weight)
 
+    def other_scale(self, output: Array, loss_weight: Array) -> str | None:
+        """Say that predictions are of another scale than the labels, as where training_step standardizes these; None if they are not, or
+        if f predicts no number."""
+        labels, error = output + loss_weight, _rms(loss_weight)
+        if not self.number or len(output) < FEWEST or not np.ptp(output) or not error:
+            return None
+        slope, intercept = np.polyfit(output, labels, 1)
+        fitted = _rms(labels - slope * output - intercept)
+        if fitted > SCALED * error:
+            return None
+        return (
+            f"predictions differ from the labels by {error:.3g} (root mean square), and {slope:.3g}·f {intercept:+.3g} by {fitted:.3g}: does "
+            "training_step scale the labels, or is the model not trained? The loss weight y − f, and so the scores, take the labels of the batch as they "
+            "are. Scale them in the dataset, or see docs/modalities.md#labels-that-training_step-scales"
+        )
+
     def error_name(self, loss_weight: Array) -> str:
         """Say what `errors` are."""
         if self.number:
@@ -70,3 +90,7 @@ class Meaning:
 
     def _is_linear(self, loss_weight: Array) -> bool:
         return not self.number and bool((loss_weight == loss_weight[:1]).all())
+
+
+def _rms(values: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
