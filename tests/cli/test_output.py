@@ -1,5 +1,7 @@
 """What commands print of results that are small, or that are not there."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from trak_lightning.authoring import write_matrix
 from trak_lightning.cli import main
 from trak_lightning.cli.commands import suspects, whatif
 from trak_lightning.cli.output import print_results
+from trak_lightning.cli.train_values import _columns
 from trak_lightning.decisions.predictions import Predictions
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.decisions.what_if import Removal
@@ -51,3 +54,9 @@ def test_a_mask_is_told_from_its_image():
     image, mask = torch.rand(3, 16, 16), torch.ones(16, 16, dtype=torch.long)
     assert Samples([(image, mask)]).show(0).line == "image 16×16 mask 16×16"
     assert Samples([{"photo": image, "seg": mask}]).show(0).line == "photo 16×16 seg 16×16"
+
+
+def test_columns_are_entries_or_public_attributes():
+    graph = SimpleNamespace(name="mol4", _cache=None)
+    assert _columns(graph) == _columns({"name": "mol4"}) == {"name": "mol4"}
+    assert _columns((torch.zeros(2), 1)) == {}

@@ -58,13 +58,17 @@ def column_of(command: str, run_dir: str, column: str) -> Array:
     sample, names = rows[0], [str(name) for name in getattr(job.datamodule, "feature_names", None) or ()]
     if column in names and vector_of(sample, len(names)) is not None:
         return np.array([feature_of(rows[i], column, names) for i in range(len(dataset))])
-    if not isinstance(sample, Mapping) or column not in sample:
-        columns = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else ""
-        raise DataError(
-            f"samples of {type(dataset).__name__} have no column {column!r}; their columns are "
-            f"{columns or f'none: a sample is a {type(sample).__name__}'}"
-        )
-    return np.array([text_of(rows[i].get(column), column) for i in range(len(dataset))])
+    if column not in _columns(sample):
+        known = ", ".join(map(str, _columns(sample))) or f"none: a sample is a {type(sample).__name__}"
+        raise DataError(f"samples of {type(dataset).__name__} have no column {column!r}; their columns are {known}")
+    return np.array([text_of(_columns(rows[i]).get(column), column) for i in range(len(dataset))])
+
+
+def _columns(sample: Any) -> Mapping[Any, Any]:
+    """The entries of a mapping, or the public attributes of an object such as a graph."""
+    if isinstance(sample, Mapping):
+        return sample
+    return {name: value for name, value in getattr(sample, "__dict__", {}).items() if not name.startswith("_")}
 
 
 def vector_of(sample: Any, size: int) -> Any:

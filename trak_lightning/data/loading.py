@@ -143,8 +143,8 @@ def _needs_collate(dataset: Any, indices: Sequence[int], error: Exception) -> Da
     which = f"{', '.join(map(str, indices[:5]))}{' …' if len(indices) > 5 else ''} of {type(dataset).__name__}"
     differ = "have different sizes" if "equal size" in str(error) else "cannot be stacked"
     return DataError(
-        f"samples {which} {differ}, and a dataset alone does not say how to collate them ({error}). Give a DataLoader with the "
-        "collate_fn of your training, such as DataCollatorWithPadding of transformers, or the DataLoader of torch_geometric."
+        f"samples {which} {differ} by default ({error}). Give a DataLoader with the collate_fn of your training, such as DataCollatorWithPadding "
+        "of transformers, or the DataLoader of torch_geometric; one with batch_size=None has none."
     )
 
 

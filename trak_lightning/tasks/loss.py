@@ -213,6 +213,11 @@ def _remedy(shape: Sequence[int], size: int) -> str:
             "For a loss per token, pixel or time step, take the mean or sum over all dimensions but that of the samples: "
             f"{first}.flatten(1).mean(1)."
         )
+    if size == 1:
+        return (
+            "If its entries are parts of the sample, take their mean or sum; if they are samples, such as the nodes of one graph, see "
+            "docs/recipes.md#the-nodes-of-one-graph."
+        )
     flat = f" If samples were flattened, loss.unflatten(0, ({size}, -1)).mean(1)." if shape[0] % size == 0 else ""
     return (
         f"The mean or sum was taken over the dimension of the samples. Keep the dimension with {size} entries: if time comes first, (T, B), "
