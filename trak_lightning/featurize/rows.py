@@ -32,6 +32,7 @@ from trak_lightning.featurize.batch_audit import (
 )
 from trak_lightning.featurize.blame import blame
 from trak_lightning.featurize.non_finite import require_finite
+from trak_lightning.featurize.training_loss import warn_of_training_step
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.model.module_state import SteadyState, generators
@@ -148,7 +149,10 @@ class RowComputer:
             before_each_pass(self._steady.restore),
         ):
             try:
-                return self._rows_with_fallback(batch, index, position)
+                rows = self._rows_with_fallback(batch, index, position)
+                if not any_sharded(self._model.parameters()):
+                    warn_of_training_step(self._model, self._task, self._layout, batch, rows)
+                return rows
             except Exception as error:
                 if isinstance(error, TrakError) and not isinstance(error, DataError):
                     raise

@@ -1,0 +1,84 @@
+"""training_step shows which loss a model was trained with."""
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.utils.data import TensorDataset
+
+from trak_lightning import TRAK
+
+WEIGHTS = [1.0, 2.0, 5.0]
+
+
+class Net(L.LightningModule):
+    def __init__(self, loss, classes=3):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, classes))
+        self.loss, self.seen = loss, []
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        loss = self.loss(self, self(x), y)
+        self.log("loss", loss)
+        self.seen.append(float(loss))
+        return loss
+
+
+def focal(module, logits, y):
+    p = logits.softmax(1)[torch.arange(len(y)), y]
+    return -((1 - p) ** 2 * p.log()).mean()
+
+
+def decayed(module, logits, y):
+    return cross_entropy(logits, y) + 1e-5 * sum(each.square().sum() for each in module.parameters())
+
+
+def weighted(module, logits, y):
+    return cross_entropy(logits, y, torch.tensor(WEIGHTS), reduction="none").mean()
+
+
+CLASSES = ("image_classification", lambda x: (x[:, 0] > 0).long() + (x[:, 1] > 0.5).long())
+YES_OR_NO = ("binary_classification", lambda x: (x[:, :1] > 0).float())
+NUMBER = ("regression", lambda x: 3 * x[:, :1] + 7)
+CASES = {
+    "as the task": (CLASSES, lambda module, f, y: cross_entropy(f, y), False),
+    "times a factor": (CLASSES, lambda module, f, y: 10 * cross_entropy(f, y, reduction="sum"), False),
+    "with weight decay": (CLASSES, decayed, False),
+    "smoothed": (CLASSES, lambda module, f, y: cross_entropy(f, y, label_smoothing=0.1), True),
+    "weighted": (CLASSES, weighted, True),
+    "weighted, as the task knows": (({"name": CLASSES[0], "class_weight": WEIGHTS}, CLASSES[1]), weighted, False),
+    "focal": (CLASSES, focal, True),
+    "random": (CLASSES, lambda module, f, y: cross_entropy(torch.rand(()) * f, y), False),
+    "needs a training": (CLASSES, lambda module, f, y: cross_entropy(f, y) / module.trainer.max_epochs, False),
+    "yes or no": (YES_OR_NO, lambda module, f, y: binary_cross_entropy_with_logits(f, y), False),
+    "weighted yes": (
+        YES_OR_NO,
+        lambda module, f, y: binary_cross_entropy_with_logits(f, y, pos_weight=torch.tensor(4.0)),
+        True,
+    ),
+    "a number": (NUMBER, lambda module, f, y: mse_loss(f, y), False),
+    "a scaled number": (NUMBER, lambda module, f, y: mse_loss(f, (y - 7) / 3), True),
+    "absolute error": (NUMBER, lambda module, f, y: (f - y).abs().mean(), True),
+}
+
+
+@pytest.mark.parametrize(("problem", "loss", "warned"), CASES.values(), ids=CASES)
+def test_a_training_step_with_another_loss_is_noticed(problem, loss, warned, tmp_path, caplog):
+    (task, labels), x = problem, torch.randn(60, 5)
+    y = labels(x)
+    model = Net(loss, 3 if y.ndim == 1 else 1)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        own = {torch.Size([60]): cross_entropy}.get(y.shape, mse_loss if "regr" in str(task) else None)
+        (own or binary_cross_entropy_with_logits)(model(x), y).backward()
+        optimizer.step()
+    trak = TRAK(model.eval(), task, tmp_path, projector="identity")
+    trak.featurize(TensorDataset(x, y), checkpoints=[model])
+    assert caplog.text.count("training_step of Net has another loss") == warned
+    assert model.seen == [], "what training_step keeps is put back"
