@@ -42,9 +42,11 @@ class Net(L.LightningModule):
     def forward(self, x):
         return self.layer(x)
 
-    def training_step(self, batch, number):
+    def on_train_batch_start(self, batch, number):
         with open("seen.txt", "a") as file:
             print(*batch[2].tolist(), file=file)
+
+    def training_step(self, batch, number):
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self):
