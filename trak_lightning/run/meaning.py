@@ -9,9 +9,10 @@ from scipy.special import expit
 
 Array = npt.NDArray[Any]
 
-FEWEST, SCALED = 8, 0.5
-"""Of how many samples `Meaning.other_scale` judges, and which share of the error a linear function of the predictions leaves at most
-where these are of another scale than the labels."""
+FEWEST, SCALED, CORRELATED = 8, 0.5, 0.9
+"""Of how many samples `Meaning.other_scale` judges; and which share of the error, and of the standard deviation of the labels, a linear function
+of the predictions leaves at most where these are of another scale than the labels. The second tells them from those of a model that
+is not trained."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,11 @@ class Meaning:
             return None
         slope, intercept = np.polyfit(output, labels, 1)
         fitted = _rms(labels - slope * output - intercept)
-        if fitted > SCALED * error:
+        if slope <= 0 or fitted > min(SCALED * error, CORRELATED * float(labels.std())):
             return None
         return (
             f"predictions differ from the labels by {error:.3g} (root mean square), and {slope:.3g}·f {intercept:+.3g} by {fitted:.3g}: does "
-            "training_step scale the labels, or is the model not trained? The loss weight y − f, and so the scores, take the labels of the batch as they "
+            "training_step scale the labels? The loss weight y − f, and so the scores, take the labels of the batch as they "
             "are. Scale them in the dataset, or see docs/modalities.md#labels-that-training_step-scales"
         )
 
