@@ -18,6 +18,7 @@ from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
 from trak_lightning.cli.output import narrated, print_results, print_trust, short_path, summary
 from trak_lightning.cli.retrain_processes import retrain_in_processes
+from trak_lightning.cli.shown_samples import keep_samples
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.repeatable_setup import repeat_setup
 from trak_lightning.decisions.predictions import held_out_predictions
@@ -296,9 +297,12 @@ class Job:
         scores = self._score()
         if self.speaks:
             print_trust(self.run, scores)
+            keep_samples(self, scores)
         if (combined := getattr(self.datamodule, "combination", None)) is not None:
-            _, groups, coefficients = combined
-            self._score(groups=groups, coefficients=coefficients, reduction="sum", name=self.groups_name)
+            names, groups, coefficients = combined
+            self._score(
+                groups=groups, coefficients=coefficients, reduction="sum", name=self.groups_name, group_names=names
+            )
         return scores
 
     @property
