@@ -492,7 +492,7 @@ class TRAK:
         path: str | Path | None = None,
         tokens: bool = False,
     ) -> Path:
-        """Write one self-contained page about scored targets; returns its path, ``run_dir/report/index.html``.
+        """Write one self-contained page about scored targets; returns its path, ``run_dir/report/NAME.html``.
 
         Args:
             target_dataset: what was scored.
