@@ -18,7 +18,6 @@ from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
 from trak_lightning.cli.output import narrated, print_results, print_trust, short_path, summary
 from trak_lightning.cli.retrain_processes import retrain_in_processes
-from trak_lightning.cli.shown_samples import keep_samples
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.repeatable_setup import repeat_setup
 from trak_lightning.decisions.predictions import held_out_predictions
@@ -297,7 +296,6 @@ class Job:
         scores = self._score()
         if self.speaks:
             print_trust(self.run, scores)
-            keep_samples(self, scores)
         if (combined := getattr(self.datamodule, "combination", None)) is not None:
             names, groups, coefficients = combined
             self._score(
