@@ -124,10 +124,11 @@ def test_commands_that_find_everything_done_or_only_read_import_no_torch(finishe
     run_dir, _ = finished
     named = (run_dir, "--config", config)
     shown, heavy = heavy_imports(
-        ("score", *named), ("evaluate", *named), ("top", run_dir, "--target", 3, "--numbers"), ("self-influence", run_dir, "--numbers"),
+        ("score", *named), ("evaluate", *named), ("top", run_dir, "--target", 0), ("self-influence", run_dir, "--numbers"),
         ("info", run_dir), ("verify", run_dir), ("plugins",), ("completion", "bash"),
     )  # fmt: skip
     assert heavy == []
+    assert "image 8×8" in shown  # of lines that trak run has kept
     assert shown.count("already finished, nothing to do") == 2
 
 

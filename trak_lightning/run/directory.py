@@ -55,6 +55,7 @@ class RunDirectory:
         references/      what a task keeps of the training set under each checkpoint, if anything
         features/        feature sets
         scores/          score files
+        sample_lines.json  label and one line of samples, for tables
         evaluation/      outputs of retrained models, and results
     """
 
