@@ -102,6 +102,11 @@ class DataError(TrakError):
     """A dataset, loader or batch is not what the task expects (labels out of range, unknown sampler, new length)."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; empty if it has none."""
+    return next(iter(str(error).splitlines()), "")
+
+
 def require_option(name: str, value: str, known: Sequence[str]) -> str:
     """Return `value`.
 
@@ -111,6 +116,14 @@ def require_option(name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     return value
+
+
+def as_number(value: Any) -> float:
+    """Return the number that `value` is, or that it writes, as text of a command line does; NaN if it is neither."""
+    try:
+        return float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return float("nan")
 
 
 def is_integer(value: Any) -> bool:

@@ -281,3 +281,9 @@ def test_a_run_directory_that_is_elsewhere_now_reads_its_own_checkpoints(how, re
         for path in (run_dir / "checkpoints").glob("*.ckpt"):
             path.write_bytes(b"of another run")
     assert main(["suspects", "elsewhere"]) == 0, capsys.readouterr().err
+
+
+def test_a_run_whose_features_are_in_memory_keeps_lines_too(run, tmp_path):
+    run()
+    assert main(["run", "other", "--config", "config.yaml", "--store", "memory"]) == 0
+    assert json.loads((tmp_path / "other" / "sample_lines.json").read_text())["lines"]

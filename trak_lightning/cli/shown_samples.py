@@ -13,6 +13,7 @@ from trak_lightning.run.same_settings import UNKNOWN
 from trak_lightning.run.sample_lines import SampleLine, SampleLines
 from trak_lightning.scoring.display import shortened
 from trak_lightning.scoring.scores import Scores
+from trak_lightning.stores.base import FeatureStore
 from trak_lightning.stores.configured import configured, open_store
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def shown_samples(
             found[what] = ShownSamples({position: SampleLine(None, name) for position, name in enumerate(names)})
             continue
         try:
-            content = _Contents(run, _split(run, what, scores)).of(positions)
+            content = _Contents(open_store(run), run, _split(run, what, scores)).of(positions)
             lines = kept.find(content)
             if lines is None:
                 if job is None:
@@ -109,7 +110,7 @@ def keep_samples(job: "Job", scores: Scores) -> None:
     new: dict[int, SampleLine] = {}
     if not job.run.config.exists():
         return
-    contents = {what: _Contents(job.run, _split(job.run, what, scores)) for what in get_args(What)}
+    contents = {what: _Contents(job.store, job.run, _split(job.run, what, scores)) for what in get_args(What)}
     for target, what, position in _ranked(scores):
         if target and time.perf_counter() > until:
             break
@@ -138,8 +139,8 @@ def _split(run: RunDirectory, what: What, scores: Scores | None) -> str:
 class _Contents:
     """The content hashes that are stored with the rows of a split."""
 
-    def __init__(self, run: RunDirectory, split: str) -> None:
-        rows = open_store(run).open(split, run.require_checkpoints()[0].id)
+    def __init__(self, store: FeatureStore, run: RunDirectory, split: str) -> None:
+        rows = store.open(split, run.require_checkpoints()[0].id)
         self._size = rows.spec.block_size
         self._block = lru_cache(maxsize=None)(lambda block: rows.column("content", [block]))
 
