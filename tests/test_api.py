@@ -209,7 +209,8 @@ def test_dropout_that_ignores_eval_mode_is_refused(train_set, tmp_path):
             return super().forward(nn.functional.dropout(x, 0.5))
 
     with pytest.raises(
-        SampleDependenceError, match=r"differs by .*draw them in the dataset.*docs/recipes.md.*F.dropout"
+        SampleDependenceError,
+        match=r"differs by .*draw them in the dataset.*page recipes of the documentation.*F.dropout",
     ):
         attribute(AlwaysDrops(6, 3).eval(), tmp_path, extractor="iterative").featurize(train_set)
 
