@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trak_lightning.errors import PluginError, is_integer
+from trak_lightning.errors import PluginError, docs_page, is_integer
 
 BASES = {
     "extractors": "trak_lightning.extractors.base:GradientExtractor",
@@ -83,7 +83,7 @@ class Plugin:
         except Exception as error:  # whatever another distribution raises must break nothing but itself
             raise PluginError(f"{self} could not be loaded: {type(error).__name__}: {error}") from error
         if not (isinstance(found, type) and issubclass(found, parent)):
-            raise PluginError(f"{self} is not a subclass of {parent.__module__}.{parent.__qualname__}")
+            raise PluginError(f"{self} is not a subclass of {class_path(parent)}")
         self._require_api(getattr(found, "trak_api", API_VERSION))
         return found
 
@@ -102,7 +102,7 @@ class Plugin:
         if declared > API_VERSION:
             return f"Install a newer {OWN_DISTRIBUTION}, or an older {self.distribution}."
         return (
-            f"Install a newer {self.distribution}, or an older {OWN_DISTRIBUTION}. If you maintain the plug-in: docs/plugins.md "
+            f"Install a newer {self.distribution}, or an older {OWN_DISTRIBUTION}. If you maintain the plug-in: {docs_page('plugins')} "
             f"lists what changed; adapt the class and declare trak_api = {API_VERSION}."
         )
 
@@ -256,6 +256,17 @@ def resolve(kind: str, name: str) -> Plugin:
         return find(kind, name)
     module, _, attribute = current_path(name.replace(":", ".")).rpartition(".")
     return Plugin(kind, name, f"{module}:{attribute}", "(given by class path)", "")
+
+
+def class_path(cls: type) -> str:
+    """Return the dotted import path of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def recorded(plugin: Any) -> dict[str, Any]:
+    """Return what is recorded of a plug-in: its class, and its settings, which are its public attributes."""
+    settings = {name: value for name, value in vars(plugin).items() if not name.startswith("_")}
+    return {"class": class_path(type(plugin)), **settings}
 
 
 def current_path(path: str) -> str:

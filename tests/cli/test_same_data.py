@@ -101,10 +101,11 @@ def test_a_split_without_a_seed_is_the_same_in_every_command_and_every_training(
 
 
 def test_data_that_differs_from_the_stored_rows_is_neither_shown_nor_predicted(run, capsys):
-    run(entropy=True)
+    run_dir = run(entropy=True)
     capsys.readouterr()
     assert main(["top", "run", "--target", "0", "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)["helpful"]
+    (run_dir / "sample_lines.json").unlink()
     assert main(["top", "run", "--target", "0"]) == 0
     shown = capsys.readouterr()
     assert "samples are not shown: StaleRowsError" in shown.err
@@ -118,6 +119,31 @@ def test_data_that_differs_from_the_stored_rows_is_neither_shown_nor_predicted(r
     ):
         assert main([command[0], "run", *command[1:]]) == 1, command
         assert "Give random_split a generator with a seed" in capsys.readouterr().err
+
+
+def test_samples_that_were_shown_once_are_shown_as_they_were_without_the_code_of_the_user(run, capsys, monkeypatch):
+    run_dir = run(entropy=True)
+    capsys.readouterr()
+    monkeypatch.setattr("trak_lightning.cli.job.Job.__init__", None)
+    for asked in (["--target", "0"], ["--by_train", "0"]):
+        assert main(["top", "run", *asked, "-k", "10"]) == 0
+        shown = capsys.readouterr()
+        assert (shown.err, "x[0]" in shown.out) == ("", True)
+    (run_dir / "sample_lines.json").write_text("{")  # as nothing
+    assert main(["top", "run", "--target", "0"]) == 0
+    assert "samples are not shown: TypeError" in capsys.readouterr().err
+
+
+def test_class_names_that_were_edited_are_shown_at_once(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    run()
+    named = MODULE.replace("    def setup", '    class_names = ["even", "odd"]\n\n    def setup', 1)
+    (tmp_path / "splits_at_random.py").write_text(named)
+    sys.modules.pop("splits_at_random")
+    capsys.readouterr()
+    assert main(["top", "run", "--target", "0"]) == 0
+    shown = capsys.readouterr()
+    assert (shown.err, "even" in shown.out, "odd" in shown.out) == ("", True, True)
 
 
 def test_checkpoints_of_a_training_elsewhere_with_a_split_without_a_seed_are_a_warning(run, tmp_path, caplog):
@@ -255,3 +281,9 @@ def test_a_run_directory_that_is_elsewhere_now_reads_its_own_checkpoints(how, re
         for path in (run_dir / "checkpoints").glob("*.ckpt"):
             path.write_bytes(b"of another run")
     assert main(["suspects", "elsewhere"]) == 0, capsys.readouterr().err
+
+
+def test_a_run_whose_features_are_in_memory_keeps_lines_too(run, tmp_path):
+    run()
+    assert main(["run", "other", "--config", "config.yaml", "--store", "memory"]) == 0
+    assert json.loads((tmp_path / "other" / "sample_lines.json").read_text())["lines"]

@@ -18,6 +18,7 @@ from trak_lightning.run.directory import CheckpointRecord, RunDirectory, RunReco
 from trak_lightning.stores.configured import open_store
 from trak_lightning.stores.encoding import DTYPES
 from trak_lightning.stores.hdf5 import HDF5Store
+from trak_lightning.stores.memory import MemoryStore
 from trak_lightning.stores.schema import checksum
 from trak_lightning.testing import StoreConformance
 from trak_lightning.testing.stores import SPEC, filled_store, rows
@@ -143,6 +144,13 @@ def test_overflow_of_the_stored_type_is_refused_and_never_an_infinity(stored):
     large = replace(large, features=large.features.astype(np.float64) * 1e39)
     with pytest.raises(NonFiniteGradientError, match="overflow float32"):
         stored.write_block(0, large)
+
+
+def test_the_type_of_a_set_that_does_not_say_is_that_of_a_stored_block():
+    created = MemoryStore().create(SPEC)
+    assert created.dtype == "float32"
+    created.write_block(1, replace(rows(SPEC, 1), features=rows(SPEC, 1).features.astype(np.float64)))
+    assert created.dtype == "float64"
 
 
 def test_an_unknown_type_is_refused_with_the_known_ones():

@@ -67,7 +67,7 @@ class Job:
         """Whether the samples of ``train_split`` were compared with those that models are trained on."""
         self._repeatable: set[Path] = set()
         """Folders of retrained models whose training was compared with that of today."""
-        self.run, self._store = open_run(self.settings, self._cli.config_init)
+        self.run, self.store = open_run(self.settings, self._cli.config_init)
         if self._cli.datamodule is None:
             raise DataError("no data: name a LightningDataModule with --data, or under data in the configuration file")
         self.datamodule: L.LightningDataModule = self._cli.datamodule
@@ -79,7 +79,7 @@ class Job:
         repeat_setup(self.datamodule)
         self.datamodule.prepare_data()
         drawn: Any = self.datamodule.setup("fit")  # see repeat_setup
-        if drawn and unseeded and self.settings.checkpoints is not None:
+        if drawn and unseeded and self.settings.checkpoints is not None and not self.run.config.exists():
             log.warning(_DRAWN_SPLIT, type(self.datamodule).__name__)
         self.train_data = self._data(self.settings.train_split)
         if command == "check":  # setting up targets may take long: a language model answers prompts
@@ -164,7 +164,7 @@ class Job:
         self._verified.update(job.splits)
         rows = len(job.checkpoints) * sum(map(len, job.splits.values()))  # files with the same weights count once
         if self.speaks:
-            what = f"{rows} rows in {self._store.elsewhere or short_path(self.run.features)}"
+            what = f"{rows} rows in {self.store.elsewhere or short_path(self.run.features)}"
             if self.shard.count > 1:
                 unfinished = self._unfinished()
                 what = f"shard {self.shard} of {what}; " + (
@@ -186,7 +186,7 @@ class Job:
         data = {settings.target_split: self.target_data, settings.train_split: self.train_data}
         checkpoint = self.run.require_checkpoints()[0].id
         for split in splits if settings.verify_data != "off" else ():
-            require_same_samples(data[split], self._store.open(split, checkpoint))
+            require_same_samples(data[split], self.store.open(split, checkpoint))
 
     def require_same_rows(self, *splits: str) -> None:
         """Refuse a model, a task or data that are not those of the stored rows of these splits, before the model is used.
@@ -225,7 +225,7 @@ class Job:
         return "; ".join(
             f"{words} ({split})"
             for split in (self.settings.train_split, self.settings.target_split)
-            if (words := unfinished(self.run, self._store, split))
+            if (words := unfinished(self.run, self.store, split))
         )
 
     def check(self) -> list[tuple[str, str]]:
@@ -251,7 +251,7 @@ class Job:
             parameters=self.settings.parameters,
             extractor=self.parts.extractor,
             projector=self.parts.projector,
-            store=self._store,
+            store=self.store,
             seed=self.settings.seed,
             trainer=self._cli.trainer,
             weights_only=self.settings.weights_only,
@@ -297,8 +297,10 @@ class Job:
         if self.speaks:
             print_trust(self.run, scores)
         if (combined := getattr(self.datamodule, "combination", None)) is not None:
-            _, groups, coefficients = combined
-            self._score(groups=groups, coefficients=coefficients, reduction="sum", name=self.groups_name)
+            names, groups, coefficients = combined
+            self._score(
+                groups=groups, coefficients=coefficients, reduction="sum", name=self.groups_name, group_names=names
+            )
         return scores
 
     @property
@@ -317,7 +319,7 @@ class Job:
         started = time.perf_counter()
         config = self.settings
         scores, fresh = score_run(
-            self.run, self._store, self.parts.scorer, train=config.train_split, targets=config.target_split, **options
+            self.run, self.store, self.parts.scorer, train=config.train_split, targets=config.target_split, **options
         )
         if self.speaks:
             summary("score", f"{scores.describe()} in {short_path(scores.path)}", int(fresh), "computed", started)
@@ -328,7 +330,7 @@ class Job:
         split, trak = self.settings.train_split, self.trak()
         self.require_same_rows(split)
         checkpoints = read_checkpoints(self.run, trak.model, weights_only=self.settings.weights_only)
-        features = load_features(self.run, self._store, targets=split, train=split)
+        features = load_features(self.run, self.store, targets=split, train=split)
         subsets = [each.subset for each in features]
         predictions = held_out_predictions(trak.model, trak.spec.task, self.train_data, checkpoints, subsets)
         return find_suspects(
@@ -342,7 +344,7 @@ class Job:
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute what the configuration asks for."""
         config, parts = self.settings, self.parts
-        scored = ScoredRun(self.run, self._store, parts.scorer, config.target_split, config.train_split, config.seed)
+        scored = ScoredRun(self.run, self.store, parts.scorer, config.target_split, config.train_split, config.seed)
         results = evaluate_scores(scored, parts.evaluation, self.retrain, lambda: self.datamodule)
         print_results(results, lambda: self.speaks)
 

@@ -1,76 +1,171 @@
-"""Label and content of samples, for the tables that commands print."""
+"""Label and content of samples, for the tables that commands print: kept lines, or the user's data if they are not known."""
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from trak_lightning.errors import DataError
+from trak_lightning.featurize.reuse import changed_samples
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.same_settings import UNKNOWN
+from trak_lightning.run.sample_lines import SampleLine, SampleLines
 from trak_lightning.scoring.display import shortened
 from trak_lightning.scoring.scores import Scores
+from trak_lightning.stores.base import FeatureStore
+from trak_lightning.stores.configured import configured, open_store
 
 if TYPE_CHECKING:
     from trak_lightning.cli.job import Job
-    from trak_lightning.report.samples import Samples
 
-Loaded = TypeVar("Loaded")
+What: TypeAlias = Literal["train", "target"]
+
+SECONDS = 1.0
+"""How long samples may be read that later commands may show."""
+RANKED = 10
+"""How many of the best and of the worst training samples of a target these are."""
 
 
-def with_targets_of(run: RunDirectory, scores: Scores) -> list[str]:
+class ShownSamples:
+    """Some samples of a split, by position."""
+
+    def __init__(self, lines: Mapping[int, SampleLine]) -> None:
+        self._lines = lines
+
+    def show(self, index: int) -> SampleLine:
+        """The label and the line of a sample."""
+        return self._lines[index]
+
+
+def with_targets_of(run: RunDirectory, scores: Scores | None) -> list[str]:
     """The arguments of a job whose targets are those of `scores`, if the file says which these are."""
-    return [str(run.path), *([f"--target_split={scores.target_split}"] if scores.target_split else [])]
+    split = None if scores is None else scores.target_split
+    return [str(run.path), *([f"--target_split={split}"] if split else [])]
 
 
-def shown_samples(command: str, run: RunDirectory, expected: int) -> "Samples | None":
-    """Load the training data of a run's configuration to show its samples.
+def shown_samples(
+    command: str,
+    run: RunDirectory,
+    wanted: Mapping[What, Iterable[int]],
+    counts: Mapping[What, int],
+    scores: Scores | None = None,
+) -> dict[What, ShownSamples]:
+    """Show samples of a run, or groups of its targets.
 
     Args:
         command: the command that shows them.
         run: the run directory.
-        expected: the number of samples that the scores or features are of.
+        wanted: their positions.
+        counts: the number of samples that the scores or features are of.
+        scores: what they are shown with, if this is scores.
 
     Returns:
-        None if the data cannot be shown; the reason is printed on standard error.
+        Those that can be shown; the reason for others is printed on standard error.
     """
-    return _shown(lambda: _samples(_job(command, [str(run.path)]), "train", expected)) if run.config.exists() else None
+    if not run.config.exists():
+        return {}
+    found: dict[What, ShownSamples] = {}
+    reasons = []
+    kept, job = SampleLines(run), None
+    for what, positions in wanted.items():
+        if what == "target" and scores is not None and scores.grouped:
+            names = scores.group_names or [""] * len(scores)
+            found[what] = ShownSamples({position: SampleLine(None, name) for position, name in enumerate(names)})
+            continue
+        try:
+            content = _Contents(open_store(run), run, _split(run, what, scores)).of(positions)
+            lines = kept.find(content)
+            if lines is None:
+                if job is None:
+                    from trak_lightning.cli.job import Job
+
+                    job = Job(command, with_targets_of(run, scores))
+                lines = _read(job, what, content, counts[what])
+                kept.add({content[position]: line for position, line in lines.items()})
+            found[what] = ShownSamples(lines)
+        except Exception as error:  # a user's data module may raise anything, and the numbers are there
+            reasons.append(f"samples are not shown: {type(error).__name__}: {error}")
+    for reason in dict.fromkeys(reasons):
+        print(reason, file=sys.stderr)
+    if job is not None and scores is not None and not reasons:
+        keep_samples(job, scores)
+    return found
 
 
-def shown_ranking(command: str, run: RunDirectory, scores: Scores, what: str, by: int) -> "tuple[Samples | None, str]":
-    """Load the samples, ``train`` or ``target`` (`what`), that are ranked by one of the others; and say what that one is: its label
-    and text, or the name of a group of targets."""
-    if not run.config.exists() or (job := _shown(lambda: _job(command, with_targets_of(run, scores)))) is None:
-        return None, ""
-    counts = dict(zip(("target", "train"), scores.shape, strict=True))
-    samples = _shown(lambda: _samples(job, what, counts[what]))
-    other = "target" if what == "train" else "train"
-    if other == "target" and scores.grouped:
-        names = (getattr(job.datamodule, "combination", None) or [()])[0]
-        return samples, names[by] if len(names) == len(scores) else ""
-    others = _shown(lambda: _samples(job, other, counts[other]))
-    sample = None if others is None else others.show(by)
-    return samples, "" if sample is None else ", ".join(filter(None, (sample.label, shortened(sample.line))))
+def shown_train(command: str, run: RunDirectory, positions: Iterable[int], count: int) -> ShownSamples | None:
+    """Show training samples of a run, see `shown_samples`; None if they cannot be shown."""
+    return shown_samples(command, run, {"train": positions}, {"train": count}).get("train")
 
 
-def _job(command: str, arguments: list[str]) -> "Job":
-    from trak_lightning.cli.job import Job
+def described(sample: SampleLine) -> str:
+    """Label and text of a sample."""
+    return ", ".join(filter(None, (sample.label, shortened(sample.line))))
 
-    return Job(command, arguments)
+
+def keep_samples(job: "Job", scores: Scores) -> None:
+    """Keep lines of targets and of their best and worst training samples, those of one target and of as many as can be read in
+    `SECONDS`."""
+    kept, until = SampleLines(job.run), time.perf_counter() + SECONDS
+    new: dict[int, SampleLine] = {}
+    if not job.run.config.exists():
+        return
+    contents = {what: _Contents(job.store, job.run, _split(job.run, what, scores)) for what in get_args(What)}
+    for target, what, position in _ranked(scores):
+        if target and time.perf_counter() > until:
+            break
+        content = contents[what].of([position])
+        if kept.find(content) is None:
+            try:
+                new[content[position]] = _read(job, what, content, scores.shape[what == "train"])[position]
+            except Exception:  # the user's code may raise anything; a command that shows this sample says what
+                break
+    kept.add(new)
 
 
-def _samples(job: "Job", what: str, expected: int) -> "Samples":
+def _ranked(scores: Scores) -> Iterator[tuple[int, What, int]]:
+    for target in range(len(scores)):
+        if not scores.grouped:
+            yield target, "target", target
+        for side in scores.sides(min(RANKED, scores.shape[1]), target):
+            yield from ((target, "train", int(position)) for position in side.indices)
+
+
+def _split(run: RunDirectory, what: What, scores: Scores | None) -> str:
+    named = scores.target_split if scores is not None and what == "target" else None
+    return str(named or configured(run, f"{what}_split"))
+
+
+class _Contents:
+    """The content hashes that are stored with the rows of a split."""
+
+    def __init__(self, store: FeatureStore, run: RunDirectory, split: str) -> None:
+        rows = store.open(split, run.require_checkpoints()[0].id)
+        self._size = rows.spec.block_size
+        self._block = lru_cache(maxsize=None)(lambda block: rows.column("content", [block]))
+
+    def of(self, positions: Iterable[int]) -> dict[int, int]:
+        return {int(each): int(self._block(int(each) // self._size)[int(each) % self._size]) for each in positions}
+
+
+def _read(job: "Job", what: What, content: Mapping[int, int], count: int) -> dict[int, SampleLine]:
+    """Read samples, given their stored content hashes, and refuse those that have changed."""
     from trak_lightning.report.samples import samples_of
 
-    train = what == "train"
-    data, split = job.train_data if train else job.target_data, getattr(job.settings, f"{what}_split")
-    if len(data) != expected:
-        raise DataError(f"the data has {len(data)} samples, and the run was made with {expected}")
-    job.require_same_data(split)
-    return samples_of(data, datamodule=job.datamodule, task=job.parts.task)
-
-
-def _shown(load: Callable[[], Loaded]) -> Loaded | None:
-    try:
-        return load()
-    except Exception as error:  # a user's data module may raise anything, and the numbers are there
-        print(f"samples are not shown: {type(error).__name__}: {error}", file=sys.stderr)
-        return None
+    data, split = (
+        (job.train_data, job.settings.train_split) if what == "train" else (job.target_data, job.settings.target_split)
+    )
+    if len(data) != count:
+        raise DataError(f"the data has {len(data)} samples, and the run was made with {count}")
+    if job.settings.verify_data != "off":
+        now = {position: data.content(position) for position in content}
+        changed = [
+            position
+            for position, then in content.items()
+            if UNKNOWN not in (then, now[position]) and then != now[position]
+        ]
+        if (error := changed_samples(split, changed, len(content), read_all=False)) is not None:
+            raise error
+    samples = samples_of(data, datamodule=job.datamodule, task=job.parts.task)
+    shown = {position: samples.show(position) for position in content}
+    return {position: SampleLine(each.label, shortened(each.line)) for position, each in shown.items()}

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad_and_value
 
 from trak_lightning.data.samples import SampleBatch, over_samples
 from trak_lightning.data.trees import flatten
-from trak_lightning.errors import OneSampleAtATime, SettingsError, TrakError, UnsupportedModelError
+from trak_lightning.errors import OneSampleAtATime, SettingsError, TrakError, UnsupportedModelError, first_line
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.state import parameters_of, without_assigned_data
 from trak_lightning.gradients import DenseBlock, ParameterLayout, Sink
@@ -71,7 +71,7 @@ class Functional(GradientExtractor):
             raise
         except Exception as error:
             raise UnsupportedModelError(
-                f"torch.func.vmap cannot differentiate {type(model).__name__} sample by sample: {str(error).splitlines()[0]} "
+                f"torch.func.vmap cannot differentiate {type(model).__name__} sample by sample: {first_line(error)} "
                 "Use extractor='auto', or 'iterative' as a last resort."
             ) from error
         for slot in layout:

@@ -69,13 +69,18 @@ def gradients(total: Tensor, parameters: Sequence[nn.Parameter], model: nn.Modul
         try:
             total.backward()
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            if out_of_memory(error):
                 raise
             raise UnsupportedModelError(
                 f"autograd cannot differentiate {type(model).__name__}, so training it would fail too: {error}"
             ) from error
         found = [whole(parameter.grad) for parameter in parameters]
     return [grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether there was not enough memory; on a CPU, torch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class without_assigned_data(TorchFunctionMode):

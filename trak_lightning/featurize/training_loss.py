@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
+from trak_lightning.errors import docs_page
 from trak_lightning.extractors.iterative import sample_gradient
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.model.autocast import is_cast
@@ -67,11 +68,12 @@ def warn_of_training_step(
         log.warning(
             "task  training_step of %s has another loss than task %s: the gradients of some samples are %s times those of the task, with "
             "cosines %s; one factor is expected, and cosines of 1. Does it scale or smooth labels, weight classes, or add other terms? Set that "
-            "option of the task, or use task loss with function: training_step (docs/trust.md#the-loss-that-you-trained-with)",
+            "option of the task, or use task loss with function: training_step (%s)",
             type(model).__name__,
             type(task).__name__,
             ", ".join(f"{ratio:.3g}" for ratio in ratios[:, 0]),
             ", ".join(f"{cosine:.2f}" for cosine in cosines),
+            docs_page("trust", "The loss that you trained with"),
         )
 
 

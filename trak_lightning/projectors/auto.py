@@ -11,7 +11,7 @@ from trak_lightning.projectors.dimensions import automatic
 from trak_lightning.projectors.identity import Identity
 from trak_lightning.projectors.second_moment import SecondMoment
 from trak_lightning.projectors.sparse_jl import SparseJL
-from trak_lightning.registry import current_path
+from trak_lightning.registry import class_path, current_path
 
 
 class Auto(Projector):
@@ -52,13 +52,9 @@ def _stored(state: Mapping[str, Any] | None) -> Projector | None:
     if state is None:
         return None
     kind = current_path(state["class"])
-    if kind == _path(SecondMoment):
+    if kind == class_path(SecondMoment):
         inner = _stored(state["projector"])
         return None if inner is None else SecondMoment(inner, state["fit_samples"])
     options = {key: value for key, value in state.items() if key != "class"}
-    known = kind in (_path(SparseJL), _path(Identity))
+    known = kind in (class_path(SparseJL), class_path(Identity))
     return registry.create("projectors", {"name": kind, **options}) if known else None
-
-
-def _path(projector: type[Projector]) -> str:
-    return f"{projector.__module__}.{projector.__qualname__}"

@@ -19,6 +19,7 @@ from trak_lightning.gradients import (
     RowSparseBlock,
     Sink,
 )
+from trak_lightning.registry import recorded
 from trak_lightning.seeds import derive_seed
 
 log = logging.getLogger(__name__)
@@ -184,9 +185,7 @@ class Projector(ABC):  # noqa: B024  `block` or `bind` is overridden, either wil
     @property
     def state(self) -> dict[str, Any]:
         """Settings for the run directory: the class and its public attributes, which must be JSON values."""
-        return {"class": f"{type(self).__module__}.{type(self).__qualname__}"} | {
-            name: value for name, value in vars(self).items() if not name.startswith("_")
-        }
+        return recorded(self)
 
 
 class Projection:

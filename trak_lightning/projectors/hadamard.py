@@ -1,6 +1,7 @@
 """Subsampled randomized Hadamard transform."""
 
 import torch
+from scipy.linalg import hadamard
 from torch import Tensor
 
 from trak_lightning.gradients import ParameterLayout, ParameterSlot
@@ -59,7 +60,7 @@ def walsh_hadamard(values: Tensor) -> Tensor:
     while before < size:
         factor = min(_FACTOR, size // before)
         after = size // before // factor
-        small = _hadamard_matrix(factor, values)
+        small = torch.from_numpy(hadamard(factor)).to(values)
         if after == 1:
             values = values.reshape(-1, factor) @ small
         else:
@@ -69,14 +70,7 @@ def walsh_hadamard(values: Tensor) -> Tensor:
 
 
 _FACTOR = 32
-
-
-def _hadamard_matrix(size: int, like: Tensor) -> Tensor:
-    matrix = torch.ones(1, 1, dtype=like.dtype, device=like.device)
-    step = torch.tensor([[1, 1], [1, -1]], dtype=like.dtype, device=like.device)
-    while len(matrix) < size:
-        matrix = torch.kron(step, matrix)
-    return matrix
+"""The size of these matrices."""
 
 
 def _length(numel: int, dim: int) -> int:

@@ -11,7 +11,7 @@ import lightning as L
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from trak_lightning.errors import IncompleteRunError
+from trak_lightning.errors import IncompleteRunError, first_line
 from trak_lightning.runtime.lightning import spawns_ranks
 from trak_lightning.runtime.signals import StopRequest
 
@@ -76,7 +76,7 @@ def lost_ranks() -> Iterator[None]:
         if not (in_group() and (isinstance(error, distributed.DistError) or "/gloo/" in str(error))):
             raise
         raise IncompleteRunError(
-            f"another rank has ended, see its message ({str(error).splitlines()[0][:200]}). {_RESUME}"
+            f"another rank has ended, see its message ({first_line(error)[:200]}). {_RESUME}"
         ) from error
 
 

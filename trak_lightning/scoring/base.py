@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
+from trak_lightning.registry import recorded
 from trak_lightning.run.same_settings import current
 from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.stores.base import FeatureSet
@@ -129,9 +130,7 @@ class Scorer(ABC):
     @property
     def state(self) -> dict[str, Any]:
         """Settings for the score file: the class and its public attributes, which must be JSON values."""
-        return {"class": f"{type(self).__module__}.{type(self).__qualname__}"} | {
-            name: value for name, value in vars(self).items() if not name.startswith("_")
-        }
+        return recorded(self)
 
 
 def require_compatible(checkpoints: Sequence[CheckpointFeatures]) -> None:

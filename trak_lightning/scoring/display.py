@@ -17,8 +17,8 @@ NONE = ("none", "")
 """In place of index and score where no score has the sign."""
 
 
-class ShownSample(Protocol):
-    """What is shown of a sample, such as `trak_lightning.report.Shown`."""
+class ShownLine(Protocol):
+    """What a table of a terminal shows of a sample."""
 
     @property
     def label(self) -> str | None: ...
@@ -26,6 +26,16 @@ class ShownSample(Protocol):
     @property
     def line(self) -> str:
         """Its content in one line."""
+
+
+class ShowsLines(Protocol):
+    """Shows the samples of a dataset in tables."""
+
+    def show(self, index: int) -> ShownLine: ...
+
+
+class ShownSample(ShownLine, Protocol):
+    """What is shown of a sample, such as `trak_lightning.report.Shown`."""
 
     @property
     def html(self) -> str: ...
@@ -44,7 +54,7 @@ class ShowsSamples(Protocol):
 
 
 def ranking_table(
-    title: str, what: str, headings: Sequence[str], rankings: Sequence[Ranking], samples: ShowsSamples | None = None
+    title: str, what: str, headings: Sequence[str], rankings: Sequence[Ranking], samples: ShowsLines | None = None
 ) -> Any:
     """Make a table (of rich) of rankings, (k,) each, of ``train`` or ``target`` samples (`what`), each under its heading; with
     label and text where `samples` show them."""
@@ -81,7 +91,7 @@ def ranking_table(
     return Group(Text(title, style="italic"), *tables)
 
 
-def _shown_rows(ranking: Ranking, samples: ShowsSamples) -> Iterator[tuple[str, ...]]:
+def _shown_rows(ranking: Ranking, samples: ShowsLines) -> Iterator[tuple[str, ...]]:
     for index, score in _rows(ranking):
         sample = samples.show(int(index))
         yield index, score, sample.label or "", shortened(sample.line)

@@ -48,7 +48,7 @@ class System:
         return float(np.trace(self._gram, dtype=np.float64))
 
     def own_effects(self) -> Array:
-        """Return what `seen.predicted` does: how scores predict the effect of training on a sample on itself, for any λ."""
+        """Return what `generalization_gap.predicted` does: how scores predict the effect of training on a sample on itself, for any λ."""
         return self._keep("own-effects", None, lambda: predicted(self.features, self._gram, self.weighting))
 
     def warn_of_outliers(self) -> bool:

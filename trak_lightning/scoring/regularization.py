@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trak_lightning.errors import SettingsError, require_option
+from trak_lightning.errors import SettingsError, as_number, require_option
 from trak_lightning.scoring.base import CheckpointFeatures
 from trak_lightning.scoring.calibration import GRID, JUDGES, calibration, require_calibration
 from trak_lightning.scoring.generalization_gap import observed, regularization_for
@@ -82,10 +82,7 @@ def parse(regularization: float | str) -> float | str:
         return regularization
     if isinstance(regularization, str) and (_divisor(regularization) or 0) > 0:
         return regularization
-    try:
-        value = float("nan") if isinstance(regularization, bool) else float(regularization)
-    except (TypeError, ValueError):
-        value = float("nan")
+    value = as_number(regularization)
     if not 0 <= value < float("inf"):
         raise SettingsError(
             f"regularization must be a number λ ≥ 0, 'trace/N', 'auto' or 'calibrate', got {regularization!r}"

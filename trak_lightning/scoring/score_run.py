@@ -33,12 +33,13 @@ def score_run(
     groups: npt.ArrayLike | None = None,
     reduction: Reduction = "mean",
     coefficients: npt.ArrayLike | None = None,
+    group_names: Sequence[str] | None = None,
     name: str | None = None,
     backend: Backend = LOCAL,
 ) -> tuple[Scores, bool]:
     """Score the split `targets` against the split `train`, over all checkpoints of the run.
 
-    `top`, `groups`, `reduction` and `coefficients` are those of `trak_lightning.TRAK.score`. The score file is `name`, by default
+    `top`, `groups`, `reduction` and `coefficients` are those of `trak_lightning.TRAK.score`; `group_names` are kept with the scores. The score file is `name`, by default
     the target split, with the reduction for groups: ``test-mean``. All processes of the `backend` call this.
 
     Returns:
@@ -54,6 +55,8 @@ def score_run(
     elif coefficients is not None:
         raise DataError("coefficients are those of targets in their groups: give groups too")
     request = {**made_from(scorer, checkpoints), "top": top}
+    if group_names is not None:
+        request["group_names"] = list(group_names)
     path = run.scores(name or (targets if groups is None else f"{targets}-{reduction}"))
     known = current(Scores(path).settings.get("request")) if path.exists() else None
     if backend.broadcast(known == current(request)):

@@ -169,6 +169,11 @@ class Scores:
         return bool(self.settings.get("grouped"))
 
     @property
+    def group_names(self) -> list[str] | None:
+        """The names of the groups of targets, if they have any."""
+        return self.settings.get("request", {}).get("group_names")
+
+    @property
     def meaning(self) -> Meaning:
         """What the output means that the scores are about."""
         return Meaning(**self.settings.get("meaning", {}))

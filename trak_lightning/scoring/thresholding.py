@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from trak_lightning.errors import SettingsError
+from trak_lightning.errors import SettingsError, as_number
 from trak_lightning.scoring.base import Array, Scoring, Tile
 
 
@@ -48,10 +48,7 @@ def parse_threshold(threshold: float | str) -> float:
             "threshold 'calibrate' was removed: give a number t ≥ 0. To keep only the largest scores of each target, score "
             "with top=K (trak score --keep K)."
         )
-    try:
-        value = float("nan") if isinstance(threshold, bool) else float(threshold)
-    except (TypeError, ValueError):
-        value = float("nan")
+    value = as_number(threshold)
     if not 0 <= value < float("inf"):
         raise SettingsError(f"threshold must be a number t ≥ 0, got {threshold!r}")
     return value

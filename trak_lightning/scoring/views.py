@@ -3,7 +3,6 @@
 Scorers need not know of them: a view is a `FeatureSet` like any other.
 """
 
-from abc import abstractmethod
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, get_args
@@ -27,9 +26,6 @@ class FeatureView(FeatureSet):
 
     source: FeatureSet
     spec: FeatureSpec
-
-    @abstractmethod
-    def read_block(self, block: int) -> FeatureRows: ...
 
     def write_block(self, block: int, rows: FeatureRows) -> None:
         raise StorageError(f"{type(self).__name__} is computed from {self.source.spec.split} and cannot be written")

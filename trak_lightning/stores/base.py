@@ -8,16 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import DataError, StorageError
 from trak_lightning.stores.prefetch import prefetched
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,10 @@ class FeatureSet(ABC):
 
     @property
     def dtype(self) -> str:
-        """The number format in which features are stored."""
-        return "float32"
+        """The number format in which features are stored; here, that in which the first stored block is read."""
+        missing = set(self.missing_blocks())
+        stored = next((block for block in range(self.spec.num_blocks) if block not in missing), None)
+        return "float32" if stored is None else self.read_block(stored).features.dtype.name
 
     @abstractmethod
     def write_block(self, block: int, rows: FeatureRows) -> None:
@@ -171,12 +170,6 @@ class FeatureSet(ABC):
             members = order[begin:end]
             found[members] = features[positions[members] - int(block) * self.spec.block_size]
         return np.empty((0, self.spec.dim), np.float32) if found is None else found
-
-    def tensor(self) -> "Tensor":
-        """All features as a torch tensor, (n, k), on the CPU."""
-        import torch  # here, because commands that only score start faster without it
-
-        return torch.from_numpy(self.rows(0, self.spec.num_samples).features)
 
     def column(self, name: str, blocks: Sequence[int] | None = None) -> npt.NDArray[Any]:
         """Read one value per sample, (n,), or of the samples of some blocks: ``output``, ``loss_weight``, ``curvature`` or

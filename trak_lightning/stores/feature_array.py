@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,9 +57,13 @@ class FeatureArray:
             IndexError: as NumPy.
         """
         rows, *rest = self._expanded(key if isinstance(key, tuple) else (key,))
-        read, local = self._read(rows)
-        local_key = (local, *rest)
-        return read[local_key]
+        positions = np.arange(len(self))[rows]  # as NumPy understands any index of rows
+        if isinstance(rows, slice):
+            read, local = self._read_range(positions), (slice(None), *rest)
+        else:
+            read = self._set.take(positions.reshape(-1))
+            local = (np.arange(positions.size).reshape(positions.shape), *rest)
+        return read[local]
 
     def __iter__(self) -> Iterator[Array]:
         for block in self._set.blocks():
@@ -108,39 +112,10 @@ class FeatureArray:
             key = (*key[:place], *[slice(None)] * missing, *key[place + 1 :])
         return key or (slice(None),)
 
-    def _read(self, rows: Any) -> tuple[Array, Any]:
-        """Read the rows of an index, and translate it: ``read[local]`` is ``everything[rows]``."""
-        if isinstance(rows, slice):
-            return self._read_range(range(*rows.indices(len(self)))), slice(None)
-        if (
-            isinstance(rows, SupportsIndex)
-            and not isinstance(rows, np.ndarray | bool | np.bool_)
-            and not getattr(rows, "ndim", 0)
-        ):
-            return self._set.take([self._checked(np.asarray(rows.__index__()))]), 0
-        positions = np.asarray(rows)
-        if positions.size == 0 and not isinstance(rows, np.ndarray):
-            positions = positions.astype(np.int64)  # as NumPy does with an empty list
-        if positions.dtype == np.bool_:
-            if positions.shape != (len(self),):
-                raise IndexError(f"a mask of rows must have shape ({len(self)},), got {positions.shape}")
-            positions = np.flatnonzero(positions)
-        elif positions.dtype.kind not in "iu":
-            raise IndexError(f"rows are chosen by integers, slices or booleans, got {rows!r}")
-        read = self._set.take(self._checked(positions).reshape(-1))
-        return read, np.arange(positions.size).reshape(positions.shape)
-
-    def _read_range(self, rows: range) -> Array:
-        if not rows:
+    def _read_range(self, positions: npt.NDArray[np.int64]) -> Array:
+        """Read the rows of a slice."""
+        if not len(positions):
             return np.empty((0, self.shape[1]), self.dtype)
-        if rows.step == 1:
-            return self._set.rows(rows.start, rows.stop).features
-        return self._set.take(np.array(rows))
-
-    def _checked(self, positions: Array) -> Array:
-        """Positions counted from the start."""
-        n = len(self)
-        outside = positions[(positions < -n) | (positions >= n)]
-        if outside.size:
-            raise IndexError(f"index {outside.reshape(-1)[0]} is out of bounds for axis 0 with size {n}")
-        return np.where(positions < 0, positions + n, positions)
+        if positions[-1] - positions[0] == len(positions) - 1:  # consecutive: only once in memory
+            return self._set.rows(int(positions[0]), int(positions[-1]) + 1).features
+        return self._set.take(positions)

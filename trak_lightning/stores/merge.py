@@ -55,7 +55,7 @@ def merge(paths: Sequence[Path], output: Path, *, store: Any = None, to: Any = N
     if to is None:
         _write_file(output, runs, found)
     else:
-        dtypes = {dtype_of(part) for parts in found.values() for part in parts}
+        dtypes = {part.dtype for parts in found.values() for part in parts}
         sets = ((parts[0].spec, blocks(parts)) for _, parts in sorted(found.items()))
         write_run(RunDirectory(output), to, runs, sets, max(dtypes, key=list(STORED).index))
     return [parts[0] for _, parts in sorted(found.items())]
@@ -66,14 +66,6 @@ def blocks(parts: Sequence[FeatureSet]) -> Iterator[FeatureRows]:
     missing = [set(part.missing_blocks()) for part in parts]
     for block in range(parts[0].spec.num_blocks):
         yield next(part for part, lacks in zip(parts, missing, strict=True) if block not in lacks).read_block(block)
-
-
-def dtype_of(part: FeatureSet) -> str:
-    """The type in which a feature set stores its features."""
-    manifest = getattr(part, "manifest", None)
-    if isinstance(manifest, Manifest):
-        return manifest.dtype
-    return part.read_block(0).features.dtype.name if part.spec.num_blocks else next(iter(STORED))
 
 
 def _write_file(output: Path, runs: Sequence[RunDirectory], found: Parts) -> None:
@@ -118,7 +110,7 @@ def _require_whole(name: str, parts: Sequence[FeatureSet]) -> None:
 
 
 def _write_set(group: h5py.Group, parts: Sequence[FeatureSet]) -> None:
-    spec, dtype = parts[0].spec, dtype_of(parts[0])
+    spec, dtype = parts[0].spec, parts[0].dtype
     group.attrs["manifest"] = Manifest.of(spec, dtype).dump()
     shapes = {"features": (spec.num_samples, spec.dim), "scale": (spec.num_samples,)}
     checksums: dict[str, list[str]] = {}

@@ -101,6 +101,14 @@ class SumOfMargins(SupervisedTask):
         self._memo.keep(batch, output, replace(terms, margins=terms.margins.detach()))
         return output
 
+    def outcome(self, model: nn.Module, batch: Any) -> Tensor:
+        """Compute f, or minus the loss if each term is weighted: the weights in f are those of the model at hand."""
+        if not self._weigh_each_term:
+            return self.output(model, batch)
+        terms = self.terms(model, batch)
+        total = -torch.where(terms.counted, terms.loss.value(terms.margins), 0).sum(1)
+        return total if self.reduction == "sum" else total / _count(terms)
+
     def summands(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Compute what each term adds to the output of its sample, (B, T), differentiable, and whether it counts, (B, T)."""
         terms = self.terms(model, batch)

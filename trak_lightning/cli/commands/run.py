@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from trak_lightning.cli.job import Job
+from trak_lightning.cli.shown_samples import keep_samples
 from trak_lightning.errors import SettingsError
 
 
@@ -14,6 +15,8 @@ def main(argv: Sequence[str]) -> int:
     job.require_compatible()
     job.require_evaluable()
     job.featurize(job.train())
-    job.score()
+    scores = job.score()
+    if job.speaks:
+        keep_samples(job, scores)
     job.evaluate()
     return 0

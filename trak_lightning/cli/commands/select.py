@@ -7,13 +7,13 @@ import numpy as np
 
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.output import print_json, short_path, summary
-from trak_lightning.cli.shown_samples import shown_samples
+from trak_lightning.cli.shown_samples import shown_train
 from trak_lightning.cli.train_values import column_of, labels_of
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import ShowsSamples, shortened
+from trak_lightning.scoring.display import ShowsLines, shortened
 from trak_lightning.scoring.score_run import load_features
 
 READS = ("run_dir", "train_split", "target_split", "store", "scorer")
@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
         "--groups",
         type=str | None,
         default=None,
-        help="each group keeps its share of the training set: label, a column of the samples, or a .npy file with one group "
-        "per sample",
+        help="each group keeps its share of the training set: label, a column of the samples such as source or numeric[0], or "
+        "a .npy file with one group per sample",
     )
     add_scored(parser)
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if config.json:
         print_json({"path": folder, **found.to_json()})
         return 0
-    samples = None if config.numbers else shown_samples("select", run, found.num_train)
+    samples = None if config.numbers else shown_train("select", run, found.indices[: config.k], found.num_train)
     _print(found, samples, config.k)
     summary("select", f"{found.describe()}; {short_path(folder)}", len(found), "samples", started)
     return 0
@@ -76,7 +76,7 @@ def _groups(run_dir: str, source: str) -> Array:
         raise DataError(f"--groups must be label, a column, or a .npy file of groups; {source}: {error}") from None
 
 
-def _print(found: Selection, samples: ShowsSamples | None, count: int) -> None:
+def _print(found: Selection, samples: ShowsLines | None, count: int) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -7,9 +7,9 @@ import numpy as np
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_json, short_path, summary
-from trak_lightning.cli.shown_samples import shown_samples
+from trak_lightning.cli.shown_samples import shown_train
 from trak_lightning.run.atomic import atomic_write, require_writable
-from trak_lightning.scoring.display import ShowsSamples, shortened
+from trak_lightning.scoring.display import ShowsLines, shortened
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.self_influence import self_influence
 
@@ -42,13 +42,13 @@ def main(argv: Sequence[str]) -> int:
     if config.json:
         print_json({"path": path, "largest": [dict(zip(COLUMNS, each, strict=True)) for each in values]})
         return 0
-    samples = None if config.numbers else shown_samples("self-influence", run, len(found.leverage))
+    samples = None if config.numbers else shown_train("self-influence", run, largest, len(found.leverage))
     _print(values, samples)
     summary("self", f"{short_path(path)}", len(found.leverage), "samples", started)
     return 0
 
 
-def _print(values: Sequence[tuple[int, float, float]], samples: ShowsSamples | None) -> None:
+def _print(values: Sequence[tuple[int, float, float]], samples: ShowsLines | None) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         )
     from trak_lightning.cli.commands.check import print_findings
     from trak_lightning.cli.job import Job
+    from trak_lightning.cli.shown_samples import keep_samples
     from trak_lightning.report.samples import samples_of
 
     job = Job("check" if settings.check else "sft", [*_configured(settings, line), *others])
@@ -51,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
     job.featurize(job.checkpoints())
     scores = job.score()
     if job.speaks:
+        keep_samples(job, scores)
         data: Any = job.datamodule
         train = samples_of(job.train_data, datamodule=data)
         for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:

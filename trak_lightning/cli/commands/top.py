@@ -8,7 +8,7 @@ from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json, print_trust, short_path, trust_in
-from trak_lightning.cli.shown_samples import shown_ranking
+from trak_lightning.cli.shown_samples import ShownSamples, What, described, shown_samples
 from trak_lightning.cli.store_arguments import add_name
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.display import ranking_table
@@ -50,9 +50,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from rich.console import Console
 
-    what = "train" if config.by_train is None else "target"
+    what: What = "train" if config.by_train is None else "target"
     by = config.target if what == "train" else config.by_train
-    samples, name = (None, "") if config.numbers else shown_ranking("top", run, scores, what, by)
+    samples, name = (None, "") if config.numbers else _shown(run, scores, (helpful, harmful), what, by)
     kind = "Target" if what == "train" else "Training sample"
     title = f"{kind} {by} of {short_path(scores.path)}{name and ': ' + name}"
     headings = scores.meaning.headings
@@ -75,6 +75,17 @@ def _rankings(config: Namespace, scores: Scores) -> tuple[Ranking, Ranking]:
         signed(Ranking(helpful.indices[0], helpful.values[0]), "top"),
         signed(Ranking(harmful.indices[0], harmful.values[0]), "bottom"),
     )
+
+
+def _shown(
+    run: RunDirectory, scores: Scores, sides: Sequence[Ranking], what: What, by: int
+) -> tuple[ShownSamples | None, str]:
+    """The ranked samples, and label and text of the one that they are ranked by, or the name of a group of targets."""
+    other: What = "target" if what == "train" else "train"
+    wanted: dict[What, list[int]] = {what: [int(index) for side in sides for index in side.indices], other: [by]}
+    counts: dict[What, int] = {"target": scores.shape[0], "train": scores.shape[1]}
+    shown = shown_samples("top", run, wanted, counts, scores)
+    return shown.get(what), described(shown[other].show(by)) if other in shown else ""
 
 
 def _entries(ranking: Ranking) -> list[dict[str, float]]:

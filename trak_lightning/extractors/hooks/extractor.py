@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.errors import TrakError, UnsupportedModelError
+from trak_lightning.errors import TrakError, UnsupportedModelError, first_line
 from trak_lightning.extractors.audit import as_outputs, require_graph
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.hooks.budget import UNLIMITED, Deferred
 from trak_lightning.extractors.hooks.plan import Plan
 from trak_lightning.extractors.hooks.planner import Covered, Planner
 from trak_lightning.extractors.hooks.tape import Path, PlanFailed, Reached, Tape
+from trak_lightning.extractors.state import out_of_memory
 from trak_lightning.gradients import ParameterLayout, Sink, restart_of
 from trak_lightning.model.autocast import is_cast
 from trak_lightning.model.dtensor import any_sharded
@@ -213,12 +214,11 @@ def _explained() -> Iterator[None]:
     """
     try:
         yield
-    except (TrakError, torch.OutOfMemoryError):
+    except TrakError:
         raise
     except Exception as error:
-        if "can't allocate memory" in str(error):
+        if out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or [""])[0]
         raise UnsupportedModelError(
-            f"the hooks extractor cannot follow the model: {type(error).__name__}: {reason} Use extractor='auto' or 'iterative'."
+            f"the hooks extractor cannot follow the model: {type(error).__name__}: {first_line(error)} Use extractor='auto' or 'iterative'."
         ) from error

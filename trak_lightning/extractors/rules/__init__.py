@@ -4,28 +4,15 @@ A rule is a function in one of the modules here, registered for the layer's clas
 `trak_lightning.extractors.rules.fallback`.
 """
 
-from trak_lightning.extractors.rules import (
+from trak_lightning.extractors.rules import (  # noqa: F401  which register their rules
     activation,
     attention,
     convolution,
     embedding,
-    embedding_bag,
     linear,
     normalization,
     recurrent,
 )
 from trak_lightning.extractors.rules.registry import LayerCall, LayerRule, find_rule
 
-__all__ = [
-    "LayerCall",
-    "LayerRule",
-    "activation",
-    "attention",
-    "convolution",
-    "embedding",
-    "embedding_bag",
-    "find_rule",
-    "linear",
-    "normalization",
-    "recurrent",
-]
+__all__ = ["LayerCall", "LayerRule", "find_rule"]

@@ -15,7 +15,7 @@ from torch.func import functional_call, vjp
 
 from trak_lightning.data.samples import over_samples
 from trak_lightning.data.trees import Rebuild, flatten, snapshot
-from trak_lightning.errors import UnsupportedModelError
+from trak_lightning.errors import UnsupportedModelError, first_line
 from trak_lightning.extractors.hooks.placement import Misplaced
 from trak_lightning.extractors.rules.registry import Names
 from trak_lightning.extractors.state import without_assigned_data
@@ -105,16 +105,15 @@ def rerun_gradients(
         if not loop:
             raise TooManyPasses(
                 f"{name or 'the model'} ({type(module).__name__}) holds most of the parameters, and vmap cannot re-run it: "
-                f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                f"{type(error).__name__}: {first_line(error)}"
             ) from error
         try:
             with without_assigned_data():
                 each = [pull_back(*_take((samples, grads), sample)) for sample in range(size)]
         except Exception as error:
-            reason = str(error).splitlines() or [""]
             raise Misplaced(
                 f"{name or 'the model'} ({type(module).__name__}) cannot be re-run on single samples: "
-                f"{type(error).__name__}: {reason[0]}"
+                f"{type(error).__name__}: {first_line(error)}"
             ) from error
         stacked = {key: torch.stack([gradients[key] for gradients in each]) for key in parameters}
     for key, grad in stacked.items():

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from trak_lightning.gradients import GradientBlock
+from trak_lightning.registry import class_path
 
 Names: TypeAlias = Mapping[str, str]
 """The layer's own parameters that are attributed to: ``weight`` → ``net.0.weight``."""
@@ -90,7 +91,7 @@ def find_rule(module: nn.Module) -> LayerRule | None:
     if "forward" in vars(module):
         return None
     for cls in type(module).__mro__:
-        rule = _RULES.get(cls) or _RULES.get(f"{cls.__module__}.{cls.__qualname__}")
+        rule = _RULES.get(cls) or _RULES.get(class_path(cls))
         if rule is not None:
             return rule if type(module).forward is getattr(cls, "forward", None) and rule.when(module) else None
     return None
