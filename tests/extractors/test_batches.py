@@ -227,6 +227,18 @@ def test_a_branch_taken_only_where_samples_differ(size):
     check(Net(net, **linear()), samples, size)
 
 
+@pytest.mark.parametrize(
+    "look_up", [lambda table, key: table.expand(len(key), -1).gather(1, key), lambda table, key: table[key]]
+)
+@BATCHES
+def test_what_is_looked_up_in_a_table_keeps_its_order(look_up, size):
+    def net(self, x, key):  # as RoBERTa looks up types of tokens by their positions
+        return self.second(self.first(x + look_up(self.table, key)[..., None]).tanh()[:, 0])
+
+    samples = [{"x": x, "key": torch.randint(4, (5,))} for x in rows(*[5] * 2 * size)]
+    hooked(Net(net, **linear(table=torch.arange(4.0).double())), samples, size)
+
+
 @pytest.mark.parametrize("size", [2, 4, 16])
 def test_modules_that_only_some_samples_reach(size):
     def net(self, x, domain):

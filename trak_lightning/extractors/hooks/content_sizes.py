@@ -176,8 +176,8 @@ class ContentSizes(TorchDispatchMode):
         """Sizes of the output's dimensions whose entries were selected or reordered by content."""
         name, out = operation.name, made[0]
         if name == "index":
-            return self._indexed(args[1], out)
-        if name in ("index_select", "gather", "take_along_dim") and self._is_data(args[2]):
+            return self._indexed(args[0], args[1], out)
+        if name in ("index_select", "gather", "take_along_dim") and self._is_data(args[0]) and self._is_data(args[2]):
             return frozenset(args[2].shape) if name == "index_select" else frozenset({args[2].shape[args[1]]})
         if name in ("index_put", "index_put_", "_index_put_impl_"):
             accumulate = len(args) > 3 and args[3]
@@ -194,12 +194,14 @@ class ContentSizes(TorchDispatchMode):
             return frozenset(size for tensor in made for size in tensor.shape[:1])
         return frozenset()
 
-    def _indexed(self, indices: Any, out: Tensor) -> frozenset[int]:
+    def _indexed(self, source: Tensor, indices: Any, out: Tensor) -> frozenset[int]:
         chosen = [index for index in indices if index is not None]
         masks = [index for index in chosen if index.dtype in (torch.bool, torch.uint8)]
         place = next(place for place, index in enumerate(indices) if index is not None)
         if masks:
             return frozenset(out.shape[place : place + 1]) if any(map(self._is_data, masks)) else frozenset()
+        if not self._is_data(source):  # what is looked up in a table is in the order of the indices
+            return frozenset()
         shape = torch.broadcast_shapes(*(index.shape for index in chosen))
         anchored = any(not self._is_data(index) and index.shape == shape for index in chosen)  # logits[arange(B), last]
         return frozenset() if anchored or not any(map(self._is_data, chosen)) else frozenset(shape)
