@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from trak_lightning import TRAK
 from trak_lightning.errors import DataError, SampleDependenceError, UnsupportedModelError
@@ -114,6 +114,23 @@ def test_a_batch_that_the_task_changes_is_collated_again(tmp_path):
     found = rows(model, Shifting(), tmp_path, collate=lambda samples: list(default_collate(samples)))
     wanted = expected(model, Shifting(), lambda samples: list(default_collate(samples)))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+class OfItsWorker(Dataset):
+    """Gives other samples in the second process of a loader."""
+
+    def __len__(self):
+        return len(DATA)
+
+    def __getitem__(self, index):
+        x, y = DATA[index]
+        worker = get_worker_info()
+        return (x if worker is None or worker.id == 0 else 2 * x), y
+
+
+def test_a_dataset_that_depends_on_the_worker_is_refused(tmp_path):
+    with pytest.raises(DataError, match="on the worker process that reads"):
+        rows(nn.Linear(4, 3), Chosen(), tmp_path, OfItsWorker(), workers=2)
 
 
 class Reuses:

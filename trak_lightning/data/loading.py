@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from trak_lightning.data.collation_check import differences
 from trak_lightning.data.content import content_hash, extent
@@ -47,6 +47,8 @@ class IndexedBatch(NamedTuple):
     """Which entries of the batch differ from those of samples collated alone: (B,) by name."""
     changed_on_reread: npt.NDArray[np.bool_] | None = None
     """(B,) which samples were read twice and had other content the second time."""
+    worker: int | None = None
+    """The number of the loader's process that read it, if it has any."""
 
 
 class BatchPlan:
@@ -108,7 +110,10 @@ class CollateIndexed:
             if self._collate_fn is not default_collate:
                 raise
             raise _needs_collate(self._dataset, indices, error) from None
-        found = IndexedBatch(torch.tensor(indices), batch, content, extents)
+        worker = get_worker_info()
+        found = IndexedBatch(
+            torch.tensor(indices), batch, content, extents, worker=None if worker is None else worker.id
+        )
         return self._compared(found, others) if self._compare and len(others) > 1 else found
 
     def _compared(self, found: IndexedBatch, values: list[Any]) -> IndexedBatch:

@@ -56,7 +56,7 @@ def refuse(
             )
         )
     raise SampleDependenceError(
-        f"the output or gradient of sample {sample} in a batch of one differs by {error:.1%} from that in a batch of {size}, so "
+        f"the output or gradient of sample {sample} in a batch of one differs by {error:.{1 if error >= 1e-3 else 4}%} from that in a batch of {size}, so "
         f"attributions would depend on the batch. {what}. To attribute every sample as in a batch of one, use "
         "extractor='iterative'."
     )

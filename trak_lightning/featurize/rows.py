@@ -92,6 +92,7 @@ class RowComputer:
         self._device = device
         self._precision = precision
         self._auditor = auditor
+        self._workers: set[int | None] = {None}
         self._warned = False
         self._steady = SteadyState(model)
         self._generators = generators(model)
@@ -109,6 +110,9 @@ class RowComputer:
         if indexed.changed_on_reread is not None and indexed.changed_on_reread.any():
             raise _unsteady(int(indexed.index[indexed.changed_on_reread.argmax()]))
         batch = self.samples(indexed)
+        if indexed.worker not in self._workers:
+            self._workers.add(indexed.worker)
+            batch.fetch(range(batch.size))  # compares what another process reads
         return replace(self._verified(batch, indexed.index), content=indexed.content)  # type: ignore[arg-type]  # None if unknown
 
     def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
