@@ -50,17 +50,17 @@ class Reached(PlanFailed):
 
 
 @dataclass(frozen=True)
-class Path:
-    """The path of one forward pass: the modules of the plan that were called, and the operations that made the output, with how
+class PassPath:
+    """What one forward pass went through: the modules of the plan that were called, and the operations that made the output, with how
     many there were of each."""
 
     called: frozenset[str]
     operations: frozenset[tuple[str, int]]
 
     @property
-    def kind(self) -> "Path":
+    def kind(self) -> "PassPath":
         """The path without counts, which may depend on the length of a sequence."""
-        return Path(self.called, frozenset((name, 0) for name, _ in self.operations))
+        return PassPath(self.called, frozenset((name, 0) for name, _ in self.operations))
 
 
 class _Anchor(torch.autograd.Function):
@@ -155,7 +155,7 @@ class Tape:
         self._handles = []
         self._stack.__exit__(*exception)
 
-    def path(self, output: Tensor) -> Path:
+    def path(self, output: Tensor) -> PassPath:
         """The path that a forward pass took.
 
         Raises:
@@ -165,7 +165,7 @@ class Tape:
         reached = {name for name, parameter in self._watched.items() if id(parameter) in leaves}
         if reached:
             raise Reached(reached)
-        return Path(frozenset(self._called), frozenset(operations.items()))
+        return PassPath(frozenset(self._called), frozenset(operations.items()))
 
     def backward(self, output: Tensor) -> None:
         """Push the blocks of all layers.
