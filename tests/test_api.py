@@ -209,7 +209,8 @@ def test_dropout_that_ignores_eval_mode_is_refused(train_set, tmp_path):
             return super().forward(nn.functional.dropout(x, 0.5))
 
     with pytest.raises(
-        SampleDependenceError, match=r"differs by .*draw them in the dataset.*docs/recipes.md.*F.dropout"
+        SampleDependenceError,
+        match=r"differs by .*draw them in the dataset.*page recipes of the documentation.*F.dropout",
     ):
         attribute(AlwaysDrops(6, 3).eval(), tmp_path, extractor="iterative").featurize(train_set)
 
@@ -464,6 +465,16 @@ def test_without_a_name_the_scores_of_the_targets_of_the_run_or_of_test_are_open
     assert open_scores(trak.run).path.stem == "test"
     trak.run.config.write_text("{target_split: other, store: {class_path: x}}")
     assert open_scores(trak.run).path.stem == "other"
+
+
+def test_each_name_of_scores_has_a_page_of_its_own(model, train_set, test_set, checkpoints, tmp_path):
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set, checkpoints)
+    for name in ("first", "second"):
+        trak.score(test_set, name=name)
+        written = trak.report(test_set, name, num_targets=2)
+        assert written == tmp_path / "report" / f"{name}.html"
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"first.html", "second.html"}
 
 
 def test_a_page_about_groups_of_targets_is_refused(model, train_set, test_set, checkpoints, tmp_path):

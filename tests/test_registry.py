@@ -125,7 +125,7 @@ class Acme(Identity):
     [
         ("(3, 0)", "Install a newer trak-lightning, or an older acme-proj."),
         ("(2, 99)", "Install a newer trak-lightning, or an older acme-proj."),
-        ("(1, 0)", "Install a newer acme-proj, .* docs/plugins.md lists what changed"),
+        ("(1, 0)", "Install a newer acme-proj, .* page plugins of the documentation lists what changed"),
     ],
 )
 def test_a_plugin_written_for_another_interface_is_refused_with_both_versions_and_the_way_out(

@@ -25,6 +25,7 @@ from trak_lightning.errors import (
     DataError,
     IncompleteRunError,
     SettingsError,
+    docs_page,
     is_integer,
     require_integer,
     require_option,
@@ -94,7 +95,7 @@ class TRAK:
         verify_data: which samples are read again before their stored rows are reused: ``full`` reads all, ``sampled`` as many
             as can be read in a second, evenly spread, ``off`` none.
         curvature_draws: how many times labels are drawn from the model for each training sample, for further rows of the Gram
-            matrix: see docs/choosing.md.
+            matrix: see page choosing of the documentation.
 
     Raises:
         PluginError: an unknown name; suggests the nearest.
@@ -492,7 +493,7 @@ class TRAK:
         path: str | Path | None = None,
         tokens: bool = False,
     ) -> Path:
-        """Write one self-contained page about scored targets; returns its path, ``run_dir/report/index.html``.
+        """Write one self-contained page about scored targets; returns its path, ``run_dir/report/NAME.html``.
 
         Args:
             target_dataset: what was scored.
@@ -537,7 +538,7 @@ class TRAK:
         )
 
     def __getattr__(self, name: str) -> Any:
-        hint = ". Coming from traker, its calls next to ours: docs/coming-from.md" if name in TRAKER else ""
+        hint = f". Coming from traker, its calls next to ours: {docs_page('coming-from')}" if name in TRAKER else ""
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def __repr__(self) -> str:

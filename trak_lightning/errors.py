@@ -4,7 +4,9 @@ All derive from `TrakError`, so that one ``except`` clause catches them and the 
 without a traceback. A message names the thing at fault, the value seen, the value expected, and what to do next.
 """
 
+import re
 from collections.abc import Sequence
+from importlib.metadata import metadata
 from numbers import Integral
 from typing import Any
 
@@ -100,6 +102,21 @@ class OneSampleAtATime(UnsupportedModelError):
 
 class DataError(TrakError):
     """A dataset, loader or batch is not what the task expects (labels out of range, unknown sampler, new length)."""
+
+
+def docs_page(name: str, section: str | None = None) -> str:
+    """Say where the documentation has more: the address, if the distribution names that of its documentation; otherwise in words, since an
+    installed package has no ``docs/``.
+
+    >>> docs_page("recipes", "The nodes of one graph")
+    'page recipes of the documentation, under "The nodes of one graph"'
+    """
+    for entry in metadata("trak-lightning").get_all("Project-URL") or ():
+        label, _, url = entry.partition(", ")
+        if label.lower() == "documentation":
+            place = "" if section is None else "#" + re.sub(r"[^\w\- ]", "", section).lower().replace(" ", "-")
+            return f"{url.rstrip('/')}/{name}/{place}"
+    return f"page {name} of the documentation" + ("" if section is None else f', under "{section}"')
 
 
 def first_line(error: Exception) -> str:

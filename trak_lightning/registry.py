@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trak_lightning.errors import PluginError, is_integer
+from trak_lightning.errors import PluginError, docs_page, is_integer
 
 BASES = {
     "extractors": "trak_lightning.extractors.base:GradientExtractor",
@@ -102,7 +102,7 @@ class Plugin:
         if declared > API_VERSION:
             return f"Install a newer {OWN_DISTRIBUTION}, or an older {self.distribution}."
         return (
-            f"Install a newer {self.distribution}, or an older {OWN_DISTRIBUTION}. If you maintain the plug-in: docs/plugins.md "
+            f"Install a newer {self.distribution}, or an older {OWN_DISTRIBUTION}. If you maintain the plug-in: {docs_page('plugins')} "
             f"lists what changed; adapt the class and declare trak_api = {API_VERSION}."
         )
 

@@ -94,7 +94,7 @@ def test_the_report_marks_the_tokens_that_moved_the_target(command, tmp_path, ca
     assert main(["tokens", run, "--target", "1", "--json"]) == 0
     pairs = json.loads(capsys.readouterr().out)
     assert [pair["example"] for pair in pairs] == best.tolist()
-    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    page = (tmp_path / "run" / "report" / "test.html").read_text()
     marked = re.findall(r'<p class="text tokens" dir="auto">\n?(.*)</p>', page)
     shares = [[float(share) for share in re.findall(r"--share:(\d+)%", text)] for text in marked]
     for pair, example, target in zip(pairs, shares[::2], shares[1::2], strict=False):

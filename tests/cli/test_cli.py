@@ -13,15 +13,12 @@ import time
 import h5py
 import numpy as np
 import pytest
-import torch
 import yaml
 from faults import trak
 
 from trak_lightning.cli import NEED_A_MODEL, main
 from trak_lightning.cli.lightning_cli import TrakCLI
-from trak_lightning.cli.train_values import text_of
 from trak_lightning.cli.usage import COMMANDS
-from trak_lightning.errors import DataError
 from trak_lightning.scoring.scores import Scores
 
 CONFIG = {
@@ -397,11 +394,15 @@ def test_suspects_are_written_as_a_table_and_as_indices(finished):
     found, indices = json.loads(done.stdout), np.load(run_dir / "suspects" / "indices.npy")
     assert found["indices"] == indices.tolist()
     with (run_dir / "suspects" / "suspects.csv").open() as file:
-        assert [int(row["index"]) for row in csv.DictReader(file)] == indices.tolist()
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows if row["before_cut"] == "True"] == indices.tolist()
+    assert len({row["index"] for row in rows}) == len(rows) > len(indices)
     assert all(each["label"] in "0123456789" and each["why"] for each in found["suspects"])
     assert "── cut: above, " in trak("suspects", run_dir, "--fdr", "0.3", "-k", str(len(indices) + 1)).stdout
     some = trak("suspects", run_dir, "--fdr", "0.3", "-k", "1").stdout
-    assert (f"The first 1 of {len(indices)}; -k {len(indices)} prints all" in some) is (len(indices) > 1)
+    assert (f"The first 1 of {len(indices)} before the cut; -k {len(indices)} prints them" in some) is (
+        len(indices) > 1
+    )
     printed = trak("suspects", run_dir, "-k", "3").stdout
     assert printed.startswith("suspects ")
     assert "models say" in printed
@@ -430,7 +431,7 @@ def test_select_writes_the_samples_to_keep(finished, tmp_path):
         (["--budget", "5000"], "budget must be a whole number of samples between 1 and 1737, or a share"),
         (
             ["--budget", "9", "--groups", "source"],
-            "have no column 'source'; their columns are none: a sample is a tuple",
+            "have no column 'source'; their columns are x, y",
         ),
         (
             ["--budget", "9", "--groups", "nothing.npy"],
@@ -461,36 +462,6 @@ def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        ("web", "web"),
-        (3, "3"),
-        (np.float32(0.1), "0.1"),
-        (torch.tensor(3), "3"),
-        (torch.tensor([0.1]), "0.1"),
-        (torch.tensor(2.0, dtype=torch.bfloat16), "2.0"),
-        (torch.tensor(True), "True"),
-        (np.array("web"), "web"),
-    ],
-)
-def test_columns_are_compared_by_the_value_that_they_hold(value, text):
-    assert text_of(value, "source") == text
-
-
-@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, 0), lambda x: {"x": x, "y": 0}])
-def test_a_feature_that_the_datamodule_names_is_a_column(wrap):
-    from trak_lightning.cli.train_values import feature_of
-
-    for value, text in ((1.0, "1"), (0.25, "0.25")):
-        assert feature_of(wrap(torch.tensor([9.0, value])), "sex", ["age", "sex"]) == text
-
-
-def test_a_column_of_several_values_per_sample_is_refused():
-    with pytest.raises(DataError, match=r"column 'image' holds 6 values per sample, of shape \(2, 3\)"):
-        text_of(torch.ones(2, 3), "image")
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "give one of --remove, --remove_label and --remove_where"),
@@ -503,7 +474,8 @@ def test_a_column_of_several_values_per_sample_is_refused():
             "--remove must be positions such as 3,17 or a .npy file of positions or of a mask; nothing.npy",
         ),
         (["--remove_label", "cat"], "no training sample has the label 'cat'; the labels are 0, 1, 2"),
-        (["--remove_where", "source=web"], "have no column 'source'; their columns are none: a sample is a tuple"),
+        (["--remove_where", "source=web"], "have no column 'source'; their columns are x, y"),
+        (["--remove_where", "y>20"], "no training sample has y > 20; the values of y are '0', '1', '2'"),
     ],
 )
 def test_what_if_says_what_is_wrong_with_a_set(options, message, finished):

@@ -8,9 +8,9 @@ import torch
 
 from trak_lightning.authoring import write_matrix
 from trak_lightning.cli import main
+from trak_lightning.cli.columns import columns_of
 from trak_lightning.cli.commands import suspects, whatif
 from trak_lightning.cli.output import print_results
-from trak_lightning.cli.train_values import _columns
 from trak_lightning.decisions.predictions import Predictions
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.decisions.what_if import Removal
@@ -58,5 +58,5 @@ def test_a_mask_is_told_from_its_image():
 
 def test_columns_are_entries_or_public_attributes():
     graph = SimpleNamespace(name="mol4", _cache=None)
-    assert _columns(graph) == _columns({"name": "mol4"}) == {"name": "mol4"}
-    assert _columns((torch.zeros(2), 1)) == {}
+    assert columns_of(graph) == columns_of({"name": "mol4"}) == {"name": "mol4"}
+    assert columns_of((torch.zeros(2), 1)).keys() == {"x", "y"}

@@ -1,6 +1,7 @@
 """Labels that are likely wrong: planted errors are found, and as many of the alarms are false as was said."""
 
 import csv
+import json
 import re
 
 import numpy as np
@@ -89,6 +90,20 @@ def test_what_poor_models_contradict_is_not_called_wrong(signal, noise):
         against = (log_p.argmax(1) != labels).sum()
         assert len(found) == 0
         assert f"contradict {against} of 150 labels, no more than errors of their own can explain" in found.describe()
+
+
+@pytest.mark.parametrize("signal", [0.4, 1.7])
+def test_the_table_and_the_json_file_hold_the_whole_ranking_and_say_what_is_before_the_cut(signal, tmp_path):
+    suspects = suspected(*labeled(signal, 0.1 * (signal > 1))[:2])
+    assert bool(len(suspects)) == (signal > 1)
+    write(suspects, tmp_path)
+    with (tmp_path / "suspects.csv").open() as file:
+        rows = [(int(row["index"]), row["before_cut"] == "True") for row in csv.DictReader(file)]
+    told = json.loads((tmp_path / "suspects.json").read_text())["suspects"]
+    assert rows == [(each["index"], each["before_cut"]) for each in told]
+    assert [index for index, _ in rows] == suspects.ranking.tolist()
+    assert [index for index, before in rows if before] == suspects.indices.tolist()
+    np.testing.assert_array_equal(np.load(tmp_path / "indices.npy"), suspects.indices)
 
 
 def test_errors_that_the_models_have_learned_are_found():

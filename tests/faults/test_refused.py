@@ -136,7 +136,7 @@ def test_a_folder_without_permission_is_named_and_the_run_resumes_with_it(job, w
 NOT_STORED = {
     "suspects": ["suspects"],
     "what_if.npz": ["whatif", "--remove", "3"],
-    "report/index.html": ["report"],
+    "report/test.html": ["report"],
 }
 
 

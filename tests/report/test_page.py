@@ -16,6 +16,7 @@ from trak_lightning.errors import DataError, IncompleteRunError
 from trak_lightning.evaluation.figures import Bar, Curves, Intervals, Series
 from trak_lightning.evaluation.result import Result
 from trak_lightning.report import write_report
+from trak_lightning.run.formatting import format_significant
 from trak_lightning.scoring.ranking import signed
 from trak_lightning.scoring.scores import Scores
 
@@ -101,7 +102,9 @@ def test_it_opens_with_findings_and_ends_with_settings(make):
     assert text.index("predicted correctly") < text.index("Targets and their examples") < text.index("run directory")
 
 
-@pytest.mark.parametrize(("task", "labels"), [("regression", lambda y: y), ("multilabel", lambda y: (y > 0).float())])
+@pytest.mark.parametrize(
+    ("task", "labels"), [("regression", lambda y: (y * 4).round() / 4), ("multilabel", lambda y: (y > 0).float())]
+)
 def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
     torch.manual_seed(0)
     outputs = 1 if task == "regression" else 3
@@ -110,14 +113,18 @@ def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
     trak = TRAK(model, task=task, run_dir=tmp_path, projector="identity")
     trak.featurize(data)
     trak.score(data, name="test")
-    page = Page(write_report(tmp_path, data, data, num_targets=3))
+    written = write_report(tmp_path, data, data, num_targets=3)
+    page = Page(written)
     text = " ".join(page.text.split())
     first = int(next(each for each in page.all("article"))["data-index"])
     with torch.no_grad():
         y = data.tensors[1]
         if task == "regression":
             residuals = (y - model(x))[:, 0]
-            label = f"{float(y[first]):.4g}"
+            label = format_significant(float(y[first]))
+            shown = re.findall(r'<b class="label" dir="auto">([^<]*)</b>', written.read_text())
+            assert len(shown) == 3 * 2 * 10
+            assert set(shown) <= {format_significant(each) for each in y[:, 0].tolist()}, "with as many digits as f"
             assert re.search(rf"labeled {label}(?!\d)", text), "as everywhere on the page"
             assert first == int(residuals.abs().argmax()), "mistakes are far from the label, whether above or below"
             assert "Most helpful" not in text

@@ -220,6 +220,20 @@ def test_numbers_are_a_table():
     assert shown((torch.tensor([1.0, 2.0]), 0), feature_names=["a", "b"]).parts == (Table((("a", "1"), ("b", "2"))),)
 
 
+def test_the_vectors_of_a_sample_with_several_have_names_of_their_own():
+    one, other = torch.tensor([1.0, 2.0]), torch.tensor([3.0])
+    names = [name for part in shown(((one, other), 0)).parts for name, _ in part.fields]
+    assert names == ["x0[0]", "x0[1]", "x1[0]"]
+    assert [name for part in shown((other, one, other)).parts for name, _ in part.fields] == [
+        "x0[0]", "x1[0]", "x1[1]", "x2[0]",
+    ]  # fmt: skip
+    named = {"numeric": one, "dose": torch.tensor([3.0, 4.0])}
+    assert [name for part in shown((named, 0)).parts for name, _ in part.fields] == [
+        "numeric[0]", "numeric[1]", "dose[0]", "dose[1]",
+    ]  # fmt: skip
+    assert shown((one, 0)).parts[0].fields[0] == ("x[0]", "1")
+
+
 def test_the_text_that_was_tokenized_is_shown_without_the_name_of_its_column():
     row = {"text": "a treaty", "input_ids": [4, 5, 6], "attention_mask": [1, 1, 1], "label": 1}
     assert shown(row, decode=lambda ids: "a treaty").line.strip() == "a treaty"

@@ -2,13 +2,30 @@
 
 import pytest
 
-from trak_lightning.run.formatting import format_bytes, format_ranges
+from trak_lightning.run.formatting import format_bytes, format_ranges, format_significant
 
 
 def test_adjacent_ranges_are_joined_and_long_lists_are_cut():
     assert format_ranges([range(2), range(2, 3), range(7, 8), range(9, 11)]) == "0–2, 7, 9–10"
     assert format_ranges([range(i, i + 1) for i in range(0, 12, 2)], most=2) == "0, 2 and 4 more ranges"
     assert format_ranges([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.07749, "0.07749"),
+        (-0.23, "−0.2300"),
+        (151, "151.0"),
+        ("-0.5", "−0.5000"),
+        (1234.4, "1234"),
+        (2e7, "2.000e+07"),
+        (2e-7, "2.000e−07"),
+        ("many", "many"),
+    ],
+)
+def test_numbers_that_are_compared_have_as_many_digits(value, text):
+    assert format_significant(value) == text
 
 
 @pytest.mark.parametrize(

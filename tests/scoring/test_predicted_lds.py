@@ -69,7 +69,7 @@ def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):
     assert unknown.trust is few.trust is None
     assert unknown.trust_unknown == (
         "unknown: it takes 4 or more checkpoints that were each trained on a recorded part of the training set; here, 0 of 5 were; "
-        "how to train them: docs/evaluation.md#models-that-you-train-yourself"
+        'how to train them: page evaluation of the documentation, under "Models that you train yourself"'
     )
     assert few.trust_unknown == (
         "unknown: it takes 4 or more checkpoints, and there are 3; train more: --ensemble.size 4"

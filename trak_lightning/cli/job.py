@@ -79,7 +79,7 @@ class Job:
         repeat_setup(self.datamodule)
         self.datamodule.prepare_data()
         drawn: Any = self.datamodule.setup("fit")  # see repeat_setup
-        if drawn and unseeded and self.settings.checkpoints is not None:
+        if drawn and unseeded and self.settings.checkpoints is not None and not self.run.config.exists():
             log.warning(_DRAWN_SPLIT, type(self.datamodule).__name__)
         self.train_data = self._data(self.settings.train_split)
         if command == "check":  # setting up targets may take long: a language model answers prompts

@@ -16,7 +16,7 @@ COMMANDS = {
     "suspects": "list training samples whose label is likely wrong, with a stated share of false alarms",
     "whatif": "predict how the outputs of targets would change if a set of training samples had not been there",
     "select": "choose the training samples to keep for the targets, given a budget",
-    "report": "write one page, RUN_DIR/report/index.html, that shows targets with their examples",
+    "report": "write one page, RUN_DIR/report/NAME.html, that shows targets with their examples",
     "info": "print what a run directory holds, and what is missing",
     "verify": "check that every stored row and score is present and intact",
     "merge": "copy the features of one or more run directories into one file or another store",

@@ -64,8 +64,8 @@ class Selection:
         b, n = len(self), self.num_train
         grouped = "" if self.groups is None else f", {len(np.unique(self.groups))} groups in their shares"
         return (
-            f"{b} of {n} training samples ({100 * b / n:.3g} %) for {self.num_targets} targets{grouped}; the first {self.half} "
-            "bring half of the predicted gain"
+            f"{b} of {n} training samples ({100 * b / n:.3g} %) for {self.num_targets} targets{grouped}; "
+            f"{'the first brings' if self.half == 1 else f'the first {self.half} bring'} half of the predicted gain"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import softmax
 
 from trak_lightning.decisions.label_noise import expected_false_alarms, fit_label_noise
 from trak_lightning.errors import SettingsError, is_integer, require_integer
@@ -40,6 +40,8 @@ class Suspect:
 
     index: int
     """Position in the training set."""
+    before_cut: bool | None
+    """Whether the sample is before the cut, to drop or to review; None for a task without classes, whose ranking has no cut."""
     label: str | None
     """The class, or the number y; None for a task that has neither."""
     says: str | None
@@ -94,7 +96,8 @@ class Suspects(Sequence[Suspect]):
 
     def first(self, count: int) -> list[Suspect]:
         """Return the `count` most suspicious samples, whether before the cut or not."""
-        return [self._suspect(int(index)) for index in self.ranking[: require_integer("count", count, 0)]]
+        places = range(min(require_integer("count", count, 0), len(self.ranking)))
+        return [self._suspect(place) for place in places]
 
     def __len__(self) -> int:
         return self.size
@@ -105,15 +108,15 @@ class Suspects(Sequence[Suspect]):
     def __getitem__(self, place: slice) -> list[Suspect]: ...
     def __getitem__(self, place: int | slice) -> Suspect | list[Suspect]:
         if isinstance(place, slice):
-            return [self._suspect(int(index)) for index in self.indices[place]]
+            return [self._suspect(each) for each in range(self.size)[place]]
         if not is_integer(place):
             raise TypeError(f"suspects are indexed with an integer or a slice, got {place!r}")
         if not -self.size <= place < self.size:
             raise IndexError(f"place {place} is out of range: {self.size} samples are before the cut; see first(k)")
-        return self._suspect(int(self.indices[place]))
+        return self._suspect(range(self.size)[place])
 
     def __iter__(self) -> Iterator[Suspect]:
-        return (self._suspect(int(index)) for index in self.indices)
+        return map(self._suspect, range(self.size))
 
     def __repr__(self) -> str:
         labels = ("" if each.label is None else f" labeled {each.label}" for each in self.first(5))
@@ -149,9 +152,9 @@ class Suspects(Sequence[Suspect]):
         return f"about {_percent(self.expected)} are expected to be false alarms{TRIALS}"
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
-        """Return the findings as JSON values, with the first `count` samples. If None, with those before the cut, or all if
-        there is none; ``indices`` is null then."""
-        shown = self.first(self._written if count is None else count)
+        """Return the findings as JSON values, with the first `count` samples of the ranking, or all if None. ``indices`` are the samples
+        before the cut; null if there is no cut."""
+        shown = self.first(len(self.ranking) if count is None else count)
         return {
             "found": self.describe(),
             "indices": self.indices.tolist() if self.has_cut else None,
@@ -163,33 +166,30 @@ class Suspects(Sequence[Suspect]):
         }
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the samples before the cut as a table: index, label, says, wrong, why.
+        """Write the whole ranking as a table: index, before_cut (``True`` for the samples to drop or to review), label, says, wrong, why.
 
-        If there is no cut, write all of the ranking: index, label where it is a number, error, why.
+        Without classes: index, label where it is a number, error, why.
         """
         known = [name for name, value in asdict(self.first(1)[0]).items() if value is not None]
         with atomic_write(Path(path)) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, known, extrasaction="ignore")
             writer.writeheader()
-            writer.writerows(asdict(each) for each in self.first(self._written))
+            writer.writerows(asdict(each) for each in self.first(len(self.ranking)))
 
-    @property
-    def _written(self) -> int:
-        return self.size if self.has_cut else len(self.ranking)
-
-    def _suspect(self, index: int) -> Suspect:
-        found = self.predictions
+    def _suspect(self, place: int) -> Suspect:
+        """The sample at this place of the ranking."""
+        found, index = self.predictions, int(self.ranking[place])
         if found is None:
             label, error = None if self.numbers is None else f"{self.numbers[index]:.6g}", float(self.suspicion[index])
-            return Suspect(index, label, None, None, error, f"{self.basis}: {error:.4g}")
+            return Suspect(index, None, label, None, None, error, f"{self.basis}: {error:.4g}")
         number, log_p = int(found.labels[index]), found.log_probabilities[index].astype(np.float64)
-        p = np.exp(log_p - logsumexp(log_p))
+        p = softmax(log_p)
         best, count = int(p.argmax()), int(found.held_out[index])
         other = int(np.argmax(np.where(np.arange(len(p)) == number, -1, p)))
         who = f"{count} model{'s' * (count != 1)} not trained on it" if count else "left out in closed form"
         says = self._name(best)
         why = f"{who}: p({self._name(number)}) {_percent(p[number])}, p({self._name(other)}) {_percent(p[other])}"
-        return Suspect(index, self._name(number), says, float(self.suspicion[index]), None, why)
+        return Suspect(index, place < self.size, self._name(number), says, float(self.suspicion[index]), None, why)
 
     def _name(self, label: int) -> str:
         names = self.class_names
@@ -273,7 +273,9 @@ def _basis(held_out: Array) -> str:
         )
     basis = "predictions of checkpoints not trained on the sample"
     return (
-        f"{basis} ({seen} samples on which all were: corrected by leaving them out in closed form)" if seen else basis
+        f"{basis} ({seen} sample{'s' * (seen != 1)} on which all were: corrected by leaving them out in closed form)"
+        if seen
+        else basis
     )
 
 

@@ -79,7 +79,7 @@ def bootstrap_both(predicted: Array, observed: Array, *, seed: int, resamples: i
     return max(center + float(low), -1.0), min(center + float(high), 1.0)
 
 
-def noise_ceiling(first: Array, second: Array) -> float:
+def noise_ceiling(first: Array, second: Array, *, seed: int = 0) -> tuple[float, float, float, float, float]:
     """Estimate the LDS of an error-free prediction of the expected outputs, from two models on each subset.
 
     Two noisy measurements of a quantity have a correlation r, its reliability; its true value has correlation √r with either
@@ -88,5 +88,12 @@ def noise_ceiling(first: Array, second: Array) -> float:
     Args:
         first: (S, m) outputs.
         second: (S, m) outputs of models on the same subsets, with other seeds.
+        seed: of the resampling.
+
+    Returns:
+        The estimate, its 95 % interval over targets, and that over models and targets.
     """
-    return float(np.sqrt(max(mean_spearman(first, second), 0.0)))
+    over_targets = bootstrap_mean(spearman(first, second), seed=seed)
+    found = (mean_spearman(first, second), *over_targets[1:], *bootstrap_both(first, second, seed=seed))
+    estimate, low, high, low_models, high_models = (float(np.sqrt(np.maximum(value, 0.0))) for value in found)
+    return estimate, low, high, low_models, high_models

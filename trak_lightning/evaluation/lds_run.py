@@ -86,11 +86,12 @@ def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, co
     ceiling = None
     if settings.ceiling:
         again = read_outputs(folder / "again", settings.ceiling, num_samples=n, num_targets=m)[1]
-        ceiling = noise_ceiling(outputs[: settings.ceiling], again)
+        ceiling = noise_ceiling(outputs[: settings.ceiling], again, seed=scored.seed)
     found = _judged(scored, subsets, outputs, compare)
     rows = [(name, f"{mean:.3f}", _interval(*ends[:2]), _interval(*ends[2:])) for name, (mean, *ends) in found.items()]
     if ceiling is not None:
-        rows.append(("noise ceiling", f"{ceiling:.3f}", "", ""))
+        ends = ceiling[1:] if settings.ceiling >= FEWEST else (float("nan"),) * 4
+        rows.append(("noise ceiling", f"{ceiling[0]:.3f}", _interval(*ends[:2]), _interval(*ends[2:])))
     ours, low, high, *_ = next(iter(found.values()))
     keys = ("lds", "low", "high", "low_models", "high_models")
     fixed = settings.protocol == "fixed_seed"
@@ -121,7 +122,7 @@ def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, co
                 name: {key: None if np.isnan(value) else value for key, value in zip(keys, values, strict=True)}
                 for name, values in found.items()
             },
-            "ceiling": ceiling,
+            "ceiling": None if ceiling is None else ceiling[0],
         },
         Intervals(tuple(Bar(name, *values[:3]) for name, values in found.items()), "linear datamodeling score")
         if settings.models >= FEWEST

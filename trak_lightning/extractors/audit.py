@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.errors import DataError, UnsupportedModelError
+from trak_lightning.errors import DataError, UnsupportedModelError, docs_page
 from trak_lightning.extractors.state import gradients, parameters_of, requiring
 from trak_lightning.gradients import GradientBlock, ParameterLayout
 from trak_lightning.model.autocast import without_autocast
@@ -231,7 +231,7 @@ def as_outputs(output: Tensor, size: int, task: Task) -> Tensor:
             "samples? Remove them from the dataset: torch.utils.data.Subset(dataset, kept)."
             if fewer
             else "Does a sample have several rows, such as nodes, time steps or parts? Reduce them to one number per sample, or make each a sample of the "
-            "dataset; for the nodes of one graph, see docs/recipes.md#the-nodes-of-one-graph."
+            f"dataset; for the nodes of one graph, see {docs_page('recipes', 'The nodes of one graph')}."
             if more
             else "Do not average over the batch: reduction='none', or no .mean()."
         )

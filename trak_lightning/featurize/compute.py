@@ -13,6 +13,7 @@ import torch
 from trak_lightning.errors import DataError, IncompleteRunError, NonFiniteGradientError, WrongRowsError
 from trak_lightning.featurize.block_writer import BlockWriter
 from trak_lightning.featurize.module import Featurizer
+from trak_lightning.featurize.notices import notices
 from trak_lightning.model.checkpoints import Checkpoint
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.runtime.lightning import without_resuming
@@ -110,7 +111,8 @@ class BlockComputer:
         try:
             with leave_unchanged(featurizer.model), lost_ranks():
                 assignment.checkpoint.load_into(featurizer.model)
-                predict(self.trainer, featurizer, [writer])
+                with notices(bool(assignment.missing()) or featurizer.repair):
+                    predict(self.trainer, featurizer, [writer])
                 # Communicate, since predict does not notice a rank that died early.
                 computed = torch.tensor(writer.computed, device=self.trainer.strategy.root_device)
                 return int(self.trainer.strategy.reduce(computed, reduce_op="sum"))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trak_lightning.data.collation_check import differences
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import flatten
-from trak_lightning.errors import SampleDependenceError
+from trak_lightning.errors import SampleDependenceError, docs_page
 from trak_lightning.extractors.state import without_fast_path
 from trak_lightning.tasks.base import Task, batch_of
 
@@ -90,7 +90,7 @@ def _first_difference(
         if any(one.shape != two.shape or not _close(one, two) for one, two in zip(first, second, strict=False)):
             return (
                 f"The output of {what} differs between two runs on the same batch: it draws random numbers (draw them in the dataset, "
-                "from a generator seeded by the sample's index: docs/recipes.md), or keeps something between calls that is neither a "
+                f"from a generator seeded by the sample's index: {docs_page('recipes', 'Diffusion')}), or keeps something between calls that is neither a "
                 "buffer nor an attribute of a module"
             )
         for one, two in zip(first, lone, strict=False):

@@ -158,15 +158,12 @@ class FeaturizeJob:
             DataError: a checkpoint is given twice.
             SettingsError: `block_size` is not positive.
         """
-        if self.train in self.splits:
-            if self.spec.projector.reason:
-                log.info("projector  %s", self.spec.projector.reason)
-            if unstated := unstated_loss(self.spec.task):
-                log.warning("task  %s", unstated)
         records = [CheckpointRecord(checkpoint.id, str(checkpoint)) for checkpoint in self.checkpoints]
         self.run.require_registrable(records)
         plans = self._plans([record.id for record in records])
         existing = [self._existing(plan) for plan in plans]
+        if any(found is None or not found.complete for found in existing):
+            self._say_how()
         for found in filter(None, existing):
             self._verify_samples(found)
         featurized = {found.spec.checkpoint for found in filter(None, existing)}
@@ -182,6 +179,14 @@ class FeaturizeJob:
         for plan, found in zip(plans, sets, strict=True):
             by_split[plan.split].append(found)
         return by_split
+
+    def _say_how(self) -> None:
+        """Say what the settings left open, before rows are computed."""
+        if self.train in self.splits:
+            if self.spec.projector.reason:
+                log.info("projector  %s", self.spec.projector.reason)
+            if unstated := unstated_loss(self.spec.task):
+                log.warning("task  %s", unstated)
 
     def compute(self, split: str) -> int:
         """Compute the missing blocks of this job's shard of a split; return the rows computed by all its processes.
@@ -222,7 +227,8 @@ class FeaturizeJob:
                 for plan in self._created:
                     self.store.forget(plan.split, plan.checkpoint)
                 raise
-        self._warn_of_scale(split, sets[-1])
+        if computed:
+            self._warn_of_scale(split, sets[-1])
         return computed
 
     def _warn_of_scale(self, split: str, features: FeatureSet) -> None:

@@ -83,7 +83,7 @@ class Featurizer(L.LightningModule):
         self.batches: ClaimedBatches | LockstepBatches | None = None
         self._blocks = blocks
         self._verify = verify
-        self._repair = repair
+        self.repair = repair
         self._training = training
         self.fitted_task: Task = spec.task
         self._fitted_projector: dict[str, Tensor] = {}
@@ -133,7 +133,7 @@ class Featurizer(L.LightningModule):
         positions = agreed(self.trainer, lambda: next(batches, None))
         while positions is not None:
             stale = self._stale(self.feature_set, self.computer, self.data, positions)
-            if stale is not None and not self._repair:
+            if stale is not None and not self.repair:
                 raise stale
             if stale is not None:
                 agreed(self.trainer, self.discard)

@@ -44,8 +44,11 @@ from trak_lightning.tasks.drawn import positioned
 
 log = logging.getLogger(__name__)
 
-_told_of_zeros: MutableMapping[nn.Module, set[str]] = WeakKeyDictionary()
-"""Models of which was said that outputs do not depend on parameters, and on which, so that it is not said again of each split."""
+_told: MutableMapping[nn.Module, set[str]] = WeakKeyDictionary()
+"""What was said of a model, so that it is not said again of each split and checkpoint: parameters that no output depends on, by the
+first, and `_EMPTY`."""
+
+_EMPTY = "a row of zeros"
 
 
 class RowComputer:
@@ -90,7 +93,6 @@ class RowComputer:
         self._precision = precision
         self._auditor = auditor
         self._warned = False
-        self._warned_of_empty = False
         self._steady = SteadyState(model)
         self._generators = generators(model)
 
@@ -257,7 +259,7 @@ class RowComputer:
     def _warn_of_zeros(self, reached: set[str]) -> None:
         missing = [slot for slot in self._layout if slot.name not in reached]
         first, self._warned = not self._warned, True
-        told = _told_of_zeros.setdefault(self._model, set())
+        told = _told.setdefault(self._model, set())
         if not first or not missing or missing[0].name in told:
             return
         told.add(missing[0].name)
@@ -270,8 +272,9 @@ class RowComputer:
         )  # fmt: skip
 
     def _warn_of_empty(self, empty: Tensor, index: Tensor) -> None:
-        if empty.any() and not self._warned_of_empty:
-            self._warned_of_empty = True
+        told = _told.setdefault(self._model, set())
+        if empty.any() and _EMPTY not in told:
+            told.add(_EMPTY)
             log.warning(
                 "gradients  output, loss weight and gradient of sample %d are exactly 0, and so are all of its scores: does every one of "
                 "its labels have the value of ignore_index? Later ones are not listed.",

@@ -113,7 +113,9 @@ def read_checkpoints(run: RunDirectory, model: nn.Module, *, weights_only: bool 
     found = []
     for record in run.require_checkpoints():
         for place in run.places(record):
-            checkpoint = Checkpoint.of(place, model, weights_only=weights_only)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CheckpointWarning)  # said when the file was first read
+                checkpoint = Checkpoint.of(place, model, weights_only=weights_only)
             if checkpoint.id == record.id:
                 break
         else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trak_lightning.report.contents import Headline
+from trak_lightning.run.formatting import format_significant
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.held_out import output_and_loss_weight
@@ -71,9 +72,9 @@ class Outcome:
         if self.meaning.number:
             label = self.output + self.residual
             return Headline(
-                f"± {np.sqrt(np.mean(self.residual**2)):.3g}",
+                f"± {format_significant(float(np.sqrt(np.mean(self.residual**2))), 3)}",
                 f"is the error of the predictions of {m:,} targets (root mean square), which themselves vary by "
-                f"± {label.std():.3g}.",
+                f"± {format_significant(float(label.std()), 3)}.",
                 "targets",
             )
         if self.probability is None:

@@ -1,7 +1,7 @@
 """Gather from a run directory what its page shows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +16,7 @@ from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.report.tokens import TokenMarks
 from trak_lightning.report.trust import evaluated, numerics, read_results, trusted
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.formatting import format_significant
 from trak_lightning.scoring.base import Array, CheckpointFeatures, evenly
 from trak_lightning.scoring.ranking import Ranking
 from trak_lightning.scoring.scores import Scores
@@ -138,8 +139,8 @@ def _token_marks(sources: Sources, positions: Sequence[int]) -> Mapping[tuple[in
 def _target(sources: Sources, outcome: Outcome, position: int, marks: Mapping[tuple[int, int], TokenMarks]) -> Target:
     k, shown = min(EXAMPLES, sources.scores.shape[1]), sources.targets.show(position)
     meaning, output, residual = outcome.meaning, float(outcome.output[position]), float(outcome.residual[position])
-    label = f"{output + residual:.4g}" if meaning.number else shown.label
-    facts = [(meaning.output, f"{output:.4g}".replace("-", "−"))]
+    label = format_significant(output + residual) if meaning.number else shown.label
+    facts = [(meaning.output, format_significant(output))]
     if outcome.probability is not None:
         facts.insert(0, (meaning.probability_name, f"{outcome.probability[position]:.3f}"))
     predicted = outcome.predicted.get(position)
@@ -150,7 +151,9 @@ def _target(sources: Sources, outcome: Outcome, position: int, marks: Mapping[tu
     if meaning.number:
         near, away = "towards the label", "away from the label"
         raises, lowers = (near, away) if residual > 0 else (away, near)
-    helpful, harmful = sources.scores.sides(k, position)
+    helpful, harmful = (
+        _examples(sources, position, side, marks, numbers=meaning.number) for side in sources.scores.sides(k, position)
+    )
     return Target(
         index=position,
         shown=shown,
@@ -160,19 +163,25 @@ def _target(sources: Sources, outcome: Outcome, position: int, marks: Mapping[tu
         correct=outcome.correct(position),
         raises=raises,
         lowers=lowers,
-        helpful=_examples(sources, position, helpful, marks),
-        harmful=_examples(sources, position, harmful, marks),
+        helpful=helpful,
+        harmful=harmful,
     )
 
 
 def _examples(
-    sources: Sources, target: int, ranking: Ranking, marks: Mapping[tuple[int, int], TokenMarks]
+    sources: Sources, target: int, ranking: Ranking, marks: Mapping[tuple[int, int], TokenMarks], *, numbers: bool
 ) -> tuple[Example, ...]:
+    """`numbers`: labels are numbers, to be compared with that of the target."""
+
+    def show(index: int) -> Shown:
+        shown = sources.train.show(index)
+        return replace(shown, label=format_significant(shown.label)) if numbers and shown.label else shown
+
     spreads = [None] * len(ranking.indices) if ranking.spread is None else ranking.spread
     return tuple(
         Example(
             int(index),
-            sources.train.show(int(index)),
+            show(int(index)),
             float(value),
             None if spread is None or not np.isfinite(spread) else float(spread),
             marks.get((target, int(index))),

@@ -245,7 +245,9 @@ class Samples:
         if array is None and isinstance(value, (tuple, list)):
             graph = any(map(_are_edges, value))
             names = (
-                [name, name or "mask"] if self._ignore_index is not None and len(value) == 2 else [name] * len(value)
+                [name, name or "mask"]
+                if self._ignore_index is not None and len(value) == 2
+                else _names_of_parts(name, value)
             )
             return [
                 part
@@ -342,6 +344,13 @@ def samples_of(
         input_keys=_input_keys(getattr(task, "inputs", None)),
         ignore_index=task.ignore_index if isinstance(task, Segmentation) else None,
     )
+
+
+def _names_of_parts(name: str, parts: Sequence[Any]) -> list[str]:
+    """Names of the parts of a tuple: x0, x1, … by position for vectors, if there are several; otherwise that of the tuple."""
+    vectors = [(array := _array(part)) is not None and array.ndim == 1 for part in parts]
+    several = sum(vectors) > 1
+    return [f"{name or 'x'}{place}" if several and vector else name for place, vector in enumerate(vectors)]
 
 
 def _input_keys(inputs: Any) -> set[str]:

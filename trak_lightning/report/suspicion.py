@@ -7,6 +7,7 @@ from scipy.special import softmax
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.report.contents import Headline, ShownSuspect
 from trak_lightning.report.samples import Samples
+from trak_lightning.run.formatting import format_significant
 
 SUSPECTS = 40
 
@@ -30,6 +31,8 @@ class Suspicion:
             if predicted is not None and each.says != each.label:
                 says = f"{each.says} ({softmax(predicted.log_probabilities[each.index]).max():.0%})"
             label = shown.label if each.label is None or (found.numbers is not None and shown.label) else each.label
+            if found.numbers is not None and label is not None:
+                label = format_significant(label)
             suspects.append(ShownSuspect(each.index, shown, label, says, each.why, place < len(found)))
         if found.size:
             headline = Headline(f"{found.size:,}", found.describe().removeprefix(f"{found.size} ") + ".", "suspects")

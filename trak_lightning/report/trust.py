@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from trak_lightning.errors import IncompatibleRunError
+from trak_lightning.errors import IncompatibleRunError, docs_page
 from trak_lightning.evaluation.drawing import SERIES, axes, inline_svg
 from trak_lightning.evaluation.result import Result, lds_of, measured_lds, read_result
 from trak_lightning.report.contents import Headline, Panel
@@ -44,7 +44,7 @@ def trusted(run: RunDirectory, scores: Scores) -> Headline:
         return Headline(f"{scores.trust['lds']:.2f}", f"{scores.trust['sentence']}.", "trust")
     if result is None:
         return Headline(
-            "Trust", "in the scores has not been measured: retrained models tell (docs/evaluation.md).", "trust"
+            "Trust", f"in the scores has not been measured: retrained models tell ({docs_page('evaluation')}).", "trust"
         )
     models, (lds, low, high) = result.values["num_models"], lds_of(result)
     if np.isnan([lds, low]).any():

@@ -1,4 +1,4 @@
-"""Write ``RUN_DIR/report/index.html``."""
+"""Write ``RUN_DIR/report/NAME.html``."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -54,7 +54,7 @@ def write_report(
     path: str | Path | None = None,
     token_scores: TokenScorer | None = None,
 ) -> Path:
-    """Write one self-contained page about a scored run; returns its path, ``RUN_DIR/report/index.html``.
+    """Write one self-contained page about scored targets; returns its path, ``RUN_DIR/report/NAME.html``, named as the scores are.
 
     Args:
         run_dir: the run directory.
@@ -134,7 +134,7 @@ def write_report(
         facts=_facts(model),
         notes=notes,
     )
-    written = Path(path) if path is not None else run.path / "report" / "index.html"
+    written = Path(path) if path is not None else run.page(scores.path.stem)
     with atomic_write(written) as part:
         part.write_text(page(report), encoding="utf-8")
     return written

@@ -89,6 +89,10 @@ class RunDirectory:
     def scores(self, name: str) -> Path:
         return self.path / "scores" / f"{name}.h5"
 
+    def page(self, name: str) -> Path:
+        """The page about the scores of that name: each has its own, so that none replaces another's."""
+        return self.path / "report" / f"{name}.html"
+
     def require_config(self, instead: str) -> None:
         """Refuse a command that needs the data of a run that was made in Python; `instead` is what to call there.
 

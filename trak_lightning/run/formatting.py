@@ -29,3 +29,17 @@ def format_bytes(nbytes: float) -> str:
     while value >= 999.5 and len(units) > 1:
         value, units = value / 1000, units[1:]
     return f"{value:.3g} {units[0]}"
+
+
+def format_significant(value: float | str, digits: int = 4) -> str:
+    """Write a number with all of its significant digits, zeros at the end too, so that numbers that are compared have as many. Text that is
+    no number stays as it is.
+
+    >>> format_significant(0.07749), format_significant(-0.23), format_significant(151), format_significant(1234.4)
+    ('0.07749', '−0.2300', '151.0', '1234')
+    """
+    try:
+        number = float(value)
+    except ValueError:
+        return str(value)
+    return f"{number:#.{digits}g}".removesuffix(".").replace("-", "−")

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
+from trak_lightning.errors import docs_page
+
 Array = npt.NDArray[Any]
 
 FEWEST, SCALED, CORRELATED = 8, 0.5, 0.9
@@ -76,7 +78,7 @@ class Meaning:
         return (
             f"predictions differ from the labels by {error:.3g} (root mean square), and {slope:.3g}·f {intercept:+.3g} by {fitted:.3g}: does "
             "training_step scale the labels? The loss weight y − f, and so the scores, take the labels of the batch as they "
-            "are. Scale them in the dataset, or see docs/modalities.md#labels-that-training_step-scales"
+            f"are. Scale them in the dataset, or see {docs_page('modalities', 'Labels that training_step scales')}"
         )
 
     def error_name(self, loss_weight: Array) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import hyp2f1, stdtrit
 
+from trak_lightning.errors import docs_page
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, evenly
 from trak_lightning.scoring.calibration import (
     FEWEST,
@@ -24,8 +25,6 @@ from trak_lightning.scoring.views import some_targets
 
 JUDGED = 500
 """Number of targets, evenly spaced, that scores are judged on."""
-
-PAGE = "docs/evaluation.md#models-that-you-train-yourself"
 
 MORE = 3
 """The number of further checkpoints whose gain is stated."""
@@ -70,10 +69,14 @@ class Trust:
         return asdict(self) | {"sentence": self.sentence}
 
 
+def _page() -> str:
+    return docs_page("evaluation", "Models that you train yourself")
+
+
 def unpredictable(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -> str | None:
     """Say why the checkpoints cannot judge these scores; None if they can."""
     if not isinstance(scoring, InnerProducts):
-        return f"unknown: scores of this kind cannot be summed over other subsets; retrained models tell: {PAGE}"
+        return f"unknown: scores of this kind cannot be summed over other subsets; retrained models tell: {_page()}"
     if knows_subsets(checkpoints):
         return None
     M = len(checkpoints)
@@ -82,7 +85,7 @@ def unpredictable(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -
         return f"unknown: it takes {FEWEST} or more checkpoints, and there {'is' if M == 1 else 'are'} {M}; train more: --ensemble.size {FEWEST}"
     return (
         f"unknown: it takes {FEWEST} or more checkpoints that were each trained on a recorded part of the training set; here, {parts} of {M} "
-        f"{'was' if parts == 1 else 'were'}; how to train them: {PAGE}"
+        f"{'was' if parts == 1 else 'were'}; how to train them: {_page()}"
     )
 
 

@@ -26,7 +26,7 @@ class Trak(Scorer):
 
     Args:
         regularization: λ as a number, the same for every checkpoint; ``trace/N`` for trace(ΦᵀWΦ)/N; ``auto`` for the rule
-            in docs/regularization.md; ``calibrate`` to choose λ, and the weighting, by the linear datamodeling score over
+            on page regularization of the documentation; ``calibrate`` to choose λ, and the weighting, by the linear datamodeling score over
             the checkpoints themselves, which needs recorded subsets.
         weights: the Gram weighting W, for every training sample: ``none`` 1, ``residual`` abs(q), ``gauss_newton`` r = ∂²ℓ/∂f²
             (q(1 − q) for the logistic loss), ``fisher`` q²; ``auto`` for ``residual``, or for what ``calibrate`` finds.

@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 
 
 class HDF5Store(FeatureStore):
-    """Store each feature set as block files and a manifest; docs/storage.md describes the format.
+    """Store each feature set as block files and a manifest; page storage of the documentation describes the format.
 
     ::
 
@@ -32,7 +32,8 @@ class HDF5Store(FeatureStore):
 
     Args:
         dtype: the type in which features are stored: ``float32``, ``float64``, ``float16``, ``bfloat16`` or ``int8``; see
-            `trak_lightning.stores.encoding`; docs/storage.md says what each costs in quality.
+            `trak_lightning.stores.encoding`; page storage of the documentation says what each costs in
+            quality.
         compression: ``none``, or ``lz4`` or ``zstd`` after a bit shuffle (requires hdf5plugin); gradients hardly compress.
         verify: whether to compare blocks with their checksums when they are read whole.
     """

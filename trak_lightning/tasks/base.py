@@ -104,6 +104,11 @@ class Task(ABC):
             OneSampleAtATime: there is no output per sample for a batch of more than one; for one sample there is, (1,).
         """
 
+    def outcome(self, model: nn.Module, batch: Any) -> Tensor:
+        """Compute what retrained models are compared by, (B,), without gradients: f, or where f has weights that change with the
+        model, a function of fixed form whose gradient is a multiple of that of f at every checkpoint."""
+        return self.output(model, batch)
+
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         """Compute q = −∂ℓ/∂f of every sample, (B,): 1 − p for the logistic loss, 1 for the linear one. `output` is what `output`
         returned.

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, docs_page
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.base import ClassProblems
 from trak_lightning.tasks.fields import Inputs, Key
@@ -87,7 +87,7 @@ class Classification(SupervisedTask):
             }.get(logits.ndim, "For a label per pixel, use task segmentation.")
             raise DataError(
                 f"the model must return logits of shape (B, classes), got {tuple(logits.shape)}. {remedy} Otherwise, use task loss "
-                "with a function of your own: docs/recipes.md."
+                f"with a function of your own: {docs_page('recipes')}."
             )
         return class_logits(logits, self.outputs_are)
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, docs_page
 from trak_lightning.tasks.calling import Arguments, Call, MainAndOthers, OneOrSeveral
 
 Key: TypeAlias = str | int
@@ -99,16 +99,17 @@ def entry(holder: Any, key: Key, setting: str, what: str = "the batch") -> Any:
         by_position = first.isdecimal() and named_entries(holder) is None
         inner = entry(holder, int(first) if by_position else first, setting, what)
         return entry(inner, rest, setting, f"{first} of {what}")
-    remedy = _BY_FUNCTION if _is_list_of_objects(holder) else f"Name the right one: task: {{name: …, {setting}: …}}"
+    remedy = _by_function() if _is_list_of_objects(holder) else f"Name the right one: task: {{name: …, {setting}: …}}"
     raise DataError(
         f"{what} has no {'entry' if isinstance(key, str) else 'position'} {key!r} ({setting}); it is {describe(holder)}. {remedy}."
     )
 
 
-_BY_FUNCTION = (
-    "No setting takes apart one object per sample: give a function (model, batch) → loss of each sample, (B,), task: {name: loss, "
-    "function: …}; or write a Task with an `output` of your own (docs/recipes.md)"
-)
+def _by_function() -> str:
+    return (
+        "No setting takes apart one object per sample: give a function (model, batch) → loss of each sample, (B,), task: {name: loss, "
+        f"function: …}}; or write a Task with an `output` of your own ({docs_page('recipes')})"
+    )
 
 
 def _is_list_of_objects(holder: Any) -> bool:
@@ -175,7 +176,7 @@ def label_key(batch: Any) -> Key:
 
 def _remedy(batch: Any) -> str:
     if _is_list_of_objects(batch):
-        return _BY_FUNCTION
+        return _by_function()
     own = "; or write a Task with an `output` of your own"
     if isinstance(batch, Tensor) or (isinstance(batch, (tuple, list)) and len(batch) == 1):
         return f"It has no labels: give the dataset inputs and labels, as in TensorDataset(X, y){own}"

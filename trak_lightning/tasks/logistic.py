@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from trak_lightning.errors import DataError, SettingsError
 
@@ -19,6 +20,10 @@ class Logistic:
 
     right: Tensor
     wrong: Tensor
+
+    def value(self, margins: Tensor) -> Tensor:
+        """ℓ of every margin."""
+        return self.right * softplus(-margins) + self.wrong * softplus(margins)
 
     def loss_weight(self, margins: Tensor) -> Tensor:
         """q = −∂ℓ/∂f of every margin."""

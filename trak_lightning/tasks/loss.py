@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.data.samples import batch_size, take_sample
-from trak_lightning.errors import DataError, OneSampleAtATime, SettingsError, UnsupportedModelError
+from trak_lightning.errors import DataError, OneSampleAtATime, SettingsError, UnsupportedModelError, docs_page
 from trak_lightning.tasks.base import Task, current_size
 from trak_lightning.tasks.fields import Inputs, all_tensors, describe, named_entries, select_entries
 from trak_lightning.tasks.margin import is_wrapped
@@ -216,7 +216,7 @@ def _remedy(shape: Sequence[int], size: int) -> str:
     if size == 1:
         return (
             "If its entries are parts of the sample, take their mean or sum; if they are samples, such as the nodes of one graph, see "
-            "docs/recipes.md#the-nodes-of-one-graph."
+            f"{docs_page('recipes', 'The nodes of one graph')}."
         )
     flat = f" If samples were flattened, loss.unflatten(0, ({size}, -1)).mean(1)." if shape[0] % size == 0 else ""
     return (

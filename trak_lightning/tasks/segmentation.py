@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, docs_page
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.probabilities import OutputsAre
 from trak_lightning.tasks.sum_of_margins import Reduction
@@ -86,5 +86,5 @@ def _require_pixels(logits: Tensor, labels: Tensor) -> None:
             f"the model must return logits of shape (B, classes, …) for labels of shape (B, …), such as (B, C, H, W) for "
             f"(B, H, W); got logits {tuple(logits.shape)} and labels {tuple(labels.shape)}. If they differ in resolution, resize "
             "the logits at the end of the model's forward, as the training loss does; if classes come last, use task "
-            "token_classification with flattened pixels; otherwise, task loss with a function of your own: docs/recipes.md."
+            f"token_classification with flattened pixels; otherwise, task loss with a function of your own: {docs_page('recipes')}."
         )

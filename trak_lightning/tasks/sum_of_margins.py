@@ -1,11 +1,13 @@
 """Samples that pose several classification problems each: the tokens of a sequence, the labels of an image."""
 
+import copy
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.fields import Inputs, Key
@@ -86,12 +88,26 @@ class SumOfMargins(SupervisedTask):
     def terms(self, model: nn.Module, batch: Any) -> Terms:
         """Compute the problems of every sample in `batch`, differentiable."""
 
+    def summed_losses(self) -> Self:
+        """A copy for which q·∇f is minus the gradient of Σ_t ℓ_t."""
+        found = copy.copy(self)
+        found.reduction, found._weigh_each_term, found._memo = "sum", True, Memo[Terms]()
+        return found
+
     def output(self, model: nn.Module, batch: Any) -> Tensor:
         terms = self.terms(model, batch)
         total = self._weighted(terms).sum(1)
         output = total if self.reduction == "sum" else total / _count(terms)
         self._memo.keep(batch, output, replace(terms, margins=terms.margins.detach()))
         return output
+
+    def outcome(self, model: nn.Module, batch: Any) -> Tensor:
+        """Compute f, or minus the loss if each term is weighted: the weights in f are those of the model at hand."""
+        if not self._weigh_each_term:
+            return self.output(model, batch)
+        terms = self.terms(model, batch)
+        total = -torch.where(terms.counted, terms.loss.value(terms.margins), 0).sum(1)
+        return total if self.reduction == "sum" else total / _count(terms)
 
     def summands(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Compute what each term adds to the output of its sample, (B, T), differentiable, and whether it counts, (B, T)."""

@@ -49,13 +49,18 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="language models: mark the tokens of the first examples that moved each target; takes one backward pass per token",
     )
-    parser.add_argument("--output", type=str | None, default=None, help="default: RUN_DIR/report/index.html")
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        default=None,
+        help="file to write; default: RUN_DIR/report/NAME.html, named as the scores are, such as test.html",
+    )
     options = CommandLine.of(argv, parser).parse()
     started = time.perf_counter()
     run = RunDirectory(options.run_dir)
     scores = open_scores(run, options.name)  # what is missing is said before torch is imported
     run.require_config("report(targets) of its TRAK object, or trak_lightning.report.write_report")
-    require_writable(Path(options.output) if options.output else run.path / "report" / "index.html")
+    require_writable(Path(options.output) if options.output else run.page(scores.path.stem))
     render = _function(options.render)
 
     from trak_lightning.cli.job import Job

@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
         "--groups",
         type=str | None,
         default=None,
-        help="each group keeps its share of the training set: label, a column of the samples, or a .npy file with one group "
-        "per sample",
+        help="each group keeps its share of the training set: label, a column of the samples such as source or numeric[0], or "
+        "a .npy file with one group per sample",
     )
     add_scored(parser)
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")

@@ -17,14 +17,14 @@ from trak_lightning.run.directory import RunDirectory
 
 
 def main(argv: Sequence[str]) -> int:
-    """Rank the training samples, print the first, and store those before the cut, or all if there is none."""
+    """Rank the training samples, print the first, and store the ranking and the positions before the cut."""
     started = time.perf_counter()
     parser = command_parser(
         "suspects",
         "RUN_DIR [options]",
         "Training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on them. "
-        "Writes RUN_DIR/suspects/suspects.csv, suspects.json and indices.npy. A task without classes is ranked by its error, "
-        "without a cut: the table holds the whole ranking, and there is no indices.npy.",
+        "RUN_DIR/suspects/suspects.csv and suspects.json hold the ranking of all samples, with a column before_cut; indices.npy has the "
+        "positions before the cut. A task without classes is ranked by its error: no cut, no indices.npy.",
     )
     parser.add_argument("--run_dir", type=str, required=True, help="a featurized run directory; also by position")
     parser.add_argument(
@@ -48,16 +48,14 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         print_json({"path": folder, **found.to_json(max(options.k, len(found)))})
     else:
-        where = (
-            short_path(folder) if found.has_cut else f"{short_path(folder)} holds the whole ranking, and no indices.npy"
-        )
+        where = f"ranking in {short_path(folder / 'suspects.csv')}"
         summary("suspects", f"{found.describe()}; {where}", len(found.ranking), "samples", started)
         _print(found, options.k)  # after the line that says whether any is suspicious
     return 0
 
 
 def write(found: Suspects, folder: Path) -> None:
-    """Write the table, the same as JSON and, if there is a cut, the positions before it."""
+    """Write the ranking as a table and as JSON and, if there is a cut, the positions before it."""
     found.to_csv(folder / "suspects.csv")
     with atomic_write(folder / "suspects.json") as part:
         part.write_text(json.dumps(found.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
@@ -106,6 +104,8 @@ def _print(found: Suspects, count: int) -> None:
     if found.has_cut and not len(found) and shown:
         table.title, table.title_justify = "Most suspicious, none of them before the cut", "left"
     Console().print(table)
-    listed = len(found) if found.has_cut else len(found.ranking)
+    listed, which = (len(found), " before the cut") if found.has_cut else (len(found.ranking), "")
     if len(shown) < listed:
-        print(f"The first {len(shown)} of {listed}; -k {listed} prints all, and suspects.csv has them.")
+        print(
+            f"The first {len(shown)} of {listed}{which}; -k {listed} prints them, and suspects.csv has the whole ranking."
+        )

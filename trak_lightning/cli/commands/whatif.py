@@ -11,6 +11,7 @@ import numpy as np
 from jsonargparse import Namespace
 
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
+from trak_lightning.cli.columns import WRITTEN, Condition
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.output import print_json, summary
 from trak_lightning.cli.train_values import column_of, labels_of
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--remove_label", type=str | None, default=None, help="a class, by name or number")
     parser.add_argument(
-        "--remove_where", type=str | None, default=None, help="column=value, of samples that have columns: source=web"
+        "--remove_where", type=str | None, default=None, help=f"samples with a value in a column: {WRITTEN}"
     )
     add_scored(parser)
     parser.add_argument("-k", type=int, default=10, help="number of targets to print on either side")
@@ -89,16 +90,8 @@ def _samples(config: Namespace) -> Array:
         if not mask.any():
             raise DataError(f"no training sample has the label {wanted!r}; the labels are {', '.join(names[:20])}")
         return mask
-    column, equals, value = config.remove_where.partition("=")
-    if not equals:
-        raise UsageError(f"--remove_where must be column=value, got {config.remove_where!r}")
-    values = column_of("whatif", config.run_dir, column)
-    mask = values == value
-    if not mask.any():
-        known = np.unique(values).tolist()
-        listed = ", ".join(map(repr, known[:10])) + ", …" * (len(known) > 10)
-        raise DataError(f"no training sample has {column} = {value!r}; the values of {column} are {listed}")
-    return mask
+    condition = Condition.parse(config.remove_where)
+    return condition.mask(column_of("whatif", config.run_dir, condition.column))
 
 
 def _read(source: str) -> Array:

@@ -1,0 +1,116 @@
+"""Columns of samples, and conditions on them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from trak_lightning.cli.columns import Condition, require_column, text_of, value_of
+from trak_lightning.cli.error_messages import UsageError
+from trak_lightning.errors import DataError
+
+VECTOR = torch.tensor([9.0, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("web", "web"),
+        (3, "3"),
+        (np.float32(0.1), "0.1"),
+        (torch.tensor(3), "3"),
+        (torch.tensor([0.1]), "0.1"),
+        (torch.tensor(2.0, dtype=torch.bfloat16), "2.0"),
+        (torch.tensor(True), "True"),
+        (np.array("web"), "web"),
+    ],
+)
+def test_a_column_holds_one_value_as_text(value, text):
+    assert text_of(value, "source") == text
+
+
+@pytest.mark.parametrize(
+    ("sample", "column", "text"),
+    [
+        ({"numeric": VECTOR, "y": 3}, "numeric[1]", "0.25"),
+        ({"numeric[1]": 7, "numeric": VECTOR}, "numeric[1]", "7"),
+        (({"numeric": VECTOR}, 3), "numeric[0]", "9.0"),
+        (({"numeric": VECTOR}, 3), "y", "3"),
+        ((VECTOR, torch.tensor([2.5])), "x[1]", "0.25"),
+        ((VECTOR, torch.tensor([2.5])), "y", "2.5"),
+        (((VECTOR, torch.tensor([4.0, 5.0])), 3), "x1[0]", "4.0"),
+        ((VECTOR, torch.tensor([4.0, 5.0]), 3), "x1[1]", "5.0"),
+        ((VECTOR, torch.tensor([4.0, 5.0]), 3), "x2", "3"),
+        (("a text", 3), "x", "a text"),
+        ({"image": torch.tensor([[1, 2], [3, 4]])}, "image[1][0]", "3"),
+        (SimpleNamespace(size=torch.tensor(4), _hidden=1), "size", "4"),
+        ({"source": "web"}, "book", "None"),
+    ],
+)
+def test_columns_go_by_the_names_that_a_report_shows(sample, column, text):
+    assert value_of(sample, column) == text
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, 0), lambda x: {"x": x, "y": 0}])
+def test_a_feature_that_the_datamodule_names_is_a_column(wrap):
+    for value, text in ((1.0, "1"), (0.25, "0.25")):
+        assert value_of(wrap(torch.tensor([9.0, value])), "sex", ["age", "sex"]) == text
+
+
+def test_a_column_that_is_not_there_or_is_more_than_one_value_is_named_with_what_can_be_written():
+    with pytest.raises(DataError, match=r"no column 'age'; their columns are numeric\[0\] … numeric\[1\], y$"):
+        require_column({"numeric": VECTOR, "y": 3}, "age", (), [])
+    with pytest.raises(DataError, match=r"no column 'old'; their columns are age, sex, x\[0\] … x\[1\], y$"):
+        require_column((VECTOR, 3), "old", ["age", "sex"], [])
+    with pytest.raises(DataError, match=r"holds 2 values per sample, of shape \(2,\); one is needed, such as x\[0\]"):
+        value_of((VECTOR, 3), "x")
+    with pytest.raises(DataError, match=r"x has no entry \[2\]: its shape is \(2,\)"):
+        value_of((VECTOR, 3), "x[2]")
+    require_column((VECTOR, 3), "x[1]", (), [])
+    require_column((VECTOR, 3), "sex", ["age", "sex"], [])
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("age>60", [60.5, 70]),
+        ("age >= 60.5", [60.5, 70]),
+        ("age<=9", [9, -1]),
+        ("age<9", [-1]),
+        ("age=70", [70]),
+        ("age==7e1", [70]),
+        ("age!=9", [60.5, 70, -1]),
+    ],
+)
+def test_numbers_are_compared_as_numbers(condition, expected):
+    ages = [9.0, 60.5, 70.0, -1.0]
+    found = Condition.parse(condition)
+    assert found.column == "age"
+    assert np.array(ages)[found.mask(np.array(list(map(str, ages))))].tolist() == expected
+
+
+@pytest.mark.parametrize(("condition", "expected"), [("s=web", [0, 2]), ("s!=web", [1]), ("s=a=b>c", [1])])
+def test_text_is_compared_as_text(condition, expected):
+    mask = Condition.parse(condition).mask(np.array(["web", "a=b>c", "web"]))
+    assert np.flatnonzero(mask).tolist() == expected
+
+
+@pytest.mark.parametrize("text", ["age", ">60", "=web", ""])
+def test_what_is_no_condition_is_refused_with_what_can_be_written(text):
+    with pytest.raises(UsageError, match=r"in quotes: 'source=web', 'age>60' or 'numeric\[0\]<=1.5', got"):
+        Condition.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("condition", "values", "message"),
+    [
+        ("age>old", ["1"], "> compares numbers, and 'old' is none; write = or !="),
+        ("source<3", ["1", "web"], "< compares numbers, and source holds 'web'; write = or !="),
+        ("source=tv", ["book", "web", "web"], "has source = tv; the values of source are 'book', 'web'$"),
+        ("age>60", [str(each) for each in range(50)], "has age > 60; the values of age are from 0 to 49$"),
+    ],
+)
+def test_a_condition_that_cannot_hold_says_why(condition, values, message):
+    with pytest.raises(DataError, match=message):
+        Condition.parse(condition).mask(np.array(values))

@@ -1,0 +1,190 @@
+"""Columns of samples, by the names that a report shows: ``source``, ``numeric[0]``, ``x[3]``; and conditions on them: ``age>60``."""
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trak_lightning.cli.error_messages import UsageError
+from trak_lightning.errors import DataError
+from trak_lightning.scoring.base import Array
+
+OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "!=": operator.ne,
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+WRITTEN = "a column, one of = != < <= > >=, and a value, in quotes: 'source=web', 'age>60' or 'numeric[0]<=1.5'"
+"""What can be written as a condition."""
+
+MOST_LISTED = 10
+
+
+class Condition(NamedTuple):
+    """A comparison of a column with a value: of numbers, if both are, otherwise of text."""
+
+    column: str
+    operator: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Condition":
+        """Read what `WRITTEN` describes.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        found = re.fullmatch(r"([^<>=!]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*)", text.strip(), re.DOTALL)
+        if found is None:
+            raise UsageError(f"--remove_where must be {WRITTEN}, got {text!r}")
+        column, comparison, value = found.groups()
+        return cls(column, "=" if comparison == "==" else comparison, value)
+
+    def __str__(self) -> str:
+        return f"{self.column} {self.operator} {self.value}"
+
+    def mask(self, values: Array) -> Array:
+        """Whether each of the values (n,), which are text, fulfills it.
+
+        Raises:
+            DataError: none does, or text would have to be smaller or larger than something.
+        """
+        compare, wanted, texts = OPERATORS[self.operator], _number(self.value), values.tolist()
+        numbers = [None if wanted is None else _number(text) for text in texts]
+        if self.operator not in ("=", "!=") and None in numbers:
+            what = f"{self.value!r} is none"
+            if wanted is not None:
+                what = f"{self.column} holds {texts[numbers.index(None)]!r}"
+            raise DataError(f"{self}: {self.operator} compares numbers, and {what}; write = or !=")
+        pairs = [
+            (text, self.value) if number is None else (number, wanted)
+            for text, number in zip(texts, numbers, strict=True)
+        ]
+        mask: Array = np.array([bool(compare(*pair)) for pair in pairs])
+        if not mask.any():
+            raise DataError(
+                f"no training sample has {self}; the values of {self.column} are {_listed(values, numbers)}"
+            )
+        return mask
+
+
+def value_of(sample: Any, column: str, feature_names: Sequence[str] = ()) -> str:
+    """Return the text of what a sample has in a column: ``3`` of a tensor that holds one number, ``None`` where a sample has no such
+    column.
+
+    Columns are the entries of a mapping and the public attributes of an object such as a graph. Of a pair of inputs and a label, the label
+    is ``y``, and the inputs are ``x``, or ``x0``, ``x1``, … if they are a tuple. ``numeric[0]`` is an entry of a vector, which also goes by its
+    name in `feature_names`, those of the DataModule.
+
+    Raises:
+        DataError: the column holds several values, or no such entry.
+    """
+    columns = columns_of(sample)
+    if column in columns:
+        return text_of(columns[column], column)
+    if column in feature_names and (vector := _vector(columns, len(feature_names))) is not None:
+        return f"{float(vector[list(feature_names).index(column)]):g}"
+    name, entry = _entry(column)
+    value = columns.get(name)
+    if value is None or not entry:
+        return text_of(value, column)
+    try:
+        for place in entry:
+            value = value[place]
+    except (IndexError, TypeError, KeyError):
+        raise DataError(
+            f"{name} has no entry {column.removeprefix(name)}: its shape is {tuple(np.shape(columns[name]))}"
+        ) from None
+    return text_of(value, column)
+
+
+def require_column(sample: Any, column: str, feature_names: Sequence[str], dataset: Any) -> None:
+    """Refuse a column that the first sample does not have.
+
+    Raises:
+        DataError: names the columns that there are.
+    """
+    columns = columns_of(sample)
+    named = list(feature_names) if _vector(columns, len(feature_names)) is not None else []
+    if column not in [*columns, *named] and _entry(column)[0] not in columns:
+        known = ", ".join([*named, *map(_described, columns, columns.values())])
+        known = known or f"none: a sample is a {type(sample).__name__}"
+        raise DataError(f"samples of {type(dataset).__name__} have no column {column!r}; their columns are {known}")
+
+
+def columns_of(sample: Any) -> dict[str, Any]:
+    """The columns of a sample; see `value_of`."""
+    if isinstance(sample, (tuple, list)) and len(sample) == 2 and math.prod(np.shape(sample[1])) == 1:
+        return {**_columns_of_content(sample[0]), "y": sample[1]}
+    return _columns_of_content(sample)
+
+
+def _columns_of_content(content: Any) -> dict[str, Any]:
+    if isinstance(content, Mapping):
+        return {str(name): value for name, value in content.items()}
+    if isinstance(content, (tuple, list)):
+        columns: dict[str, Any] = {}
+        for place, part in enumerate(content):
+            columns |= _columns_of_content(part) if isinstance(part, Mapping) else {f"x{place}": part}
+        return columns
+    if hasattr(content, "shape") or isinstance(content, (str, int, float)):
+        return {"x": content}
+    return {name: value for name, value in getattr(content, "__dict__", {}).items() if not name.startswith("_")}
+
+
+def text_of(value: object, column: str) -> str:
+    """Return the text that a value of a column is compared by: of a tensor or an array, that of the number in it.
+
+    Raises:
+        DataError: it holds several.
+    """
+    from torch import Tensor, bfloat16
+
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy() if value.dtype is not bfloat16 else value.float().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        if value.size != 1:
+            raise DataError(
+                f"column {column!r} holds {value.size} values per sample, of shape {value.shape}; one is needed, such as "
+                f"{column}{'[0]' * value.ndim}"
+            )
+        value = value.reshape(-1)[0]
+    return str(value)
+
+
+def _entry(column: str) -> tuple[str, list[int]]:
+    """The name and the places of ``numeric[0]``; no places, if there are none."""
+    found = re.fullmatch(r"(.+?)((?:\[\d+\])+)", column)
+    return (column, []) if found is None else (found[1], [int(each) for each in re.findall(r"\d+", found[2])])
+
+
+def _vector(columns: Mapping[str, Any], size: int) -> Any:
+    """The first column that is a vector of `size` features; None if there is none."""
+    return next((each for each in columns.values() if size and np.shape(each) == (size,)), None)
+
+
+def _described(name: str, value: Any) -> str:
+    shape: tuple[int, ...] = getattr(value, "shape", ())
+    return f"{name}[0] … {name}[{shape[0] - 1}]" if len(shape) == 1 and shape[0] > 1 else name
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _listed(values: Array, numbers: Sequence[float | None]) -> str:
+    known = np.unique(values).tolist()
+    finite = [each for each in numbers if each is not None]
+    if len(known) > MOST_LISTED and len(finite) == len(values):
+        return f"from {min(finite):g} to {max(finite):g}"
+    return ", ".join(map(repr, known[:MOST_LISTED])) + ", …" * (len(known) > MOST_LISTED)
