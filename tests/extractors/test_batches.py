@@ -272,7 +272,7 @@ def test_a_parameter_that_the_first_sample_does_not_reach(use, elsewhere, size):
 
     def part(self, hidden, deep):
         beside = hidden * self.scale if elsewhere else hidden.sin()
-        if (deep > 0).any():  # no module shows this branch, and its gradient is zero at first if `use` is
+        if deep.int().any():  # no module shows this branch, and its gradient is zero at first if `use` is
             hidden = hidden + (deep - 1)[:, None].clamp(min=0) * self.scale * hidden
         return hidden, beside
 

@@ -51,6 +51,11 @@ CASES = {
     "with weight decay": (CLASSES, decayed, False),
     "smoothed": (CLASSES, lambda module, f, y: cross_entropy(f, y, label_smoothing=0.1), True),
     "weighted": (CLASSES, weighted, True),
+    "weighted by torch, as the task knows": (
+        ({"name": CLASSES[0], "class_weight": WEIGHTS}, CLASSES[1]),
+        lambda module, f, y: cross_entropy(f, y, torch.tensor(WEIGHTS)),
+        False,
+    ),
     "weighted, as the task knows": (({"name": CLASSES[0], "class_weight": WEIGHTS}, CLASSES[1]), weighted, False),
     "focal": (CLASSES, focal, True),
     "random": (CLASSES, lambda module, f, y: cross_entropy(torch.rand(()) * f, y), False),
@@ -82,3 +87,50 @@ def test_a_training_step_with_another_loss_is_noticed(problem, loss, warned, tmp
     trak.featurize(TensorDataset(x, y), checkpoints=[model])
     assert caplog.text.count("training_step of Net has another loss") == warned
     assert model.seen == [], "what training_step keeps is put back"
+
+
+def per_token(reduction="mean", **options):
+    return lambda module, f, y: cross_entropy(f.transpose(1, 2), y, reduction=reduction, **options)
+
+
+def of_all_tokens(module, f, y):
+    return cross_entropy(f.transpose(1, 2), y, reduction="none").mean()
+
+
+def focal_tokens(module, f, y):
+    each = cross_entropy(f.transpose(1, 2), y, reduction="none")
+    return (each * (1 - (-each).exp()) ** 2).mean()
+
+
+TOKENS = {
+    "mean": ({}, per_token(), False),
+    "sum": ({}, per_token("sum"), False),
+    "mean of all": ({}, of_all_tokens, False),
+    "each weighted": ({"level": "token"}, per_token(), False),
+    "mean in both": ({"reduction": "mean"}, per_token(), False),
+    "weighted, as the task knows": ({"class_weight": WEIGHTS}, per_token(weight=torch.tensor(WEIGHTS)), False),
+    "smoothed": ({}, per_token(label_smoothing=0.2), True),
+    "focal": ({}, focal_tokens, True),
+    "other labels": ({}, lambda module, f, y: per_token()(module, f, torch.where(y == -100, 0, y)), True),
+}
+
+
+@pytest.mark.parametrize(("options", "loss", "warned"), TOKENS.values(), ids=TOKENS)
+def test_a_training_step_of_sequences_is_compared_token_by_token(options, loss, warned, tmp_path, caplog):
+    torch.manual_seed(0)
+    x = torch.randn(40, 7, 5)
+    y = (
+        CLASSES[1](x.flatten(0, 1))
+        .view(40, 7)
+        .masked_fill(torch.rand(40, 7) < torch.linspace(0, 0.7, 40)[:, None], -100)
+    )
+    y[:, 0] = 1
+    model = Net(loss)
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(100):
+        optimizer.zero_grad()
+        per_token()(model, model(x), y).backward()
+        optimizer.step()
+    trak = TRAK(model.eval(), {"name": "token_classification", **options}, tmp_path, projector="identity")
+    trak.featurize(TensorDataset(x, y), checkpoints=[model])
+    assert caplog.text.count("training_step of Net has another loss") == warned

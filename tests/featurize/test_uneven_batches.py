@@ -160,7 +160,7 @@ def test_a_gradient_that_is_zero_only_in_its_batch_is_refused(seed, model, train
 
 def mixing_if_large(model, x):
     hidden = model.first(x)
-    return model.second(hidden + hidden.mean(0) * 0 if x.max() < 9 else hidden + hidden.mean(0) * 0 + hidden.mean(0))
+    return model.second(hidden + hidden.mean(0) * 0 if x.int().max() < 9 else hidden + hidden.mean(0) * 0 + hidden.mean(0))
 
 
 def test_a_branch_of_known_operations_is_verified(tmp_path):

@@ -85,8 +85,8 @@ class Indexed(Dataset):
 class CollateIndexed:
     """Collate samples with their positions to an `IndexedBatch`.
 
-    With `compare`, one sample of each batch is read twice, and samples are collated alone as well: all of them while that
-    takes little of the time, else two of each batch, drawn from its position.
+    With `compare`, samples are read twice, and collated alone as well: all of them while that takes little of the time, else one
+    and two of each batch, drawn from its position.
     """
 
     def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any], *, compare: bool = True) -> None:
@@ -114,19 +114,27 @@ class CollateIndexed:
     def _compared(self, found: IndexedBatch, values: list[Any]) -> IndexedBatch:
         now = perf_counter()
         self._started = now if self._started is None else self._started
-        size, affordable = len(values), self._spent <= FREE_SECONDS + SHARE * (now - self._started)
+        size, left = len(values), FREE_SECONDS + SHARE * (now - self._started) - self._spent
         drawn = derive_seed("compare", int(found.index[0]))
-        assert found.content is not None
-        chosen = range(size) if affordable else sorted({drawn % size, drawn // size % size})
+        chosen = range(size) if left >= 0 else sorted({drawn % size, drawn // size % size})
         differs: dict[str, npt.NDArray[np.bool_]] = {}
         if self._collate_fn is not default_collate:  # which is known to keep samples apart
             differs = differences(found.batch, self._alone(values, chosen), chosen, size)
-        again = np.zeros(size, bool)
-        position = drawn % size
-        hashed = content_hash(self._dataset[int(found.index[position])])
-        again[position] = hashed != found.content[position] and UNKNOWN not in (hashed, found.content[position])
+        again = self._read_again(found, drawn % size, now + left)
         self._spent += perf_counter() - now
         return found._replace(differs=differs, changed_on_reread=again)
+
+    def _read_again(self, found: IndexedBatch, first: int, until: float) -> npt.NDArray[np.bool_]:
+        """Read the sample at position `first` once more, and those after it while there is time; which have other content now, (B,)."""
+        assert found.content is not None
+        size = len(found.content)
+        changed = np.zeros(size, bool)
+        for position in (number % size for number in range(first, first + size)):
+            hashed = content_hash(self._dataset[int(found.index[position])])
+            changed[position] = hashed != found.content[position] and UNKNOWN not in (hashed, found.content[position])
+            if perf_counter() > until:
+                break
+        return changed
 
     def _alone(self, values: list[Any], chosen: Sequence[int]) -> list[Any]:
         """These samples, each collated alone; None for a sample that cannot be."""

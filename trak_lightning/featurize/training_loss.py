@@ -1,6 +1,7 @@
 """Notice that training_step computes another loss than that of the task."""
 
 import logging
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import lightning as L
@@ -19,11 +20,12 @@ from trak_lightning.tasks.binary import BinaryClassification
 from trak_lightning.tasks.classification import Classification
 from trak_lightning.tasks.loss import Loss
 from trak_lightning.tasks.regression import Regression
+from trak_lightning.tasks.sum_of_margins import SumOfMargins
 
 log = logging.getLogger(__name__)
 
-COMPARED = (Classification, BinaryClassification, Regression)
-"""Tasks for which q·∇f is exactly minus the gradient of the loss of a sample."""
+COMPARED = (Classification, BinaryClassification, Regression, SumOfMargins)
+"""Tasks for which q·∇f is exactly minus the gradient of the loss of a sample, or would be if they weighed each of its terms."""
 
 PARALLEL, ALIKE = 0.9, 1.5
 """The smallest cosine of the two gradients of a sample, and the largest ratio of their lengths' ratios over samples, that pass: weight decay
@@ -54,22 +56,22 @@ def warn_of_training_step(
     _SEEN[model].add(type(task))
     try:
         chosen = _chosen(rows, task, batch)
-        found = [_compared(model, task, layout, batch.fetch([each]), rows.loss_weight[each]) for each in chosen]
+        found = [_compared(model, task, layout, batch.fetch([each])) for each in chosen]
     except (
         Exception
     ):  # the user's code, which may need a training that is under way, or batches of more than one sample
         return
-    cosines, ratios = np.array(found).reshape(-1, 2).T
-    if not len(found) or np.isnan(found).any():
+    if not found or np.isnan(cosines := np.array([each.cosine for each in found])).any():
         return
-    if cosines.min() < PARALLEL or ratios.max() > ALIKE * ratios.min():
+    ratios = np.array([each.ratios for each in found])
+    if cosines.min() < PARALLEL or (ratios.max(0) > ALIKE * ratios.min(0)).all():
         log.warning(
             "task  training_step of %s has another loss than task %s: the gradients of some samples are %s times those of the task, with "
             "cosines %s; one factor is expected, and cosines of 1. Does it scale or smooth labels, weight classes, or add other terms? Set that "
             "option of the task, or use task loss with function: training_step (%s)",
             type(model).__name__,
             type(task).__name__,
-            ", ".join(f"{ratio:.3g}" for ratio in ratios),
+            ", ".join(f"{ratio:.3g}" for ratio in ratios[:, 0]),
             ", ".join(f"{cosine:.2f}" for cosine in cosines),
             docs_page("trust", "The loss that you trained with"),
         )
@@ -85,25 +87,48 @@ def _chosen(rows: FeatureRows, task: Task, batch: SampleBatch) -> list[int]:
     return sorted({order[0], order[len(order) // 2], order[-1], *list(first.values())[:CLASSES]}) if order else []
 
 
-def _compared(
-    model: nn.Module, task: Task, layout: ParameterLayout, one: SampleBatch, loss_weight: float
-) -> tuple[float, float]:
-    """The cosine of the gradients of the loss of training and of that of the task, and the ratio of their lengths; NaN where the loss of
-    training is random."""
+class _Compared(NamedTuple):
+    cosine: float
+    """Of the gradients of the loss of training and of that of the task; NaN where the loss of training is random."""
+    ratios: tuple[float, ...]
+    """The ratio of their lengths, where the loss is the sum over the terms of a sample, or the sum divided by each of `_divisors`."""
+
+
+def _compared(model: nn.Module, task: Task, layout: ParameterLayout, one: SampleBatch) -> _Compared:
     training = Loss(function="training_step", single_losses="trusted")
-    (first, trained), (again, _) = (sample_gradient(model, training, one, layout) for _ in range(2))
-    mine = sample_gradient(model, task, one, layout)[1]
-    if not torch.equal(first, again):
-        return float("nan"), float("nan")
+    first, trained = sample_gradient(model, training, one, layout)
+    with torch.no_grad(), batch_of(1):
+        random = not torch.equal(first, training.output(model, one.data))
+    exact = task.summed_losses() if isinstance(task, SumOfMargins) else task
+    output, slopes = sample_gradient(model, exact, one, layout)
+    with torch.no_grad(), batch_of(1):
+        loss_weight = float(exact.loss_weight_and_curvature(model, one.data, output)[0])
+        divisors = _divisors(exact, model, one)
     product = squared = own = 0.0
-    for left, right in zip(trained, mine, strict=True):
-        left, right = _or_zero(left, right), _or_zero(right, left) * float(loss_weight)
+    for left, right in zip(trained, slopes, strict=True):
+        left, right = _or_zero(left, right), _or_zero(right, left) * loss_weight
         product += float((left * right).sum())
         squared += float(left.square().sum())
         own += float(right.square().sum())
-    if not squared or not own:
-        return (1.0 if squared == own else 0.0), (squared / own) ** 0.5 if own else float("inf")
-    return product / (squared * own) ** 0.5, (squared / own) ** 0.5
+    ratio = (squared / own) ** 0.5 if own else 1.0 if squared == own else float("inf")
+    cosine = product / (squared * own) ** 0.5 if squared and own else float(squared == own)
+    return _Compared(float("nan") if random else cosine, tuple(ratio * each for each in divisors))
+
+
+def _divisors(task: Task, model: nn.Module, one: SampleBatch) -> list[float]:
+    """What the loss of a sample alone may be divided by, although that of a batch is not: the number of terms that count, or of all, or the sum
+    of their class weights."""
+    if isinstance(task, SumOfMargins):
+        terms = task.terms(model, one.data)
+        return [
+            1.0,
+            float(terms.counted.sum()),
+            float(terms.counted.numel()),
+            float(terms.loss.right[terms.counted].sum()),
+        ]
+    if isinstance(task, Classification) and task.class_weight is not None:
+        return [1.0, task.class_weight[int(task.class_labels(one.data)[0])]]
+    return [1.0]
 
 
 def _or_zero(gradient: Tensor | None, other: Tensor | None) -> Tensor:

@@ -1,11 +1,13 @@
 """Samples that pose several classification problems each: the tokens of a sequence, the labels of an image."""
 
+import copy
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.fields import Inputs, Key
@@ -85,6 +87,12 @@ class SumOfMargins(SupervisedTask):
     @abstractmethod
     def terms(self, model: nn.Module, batch: Any) -> Terms:
         """Compute the problems of every sample in `batch`, differentiable."""
+
+    def summed_losses(self) -> Self:
+        """A copy for which q·∇f is minus the gradient of Σ_t ℓ_t."""
+        found = copy.copy(self)
+        found.reduction, found._weigh_each_term, found._memo = "sum", True, Memo[Terms]()
+        return found
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
         terms = self.terms(model, batch)

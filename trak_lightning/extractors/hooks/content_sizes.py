@@ -18,9 +18,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trak_lightning.extractors.hooks.decisions import Decisions
+
 _CONSTANT = {"zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full"}
 _ORDERED = {"sort", "topk", "msort"}
-_READ = {"tolist", "numpy", "__array__", "item"}
+_READ = {"tolist", "numpy", "__array__"}
 _CHOOSES = _ORDERED | {
     *("index", "index_select", "gather", "take_along_dim", "index_put", "index_put_", "_index_put_impl_"),
     *("index_copy", "index_copy_", "scatter", "scatter_", "_pack_padded_sequence"),
@@ -59,6 +61,7 @@ class ContentSizes(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self._parameters = frozenset(map(id, parameters))
+        self.decisions = Decisions()
         self.operations: Counter[tuple[Any, ...]] = Counter()
         """How often each operation was made, with the parameters that it was given."""
         self._packed = frozenset(packed)
@@ -94,11 +97,13 @@ class ContentSizes(TorchDispatchMode):
         made_with = (func, *[id(tensor) for tensor in given if id(tensor) in self._parameters])
         self.operations[made_with] += 1
         if operation.reads:
-            self._note_read(given)
+            self._note_read(given, out)
             return out
         made = [out] if isinstance(out, Tensor) else _tensors(out)
         if made:
             self._note(operation, args, kwargs, given, made)
+            if len(made) == 1 and (made[0].dtype == torch.bool or made[0].numel() == 1) and self._is_data(made[0]):
+                self.decisions.note(operation.name, args, _keyed(given), _keyed(made))
         return out
 
     def dependent(self, tensor: Tensor) -> frozenset[int]:
@@ -124,9 +129,11 @@ class ContentSizes(TorchDispatchMode):
             if order is not None:
                 self._data.discard(_key(order))
 
-    def _note_read(self, given: list[Tensor]) -> None:
-        if not self._atomic and any(_key(tensor) in self._data and not _is_one_bit(tensor) for tensor in given):
-            self._read = True
+    def _note_read(self, given: list[Tensor], value: Any = None) -> None:
+        data = [] if self._atomic else [tensor for tensor in given if self._is_data(tensor)]
+        if data:
+            self._read |= not all(map(_is_one_bit, data))
+            self.decisions.read(_keyed(data), value)
 
     def _note(self, operation: _Operation, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor]) -> None:
         own = [_key(tensor) for tensor in given]
@@ -246,6 +253,10 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 _PLAIN = {bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format}
+
+
+def _keyed(tensors: list[Tensor]) -> list[tuple[int, Tensor]]:
+    return [(_key(tensor), tensor) for tensor in tensors]
 
 
 def _key(tensor: Tensor) -> int:

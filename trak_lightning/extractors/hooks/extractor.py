@@ -106,7 +106,7 @@ class Hooks(GradientExtractor):
         assert known.plan is not None
         with Tape(known.plan, sink, batch.size, model, layout, self.budget) as tape, batch_of(batch.size):
             try:
-                with _explained():
+                with _explained(), tape.listening():
                     output = task.output(model, batch.data)
             except PlanFailed:
                 if rehearsed is not None:

@@ -52,12 +52,13 @@ class Rerun:
 @dataclass(frozen=True)
 class Plan:
     """What a tape records. `unused` are the parameters that no output has depended on so far; `copies` names the modules whose
-    inputs are changed in place after the call, and must be copied."""
+    inputs are changed in place after the call, and must be copied. `decides`: Python decides by values of the batch as a whole."""
 
     layers: tuple[Layer, ...]
     reruns: tuple[Rerun, ...]
     unused: tuple[str, ...]
     copies: frozenset[str]
+    decides: bool = False
 
     def account(self, layout: ParameterLayout) -> list[RuleUse]:
         """Count the parameters of the layout by the rule that handles them. A tied parameter counts once, where it occurs first."""

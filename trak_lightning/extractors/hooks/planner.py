@@ -47,6 +47,12 @@ _LOOKED_AT_IN_HALVES = 16
 in the whole. In fewer, all samples of each half may happen to be alike."""
 
 
+_DECIDES = (
+    "Python reads a number that is computed from all samples of the batch, and may be another one for a sample alone, in {}. Samples "
+    "then depend on their batch if the model decides by it, such as when to leave a loop. Use extractor='auto' or 'iterative'."
+)
+
+
 @dataclass(frozen=True)
 class Covered:
     """A plan, and the rehearsal of it. `verified`: whether the gradients were compared with those of autograd, which they cannot
@@ -77,6 +83,7 @@ class Planner:
         self._copies: set[str] = set()
         self._whole: set[str] = set()
         self._looks = 0
+        self._decides = False
         self._dependent: dict[tuple[nn.Module, Side], set[int]] = {}
 
     def cover(self, task: Task, batch: SampleBatch, sink: Sink | None = None) -> Covered:
@@ -93,6 +100,10 @@ class Planner:
         # A module that the batch reaches but a probed sample does not has no known placement: its parameters are lifted.
         with self._probing():
             self._probe.look(task, batch, look)
+        if look is not None:
+            self._decides |= look.decides
+            if look.doubtful:
+                raise UnsupportedModelError(_DECIDES.format(look.doubtful[0]))
         few = look.twins if look is not None and look.alike and not whole else batch
         while True:
             plan = self._plan(task, few)
@@ -187,7 +198,9 @@ class Planner:
                 without_autocast(),
                 batch_of(batch.size),
             ):
-                output = as_outputs(task.output(self._model, batch.data), batch.size, task)
+                with tape.listening():
+                    output = task.output(self._model, batch.data)
+                output = as_outputs(output, batch.size, task)
                 require_graph(output, self._model, task)
                 path = tape.path(output)
                 tape.backward(output)
@@ -214,7 +227,7 @@ class Planner:
             for location in misplaced:
                 self._handlers.lift(location, set(self._probe.places))
         unused = tuple(slot.name for slot in self._layout if slot.name not in self._used)
-        return Plan(tuple(layers), tuple(reruns), unused, frozenset(self._copies))
+        return Plan(tuple(layers), tuple(reruns), unused, frozenset(self._copies), self._decides)
 
     def _layers(self) -> tuple[list[Layer], dict[str, dict[str, str]], list[Location]]:
         """The layers that use a rule, the parameters of other modules by handler, and the locations that must be lifted."""

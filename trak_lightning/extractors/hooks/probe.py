@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import deep_leaves, leaves_of
 from trak_lightning.extractors.hooks.content_sizes import ContentSizes
+from trak_lightning.extractors.hooks.decisions import Decisions
 from trak_lightning.extractors.hooks.placement import Placement, Where, common, infer
 from trak_lightning.extractors.rules import find_rule
 from trak_lightning.model.autocast import without_autocast
@@ -114,6 +115,18 @@ class Look:
         """Make the passes of two and of three samples."""
         two, three = self._few
         return two.see(task, self.twins), three.see(task, self._triplets)
+
+    @property
+    def decides(self) -> bool:
+        """Whether Python reads numbers that belong to the batch as a whole: others are read as often as there are samples."""
+        two, three = (each.decisions.reads for each in self._few)
+        return 3 * two != 2 * three
+
+    @property
+    def doubtful(self) -> list[str]:
+        """Where Python reads, of the batch as a whole, what may be another answer for a sample alone; the most frequent first."""
+        found = sum((part.decisions.doubtful for part in self.parts), Counter[str]())
+        return [place for place, _ in found.most_common()] if self.decides else []
 
     @property
     def alike(self) -> bool:
@@ -250,6 +263,11 @@ class _Shapes:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @property
+    def decisions(self) -> Decisions:
+        """What Python has read."""
+        return Decisions() if self._content is None else self._content.decisions
 
     @property
     def operations(self) -> Counter[tuple[Any, ...]]:

@@ -1,7 +1,7 @@
 """Record one forward pass with hooks, and turn its backward pass into gradient blocks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trak_lightning.data.trees import flatten, snapshot
 from trak_lightning.errors import TrakError, UnsupportedModelError
 from trak_lightning.extractors.hooks.budget import UNLIMITED, Budget
+from trak_lightning.extractors.hooks.decisions import Answers
 from trak_lightning.extractors.hooks.graph import walk
 from trak_lightning.extractors.hooks.placement import Misplaced, Placement, Where, locate
 from trak_lightning.extractors.hooks.plan import Inner, Layer, Plan, Rerun
@@ -51,16 +52,17 @@ class Reached(PlanFailed):
 
 @dataclass(frozen=True)
 class Path:
-    """The path of one forward pass: the modules of the plan that were called, and the operations that made the output, with how
-    many there were of each."""
+    """The path of one forward pass: the modules of the plan that were called, the operations that made the output, with how
+    many there were of each, and what Python was told where it decides by values of the batch as a whole."""
 
     called: frozenset[str]
     operations: frozenset[tuple[str, int]]
+    answers: tuple[bool, ...] = ()
 
     @property
     def kind(self) -> "Path":
         """The path without counts, which may depend on the length of a sequence."""
-        return Path(self.called, frozenset((name, 0) for name, _ in self.operations))
+        return Path(self.called, frozenset((name, 0) for name, _ in self.operations), self.answers)
 
 
 class _Anchor(torch.autograd.Function):
@@ -126,6 +128,7 @@ class Tape:
         self._waiting: list[tuple[Rerun, RecordedCall]] = []
         self._replaying = False
         self._called: set[str] = set()
+        self._answers = Answers()
         self.looped: set[str] = set()
         """The parameters whose modules vmap could not re-run."""
 
@@ -155,6 +158,10 @@ class Tape:
         self._handles = []
         self._stack.__exit__(*exception)
 
+    def listening(self) -> AbstractContextManager[Any]:
+        """Within this, the forward pass is made."""
+        return self._answers if self._plan.decides else nullcontext()
+
     def path(self, output: Tensor) -> Path:
         """The path that a forward pass took.
 
@@ -165,7 +172,7 @@ class Tape:
         reached = {name for name, parameter in self._watched.items() if id(parameter) in leaves}
         if reached:
             raise Reached(reached)
-        return Path(frozenset(self._called), frozenset(operations.items()))
+        return Path(frozenset(self._called), frozenset(operations.items()), tuple(self._answers.values))
 
     def backward(self, output: Tensor) -> None:
         """Push the blocks of all layers.
