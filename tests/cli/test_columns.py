@@ -107,7 +107,7 @@ def test_what_is_no_condition_is_refused_with_what_can_be_written(text):
     [
         ("age>old", ["1"], "> compares numbers, and 'old' is none; write = or !="),
         ("source<3", ["1", "web"], "< compares numbers, and source holds 'web'; write = or !="),
-        ("source=tv", ["book", "web", "web"], "has source = tv; the values of source are 'book', 'web'$"),
+        ("source=tv", ["book", "web", "web"], "has source = 'tv'; the values of source are 'book', 'web'$"),
         ("age>60", [str(each) for each in range(50)], "has age > 60; the values of age are from 0 to 49$"),
     ],
 )

@@ -1,6 +1,7 @@
 """Reading a command line: positions, spellings, saved configurations, and mistakes as one line."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -224,6 +225,16 @@ def test_a_run_directory_is_asked_for_by_its_place(capsys):
 def test_a_folder_that_is_no_run_directory_says_so(command, tmp_path, capsys):
     assert main([command, str(tmp_path)]) == 1
     assert "is not a run directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["score", "whatif", "select", "evaluate", "self-influence"])
+def test_help_says_that_a_setting_left_out_is_that_of_the_run(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "(default: that of the run, or train)" in told
+    assert "(default: that of the run, or hdf5)" in told
+    assert not re.search(r"\(default: (train|test|hdf5|trak)\)|``", told)
 
 
 def test_help_shows_what_is_chosen_and_nothing_that_is_not_read(capsys):

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.evaluation.lds import bootstrap_both, noise_ceiling, spearman
 from trak_lightning.evaluation.leave_one_out import leave_one_out
-from trak_lightning.evaluation.mislabeled import auc, mislabeled, read_positions
+from trak_lightning.evaluation.mislabeled import auc, known_positions, mislabeled
 from trak_lightning.evaluation.removal import brittleness, choose_targets, counterfactual, rankings
 from trak_lightning.evaluation.result import read_result
 from trak_lightning.evaluation.settings import EvaluationSettings
@@ -128,9 +128,9 @@ def test_precision_counts_known_samples_among_the_most_suspicious():
 def test_positions_that_make_no_sense_are_refused(positions, message, tmp_path):
     np.save(tmp_path / "known.npy", positions)
     with pytest.raises(DataError, match=message):
-        read_positions(str(tmp_path / "known.npy"), None, 100)
+        known_positions(str(tmp_path / "known.npy"), None, 100)
     with pytest.raises(DataError, match="has no attribute 'mislabeled'"):
-        read_positions("data", object(), 100)
+        known_positions("data", object(), 100)
 
 
 def test_the_interval_over_models_covers_the_correlation_of_many_models():

@@ -429,6 +429,15 @@ def test_the_functional_extractor_names_a_sparse_table():
         gradients(Functional(), model, Sum(), SampleBatch.of_rows(torch.randint(0, 11, (3, 2)), 3))
 
 
+def test_an_error_without_a_message_is_a_refusal_of_the_functional_extractor():
+    class Silent(nn.Linear):
+        def forward(self, x):
+            raise ArithmeticError
+
+    with pytest.raises(UnsupportedModelError, match="cannot differentiate Silent"):
+        gradients(Functional(), Silent(2, 1).double(), Sum(), SampleBatch.of_rows(torch.ones(3, 2).double(), 3))
+
+
 def test_under_sharding_a_smaller_last_batch_is_filled_up_and_needs_no_rehearsal_of_its_own(monkeypatch):
     monkeypatch.setattr("trak_lightning.extractors.hooks.extractor.any_sharded", lambda parameters: True)
     model, x, hooks = (

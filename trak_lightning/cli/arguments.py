@@ -31,7 +31,8 @@ PLAIN: dict[str, dict[str, Any]] = {
     "parameters": {
         "type": Listed,
         "default": None,
-        "help": "parameters to attribute to: patterns of names (layer4.*, '!*.bias'), types (type:Linear), or last:1",
+        "help": "parameters to attribute to: patterns of names (layer4.*, '!*.bias'), types (type:Linear), or last:1; several as "
+        "'[layer3.*, layer4.*]' (default: all)",
     },
     "seed": {"type": int, "default": 0, "help": "seed of subsets, training and projections"},
     "checkpoints": {
@@ -61,8 +62,8 @@ PLAIN: dict[str, dict[str, Any]] = {
     "verify_data": {
         "type": VerifyData,
         "default": "sampled",
-        "help": "samples to read again before their stored rows are reused: full: all; sampled: what a second allows; off: none, and "
-        "no stored model is trained again before others are added",
+        "help": "samples to read again before their stored rows are reused. full: all; sampled: what a second allows; off: none, and "
+        "no retrained model that is stored is checked by training it once more",
     },
     "repair": {
         "type": bool,
@@ -84,7 +85,7 @@ GROUPS = {"ensemble": EnsembleSettings, "evaluation": EvaluationSettings}
 PLUGINS = {
     "store": ("hdf5", "where features live"),
     "scorer": ("trak", "how features become scores"),
-    "task": ("image_classification", "what is differentiated"),
+    "task": ("image_classification", "which output of the model is attributed"),
     "extractor": ("auto", "how per-sample gradients are computed"),
     "projector": ("auto", "how gradients are projected to k dimensions"),
 }
@@ -181,13 +182,15 @@ def add_settings(parser: ArgumentParser, names: Collection[str] = SETTINGS, comm
             parser.set_defaults({name: {"class_path": registry.find(KINDS[name], default).class_path}})
 
 
-def light_parser(command: str, description: str, *, reads: Collection[str]) -> ArgumentParser:
+def light_parser(
+    command: str, description: str, *, reads: Collection[str], usage: str = "RUN_DIR [options]"
+) -> ArgumentParser:
     """A parser of a command that imports no torch and reads these settings of a run; read with `light_settings`."""
-    parser = command_parser(command, "RUN_DIR [options]", description)
+    parser = command_parser(command, usage, description)
     parser.add_argument("-c", "--config", action=ActionConfigFile)
     add_json(parser, command)
     add_settings(parser, reads)
-    tidy(parser)
+    tidy(parser, kept=reads)
     return parser
 
 

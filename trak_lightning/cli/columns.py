@@ -48,7 +48,8 @@ class Condition(NamedTuple):
         return cls(column, "=" if comparison == "==" else comparison, value)
 
     def __str__(self) -> str:
-        return f"{self.column} {self.operator} {self.value}"
+        value = repr(self.value) if _number(self.value) is None else self.value
+        return f"{self.column} {self.operator} {value}"
 
     def mask(self, values: Array) -> Array:
         """Whether each of the values (n,), which are text, fulfills it.

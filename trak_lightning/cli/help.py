@@ -1,6 +1,7 @@
 """What ``trak COMMAND --help`` shows: what a person chooses, with its default, and nothing of the machinery."""
 
 from argparse import SUPPRESS, Action
+from collections.abc import Collection
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -15,12 +16,12 @@ TITLES = {
     "lr_scheduler": "Optimizer and schedule, where the model does not configure its own",
     "ensemble": "The checkpoints that trak train makes",
     "evaluation": "What trak evaluate does",
-    **dict.fromkeys(KINDS, "Plug-ins, each with options of its own, --NAME.OPTION VALUE: see trak plugins NAME"),
+    **dict.fromkeys(KINDS, "Plug-ins, with options of their own, --NAME.OPTION VALUE (trak plugins NAME)"),
 }
 """Headings, by the first part of an option's name."""
 
 HELP = {
-    "seed_everything": "seed that Lightning sets before it makes model and data; true is the seed of the run",
+    "seed_everything": "seed that Lightning sets before it makes model and data; true for that of --seed",
     "config": "YAML file; several are merged, later ones win; default: RUN_DIR/config.yaml",
     "model": "LightningModule: a class such as mine.Net, with options --model.NAME VALUE",
     "data": "LightningDataModule: a class such as mine.Digits, with options --data.NAME VALUE",
@@ -29,6 +30,9 @@ HELP = {
     "print_config": "print the whole configuration and exit",
 }
 """Help for options that are not ours."""
+
+KEPT = "that of the run, or "
+"""What comes before the default of a setting that a command reads from the configuration of the run."""
 
 GROUPS = ("ensemble", "evaluation")
 CLASSES = ("model", "data", "optimizer", "lr_scheduler")
@@ -42,15 +46,27 @@ class HelpFormatter(DefaultHelpFormatter):
         if not (action.dest.endswith(".help") or action.dest.partition(".")[0] == "trainer" or action.dest in GROUPS):
             super().add_argument(action)
 
+    def _format_action_invocation(self, action: Action) -> str:
+        written = action.option_strings
+        action.option_strings = [each for each in written if not each.endswith("+")]  # jsonargparse appends by --NAME+
+        try:
+            return str(super()._format_action_invocation(action))
+        finally:
+            action.option_strings = written
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(super(HelpFormatter, self)._fill_text(line, width, indent) for line in text.splitlines())
+
     def _get_help_string(self, action: Action) -> str:
-        text = action.help or ""
+        text = (action.help or "").rstrip(".").replace("``", "'")
         if (
             action.dest in KINDS
             or action.dest in HELP
             or any(action.default is each for each in (None, SUPPRESS, False))
         ):
             return text
-        return f"{text.rstrip('.')} (default: %(default)s)"
+        default = "true" if action.default is True else "%(default)s"
+        return f"{text} (default: {KEPT if getattr(action, 'kept', False) else ''}{default})"
 
 
 def parser_settings(command: str, usage: str, description: str) -> dict[str, Any]:
@@ -70,13 +86,15 @@ def command_parser(command: str, usage: str, description: str) -> ArgumentParser
     return ArgumentParser(**parser_settings(command, usage, description))
 
 
-def tidy(parser: ArgumentParser) -> None:
-    """Say what options that are not ours are for, and group them."""
+def tidy(parser: ArgumentParser, kept: Collection[str] = ()) -> None:
+    """Say what options that are not ours are for, and group them. Defaults of the settings in `kept` are those of the run."""
     for action in parser._actions:
+        action.kept = action.dest.partition(".")[0] in kept  # type: ignore[attr-defined]
         if action.dest in KINDS:
             action.metavar = "NAME"
             action.help = (
-                f"{action.help}: {', '.join(registry.names(KINDS[action.dest]))} (default: {_default(action)})"
+                f"{action.help}: {', '.join(registry.names(KINDS[action.dest]))} "
+                f"(default: {KEPT if action.dest in kept else ''}{_default(action)})"
             )
         elif action.dest in HELP:
             action.help = HELP[action.dest]

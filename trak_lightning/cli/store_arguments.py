@@ -19,14 +19,14 @@ def stored_parser(command: str, description: str) -> ArgumentParser:
     """A parser of a command on the features of one run directory."""
     parser = command_parser(command, "RUN_DIR [options]", description)
     parser.add_argument("--run_dir", type=str, required=True, help="a run directory; also by position")
-    add_store(parser, "--store", "default: that of RUN_DIR/config.yaml, or hdf5")
+    add_store(parser, "--store", "; default: that of RUN_DIR/config.yaml, or hdf5")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
 
 def add_store(parser: ArgumentParser, option: str, about: str) -> None:
     """Add an option that chooses a store."""
-    parser.add_argument(option, type=str | None, default=None, help=f"a store's name, or {{name: …, options}}: {about}")
+    parser.add_argument(option, type=str | None, default=None, help=f"a store's name, or {{name: …, options}}{about}")
 
 
 def add_name(parser: ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import difflib
 
 COMMANDS = {
     "run": "train, featurize, score and evaluate, from one configuration file; run again, it does what is missing",
-    "sft": "attribute answers of a fine-tuned language model: its folder, its conversations, and questions",
+    "sft": "attribute answers of a fine-tuned language model to its training conversations",
     "check": "report from a few batches what would be attributed and how, or why it cannot be; nothing is stored",
     "train": "train an ensemble of checkpoints, each on its own random part of the training set",
     "featurize": "compute and store projected per-sample gradients of training and target samples",
@@ -20,7 +20,7 @@ COMMANDS = {
     "info": "print what a run directory holds, and what is missing",
     "verify": "check that every stored row and score is present and intact",
     "merge": "copy the features of one or more run directories into one file or another store",
-    "import-traker": "read the features that traker, the library of the TRAK paper, has saved",
+    "import-traker": "make a run directory of the features that traker, the library of the TRAK paper, has saved",
     "plugins": "list the installed extractors, projectors, stores, tasks and scorers",
     "completion": "print a script by which bash, zsh or fish completes these commands and their options",
 }

@@ -21,7 +21,7 @@ from trak_lightning.evaluation.lds_run import (
     outputs_folder,
 )
 from trak_lightning.evaluation.leave_one_out import choose_samples, leave_one_out
-from trak_lightning.evaluation.mislabeled import mislabeled, read_positions, suspicions
+from trak_lightning.evaluation.mislabeled import known_positions, mislabeled, suspicions
 from trak_lightning.evaluation.removal import brittleness, choose_targets, counterfactual, rankings
 from trak_lightning.evaluation.result import Result, read_result
 from trak_lightning.evaluation.scored_run import ScoredRun
@@ -94,7 +94,7 @@ def require_possible(settings: EvaluationSettings, datamodule: Any, *, num_train
     for name in settings.compare:
         registry.create("scorers", name)
     if settings.mislabeled:
-        read_positions(settings.mislabeled, datamodule, num_train)
+        known_positions(settings.mislabeled, datamodule, num_train)
     if settings.agreement:
         require_several(num_checkpoints)
 
@@ -168,7 +168,7 @@ def _leave_one_out(scored: ScoredRun, count: int, retrained: Retrained, models: 
 
 
 def _mislabeled(scored: ScoredRun, source: str, datamodule: Callable[[], Any]) -> Experiment:
-    positions = read_positions(source, datamodule() if source == "data" else None, scored.num_train)
+    positions = known_positions(source, datamodule() if source == "data" else None, scored.num_train)
 
     def compute() -> Result:
         return mislabeled(suspicions(scored), positions)

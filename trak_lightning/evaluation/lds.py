@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trak_lightning.scoring.calibration import correlations
+
 Array = npt.NDArray[Any]
+
+ENDS = (0.025, 0.975)
+"""Quantiles at the ends of a 95 % interval."""
 
 
 def lds(score_blocks: Iterable[Array], subsets: Array, outputs: Array) -> Array:
@@ -36,11 +41,7 @@ def spearman(predicted: Array, observed: Array) -> Array:
     """Rank correlation of the columns of two (S, m) arrays: (m,). Ties get their average rank; constant columns give NaN."""
     from scipy.stats import rankdata
 
-    ranks = [rankdata(values, axis=0) for values in (predicted, observed)]
-    centered = [rank - rank.mean(axis=0) for rank in ranks]
-    norm = np.sqrt((centered[0] ** 2).sum(axis=0) * (centered[1] ** 2).sum(axis=0))
-    covariance = (centered[0] * centered[1]).sum(axis=0)
-    return np.divide(covariance, norm, out=np.full_like(norm, np.nan), where=norm > 0)
+    return correlations(rankdata(predicted, axis=0), rankdata(observed, axis=0))
 
 
 def mean_spearman(predicted: Array, observed: Array) -> float:
@@ -49,22 +50,18 @@ def mean_spearman(predicted: Array, observed: Array) -> float:
     return float(found[~np.isnan(found)].mean()) if not np.isnan(found).all() else 0.0
 
 
-def bootstrap_mean(
-    values: Array, *, seed: int, resamples: int = 2000, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Mean of those of (m,) values that are not NaN, and the ends of its percentile bootstrap interval."""
+def bootstrap_mean(values: Array, *, seed: int, resamples: int = 2000) -> tuple[float, float, float]:
+    """Mean of those of (m,) values that are not NaN, and the ends of its 95 % percentile bootstrap interval."""
     values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan"), float("nan")
     draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(values[draws].mean(axis=1), ENDS)
     return float(values.mean()), float(low), float(high)
 
 
-def bootstrap_both(
-    predicted: Array, observed: Array, *, seed: int, resamples: int = 200, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Interval for the mean of `spearman` over targets, with both models and targets resampled: its two ends.
+def bootstrap_both(predicted: Array, observed: Array, *, seed: int, resamples: int = 200) -> tuple[float, float]:
+    """95 % interval for the mean of `spearman` over targets, with both models and targets resampled: its two ends.
 
     Resampling models with replacement repeats some of them, and repeats are tied, which biases the correlation of a resample
     slightly. The interval is therefore that of the deviations from their own mean, centered on the score. Both are (S, m).
@@ -76,10 +73,9 @@ def bootstrap_both(
     for _ in range(resamples):
         models = generator.integers(len(observed), size=len(observed))
         targets = generator.integers(observed.shape[1], size=observed.shape[1])
-        found = spearman(predicted[np.ix_(models, targets)], observed[np.ix_(models, targets)])
-        draws.append(found[~np.isnan(found)].mean() if not np.isnan(found).all() else 0.0)
+        draws.append(mean_spearman(predicted[np.ix_(models, targets)], observed[np.ix_(models, targets)]))
     center = mean_spearman(predicted, observed)
-    low, high = np.quantile(np.array(draws) - np.mean(draws), [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(np.array(draws) - np.mean(draws), ENDS)
     return max(center + float(low), -1.0), min(center + float(high), 1.0)
 
 

@@ -8,13 +8,13 @@ from trak_lightning.errors import DataError
 from trak_lightning.evaluation.figures import Curves, Series
 from trak_lightning.evaluation.result import Result
 from trak_lightning.evaluation.scored_run import ScoredRun
-from trak_lightning.run import positions as run_positions
+from trak_lightning.run.positions import read_positions, some
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.held_out import held_out_probabilities
 from trak_lightning.scoring.self_influence import self_influence
 
 
-def read_positions(source: str, datamodule: Any, num_samples: int) -> Array:
+def known_positions(source: str, datamodule: Any, num_samples: int) -> Array:
     """Read the positions of mislabeled training samples from a ``.npy`` file (integers, or a mask), or from the DataModule's
     attribute ``mislabeled`` if `source` is ``data``.
 
@@ -29,8 +29,8 @@ def read_positions(source: str, datamodule: Any, num_samples: int) -> Array:
                 "one, or name a .npy file under evaluation.mislabeled"
             )
     else:
-        found = run_positions.read_positions(source, "evaluation.mislabeled must be a .npy file of positions or 'data'")
-    return run_positions.some(found, num_samples, "mislabeled sample")
+        found = read_positions(source, "evaluation.mislabeled must be a .npy file of positions or 'data'")
+    return some(found, num_samples, "mislabeled sample")
 
 
 def auc(suspicion: Array, positives: Array) -> float:

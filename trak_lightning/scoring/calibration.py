@@ -100,17 +100,22 @@ def _agreement(predicted: Array, observed: Array, members: Array) -> float:
     Checkpoints that were trained on the sample itself are compared among themselves, and so are the others. A sample
     raises its own output at any λ; comparing the two kinds would favor the λ that best tells samples apart.
     """
-    centered = []
+    residuals = []
     for values in (predicted, observed):
         residual = values.copy()
         for group in (members, ~members):
             size = np.maximum(group.sum(0), 1)
             residual -= group * ((values * group).sum(0) / size)
-        centered.append(residual)
-    norm = np.sqrt((centered[0] ** 2).sum(0) * (centered[1] ** 2).sum(0))
-    covariance = (centered[0] * centered[1]).sum(0)
-    found = covariance[norm > 0] / norm[norm > 0]
-    return float(found.mean()) if len(found) else 0.0
+        residuals.append(residual)
+    found = correlations(*residuals)
+    return 0.0 if np.isnan(found).all() else float(np.nanmean(found))
+
+
+def correlations(predicted: Array, observed: Array) -> Array:
+    """Return the correlation of each column of two (M, t) arrays, (t,); NaN where a column is constant."""
+    one, other = (values - values.mean(axis=0) for values in (predicted, observed))
+    norm = np.sqrt((one**2).sum(axis=0) * (other**2).sum(axis=0))
+    return np.divide((one * other).sum(axis=0), norm, out=np.full_like(norm, np.nan), where=norm > 0)
 
 
 def masks(checkpoints: Sequence[CheckpointFeatures], coefficients: Array) -> Array:

@@ -19,7 +19,7 @@ STEPS = 64
 
 
 @dataclass(frozen=True)
-class Difference:
+class Gap:
     """Mean |q| of the samples that a checkpoint was not trained on, minus that of those it was trained on."""
 
     value: float
@@ -27,7 +27,7 @@ class Difference:
     """Its standard error."""
 
 
-def observed(features: CheckpointFeatures) -> Difference | None:
+def observed_gap(features: CheckpointFeatures) -> Gap | None:
     """Return the difference for one checkpoint; None if its subset is unknown or leaves fewer than two samples out."""
     size = features.train.spec.num_samples
     if features.subset is None or not 2 <= len(features.subset) <= size - 2:
@@ -37,10 +37,10 @@ def observed(features: CheckpointFeatures) -> Difference | None:
     member[features.subset] = True
     parts = loss_weight[~member], loss_weight[member]
     error = np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts))
-    return Difference(float(parts[0].mean() - parts[1].mean()), float(error))
+    return Gap(float(parts[0].mean() - parts[1].mean()), float(error))
 
 
-def predicted(features: CheckpointFeatures, gram: Array, weighting: str) -> Array:
+def predicted_gap(features: CheckpointFeatures, gram: Array, weighting: str) -> Array:
     """Return x and c, (2, s): ``Σ c/(x + λ)`` is the mean over samples of ``r_i |q_i| φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i`` for any λ > 0.
 
     This is what scores of a sample for itself say of its loss weight: τ_ii = q_i φ_iᵀ(…)⁻¹φ_i is the change of the output,
@@ -76,7 +76,7 @@ def predicted(features: CheckpointFeatures, gram: Array, weighting: str) -> Arra
 
 
 def regularization_for(difference: float, effects: Array, low: float, high: float) -> float:
-    """Return λ between `low` and `high` at which `effects`, as `predicted` returns them, sum to `difference` > 0."""
+    """Return λ between `low` and `high` at which `effects`, as `predicted_gap` returns them, sum to `difference` > 0."""
     nodes, weights = effects
 
     def excess(log: float) -> float:

@@ -11,7 +11,7 @@ from scipy.linalg import eigvalsh
 from trak_lightning.errors import DataError, NonFiniteGradientError
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
-from trak_lightning.scoring.generalization_gap import predicted
+from trak_lightning.scoring.generalization_gap import predicted_gap
 from trak_lightning.scoring.gram import diagonal, gram, is_dual, pieces
 from trak_lightning.scoring.inverse import (
     DualCholesky,
@@ -48,8 +48,8 @@ class System:
         return float(np.trace(self._gram, dtype=np.float64))
 
     def own_effects(self) -> Array:
-        """Return what `generalization_gap.predicted` does: how scores predict the effect of training on a sample on itself, for any λ."""
-        return self._keep("own-effects", None, lambda: predicted(self.features, self._gram, self.weighting))
+        """Return what `predicted_gap` does: how scores predict the effect of training on a sample on itself, for any λ."""
+        return self._keep("own-effects", None, lambda: predicted_gap(self.features, self._gram, self.weighting))
 
     def warn_of_outliers(self) -> bool:
         """Warn, and return True, if most of ΦᵀWΦ comes from a few samples whose features are `FAR` larger than nearly all others."""

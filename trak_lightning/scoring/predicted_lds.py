@@ -12,7 +12,14 @@ from scipy.special import hyp2f1, stdtrit
 
 from trak_lightning.errors import docs_page
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scoring, evenly
-from trak_lightning.scoring.calibration import FEWEST, knows_subsets, masks, trained_on_part, weighted_sums
+from trak_lightning.scoring.calibration import (
+    FEWEST,
+    correlations,
+    knows_subsets,
+    masks,
+    trained_on_part,
+    weighted_sums,
+)
 from trak_lightning.scoring.inner_products import InnerProducts
 from trak_lightning.scoring.views import some_targets
 
@@ -151,10 +158,8 @@ def _noise(single: float, together: float, M: int) -> float:
 
 def _correlation(predicted: Array, observed: Array) -> float:
     """Mean over targets of the correlation over models of (S, t) arrays, corrected for its bias (Olkin and Pratt 1958)."""
-    centered = [values - values.mean(0) for values in (predicted, observed)]
-    norm = np.sqrt((centered[0] ** 2).sum(0) * (centered[1] ** 2).sum(0))
-    known = norm > 0
-    found = (centered[0] * centered[1]).sum(0)[known] / norm[known]
+    found = correlations(predicted, observed)
+    found = found[~np.isnan(found)]
     # Over few models the correction is large, and infinite over two: no correlation is beyond ±1.
     unbiased = np.clip(found * hyp2f1(0.5, 0.5, (len(predicted) - 2) / 2, 1 - found**2), -1, 1)
-    return float(unbiased.mean()) if known.any() else 0.0
+    return float(unbiased.mean()) if len(found) else 0.0

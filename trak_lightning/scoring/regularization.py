@@ -10,7 +10,7 @@ import numpy as np
 from trak_lightning.errors import SettingsError, as_number, require_option
 from trak_lightning.scoring.base import CheckpointFeatures
 from trak_lightning.scoring.calibration import GRID, JUDGES, calibration, require_calibration
-from trak_lightning.scoring.generalization_gap import observed, regularization_for
+from trak_lightning.scoring.generalization_gap import observed_gap, regularization_for
 from trak_lightning.scoring.gram import WEIGHTINGS
 from trak_lightning.scoring.linear_system import System
 
@@ -53,7 +53,7 @@ def problem(systems: Sequence[System]) -> float:
 
 def _problem(system: System) -> float:
     rule = 1 / system.features.train.spec.num_samples
-    seen = observed(system.features)
+    seen = observed_gap(system.features)
     if seen is None or seen.value <= 0:
         return rule
     smallest = SMALLEST * rule * system.trace

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,13 +14,12 @@ import xxhash
 
 from trak_lightning.run.atomic import atomic_write, new_hdf5
 from trak_lightning.scoring.backend import Backend
-from trak_lightning.scoring.base import Array
-from trak_lightning.stores.schema import checksum
+from trak_lightning.scoring.base import Array, chunks
 
 CHECKSUMS = "xxh3_64"
 """Attribute: the XXH3-64 of every dataset and of the attribute ``settings``, as JSON."""
 PIECE = 2**20
-"""Bytes of a matrix that are read at a time for its checksum: they stay in the processor's cache."""
+"""Bytes of an array that are read at a time for its checksum: they stay in the processor's cache."""
 BAND_BYTES = 2**26
 """Bytes of a matrix that are collected before they are written, one line per target."""
 
@@ -39,8 +37,6 @@ class SharedFile:
         # Neighboring tiles are joined to long lines: writing lines of one page each takes three times as long.
         self._band = np.empty((0, 0), "<f4")
         self._row = self._column = self._filled = 0
-        self._thread = ThreadPoolExecutor(1)
-        self._syncing: Future[None] | None = None
 
     def write(self, row: int, column: int, scores: Array) -> None:
         """Write scores (b, c) to their place in the matrix, if there is one."""
@@ -49,9 +45,7 @@ class SharedFile:
         b, c = scores.shape
         follows = (row, column, b) == (self._row, self._column + self._filled, len(self._band))
         if not follows or self._filled + c > self._band.shape[1]:
-            if self._filled:  # not at the first write, when nothing has been collected
-                self._flush()
-                self._sync()
+            self._flush()
             self._row, self._column = row, column
             shape = (b, min(self._num_train, max(c, BAND_BYTES // (4 * b))))
             if self._band.shape != shape:
@@ -72,26 +66,14 @@ class SharedFile:
 
     def close(self) -> None:
         """Close the file, whether or not it was finished."""
-        self._thread.shutdown()
         if self._file is not None:
             self._file.close()
-
-    def _sync(self) -> None:
-        """Start flushing to the disk while the next scores are computed."""
-        if self._file is not None and (self._syncing is None or self._syncing.done()):
-            self._settle()
-            self._syncing = self._thread.submit(os.fsync, self._file.fileno())
-
-    def _settle(self) -> None:
-        """Wait for the disk. An error of the disk is reported to only one caller of fsync: this one."""
-        if self._syncing is not None:
-            self._syncing.result()
 
     def finish(self, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
         """Add small arrays, attributes and all checksums, after all processes have written their parts."""
         if self._file is not None:
             self._flush()
-            self._settle()
+            os.fsync(self._file.fileno())  # of this process, which may be on another machine than process 0
             self.close()
         self._backend.barrier()
         if self._backend.rank == 0:
@@ -99,29 +81,20 @@ class SharedFile:
                 for name, values in arrays.items():
                     file.create_dataset(name, data=values)
                 file.attrs.update(attributes)
-                file.attrs[CHECKSUMS] = json.dumps(checksums(file, self._part))
+                file.attrs[CHECKSUMS] = json.dumps(checksums(file))
 
 
-def checksums(file: h5py.File, path: Path) -> dict[str, str]:
-    """Compute the checksums of an open file's contents; `path` is the same file."""
-    found = {name: _checksum(file[name], path) for name in file}
+def checksums(file: h5py.File) -> dict[str, str]:
+    """Compute the checksums of an open file's contents."""
+    found = {name: _checksum(file[name]) for name in file}
     return {**found, "settings": xxhash.xxh3_64_hexdigest(file.attrs["settings"].encode())}
 
 
-def _checksum(dataset: h5py.Dataset, path: Path) -> str:
-    # The matrix may be larger than memory. It was not written through HDF5, so nothing of it is in HDF5's buffers.
-    offset, left, hasher = dataset.id.get_offset(), dataset.nbytes, xxhash.xxh3_64()
-    if dataset.name != "/scores" or offset is None:
-        return checksum(np.ascontiguousarray(dataset[()]))
-    with path.open("rb", buffering=0) as raw:
-        raw.seek(offset)
-        buffer = memoryview(bytearray(min(left, PIECE)))
-        while left:
-            read = raw.readinto(buffer[: min(left, PIECE)])
-            if not read:
-                raise EOFError(f"the file ends {left} bytes early")
-            hasher.update(buffer[:read])
-            left -= read
+def _checksum(dataset: h5py.Dataset) -> str:
+    """XXH3-64 of the values, read in pieces: the matrix may be larger than memory."""
+    hasher = xxhash.xxh3_64()
+    for rows in chunks(len(dataset), dataset.nbytes // max(len(dataset), 1), PIECE):
+        hasher.update(dataset[rows.start : rows.stop])
     return hasher.hexdigest()
 
 

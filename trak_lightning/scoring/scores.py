@@ -282,7 +282,7 @@ class Scores:
         """
         try:
             with h5py.File(self.path, "r") as file:
-                written, found = json.loads(file.attrs[CHECKSUMS]), checksums(file, self.path)
+                written, found = json.loads(file.attrs[CHECKSUMS]), checksums(file)
             wrong = first_difference(written, found)
             if wrong is not None:
                 raise ValueError(f"the checksum of its {wrong[0]} is {wrong[2]}, and {wrong[1]} was written")

@@ -17,8 +17,8 @@ def main(argv: Sequence[str]) -> int:
         "SAVE_DIR RUN_DIR",
         "Read the projected gradients that traker saved into a run directory, to be scored by trak score.",
     )
-    parser.add_argument("--save_dir", type=str, required=True, help="the save_dir of a TRAKer (SAVE_DIR)")
-    parser.add_argument("--run_dir", type=str, required=True, help="the run directory to make (RUN_DIR)")
+    parser.add_argument("--save_dir", type=str, required=True, help="the save_dir of a TRAKer; also by position")
+    parser.add_argument("--run_dir", type=str, required=True, help="the run directory to make; also by position")
     config = CommandLine.of(argv, parser, positionals=("save_dir", "run_dir")).parse()
     run = RunDirectory(config.run_dir)
     run.path.mkdir(parents=True, exist_ok=True)

@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
         required=True,
         help="what to write: a file such as features.h5, or a run directory with --to",
     )
-    add_store(parser, "--store", "of the run directories; default: those of their config.yaml, or hdf5")
-    add_store(parser, "--to", "write a run directory with this store, which trak can use, instead of an HDF5 file")
+    add_store(parser, "--store", " of the run directories; default: those of their config.yaml, or hdf5")
+    add_store(parser, "--to", ": write a run directory with this store, which trak can use, instead of an HDF5 file")
     config = CommandLine.of(argv, parser, positionals=None).parse()
     output = Path(config.output).expanduser()
     paths = [Path(path) for path in config.run_dirs]

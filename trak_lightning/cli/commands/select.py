@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
         "samples that are alike are not chosen twice. Writes RUN_DIR/selection/indices.npy, weights.npy (for the losses of these "
         "samples, if the task has classes), selection.csv and selection.json, most useful samples first.",
         reads=READS,
+        usage="RUN_DIR --budget N [options]",
     )
     parser.add_argument(
         "--budget",

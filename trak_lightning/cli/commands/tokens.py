@@ -29,13 +29,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--run_dir", type=str, required=True, help="a run directory with scores; also by position")
     parser.add_argument("--target", type=int | None, default=None, help="position of the target in its dataset")
     parser.add_argument(
-        "--example", type=int | None, default=None, help="position of a training sample; default: the best"
+        "--example",
+        type=int | None,
+        default=None,
+        help="position of a training sample; default: the most helpful ones, see -k",
     )
     parser.add_argument(
         "-k",
         type=int | None,
         default=None,
-        help=f"number of most helpful training samples, if none is named; default: {SHOWN}",
+        help=f"number of most helpful training samples to show where --example names none; default: {SHOWN}",
     )
     add_name(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

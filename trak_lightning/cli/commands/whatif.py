@@ -34,16 +34,22 @@ def main(argv: Sequence[str]) -> int:
         "How would the outputs of the targets change if a set of training samples had not been there? By one Newton step for "
         "the whole set, without retraining. Writes RUN_DIR/what_if.npz.",
         reads=READS,
+        usage="RUN_DIR (--remove I | --remove_label L | --remove_where C)\n                   [options]",
     )
     parser.add_argument(
         "--remove",
         type=str | None,
         default=None,
-        help="positions such as 3,17, or a .npy file of positions or of a mask",
+        help="training samples to do without: positions such as 3,17, or a .npy file of positions or of a mask",
     )
-    parser.add_argument("--remove_label", type=str | None, default=None, help="a class, by name or number")
     parser.add_argument(
-        "--remove_where", type=str | None, default=None, help=f"samples with a value in a column: {WRITTEN}"
+        "--remove_label", type=str | None, default=None, help="all training samples of a class, by its name or number"
+    )
+    parser.add_argument(
+        "--remove_where",
+        type=str | None,
+        default=None,
+        help=f"all training samples with some value in a column: {WRITTEN}",
     )
     add_scored(parser)
     parser.add_argument("-k", type=int, default=10, help="number of targets to print on either side")

@@ -16,7 +16,7 @@ from trak_lightning.extractors.base import GradientExtractor, RuleUse
 from trak_lightning.extractors.hooks.budget import UNLIMITED, Deferred
 from trak_lightning.extractors.hooks.plan import Plan
 from trak_lightning.extractors.hooks.planner import Covered, Planner
-from trak_lightning.extractors.hooks.tape import Path, PlanFailed, Reached, Tape
+from trak_lightning.extractors.hooks.tape import PassPath, PlanFailed, Reached, Tape
 from trak_lightning.extractors.state import out_of_memory
 from trak_lightning.gradients import ParameterLayout, Sink, restart_of
 from trak_lightning.model.autocast import is_cast
@@ -174,16 +174,16 @@ class _Known:
     planner: Planner
     plan: Plan | None = None
     size: int = 0
-    kinds: set[tuple[Path, Any]] = field(default_factory=set)
+    kinds: set[tuple[PassPath, Any]] = field(default_factory=set)
     looped: set[str] = field(default_factory=set)
-    counts: set[Path] = field(default_factory=set)
+    counts: set[PassPath] = field(default_factory=set)
 
-    def learn(self, path: Path, batch: SampleBatch) -> None:
+    def learn(self, path: PassPath, batch: SampleBatch) -> None:
         """Note the kind of a batch that was rehearsed."""
         self.kinds.add((path.kind, batch.structure))
         self.counts.add(path)
 
-    def seen(self, tape: Tape, output: Tensor, batch: SampleBatch) -> Path | None:
+    def seen(self, tape: Tape, output: Tensor, batch: SampleBatch) -> PassPath | None:
         """The path of a batch of whose kind one was rehearsed before; None if none was."""
         try:
             path = tape.path(output)
@@ -191,7 +191,7 @@ class _Known:
             return None
         return path if (path.kind, batch.structure) in self.kinds else None
 
-    def is_variant(self, path: Path) -> bool:
+    def is_variant(self, path: PassPath) -> bool:
         """Whether the same operations were never before counted like this: a branch was taken, or sequences have another length.
         There may be many such counts, of which the first few and then ever fewer are worth a verification."""
         if path in self.counts:

@@ -35,7 +35,7 @@ from trak_lightning.extractors.hooks.plan import (
     rule_applies,
 )
 from trak_lightning.extractors.hooks.probe import Look, Probe, Side, dependent
-from trak_lightning.extractors.hooks.tape import ChangedInPlace, Path, PlanFailed, Reached, Tape
+from trak_lightning.extractors.hooks.tape import ChangedInPlace, PassPath, PlanFailed, Reached, Tape
 from trak_lightning.extractors.state import requiring
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink, halves_of, restart_of
 from trak_lightning.model.autocast import without_autocast
@@ -61,7 +61,7 @@ class Covered:
     plan: Plan
     verified: bool
     output: Tensor
-    path: Path
+    path: PassPath
     looped: frozenset[str]
 
 

@@ -3,10 +3,10 @@ outputs hold the samples."""
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Size, Tensor, nn
@@ -22,6 +22,7 @@ from trak_lightning.model.autocast import without_autocast
 from trak_lightning.tasks.base import Task, batch_of
 
 Side = Literal["inputs", "outputs"]
+SIDES: tuple[Side, ...] = get_args(Side)
 
 _WORDS = (bool, str, bytes, type(None))
 """No size is computed from values of these types."""
@@ -65,7 +66,7 @@ class Probe:
         for module, calls in seen.calls.items():
             if module not in self.places:
                 continue
-            for side in ("inputs", "outputs"):
+            for side in SIDES:
                 places: dict[int, Where] = getattr(self.places[module], side)
                 for call in calls:
                     for position, sizes in getattr(call, side).items():
@@ -77,7 +78,7 @@ class Probe:
         """Add the placements of another batch; those that differ become unknown."""
         for module, places in fresh.items():
             known = self.places.setdefault(module, places)
-            for side in ("inputs", "outputs"):
+            for side in SIDES:
                 before: dict[int, Where] = getattr(known, side)
                 for position, where in getattr(places, side).items():
                     before[position] = common((before.get(position, where), where))
@@ -86,9 +87,11 @@ class Probe:
         """Find whether the entries of one sample are adjacent or interleaved: entries that stay the same when the second sample
         is replaced are those of the first."""
         wanted = {module for module, places in fresh.items() if any(map(_is_flattened, _all(places)))}
-        same, mixed = (_Shapes(self._model, wanted).see(task, batch.fetch(pair)) for pair in ([0, 0], [0, 1]))
+        same, mixed = (
+            _Shapes(self._model, wanted, values=True).see(task, batch.fetch(pair)) for pair in ([0, 0], [0, 1])
+        )
         for module in wanted:
-            for side in ("inputs", "outputs"):
+            for side in SIDES:
                 places: dict[int, Where] = getattr(fresh[module], side)
                 for position, where in places.items():
                     if isinstance(where, Placement) and where.flattened:
@@ -173,7 +176,7 @@ def _sample_major(dim: int, same: Tensor | None, mixed: Tensor | None) -> bool:
 
 def _all_places(two: "_Shapes", three: "_Shapes") -> dict[nn.Module, Places]:
     return {
-        module: Places(*(_places(calls, three.calls.get(module, []), side) for side in ("inputs", "outputs")))
+        module: Places(*(_places(calls, three.calls.get(module, []), side) for side in SIDES))
         for module, calls in two.calls.items()
     }
 
@@ -203,7 +206,7 @@ def _places_of_one(seen: "_Shapes") -> dict[nn.Module, Places]:
     for module, calls in seen.calls.items():
         places = Places()
         for call in calls:
-            for side in ("inputs", "outputs"):
+            for side in SIDES:
                 for position, sizes in getattr(call, side).items():
                     getattr(places, side)[position] = whole if sizes.shape else "shared"
         found[module] = places
@@ -212,10 +215,12 @@ def _places_of_one(seen: "_Shapes") -> dict[nn.Module, Places]:
 
 @dataclass
 class _Sizes:
-    """The shape of a tensor, and the dimensions whose size or order depends on the content of samples."""
+    """The shape of a tensor, the dimensions whose size or order depends on the content of samples, and whether it depends on a
+    parameter that requires a gradient."""
 
     shape: Size
     dependent: frozenset[int]
+    attached: bool
 
     def depends(self, dim: int) -> bool:
         return dim in self.dependent
@@ -228,13 +233,19 @@ class _Call:
 
 
 class _Shapes:
-    """One forward pass: the shapes in every call of every module, or of `wanted` modules, and also the values in the first."""
+    """One forward pass: the shapes in every call of every module, or only of `modules`; with `values`, also those in the first."""
 
     def __init__(
-        self, model: nn.Module, wanted: set[nn.Module] | None = None, content: ContentSizes | None = None
+        self,
+        model: nn.Module,
+        modules: Iterable[nn.Module] | None = None,
+        *,
+        values: bool = False,
+        content: ContentSizes | None = None,
     ) -> None:
         self._model = model
-        self._wanted = wanted or set()
+        self._modules = list(model.modules() if modules is None else modules)
+        self._keeps_values = values
         self._content = content
         self._values: dict[tuple[nn.Module, Side], list[Any]] = {}
         self._given: list[tuple[nn.Module, dict[int, _Sizes]]] = []
@@ -253,7 +264,7 @@ class _Shapes:
         """Note a forward pass on this data that is made inside."""
         handles: list[Any] = []
         try:
-            for module in self._wanted or self._model.modules():
+            for module in self._modules:
                 handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
                 handles.append(module.register_forward_hook(self._after, with_kwargs=True))
             if self._content is not None:
@@ -279,7 +290,7 @@ class _Shapes:
         return values[position] if position < len(values) and isinstance(values[position], Tensor) else None
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module in self._wanted and (module, "inputs") not in self._values:
+        if self._keeps_values and (module, "inputs") not in self._values:
             self._values[module, "inputs"] = _copies(leaves_of((args, kwargs)))
         self._given.append((module, self._sizes(module, (args, kwargs))))
         if self._content is not None and module in self._atomic:
@@ -293,14 +304,14 @@ class _Shapes:
             self._content.exit_atomic(leaves_of((args, kwargs)), leaves_of(output))
         given = next(sizes for entered, sizes in reversed(self._given) if entered is module)
         self.calls.setdefault(module, []).append(_Call(given, self._sizes(module, output)))
-        if module in self._wanted and (module, "outputs") not in self._values:
+        if self._keeps_values and (module, "outputs") not in self._values:
             self._values[module, "outputs"] = _copies(leaves_of(output))
 
     def _sizes(self, module: nn.Module, tree: Any) -> dict[int, _Sizes]:
         # The rule of an atomic module finds the samples itself, also in packed sequences.
         content = None if module in self._atomic else self._content
         return {
-            place: _Sizes(leaf.shape, frozenset() if content is None else content.dependent(leaf))
+            place: _Sizes(leaf.shape, frozenset() if content is None else content.dependent(leaf), _is_attached(leaf))
             for place, leaf in enumerate(leaves_of(tree))
             if isinstance(leaf, Tensor)
         }
@@ -310,6 +321,11 @@ def _is_atomic(module: nn.Module) -> bool:
     """Whether the module has a `CallRule`, which keeps the samples separate itself."""
     rule = find_rule(module)
     return rule is not None and rule.whole_call
+
+
+def _is_attached(tensor: Tensor) -> bool:
+    # Reentrant checkpointing hides the graph, so any floating-point tensor may depend on parameters.
+    return tensor.requires_grad or (tensor.is_floating_point() and not torch.is_grad_enabled())
 
 
 def _copies(leaves: list[Any]) -> list[Any]:
@@ -329,31 +345,9 @@ def dependent(
 ) -> dict[tuple[nn.Module, Side], set[int]]:
     """Find the arguments and outputs of these modules that depend on the parameters that currently require a gradient."""
     found: dict[tuple[nn.Module, Side], set[int]] = {}
-
-    def note(module: nn.Module, side: Side, tree: Any) -> None:
-        # Reentrant checkpointing hides the graph, so any floating-point tensor may depend on them.
-        places = {
-            place
-            for place, leaf in enumerate(leaves_of(tree))
-            if isinstance(leaf, Tensor)
-            and (leaf.requires_grad or (leaf.is_floating_point() and not torch.is_grad_enabled()))
-        }
-        found.setdefault((module, side), set()).update(places)
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        note(module, "inputs", (args, kwargs))
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        note(module, "outputs", output)
-
-    handles: list[Any] = []
-    try:
-        for module in modules:
-            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(module.register_forward_hook(after))
-        with _checkpointing_unasked(), without_autocast(), batch_of(batch.size):
-            task.output(model, batch.data)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for module, calls in _Shapes(model, modules).see(task, batch).calls.items():
+        for call in calls:
+            for side in SIDES:
+                attached = {place for place, sizes in getattr(call, side).items() if sizes.attached}
+                found.setdefault((module, side), set()).update(attached)
     return found

@@ -51,8 +51,8 @@ class Reached(PlanFailed):
 
 
 @dataclass(frozen=True)
-class Path:
-    """The path of one forward pass: the modules of the plan that were called, the operations that made the output, with how
+class PassPath:
+    """What one forward pass went through: the modules of the plan that were called, the operations that made the output, with how
     many there were of each, and what Python was told where it decides by values of the batch as a whole."""
 
     called: frozenset[str]
@@ -60,9 +60,9 @@ class Path:
     answers: tuple[bool, ...] = ()
 
     @property
-    def kind(self) -> "Path":
+    def kind(self) -> "PassPath":
         """The path without counts, which may depend on the length of a sequence."""
-        return Path(self.called, frozenset((name, 0) for name, _ in self.operations), self.answers)
+        return PassPath(self.called, frozenset((name, 0) for name, _ in self.operations), self.answers)
 
 
 class _Anchor(torch.autograd.Function):
@@ -162,7 +162,7 @@ class Tape:
         """Within this, the forward pass is made."""
         return self._answers if self._plan.decides else nullcontext()
 
-    def path(self, output: Tensor) -> Path:
+    def path(self, output: Tensor) -> PassPath:
         """The path that a forward pass took.
 
         Raises:
@@ -172,7 +172,7 @@ class Tape:
         reached = {name for name, parameter in self._watched.items() if id(parameter) in leaves}
         if reached:
             raise Reached(reached)
-        return Path(frozenset(self._called), frozenset(operations.items()), tuple(self._answers.values))
+        return PassPath(frozenset(self._called), frozenset(operations.items()), tuple(self._answers.values))
 
     def backward(self, output: Tensor) -> None:
         """Push the blocks of all layers.
