@@ -393,7 +393,7 @@ def test_suspects_are_written_as_a_table_and_as_indices(finished):
     assert done.returncode == 0, done.stderr
     found, indices = json.loads(done.stdout), np.load(run_dir / "suspects" / "indices.npy")
     assert found["indices"] == indices.tolist()
-    with (run_dir / "suspects" / "suspects.csv").open() as file:
+    with (run_dir / "suspects" / "ranking.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["index"]) for row in rows if row["before_cut"] == "True"] == indices.tolist()
     assert len({row["index"] for row in rows}) == len(rows) > len(indices)

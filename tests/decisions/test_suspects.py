@@ -93,16 +93,18 @@ def test_what_poor_models_contradict_is_not_called_wrong(signal, noise):
 
 
 @pytest.mark.parametrize("signal", [0.4, 1.7])
-def test_the_table_and_the_json_file_hold_the_whole_ranking_and_say_what_is_before_the_cut(signal, tmp_path):
+def test_suspects_are_those_before_the_cut_and_the_ranking_has_all(signal, tmp_path):
     suspects = suspected(*labeled(signal, 0.1 * (signal > 1))[:2])
     assert bool(len(suspects)) == (signal > 1)
     write(suspects, tmp_path)
-    with (tmp_path / "suspects.csv").open() as file:
-        rows = [(int(row["index"]), row["before_cut"] == "True") for row in csv.DictReader(file)]
+    tables = []
+    for name in ("suspects", "ranking"):
+        with (tmp_path / f"{name}.csv").open() as file:
+            tables.append([(int(row["index"]), row["before_cut"] == "True") for row in csv.DictReader(file)])
     told = json.loads((tmp_path / "suspects.json").read_text())["suspects"]
-    assert rows == [(each["index"], each["before_cut"]) for each in told]
-    assert [index for index, _ in rows] == suspects.ranking.tolist()
-    assert [index for index, before in rows if before] == suspects.indices.tolist()
+    assert tables[0] == [(each["index"], True) for each in told] == [(index, True) for index in suspects.indices]
+    assert [index for index, _ in tables[1]] == suspects.ranking.tolist()
+    assert [index for index, before in tables[1] if before] == suspects.indices.tolist()
     np.testing.assert_array_equal(np.load(tmp_path / "indices.npy"), suspects.indices)
 
 

@@ -152,9 +152,9 @@ class Suspects(Sequence[Suspect]):
         return f"about {_percent(self.expected)} are expected to be false alarms{TRIALS}"
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
-        """Return the findings as JSON values, with the first `count` samples of the ranking, or all if None. ``indices`` are the samples
-        before the cut; null if there is no cut."""
-        shown = self.first(len(self.ranking) if count is None else count)
+        """Return the findings as JSON values, with the first `count` samples. If None, with those before the cut, or all if
+        there is none; ``indices`` is null then."""
+        shown = self.first(self._listed if count is None else count)
         return {
             "found": self.describe(),
             "indices": self.indices.tolist() if self.has_cut else None,
@@ -165,16 +165,20 @@ class Suspects(Sequence[Suspect]):
             "suspects": [asdict(each) for each in shown],
         }
 
-    def to_csv(self, path: str | Path) -> None:
-        """Write the whole ranking as a table: index, before_cut (``True`` for the samples to drop or to review), label, says, wrong, why.
+    def to_csv(self, path: str | Path, *, whole: bool = False) -> None:
+        """Write the samples before the cut as a table, or the `whole` ranking: index, before_cut, label, says, wrong, why.
 
-        Without classes: index, label where it is a number, error, why.
+        If there is no cut, write all of the ranking: index, label where it is a number, error, why.
         """
         known = [name for name, value in asdict(self.first(1)[0]).items() if value is not None]
         with atomic_write(Path(path)) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, known, extrasaction="ignore")
             writer.writeheader()
-            writer.writerows(asdict(each) for each in self.first(len(self.ranking)))
+            writer.writerows(asdict(each) for each in self.first(len(self.ranking) if whole else self._listed))
+
+    @property
+    def _listed(self) -> int:
+        return self.size if self.has_cut else len(self.ranking)
 
     def _suspect(self, place: int) -> Suspect:
         """The sample at this place of the ranking."""

@@ -23,8 +23,8 @@ def main(argv: Sequence[str]) -> int:
         "suspects",
         "RUN_DIR [options]",
         "Training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on them. "
-        "RUN_DIR/suspects/suspects.csv and suspects.json hold the ranking of all samples, with a column before_cut; indices.npy has the "
-        "positions before the cut. A task without classes is ranked by its error: no cut, no indices.npy.",
+        "RUN_DIR/suspects/suspects.csv, suspects.json and indices.npy have those before the cut, and ranking.csv all samples. A task "
+        "without classes is ranked by its error, without a cut: suspects.csv and suspects.json have all samples, and there is no indices.npy.",
     )
     parser.add_argument("--run_dir", type=str, required=True, help="a featurized run directory; also by position")
     parser.add_argument(
@@ -48,23 +48,26 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         print_json({"path": folder, **found.to_json(max(options.k, len(found)))})
     else:
-        where = f"ranking in {short_path(folder / 'suspects.csv')}"
+        where = f"ranking in {short_path(folder / ('ranking.csv' if found.has_cut else 'suspects.csv'))}"
         summary("suspects", f"{found.describe()}; {where}", len(found.ranking), "samples", started)
         _print(found, options.k)  # after the line that says whether any is suspicious
     return 0
 
 
 def write(found: Suspects, folder: Path) -> None:
-    """Write the ranking as a table and as JSON and, if there is a cut, the positions before it."""
+    """Write the table, the same as JSON and, if there is a cut, the positions before it and the whole ranking."""
     found.to_csv(folder / "suspects.csv")
     with atomic_write(folder / "suspects.json") as part:
         part.write_text(json.dumps(found.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
     indices = folder / "indices.npy"
+    ranking = folder / "ranking.csv"
     if found.has_cut:
+        found.to_csv(ranking, whole=True)
         with atomic_write(indices) as part, part.open("wb") as file:
             np.save(file, found.indices)
     else:
         indices.unlink(missing_ok=True)
+        ranking.unlink(missing_ok=True)
 
 
 def _wrong(found: Suspects, suspect: Suspect) -> str | None:
@@ -106,6 +109,4 @@ def _print(found: Suspects, count: int) -> None:
     Console().print(table)
     listed, which = (len(found), " before the cut") if found.has_cut else (len(found.ranking), "")
     if len(shown) < listed:
-        print(
-            f"The first {len(shown)} of {listed}{which}; -k {listed} prints them, and suspects.csv has the whole ranking."
-        )
+        print(f"The first {len(shown)} of {listed}{which}; -k {listed} prints them, and suspects.csv has them.")
