@@ -47,7 +47,7 @@ def features():
                 [
                     np.zeros(len(train)) if train_outputs is None else train_outputs,
                     q,
-                    np.ones(len(train)) if r is None else r,
+                    np.full(len(train), 0.25) if r is None else r,  # of no squared loss
                 ],
             ),
             fill("test", targets, target_columns),

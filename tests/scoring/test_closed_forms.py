@@ -26,7 +26,9 @@ def test_linear_regression_equals_retraining_without_each_sample(ridge, features
     theta = fit(everything)
     expected = np.stack([Z @ theta - Z @ fit(np.delete(everything, i)) for i in everything], axis=1)
     scorer = LeaveOneOut(regularization=ridge)
-    np.testing.assert_allclose(matrix(scorer.fit([features(X, Z, q=y - X @ theta)])), expected, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(
+        matrix(scorer.fit([features(X, Z, q=y - X @ theta, r=np.ones(40))])), expected, rtol=1e-8, atol=1e-12
+    )
 
 
 def test_logistic_regression_equals_one_newton_step_without_each_sample(features, rng):

@@ -183,7 +183,7 @@ def test_equal_samples_in_single_precision_get_the_closed_form_without_regulariz
     exact = [A.astype(np.float64) for A in (X, Z)]
     expected = exact[1] @ exact[0].T / (n * w * (exact[0][0] @ exact[0][0])) * 0.3
     expected /= 1 - 1 / n if scorer is LeaveOneOut else 1
-    found = scorer(0.0, weights).fit([features(X, Z, q)]).rows(0, 3)
+    found = scorer(0.0, weights).fit([features(X, Z, q, q * (1 - q))]).rows(0, 3)
     # The part of the matrix that is not zero has condition number 1.
     bound = single_precision(np.ones((1, 1)), k, n) * np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound)

@@ -47,7 +47,8 @@ def scored(problem, folder, checkpoints, subsets=True, scorer="trak"):
 
 @pytest.mark.parametrize("checkpoints", [8, 16])
 def test_the_prediction_agrees_with_retraining(checkpoints, problem, tmp_path):
-    scores = scored(problem, tmp_path, checkpoints)
+    # With the curvature of the squared loss, the matrices of all checkpoints of a linear model are the same.
+    scores = scored(problem, tmp_path, checkpoints, scorer={"name": "trak", "weights": "residual"})
     seeds = range(1000, 1300)
     subsets = np.stack([np.isin(np.arange(N), half(seed)) for seed in seeds])
     outputs = np.stack([problem[2] @ refitted(problem, seed) for seed in seeds])

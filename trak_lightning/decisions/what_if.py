@@ -110,8 +110,7 @@ class WhatIf:
         checkpoints: the stored features.
         regularization: λ, as for the ``trak`` scorer.
         weights: the Gram weighting W, as for the ``trak`` scorer. With ``gauss_newton`` (W = ∂²ℓ/∂f²) the step is Newton's:
-            for a linear or ridge regression whose λ is given, the exact refit. Other weightings approximate it. ``auto`` is
-            ``gauss_newton`` for the squared loss, where others have another unit than f, and else the weighting of the scores.
+            for a linear or ridge regression whose λ is given, the exact refit. Other weightings approximate it.
 
     Raises:
         SettingsError: there is no such rule for λ, or no such weighting.
@@ -126,13 +125,11 @@ class WhatIf:
     ) -> None:
         require_compatible(checkpoints)
         self._checkpoints = checkpoints
-        curvature = np.concatenate([features.train.column("curvature") for features in checkpoints])
-        self._has_curvature = bool(curvature.any())
-        if weights == "auto" and self._has_curvature and (curvature == curvature[0]).all():
-            weights = "gauss_newton"
+        self._has_curvature = any(features.train.column("curvature").any() for features in checkpoints)
         chosen = choose(regularization, weights, checkpoints)
         self._inverses = [system.inverse(value) for system, value in zip(chosen.systems, chosen.values, strict=True)]
         self._weighting = chosen.systems[0].weighting
+        self._units = [system.unit for system in chosen.systems]
         self.num_train = checkpoints[0].train.spec.num_samples
         m = checkpoints[0].targets.spec.num_samples
         self._targets = [features.targets.rows(0, m) for features in checkpoints]
@@ -157,11 +154,11 @@ class WhatIf:
         rows = [_rows(features, removed) for features in self._checkpoints]
         q = np.stack([each.loss_weight for each in rows]).astype(np.float64).mean(0)
         summed, change, leverages = [], [], []
-        for inverse, targets, each in zip(self._inverses, self._targets, rows, strict=True):
+        for inverse, unit, targets, each in zip(self._inverses, self._units, self._targets, rows, strict=True):
             block = _Block(inverse.solve(each.features), each.features, diagonal(each, self._weighting))
             z = targets.features.astype(np.float64)
-            summed.append(-z @ (q @ block.solved))
-            change.append(-z @ (block.coefficients(q) @ block.solved))
+            summed.append(-unit * z @ (q @ block.solved))
+            change.append(-unit * z @ (block.coefficients(q) @ block.solved))
             leverages.append(block.leverage())
         M, changes = len(change), np.stack(change)
         spread = changes.std(0, ddof=1) / M**0.5 if M > 1 else np.full(changes.shape[1], np.nan)

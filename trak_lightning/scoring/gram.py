@@ -18,13 +18,35 @@ WEIGHTINGS = get_args(Weighting)
 
 def diagonal(rows: FeatureRows, weighting: str) -> Array:
     """Return the diagonal of the Gram weighting W for some rows, float64 (b,)."""
+    return weights_of(rows.loss_weight, rows.curvature, weighting)
+
+
+def weights_of(loss_weight: Array, curvature: Array, weighting: str) -> Array:
+    """Return the weights w of samples whose q and r these are, float64 (b,)."""
     if weighting == "none":
-        return np.ones(len(rows))
+        return np.ones(len(loss_weight))
     if weighting == "residual":
-        return np.abs(rows.loss_weight.astype(np.float64))
+        return np.abs(loss_weight.astype(np.float64))
     if weighting == "fisher":
-        return rows.loss_weight.astype(np.float64) ** 2
-    return rows.curvature.astype(np.float64)
+        return loss_weight.astype(np.float64) ** 2
+    return curvature.astype(np.float64)
+
+
+def unit(features: FeatureSet, weighting: str) -> float:
+    """Return by what (ΦᵀWΦ + λI)⁻¹ is multiplied to have the scale of (ΦᵀRΦ)⁻¹, so that scores have the unit of f.
+
+    That is mean(w) for the squared loss, whose q has the unit of the labels, and whose r is 1. For other losses it is 1: q of a
+    log-odds has no unit.
+    """
+    curvature = features.column("curvature")
+    if not is_squared(curvature):
+        return 1.0
+    return float(weights_of(features.column("loss_weight"), curvature, weighting).mean()) or 1.0
+
+
+def is_squared(curvature: Array) -> bool:
+    """Whether these are the curvatures r of a squared loss."""
+    return bool((curvature == 1).all())
 
 
 def is_dual(features: FeatureSet) -> bool:

@@ -12,7 +12,7 @@ from trak_lightning.errors import DataError, NonFiniteGradientError
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
 from trak_lightning.scoring.generalization_gap import predicted_gap
-from trak_lightning.scoring.gram import diagonal, gram, is_dual, pieces
+from trak_lightning.scoring.gram import diagonal, gram, is_dual, pieces, unit
 from trak_lightning.scoring.inverse import (
     DualCholesky,
     Inverse,
@@ -46,6 +46,11 @@ class System:
     def trace(self) -> float:
         """trace(ΦᵀWΦ) = Σ_i w_i ‖φ_i‖², the unit in which λ is chosen."""
         return float(np.trace(self._gram, dtype=np.float64))
+
+    @cached_property
+    def unit(self) -> float:
+        """See `gram.unit`."""
+        return unit(self.features.train, self.weighting)
 
     def own_effects(self) -> Array:
         """Return what `predicted_gap` does: how scores predict the effect of training on a sample on itself, for any λ."""

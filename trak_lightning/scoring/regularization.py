@@ -11,10 +11,11 @@ from trak_lightning.errors import SettingsError, as_number, require_option
 from trak_lightning.scoring.base import CheckpointFeatures
 from trak_lightning.scoring.calibration import GRID, JUDGES, calibration, require_calibration
 from trak_lightning.scoring.generalization_gap import observed_gap, regularization_for
-from trak_lightning.scoring.gram import WEIGHTINGS
+from trak_lightning.scoring.gram import WEIGHTINGS, is_squared
 from trak_lightning.scoring.linear_system import System
 
-DEFAULT_WEIGHTING = "residual"
+DEFAULT_WEIGHTING, SQUARED_WEIGHTING = "residual", "gauss_newton"
+"""W of ``auto``, and for the squared loss; see docs/regularization.md."""
 WEIGHTING_CHOICES = ("auto", *WEIGHTINGS)
 
 
@@ -57,7 +58,8 @@ def _problem(system: System) -> float:
     if seen is None or seen.value <= 0:
         return rule
     smallest = SMALLEST * rule * system.trace
-    found = regularization_for(seen.value / SEEN, system.own_effects(), smallest, system.trace) / system.trace
+    wanted = seen.value / SEEN / system.unit
+    found = regularization_for(wanted, system.own_effects(), smallest, system.trace) / system.trace
     error = (seen.error / seen.value) ** 2
     share = (RULE + error) / (1 + error)
     return float(found ** (1 - share) * rule**share)
@@ -100,7 +102,7 @@ def choose(
         DataError: ``calibrate`` without recorded subsets.
     """
     regularization, weighting = parse(regularization), require_option("weights", weighting, WEIGHTING_CHOICES)
-    chosen = DEFAULT_WEIGHTING if weighting == "auto" else weighting
+    chosen = _default_weighting(checkpoints) if weighting == "auto" else weighting
     curve: dict[str, Any] = {}
     if regularization == "calibrate":
         require_calibration(checkpoints)
@@ -132,9 +134,16 @@ def rules(regularization: float | str, weighting: str) -> dict[str, Any]:
         found["regularization"] = [GRID.tolist(), JUDGES]
     elif parse(regularization) == 0:
         found["regularization"] = "solved in float64"
+    if weighting in ("auto", "residual", "fisher"):
+        found["unit"] = "that of f"
     if weighting == "auto":
-        found["weights"] = list(WEIGHTINGS) if regularization == "calibrate" else DEFAULT_WEIGHTING
+        found["weights"] = list(WEIGHTINGS) if regularization == "calibrate" else [DEFAULT_WEIGHTING, SQUARED_WEIGHTING]
     return found
+
+
+def _default_weighting(checkpoints: Sequence[CheckpointFeatures]) -> str:
+    squared = all(is_squared(features.train.column("curvature")) for features in checkpoints)
+    return SQUARED_WEIGHTING if squared else DEFAULT_WEIGHTING
 
 
 def _divisor(text: str) -> float | None:

@@ -41,7 +41,8 @@ def self_influence(
     for system, value in zip(chosen.systems, chosen.values, strict=True):
         quadratic = system.quadratic(value)
         for rows in system.features.train.blocks():
-            influence[rows.index] += np.abs(rows.loss_weight) * quadratic[rows.index]
-            change[rows.index] += rows.loss_weight * quadratic[rows.index]
+            effect = system.unit * rows.loss_weight * quadratic[rows.index]
+            influence[rows.index] += np.abs(effect)
+            change[rows.index] += effect
             leverage[rows.index] += diagonal(rows, system.weighting) * quadratic[rows.index]
     return SelfInfluence(*(total / len(checkpoints) for total in (influence, leverage, change)))

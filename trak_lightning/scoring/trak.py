@@ -22,14 +22,15 @@ class Trak(Scorer):
     """TRAK: one Newton step on the linearized model, averaged over checkpoints.
 
     ``τ(z)_i = ( (1/M) Σ_m φ_m(z)ᵀ (Φ_mᵀ W_m Φ_m + λ_m I)⁻¹ φ_m(z_i) ) · ( (1/M) Σ_m q_m,i )``: both factors are averaged
-    separately. The paper's estimator (Park et al. 2023, section 3.3) is ``Trak(regularization=0, weights="none")``.
+    separately. For the squared loss, the first is multiplied by the mean of W_m, so that scores have the unit of f. The paper's estimator (Park et al. 2023, section 3.3) is ``Trak(regularization=0, weights="none")``.
 
     Args:
         regularization: λ as a number, the same for every checkpoint; ``trace/N`` for trace(ΦᵀWΦ)/N; ``auto`` for the rule
             on page regularization of the documentation; ``calibrate`` to choose λ, and the weighting, by the linear datamodeling score over
             the checkpoints themselves, which needs recorded subsets.
         weights: the Gram weighting W, for every training sample: ``none`` 1, ``residual`` abs(q), ``gauss_newton`` r = ∂²ℓ/∂f²
-            (q(1 − q) for the logistic loss), ``fisher`` q²; ``auto`` for ``residual``, or for what ``calibrate`` finds.
+            (q(1 − q) for the logistic loss), ``fisher`` q²; ``auto`` for ``residual``, for the squared loss ``gauss_newton``, or for what
+            ``calibrate`` finds.
         average: ``factors`` as above; ``scores`` averages the scores of the checkpoints, each with its own q.
         normalize: ``unit`` scales all features to length 1; ``self_influence`` divides each q_m,i by
             √(φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i), so that samples that move every output stand out less (Barshan et al. 2020).
@@ -57,7 +58,7 @@ class Trak(Scorer):
             checkpoints = [unit_norm(features) for features in checkpoints]
         chosen = choose(self.regularization, self.weights, checkpoints)
         parts = [
-            Part(system.inverse(value).solve, self._normalized(system, value))
+            Part(_solve(system, value), self._normalized(system, value))
             for system, value in zip(chosen.systems, chosen.values, strict=True)
         ]
         scoring = InnerProducts(checkpoints, parts, self.average)  # type: ignore[arg-type]
@@ -78,6 +79,11 @@ class Trak(Scorer):
         quadratic = system.quadratic(regularization)
         smallest = np.finfo(np.float64).tiny
         return lambda rows: coefficient(rows) / np.sqrt(np.maximum(quadratic[rows.index], smallest))
+
+
+def _solve(system: System, regularization: float) -> Callable[[Array], Array]:
+    solve, unit = system.inverse(regularization).solve, system.unit
+    return solve if unit == 1 else lambda rows: unit * solve(rows)
 
 
 class LeaveOneOut(Trak):
