@@ -59,6 +59,10 @@ def test_a_set_of_twins_changes_more_than_the_sum_of_its_scores(problem, fitted)
     assert np.abs(found.change).sum() > 1.05 * np.abs(found.summed).sum()
 
 
+def squared_error(model, batch):
+    return (model(batch[0])[:, 0] - batch[1]) ** 2
+
+
 def test_it_is_one_newton_step_of_a_logistic_regression(problem, tmp_path):
     x, y, z = problem
     labels, theta = (y > 0).astype(int), np.full(5, 0.3)
@@ -75,6 +79,27 @@ def test_it_is_one_newton_step_of_a_logistic_regression(problem, tmp_path):
     hessian = (x[rest] * (p * (1 - p))[rest, None]).T @ x[rest] + RIDGE * np.eye(5)
     step = np.linalg.solve(hessian, (sign * (1 - p))[removed] @ x[removed])
     np.testing.assert_allclose(found.change, -z @ step, rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [0.01, 1.0, 100.0])
+def test_changes_of_a_regression_have_the_unit_of_its_labels(unit, problem, tmp_path):
+    x, y, z = problem
+    model = nn.Linear(5, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor(unit * np.linalg.lstsq(x, y, rcond=None)[0]))
+    trak = scored(model, "regression", (x, unit * y), (z, np.zeros(7)), tmp_path, "trak")
+    removed = np.arange(12)
+    found = trak.what_if("test", regularization=1e-9).remove(removed)
+    rest = np.arange(12, 60)
+    change = z @ np.linalg.lstsq(x[rest], y[rest], rcond=None)[0] - z @ np.linalg.lstsq(x, y, rcond=None)[0]
+    np.testing.assert_allclose(found.change, unit * change, rtol=1e-4)
+
+
+def test_the_size_of_changes_of_minus_a_loss_is_not_trusted(problem, tmp_path):
+    x, y, z = problem
+    loss = {"name": "loss", "function": squared_error}
+    trak = scored(nn.Linear(5, 1, bias=False).double(), loss, (x, y), (z, np.zeros(7)), tmp_path, "trak")
+    assert "f is minus the loss, whose curvature is not known" in trak.what_if("test").remove([3]).trust
 
 
 def test_an_answer_says_whether_its_set_is_too_large(fitted):

@@ -116,6 +116,41 @@ def test_answers_that_hold_for_each_sample_alone_cost_nothing(model):
     assert hooks.kinds == 1
 
 
+class Padded(nn.Module):
+    """Leaves out the mask if nothing is padded, as models of transformers do."""
+
+    def __init__(self, nothing_padded):
+        super().__init__()
+        torch.manual_seed(0)
+        self.nothing_padded, self.layer = nothing_padded, nn.Linear(3, 3)
+
+    def forward(self, batch):
+        x, mask = batch
+        hidden = self.layer(x).tanh()
+        return hidden if self.nothing_padded(mask) else hidden * mask
+
+
+@pytest.mark.parametrize(
+    "nothing_padded",
+    [lambda mask: mask.bool().all(), lambda mask: torch.all(mask == 1), lambda mask: not (mask < 1).any()],
+)
+def test_zeros_and_ones_of_the_batch_are_a_mask_of_whatever_type(nothing_padded):
+    model, hooks = Padded(nothing_padded).double(), Hooks()
+    for x in (batch.data for batch in batches(3)):
+        batch = SampleBatch.of_rows(
+            (x, (torch.arange(3) < torch.tensor([3, 1, 2, 3, 3, 2, 1, 3])[:, None]).double()), 8
+        )
+        found = gradients(hooks, model, Sum(), batch)[1]
+        for name, grad in autograd_loop(model, Sum(), batch, 8)[1].items():
+            torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-12)
+
+
+def test_zeros_and_ones_that_a_model_makes_by_a_threshold_are_followed():
+    hard = Steps(lambda x: (x > 0.4).to(x).bool().all())
+    with pytest.raises(UnsupportedModelError, match="a number that is computed from all samples"):
+        gradients(Hooks(), hard.double(), Sum(), next(batches()))
+
+
 def test_an_answer_that_is_doubtful_only_later_is_noticed():
     model, hooks = Frozen(lambda x: (x > 2).any()).double(), Hooks()
     small, large = torch.randn(8, 3).double().clamp(max=1.9), torch.randn(8, 3).double().clamp(max=1.9)

@@ -61,6 +61,8 @@ def test_token_scores_sum_to_the_score_of_the_pair(model, checkpoints, task, tmp
     trak = run(model, tmp_path, checkpoints, **task)
     trak.score(TARGETS, batch_size=2)
     for scorer in SCORERS:
+        if task and scorer in ("influence", "leave_one_out"):
+            continue  # minus the loss has no curvature
         scores, _ = score_run(trak.run, trak.store, registry.create("scorers", scorer), targets="targets")
         found = trak.token_scores(TARGETS, [(0, 3), (1, 3)], scorer=scorer, batch_size=2)
         assert [pair.values.shape for pair in found] == [(6, 6), (3, 6)]

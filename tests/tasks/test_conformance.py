@@ -72,8 +72,15 @@ class TestTokenClassification(TaskConformance):
         return (p * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
-class TestTokensWeightedEachByItself(TestTokenClassification):
-    task = staticmethod(partial(registry.create, "tasks", {"name": "token_classification", "level": "token"}))
+class TestTokensThatCountByThemselves(TestTokenClassification):
+    task = staticmethod(
+        partial(registry.create, "tasks", {"name": "token_classification", "level": "token", "reduction": "mean"})
+    )
+
+    def probability(self, model, batch):
+        counted = batch["labels"] != -100
+        p = of_label(model(batch["input_ids"], batch["attention_mask"])["logits"], batch["labels"])
+        return ((p.log() * counted).sum(1) / counted.sum(1).clamp(min=1)).exp()
 
 
 class TestBinaryClassification(TaskConformance):

@@ -96,10 +96,9 @@ def test_at_token_level_weighted_gradients_are_those_of_the_training_loss(name):
     model, task, batch = problem(name, level="token")
     output = task.output(model, batch)
     weight = task.loss_weight(model, batch, output)
-    outcome = task.outcome(model, batch)
     for row in range(4):
         loss = -log_probabilities(model, batch, row).sum()
-        torch.testing.assert_close(outcome[row], -loss, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(output[row], -loss, rtol=1e-9, atol=1e-9)
         expected = torch.autograd.grad(loss, tuple(model.parameters()), allow_unused=True)
         found = torch.autograd.grad(output[row], tuple(model.parameters()), retain_graph=True, allow_unused=True)
         for one, other in zip(found, expected, strict=True):

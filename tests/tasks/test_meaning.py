@@ -38,9 +38,9 @@ WORDS = {
         "mean p(token)",
     ),
     "segmentation": (
-        "mean of the log-odds of the right pixels, each weighted by 1 − p(pixel)",
+        "negative loss",
         "make the right pixels more likely",
-        "mean p(pixel)",
+        "geometric mean p(pixel)",
     ),
     "contrastive": ("margin of the pair over other pairs", "bring image and text closer together", "p(pair)"),
     "regression": ("prediction", "raise the prediction", None),

@@ -30,8 +30,8 @@ HIGHEST_LEVERAGE = 0.99
 WEAK = 0.65
 """Models that are right on a smaller share of samples contradict right labels too surely for a promise (docs/benchmarks.md)."""
 
-TRIALS = " (in trials with 10 % asked for: at most 20 % on three lists of four)"
-"""What was realized; see docs/benchmarks.md."""
+TRIED, TRIALS = 0.1, " (in trials: at most 20 % on three lists of four)"
+"""The share of false alarms that was asked for in trials, and what was realized; see docs/benchmarks.md."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Suspect:
     says: str | None
     """The class that the models find most probable; None for a task without classes."""
     wrong: float | None
-    """Probability that the label is wrong; a lower bound where the predictions cannot tell (`LabelNoise`). None for a task without classes."""
+    """Probability that the label is wrong. None where it is not known: if nothing is before the cut, since the predictions then give a lower
+    bound only, often near 0 (`LabelNoise`); for a sample that every model was trained on; and without classes."""
     error: float | None
     """What the ranking is by for a task without classes (`Suspects.basis`); None for a task with classes."""
     why: str
@@ -131,8 +132,8 @@ class Suspects(Sequence[Suspect]):
         if not self.size:
             against = int((self.predictions.log_probabilities.argmax(1) != self.predictions.labels).sum())
             return (
-                f"no label is suspicious enough for {_percent(self.fdr)} false alarms: the models contradict {against} of {n} labels, "
-                f"no more than errors of their own can explain. Ranking by {self.basis}"
+                f"no label can be called wrong with {_percent(self.fdr)} false alarms: the models contradict {against} of {n} labels, and "
+                f"these predictions do not tell wrong labels from mistakes of the models. Review the ranking from the top. Basis: {self.basis}"
             )
         found = f"labels that are likely wrong: {self.size} of {n}, of which {self.false_alarms}"
         if self.errors is not None:
@@ -149,7 +150,7 @@ class Suspects(Sequence[Suspect]):
         """How many false alarms to expect before the cut, in words."""
         if self.expected is None:
             return f"an unknown share are false alarms, which may be several times the {_percent(self.fdr)} asked for"
-        return f"about {_percent(self.expected)} are expected to be false alarms{TRIALS}"
+        return f"about {_percent(self.expected)} are expected to be false alarms{TRIALS if self.fdr == TRIED else ''}"
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
         """Return the findings as JSON values, with the first `count` samples. If None, with those before the cut, or all if
@@ -170,11 +171,13 @@ class Suspects(Sequence[Suspect]):
 
         If there is no cut, write all of the ranking: index, label where it is a number, error, why.
         """
-        known = [name for name, value in asdict(self.first(1)[0]).items() if value is not None]
+        rows = [asdict(each) for each in self.first(len(self.ranking) if whole else self._listed)]
+        first = asdict(self.first(1)[0])
+        known = [name for name in first if (name != "error" if self.has_cut else first[name] is not None)]
         with atomic_write(Path(path)) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, known, extrasaction="ignore")
             writer.writeheader()
-            writer.writerows(asdict(each) for each in self.first(len(self.ranking) if whole else self._listed))
+            writer.writerows(rows)
 
     @property
     def _listed(self) -> int:
@@ -193,7 +196,8 @@ class Suspects(Sequence[Suspect]):
         who = f"{count} model{'s' * (count != 1)} not trained on it" if count else "left out in closed form"
         says = self._name(best)
         why = f"{who}: p({self._name(number)}) {_percent(p[number])}, p({self._name(other)}) {_percent(p[other])}"
-        return Suspect(index, place < self.size, self._name(number), says, float(self.suspicion[index]), None, why)
+        wrong = float(self.suspicion[index]) if self.size and count else None
+        return Suspect(index, place < self.size, self._name(number), says, wrong, None, why)
 
     def _name(self, label: int) -> str:
         names = self.class_names

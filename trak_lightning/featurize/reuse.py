@@ -50,7 +50,7 @@ class ContentSample:
     def read(cls, data: "AttributionData", verify: VerifyData) -> "ContentSample":
         """Read the samples that `verify` asks for."""
         started, positions, hashes = perf_counter(), [], []
-        for position in evenly(0 if verify == "off" else len(data)):
+        for position in probing_order(0 if verify == "off" else len(data)):
             positions.append(position)
             hashes.append(data.content(position))
             if verify == "sampled" and len(positions) > 2 and perf_counter() - started > SECONDS:
@@ -99,7 +99,7 @@ def stored_batches(feature_set: FeatureSet) -> Iterator[list[int]]:
     length = -(-count // PLACES)
     runs = -(-len(positions) // length)
     first = derive_seed("stored batch", spec.split, spec.checkpoint) % runs
-    places = iter(evenly(runs))
+    places = iter(probing_order(runs))
     while chosen := [(first + place) % runs for place in islice(places, count // length)]:
         yield sorted(int(at) for run in chosen for at in positions[run * length : (run + 1) * length])
 
@@ -205,7 +205,7 @@ def _relative(
     return difference / np.maximum(smallest, np.abs(stored.astype(np.float64)))
 
 
-def evenly(count: int) -> Iterator[int]:
+def probing_order(count: int) -> Iterator[int]:
     """Yield 0 … count − 1: the first, the middle and the last, then the others in an order of which every prefix is spread
     evenly, the additive recurrence of the golden ratio."""
     if count:

@@ -37,7 +37,9 @@ class Suspicion:
         if found.size:
             headline = Headline(f"{found.size:,}", found.describe().removeprefix(f"{found.size} ") + ".", "suspects")
         elif found.has_cut:
-            headline = Headline("0", f"labels are suspicious enough for {found.fdr:.0%} false alarms.", "suspects")
+            headline = Headline(
+                "0", f"labels can be called wrong with {found.fdr:.0%} false alarms; the ranking is below.", "suspects"
+            )
         else:
             headline = Headline(f"{n:,}", f"training examples ranked by {found.basis}.", "suspects")
         return cls(tuple(suspects), f"most suspicious first, by {found.basis}", headline)

@@ -39,7 +39,7 @@ class Retrainer:
     targets: AttributionData
 
     def retrain(self, retrainings: Sequence[Retraining]) -> None:
-        """Train each model, and store its subset (s,) and its outcomes f(z; θ(S)) on all targets z, (m,)."""
+        """Train each model, and store its subset (s,) and its outputs f(z; θ(S)) on all targets z, (m,)."""
         with interruptible() as check, progress("retrain", len(retrainings)) as advance:
             for each in retrainings:
                 store_outputs(each, self.outputs(each))
@@ -71,7 +71,7 @@ class Retrainer:
 def model_outputs(
     model: L.LightningModule, task: Task, data: AttributionData, reference: FitSamples | None = None
 ) -> npt.NDArray[np.float32]:
-    """Compute the outcome of every sample, (n,), see `Task.outcome`; `reference` is for tasks that are fitted."""
+    """Compute f(z; θ) of every sample, (n,), without gradients; `reference` is for tasks that are fitted."""
     model.eval()
 
     def load(data: AttributionData, positions: Sequence[int]) -> Any:
@@ -86,11 +86,11 @@ def model_outputs(
             size, batch = len(indexed.index), to_device(indexed, data.hooks, model, model.device).batch
             try:
                 with batch_of(size):
-                    found = as_outputs(task.outcome(model, batch), size, task)
+                    found = as_outputs(task.output(model, batch), size, task)
             except OneSampleAtATime as refusal:
                 with batch_of(1):
                     alone = [
-                        task.outcome(model, load(data, [position])).reshape(1) for position in indexed.index.tolist()
+                        task.output(model, load(data, [position])).reshape(1) for position in indexed.index.tolist()
                     ]
                 found = torch.cat(alone)
                 task.require_agreement(refusal.whole, found)

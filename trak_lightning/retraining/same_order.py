@@ -13,7 +13,7 @@ from torch import Tensor
 from trak_lightning.data.content import content_hash
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError
-from trak_lightning.featurize.reuse import SECONDS, ContentSample, evenly
+from trak_lightning.featurize.reuse import SECONDS, ContentSample, probing_order
 from trak_lightning.run.atomic import atomic_create
 from trak_lightning.run.numpy_files import read_npz
 from trak_lightning.run.same_settings import UNKNOWN
@@ -36,7 +36,7 @@ def require_same_order(attributed: AttributionData, trained: AttributionData, *,
         DataError: the orders differ.
     """
     started, positions, pairs = perf_counter(), [], []
-    for at in evenly(len(attributed)):
+    for at in probing_order(len(attributed)):
         positions.append(at)
         pairs.append((_values(attributed.dataset[at]), _values(trained.dataset[at])))
         if perf_counter() - started > 2 * SECONDS:

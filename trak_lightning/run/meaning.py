@@ -16,6 +16,9 @@ FEWEST, SCALED, CORRELATED = 8, 0.5, 0.9
 of the predictions leaves at most where these are of another scale than the labels. The second tells them from those of a model that
 is not trained."""
 
+NEGATIVE_LOSS = "negative loss"
+"""What f is called that is minus the loss."""
+
 
 @dataclass(frozen=True)
 class Meaning:
@@ -32,9 +35,9 @@ class Meaning:
     raises: str = "raise the output f"
     """What a training example with a positive score does, as a verb phrase in the plural."""
     lowers: str = "lower it"
-    probability: Literal["output", "loss_weight"] | None = None
+    probability: Literal["output", "loss_weight", "exp"] | None = None
     """How the probability of the right answer follows from what is stored: ``output`` if it is sigmoid(f), ``loss_weight`` if
-    it is 1 − q, None if it does not."""
+    it is 1 − q, ``exp`` if it is exp(f), None if it does not."""
     probability_name: str = "p(label)"
     """What that probability is called. An answer of several parts has their mean: ``mean p(token)``."""
     number: bool = False
@@ -51,6 +54,8 @@ class Meaning:
         """Return the probability of the right answer of each sample, shaped like `output`; None if it is not known."""
         if self.probability is None:
             return None
+        if self.probability == "exp":
+            return np.exp(np.minimum(output, 0))
         found: Array = expit(output) if self.probability == "output" else np.clip(1 - loss_weight, 0, 1)
         return found
 
@@ -89,10 +94,12 @@ class Meaning:
             return f"1 − {self.probability_name}"
         if not self._is_linear(loss_weight):
             return "slope of the loss, |q|,"
-        return "loss" if self.output == "negative loss" else "minus the output"
+        return "loss" if self.output == NEGATIVE_LOSS else "minus the output"
 
     def _is_linear(self, loss_weight: Array) -> bool:
-        return not self.number and bool((loss_weight == loss_weight[:1]).all())
+        """Whether q is the same for all samples, but for those of which nothing counts, whose q is 0."""
+        values = loss_weight[loss_weight != 0]
+        return not self.number and bool((values == values[:1]).all())
 
 
 def _rms(values: Array) -> float:

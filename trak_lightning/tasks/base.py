@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from trak_lightning.errors import SettingsError
-from trak_lightning.run.meaning import Meaning
+from trak_lightning.run.meaning import NEGATIVE_LOSS, Meaning
 from trak_lightning.tasks.state import to_json
 
 LOSS_FUNCTIONS = ("logistic", "squared", "linear")
@@ -104,11 +104,6 @@ class Task(ABC):
             OneSampleAtATime: there is no output per sample for a batch of more than one; for one sample there is, (1,).
         """
 
-    def outcome(self, model: nn.Module, batch: Any) -> Tensor:
-        """Compute what retrained models are compared by, (B,), without gradients: f, or where f has weights that change with the
-        model, a function of fixed form whose gradient is a multiple of that of f at every checkpoint."""
-        return self.output(model, batch)
-
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         """Compute q = −∂ℓ/∂f of every sample, (B,): 1 − p for the logistic loss, 1 for the linear one. `output` is what `output`
         returned.
@@ -188,7 +183,7 @@ class Task(ABC):
         if self.loss_function == "squared":
             return Meaning("prediction", "raise the prediction", "lower the prediction", number=True)
         if self.loss_function == "linear":
-            return Meaning("negative loss", "lower the loss", "raise the loss")
+            return Meaning(NEGATIVE_LOSS, "lower the loss", "raise the loss")
         if type(self).loss_weight is not Task.loss_weight:
             return Meaning()
         return Meaning(

@@ -89,9 +89,8 @@ class Multilabel(SumOfMargins):
 
     Args:
         reduction: ``sum`` or ``mean`` of the log-odds of a sample.
-        level: ``sample``: q is the mean of 1 − p_l; ``label``: every label is weighted in f with its own 1 − p_l, so that
-            q·∇f is exactly minus the gradient of the sum of the losses of a sample's labels: L times that of ``BCEWithLogitsLoss``,
-            which is their mean, as with reduction ``mean``.
+        level: ``sample``: q is the mean of 1 − p_l; ``label``: f is minus the sum of the losses of a sample's labels, and
+            q = 1, so that every label counts by its own 1 − p_l. ``BCEWithLogitsLoss`` is their mean, as with reduction ``mean``.
         ignore_index: the value of a label that is not known.
         pos_weight: of the loss that the model was trained with: one number, or one per label.
         label_smoothing: of that loss, whose labels are then ε/2 and 1 − ε/2.
@@ -111,7 +110,7 @@ class Multilabel(SumOfMargins):
         label_smoothing: float = 0.0,
         outputs_are: OutputsAre = None,
     ) -> None:
-        super().__init__(inputs, labels, outputs, reduction=reduction, weigh_each_term=level == "label")
+        super().__init__(inputs, labels, outputs, reduction=reduction, minus_loss=level == "label")
         require_one_of(level, "level", "sample", "label")
         require_choice(outputs_are)
         self.level = level

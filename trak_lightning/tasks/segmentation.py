@@ -13,8 +13,7 @@ from trak_lightning.tasks.validation import require_one_of
 
 
 class Segmentation(TokenMargins):
-    """``f = mean_i (q_i/q)·log(p_i / (1 − p_i))`` over the pixels i of an image whose label is not `ignore_index`, with q_i = 1 − p_i,
-    held fixed, and q its mean: then q·∇f is exactly minus the gradient of the loss of the image.
+    """``f = mean_i log p_i``, minus the loss of the image, over the pixels i whose label is not `ignore_index`, and q = 1.
 
     The model returns logits (B, C, H, W), as ``CrossEntropyLoss`` takes them; labels are integers of any width, (B, H, W) or
     (B, 1, H, W), or one-hot (B, C, H, W). Volumes (B, C, D, H, W) and signals (B, C, L) work too. For one logit per pixel,
@@ -22,7 +21,7 @@ class Segmentation(TokenMargins):
 
     Args:
         outputs: the entry of the model's output that holds the logits, such as ``out`` for models of torchvision.
-        reduction: ``mean`` of the margins of an image, or their ``sum``.
+        reduction: ``mean`` over the pixels of an image, or their ``sum``.
         level: ``pixel``, as above; ``image``: ``f = mean_i log(p_i / (1 − p_i))``, where pixels that are right outvote the few that
             are wrong, so that images with damaged masks may be scored as helpful.
         ignore_index: the label of pixels that do not count.

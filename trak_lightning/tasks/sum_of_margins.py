@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from trak_lightning.run.meaning import Meaning
+from trak_lightning.run.meaning import NEGATIVE_LOSS, Meaning
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import Logistic
 from trak_lightning.tasks.memo import Memo
@@ -39,8 +39,8 @@ class SumOfMargins(SupervisedTask):
 
     ℓ is not a function of f alone. By default q = mean_t q_t with q_t = −∂ℓ_t/∂m_t, which is 1 − p_t for the plain
     cross-entropy: the slope of ℓ where all margins of the sample move by the same amount (Park et al. 2023, section 5, take
-    the same mean). With `weigh_each_term`, ``f = Σ_t (q_t/q)·m_t`` and q = mean_t |q_t|, where the ratios are held fixed: then q·∇f
-    is −∇ℓ exactly. r = ∂²ℓ/∂f² where all margins move by the same amount: mean_t(r_t) for the mean, mean_t(r_t)/T for the sum.
+    the same mean). r = ∂²ℓ/∂f² where all margins move by the same amount: mean_t(r_t) for the mean, mean_t(r_t)/T for the sum. With
+    `minus_loss`, f = −ℓ and q = 1 (0 if no term counts): every term then counts by its own q_t, and r = 0.
 
     A subclass defines the terms.
     """
@@ -60,12 +60,12 @@ class SumOfMargins(SupervisedTask):
         outputs: Key | None = None,
         *,
         reduction: Reduction = "sum",
-        weigh_each_term: bool = False,
+        minus_loss: bool = False,
     ) -> None:
         super().__init__(inputs, labels, outputs)
         require_one_of(reduction, "reduction", "sum", "mean")
         self.reduction = reduction
-        self._weigh_each_term = weigh_each_term
+        self._minus_loss = minus_loss
         self._memo = Memo[Terms]()
 
     @property
@@ -75,11 +75,14 @@ class SumOfMargins(SupervisedTask):
 
     @property
     def meaning(self) -> Meaning:
-        weighted = f", each weighted by 1 − p({self.term})" if self._weigh_each_term else ""
+        raises, lowers = f"make {self.whose} {self.term}s more likely", "make them less likely"
+        if self._minus_loss:
+            likely = self.is_plain and self.reduction == "mean"
+            return Meaning(NEGATIVE_LOSS, raises, lowers, "exp" if likely else None, f"geometric mean p({self.term})")
         return Meaning(
-            f"{self.reduction} of the log-odds of {self.whose} {self.term}s{weighted}",
-            f"make {self.whose} {self.term}s more likely",
-            "make them less likely",
+            f"{self.reduction} of the log-odds of {self.whose} {self.term}s",
+            raises,
+            lowers,
             "loss_weight" if self.is_plain else None,
             f"mean p({self.term})",
         )
@@ -91,33 +94,25 @@ class SumOfMargins(SupervisedTask):
     def summed_losses(self) -> Self:
         """A copy for which q·∇f is minus the gradient of Σ_t ℓ_t."""
         found = copy.copy(self)
-        found.reduction, found._weigh_each_term, found._memo = "sum", True, Memo[Terms]()
+        found.reduction, found._minus_loss, found._memo = "sum", True, Memo[Terms]()
         return found
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
         terms = self.terms(model, batch)
-        total = self._weighted(terms).sum(1)
+        total = self._values(terms).sum(1)
         output = total if self.reduction == "sum" else total / _count(terms)
         self._memo.keep(batch, output, replace(terms, margins=terms.margins.detach()))
         return output
 
-    def outcome(self, model: nn.Module, batch: Any) -> Tensor:
-        """Compute f, or minus the loss if each term is weighted: the weights in f are those of the model at hand."""
-        if not self._weigh_each_term:
-            return self.output(model, batch)
-        terms = self.terms(model, batch)
-        total = -torch.where(terms.counted, terms.loss.value(terms.margins), 0).sum(1)
-        return total if self.reduction == "sum" else total / _count(terms)
-
     def summands(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Compute what each term adds to the output of its sample, (B, T), differentiable, and whether it counts, (B, T)."""
         terms = self.terms(model, batch)
-        weighted = self._weighted(terms)
-        return weighted if self.reduction == "sum" else weighted / _count(terms).unsqueeze(1), terms.counted
+        values = self._values(terms)
+        return values if self.reduction == "sum" else values / _count(terms).unsqueeze(1), terms.counted
 
-    def _weighted(self, terms: Terms) -> Tensor:
-        margins = torch.where(terms.counted, terms.margins, 0)
-        return margins * _relative(terms) if self._weigh_each_term else margins
+    def _values(self, terms: Terms) -> Tensor:
+        values = -terms.loss.value(terms.margins) if self._minus_loss else terms.margins
+        return torch.where(terms.counted, values, 0)
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:
         return self.loss_weight_and_curvature(model, batch, output)[0]
@@ -127,17 +122,11 @@ class SumOfMargins(SupervisedTask):
 
     def loss_weight_and_curvature(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
         terms = self._memo.of(batch, output, lambda: self.terms(model, batch))
-        slopes = terms.loss.loss_weight(terms.margins)
-        weight = _mean(terms, slopes.abs() if self._weigh_each_term else slopes)
+        if self._minus_loss:
+            return terms.counted.any(1).to(output.dtype), torch.zeros_like(output)
+        weight = _mean(terms, terms.loss.loss_weight(terms.margins))
         curvature = _mean(terms, terms.loss.curvature(terms.margins))
         return weight, curvature / _count(terms) if self.reduction == "sum" else curvature
-
-
-def _relative(terms: Terms) -> Tensor:
-    """q_t / mean_t |q_t|, (B, T), without gradient; 1 for a sample whose mean is 0."""
-    slopes = terms.loss.loss_weight(terms.margins.detach())
-    mean = _mean(terms, slopes.abs()).unsqueeze(1)
-    return torch.where(mean == 0, torch.ones_like(slopes), slopes / torch.where(mean == 0, 1, mean))
 
 
 def _mean(terms: Terms, values: Tensor) -> Tensor:

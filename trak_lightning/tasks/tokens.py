@@ -29,8 +29,8 @@ class TokenMargins(SumOfMargins):
 
     Args:
         reduction: ``sum`` of the margins of a sequence, as in the paper, or their ``mean``.
-        level: ``sequence``: q is the mean of 1 − p_t; ``token``: every token is weighted in f with its own 1 − p_t, so that
-            q·∇f is exactly minus the gradient of the loss.
+        level: ``sequence``: q is the mean of 1 − p_t; ``token``: f is minus the loss of the sample, and q = 1, so that
+            every token counts by its own 1 − p_t.
         ignore_index: the label of tokens that do not count.
         class_weight: one weight per class, as in the loss that the model was trained with.
         label_smoothing: of that loss.
@@ -52,7 +52,7 @@ class TokenMargins(SumOfMargins):
         label_smoothing: float = 0.0,
         outputs_are: OutputsAre = None,
     ) -> None:
-        super().__init__(inputs, labels, outputs, reduction=reduction, weigh_each_term=level == "token")
+        super().__init__(inputs, labels, outputs, reduction=reduction, minus_loss=level == "token")
         require_one_of(level, "level", "sequence", "token")
         require_choice(outputs_are)
         self.level = level

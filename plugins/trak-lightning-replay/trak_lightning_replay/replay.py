@@ -445,7 +445,7 @@ class Replay:
 
     def _output(self, targets: AttributionData, task: Task, positions: list[int]) -> Tensor:
         with batch_of(len(positions)):
-            return task.outcome(self.module, self._trajectory.moved(targets, positions))
+            return task.output(self.module, self._trajectory.moved(targets, positions))
 
 
 class _Update:

@@ -11,7 +11,7 @@ from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json, short_path, summary
-from trak_lightning.decisions.suspects import Suspect, Suspects
+from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.directory import RunDirectory
 
@@ -70,19 +70,6 @@ def write(found: Suspects, folder: Path) -> None:
         ranking.unlink(missing_ok=True)
 
 
-def _wrong(found: Suspects, suspect: Suspect) -> str | None:
-    """The probability that the label is wrong; None where it would be too high, as every model was trained on the label, and
-    where it is only a lower bound, often near 0, since the predictions cannot tell wrong labels from doubt."""
-    if (
-        suspect.wrong is None
-        or not len(found)
-        or found.predictions is None
-        or not found.predictions.held_out[suspect.index]
-    ):
-        return None
-    return f"{100 * suspect.wrong:.0f} %"
-
-
 def _print(found: Suspects, count: int) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -92,7 +79,7 @@ def _print(found: Suspects, count: int) -> None:
         "index": [str(each.index) for each in shown],
         "label": [each.label for each in shown],
         "models say": [each.says for each in shown],
-        "wrong": [_wrong(found, each) for each in shown],
+        "wrong": [None if each.wrong is None else f"{100 * each.wrong:.0f} %" for each in shown],
         "why": [each.why for each in shown],
     }
     known = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}

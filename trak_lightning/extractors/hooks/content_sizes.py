@@ -75,9 +75,10 @@ class ContentSizes(TorchDispatchMode):
 
     def begin(self, leaves: Iterable[Any]) -> None:
         """Note the leaves of the batch."""
-        for leaf in leaves:
-            if isinstance(leaf, Tensor):
-                self._mark(leaf, self._packed, data=True)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        for tensor in tensors:
+            self._mark(tensor, self._packed, data=True)
+        self.decisions.begin(map(_key, tensors))
 
     def __enter__(self) -> "ContentSizes":
         super().__enter__()

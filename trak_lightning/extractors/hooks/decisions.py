@@ -6,6 +6,7 @@ off by a maximum may be on. Outputs and gradients then depend on the batch, in s
 
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ _CERTAIN = {("all", True), ("any", False)}
 class Decisions:
     """The numbers that Python reads in a pass, of those that are computed from floating-point numbers of the batch.
 
-    Integers do not count: they are lengths and numbers of experts, and show in sizes.
+    Integers do not count: they are lengths and numbers of experts, and show in sizes. Nor do zeros and ones in the batch, which are masks,
+    of whatever type.
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,11 @@ class Decisions:
         """For the memory of truth values that come from a comparison of floating-point numbers: ``all`` or ``any`` if they tell
         of all or any entries, else the operation that made them."""
         self._extremes: dict[int, str] = {}
+        self._batch: frozenset[int] = frozenset()
+
+    def begin(self, batch: Iterable[int]) -> None:
+        """Begin a pass, given the keys for the memory of the batch."""
+        self._batch = frozenset(batch)
 
     def note(self, name: str, args: Any, given: list[tuple[int, Tensor]], made: list[tuple[int, Tensor]]) -> None:
         """Note an operation on numbers that depend on the batch; tensors come with a key for their memory."""
@@ -59,11 +66,15 @@ class Decisions:
         if not before:
             extreme = self._extremes.get(given[0][0], "") if given else ""
             alone = len(args) > 1 and args[0] is given[0][1] and not isinstance(args[1], Tensor)
-            floating = any(tensor.is_floating_point() for _, tensor in given)
+            floating = any(tensor.is_floating_point() and not self._is_mask(key, tensor) for key, tensor in given)
             return _EXTREMES.get((extreme, name) if alone else ("", ""), name) if floating else None
         if name in _NEGATIONS:
             return _OPPOSITE.get(before[0], name)
         return before[0] if name in _UNCHANGED else _QUESTIONS.get(name, name)
+
+    def _is_mask(self, key: int, tensor: Tensor) -> bool:
+        # Of the batch only: what a model computes may be zeros and ones by a threshold that the numbers of a sample cross.
+        return key in self._batch and bool(((tensor == 0) | (tensor == 1)).all())
 
     def read(self, given: list[tuple[int, Tensor]], value: Any) -> None:
         """Note that Python has read numbers that depend on the batch: a truth value or number, None if there were many."""

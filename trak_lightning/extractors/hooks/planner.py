@@ -49,7 +49,8 @@ in the whole. In fewer, all samples of each half may happen to be alike."""
 
 _DECIDES = (
     "Python reads a number that is computed from all samples of the batch, and may be another one for a sample alone, in {}. Samples "
-    "then depend on their batch if the model decides by it, such as when to leave a loop. Use extractor='auto' or 'iterative'."
+    "then depend on their batch if the model decides by it, such as when to leave a loop. If it is only printed or logged, leave that out. "
+    "Use extractor='auto' or 'iterative'."
 )
 
 
