@@ -219,7 +219,7 @@ def _about(path: str, option: str) -> str:
     module, _, name = path.rpartition(".")
     parser = ArgumentParser(add_help=False)
     parser.add_class_arguments(getattr(importlib.import_module(module), name), "options")
-    found = (action.help for action in parser._actions if action.dest == f"options.{option}")
+    found = (action.help or "" for action in parser._actions if action.dest == f"options.{option}")
     return " ".join(next(found, "").replace("``", "").split())
 
 
