@@ -146,7 +146,8 @@ def explained(
         wrap = ": wrap your torch.nn.Module in one, or use it as it is in Python (trak_lightning.TRAK)"
         hint = wrap * (name == "model" and fault.text.endswith("LightningModule"))
         if fault.owner and fault.key[0] in KINDS and " or " in fault.text:  # which numbers and strings
-            hint = f": {_about(fault.owner, fault.key[-1])}"
+            about = _about(fault.owner, fault.key[-1])
+            hint = f": {about}" * bool(about)
         return f"{where}{name} is {fault.value}; {fault.text}{hint}"
     if fault.owner and re.match(r"No module named|module .* has no attribute", fault.text):
         return f"{where}{name} is {fault.owner}: {fault.text}{_importable(fault.owner)}"
