@@ -467,6 +467,24 @@ def test_without_a_name_the_scores_of_the_targets_of_the_run_or_of_test_are_open
     assert open_scores(trak.run).path.stem == "other"
 
 
+def test_a_page_needs_no_name_where_it_is_the_default_or_the_only_one(
+    model, train_set, test_set, checkpoints, tmp_path
+):
+    trak = attribute(model, tmp_path)
+    trak.featurize(train_set, checkpoints)
+    trak.score(test_set, name="first")
+    assert trak.report(test_set, num_targets=1).stem == "first"
+    trak.score(test_set, name="second")
+    with pytest.raises(
+        DataError, match="several score files, first, second: choose one with --name, or name= in Python"
+    ):
+        trak.report(test_set)
+    with pytest.raises(DataError, match="no scores named 'third'; it has first, second: .* name= in Python"):
+        trak.report(test_set, "third")
+    trak.score(test_set)
+    assert trak.report(test_set, num_targets=1).stem == "targets"
+
+
 def test_each_name_of_scores_has_a_page_of_its_own(model, train_set, test_set, checkpoints, tmp_path):
     trak = attribute(model, tmp_path)
     trak.featurize(train_set, checkpoints)

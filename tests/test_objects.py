@@ -1,5 +1,6 @@
 """What the objects of the Python interface look like in a terminal and in a notebook."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 import trak_lightning
 from trak_lightning import TRAK
+from trak_lightning.api import TRAKER_ARGUMENTS
 from trak_lightning.cli import main
 from trak_lightning.errors import DataError, TrakError
 from trak_lightning.scoring.scores import Scores, write_matrix
@@ -194,6 +196,28 @@ def test_calls_of_traker_are_answered_with_the_page_that_translates_them(trak):
         with pytest.raises(AttributeError, match=f"no attribute '{name}'. Coming from traker, .*page coming-from of"):
             getattr(trak, name)
     assert not hasattr(trak, "nothing")
+    with pytest.raises(ImportError, match="the class is TRAK. Coming from traker, .*page coming-from of"):
+        from trak_lightning import TRAKer  # noqa: F401
+    model, data = nn.Linear(2, 2), TensorDataset(torch.zeros(4, 2), torch.zeros(4))
+    for call, arguments, ours in (
+        (
+            TRAK,
+            {"model": model, "task": "image_classification", "train_set_size": 4, "proj_dim": 8},
+            'name": "sparse_jl"',
+        ),
+        (TRAK, {"model": model, "task": "image_classification", "save_dir": "x"}, "save_dir is run_dir"),
+        (trak.featurize, {"batch": data[:], "num_samples": 4}, r"featurize\(train_dataset, checkpoints="),
+        (trak.score, {"batch": data[:], "num_samples": 4}, "num_samples is read from the dataset"),
+    ):
+        with pytest.raises(TypeError, match=f"has other arguments: .*{ours}.*page coming-from of"):
+            call(**arguments)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nothing'"):
+        trak.score(data, nothing=1)
+
+
+def test_arguments_of_traker_are_none_of_ours():
+    for call in (TRAK, TRAK.featurize, TRAK.score):
+        assert not set(TRAKER_ARGUMENTS) & set(inspect.signature(call).parameters)
 
 
 def test_scores_of_a_recorded_training_have_no_features_to_ask(tmp_path, capsys):

@@ -38,4 +38,9 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
+    if name == "TRAKer":  # of an AttributeError, `from trak_lightning import TRAKer` would not show the message
+        page = import_module("trak_lightning.errors").docs_page("coming-from")
+        raise ImportError(
+            f"{__name__} has no TRAKer: the class is TRAK. Coming from traker, its calls next to ours: {page}"
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import lightning as L
 import numpy.typing as npt
@@ -48,7 +48,7 @@ from trak_lightning.scoring.backend import LOCAL
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.scoring.fabric import FabricBackend
 from trak_lightning.scoring.score_run import load_features, score_run
-from trak_lightning.scoring.scores import Scores
+from trak_lightning.scoring.scores import Scores, open_scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 from trak_lightning.scoring.token_scores import TokenScores, token_values
 from trak_lightning.scoring.views import Reduction
@@ -63,8 +63,44 @@ DataSource = Dataset | DataLoader | AttributionData
 PluginChoice = str | dict[str, Any]
 """A plug-in by name, or by name with options: ``{"name": "sparse_jl", "dim": 2048}``."""
 
-TRAKER = ("load_checkpoint", "finalize_features", "start_scoring_checkpoint", "finalize_scores")
-"""Methods of another library's class, by which `TRAK` is used out of habit."""
+TRAKER_METHODS = ("load_checkpoint", "finalize_features", "start_scoring_checkpoint", "finalize_scores")
+"""Methods of the class of traker, the library of the TRAK paper, by which `TRAK` is used out of habit."""
+
+TRAKER_ARGUMENTS = {
+    **dict.fromkeys(("train_set_size", "num_samples"), "is read from the dataset"),
+    "batch": "is the whole dataset or loader, given once: featurize(train_dataset, checkpoints=[…]), score(target_dataset, name=…)",
+    "device": 'is chosen by trainer=Trainer(accelerator="gpu")',
+    "grad_wrt": "is parameters, patterns of names",
+    "gradient_computer": "is extractor",
+    "inds": "is not needed: a dataset is read in its order",
+    "lambda_reg": "is regularization, an argument of score",
+    "load_from_save_dir": "is not needed: what run_dir holds is used",
+    "proj_dim": 'is dim in projector={"name": "sparse_jl", "dim": 2048}',
+    "projector_seed": "is seed",
+    "save_dir": "is run_dir",
+    "use_half_precision": 'is store={"name": "hdf5", "dtype": "float16"}',
+}
+"""Arguments of its calls, and what they are here."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _from_traker() -> str:
+    return f"Coming from traker, its calls next to ours: {docs_page('coming-from')}"
+
+
+def _answers_traker(method: Callable[P, R]) -> Callable[P, R]:
+    """Let a method name its own arguments where it is given those of traker."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        theirs = [f"{name} {TRAKER_ARGUMENTS[name]}" for name in kwargs if name in TRAKER_ARGUMENTS]
+        if theirs:
+            raise TypeError(f"{method.__qualname__} has other arguments: {'; '.join(theirs)}. {_from_traker()}")
+        return method(*args, **kwargs)
+
+    return call
 
 
 class TRAK:
@@ -104,6 +140,7 @@ class TRAK:
         UnsupportedModelError: the extractor cannot do some parameter of the model.
     """
 
+    @_answers_traker
     def __init__(
         self,
         model: nn.Module,
@@ -149,6 +186,7 @@ class TRAK:
         self._verify_data = verify_data
         self._job: FeaturizeJob | None = None
 
+    @_answers_traker
     def featurize(
         self,
         train_dataset: DataSource,
@@ -266,6 +304,7 @@ class TRAK:
             found[0].load_into(self.model)
             return run_checks(job, len(found))
 
+    @_answers_traker
     def score(
         self,
         target_dataset: DataSource,
@@ -484,7 +523,7 @@ class TRAK:
     def report(
         self,
         target_dataset: DataSource,
-        name: str = "targets",
+        name: str | None = None,
         *,
         render: Callable[[Any], Any] | None = None,
         class_names: Sequence[str] | None = None,
@@ -497,7 +536,7 @@ class TRAK:
 
         Args:
             target_dataset: what was scored.
-            name: as given to `score`.
+            name: as given to `score`; None for ``targets``, the default there, or else the only one.
             render: converts a sample to what is shown of it, see `trak_lightning.report.Samples`.
             class_names: names of the classes 0, 1, …; None uses those of the dataset or the model, if any.
             tokenizer: converts token ids to text; None uses the data collator's, if any.
@@ -513,6 +552,8 @@ class TRAK:
             DataError: the data is not what was scored, `render` fails, or matplotlib or jinja2 is missing.
         """
         job = self._require_job()
+        default = "targets" if self.run.scores("targets").exists() else None
+        name = open_scores(self.run, name or default).path.stem
 
         def verify() -> None:
             job.require_same_rows(job.train)
@@ -538,7 +579,7 @@ class TRAK:
         )
 
     def __getattr__(self, name: str) -> Any:
-        hint = f". Coming from traker, its calls next to ours: {docs_page('coming-from')}" if name in TRAKER else ""
+        hint = f". {_from_traker()}" if name in TRAKER_METHODS else ""
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def __repr__(self) -> str:

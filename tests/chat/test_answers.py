@@ -40,6 +40,25 @@ def test_the_answer_that_the_model_writes_is_its_most_probable_one():
     assert answer.encoded.labels.tolist() == [-100] * (len(ids) - 6) + ids[-6:]
 
 
+def test_a_question_is_what_the_user_said_last_before_the_answer(tmp_path):
+    talk = [{"role": role, "content": said} for role, said in (("user", "1+1"), ("assistant", "2"), ("user", "2+2"))]
+    rows = [
+        {"messages": talk},
+        {"messages": [*talk, {"role": "assistant", "content": "4"}]},
+        {"prompt": talk, "chosen": "4", "rejected": "5"},
+        {
+            "chosen": [*talk, {"role": "assistant", "content": "4"}],
+            "rejected": [*talk, {"role": "assistant", "content": "5"}],
+        },
+        {"prompt": "a", "completion": "b"},
+        {"text": "a text that answers nothing"},
+    ]
+    found = answers(rows, kept=tmp_path / "answers.jsonl")
+    expected = ["2+2"] * 6 + ["a", ""]
+    assert [answer.question for answer in found] == expected
+    assert [json.loads(line)["question"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()] == expected
+
+
 def test_an_encoder_decoder_answers_too():
     (answer,) = answers([{"prompt": "2+2"}], "t5")
     assert 0 < len(answer.encoded.labels) <= 6

@@ -40,9 +40,9 @@ def command(folder, lines, conversations, tmp_path, monkeypatch):
 def test_one_command_scores_given_and_written_answers_as_python_does(command, conversations, folder, tmp_path, capsys):
     assert command("--projector.dim", "256") == 0
     shown = capsys.readouterr().out
-    assert "target 1: =6" in shown
+    assert "target 1: 2+4 → =6" in shown
     assert " 2+2 → =4" in shown, "as trak top shows it"
-    assert "example 2: chosen − rejected (+ b − c)" in shown
+    assert "example 2: chosen − rejected (a → + b − c)" in shown
     answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
     assert [answer["example"] for answer in answers] == [0, 1, 2, 2]
     assert len(answers[0]["answer_ids"]) <= 4
@@ -63,7 +63,7 @@ def test_one_command_scores_given_and_written_answers_as_python_does(command, co
 
 def test_an_empty_answer_is_called_empty(command, capsys):
     command(targets=[chat("2+4", "")])
-    assert "target 0: (empty answer: only the end token)" in capsys.readouterr().out
+    assert "target 0: 2+4 → (empty answer: only the end token)" in capsys.readouterr().out
 
 
 def test_a_group_without_a_difference_is_shown_as_a_mean(command, capsys):
@@ -223,7 +223,7 @@ def test_samples_are_removed_by_a_column_that_is_not_encoded(command, conversati
     assert main(["whatif", run, "--remove_where", "source=book", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == [6, 7, 8]
     assert main(["whatif", run, "--remove", "6,7,8"]) == 0
-    assert " 1 =6 " in capsys.readouterr().out, "the answer is next to the number of the target"
+    assert " 1 2+4 → =6 " in capsys.readouterr().out, "question and answer are next to the number of the target"
     assert main(["whatif", run, "--remove_where", "source=web"]) == 1
     assert "no training sample has source = 'web'; the values of source are 'None', 'book'" in capsys.readouterr().err
     assert main(["whatif", run, "--remove_where", "sauce=book"]) == 1

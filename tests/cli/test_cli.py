@@ -268,6 +268,10 @@ def test_configurations_are_merged_and_printed(config):
             "scorer.weights is q; expected one of 'none', 'residual', 'gauss_newton', 'fisher', 'auto'",
         ),
         (("score", "--scorer.regularization=-1"), "must be a number λ ≥ 0, 'trace/N', 'auto' or 'calibrate', got -1.0"),
+        (
+            ("score", "--scorer.regularization", "{relative: 0.01}"),
+            "expected a number or a string: λ as a number, the same for every checkpoint; trace/N for trace(ΦᵀWΦ)/N; auto for the rule",
+        ),
         (("run", "--scorer.regularization=-1"), "must be a number λ ≥ 0, 'trace/N', 'auto' or 'calibrate', got -1.0"),
         (("run", "--projector.dim=0"), "dim must be a number of dimensions, 1 or more, got 0"),
         (("run", "--projector.dim", "-3"), "dim must be a number of dimensions, 1 or more, got -3"),

@@ -95,14 +95,15 @@ def test_a_configuration_of_lightning_cli_loses_what_is_for_fit_and_gets_its_cla
 
 @pytest.mark.parametrize("named", ["{model_class: mine.Net}", "{model: mine.Net}", "{model: {class_path: mine.Net}}"])
 @pytest.mark.parametrize("last", [True, False])
-def test_one_file_may_name_the_class_of_the_settings_in_another(named, last, tmp_path):
+@pytest.mark.parametrize("settings", ["{model: {width: 64}}", "{model: {init_args: {width: 64}}}"])
+def test_one_file_may_name_the_class_of_the_settings_in_another(named, last, settings, tmp_path):
     (tmp_path / "named.yaml").write_text(named)
-    (tmp_path / "saved.yaml").write_text("{model: {width: 64}}")
+    (tmp_path / "saved.yaml").write_text(settings)
     files = ["saved.yaml", "named.yaml"] if last else ["named.yaml", "saved.yaml"]
     options = [part for file in files for part in ("-c", str(tmp_path / file))]
     merged = CommandLine.of(options, PARSER).argv(uses=())
-    settings = f"--config={json.dumps({'model': {'class_path': 'mine.Net', 'init_args': {'width': 64}}})}"
-    assert settings in merged
+    expected = f"--config={json.dumps({'model': {'class_path': 'mine.Net', 'init_args': {'width': 64}}})}"
+    assert expected in merged
 
 
 def test_the_leaf_of_a_nested_message_is_found():

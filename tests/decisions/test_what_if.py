@@ -138,8 +138,8 @@ def test_a_mask_and_positions_are_the_same_set(fitted):
         ([0.5], "expected positions, integers"),
         ([5, 3, 5], "sample 5 is given 2 times; positions must be distinct"),
         (np.arange(60) % 2, r"If these 60 integers are a mask, make it boolean: mask.astype\(bool\)"),
-        ([], "must hold some of the 60 training samples"),
-        (range(60), "and not all; it holds 60"),
+        ([], "must hold some of the 60 training samples and not all, and it is empty; give at least one position"),
+        (range(60), "and not all, and it holds all 60 training samples; leave at least one out"),
         (np.ones(7, dtype=bool), "a mask of 60 bools; got bool of shape"),
     ],
 )

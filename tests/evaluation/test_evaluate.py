@@ -70,6 +70,14 @@ def test_a_result_is_computed_once_and_read_as_it_was(scored):
     assert again == first
 
 
+def test_the_title_says_that_compared_scorers_have_default_settings(scored):
+    settings = EvaluationSettings(models=5, compare=["tracin", "gradient_cosine"])
+    [(result, _)] = evaluate(scored, settings, Training(scored).retrain)
+    assert result.title.endswith(" targets; tracin and gradient_cosine with default settings")
+    [(alone, _)] = evaluate(scored, LDS_ONLY, Training(scored).retrain)
+    assert "default" not in alone.title
+
+
 def test_two_models_are_too_few_to_judge_by(scored):
     [(result, _)] = evaluate(scored, EvaluationSettings(models=2), Training(scored).retrain)
     assert (

@@ -145,6 +145,21 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_the_first_misfit(m
         Checkpoint.of(tmp_path / "a.pt", model)
 
 
+def test_a_checkpoint_of_another_size_names_the_hyperparameter_that_differs(tmp_path):
+    class Net(L.LightningModule):
+        def __init__(self, classes=2):
+            super().__init__()
+            self.save_hyperparameters()
+            self.layer = nn.Linear(3, classes)
+
+    trained = Net(classes=5)
+    torch.save({"state_dict": trained.state_dict(), "hyper_parameters": dict(trained.hparams)}, tmp_path / "a.ckpt")
+    with pytest.raises(
+        CheckpointError, match=r"\(5, 3\).*differ: classes is 5 in the checkpoint and 2 in the model\..*link_arg"
+    ):
+        Checkpoint.of(tmp_path / "a.ckpt", Net())
+
+
 class WithSettings(L.LightningModule):
     def __init__(self, activation="relu", temperature=1.0, lr=0.1, scheduler=None, trunk=None, extra=None):
         super().__init__()

@@ -1,6 +1,7 @@
 """Score files are written whole, read lazily, and ranked."""
 
 import copy
+import io
 import itertools
 import pickle
 import subprocess
@@ -8,9 +9,13 @@ import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from trak_lightning.errors import CorruptFileError, DataError
+from trak_lightning.run.sample_lines import SampleLine
 from trak_lightning.scoring.base import Scoring
+from trak_lightning.scoring.display import ranking_table
+from trak_lightning.scoring.ranking import Ranking
 from trak_lightning.scoring.scores import Scores, write_scores
 
 
@@ -99,3 +104,23 @@ def test_a_file_that_is_no_score_file_is_refused(tmp_path):
 def test_scoring_does_not_import_torch():
     code = "import sys, trak_lightning.cli.commands.score; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_a_table_of_samples_fits_every_terminal_and_marks_text_that_it_cuts(width):
+    class Samples:
+        def show(self, index):
+            line = ["short", "word " * 19 + "end", "https://" + "x" * 80][index]
+            return SampleLine("business and economy", line)
+
+    sides = [Ranking(np.array(order), np.ones(len(order)), np.ones(len(order))) for order in ([1, 2], [0])]
+    console = Console(width=width, file=io.StringIO())
+    console.print(ranking_table("title", "train", ("helpful", "harmful"), sides, Samples()))
+    lines = [line for line in console.file.getvalue().splitlines() if line[:1] in tuple("┏┃┡│└")]
+    assert {len(line) for line in lines} == {len(lines[0])}, "the columns of both tables line up"
+    assert len(lines[0]) <= width
+    cells = [line.split("│")[4].strip() for line in lines if line.startswith("│")]
+    assert " ".join(cells).count("word") == 19
+    assert " ".join(cells).count("end") == 1
+    (address,) = [cell for cell in cells if cell.startswith("https")]
+    assert address.endswith("…" if width < 160 else "x" * 80)

@@ -33,6 +33,7 @@ class Answer:
         group: answers of a group are scored together, next to being scored alone; None for none.
         coefficient: of this answer in its group: −1 for what is subtracted.
         reply: the tokens that the model wrote; None for an answer that was given.
+        question: what the user said last before it; empty if nobody did.
     """
 
     encoded: Encoded
@@ -41,6 +42,7 @@ class Answer:
     group: str | None = None
     coefficient: float = 1.0
     reply: tuple[int, ...] | None = None
+    question: str = ""
 
     @property
     def prompt(self) -> list[int]:
@@ -118,7 +120,7 @@ def read_answers(
             written = _after(each.prompt, reply, encoder.encoder_decoder)
             _require_room(written, encoder.max_length, each.where)
             encoded, text = _narrowed(written, each.span, encoder, each.where)
-        found.append(Answer(encoded, text, each.record, each.group, each.coefficient, reply))
+        found.append(Answer(encoded, text, each.record, each.group, each.coefficient, reply, each.question))
     if kept is not None:
         _keep(kept, found, generation, encoder)
     return found
@@ -146,6 +148,7 @@ class Asked:
     span: Any
     group: str | None
     coefficient: float
+    question: str
     prompt: Sequence[int] = ()
     encoded: Encoded | None = None
     text: str = ""
@@ -164,15 +167,15 @@ def ask(records: Records, encoder: Encoder, generation: Generation) -> list[Aske
         record = {name: value for name, value in row.items() if value is not None}  # which datasets fill up with
         where, span = records.where(number), record.get("span")
         for part, coefficient, group in _parts(record, number, where):
-            prompt = _open_prompt(part)
+            prompt, question = _open_prompt(part), _question(part)
             if prompt is not None:
                 ids = answers.prompt(prompt, where)
-                found.append(Asked(where, number, span, group, coefficient, ids))
+                found.append(Asked(where, number, span, group, coefficient, question, ids))
                 continue
             encoded = answers.encode(part, where)
             _require_room(encoded, encoder.max_length, where)
             encoded, text = _narrowed(encoded, span, answers, where)
-            found.append(Asked(where, number, span, group, coefficient, encoded=encoded, text=text))
+            found.append(Asked(where, number, span, group, coefficient, question, encoded=encoded, text=text))
     _require_room_to_answer([each for each in found if each.encoded is None], encoder, generation.max_new_tokens)
     return found
 
@@ -313,6 +316,14 @@ def _open_prompt(record: Record) -> Any:
     return prompt if isinstance(prompt, str) else as_messages(prompt)
 
 
+def _question(record: Record) -> str:
+    """What the user said last."""
+    prompt = record.get("prompt")
+    turns = conversation(record) or as_messages(prompt) or ()
+    said = [str(turn.get("content")) for turn in turns if turn.get("role") == "user"]
+    return said[-1] if said else prompt if isinstance(prompt, str) else ""
+
+
 def _continued(record: Record, part: str) -> Record:
     """The example with one of its two answers."""
     answer, prompt = record[part], record.get("prompt")
@@ -360,7 +371,12 @@ def _tokens_of(tokenizer: Any, ids: Tensor, span: str, where: str) -> Tensor:
 def _keep(kept: Path, answers: Sequence[Answer], generation: Generation, encoder: Encoder) -> None:
     lines = []
     for number, answer in enumerate(answers):
-        line: dict[str, Any] = {"target": number, "example": answer.record, "answer": answer.text}
+        line: dict[str, Any] = {
+            "target": number,
+            "example": answer.record,
+            "question": answer.question,
+            "answer": answer.text,
+        }
         if answer.group is not None:
             line |= {"group": answer.group, "coefficient": answer.coefficient}
         if answer.reply is not None:

@@ -213,7 +213,8 @@ def normalized_config(
     for key, path in {**others, **own, **classes}.items():
         value = found.get(key) or {}
         if not (isinstance(value, dict) and "class_path" in value):
-            found[key] = {"class_path": path, "init_args": value}
+            settings = value["init_args"] if isinstance(value, dict) and set(value) == {"init_args"} else value
+            found[key] = {"class_path": path, "init_args": settings}
     return found
 
 

@@ -145,6 +145,9 @@ def explained(
     if fault.text.startswith("expected "):
         wrap = ": wrap your torch.nn.Module in one, or use it as it is in Python (trak_lightning.TRAK)"
         hint = wrap * (name == "model" and fault.text.endswith("LightningModule"))
+        if fault.owner and fault.key[0] in KINDS and " or " in fault.text:  # which numbers and strings
+            about = _about(fault.owner, fault.key[-1])
+            hint = f": {about}" * bool(about)
         return f"{where}{name} is {fault.value}; {fault.text}{hint}"
     if fault.owner and re.match(r"No module named|module .* has no attribute", fault.text):
         return f"{where}{name} is {fault.owner}: {fault.text}{_importable(fault.owner)}"
@@ -210,6 +213,15 @@ def _options(path: str) -> list[str]:
     """The options of the class of that path."""
     module, _, name = path.rpartition(".")
     return options_of(getattr(importlib.import_module(module), name))
+
+
+def _about(path: str, option: str) -> str:
+    """What the docstring of the class of that path says of an option."""
+    module, _, name = path.rpartition(".")
+    parser = ArgumentParser(add_help=False)
+    parser.add_class_arguments(getattr(importlib.import_module(module), name), "options")
+    found = (action.help or "" for action in parser._actions if action.dest == f"options.{option}")
+    return " ".join(next(found, "").replace("``", "").split())
 
 
 def _where(key: Sequence[str], given: Sequence[str], configs: Sequence[str]) -> str:

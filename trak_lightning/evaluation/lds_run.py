@@ -103,7 +103,8 @@ def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, co
     )
     return Result(
         FIXED_SEED if fixed else "lds",
-        f"Linear datamodeling score{' at a fixed seed' if fixed else ''}: {settings.models} retrained models, {m} targets",
+        f"Linear datamodeling score{' at a fixed seed' if fixed else ''}: {settings.models} retrained models, {m} targets"
+        + f"; {' and '.join(compare)} with default settings" * bool(compare),
         f"Do the scores predict retrained models? {how}. "
         f"For each of {m} targets, their outputs are compared with the sum of the scores of the examples that each of them was "
         "trained on. The linear datamodeling score is the mean rank correlation: 1 if the scores predict the order of the models "

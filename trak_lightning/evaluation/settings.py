@@ -16,7 +16,8 @@ class EvaluationSettings:
             training, with the same initialization and batches, each time without a few random samples.
         fraction: share of the training set in each subset of protocol ``halves``.
         removed: share of the training set that each model of protocol ``fixed_seed`` is trained without.
-        compare: names of further scorers to compare the chosen one with, such as tracin or influence.
+        compare: names of further scorers to compare the chosen one with, such as tracin or influence, each with its default settings;
+            for other settings, evaluate with that scorer, which retrains nothing.
         ceiling: number of these models to retrain with a second seed, to estimate the LDS of a perfect prediction.
         counterfactual: number of targets to retrain models for without their most helpful samples.
         brittleness: number of targets to search for the smallest prediction-flipping removal.

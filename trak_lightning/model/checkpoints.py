@@ -209,6 +209,7 @@ def _fit(source: str | Path | Mapping[str, Any], model: nn.Module, weights_only:
         raise CheckpointError(
             f"{kind} {_describe(source)} does not fit {type(model).__name__}: {'; '.join(faults)}."
             + _remedy(required, unexpected, own)
+            + _settings_hint(found.hyperparameters, model)
         )
     weights = {name: named[name] if name in named else whole(tensor.detach()) for name, tensor in own.items()}
     ignored = [*stray, *(unexpected if partial else ())]
@@ -325,6 +326,12 @@ def _remedy(missing: Sequence[str], unexpected: Sequence[str], own: Mapping[str,
     else:
         hint = ""
     return hint or " Give the model class and settings that the checkpoint was trained with."
+
+
+def _settings_hint(hyperparameters: Any, model: nn.Module) -> str:
+    differ = contradictions(hyperparameters, model)
+    of_cli = " A config.yaml that LightningCLI saved leaves out what link_arguments sets." * hasattr(model, "hparams")
+    return (f" Settings differ: {'; '.join(differ)}." if differ else "") + of_cli
 
 
 def _prefix_hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:

@@ -45,9 +45,12 @@ def some(samples: npt.ArrayLike, n: int, what: str) -> Array:
     """
     found = np.sort(positions(samples, n, what))
     if not 0 < len(found) < n:
-        raise DataError(
-            f"{what}: the set must hold some of the {n} training samples and not all; it holds {len(found)}"
+        seen = (
+            f"holds all {n} training samples; leave at least one out"
+            if len(found)
+            else "is empty; give at least one position"
         )
+        raise DataError(f"{what}: the set must hold some of the {n} training samples and not all, and it {seen}")
     return found
 
 

@@ -78,13 +78,11 @@ def ranking_table(
     tables = []
     for heading, rows in zip(headings, shown, strict=True):
         table = Table(title=Text(heading, style="bold"), title_justify="left")
-        for place, name in enumerate(names):
-            table.add_column(
-                name,
-                justify="right" if place < 2 else "left",
-                no_wrap=place < 2,
-                min_width=min(widths[place], LINE // 2),
-            )
+        for place, (name, width) in enumerate(zip(names, widths, strict=True)):
+            if place < 2:
+                table.add_column(name, justify="right", no_wrap=True, min_width=width)
+            else:  # as wide in both tables by its heading: a min_width would not shrink with the terminal
+                table.add_column(Text(name.ljust(width)))
         for cells in rows:
             table.add_row(*map(Text, cells))
         tables.append(table)
@@ -156,6 +154,11 @@ def shortened(text: str, length: int = LINE) -> str:
     """One line of at most `length` characters."""
     line = " ".join(text.split())
     return line if len(line) <= length else f"{line[: length - 2]} …"
+
+
+def after_question(question: str, answer: str, length: int = LINE // 2) -> str:
+    """An answer after its question, of at most `length` characters, if there is one."""
+    return f"{shortened(question, length)} → {answer}" if question else answer
 
 
 def _rows(ranking: Ranking) -> Iterator[tuple[str, str]]:

@@ -393,9 +393,13 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
     if name is None:
         name = next((each for each in (configured(run, "target_split"), DEFAULT) if each in found), None)
     if name is None and len(found) > 1:
-        raise DataError(f"{run.path} has several score files, {', '.join(found)}: choose one with --name")
+        raise DataError(
+            f"{run.path} has several score files, {', '.join(found)}: choose one with --name, or name= in Python"
+        )
     if name is not None and name not in found:
-        raise DataError(f"{run.path} has no scores named {name!r}; it has {', '.join(found)}")
+        raise DataError(
+            f"{run.path} has no scores named {name!r}; it has {', '.join(found)}: choose one with --name, or name= in Python"
+        )
     return Scores(run.scores(name or found[0]))
 
 

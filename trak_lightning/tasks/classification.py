@@ -109,6 +109,14 @@ class ImageClassification(Classification):
     __doc__ = Classification.__doc__
     input_names: ClassVar[tuple[str, ...]] = ("pixel_values", "image", "images", "img")
 
+    def output(self, model: nn.Module, batch: Any) -> Tensor:
+        try:
+            return super().output(model, batch)
+        except DataError as error:  # whose reader may not know that there are tasks
+            raise DataError(
+                f"{error} That is for task image_classification, the default if no task is named."
+            ) from None
+
 
 class TextClassification(Classification):
     __doc__ = Classification.__doc__

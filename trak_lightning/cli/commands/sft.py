@@ -12,7 +12,7 @@ from trak_lightning.cli.arguments import RECIPE, SETTINGS
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError, explained
 from trak_lightning.cli.help import command_parser
-from trak_lightning.scoring.display import ShowsSamples, shortened
+from trak_lightning.scoring.display import ShowsSamples, after_question, shortened
 from trak_lightning.scoring.scores import Scores, open_scores
 
 FEATURIZING = (*SETTINGS, *RECIPE, "config", "print_config", "seed_everything")
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         train = samples_of(job.train_data, datamodule=data)
         for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:
             text = shortened(answer.text) or "(empty answer: only the end token)"
-            _print(f"target {target}: {text}", scores, target, train)
+            _print(f"target {target}: {after_question(answer.question, text)}", scores, target, train)
         for group, title in list(_groups(data))[:SHOWN_TARGETS]:
             _print(title, open_scores(job.run, job.groups_name), group, train)
     return 0
@@ -161,7 +161,9 @@ def _groups(datamodule: Any) -> Iterator[tuple[int, str]]:
                 terms = " ".join(("− " if answer.coefficient < 0 else "+ ") + answer.text for answer in members)
             else:
                 terms = f"mean of {len(members)} answers: " + " · ".join(answer.text for answer in members)
-            yield group, f"{name} ({shortened(terms)})"
+            questions = {answer.question for answer in members}
+            asked = questions.pop() if len(questions) == 1 else ""
+            yield group, f"{name} ({after_question(asked, shortened(terms))})"
 
 
 def _print(title: str, scores: Scores, target: int, train: ShowsSamples) -> None:
