@@ -460,6 +460,7 @@ def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
     by_label = trak("whatif", run_dir, "--remove-label", "7")
     assert by_label.returncode == 0, by_label.stderr
     assert "of 1737 samples" in by_label.stdout
+    assert "as measured: LDS" in by_label.stdout  # of the scores
     one = json.loads(trak("whatif", run_dir, "--remove", "3,", "--json").stdout)
     scores = Scores(run_dir / "scores" / "test.h5").values
     assert np.corrcoef(one["change"], -scores[:, 3])[0, 1] > 0.9

@@ -277,7 +277,7 @@ def _basis(held_out: Array) -> str:
     if seen == len(held_out):
         return (
             "predictions of checkpoints trained on the sample, corrected by leaving it out in closed form; those of checkpoints "
-            "trained on random halves (trak train) find more"
+            "trained on random halves (trak train) find more, if these are right on most samples"
         )
     basis = "predictions of checkpoints not trained on the sample"
     return (

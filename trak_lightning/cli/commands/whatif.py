@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.columns import WRITTEN, Condition
 from trak_lightning.cli.error_messages import UsageError
-from trak_lightning.cli.output import print_json, summary
+from trak_lightning.cli.output import print_json, print_trust, summary
 from trak_lightning.cli.train_values import column_of, labels_of
 from trak_lightning.decisions.what_if import Removal, WhatIf
 from trak_lightning.errors import DataError
@@ -22,6 +22,7 @@ from trak_lightning.run.positions import read_positions
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.display import after_question, shortened
 from trak_lightning.scoring.score_run import load_features
+from trak_lightning.scoring.scores import open_scores
 
 READS = ("run_dir", "train_split", "target_split", "store", "scorer")
 
@@ -80,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
         started,
     )
     summary("trust", removal.trust)
+    if run.scores(targets).exists():
+        print_trust(run, open_scores(run, targets))
     return 0
 
 
