@@ -39,7 +39,7 @@ WORDS = {
     ),
     "segmentation": (
         "negative loss",
-        "make the right pixels more likely",
+        "make the labels of the pixels more likely",
         "geometric mean p(pixel)",
     ),
     "contrastive": ("margin of the pair over other pairs", "bring image and text closer together", "p(pair)"),

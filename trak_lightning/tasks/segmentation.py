@@ -28,6 +28,7 @@ class Segmentation(TokenMargins):
     """
 
     term: ClassVar[str] = "pixel"
+    whose: ClassVar[str] = "the labels of the"
 
     def __init__(
         self,
