@@ -127,6 +127,11 @@ def test_text_that_is_there_next_to_its_token_ids_is_shown_once(columns, text, p
     assert shown({**columns, "input_ids": [1, 2], "label": 1}, decode=lambda ids: text).parts == parts
 
 
+def test_a_text_beside_its_tokens_is_shown_once_though_the_tokenizer_does_not_know_all_words():
+    sample = {"text": "A simple phone, but breakage is unacceptable.", "input_ids": [1, 2], "label": 1}
+    assert shown(sample, decode=lambda ids: "a simple phone, but is.").parts == (Text(sample["text"]),)
+
+
 def test_classes_of_tokens_are_not_decoded():
     sample = {"input_ids": [7, 8, 9], "labels": [0, 1, -100]}
     assert shown(sample, decode=str).parts == (

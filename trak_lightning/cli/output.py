@@ -39,11 +39,11 @@ def trust_in(run: RunDirectory, scores: Scores) -> dict[str, Any]:
     return {"trust": {"lds": lds, "low": low, "high": high, "sentence": sentence}, "trust_unknown": None}
 
 
-def print_trust(run: RunDirectory, scores: Scores) -> None:
+def print_trust(run: RunDirectory, scores: Scores, stage: str = "trust") -> None:
     """Print what `trust_in` says, if anything."""
     found = trust_in(run, scores)
     if sentence := found["trust"]["sentence"] if found["trust"] else found["trust_unknown"]:
-        summary("trust", sentence)
+        summary(stage, sentence)
 
 
 def short_path(path: Path) -> Path:

@@ -24,6 +24,9 @@ LARGEST = 0.2
 FAR = 2.5
 """How many times the summed scores the step may be before measured changes were clearly larger than predicted ones."""
 
+ALONE = 0.95
+"""The leverage from which on the sign of measured changes was another than predicted, in a regression without all but one sample of a category."""
+
 
 @dataclass(frozen=True)
 class Removal:
@@ -32,7 +35,7 @@ class Removal:
     samples: Array
     """(s,) positions of the removed training samples, ascending."""
     change: Array
-    """(m,) by one Newton step for the set, averaged over checkpoints."""
+    """(m,) by one Newton step for the set, averaged over checkpoints; `summed` where f is minus the loss, since the step needs a curvature."""
     spread: Array
     """(m,) standard error of `change` over checkpoints; NaN with one."""
     summed: Array
@@ -66,8 +69,13 @@ class Removal:
             return f"too large to be trusted: {size}, and answers were compared with retraining up to {100 * LARGEST:.0f} %"
         if not self.has_curvature:
             return (
-                f"trust the order of the changes, not their size ({size}): f is minus the loss, whose curvature is not known, and measured "
-                "changes were much smaller than the predicted ones in trials"
+                f"trust the order of the changes more than their size ({size}): f is minus the loss, whose curvature is not known, so that they "
+                "are sums of scores; measured ones were about half as large in trials"
+            )
+        if self.leverage > ALONE:
+            return (
+                f"not to be trusted for targets like these samples: in some direction, {self.leverage:.0%} of what is known comes from them "
+                f"({size}), so that nothing like them is left, and even signs were wrong in a trial"
             )
         if self.stretch > FAR:
             return (
@@ -158,7 +166,7 @@ class WhatIf:
             block = _Block(inverse.solve(each.features), each.features, diagonal(each, self._weighting))
             z = targets.features.astype(np.float64)
             summed.append(-unit * z @ (q @ block.solved))
-            change.append(-unit * z @ (block.coefficients(q) @ block.solved))
+            change.append(-unit * z @ (block.coefficients(q) @ block.solved) if self._has_curvature else summed[-1])
             leverages.append(block.leverage())
         M, changes = len(change), np.stack(change)
         spread = changes.std(0, ddof=1) / M**0.5 if M > 1 else np.full(changes.shape[1], np.nan)

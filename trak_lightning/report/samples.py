@@ -285,7 +285,7 @@ class Samples:
         if self._decode is None or tokens is None or tokens.ndim != 1:
             return False
         ids = _letters(self._decode([number for number in tokens.tolist() if number >= 0]))
-        return bool(ids) and _letters(text).startswith(ids)
+        return bool(ids) and _tells(_letters(text), ids)
 
     def _fields(self, values: Mapping[Any, Any]) -> list[Part]:
         """Everything in a mapping but its scalars, which follow in one table, and token ids of text that is there too."""
@@ -312,7 +312,7 @@ class Samples:
         said = [_letters(text) for text in (*(Shown((part,)).words for part in others), *(text for _, text in fields))]
         for place, parts in reversed(decoded):
             ids = _letters(Shown(tuple(parts)).words)
-            if not ids or not any(text.startswith(ids) for text in (*said, "".join(said))):
+            if not ids or not any(_tells(text, ids) for text in (*said, "".join(said))):
                 others[place:place] = parts
         return [*others, *([Table(tuple(fields[:MOST_FIELDS]))] if fields else [])]
 
@@ -430,6 +430,12 @@ def _shortened(text: str) -> str:
 def _letters(text: str) -> str:
     """What tokenizers keep of a text: letters and digits, without case and accents."""
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", text).casefold()))
+
+
+def _tells(text: str, ids: str) -> bool:
+    """Whether a text is what token ids say, which may be cut off, or lack words that the tokenizer does not know."""
+    left = iter(text)
+    return text.startswith(ids) or (2 * len(ids) > len(text) and all(letter in left for letter in ids))
 
 
 def _is_turn(value: Any) -> bool:

@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     )
     summary("trust", removal.trust)
     if run.scores(targets).exists():
-        print_trust(run, open_scores(run, targets))
+        print_trust(run, open_scores(run, targets), "scores")
     return 0
 
 
