@@ -435,7 +435,7 @@ def _letters(text: str) -> str:
 def _tells(text: str, ids: str) -> bool:
     """Whether a text is what token ids say, which may be cut off, or lack words that the tokenizer does not know."""
     left = iter(text)
-    return text.startswith(ids) or (2 * len(ids) > len(text) and all(letter in left for letter in ids))
+    return text.startswith(ids) or (3 * len(ids) > len(text) and all(letter in left for letter in ids))
 
 
 def _is_turn(value: Any) -> bool:
