@@ -123,7 +123,7 @@ def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
             residuals = (y - model(x))[:, 0]
             label = format_significant(float(y[first]))
             shown = re.findall(r'<b class="label" dir="auto">([^<]*)</b>', written.read_text())
-            assert len(shown) == 3 * 2 * 10
+            assert 3 * 2 * 5 < len(shown) <= 3 * 2 * 10
             assert set(shown) <= {format_significant(each) for each in y[:, 0].tolist()}, "with as many digits as f"
             assert re.search(rf"labeled {label}(?!\d)", text), "as everywhere on the page"
             assert first == int(residuals.abs().argmax()), "mistakes are far from the label, whether above or below"
