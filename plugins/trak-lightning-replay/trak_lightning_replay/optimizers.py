@@ -5,6 +5,7 @@ Training is replayed with PyTorch's own optimizers. These functions are used for
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,10 +42,16 @@ def _sgd(
 
 
 def _adam(
-    parameter: Tensor, gradient: Tensor, state: Sequence[Tensor], count: int, options: Mapping[str, Any]
+    parameter: Tensor,
+    gradient: Tensor,
+    state: Sequence[Tensor],
+    count: int,
+    options: Mapping[str, Any],
+    *,
+    decoupled: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     lr, (beta1, beta2), decay = options["lr"], options["betas"], options["weight_decay"]
-    if options["decoupled_weight_decay"]:
+    if decoupled or options.get("decoupled_weight_decay"):  # an option of Adam since torch 2.7
         parameter = parameter * (1 - lr * decay)
     else:
         gradient = gradient + decay * parameter
@@ -60,7 +67,7 @@ def _adam(
 RULES: dict[type[Optimizer], Rule] = {
     SGD: Rule(("momentum_buffer",), _sgd),
     Adam: Rule(("exp_avg", "exp_avg_sq"), _adam),
-    AdamW: Rule(("exp_avg", "exp_avg_sq"), _adam),
+    AdamW: Rule(("exp_avg", "exp_avg_sq"), partial(_adam, decoupled=True)),
 }
 
 
