@@ -153,6 +153,11 @@ def test_the_type_of_a_set_that_does_not_say_is_that_of_a_stored_block():
     assert created.dtype == "float64"
 
 
+def test_all_features_are_a_tensor_as_scripts_of_earlier_versions_read_them(stored):
+    features = stored.tensor()
+    np.testing.assert_array_equal(features.numpy(), stored.rows(0, stored.spec.num_samples).features)
+
+
 def test_an_unknown_type_is_refused_with_the_known_ones():
     with pytest.raises(
         SettingsError, match="dtype must be one of float32, float64, float16, bfloat16, int8, got 'int3'"

@@ -8,13 +8,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import DataError, StorageError
 from trak_lightning.stores.prefetch import prefetched
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,12 @@ class FeatureSet(ABC):
             members = order[begin:end]
             found[members] = features[positions[members] - int(block) * self.spec.block_size]
         return np.empty((0, self.spec.dim), np.float32) if found is None else found
+
+    def tensor(self) -> "Tensor":
+        """All features as a torch tensor, (n, k), on the CPU."""
+        import torch  # here, because commands that only score start faster without it
+
+        return torch.from_numpy(self.rows(0, self.spec.num_samples).features)
 
     def column(self, name: str, blocks: Sequence[int] | None = None) -> npt.NDArray[Any]:
         """Read one value per sample, (n,), or of the samples of some blocks: ``output``, ``loss_weight``, ``curvature`` or
