@@ -54,7 +54,7 @@ class Exact(trak_lightning.TRAK):
                 weights.append(self.spec.task.loss_weight(self.model, batch, output.detach()))
             grads = torch.autograd.grad(output.sum(), parameters, materialize_grads=True)
             rows.append(torch.cat([grad.flatten() for grad in grads]))
-        return torch.stack(rows).numpy(), torch.stack(weights).detach().numpy()
+        return torch.stack(rows).detach().numpy(), torch.stack(weights).detach().numpy()
 
 
 compared = []
