@@ -165,7 +165,7 @@ class Samples:
 
     def label(self, index: int) -> str | None:
         """The label of a sample as shown, without making pictures."""
-        sample = self._rendered(index)
+        sample = self.rendered(index)
         if isinstance(sample, Shown):
             return sample.label
         found = self.split(sample)[1]
@@ -179,12 +179,17 @@ class Samples:
         return token_texts(self.tokenizer, [int(labels[position]) for position in positions])
 
     def _show(self, index: int) -> Shown:
-        sample = self._rendered(index)
+        sample = self.rendered(index)
         shown = self.shown(sample)
         known = isinstance(sample, Shown) or shown.label is not None
         return shown if known else replace(shown, label=self._label(self._label_of(index)))
 
-    def _rendered(self, index: int) -> Any:
+    def rendered(self, index: int) -> Any:
+        """What `render` returns for a sample; the sample itself, if there is no `render`.
+
+        Raises:
+            DataError: `render` failed.
+        """
         sample = self._dataset[index]
         if self._render is None:
             return sample
