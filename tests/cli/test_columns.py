@@ -98,7 +98,10 @@ def test_text_is_compared_as_text(condition, expected):
 
 @pytest.mark.parametrize("text", ["age", ">60", "=web", ""])
 def test_what_is_no_condition_is_refused_with_what_can_be_written(text):
-    with pytest.raises(UsageError, match=r"in quotes: 'source=web', 'numeric\[0\]<=1.5'; and joins several: 'age>60 and sex=female', got"):
+    with pytest.raises(
+        UsageError,
+        match=r"in quotes: 'source=web', 'numeric\[0\]<=1.5'; and joins several: 'age>60 and sex=female', got",
+    ):
         Condition.parse(text)
 
 
@@ -108,7 +111,11 @@ def test_what_is_no_condition_is_refused_with_what_can_be_written(text):
         ("age>old", ["1"], "> compares numbers, and 'old' is none; write = or !="),
         ("source<3", ["1", "web"], "< compares numbers, and source holds 'web'; write = or !="),
         ("source=tv", ["book", "web", "web"], "has source = 'tv'; the values of source are 'book', 'web'$"),
-        ("age>60", [str(each) for each in range(50)], "has age > 60; the values of age are from 0 to 49, in the units of the samples"),
+        (
+            "age>60",
+            [str(each) for each in range(50)],
+            "has age > 60; the values of age are from 0 to 49, in the units of the samples",
+        ),
     ],
 )
 def test_a_condition_that_cannot_hold_says_why(condition, values, message):
@@ -122,7 +129,10 @@ def test_a_condition_that_cannot_hold_says_why(condition, values, message):
         ("age>60 and sex=female", ["age > 60", "sex = 'female'"]),
         ("age > 60 AND sex == 'female'", ["age > 60", "sex = 'female'"]),
         ("city=Trinidad and Tobago", ["city = 'Trinidad and Tobago'"]),
-        ("city=Trinidad and Tobago and age<=3 and sex!=male", ["city = 'Trinidad and Tobago'", "age <= 3", "sex != 'male'"]),
+        (
+            "city=Trinidad and Tobago and age<=3 and sex!=male",
+            ["city = 'Trinidad and Tobago'", "age <= 3", "sex != 'male'"],
+        ),
     ],
 )
 def test_conditions_are_joined_by_and(text, expected):

@@ -217,12 +217,28 @@ def test_predictions_are_found_in_what_a_model_returns(settings, wrap):
 @pytest.mark.parametrize(
     ("settings", "batch", "message"),
     [
-        ({}, {"input_ids": IDS, "class": LABELS}, r"labels, label, .*; it is a dict with input_ids int64 .2, 3., class int64 .2,..*labels: …"),
-        ({"labels": "klass"}, {"input_ids": IDS, "class": LABELS}, "no entry 'klass' .labels.; .*input_ids int64 .*, class int64"),
+        (
+            {},
+            {"input_ids": IDS, "class": LABELS},
+            r"labels, label, .*; it is a dict with input_ids int64 .2, 3., class int64 .2,..*labels: …",
+        ),
+        (
+            {"labels": "klass"},
+            {"input_ids": IDS, "class": LABELS},
+            "no entry 'klass' .labels.; .*input_ids int64 .*, class int64",
+        ),
         ({"labels": "labels"}, (IDS, LABELS), "no entry 'labels'.*a tuple of length 2"),
         ({"inputs": 0, "labels": 2}, (IDS, LABELS), "no position 2 .labels."),
-        ({"inputs": ["ids"]}, {"input_ids": IDS, "label": LABELS}, "no entry 'ids' .inputs.; .*input_ids int64 .*, label int64"),
-        ({}, (IDS, LABELS, MASK), "a tuple of length 3: 0 int64 .*, 1 int64 .*, 2 .*, where a pair .*inputs: 0, labels: 1"),
+        (
+            {"inputs": ["ids"]},
+            {"input_ids": IDS, "label": LABELS},
+            "no entry 'ids' .inputs.; .*input_ids int64 .*, label int64",
+        ),
+        (
+            {},
+            (IDS, LABELS, MASK),
+            "a tuple of length 3: 0 int64 .*, 1 int64 .*, 2 .*, where a pair .*inputs: 0, labels: 1",
+        ),
         ({}, IDS, "the batch is a Tensor, where a pair"),
         ({}, {"label": LABELS}, "no tensor in addition to the labels"),
         (
@@ -255,7 +271,11 @@ def test_predictions_are_found_in_what_a_model_returns(settings, wrap):
             Graphs(),
             r"a Graphs with attributes x int64 .*, mask .*, y int64 .*, where a pair .*Name the attribute that holds the labels.*inputs: '\*', labels: y",
         ),
-        ({"inputs": "x", "labels": "z"}, Graphs(), "no entry 'z' .labels.; it is a Graphs with attributes x int64 .*, mask .*, y int64"),
+        (
+            {"inputs": "x", "labels": "z"},
+            Graphs(),
+            "no entry 'z' .labels.; it is a Graphs with attributes x int64 .*, mask .*, y int64",
+        ),
     ],
 )
 def test_what_is_not_there_is_said_with_what_is(settings, batch, message):

@@ -22,9 +22,7 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
 }
 
-WRITTEN = (
-    "a column, one of = != < <= > >=, and a value, in quotes: 'source=web', 'numeric[0]<=1.5'; and joins several: 'age>60 and sex=female'"
-)
+WRITTEN = "a column, one of = != < <= > >=, and a value, in quotes: 'source=web', 'numeric[0]<=1.5'; and joins several: 'age>60 and sex=female'"
 """What can be written as a condition."""
 
 _COMPARISON = r"([^<>=!]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*)"
@@ -225,5 +223,7 @@ def _listed(values: Array, numbers: Sequence[float | None]) -> str:
     known = np.unique(values).tolist()
     finite = [each for each in numbers if each is not None]
     if len(known) > MOST_LISTED and len(finite) == len(values):
-        return f"from {min(finite):g} to {max(finite):g}, in the units of the samples ({docs_page('recipes', 'Tables')})"
+        return (
+            f"from {min(finite):g} to {max(finite):g}, in the units of the samples ({docs_page('recipes', 'Tables')})"
+        )
     return ", ".join(map(repr, known[:MOST_LISTED])) + ", …" * (len(known) > MOST_LISTED)

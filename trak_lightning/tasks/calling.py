@@ -46,7 +46,9 @@ class Arguments:
             DataError: the model does not take an entry of the batch.
         """
         kwargs = self.kwargs or {}
-        whole = _WHOLE.format("first entry of the batch", 0, 0) if self.of_pair else _WHOLE.format("batch", "'*'", "'*'")
+        whole = (
+            _WHOLE.format("first entry of the batch", 0, 0) if self.of_pair else _WHOLE.format("batch", "'*'", "'*'")
+        )
         try:
             return model(*self.args, **kwargs)
         except (AttributeError, TypeError, IndexError) as error:
