@@ -8,7 +8,7 @@ import pytest
 
 from trak_lightning.cli import main
 
-MODULE = '''
+MODULE = """
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
@@ -47,7 +47,7 @@ class Net(L.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)
-'''
+"""
 
 
 @pytest.fixture
