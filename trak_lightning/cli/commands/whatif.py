@@ -20,7 +20,7 @@ from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.positions import read_positions
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import after_question, shortened
+from trak_lightning.scoring.display import after_question, excerpt, shortened
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.scores import open_scores
 
@@ -115,7 +115,8 @@ def _answers(run: Path, targets: str) -> list[str]:
     """The answers that are the targets of ``trak sft``, each after its question, shortened; none for other targets."""
     path = run / f"answers{'' if targets == 'test' else f'-{targets}'}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [after_question(row.get("question", ""), shortened(row["answer"], 20), 20) for row in rows]
+    texts = [shortened(excerpt(row["answer"], row.get("span")), 20) for row in rows]
+    return [after_question(row.get("question", ""), text, 20) for row, text in zip(rows, texts, strict=True)]
 
 
 def _print(removal: Removal, count: int, targets: str, f: str, answers: Sequence[str] = ()) -> None:
