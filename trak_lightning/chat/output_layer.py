@@ -41,14 +41,14 @@ def output_layer_only(model: nn.Module) -> nn.Module:
                 state.setdefault(prefix + own, stored)
 
         model.register_load_state_dict_pre_hook(fill)
-        _say_of_copy(type(model), own, shared[0])
+        _say_of_copy(type(model).__name__, own, shared[0])
     model.requires_grad_(False)
     layer.requires_grad_(True)
     return model
 
 
 @cache
-def _say_of_copy(model: type[nn.Module], own: str, shared: str) -> None:  # once: the model is made again and again
+def _say_of_copy(model: str, own: str, shared: str) -> None:  # once: the model is made again and again
     log.warning(
         "output     %s is a copy of %s, which it was tied to: the part of the gradient through the embedding is left out",
         own,

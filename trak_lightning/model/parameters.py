@@ -112,12 +112,12 @@ def _of_type(model: nn.Module, name: str) -> tuple[list[nn.Parameter], list[str]
         if name in names:
             parameters += module.parameters()
     if name == "Linear" and "Conv1D" in known:
-        _say_of_conv1d(type(model))
+        _say_of_conv1d(type(model).__name__)
     return parameters, known
 
 
 @cache
-def _say_of_conv1d(model: type[nn.Module]) -> None:  # once: parameters are selected again and again
+def _say_of_conv1d(model: str) -> None:  # once: parameters are selected again and again
     log.warning(
         "parameters  type:Linear leaves out the layers of class Conv1D, which are most of the linear layers of GPT-2: write "
         "type:Conv1D as well."
