@@ -406,7 +406,7 @@ def test_scoring_before_featurizing_is_refused(model, test_set, tmp_path):
 
 def test_batches_that_the_task_does_not_know_are_refused(model, train_set, tmp_path):
     three = torch.utils.data.TensorDataset(*train_set.tensors, train_set.tensors[1])
-    with pytest.raises(DataError, match=r"a list of length 3, where a pair \(inputs, labels\)"):
+    with pytest.raises(DataError, match=r"a list of length 3: .*, where a pair \(inputs, labels\)"):
         attribute(model, tmp_path).featurize(three)
 
 

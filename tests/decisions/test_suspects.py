@@ -331,3 +331,43 @@ def test_a_checkpoint_file_that_was_overwritten_is_refused(noisy, halves, tmp_pa
     torch.save(halves[1][1], tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match="holds other weights"):
         read_checkpoints(trak.run, trak.model)
+
+
+def test_the_wrong_one_of_several_labels_is_found_and_named(tmp_path):
+    torch.manual_seed(0)
+    n, names = 300, ("round", "red", "large")
+    x, weight = torch.randn(n, 6), 8 * torch.randn(3, 6)
+    right = (x @ weight.T > 0).float()
+    wrong = np.random.default_rng(0).permutation(n)[:24]
+    labels = right.clone()
+    labels[wrong, wrong % 3] = 1 - labels[wrong, wrong % 3]
+    labels[np.setdiff1d(np.arange(n), wrong)[:50], 1] = float("nan")  # not known, and so not wrong
+    models = []
+    for seed in range(4):
+        models.append(nn.Linear(6, 3).eval())
+        models[-1].load_state_dict({"weight": weight + 0.1 * seed, "bias": torch.zeros(3)})
+    trak = TRAK(models[0], "multilabel", tmp_path, projector="identity")
+    halves = [np.random.default_rng(seed).permutation(n)[: n // 2] for seed in range(2)]
+    subsets = [part for half in halves for part in (half, np.setdiff1d(np.arange(n), half))]
+    trak.featurize(TensorDataset(x, labels), models, subsets=subsets)
+    found = trak.suspects(class_names=names)
+    assert len(found) > 12
+    assert np.isin(found.indices, wrong).mean() >= 0.9
+    assert found.errors == pytest.approx(24, abs=8)
+    for each in found:
+        if each.index in wrong:
+            answer = ("no", "yes")[int(labels[each.index, each.index % 3])]
+            assert each.says != each.label == f"{names[each.index % 3]}: {answer}"
+            assert each.why.startswith(f"2 models not trained on it: p({each.label}) ")
+    assert "samples with a label that is likely wrong" in found.describe()
+
+
+def test_several_labels_of_models_trained_on_all_samples_promise_no_share(tmp_path):
+    x, model = torch.randn(80, 4), nn.Linear(4, 2).eval()
+    trak = TRAK(model, "multilabel", tmp_path, projector="identity")
+    trak.featurize(TensorDataset(x, (model(x) > 0).float()), [model])
+    found = trak.suspects()
+    assert found.expected is None
+    assert found.errors is None
+    assert "predictions of checkpoints trained on the sample; " in found.basis
+    assert all("models trained on it: p(" in each.why for each in found.first(3))

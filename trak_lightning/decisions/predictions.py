@@ -1,6 +1,6 @@
 """What the checkpoints of a run predict, above all for samples that they were not trained on. Needs torch.
 
-Shapes: n samples, C classes.
+Shapes: n samples, C classes, or L labels that are yes or no.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,11 +24,14 @@ class Predictions:
     """Class predictions for the training samples."""
 
     log_probabilities: Array
-    """(n, C): mean over the checkpoints that were not trained on the sample; over all of them where every one was."""
+    """(n, C), or (n, L, 2) for L yes-or-no labels: mean over the checkpoints that were not trained on the sample; over all of them where
+    every one was."""
     labels: Array
-    """(n,) integers."""
+    """(n,) integers; (n, L) for several labels, −1 where one is not known."""
     held_out: Array
     """(n,): the number of checkpoints that were not trained on the sample."""
+    label_of: Array | None = None
+    """(n,): which of its several labels these predictions of a sample are of; None for a task with one."""
 
 
 def class_predictions(
@@ -37,9 +40,11 @@ def class_predictions(
     data: AttributionData,
     checkpoints: Sequence[Checkpoint],
     positions: Sequence[Array],
+    several: bool = False,
 ) -> Iterator[tuple[Array, Array, Array | None]]:
     """Predict the samples at ``positions[i]`` under checkpoint i; yield, batch by batch, positions (b,), class probabilities
-    (b, C) and labels (b,), None if the task does not know them. Nothing for a task without classes.
+    (b, C) and labels (b,), None if the task does not know them; (b, L, 2) and (b, L) if `several` labels are asked for and the task has
+    them. Nothing for a task without classes.
 
     Raises:
         CheckpointError: a checkpoint cannot be read any more.
@@ -53,7 +58,12 @@ def class_predictions(
             for indexed in data.loader([batch.tolist() for batch in batches if len(batch)]):
                 batch = to_device(indexed, data.hooks, model, device).batch
                 with batch_of(len(indexed.index)):
-                    probabilities, labels = task.probabilities(model, batch), task.class_labels(batch)
+                    answers = task.answers(model, batch) if several else None
+                    if answers is None:
+                        probabilities, labels = task.probabilities(model, batch), task.class_labels(batch)
+                    else:
+                        log_odds, labels = answers
+                        probabilities = torch.stack([-log_odds, log_odds], -1).double().sigmoid()
                 if probabilities is None:
                     return
                 found = probabilities.double().cpu().numpy()
@@ -97,11 +107,17 @@ def held_out_predictions(
     held_out = (~seen).sum(0)
     used = np.where(held_out > 0, ~seen, True)
     total: Array | None = None
-    labels = np.zeros(n, dtype=np.int64)
-    for index, found, classes in class_predictions(model, task, data, checkpoints, [*map(np.flatnonzero, used)]):
+    labels: Array | None = None
+    for index, found, classes in class_predictions(
+        model, task, data, checkpoints, [*map(np.flatnonzero, used)], several=True
+    ):
         if classes is None:
             return None
-        total = np.zeros((n, found.shape[1]), dtype=np.float32) if total is None else total
+        if total is None or labels is None:
+            total = np.zeros((n, *found.shape[1:]), dtype=np.float32)
+            labels = np.zeros((n, *classes.shape[1:]), dtype=np.int64)
         total[index] += np.log(found.clip(min=1e-30))
         labels[index] = classes
-    return None if total is None else Predictions(total / used.sum(0)[:, None], labels, held_out)
+    if total is None or labels is None:
+        return None
+    return Predictions(total / used.sum(0).reshape(n, *[1] * (total.ndim - 1)), labels, held_out)

@@ -1,6 +1,6 @@
 """Training samples whose label is likely wrong, and how many of them to expect to be right. No torch.
 
-Shapes: n training samples, C classes.
+Shapes: n training samples, C classes, or L labels that are yes or no.
 """
 
 import csv
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from scipy.special import softmax
@@ -33,6 +33,9 @@ WEAK = 0.65
 TRIED, TRIALS = 0.1, " (in trials: at most 20 % on three lists of four)"
 """The share of false alarms that was asked for in trials, and what was realized; see docs/benchmarks.md."""
 
+TRIALS_OF_SEVERAL = " (in trials: up to 22 %)"
+"""The same of several labels that are yes or no; see docs/decisions.md."""
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -43,7 +46,8 @@ class Suspect:
     before_cut: bool | None
     """Whether the sample is before the cut, to drop or to review; None for a task without classes, whose ranking has no cut."""
     label: str | None
-    """The class, or the number y; None for a task that has neither."""
+    """The class, or the number y; of several labels that are yes or no, the one that is most likely wrong: ``cat: yes``. None for a task that
+    has none of these."""
     says: str | None
     """The class that the models find most probable, or the number that they predict; None for a task that has neither."""
     wrong: float | None
@@ -80,7 +84,8 @@ class Suspects(Sequence[Suspect]):
     learned: bool = False
     """Whether errors between the same classes were found in what the models have learned (`learned_confusion`)."""
     predictions: "Predictions | None" = None
-    """What the ranking is made from; for samples that all models were trained on, corrected by leaving them out in closed form."""
+    """What the ranking is made from: of several labels, those of the one that is most likely wrong. For samples that all models were trained
+    on, corrected by leaving them out in closed form, if they have one label."""
     class_names: Sequence[str] | None = None
     numbers: Array | None = None
     """(n,) the numbers y to predict, for a task that predicts numbers."""
@@ -130,16 +135,20 @@ class Suspects(Sequence[Suspect]):
 
     def describe(self) -> str:
         """Say in one sentence what was found."""
-        n = len(self.ranking)
+        n, what = len(self.ranking), "labels"
         if self.predictions is None:
             return f"{n} training samples ranked by {self.basis}; no cut: the task has no classes"
         if not self.size:
+            if self._several:
+                what = "samples"
             against = int((self.predictions.log_probabilities.argmax(1) != self.predictions.labels).sum())
             return (
-                f"no label can be called wrong with {_percent(self.fdr)} false alarms: the models contradict {against} of {n} labels, and "
+                f"no label can be called wrong with {_percent(self.fdr)} false alarms: the models contradict {against} of {n} {what}, and "
                 f"these predictions do not tell wrong labels from mistakes of the models. Review the ranking from the top. Basis: {self.basis}"
             )
-        found = f"labels that are likely wrong: {self.size} of {n}, of which {self.false_alarms}"
+        if self._several:
+            what = "samples with a label"
+        found = f"{what} that {'is' if self._several else 'are'} likely wrong: {self.size} of {n}, of which {self.false_alarms}"
         if self.errors is not None:
             found += f"; wrong labels in the whole training set: about {self.errors:.0f}"
         found += f". Basis: {self.basis}"
@@ -150,11 +159,17 @@ class Suspects(Sequence[Suspect]):
         return found
 
     @property
+    def _several(self) -> bool:
+        """Whether samples have several labels."""
+        return self.predictions is not None and self.predictions.label_of is not None
+
+    @property
     def false_alarms(self) -> str:
         """How many false alarms to expect before the cut, in words."""
+        trials = (TRIALS_OF_SEVERAL if self._several else TRIALS) if self.fdr == TRIED else ""
         if self.expected is None:
             return f"an unknown share are false alarms, which may be several times the {_percent(self.fdr)} asked for"
-        return f"about {_percent(self.expected)} are expected to be false alarms{TRIALS if self.fdr == TRIED else ''}"
+        return f"about {_percent(self.expected)} are expected to be false alarms{trials}"
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
         """Return the findings as JSON values, with the first `count` samples. If None, with those before the cut, or all if
@@ -196,11 +211,11 @@ class Suspects(Sequence[Suspect]):
         p = softmax(log_p)
         best, count = int(p.argmax()), int(found.held_out[index])
         other = int(np.argmax(np.where(np.arange(len(p)) == number, -1, p)))
-        who = _who(count) if count else "left out in closed form"
-        says = self._name(best)
-        why = f"{who}: p({self._name(number)}) {_percent(p[number])}, p({self._name(other)}) {_percent(p[other])}"
+        alone = "models trained on it" if self._several else "left out in closed form"
+        label, says, contrary = (self._name(each, index) for each in (number, best, other))
+        why = f"{_who(count) if count else alone}: p({label}) {_percent(p[number])}, p({contrary}) {_percent(p[other])}"
         wrong = float(self.suspicion[index]) if self.size and count else None
-        return Suspect(index, place < self.size, self._name(number), says, wrong, None, why)
+        return Suspect(index, place < self.size, label, says, wrong, None, why)
 
     def _without_classes(self, index: int) -> Suspect:
         count = 0 if self.models is None else int(self.models[index])
@@ -211,9 +226,13 @@ class Suspects(Sequence[Suspect]):
         why = f"{abs(label - says):.4g} {'above' if label > says else 'below'} the prediction of {who}"
         return Suspect(index, None, f"{label:.6g}", f"{says:.6g}", None, error, why)
 
-    def _name(self, label: int) -> str:
-        names = self.class_names
-        return str(names[label]) if names is not None and label < len(names) else str(label)
+    def _name(self, label: int, index: int) -> str:
+        """The name of a class, or of an answer to that of the sample's labels which is most likely wrong."""
+        names, which = self.class_names, label
+        if self.predictions is not None and self.predictions.label_of is not None:
+            which = int(self.predictions.label_of[index])
+        name = str(names[which]) if names is not None and which < len(names) else str(which)
+        return f"{name}: {('no', 'yes')[label]}" if self._several else name
 
 
 def find_suspects(
@@ -233,12 +252,15 @@ def find_suspects(
     false alarms if most samples before it are of this kind; also if the models are right on less than `WEAK` of the samples, or
     have learned errors between classes (`learned_confusion`). Without classes, the ranking is by the error, and there is no cut.
 
+    The answers to several yes-or-no labels are judged together, and a sample by the probability that any of its answers is wrong.
+    What would be predicted without a sample is not known for each of them, so that predictions are then taken as they are.
+
     Args:
         checkpoints: the stored features of the training set.
         predictions: of the classes; None for a task without classes.
         meaning: what the output of the task means.
         fdr: the largest expected share of right labels among the samples before the cut.
-        class_names: names of the classes 0, 1, …
+        class_names: names of the classes 0, 1, …, or of the labels.
 
     Raises:
         SettingsError: `fdr` is not between 0 and 1.
@@ -247,32 +269,72 @@ def find_suspects(
         raise SettingsError(f"fdr, the share of false alarms, must lie between 0 and 1, got {fdr!r}")
     if predictions is None:
         return _without_classes(checkpoints, meaning, fdr)
-    seen = predictions.held_out == 0
-    if seen.any():
+    seen, several = predictions.held_out == 0, predictions.labels.ndim == 2
+    if seen.any() and not several:
         log_p = predictions.log_probabilities.copy()
         log_p[seen, predictions.labels[seen]] -= _leave_one_out_fall(self_influence(checkpoints))[seen]
         predictions = replace(predictions, log_probabilities=log_p)
-    log_p = predictions.log_probabilities
-    model = fit_label_noise(log_p, predictions.labels)
-    wrong = model.probability_wrong(log_p, predictions.labels)
-    against = log_p.max(1) - log_p[np.arange(len(log_p)), predictions.labels]
-    ranking = np.lexsort((-against, -wrong))  # many probabilities are 1 up to rounding
+    judged = _judge_several(predictions) if several else _judge(predictions)
+    predictions, wrong = judged.predictions, judged.wrong
+    ranking = np.lexsort((-_against(predictions), -wrong))  # many probabilities are 1 up to rounding
     expected = expected_false_alarms(wrong[ranking])
     size = int(np.max(np.flatnonzero(expected <= fdr) + 1, initial=0))
-    right = (log_p.argmax(1) == predictions.labels).mean() / (1 - model.rate)
-    promised = right >= WEAK and model.learned is None and seen[ranking[:size]].sum() <= size / 2
+    promised = judged.right >= WEAK and not judged.learned and seen[ranking[:size]].sum() <= size / 2
     return Suspects(
         ranking,
         size,
         fdr,
         float(expected[size - 1]) if size and promised else None,
-        None if seen.all() else float(wrong.sum()),
-        _basis(predictions.held_out),
+        None if seen.all() else judged.errors,
+        _basis(predictions.held_out, corrected=not several),
         wrong,
-        model.learned is not None,
+        judged.learned,
         predictions,
         class_names,
     )
+
+
+class _Judgment(NamedTuple):
+    predictions: "Predictions"
+    """Of one label per sample."""
+    wrong: Array
+    """(n,): the probability that a label of the sample is wrong."""
+    errors: float
+    """The estimated number of wrong labels."""
+    right: float
+    """How often the models are right about a label, corrected for labels that are wrong."""
+    learned: bool
+
+
+def _judge(predictions: "Predictions") -> _Judgment:
+    log_p, labels = predictions.log_probabilities, predictions.labels
+    model = fit_label_noise(log_p, labels)
+    wrong = model.probability_wrong(log_p, labels)
+    right = (log_p.argmax(1) == labels).mean() / (1 - model.rate)
+    return _Judgment(predictions, wrong, float(wrong.sum()), float(right), model.learned is not None)
+
+
+def _judge_several(predictions: "Predictions") -> _Judgment:
+    log_p, labels = predictions.log_probabilities, predictions.labels
+    known, rows = labels >= 0, np.arange(len(labels))
+    all_answers = _judge(replace(predictions, log_probabilities=log_p[known], labels=labels[known]))
+    wrong, against = np.zeros(labels.shape), np.full(labels.shape, -np.inf)
+    wrong[known], against[known] = all_answers.wrong, _against(all_answers.predictions)
+    worst = np.lexsort((against, wrong), axis=1)[:, -1]
+    of_worst = replace(
+        predictions,
+        log_probabilities=log_p[rows, worst],
+        labels=np.maximum(labels[rows, worst], 0),
+        label_of=worst,
+    )
+    return all_answers._replace(predictions=of_worst, wrong=1 - np.prod(1 - wrong, axis=1))
+
+
+def _against(predictions: "Predictions") -> Array:
+    """How much less log-probability the label has than the most probable one, (n,)."""
+    log_p = predictions.log_probabilities
+    found: Array = log_p.max(1) - log_p[np.arange(len(log_p)), predictions.labels]
+    return found
 
 
 def _leave_one_out_fall(found: SelfInfluence) -> Array:
@@ -281,19 +343,16 @@ def _leave_one_out_fall(found: SelfInfluence) -> Array:
     return fall
 
 
-def _basis(held_out: Array) -> str:
+def _basis(held_out: Array, corrected: bool) -> str:
     seen = int((held_out == 0).sum())
     if seen == len(held_out):
         return (
-            "predictions of checkpoints trained on the sample, corrected by leaving it out in closed form; those of checkpoints "
+            f"predictions of checkpoints trained on the sample{', corrected by leaving it out in closed form' * corrected}; those of checkpoints "
             "trained on random halves (trak train) find more, if these are right on most samples"
         )
     basis = "predictions of checkpoints not trained on the sample"
-    return (
-        f"{basis} ({seen} sample{'s' * (seen != 1)} on which all were: corrected by leaving them out in closed form)"
-        if seen
-        else basis
-    )
+    how = "corrected by leaving them out in closed form" if corrected else "taken as they are"
+    return f"{basis} ({seen} sample{'s' * (seen != 1)} on which all were: {how})" if seen else basis
 
 
 def _without_classes(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning, fdr: float) -> Suspects:

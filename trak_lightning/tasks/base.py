@@ -132,6 +132,11 @@ class Task(ABC):
         """Find the class of each sample's label, (B,) integers into `probabilities`; None if the task has no classes."""
         return None
 
+    def answers(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor] | None:
+        """Compute the log-odds of yes to each of a sample's yes-or-no labels, (B, L), and find these labels, (B, L) integers, −1 where
+        one is not known; None if the task has no such labels."""
+        return None
+
     def class_problems(self, model: nn.Module, batch: Any) -> "ClassProblems":
         """Compute what the model predicts of labels, so that labels can be drawn from it. Override it, with
         `require_class_problems`, if the loss is a sum of cross-entropies of softmax outputs."""

@@ -141,6 +141,14 @@ class Multilabel(SumOfMargins):
         margins = _margins(binary_logits(logits, labels, self.outputs_are), labels)
         return Terms(margins, counted, _logistic(labels, margins, pos_weight, self.label_smoothing))
 
+    def answers(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor] | None:
+        labels = self.targets(batch)
+        if labels.ndim != 2:  # a mask, whose pixels nobody wants to review one by one
+            return None
+        terms = self.terms(model, batch)
+        known = torch.where(terms.counted, labels, -1).long()
+        return torch.where(known == 1, terms.margins, -terms.margins), known
+
     def _pos_weight(self, logits: Tensor) -> Tensor:
         """One weight per label, broadcast over positions as ``BCEWithLogitsLoss`` does it: over the last dimension."""
         weight = torch.tensor(1.0 if self.pos_weight is None else self.pos_weight, dtype=wide(logits).dtype)
