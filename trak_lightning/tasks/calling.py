@@ -25,7 +25,7 @@ _BY_NAME = re.compile(r"invalid data type 'str'|too many indices for tensor|too 
 
 _ATTRIBUTE = re.compile(r"'Tensor' object has no attribute '(?P<name>\w+)'")
 
-_WHOLE = "If its forward takes the whole {} as one argument, write inputs: {}."
+_WHOLE = "If its forward takes the whole {} as one argument, write inputs: {}, or --task.inputs {}."
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Arguments:
             DataError: the model does not take an entry of the batch.
         """
         kwargs = self.kwargs or {}
-        whole = _WHOLE.format("first entry of the batch", 0) if self.of_pair else _WHOLE.format("batch", "'*'")
+        whole = (
+            _WHOLE.format("first entry of the batch", 0, 0) if self.of_pair else _WHOLE.format("batch", "'*'", "'*'")
+        )
         try:
             return model(*self.args, **kwargs)
         except (AttributeError, TypeError, IndexError) as error:
@@ -59,8 +61,8 @@ class Arguments:
                 raise
             raise DataError(
                 f"the model does not take {refused!r}, one of the entries of the batch that it was called with: "
-                f"{', '.join(kwargs)}. Name those that it takes, or one that is its only argument: "
-                f"task: {{name: …, inputs: …}}. {whole}"
+                f"{', '.join(kwargs)}{_takes(model)}. Name those that it takes, or one that is its only argument: "
+                f"task: {{name: …, inputs: {_taken(model, kwargs)}}}. {whole}"
             ) from None
 
 
@@ -146,6 +148,18 @@ def _signature(model: Callable[..., Any]) -> inspect.Signature | None:
         return None
     anything = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return None if any(parameter.kind in anything for parameter in signature.parameters.values()) else signature
+
+
+def _takes(model: nn.Module) -> str:
+    signature = _signature(model)
+    return "" if signature is None else f"; it takes {', '.join(signature.parameters) or 'nothing'}"
+
+
+def _taken(model: nn.Module, names: Collection[str]) -> str:
+    """The entries that are arguments of the model, as a setting; dots, if there are none."""
+    signature = _signature(model)
+    found = [name for name in names if signature is not None and name in signature.parameters]
+    return f"[{', '.join(found)}]" if found else "…"
 
 
 def _free(signature: inspect.Signature, *args: Any, **kwargs: Any) -> list[str] | None:
