@@ -208,7 +208,8 @@ class Nameless(TwoTowers):
 
 def test_what_is_missing_is_named():
     with pytest.raises(
-        DataError, match=r"the model's output has no position 0 \(outputs\); it is a dict with image, text"
+        DataError,
+        match=r"the model's output has no position 0 \(outputs\); it is a dict with image float64 \(7, 4\), text",
     ):
         problem(Nameless, towers_batch)
     with pytest.raises(DataError, match="task.fitted"):

@@ -258,7 +258,7 @@ class Samples:
         found: set[str] = set()
         for index in evenly(len(self), LOOKED_AT):
             with suppress(Exception):  # the user's code, which tells its errors when this very sample is shown
-                found |= set(_long_columns(self._rendered(int(index))))
+                found |= set(_long_columns(self.rendered(int(index))))
         return found
 
     def _parts(self, name: str, value: Any, *, graph: bool = False, pictured: bool = False) -> list[Part]:

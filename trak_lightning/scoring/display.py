@@ -13,10 +13,9 @@ LINE = 100
 """Characters of a sample's text in a table."""
 TOKEN_IDS = "token ids"
 """Name of token ids that nothing decodes."""
-TOKENIZER = (
-    "token ids are shown as text if the DataModule, the dataset or the collate_fn has an attribute tokenizer; what "
-    "render(sample) of the DataModule returns is shown instead of a sample"
-)
+TOKENIZER = "an attribute tokenizer of the DataModule, the dataset or the collate_fn"
+"""What turns token ids into text."""
+UNREAD = f"token ids are shown as text with {TOKENIZER}; what render(sample) of the DataModule returns is shown instead of a sample"
 NONE = ("none", "")
 """In place of index and score where no score has the sign."""
 
@@ -91,7 +90,7 @@ def ranking_table(
             table.add_row(*map(Text, cells))
         tables.append(table)
     unread = any(TOKEN_IDS in row[-1] for rows in shown for row in rows)
-    return Group(Text(title, style="italic"), *tables, *([Text(TOKENIZER)] if unread else []))
+    return Group(Text(title, style="italic"), *tables, *([Text(UNREAD)] if unread else []))
 
 
 def sample_columns(indices: Iterable[int], samples: ShowsLines | None) -> dict[str, list[str]]:
