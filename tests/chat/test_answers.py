@@ -85,6 +85,19 @@ def test_answers_are_kept_and_those_of_other_weights_or_settings_are_refused(tmp
     assert kept.read_text() == text
 
 
+def test_answers_without_the_span_are_counted_and_kept_for_the_next_call(tmp_path):
+    kept = tmp_path / "answers.jsonl"
+    other = {"prompt": [{"role": "user", "content": "2+3"}]}
+    message = r"the span 'Bern', which does not occur in its answer .*; the spans of 2 questions do not occur\. .*answers.jsonl has all"
+    with pytest.raises(DataError, match=message):
+        answers([ASK | {"span": "Bern"}, other | {"span": "Bern"}], kept=kept)
+    written = [json.loads(line)["answer"] for line in kept.read_text().splitlines()]
+    part = written[0].strip()[:2]
+    first, second = answers([ASK | {"span": part}, other], kept=kept, model=refused)
+    assert (first.text, second.text, first.span) == (*written, part)
+    assert len(first.encoded.labels[first.encoded.labels != -100]) < len(first.reply)
+
+
 def test_answers_of_a_model_that_has_been_trained_again_since_are_refused(folder, lines, tmp_path):
     def read():
         data = ChatData(folder, "", lines("targets.jsonl", [ASK]), answers=str(tmp_path / "kept"), max_new_tokens=2)

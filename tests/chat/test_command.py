@@ -72,6 +72,19 @@ def test_a_group_without_a_difference_is_shown_as_a_mean(command, capsys):
     assert shown.count("trust ") == 1
 
 
+def test_a_span_is_shown_with_ellipses_and_a_group_of_one_is_not_called_a_mean(command, tmp_path, capsys):
+    asked = chat("2+4", "it is =6.") | {"span": "is", "group": "verb"}
+    pair = {"prompt": "a", "chosen": "bb", "rejected": "cb", "span": "b"}
+    command(targets=[asked, asked | {"span": "it is =6.", "group": None}, pair])
+    shown = capsys.readouterr().out
+    assert "target 0: 2+4 → … is …\n" in shown
+    assert "target 1: 2+4 → it is =6.\n" in shown
+    assert "verb (2+4 → … is …)" in shown
+    assert "chosen − rejected (a → + b … − … b)" in shown
+    assert main(["whatif", str(tmp_path / "run"), "--remove", "1,"]) == 0
+    assert " 0 2+4 → … is … " in capsys.readouterr().out
+
+
 def test_a_check_says_what_it_would_cost_and_answers_and_stores_nothing(command, tmp_path, capsys):
     assert command("--check", "true") == 0
     shown = capsys.readouterr().out

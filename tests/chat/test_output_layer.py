@@ -8,6 +8,7 @@ from tiny import chat, make, tokenizer
 
 from trak_lightning import TRAK
 from trak_lightning.chat import ChatDataset, Encoder, LanguageModel, collate, output_layer_only
+from trak_lightning.chat.output_layer import _say_of_copy
 from trak_lightning.cli import main
 from trak_lightning.errors import SettingsError, UnsupportedModelError
 from trak_lightning.run.directory import RunDirectory
@@ -80,6 +81,7 @@ def test_nothing_below_the_output_layer_is_differentiated(name, tmp_path, monkey
 @pytest.mark.filterwarnings("ignore:checkpoint .* leaves 1 trainable parameters as they are")  # of the adapter's base
 def test_trak_sft_takes_a_first_look_with_tied_weights_and_with_adapters(lines, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
+    _say_of_copy.cache_clear()  # said in this process by other tests
     rows = [chat(f"{a}+1", f"{a + 1}") for a in range(8)]
     files = ["--data", lines("train.jsonl", rows), "--targets", lines("targets.jsonl", rows[:2])]
     tokenizer().save_pretrained(base := str(tmp_path / "base"))
@@ -101,6 +103,9 @@ def test_trak_sft_takes_a_first_look_with_tied_weights_and_with_adapters(lines, 
         found = open_store(RunDirectory(run)).open("train", trak.run.require_checkpoints()[0].id).rows(0, 8).features
         assert found.shape == (8, 256)
         np.testing.assert_allclose(found, trak.features()[:], rtol=1e-3, atol=1e-3 * abs(found).max())
+    notices = [each.message for each in caplog.records if "is a copy of" in each.message]
+    assert notices
+    assert len(notices) == len(set(notices))
 
 
 def test_a_model_without_an_output_layer_and_another_word_are_refused(tmp_path):

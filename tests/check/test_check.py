@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from trak_lightning import TRAK
-from trak_lightning.errors import NonFiniteGradientError, SampleDependenceError, TrainModeError
+from trak_lightning.errors import DataError, NonFiniteGradientError, SampleDependenceError, TrainModeError
 
 
 def check(model, data, tmp_path, **options):
@@ -105,3 +105,42 @@ def test_the_command_prints_the_account_and_fails_when_featurizing_would(tmp_pat
     refused = trak_check()
     assert refused.returncode == 2
     assert "SettingsError: parameters: 'conv.*' matches nothing in DigitsCNN" in refused.stderr
+
+
+class Segmenter(nn.Module):
+    """A fresh model, whose last layer begins with zeros: wrong alike about every pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu())
+
+
+def batch_mean(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1], ignore_index=255)
+
+
+def sample_mean(model, batch):
+    images, labels = batch
+    losses = F.cross_entropy(model(images), labels, ignore_index=255, reduction="none")
+    return (losses.sum((1, 2)) / (labels != 255).sum((1, 2))).mean()
+
+
+def test_a_loss_divided_by_the_valid_pixels_of_the_batch_is_refused_before_training(tmp_path):
+    random = torch.Generator().manual_seed(0)
+    images, labels = (torch.randint(0, 3, (20, *shape, 6, 8), generator=random) for shape in ((1,), ()))
+    for image, label in enumerate(labels):
+        label[: image % 4] = 255  # void
+    model = Segmenter().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = torch.utils.data.TensorDataset(images.float(), labels)
+    with pytest.raises(DataError, match="with other weights, .*neither the mean .* nor the sum"):
+        check(model, data, tmp_path / "refused", task={"name": "loss", "function": batch_mean})
+    trusted = {"name": "loss", "function": batch_mean, "single_losses": "trusted"}
+    for name, task in (("mean", {"name": "loss", "function": sample_mean}), ("trusted", trusted)):
+        assert check(model, data, tmp_path / name, task=task)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

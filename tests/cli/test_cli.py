@@ -479,7 +479,8 @@ def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
             "--remove must be positions such as 3,17 or a .npy file of positions or of a mask; nothing.npy",
         ),
         (["--remove_label", "cat"], "no training sample has the label 'cat'; the labels are 0, 1, 2"),
-        (["--remove_where", "source=web"], "have no column 'source'; their columns are x, y"),
+        (["--remove_where", "source=web"], "have no column 'source'; their columns are x, y. Other columns"),
+        (["--remove_where", "y>2", "--remove-where=y<5"], "--remove_where is given twice; join conditions in one"),
         (["--remove_where", "y>20"], "no training sample has y > 20; the values of y are '0', '1', '2'"),
     ],
 )

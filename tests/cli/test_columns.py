@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trak_lightning.cli.columns import Condition, require_column, text_of, value_of
+from trak_lightning.cli.columns import Condition, all_hold, require_column, text_of, value_of
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.errors import DataError
 
@@ -98,7 +98,10 @@ def test_text_is_compared_as_text(condition, expected):
 
 @pytest.mark.parametrize("text", ["age", ">60", "=web", ""])
 def test_what_is_no_condition_is_refused_with_what_can_be_written(text):
-    with pytest.raises(UsageError, match=r"in quotes: 'source=web', 'age>60' or 'numeric\[0\]<=1.5', got"):
+    with pytest.raises(
+        UsageError,
+        match=r"in quotes: 'source=web', 'numeric\[0\]<=1.5'; and joins several: 'age>60 and sex=female', got",
+    ):
         Condition.parse(text)
 
 
@@ -108,9 +111,37 @@ def test_what_is_no_condition_is_refused_with_what_can_be_written(text):
         ("age>old", ["1"], "> compares numbers, and 'old' is none; write = or !="),
         ("source<3", ["1", "web"], "< compares numbers, and source holds 'web'; write = or !="),
         ("source=tv", ["book", "web", "web"], "has source = 'tv'; the values of source are 'book', 'web'$"),
-        ("age>60", [str(each) for each in range(50)], "has age > 60; the values of age are from 0 to 49$"),
+        (
+            "age>60",
+            [str(each) for each in range(50)],
+            "has age > 60; the values of age are from 0 to 49, in the units of the samples",
+        ),
     ],
 )
 def test_a_condition_that_cannot_hold_says_why(condition, values, message):
     with pytest.raises(DataError, match=message):
         Condition.parse(condition).mask(np.array(values))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("age>60 and sex=female", ["age > 60", "sex = 'female'"]),
+        ("age > 60 AND sex == 'female'", ["age > 60", "sex = 'female'"]),
+        ("city=Trinidad and Tobago", ["city = 'Trinidad and Tobago'"]),
+        (
+            "city=Trinidad and Tobago and age<=3 and sex!=male",
+            ["city = 'Trinidad and Tobago'", "age <= 3", "sex != 'male'"],
+        ),
+    ],
+)
+def test_conditions_are_joined_by_and(text, expected):
+    assert list(map(str, Condition.parse_all(text))) == expected
+
+
+def test_samples_fulfill_all_conditions_or_the_counts_of_each_are_said():
+    ages, sexes = np.array(["61", "70", "20"]), np.array(["male", "female", "female"])
+    both = Condition.parse_all("age>60 and sex=female")
+    assert all_hold(both, [ages, sexes]).tolist() == [False, True, False]
+    with pytest.raises(DataError, match="1 have age < 60, 1 have sex = 'male', and none all of these"):
+        all_hold(Condition.parse_all("age<60 and sex=male"), [ages, sexes])

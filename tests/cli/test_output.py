@@ -11,10 +11,12 @@ from trak_lightning.cli import main
 from trak_lightning.cli.columns import columns_of
 from trak_lightning.cli.commands import suspects, whatif
 from trak_lightning.cli.output import print_results
+from trak_lightning.cli.shown_samples import ShownSamples
 from trak_lightning.decisions.predictions import Predictions
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.decisions.what_if import Removal
 from trak_lightning.report import Samples
+from trak_lightning.run.sample_lines import SampleLine
 
 
 def test_a_run_directory_that_holds_scores_alone_is_complete(tmp_path, capsys):
@@ -60,3 +62,19 @@ def test_columns_are_entries_or_public_attributes():
     graph = SimpleNamespace(name="mol4", _cache=None)
     assert columns_of(graph) == columns_of({"name": "mol4"}) == {"name": "mol4"}
     assert columns_of((torch.zeros(2), 1)).keys() == {"x", "y"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "alike"),
+    [
+        (["image 28×28", "image 28×28"], True),
+        (["Data", "Data"], True),
+        (["x of shape (4, 4) edges of shape (2, 12)", "x of shape (5, 4) edges of shape (2, 15)"], True),
+        (["image 640×480 a cat", "image 640×480 a dog"], False),
+        (["age 54 sex male", "age 54 sex male"], False),
+        (["image 28×28"], False),
+    ],
+)
+def test_lines_of_types_and_shapes_alone_do_not_tell_samples_apart(lines, alike):
+    samples = ShownSamples({place: SampleLine("3", line) for place, line in enumerate(lines)})
+    assert samples.look_alike is alike

@@ -236,14 +236,21 @@ def test_a_task_without_classes_is_ranked_by_the_error_and_not_cut(noisy, tmp_pa
     suspects = trak.suspects()
     assert (suspects.ranking[0], len(suspects), suspects.expected) == (7, 0, None)
     assert "no cut: the task has no classes" in suspects.describe()
-    assert f"#7 labeled {values[7]:.6g}: error of " in repr(suspects)
+    assert re.search(
+        rf"#7 labeled {values[7]:.6g}: [\d.]+ above the prediction of models trained on it", repr(suspects)
+    )
     (tmp_path / "suspects").mkdir()
     (tmp_path / "suspects" / "indices.npy").touch()  # of a version that wrote it without a cut
     write(suspects, tmp_path / "suspects")
     assert not (tmp_path / "suspects" / "indices.npy").exists()
     with (tmp_path / "suspects" / "suspects.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["index", "label", "error", "why"]
+    assert list(rows[0]) == ["index", "label", "says", "error", "why"]
+    predicted = trak.model(points).detach()[:, 0]
+    for row in rows:
+        i = int(row["index"])
+        assert float(row["says"]) == pytest.approx(float(predicted[i]), rel=1e-4)
+        assert ("above" if values[i] > predicted[i] else "below") in row["why"]
     assert [int(row["index"]) for row in rows] == suspects.ranking.tolist()
     assert float(rows[0]["error"]) == pytest.approx(float((values[7] - trak.model(points[7])).detach().abs()), rel=1e-5)
     assert [each["index"] for each in suspects.to_json()["suspects"]] == suspects.ranking.tolist()
@@ -281,6 +288,28 @@ def test_a_loss_has_no_label_to_show(noisy, tmp_path):
 
     suspects = featurized(noisy, tmp_path, None, task={"name": "loss", "function": loss}).suspects()
     assert "label" not in repr(suspects).replace(suspects.describe(), "")
+    first = suspects.first(1)[0]
+    assert (first.label, first.says, first.why) == (None, None, "by models trained on it")
+    assert first.error == suspects.suspicion.max()
+
+
+def test_the_prediction_of_a_number_is_that_of_the_models_not_trained_on_it(noisy, halves, tmp_path):
+    points, _ = noisy[0].tensors
+    values, models = points @ torch.arange(6.0), [nn.Linear(6, 1).eval() for _ in range(3)]
+    trak = TRAK(nn.Linear(6, 1).eval(), "regression", tmp_path, projector="identity")
+    subsets = [np.arange(200), np.arange(100, 300), np.arange(400)]
+    trak.featurize(TensorDataset(points, values), models, subsets=subsets)
+    suspects = {each.index: each for each in trak.suspects().first(400)}
+    predicted = np.stack([model(points).detach().numpy()[:, 0] for model in models])
+    for index, used, who in (
+        (50, [1], "1 model not trained on it"),
+        (350, [0, 1], "2 models not trained on it"),
+        (150, [0, 1, 2], "models trained on it"),
+    ):
+        assert float(suspects[index].says) == pytest.approx(predicted[used, index].mean(), rel=1e-4)
+        errors = np.abs(values[index].numpy() - predicted[used, index])
+        assert suspects[index].error == pytest.approx(errors.mean(), rel=1e-4)
+        assert suspects[index].why.endswith(f"prediction of {who}")
 
 
 @pytest.mark.parametrize("fdr", [0.0, 1.0, float("nan")])

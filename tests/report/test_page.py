@@ -98,8 +98,21 @@ def test_it_opens_with_findings_and_ends_with_settings(make):
     wrong = int((mean.argmax(-1) != data.labels).sum())
     assert 1 < wrong < 12
     assert f"{(12 - wrong) / 12:.1%} of 12 targets are predicted correctly; {wrong} are mistakes." in text
-    assert "in the scores has not been measured" in text
+    assert text.count("in the scores has not been measured") == 2, "at the top, and under Trust"
     assert text.index("predicted correctly") < text.index("Targets and their examples") < text.index("run directory")
+
+
+def test_a_predicted_correlation_is_what_the_section_on_trust_says(tmp_path):
+    torch.manual_seed(0)
+    data, models = TensorDataset(torch.randn(40, 4), torch.randint(0, 3, (40,))), [nn.Linear(4, 3) for _ in range(4)]
+    trak = TRAK(nn.Linear(4, 3).eval(), "image_classification", tmp_path, projector="identity")
+    trak.featurize(data, models, subsets=[np.random.default_rng(each).permutation(40)[:20] for each in range(4)])
+    trak.score(data, name="test")
+    text = " ".join(Page(write_report(tmp_path, data, data, num_targets=3)).text.split())
+    sentence = Scores(tmp_path / "scores" / "test.h5").trust["sentence"]
+    assert text.count(sentence) == 2
+    assert f"Predicted from the checkpoints, {sentence}. trak evaluate measures it by retraining." in text
+    assert "not been measured" not in text
 
 
 @pytest.mark.parametrize(
@@ -128,14 +141,16 @@ def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
             assert re.search(rf"labeled {label}(?!\d)", text), "as everywhere on the page"
             assert first == int(residuals.abs().argmax()), "mistakes are far from the label, whether above or below"
             assert "Most helpful" not in text
+            assert "the targets whose prediction it raises and lowers" in text
+            assert "helps and harms" not in text
             towards, away = ("Raise", "Lower") if residuals[first] > 0 else ("Lower", "Raise")
             section = text.split("Target #")[1]
             assert re.search(f"{towards} the prediction . towards the label", section)
             assert re.search(f"{away} the prediction . away from the label", section)
         else:
-            p = torch.where(y == 1, model(x).sigmoid(), 1 - model(x).sigmoid()).mean(1)
+            p = torch.where(y == 1, model(x).sigmoid(), 1 - model(x).sigmoid()).log().mean(1).exp()
             assert first == int(p.argmin())
-            assert f"mean p(answer){p.min():.3f}" in text
+            assert f"geometric mean p(answer){p.min():.3f}" in text
 
 
 class Towers(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from trak_lightning import registry
 from trak_lightning.data.dataset import AttributionData
@@ -19,6 +19,7 @@ from trak_lightning.report.pictures import Picture
 from trak_lightning.report.samples import Table, Text, Turn, class_names_of, decoder, samples_of
 from trak_lightning.report.tokens import token_texts
 from trak_lightning.run.meaning import Meaning
+from trak_lightning.tasks.segmentation import Segmentation
 
 
 def shown(sample, **options):
@@ -306,3 +307,11 @@ def test_texts_of_tokens_join_to_the_decoded_text():
 def test_the_mean_of_an_output_that_is_no_probability_is_named_in_words():
     outcome = Outcome(Meaning("minus the loss"), np.array([-1.0, -3.0]), np.ones(2), None, np.ones(2), {})
     assert outcome.headline().text == "is the mean over 2 targets of: minus the loss."
+
+
+@pytest.mark.parametrize("channel", [(), (1,)])
+def test_a_pixel_goes_by_row_and_column(channel):
+    data = AttributionData.of(TensorDataset(torch.randn(2, 3, 4, 6), torch.zeros(2, *channel, 4, 6, dtype=torch.long)))
+    samples = samples_of(data, task=Segmentation())
+    assert samples.token_texts(0, np.array([0, 7, 23])) == ["(0, 0)", "(1, 1)", "(3, 5)"]
+    assert samples_of(data).token_texts(0, np.array([7])) == ["7"]

@@ -1,6 +1,7 @@
 """Models trained one after the other on parts of the training set."""
 
 import gc
+import warnings
 import weakref
 from contextlib import nullcontext
 
@@ -8,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from trak_lightning_demos import TabularDataModule, TabularMLP
 
@@ -209,3 +211,21 @@ def test_outputs_of_retrained_models_are_those_of_single_samples_whatever_the_fo
     with torch.no_grad():
         alone = [-float((model.linear(x.mean(0))[0] - y) ** 2) for x, y in samples]
     np.testing.assert_allclose(model_outputs(model, Loss(loss), data), alone, rtol=1e-5)
+
+
+def test_few_batches_are_no_warning_of_each_model_that_is_retrained_and_warnings_of_the_user_stay(tmp_path):
+    class Warns(Line):
+        def training_step(self, *arguments):
+            warnings.warn("of the user", UserWarning, stacklevel=1)
+            return super().training_step(*arguments)
+
+    def recipe(seed):
+        logger = CSVLogger(tmp_path)  # with one, Lightning compares the number of batches with log_every_n_steps
+        return Warns(), L.Trainer(max_epochs=1, accelerator="cpu", logger=logger, enable_progress_bar=False)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train_on_subset(recipe, Points((torch.randn(10, 3), torch.randn(10))), np.arange(8), 7)
+    texts = [str(each.message) for each in said]
+    assert "of the user" in texts
+    assert not [text for text in texts if "log_every_n_steps" in text]

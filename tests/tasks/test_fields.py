@@ -3,6 +3,7 @@
 import inspect
 from collections import namedtuple
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from trak_lightning.data.samples import SampleBatch, take_sample
 from trak_lightning.errors import DataError
 from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.gradients import ParameterLayout
+from trak_lightning.tasks.base import batch_of
 from trak_lightning.tasks.margin import margin
 
 IDS = torch.tensor([[1, 2, 3], [4, 5, 0]])
@@ -197,6 +199,14 @@ def test_an_input_that_may_be_any_argument_must_be_named():
     assert torch.equal(found, margin(model.head(IMAGE + META), LABELS))
 
 
+@pytest.mark.parametrize("inputs", [(IMAGE,), IMAGE])
+def test_arguments_that_the_model_misses_are_named_and_the_default_task_as_well(inputs):
+    with pytest.raises(
+        DataError, match=r"takes x, meta, .*inputs: {x: …, meta: …}.*contrastive.*default if no task is named"
+    ):
+        registry.create("tasks", "image_classification").output(Of(two), (inputs, LABELS))
+
+
 @pytest.mark.parametrize(
     ("settings", "wrap"),
     [
@@ -215,12 +225,28 @@ def test_predictions_are_found_in_what_a_model_returns(settings, wrap):
 @pytest.mark.parametrize(
     ("settings", "batch", "message"),
     [
-        ({}, {"input_ids": IDS, "class": LABELS}, r"labels, label, .*; it is a dict with input_ids, class.*labels: …"),
-        ({"labels": "klass"}, {"input_ids": IDS, "class": LABELS}, "no entry 'klass' .labels.; .*input_ids, class"),
+        (
+            {},
+            {"input_ids": IDS, "class": LABELS},
+            r"labels, label, .*; it is a dict with input_ids int64 .2, 3., class int64 .2,..*labels: …",
+        ),
+        (
+            {"labels": "klass"},
+            {"input_ids": IDS, "class": LABELS},
+            "no entry 'klass' .labels.; .*input_ids int64 .*, class int64",
+        ),
         ({"labels": "labels"}, (IDS, LABELS), "no entry 'labels'.*a tuple of length 2"),
         ({"inputs": 0, "labels": 2}, (IDS, LABELS), "no position 2 .labels."),
-        ({"inputs": ["ids"]}, {"input_ids": IDS, "label": LABELS}, "no entry 'ids' .inputs.; .*input_ids, label"),
-        ({}, (IDS, LABELS, MASK), "a tuple of length 3, where a pair .*inputs: 0, labels: 1"),
+        (
+            {"inputs": ["ids"]},
+            {"input_ids": IDS, "label": LABELS},
+            "no entry 'ids' .inputs.; .*input_ids int64 .*, label int64",
+        ),
+        (
+            {},
+            (IDS, LABELS, MASK),
+            "a tuple of length 3: 0 int64 .*, 1 int64 .*, 2 .*, where a pair .*inputs: 0, labels: 1",
+        ),
         ({}, IDS, "the batch is a Tensor, where a pair"),
         ({}, {"label": LABELS}, "no tensor in addition to the labels"),
         (
@@ -246,20 +272,54 @@ def test_predictions_are_found_in_what_a_model_returns(settings, wrap):
         (
             {},
             (IDS, {"kind": LABELS}),
-            r"labels must be a tensor, got a dict with kind\. .*labels: 1\.kind, outputs: .*task: {name: loss",
+            r"labels must be a tensor, got a dict with kind int64 \(2,\)\. .*labels: 1\.kind, outputs: .*task: {name: loss",
         ),
         (
             {},
             Graphs(),
-            r"a Graphs with attributes x, mask, y, where a pair .*Name the attribute that holds the labels.*inputs: '\*', labels: y",
+            r"a Graphs with attributes x int64 .*, mask .*, y int64 .*, where a pair .*Name the attribute that holds the labels.*inputs: '\*', labels: y",
         ),
-        ({"inputs": "x", "labels": "z"}, Graphs(), "no entry 'z' .labels.; it is a Graphs with attributes x, mask, y"),
+        (
+            {"inputs": "x", "labels": "z"},
+            Graphs(),
+            "no entry 'z' .labels.; it is a Graphs with attributes x int64 .*, mask .*, y int64",
+        ),
     ],
 )
 def test_what_is_not_there_is_said_with_what_is(settings, batch, message):
     task = registry.create("tasks", {"name": "text_classification", **settings})
     with pytest.raises(DataError, match=message):
         task.output(Encoder(), batch)
+
+
+ROWS, KINDS, NUMBERS = torch.randn(5, 3), torch.zeros(5, 2, dtype=torch.long), torch.arange(5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (
+            {"num": ROWS, "cat": KINDS, "churned": NUMBERS},
+            r"num float32 \(5, 3\), .*One number per sample is in churned\. .*labels: churned}, or --task.labels churned",
+        ),
+        ({"x": ROWS, "index": NUMBERS, "y": NUMBERS}, r"in index and y\. Say which .*labels: y}"),
+        ({"x": torch.randn(9, 3), "of": torch.arange(9), "y": NUMBERS}, r"in y\. Say .*--task\.labels y"),
+        ((ROWS, KINDS, NUMBERS), r"inputs: \[0, 1\], labels: 2}, or --task.inputs '\[0, 1\]' --task.labels 2"),
+        ((NUMBERS, ROWS, KINDS), r"inputs: \[1, 2\], labels: 0}"),
+        (SimpleNamespace(x=ROWS, label_of=NUMBERS), r"--task.inputs '\*' --task.labels label_of"),
+        ({"x": ROWS, "cat": KINDS}, r"cat int64 \(5, 2\)\. Say which holds the labels: task: {name: …, labels: …}"),
+    ],
+)
+def test_entries_with_one_number_per_sample_are_proposed_as_labels(batch, message):
+    with pytest.raises(DataError, match=message), batch_of(5):
+        registry.create("tasks", "image_classification").output(Encoder(), batch)
+
+
+def test_the_arguments_of_a_model_are_named_where_it_is_called_with_others():
+    batch = {"num": ROWS, "index": NUMBERS, "label": NUMBERS}
+    model = Of(lambda num, cat=None: num)
+    with pytest.raises(DataError, match=r"does not take 'index'.*; it takes num, cat\. .*inputs: \[num\]}"):
+        registry.create("tasks", "regression").output(model, batch)
 
 
 def test_a_model_that_is_called_with_one_attribute_and_takes_the_whole_batch_is_told_so():

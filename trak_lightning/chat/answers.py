@@ -34,6 +34,7 @@ class Answer:
         coefficient: of this answer in its group: −1 for what is subtracted.
         reply: the tokens that the model wrote; None for an answer that was given.
         question: what the user said last before it; empty if nobody did.
+        span: the part of the answer that is asked about; None for all of it.
     """
 
     encoded: Encoded
@@ -43,6 +44,7 @@ class Answer:
     coefficient: float = 1.0
     reply: tuple[int, ...] | None = None
     question: str = ""
+    span: str | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -113,16 +115,25 @@ def read_answers(
     asked = ask(records, encoder, generation)
     writer = _Writer(model, generation, encoder, _Kept.read(kept))
     found: list[Answer] = []
+    without: list[str] = []
     for each in asked:
         encoded, text, reply = each.encoded, each.text, None
         if encoded is None:
             reply = writer.reply(each.prompt, each.where)
             written = _after(each.prompt, reply, encoder.encoder_decoder)
             _require_room(written, encoder.max_length, each.where)
-            encoded, text = _narrowed(written, each.span, encoder, each.where)
-        found.append(Answer(encoded, text, each.record, each.group, each.coefficient, reply, each.question))
+            try:
+                encoded, text = _narrowed(written, each.span, encoder, each.where)
+            except DataError as error:
+                without.append(str(error))
+                encoded, text = _narrowed(written, None, encoder, each.where)
+        found.append(Answer(encoded, text, each.record, each.group, each.coefficient, reply, each.question, each.span))
     if kept is not None:
         _keep(kept, found, generation, encoder)
+    if without:  # raised now, so that what the model wrote is kept
+        others = f"; the spans of {len(without)} questions do not occur" if len(without) > 1 else ""
+        where = "" if kept is None else f" {kept} has all answers: name a part of them, or leave these questions out."
+        raise DataError(f"{without[0]}{others}.{where}")
     return found
 
 
@@ -145,7 +156,7 @@ class Asked:
 
     where: str
     record: int
-    span: Any
+    span: str | None
     group: str | None
     coefficient: float
     question: str
@@ -165,7 +176,7 @@ def ask(records: Records, encoder: Encoder, generation: Generation) -> list[Aske
     found: list[Asked] = []
     for number, row in enumerate(records.rows):
         record = {name: value for name, value in row.items() if value is not None}  # which datasets fill up with
-        where, span = records.where(number), record.get("span")
+        where, span = records.where(number), None if record.get("span") is None else str(record["span"])
         for part, coefficient, group in _parts(record, number, where):
             prompt, question = _open_prompt(part), _question(part)
             if prompt is not None:
@@ -334,14 +345,14 @@ def _continued(record: Record, part: str) -> Record:
     return {"prompt": prompt, "completion": answer}
 
 
-def _narrowed(encoded: Encoded, span: Any, encoder: Encoder, where: str) -> tuple[Encoded, str]:
+def _narrowed(encoded: Encoded, span: str | None, encoder: Encoder, where: str) -> tuple[Encoded, str]:
     """The last answer of a conversation, or the tokens of it that hold `span`; and the text of the whole answer."""
     labels = encoded.labels if encoder.encoder_decoder else _last_answer(encoded.labels, encoder.tokenizer.eos_token_id)
     answer = labels != IGNORE_INDEX
     text = encoder.tokenizer.decode(labels[answer], skip_special_tokens=True)
     if span is not None:
         inside = torch.zeros_like(answer)
-        inside[answer] = _tokens_of(encoder.tokenizer, labels[answer], str(span), where)
+        inside[answer] = _tokens_of(encoder.tokenizer, labels[answer], span, where)
         labels = labels.masked_fill(~inside, IGNORE_INDEX)
     return Encoded(encoded.input_ids, labels), text
 
@@ -377,6 +388,8 @@ def _keep(kept: Path, answers: Sequence[Answer], generation: Generation, encoder
             "question": answer.question,
             "answer": answer.text,
         }
+        if answer.span is not None:
+            line["span"] = answer.span
         if answer.group is not None:
             line |= {"group": answer.group, "coefficient": answer.coefficient}
         if answer.reply is not None:

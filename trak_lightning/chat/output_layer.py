@@ -1,6 +1,7 @@
 """Attribute to the output layer of a language model alone: gradients without a backward pass through the rest."""
 
 import logging
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -40,11 +41,16 @@ def output_layer_only(model: nn.Module) -> nn.Module:
                 state.setdefault(prefix + own, stored)
 
         model.register_load_state_dict_pre_hook(fill)
-        log.warning(
-            "output     %s is a copy of %s, which it was tied to: the part of the gradient through the embedding is left out",
-            own,
-            shared[0],
-        )
+        _say_of_copy(type(model).__name__, own, shared[0])
     model.requires_grad_(False)
     layer.requires_grad_(True)
     return model
+
+
+@cache
+def _say_of_copy(model: str, own: str, shared: str) -> None:  # once: the model is made again and again
+    log.warning(
+        "output     %s is a copy of %s, which it was tied to: the part of the gradient through the embedding is left out",
+        own,
+        shared,
+    )

@@ -9,18 +9,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trak_lightning.data.loading import IndexedBatch
+from trak_lightning.data.samples import SampleBatch
+from trak_lightning.errors import DataError, OneSampleAtATime
+from trak_lightning.featurize.batch_audit import outputs
 from trak_lightning.featurize.fitting import FitFile
 from trak_lightning.featurize.module import Featurizer
+from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.stores.base import FeatureRows
+from trak_lightning.tasks.base import Task
 
 SECONDS = 1.0
 """How long batches are tried."""
 MOST = 12
 """How many batches are tried at most."""
+LARGER = (2, 8)
+"""By which weights are multiplied to see that a batch loss is that of its samples by chance."""
 
 
 class Trial(Featurizer):
@@ -57,6 +65,10 @@ class Trial(Featurizer):
         self.ends.append(perf_counter())
         return rows
 
+    def on_predict_end(self) -> None:  # last: weights that change between two batches are noticed
+        super().on_predict_end()
+        require_batch_loss(self.model, self.spec.task, self.computer.samples(self.first))
+
     def _stored(self, file: FitFile, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         return fit()
 
@@ -64,6 +76,38 @@ class Trial(Featurizer):
     def batch_seconds(self) -> list[float]:
         """What every batch but the first took, loading included."""
         return [end - start for start, end in zip(self.ends, self.ends[1:], strict=False)]
+
+
+def require_batch_loss(model: nn.Module, task: Task, batch: SampleBatch) -> None:
+    """Refuse a loss that is normalized over the batch, also before training: a fresh model is about equally wrong about every sample, and
+    such a mean hardly differs from that of the samples. Other, larger weights tell them apart, as training does.
+
+    Raises:
+        DataError: as featurizing would after training.
+    """
+    if batch.size == 1 or type(task).require_agreement is Task.require_agreement:
+        return
+    random = torch.Generator().manual_seed(0)
+    for factor in LARGER:
+        with leave_unchanged(model), torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.is_floating_point():
+                    noise = torch.randn(parameter.shape, generator=random) / 10  # a last layer may begin with zeros
+                    parameter.add_(noise.to(parameter)).mul_(factor)
+            try:
+                outputs(model, task, batch)
+                return  # a loss of each sample
+            except OneSampleAtATime as refusal:
+                whole = refusal.whole
+            alone = torch.cat([outputs(model, task, batch.fetch([each])) for each in range(batch.size)])
+            if not alone.isfinite().all():
+                return
+            try:
+                task.require_agreement(whole, alone)
+            except DataError as error:
+                raise DataError(
+                    f"with other weights, for which samples differ more than for a fresh model, {error}"
+                ) from None
 
 
 class _Spread:

@@ -21,7 +21,17 @@ NEED_A_MODEL = ("run", "check", "train", "featurize")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 only if everything asked for is done, 2 if options or settings are wrong."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough: trak plugins | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
@@ -51,9 +61,7 @@ def _call(command: str, argv: list[str]) -> int:
                 return 0
             if not any(each.startswith("--print_config") or each.endswith(".help") for each in argv):
                 refuse_early(command, argv)
-        status = import_module(f"trak_lightning.cli.commands.{command.replace('-', '_')}").main(argv)
-        sys.stdout.flush()
-        return int(status)
+        return int(import_module(f"trak_lightning.cli.commands.{command.replace('-', '_')}").main(argv))
     except KeyboardInterrupt:
         print(
             f"trak {command}: interrupted; every checkpoint, block and retrained model that was finished is kept. Run the "
@@ -61,9 +69,6 @@ def _call(command: str, argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 130
-    except BrokenPipeError:  # the reader has seen enough: trak plugins | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except Exception as error:
         # jsonargparse wraps what a class says of its settings in an error of its own.
         reason: BaseException | None = error

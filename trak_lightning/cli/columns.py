@@ -1,4 +1,5 @@
-"""Columns of samples, by the names that a report shows: ``source``, ``numeric[0]``, ``x[3]``; and conditions on them: ``age>60``."""
+"""Columns of samples, by the names that a report shows: ``source``, ``numeric[0]``, ``x[3]``; and conditions on them:
+``age>60 and sex=female``."""
 
 import math
 import operator
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trak_lightning.cli.error_messages import UsageError
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, docs_page
 from trak_lightning.scoring.base import Array
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -21,8 +22,12 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
 }
 
-WRITTEN = "a column, one of = != < <= > >=, and a value, in quotes: 'source=web', 'age>60' or 'numeric[0]<=1.5'"
+WRITTEN = "a column, one of = != < <= > >=, and a value, in quotes: 'source=web', 'numeric[0]<=1.5'; and joins several: 'age>60 and sex=female'"
 """What can be written as a condition."""
+
+_COMPARISON = r"([^<>=!]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*)"
+_AND = re.compile(r"\s+and\s+(?=(?:(?!\sand\s)[^<>=!])+[<>=!])", re.IGNORECASE)
+"""What joins two conditions: a name and an operator follow, so that ``city=Trinidad and Tobago`` is one."""
 
 MOST_LISTED = 10
 
@@ -36,16 +41,22 @@ class Condition(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Condition":
-        """Read what `WRITTEN` describes.
+        """Read one comparison of what `WRITTEN` describes.
 
         Raises:
             UsageError: it is something else.
         """
-        found = re.fullmatch(r"([^<>=!]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*)", text.strip(), re.DOTALL)
+        found = re.fullmatch(_COMPARISON, text.strip(), re.DOTALL)
         if found is None:
             raise UsageError(f"--remove_where must be {WRITTEN}, got {text!r}")
         column, comparison, value = found.groups()
-        return cls(column, "=" if comparison == "==" else comparison, value)
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        return cls(column, "=" if comparison == "==" else comparison, value[1:-1] if quoted else value)
+
+    @classmethod
+    def parse_all(cls, text: str) -> "list[Condition]":
+        """Read several comparisons, joined by ``and``."""
+        return [cls.parse(each) for each in _AND.split(text)]
 
     def __str__(self) -> str:
         value = repr(self.value) if _number(self.value) is None else self.value
@@ -74,6 +85,20 @@ class Condition(NamedTuple):
                 f"no training sample has {self}; the values of {self.column} are {_listed(values, numbers)}"
             )
         return mask
+
+
+def all_hold(conditions: Sequence[Condition], columns: Sequence[Array]) -> Array:
+    """Whether each sample, given its values in the column of every condition, (n,) each, fulfills all of them, (n,).
+
+    Raises:
+        DataError: no sample does; says how many fulfill each.
+    """
+    masks = [condition.mask(values) for condition, values in zip(conditions, columns, strict=True)]
+    both: Array = np.logical_and.reduce(masks)
+    if not both.any():
+        counts = ", ".join(f"{mask.sum()} have {condition}" for condition, mask in zip(conditions, masks, strict=True))
+        raise DataError(f"no training sample fulfills all conditions: {counts}, and none all of these")
+    return both
 
 
 def value_of(sample: Any, column: str, feature_names: Sequence[str] = ()) -> str:
@@ -106,18 +131,29 @@ def value_of(sample: Any, column: str, feature_names: Sequence[str] = ()) -> str
     return text_of(value, column)
 
 
-def require_column(sample: Any, column: str, feature_names: Sequence[str], dataset: Any) -> None:
-    """Refuse a column that the first sample does not have.
+def require_column(
+    sample: Any, column: str, feature_names: Sequence[str], dataset: Any, *, rendered: Any = None, remedy: str = ""
+) -> None:
+    """Refuse a column that the first sample does not have, nor what `rendered` shows of it.
 
     Raises:
-        DataError: names the columns that there are.
+        DataError: names the columns that there are, and the `remedy`.
     """
-    columns = columns_of(sample)
+    columns = columns_of(sample) | rendered_columns(rendered)
     named = list(feature_names) if _vector(columns, len(feature_names)) is not None else []
     if column not in [*columns, *named] and _entry(column)[0] not in columns:
         known = ", ".join([*named, *map(_described, columns, columns.values())])
         known = known or f"none: a sample is a {type(sample).__name__}"
-        raise DataError(f"samples of {type(dataset).__name__} have no column {column!r}; their columns are {known}")
+        raise DataError(
+            f"samples of {type(dataset).__name__} have no column {column!r}; their columns are {known}{remedy}"
+        )
+
+
+def rendered_columns(rendered: Any) -> dict[str, Any]:
+    """The columns of what ``render`` of a DataModule returned for a sample: entries of a mapping, which may be the first of a pair; none
+    of anything else."""
+    content = rendered[0] if isinstance(rendered, (tuple, list)) and len(rendered) == 2 else rendered
+    return columns_of(rendered) if isinstance(content, Mapping) else {}
 
 
 def columns_of(sample: Any) -> dict[str, Any]:
@@ -187,5 +223,7 @@ def _listed(values: Array, numbers: Sequence[float | None]) -> str:
     known = np.unique(values).tolist()
     finite = [each for each in numbers if each is not None]
     if len(known) > MOST_LISTED and len(finite) == len(values):
-        return f"from {min(finite):g} to {max(finite):g}"
+        return (
+            f"from {min(finite):g} to {max(finite):g}, in the units of the samples ({docs_page('recipes', 'Tables')})"
+        )
     return ", ".join(map(repr, known[:MOST_LISTED])) + ", …" * (len(known) > MOST_LISTED)

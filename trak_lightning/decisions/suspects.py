@@ -45,7 +45,7 @@ class Suspect:
     label: str | None
     """The class, or the number y; None for a task that has neither."""
     says: str | None
-    """The class that the models find most probable; None for a task without classes."""
+    """The class that the models find most probable, or the number that they predict; None for a task that has neither."""
     wrong: float | None
     """Probability that the label is wrong. None where it is not known: if nothing is before the cut, since the predictions then give a lower
     bound only, often near 0 (`LabelNoise`); for a sample that every model was trained on; and without classes."""
@@ -84,6 +84,10 @@ class Suspects(Sequence[Suspect]):
     class_names: Sequence[str] | None = None
     numbers: Array | None = None
     """(n,) the numbers y to predict, for a task that predicts numbers."""
+    predicted: Array | None = None
+    """(n,) what the models predict, for such a task."""
+    models: Array | None = None
+    """(n,) how many models were not trained on a sample, for a task without classes; 0 where all were, whose mean is taken then."""
 
     @property
     def has_cut(self) -> bool:
@@ -169,7 +173,7 @@ class Suspects(Sequence[Suspect]):
     def to_csv(self, path: str | Path, *, whole: bool = False) -> None:
         """Write the samples before the cut as a table, or the `whole` ranking: index, before_cut, label, says, wrong, why.
 
-        If there is no cut, write all of the ranking: index, label where it is a number, error, why.
+        If there is no cut, write all of the ranking: index, label and says where they are numbers, error, why.
         """
         rows = [asdict(each) for each in self.first(len(self.ranking) if whole else self._listed)]
         first = asdict(self.first(1)[0])
@@ -187,17 +191,25 @@ class Suspects(Sequence[Suspect]):
         """The sample at this place of the ranking."""
         found, index = self.predictions, int(self.ranking[place])
         if found is None:
-            label, error = None if self.numbers is None else f"{self.numbers[index]:.6g}", float(self.suspicion[index])
-            return Suspect(index, None, label, None, None, error, f"{self.basis}: {error:.4g}")
+            return self._without_classes(index)
         number, log_p = int(found.labels[index]), found.log_probabilities[index].astype(np.float64)
         p = softmax(log_p)
         best, count = int(p.argmax()), int(found.held_out[index])
         other = int(np.argmax(np.where(np.arange(len(p)) == number, -1, p)))
-        who = f"{count} model{'s' * (count != 1)} not trained on it" if count else "left out in closed form"
+        who = _who(count) if count else "left out in closed form"
         says = self._name(best)
         why = f"{who}: p({self._name(number)}) {_percent(p[number])}, p({self._name(other)}) {_percent(p[other])}"
         wrong = float(self.suspicion[index]) if self.size and count else None
         return Suspect(index, place < self.size, self._name(number), says, wrong, None, why)
+
+    def _without_classes(self, index: int) -> Suspect:
+        count = 0 if self.models is None else int(self.models[index])
+        who, error = _who(count) if count else "models trained on it", float(self.suspicion[index])
+        if self.numbers is None or self.predicted is None:
+            return Suspect(index, None, None, None, None, error, f"by {who}")
+        label, says = float(self.numbers[index]), float(self.predicted[index])
+        why = f"{abs(label - says):.4g} {'above' if label > says else 'below'} the prediction of {who}"
+        return Suspect(index, None, f"{label:.6g}", f"{says:.6g}", None, error, why)
 
     def _name(self, label: int) -> str:
         names = self.class_names
@@ -234,10 +246,7 @@ def find_suspects(
     if not (isinstance(fdr, Real) and 0 < fdr < 1):
         raise SettingsError(f"fdr, the share of false alarms, must lie between 0 and 1, got {fdr!r}")
     if predictions is None:
-        errors, basis = _errors(checkpoints, meaning)
-        output, residual = output_and_loss_weight(checkpoints[0].train)
-        numbers = output + residual if meaning.number else None
-        return Suspects(np.argsort(-errors, kind="stable"), 0, fdr, None, None, basis, errors, numbers=numbers)
+        return _without_classes(checkpoints, meaning, fdr)
     seen = predictions.held_out == 0
     if seen.any():
         log_p = predictions.log_probabilities.copy()
@@ -287,13 +296,34 @@ def _basis(held_out: Array) -> str:
     )
 
 
-def _errors(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> tuple[Array, str]:
-    """How wrong the checkpoints that were not trained on a sample are about it, (n,); all checkpoints, where there are none."""
+def _without_classes(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning, fdr: float) -> Suspects:
+    """Rank samples by how wrong the checkpoints that were not trained on them are about them; all checkpoints, where there are none."""
     unseen = held_out(checkpoints)
     found = [output_and_loss_weight(features.train) for features in checkpoints]
-    errors = np.stack([meaning.errors(*each) for each in found]).astype(np.float64)
+    errors = held_out_mean(np.stack([meaning.errors(*each) for each in found]).astype(np.float64), unseen)
     where = "checkpoints not trained on the sample" if unseen.any() else "checkpoints trained on the sample"
-    return held_out_mean(errors, unseen), f"{meaning.error_name(found[0][1])} of {where}"
+    basis = f"{meaning.error_name(found[0][1])} of {where}"
+    numbers = predicted = None
+    if meaning.number:
+        numbers = found[0][0] + found[0][1]
+        predicted = held_out_mean(np.stack([output for output, _ in found]).astype(np.float64), unseen)
+    ranking = np.argsort(-errors, kind="stable")
+    return Suspects(
+        ranking,
+        0,
+        fdr,
+        None,
+        None,
+        basis,
+        errors,
+        numbers=numbers,
+        predicted=predicted,
+        models=unseen.sum(0),
+    )
+
+
+def _who(count: int) -> str:
+    return f"{count} model{'s' * (count != 1)} not trained on it"
 
 
 def _percent(share: float) -> str:

@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -111,11 +112,16 @@ def _of_type(model: nn.Module, name: str) -> tuple[list[nn.Parameter], list[str]
         if name in names:
             parameters += module.parameters()
     if name == "Linear" and "Conv1D" in known:
-        log.warning(
-            "parameters  type:Linear leaves out the layers of class Conv1D, which are most of the linear layers of GPT-2: write "
-            "type:Conv1D as well."
-        )
+        _say_of_conv1d(type(model).__name__)
     return parameters, known
+
+
+@cache
+def _say_of_conv1d(model: str) -> None:  # once: parameters are selected again and again
+    log.warning(
+        "parameters  type:Linear leaves out the layers of class Conv1D, which are most of the linear layers of GPT-2: write "
+        "type:Conv1D as well."
+    )
 
 
 def _last(model: nn.Module, number: str) -> tuple[list[nn.Parameter], list[str]]:

@@ -107,3 +107,8 @@ class Report:
     """The targets that each training sample on the page helps and harms."""
     notes: tuple[str, ...] = ()
     """What could not be shown, and why."""
+
+    @property
+    def trust(self) -> Headline:
+        """The sentence about trust at the top of the page."""
+        return next(each for each in self.headlines if each.section == "trust")

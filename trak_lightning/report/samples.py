@@ -121,6 +121,7 @@ class Samples:
         input_keys: keys of a mapping that hold all that the model is given, if the task names them.
         ignore_index: the label of pixels that do not count.
         tokenizer: converts single tokens to text.
+        grid_of: finds the height and width of the labels of a sample, if they are a picture.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Samples:
         tokenizer: Any = None,
         input_keys: Collection[str] = (),
         ignore_index: int | None = None,
+        grid_of: Callable[[int], tuple[int, ...]] = lambda index: (),
     ) -> None:
         self._dataset = dataset
         self._render = render
@@ -147,6 +149,7 @@ class Samples:
         self.tokenizer = tokenizer
         self._input_keys = set(input_keys)
         self._ignore_index = ignore_index
+        self._grid_of = grid_of
         self.show = lru_cache(maxsize=None)(self._show)
 
     def __len__(self) -> int:
@@ -165,26 +168,35 @@ class Samples:
 
     def label(self, index: int) -> str | None:
         """The label of a sample as shown, without making pictures."""
-        sample = self._rendered(index)
+        sample = self.rendered(index)
         if isinstance(sample, Shown):
             return sample.label
         found = self.split(sample)[1]
         return self._label(self._label_of(index) if found is None else found)
 
     def token_texts(self, index: int, positions: Iterable[int]) -> list[str]:
-        """The text of the tokens at some positions of a sample's ``labels``; the positions, if there is no tokenizer."""
+        """The text of the tokens at some positions of a sample's ``labels``; the positions, if there is no tokenizer, which are (row, column)
+        in labels that are a picture."""
         if self.tokenizer is None:
-            return [str(position) for position in positions]
+            grid = self._grid_of(index)
+            return [
+                str(tuple(map(int, np.unravel_index(each, grid)))) if grid else str(int(each)) for each in positions
+            ]
         labels = self._dataset[index]["labels"]
         return token_texts(self.tokenizer, [int(labels[position]) for position in positions])
 
     def _show(self, index: int) -> Shown:
-        sample = self._rendered(index)
+        sample = self.rendered(index)
         shown = self.shown(sample)
         known = isinstance(sample, Shown) or shown.label is not None
         return shown if known else replace(shown, label=self._label(self._label_of(index)))
 
-    def _rendered(self, index: int) -> Any:
+    def rendered(self, index: int) -> Any:
+        """What `render` returns for a sample; the sample itself, if there is no `render`.
+
+        Raises:
+            DataError: `render` failed.
+        """
         sample = self._dataset[index]
         if self._render is None:
             return sample
@@ -343,7 +355,15 @@ def samples_of(
         tokenizer=found,
         input_keys=_input_keys(getattr(task, "inputs", None)),
         ignore_index=task.ignore_index if isinstance(task, Segmentation) else None,
+        grid_of=partial(_grid, data, task) if isinstance(task, Segmentation) else lambda index: (),
     )
+
+
+def _grid(data: Any, task: Segmentation, index: int) -> tuple[int, ...]:
+    """Height and width of the labels of a sample, (B, H, W) or (B, 1, H, W); () of others, such as volumes, or one-hot ones."""
+    with batch_of(1):
+        shape = tuple(task.targets(data.batch([index])).shape)
+    return shape[-2:] if len(shape) == 3 or (len(shape) == 4 and shape[1] == 1) else ()
 
 
 def _names_of_parts(name: str, parts: Sequence[Any]) -> list[str]:

@@ -32,7 +32,7 @@ class Suspicion:
                 says = f"{each.says} ({softmax(predicted.log_probabilities[each.index]).max():.0%})"
             label = shown.label if each.label is None or (found.numbers is not None and shown.label) else each.label
             if found.numbers is not None and label is not None:
-                label = format_significant(label)
+                label, says = format_significant(label), None if each.says is None else format_significant(each.says)
             suspects.append(ShownSuspect(each.index, shown, label, says, each.why, place < len(found)))
         if found.size:
             headline = Headline(f"{found.size:,}", found.describe().removeprefix(f"{found.size} ") + ".", "suspects")

@@ -28,7 +28,7 @@ IRRELEVANT = (
     ".*You passed in a `val_dataloader` but have no `validation_step`.*",
     # Of self.log in the validation of retrained models, whose logs nobody reads.
     ".*infer the `batch_size` from an ambiguous collection.*",
-    ".*`num_training_batches`.*lower than the logging interval.*",
+    ".*training batches.*smaller than the logging interval.*",
 )
 
 WRITES_NOTHING: dict[str, Any] = {

@@ -156,6 +156,14 @@ def shortened(text: str, length: int = LINE) -> str:
     return line if len(line) <= length else f"{line[: length - 2]} …"
 
 
+def excerpt(text: str, span: str | None) -> str:
+    """A span of a text, with an ellipsis in place of what stands before and after it; the text if there is no span."""
+    if span is None:
+        return text
+    before, _, after = text.partition(span)
+    return " ".join(["…"] * bool(before.strip()) + [span.strip()] + ["…"] * bool(after.strip()))
+
+
 def after_question(question: str, answer: str, length: int = LINE // 2) -> str:
     """An answer after its question, of at most `length` characters, if there is one."""
     return f"{shortened(question, length)} → {answer}" if question else answer

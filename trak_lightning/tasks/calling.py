@@ -25,7 +25,7 @@ _BY_NAME = re.compile(r"invalid data type 'str'|too many indices for tensor|too 
 
 _ATTRIBUTE = re.compile(r"'Tensor' object has no attribute '(?P<name>\w+)'")
 
-_WHOLE = "If its forward takes the whole {} as one argument, write inputs: {}."
+_WHOLE = "If its forward takes the whole {} as one argument, write inputs: {}, or --task.inputs {}."
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Arguments:
             DataError: the model does not take an entry of the batch.
         """
         kwargs = self.kwargs or {}
-        whole = _WHOLE.format("first entry of the batch", 0) if self.of_pair else _WHOLE.format("batch", "'*'")
+        whole = (
+            _WHOLE.format("first entry of the batch", 0, 0) if self.of_pair else _WHOLE.format("batch", "'*'", "'*'")
+        )
         try:
             return model(*self.args, **kwargs)
         except (AttributeError, TypeError, IndexError) as error:
@@ -56,11 +58,12 @@ class Arguments:
                     f"the model cannot use the tensor that it was called with as a batch ({error}). {whole}"
                 ) from None
             if (refused := _refused(error)) not in kwargs:
+                _require_arguments(model, *self.args, **kwargs)
                 raise
             raise DataError(
                 f"the model does not take {refused!r}, one of the entries of the batch that it was called with: "
-                f"{', '.join(kwargs)}. Name those that it takes, or one that is its only argument: "
-                f"task: {{name: …, inputs: …}}. {whole}"
+                f"{', '.join(kwargs)}{_takes(model)}. Name those that it takes, or one that is its only argument: "
+                f"task: {{name: …, inputs: {_taken(model, kwargs)}}}. {whole}"
             ) from None
 
 
@@ -74,8 +77,10 @@ class OneOrSeveral:
         """The model's output."""
         signature = _signature(model)
         if signature is not None:
-            together = _free(signature, *self.values) is None
-            return model(self.values) if together else model(*self.values)
+            if _free(signature, *self.values) is not None:
+                return model(*self.values)
+            _require_arguments(model, self.values)
+            return model(self.values)
         try:
             return model(*self.values)
         except TypeError as error:
@@ -148,6 +153,18 @@ def _signature(model: Callable[..., Any]) -> inspect.Signature | None:
     return None if any(parameter.kind in anything for parameter in signature.parameters.values()) else signature
 
 
+def _takes(model: nn.Module) -> str:
+    signature = _signature(model)
+    return "" if signature is None else f"; it takes {', '.join(signature.parameters) or 'nothing'}"
+
+
+def _taken(model: nn.Module, names: Collection[str]) -> str:
+    """The entries that are arguments of the model, as a setting; dots, if there are none."""
+    signature = _signature(model)
+    found = [name for name in names if signature is not None and name in signature.parameters]
+    return f"[{', '.join(found)}]" if found else "…"
+
+
 def _free(signature: inspect.Signature, *args: Any, **kwargs: Any) -> list[str] | None:
     """The arguments that would be left to pass a tensor to; None if the model cannot be called like this."""
     try:
@@ -159,6 +176,24 @@ def _free(signature: inspect.Signature, *args: Any, **kwargs: Any) -> list[str] 
         for name, parameter in signature.parameters.items()
         if name not in bound.arguments and parameter.default is None  # other defaults are flags and sizes
     ]
+
+
+def _require_arguments(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Raises: DataError: the model takes other arguments than these."""
+    signature = _signature(model)
+    if signature is None:
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = [f"{len(args)} argument{'s' * (len(args) != 1)} without a name"] * bool(args) + list(kwargs)
+        entries = ", ".join(f"{name}: …" for name in signature.parameters)
+        raise DataError(
+            f"the forward of {type(model).__name__} takes {', '.join(signature.parameters) or 'nothing'}, and was called with "
+            f"{', '.join(given) or 'nothing'}: {error}. Name the entry of the batch, or its position, for each of them: "
+            f"task: {{name: …, inputs: {{{entries}}}}}. If none of the entries is a label, another task fits, such as contrastive "
+            "for pairs of images and texts, or loss for a function of your own: trak plugins lists all."
+        ) from None
 
 
 def _refused(error: Exception) -> str:

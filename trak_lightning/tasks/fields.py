@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from trak_lightning.errors import DataError, docs_page
+from trak_lightning.tasks.base import current_size
 from trak_lightning.tasks.calling import Arguments, Call, MainAndOthers, OneOrSeveral
 
 Key: TypeAlias = str | int
@@ -135,16 +136,45 @@ def _attributes(holder: Any) -> Mapping[str, Any]:
 
 
 def describe(holder: Any) -> str:
-    """Say what type `holder` is of, and the names or the number of its entries, for an error message."""
+    """Say what type `holder` is of, and the names and shapes of its entries, for an error message."""
     named = named_entries(holder)
     name = type(holder).__name__
     if named is not None:
-        return f"a {name} with {', '.join(map(str, named)) or 'no entries'}"
-    if attributes := [each for each in _attributes(holder) if not each.startswith("_")]:
-        return f"a {name} with attributes {', '.join(attributes)}"
+        return f"a {name} with {', '.join(map(_described, named, named.values())) or 'no entries'}"
+    if attributes := {key: each for key, each in _attributes(holder).items() if not key.startswith("_")}:
+        return f"a {name} with attributes {', '.join(map(_described, attributes, attributes.values()))}"
     if not isinstance(holder, (tuple, list)):
         return f"a {name}"
-    return f"a {name} of length {len(holder)}" + f" of {type(holder[0]).__name__} objects" * _is_list_of_objects(holder)
+    if _is_list_of_objects(holder):
+        return f"a {name} of length {len(holder)} of {type(holder[0]).__name__} objects"
+    shown = [_described(str(place), each) for place, each in enumerate(holder[:8])] if len(holder) < 9 else []
+    shapes = any(isinstance(each, Tensor) for each in holder)
+    return f"a {name} of length {len(holder)}" + f": {', '.join(shown)}" * (shapes and bool(shown))
+
+
+def _described(name: Any, value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return str(name)
+    return f"{name} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
+def _one_per_sample(batch: Any, size: int | None) -> list[Key]:
+    """The entries of a batch of `size` samples that hold one number per sample, (B,) or (B, 1): what may be its labels."""
+    named: Mapping[Any, Any] = named_entries(batch) or _attributes(batch)
+    entries = dict(enumerate(batch)) if isinstance(batch, (tuple, list)) and not named else named
+    return [
+        key
+        for key, each in entries.items()
+        if isinstance(each, Tensor) and each.shape[:1] == (size,) and each.numel() == size
+    ]
+
+
+def _labels_hint(batch: Any) -> str:
+    """Say which setting names the labels, and which entries may be meant."""
+    found = _one_per_sample(batch, current_size())
+    key = found[-1] if found else "…"
+    where = f"One number per sample is in {' and '.join(map(str, found))}. " if found else ""
+    return f"{where}Say which holds the labels: task: {{name: …, labels: {key}}}, or --task.labels {key}"
 
 
 def _is_pair(batch: Any) -> bool:
@@ -168,9 +198,9 @@ def label_key(batch: Any) -> Key:
             f"the batch is {describe(batch)}, where a pair (inputs, labels) or something with names was expected. {_remedy(batch)}."
         )
     raise DataError(
-        f"no entry of the batch is called {', '.join(LABEL_NAMES[:-1])} or {LABEL_NAMES[-1]}; it is {describe(batch)}. Say "
-        "which holds the labels; which the model is called with, unless it takes all other tensors by name; and, if it returns several "
-        "outputs, which is attributed: task: {name: …, labels: …, inputs: …, outputs: …}."
+        f"no entry of the batch is called {', '.join(LABEL_NAMES[:-1])} or {LABEL_NAMES[-1]}; it is {describe(batch)}. "
+        f"{_labels_hint(batch)}. The model is called with all other tensors by name, unless inputs says with which ('*' is the whole batch); of several outputs, "
+        "outputs says which is attributed."
     )
 
 
@@ -181,11 +211,19 @@ def _remedy(batch: Any) -> str:
     if isinstance(batch, Tensor) or (isinstance(batch, (tuple, list)) and len(batch) == 1):
         return f"It has no labels: give the dataset inputs and labels, as in TensorDataset(X, y){own}"
     if isinstance(batch, (tuple, list)):
-        return f"Say which positions are which: task: {{name: …, inputs: 0, labels: 1}}{own}"
-    if _attributes(batch):
+        labels = (_one_per_sample(batch, current_size()) or [1])[-1]
+        others = [place for place in range(len(batch)) if place != labels] if labels != 1 else [0]
+        inputs = others[0] if len(others) == 1 else others
         return (
-            "Name the attribute that holds the labels, and what the model is called with: task: {name: …, inputs: '*', labels: y} if its "
-            f"forward takes the whole batch, or inputs: x, or [x, …], if it takes attributes{own}"
+            f"Say which positions are which: task: {{name: …, inputs: {inputs}, labels: {labels}}}, or --task.inputs '{inputs}' --task.labels "
+            f"{labels}{own}"
+        )
+    if _attributes(batch):
+        labels = (_one_per_sample(batch, current_size()) or ["y"])[-1]
+        return (
+            f"Name the attribute that holds the labels, and what the model is called with: task: {{name: …, inputs: '*', labels: {labels}}} "
+            f"(--task.inputs '*' --task.labels {labels}) if its forward takes the whole batch, or inputs: x, or [x, …], if it takes "
+            f"attributes{own}"
         )
     return f"Return such a batch from the collate function{own}"
 

@@ -8,7 +8,7 @@ import numpy as np
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.shown_samples import shown_train
-from trak_lightning.cli.train_values import column_of, labels_of
+from trak_lightning.cli.train_values import labels_of, values_of
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import require_writable
@@ -69,7 +69,7 @@ def _groups(run_dir: str, source: str) -> Array:
         labels, names = labels_of("select", run_dir)
         return np.array(names)[labels]
     if not source.endswith(".npy"):
-        return column_of("select", run_dir, source)
+        return values_of("select", run_dir, [source])[0]
     try:
         found: Array = np.load(source, allow_pickle=False)
         return found

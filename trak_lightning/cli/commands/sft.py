@@ -12,7 +12,7 @@ from trak_lightning.cli.arguments import RECIPE, SETTINGS
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError, explained
 from trak_lightning.cli.help import command_parser
-from trak_lightning.scoring.display import ShowsSamples, after_question, shortened
+from trak_lightning.scoring.display import ShowsSamples, after_question, excerpt, shortened
 from trak_lightning.scoring.scores import Scores, open_scores
 
 FEATURIZING = (*SETTINGS, *RECIPE, "config", "print_config", "seed_everything")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         data: Any = job.datamodule
         train = samples_of(job.train_data, datamodule=data)
         for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:
-            text = shortened(answer.text) or "(empty answer: only the end token)"
+            text = shortened(excerpt(answer.text, answer.span)) or "(empty answer: only the end token)"
             _print(f"target {target}: {after_question(answer.question, text)}", scores, target, train)
         for group, title in list(_groups(data))[:SHOWN_TARGETS]:
             _print(title, open_scores(job.run, job.groups_name), group, train)
@@ -157,10 +157,13 @@ def _groups(datamodule: Any) -> Iterator[tuple[int, str]]:
     for group, name in enumerate(datamodule.combination[0] if datamodule.combination else ()):
         members = [answer for answer in datamodule.answers if answer.group == name]
         if members:
+            texts = [excerpt(answer.text, answer.span) for answer in members]
             if any(answer.coefficient < 0 for answer in members):
-                terms = " ".join(("− " if answer.coefficient < 0 else "+ ") + answer.text for answer in members)
+                signs = ["− " if answer.coefficient < 0 else "+ " for answer in members]
+                terms = " ".join(sign + text for sign, text in zip(signs, texts, strict=True))
             else:
-                terms = f"mean of {len(members)} answers: " + " · ".join(answer.text for answer in members)
+                mean = f"mean of {len(members)} answers: " if len(members) > 1 else ""
+                terms = mean + " · ".join(texts)
             questions = {answer.question for answer in members}
             asked = questions.pop() if len(questions) == 1 else ""
             yield group, f"{name} ({after_question(asked, shortened(terms))})"

@@ -1,6 +1,7 @@
 """``trak suspects``: training samples whose label is likely wrong."""
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         "suspects",
         "RUN_DIR [options]",
         "Training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on them. "
-        "RUN_DIR/suspects/suspects.csv, suspects.json and indices.npy have those before the cut, and ranking.csv all samples. A task "
+        "RUN_DIR/suspects/suspects.csv, suspects.json and indices.npy have those before the cut, and ranking.csv all samples (its column wrong is empty where nothing is before the cut, or all models were trained on the sample). A task "
         "without classes is ranked by its error, without a cut: suspects.csv and suspects.json have all samples, and there is no indices.npy.",
     )
     parser.add_argument("--run_dir", type=str, required=True, help="a featurized run directory; also by position")
@@ -32,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("-k", type=int, default=20, help="number of samples to print")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = CommandLine.of(argv, parser).parse()
+    line = CommandLine.of(argv, parser)
+    options = line.parse()
     if options.k < 1:
         raise UsageError(f"-k, the number of samples to print, must be at least 1, got {options.k}")
     run = RunDirectory(options.run_dir)
@@ -45,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
 
     found = Job("suspects", [str(run.path)]).suspects(options.fdr)
     write(found, folder)
+    if line.value("--fdr") is not None and not found.has_cut:
+        print("trak: --fdr has no effect: the task has no classes, and its ranking no cut", file=sys.stderr)
     if options.json:
         print_json({"path": folder, **found.to_json(max(options.k, len(found)))})
     else:
@@ -80,11 +84,12 @@ def _print(found: Suspects, count: int) -> None:
         "label": [each.label for each in shown],
         "models say": [each.says for each in shown],
         "wrong": [None if each.wrong is None else f"{100 * each.wrong:.0f} %" for each in shown],
+        "error": [None if each.error is None else f"{each.error:.4g}" for each in shown],
         "why": [each.why for each in shown],
     }
     known = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
     for heading in known:
-        numeric = heading in ("index", "wrong")
+        numeric = heading in ("index", "wrong", "error") or (heading != "why" and not found.has_cut)
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for place, row in enumerate(zip(*known.values(), strict=True)):
         if place == len(found) > 0:

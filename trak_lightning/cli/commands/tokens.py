@@ -1,6 +1,6 @@
 """``trak tokens``: which tokens of a training sample moved which tokens of a target."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,9 @@ def main(argv: Sequence[str]) -> int:
     from trak_lightning.report.samples import samples_of
 
     job = Job("tokens", with_targets_of(run, scores))
-    train, targets = (samples_of(data, datamodule=job.datamodule) for data in (job.train_data, job.target_data))
+    train, targets = (
+        samples_of(data, datamodule=job.datamodule, task=job.parts.task) for data in (job.train_data, job.target_data)
+    )
     found = [
         {
             "target": pair.target,
@@ -71,11 +73,11 @@ def main(argv: Sequence[str]) -> int:
         print_json(found)
     else:
         for each in found:
-            _print(each)
+            _print(each, getattr(job.parts.task, "term", "token"), repr if train.tokenizer is not None else str)
     return 0
 
 
-def _print(pair: dict[str, Any]) -> None:
+def _print(pair: dict[str, Any], term: str, written: Callable[[str], str]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -83,13 +85,13 @@ def _print(pair: dict[str, Any]) -> None:
     values = pair["values"]
     table = Table(
         title=f"target {pair['target']}, training sample {pair['example']}: {pair['score']:+.4g} = sum over "
-        f"{values.shape[0]} × {values.shape[1]} tokens",
+        f"{values.shape[0]} × {values.shape[1]} {term}s",
         title_justify="left",
     )
-    for heading in ("training token", "moved target token", "by"):
+    for heading in (f"training {term}", f"moved target {term}", "by"):
         table.add_column(heading, justify="right" if heading == "by" else "left", no_wrap=True)
     for place in np.argsort(-np.abs(values), axis=None, kind="stable")[:STRONGEST]:
         row, column = np.unravel_index(place, values.shape)
-        words = repr(pair["example_tokens"][column]), repr(pair["target_tokens"][row])
+        words = written(pair["example_tokens"][column]), written(pair["target_tokens"][row])
         table.add_row(*map(Text, words), f"{values[row, column]:+.3g}")
     Console().print(table)

@@ -7,7 +7,7 @@ from jsonargparse import Namespace
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.output import print_json, print_trust, short_path, trust_in
+from trak_lightning.cli.output import print_json, print_trust, short_path, summary, trust_in
 from trak_lightning.cli.shown_samples import ShownSamples, What, described, shown_samples
 from trak_lightning.cli.store_arguments import add_name
 from trak_lightning.run.directory import RunDirectory
@@ -16,6 +16,7 @@ from trak_lightning.scoring.ranking import Ranking, rank, signed
 from trak_lightning.scoring.scores import Scores, open_scores
 
 SHOWN = 10
+SEE = "a terminal cannot show these; the report may, and a method render(sample) of your DataModule says what is shown, here too"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
     title = f"{kind} {by} of {short_path(scores.path)}{name and ': ' + name}"
     headings = scores.meaning.headings
     Console().print(ranking_table(title, what, headings, (helpful, harmful), samples))
+    if samples is not None and samples.look_alike:
+        summary("samples", f"{SEE} (trak report {short_path(run.path)})")
     print_trust(run, scores)
     return 0
 

@@ -11,16 +11,16 @@ import numpy as np
 from jsonargparse import Namespace
 
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
-from trak_lightning.cli.columns import WRITTEN, Condition
+from trak_lightning.cli.columns import WRITTEN, Condition, all_hold
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.output import print_json, print_trust, summary
-from trak_lightning.cli.train_values import column_of, labels_of
+from trak_lightning.cli.train_values import labels_of, values_of
 from trak_lightning.decisions.what_if import Removal, WhatIf
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.positions import read_positions
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import after_question, shortened
+from trak_lightning.scoring.display import after_question, excerpt, shortened
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.scores import open_scores
 
@@ -54,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     )
     add_scored(parser)
     parser.add_argument("-k", type=int, default=10, help="number of targets to print on either side")
+    if sum(each.replace("-", "_").partition("=")[0] == "__remove_where" for each in argv) > 1:
+        raise UsageError("--remove_where is given twice; join conditions in one: 'age>60 and sex=female'")
     config, instances = light_settings(parser, argv, reads=READS)
     run, store = open_run(config, instances)
     path = run.path / "what_if.npz"
@@ -99,8 +101,8 @@ def _samples(config: Namespace) -> Array:
         if not mask.any():
             raise DataError(f"no training sample has the label {wanted!r}; the labels are {', '.join(names[:20])}")
         return mask
-    condition = Condition.parse(config.remove_where)
-    return condition.mask(column_of("whatif", config.run_dir, condition.column))
+    conditions = Condition.parse_all(config.remove_where)
+    return all_hold(conditions, values_of("whatif", config.run_dir, [each.column for each in conditions]))
 
 
 def _read(source: str) -> Array:
@@ -113,7 +115,8 @@ def _answers(run: Path, targets: str) -> list[str]:
     """The answers that are the targets of ``trak sft``, each after its question, shortened; none for other targets."""
     path = run / f"answers{'' if targets == 'test' else f'-{targets}'}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [after_question(row.get("question", ""), shortened(row["answer"], 20), 20) for row in rows]
+    texts = [shortened(excerpt(row["answer"], row.get("span")), 20) for row in rows]
+    return [after_question(row.get("question", ""), text, 20) for row, text in zip(rows, texts, strict=True)]
 
 
 def _print(removal: Removal, count: int, targets: str, f: str, answers: Sequence[str] = ()) -> None:

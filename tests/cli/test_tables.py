@@ -1,0 +1,102 @@
+"""Rows of a table: chosen in the units and words of the DataModule's `render`, and ranked by their error."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from trak_lightning.cli import main
+
+MODULE = """
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+random = torch.Generator().manual_seed(0)
+AGE = torch.randint(18, 90, (60,), generator=random).float()
+SEX = torch.randint(0, 2, (60,), generator=random)
+
+
+class Rows(L.LightningDataModule):
+    def loader(self, rows):
+        samples = [{"x": torch.stack([(AGE[i] - 50) / 20, SEX[i].float()]), "y": (AGE[i] / 10).float()} for i in rows]
+        return DataLoader(samples, batch_size=10)
+
+    def train_dataloader(self):
+        return self.loader(range(40))
+
+    def test_dataloader(self):
+        return self.loader(range(40, 60))
+
+    def render(self, sample):
+        age, sex = sample["x"].tolist()
+        return {"age": round(20 * age + 50), "sex": "female" if sex else "male"}, float(sample["y"])
+
+
+class Net(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return (self(batch["x"])[:, 0] - batch["y"]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "rows_of_a_table.py").write_text(MODULE)
+    settings = {
+        "model": "rows_of_a_table.Net",
+        "data": "rows_of_a_table.Rows",
+        "task": {"name": "regression", "labels": "y"},
+        "trainer": {"accelerator": "cpu", "max_epochs": 1},
+        "ensemble": {"size": 4},
+        "projector": "identity",
+    }
+    (tmp_path / "rows.yaml").write_text(json.dumps(settings))
+    for command in ("train", "featurize", "score"):
+        options = ["--config", str(tmp_path / "rows.yaml")] if command == "train" else []
+        assert main([command, str(tmp_path / "run"), *options]) == 0
+    return tmp_path / "run"
+
+
+def test_rows_are_chosen_in_the_units_and_words_that_are_shown(run, capsys):
+    from rows_of_a_table import AGE, SEX
+
+    capsys.readouterr()
+    assert main(["whatif", str(run), "--remove_where", "age>60 and sex=female", "--json"]) == 0
+    expected = np.flatnonzero((AGE[:40] > 60) & (SEX[:40] == 1)).tolist()
+    assert json.loads(capsys.readouterr().out)["samples"] == expected
+    assert main(["select", str(run), "--budget", "10", "--groups", "sex", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["group"]) == {"male", "female"}
+    assert main(["whatif", str(run), "--remove_where", "x[0]>60"]) == 1
+    assert 'in the units of the samples (page recipes of the documentation, under "Tables")' in capsys.readouterr().err
+    assert main(["whatif", str(run), "--remove_where", "town=Bern"]) == 1
+    said = capsys.readouterr().err
+    assert "no column 'town'; their columns are x[0] … x[1], y, age, sex. " in said
+    assert "np.save('rows.npy', (table.age > 60).to_numpy()), and --remove rows.npy" in said
+
+
+def test_a_regression_is_ranked_by_its_error_with_prediction_and_sign_and_has_no_cut(run, capsys):
+    capsys.readouterr()
+    assert main(["suspects", str(run), "--fdr", "0.2", "-k", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split() for line in out.splitlines() if line.strip().startswith("index")] == [
+        ["index", "label", "models", "say", "error", "why"]
+    ]
+    assert "--fdr has no effect: the task has no classes" in err
+    with (run / "suspects" / "suspects.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["why"] for row in rows}) > 20
+    assert main(["suspects", str(run), "-k", "3"]) == 0
+    assert "--fdr" not in capsys.readouterr().err
