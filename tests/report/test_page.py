@@ -148,9 +148,9 @@ def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
             assert re.search(f"{towards} the prediction . towards the label", section)
             assert re.search(f"{away} the prediction . away from the label", section)
         else:
-            p = torch.where(y == 1, model(x).sigmoid(), 1 - model(x).sigmoid()).mean(1)
+            p = torch.where(y == 1, model(x).sigmoid(), 1 - model(x).sigmoid()).log().mean(1).exp()
             assert first == int(p.argmin())
-            assert f"mean p(answer){p.min():.3f}" in text
+            assert f"geometric mean p(answer){p.min():.3f}" in text
 
 
 class Towers(nn.Module):

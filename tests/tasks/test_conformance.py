@@ -102,13 +102,24 @@ class TestBinaryClassification(TaskConformance):
 
 class TestMultilabel(TaskConformance):
     task = staticmethod(partial(registry.create, "tasks", "multilabel"))
-    exact_loss = False
 
     def model(self):
         return nn.Linear(3, 4)
 
     def batch(self, size):
         return torch.randn(size, 3), torch.randint(2, (size, 4))
+
+    def probability(self, model, batch):
+        p = model(batch[0]).sigmoid()
+        return torch.where(batch[1] == 1, p, 1 - p).log().mean(1).exp()
+
+    def loss(self, task, model, batch, output):
+        return -output
+
+
+class TestMultilabelOfSamples(TestMultilabel):
+    task = staticmethod(partial(registry.create, "tasks", {"name": "multilabel", "level": "sample"}))
+    exact_loss = False
 
     def probability(self, model, batch):
         p = model(batch[0]).sigmoid()

@@ -199,6 +199,14 @@ def test_an_input_that_may_be_any_argument_must_be_named():
     assert torch.equal(found, margin(model.head(IMAGE + META), LABELS))
 
 
+@pytest.mark.parametrize("inputs", [(IMAGE,), IMAGE])
+def test_arguments_that_the_model_misses_are_named_and_the_default_task_as_well(inputs):
+    with pytest.raises(
+        DataError, match=r"takes x, meta, .*inputs: {x: …, meta: …}.*contrastive.*default if no task is named"
+    ):
+        registry.create("tasks", "image_classification").output(Of(two), (inputs, LABELS))
+
+
 @pytest.mark.parametrize(
     ("settings", "wrap"),
     [

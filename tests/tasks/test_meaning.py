@@ -21,7 +21,7 @@ WORDS = {
     "image_classification": ("log-odds of the label", "push towards the label", "p(label)"),
     "text_classification": ("log-odds of the label", "push towards the label", "p(label)"),
     "binary_classification": ("log-odds of the label", "push towards the label", "p(label)"),
-    "multilabel": ("sum of the log-odds of the right answers", "make the right answers more likely", "mean p(answer)"),
+    "multilabel": ("negative loss", "make the right answers more likely", "geometric mean p(answer)"),
     "token_classification": (
         "sum of the log-odds of the right tokens",
         "make the right tokens more likely",

@@ -125,7 +125,7 @@ def gradients(model, task, batch):
             lambda p, y: binary_cross_entropy(p[:, 0], y.double(), reduction="sum"),
         ),
         (
-            {"name": "multilabel", "level": "label"},
+            {"name": "multilabel", "reduction": "sum"},
             C,
             torch.sigmoid,
             nn.functional.one_hot(CLASSES),

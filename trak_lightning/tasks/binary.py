@@ -81,16 +81,17 @@ class BinaryClassification(SupervisedTask):
 
 
 class Multilabel(SumOfMargins):
-    """``f = Σ_l log(p_l / (1 − p_l))``, the sum of the log-odds of the right answers to all labels of a sample.
+    """``f = mean_l log p_l``, minus the loss of the sample, over the right answers to all of its labels, and q = 1.
 
     As ``BCEWithLogitsLoss`` over logits (B, L) and labels (B, L) that are 0 or 1. Both may have more dimensions, such as
     masks of images, (B, 1, H, W). A label that is `ignore_index` or NaN does not count. Batches, models and the options
     inputs, labels and outputs are those of `SupervisedTask`.
 
     Args:
-        reduction: ``sum`` or ``mean`` of the log-odds of a sample.
-        level: ``sample``: q is the mean of 1 − p_l; ``label``: f is minus the sum of the losses of a sample's labels, and
-            q = 1, so that every label counts by its own 1 − p_l. ``BCEWithLogitsLoss`` is their mean, as with reduction ``mean``.
+        reduction: ``mean`` over the labels of a sample, as ``BCEWithLogitsLoss`` takes it, or their ``sum``.
+        level: ``label``, as above, so that every label counts by its own 1 − p_l; ``sample``: ``f = mean_l log(p_l / (1 − p_l))``, and
+            q is the mean of 1 − p_l, so that answers that are right outvote one that is wrong, and samples with a wrong label may be
+            scored as helpful.
         ignore_index: the value of a label that is not known.
         pos_weight: of the loss that the model was trained with: one number, or one per label.
         label_smoothing: of that loss, whose labels are then ε/2 and 1 − ε/2.
@@ -103,8 +104,8 @@ class Multilabel(SumOfMargins):
         inputs: Inputs = None,
         labels: Key | None = None,
         outputs: Key | None = None,
-        reduction: Reduction = "sum",
-        level: Literal["sample", "label"] = "sample",
+        reduction: Reduction = "mean",
+        level: Literal["sample", "label"] = "label",
         ignore_index: int = -100,
         pos_weight: list[float] | float | None = None,
         label_smoothing: float = 0.0,

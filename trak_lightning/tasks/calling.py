@@ -58,6 +58,7 @@ class Arguments:
                     f"the model cannot use the tensor that it was called with as a batch ({error}). {whole}"
                 ) from None
             if (refused := _refused(error)) not in kwargs:
+                _require_arguments(model, *self.args, **kwargs)
                 raise
             raise DataError(
                 f"the model does not take {refused!r}, one of the entries of the batch that it was called with: "
@@ -76,8 +77,10 @@ class OneOrSeveral:
         """The model's output."""
         signature = _signature(model)
         if signature is not None:
-            together = _free(signature, *self.values) is None
-            return model(self.values) if together else model(*self.values)
+            if _free(signature, *self.values) is not None:
+                return model(*self.values)
+            _require_arguments(model, self.values)
+            return model(self.values)
         try:
             return model(*self.values)
         except TypeError as error:
@@ -173,6 +176,24 @@ def _free(signature: inspect.Signature, *args: Any, **kwargs: Any) -> list[str] 
         for name, parameter in signature.parameters.items()
         if name not in bound.arguments and parameter.default is None  # other defaults are flags and sizes
     ]
+
+
+def _require_arguments(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Raises: DataError: the model takes other arguments than these."""
+    signature = _signature(model)
+    if signature is None:
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = [f"{len(args)} argument{'s' * (len(args) != 1)} without a name"] * bool(args) + list(kwargs)
+        entries = ", ".join(f"{name}: …" for name in signature.parameters)
+        raise DataError(
+            f"the forward of {type(model).__name__} takes {', '.join(signature.parameters) or 'nothing'}, and was called with "
+            f"{', '.join(given) or 'nothing'}: {error}. Name the entry of the batch, or its position, for each of them: "
+            f"task: {{name: …, inputs: {{{entries}}}}}. If none of the entries is a label, another task fits, such as contrastive "
+            "for pairs of images and texts, or loss for a function of your own: trak plugins lists all."
+        ) from None
 
 
 def _refused(error: Exception) -> str:
