@@ -47,12 +47,14 @@ from trak_lightning.stores.base import FeatureRows, FeatureSpec, concatenate
 from trak_lightning.stores.hdf5 import HDF5Store
 
 
-def deberta(width: int) -> nn.Module:
+def deberta(width: int, layers: int = 3, **settings: Any) -> nn.Module:
     from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
     own = {"relative_attention": True, "position_buckets": 32, "pos_att_type": ["p2c", "c2p"], "num_labels": 10}
-    narrow = {"hidden_size": width, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 4 * width}
-    return Logits(DebertaV2ForSequenceClassification(DebertaV2Config(vocab_size=5000, **own, **narrow)))
+    narrow = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 4 * width}
+    heads = {"num_attention_heads": max(4, width // 64)}
+    config = DebertaV2Config(**{"vocab_size": 5000} | own | narrow | heads | settings)
+    return Logits(DebertaV2ForSequenceClassification(config))
 
 
 def mamba(width: int) -> nn.Module:
@@ -82,12 +84,16 @@ class Images(nn.Module):
         return self.network(input)
 
 
+PRETRAINED = {"vocab_size": 30522, "position_buckets": 256, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+"""As microsoft/deberta-v3-xsmall has them, except for the vocabulary."""
+
 MODELS = {name: WORKLOADS[name] for name in featurize.ON_CPU} | {
     workload.name: workload
     for workload in (
         Workload("cnn", Images, images("input", 32, 10), 32),
         Workload("deberta-3x128", lambda: deberta(128), tokens(64, 5000, 10), 16),
         Workload("deberta-3x64", lambda: deberta(64), tokens(32, 5000, 10), 8),
+        Workload("deberta-6x384", lambda: deberta(384, 6, **PRETRAINED), tokens(128, 30522, 10), 16),
         Workload("mamba-3x128", lambda: mamba(128), only_ids(tokens(64, 5000)), 16, positions=True),
         Workload("mamba-3x64", lambda: mamba(64), only_ids(tokens(32, 5000)), 8, positions=True),
     )

@@ -172,7 +172,8 @@ def test_findings_read_as_a_report(trak, targets):
 def test_suspects_are_listed_with_their_labels(trak):
     found = trak.suspects()
     first = found.first(1)[0]
-    assert f"#{first.index} labeled {first.label}: {first.why}" in repr(found)
+    assert repr(first) == f"#{first.index} labeled {first.label}: {first.why}"
+    assert repr(first) in repr(found)
 
 
 def test_names_are_completed():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from trak_lightning.cli import main
+from trak_lightning.cli.commands.tokens import _print_all
 
 MODULE = """
 import lightning as L
@@ -100,3 +101,18 @@ def test_a_regression_is_ranked_by_its_error_with_prediction_and_sign_and_has_no
     assert len({row["why"] for row in rows}) > 20
     assert main(["suspects", str(run), "-k", "3"]) == 0
     assert "--fdr" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("term", "tokenized", "hint"), [("token", False, True), ("token", True, False), ("pixel", False, False)]
+)
+def test_tokens_without_a_tokenizer_are_positions_without_quotes_and_a_line_says_what_gives_text(
+    term, tokenized, hint, capsys
+):
+    pair = {
+        "target": 0, "example": 1, "score": 0.5, "values": np.array([[0.5]]), "target_tokens": ["31"], "example_tokens": ["27"],
+    }  # fmt: skip
+    _print_all([pair, pair], term, tokenized=tokenized)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ("'27'" in printed) == tokenized
+    assert printed.count("as text with an attribute tokenizer of the DataModule") == hint

@@ -108,7 +108,9 @@ def test_an_answer_says_whether_its_set_is_too_large(fitted):
     what_if = fitted.what_if("test", regularization=RIDGE, weights="gauss_newton")
     small, large = what_if.remove([3]), what_if.remove(np.arange(13))
     assert 0 < small.leverage < large.leverage < 1
-    assert small.trust.startswith("small enough for one Newton step: 1.7 % of the training set")
+    assert small.trust.startswith("trust the order of the changes more than their size: ")
+    assert "many times as large for memorized facts" in small.trust
+    assert "small enough for one Newton step: 1.7 % of the training set" in small.trust
     assert large.trust.startswith("too large to be trusted: 21.7 % of the training set")
 
 

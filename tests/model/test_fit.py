@@ -99,6 +99,14 @@ def test_a_folder_of_checkpoint_files_is_a_list_in_order(model, trained, tmp_pat
         Checkpoint.of(tmp_path / "version_0", model)
 
 
+def test_a_pattern_that_matches_folders_lists_the_files_in_them(model, trained, tmp_path):
+    for name in ("10/a.ckpt", "9/b.ckpt", "9/a.ckpt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        torch.save(trained, tmp_path / name)
+    found = expand(str(tmp_path / "*"))
+    assert [str(Path(str(path)).relative_to(tmp_path)) for path in found] == ["9/a.ckpt", "9/b.ckpt", "10/a.ckpt"]
+
+
 def test_a_file_that_repeats_another_is_left_out_with_a_warning(model, trained, tmp_path):
     torch.save(trained, tmp_path / "best.ckpt")
     torch.save({**trained, "head.bias": torch.zeros(2)}, tmp_path / "first.ckpt")

@@ -111,6 +111,55 @@ def test_a_list_of_token_ids_is_decoded_without_padding():
     assert shown({"input_ids": [1, 2], "labels": [1, 2]}, decode=words).parts == (Text("word1 word2"),)
 
 
+def test_text_comes_before_numbers_and_token_ids_without_a_tokenizer_are_not_shown_next_to_it():
+    row = {
+        "input_ids": [102, 100, 1],
+        "labels": [87, 1],
+        "weight": 2.5,
+        "question": "capital of Albania",
+        "answer": "Tirana",
+    }
+    assert shown(row).line.strip() == "question capital of Albania answer Tirana weight 2.5"
+    assert shown({"scores": torch.tensor([0.5, 2.0]), **row}).line.split()[-4:] == [
+        "scores[0]",
+        "0.5",
+        "scores[1]",
+        "2",
+    ]
+    pair = {"pixel_values": torch.rand(3, 8, 8), "input_ids": torch.tensor([4, 5, 0, 0])}
+    assert shown(pair).line.strip() == "pixel_values 8×8"
+
+
+def test_token_ids_are_shown_where_there_is_nothing_better_without_their_padding():
+    row = {"input_ids": [102, 100, 1, 0, 0], "labels": [87, -1, 3], "idx": 7}
+    assert shown(row).parts == (
+        Table((("idx", "7"),)),
+        Table((("token ids", "102 100 1"),)),
+        Table((("token ids of labels", "87 -1 3"),)),
+    )
+    assert (
+        shown((torch.rand(3, 8, 8), torch.tensor([7, 2, 9, 4] + [0] * 20))).line.strip()
+        == "image 8×8 token ids 7 2 9 4"
+    )
+    assert shown((torch.rand(3, 8, 8), torch.arange(30))).line.endswith(" 14 15 …")
+    box = shown((torch.rand(3, 8, 8), torch.tensor([1, 2, 6, 7]))).line
+    assert box == "image 8×8 x[0] 1 x[1] 2 x[2] 6 x[3] 7", "a few integers are no caption"
+
+
+def test_all_samples_show_a_column_in_the_same_way():
+    questions = ["capital of Albania", "capital of the Democratic Republic of the Congo"]
+    samples = Samples([{"id": str(i), "question": text, "n": i} for i, text in enumerate(questions)])
+    assert [[type(part) for part in samples.show(i).parts] for i in range(2)] == [[Text, Table]] * 2
+
+
+def test_a_sample_that_cannot_be_read_does_not_hide_others():
+    class Broken(list):
+        def __getitem__(self, index):
+            return {"a": "x", "b": "y", "c": 1} if index == 0 else 1 / 0
+
+    assert Samples(Broken(range(9))).show(0).parts == (Table((("a", "x"), ("b", "y"), ("c", "1"))),)
+
+
 LONG = "An ÉTUDE, in four parts; the third of which is slow. "
 
 
@@ -147,7 +196,7 @@ def test_numbers_and_several_classes_are_labels_too():
     assert (
         shown((torch.rand(5), torch.tensor([1.0, 0.0, 1.0])), class_names=["red", "green", "blue"]).label == "red, blue"
     )
-    assert shown((torch.rand(5), torch.tensor([0, 0, 0]))).label == "none"
+    assert shown((torch.rand(5), torch.tensor([0, 0, 0]))).label == "no label"
 
 
 TURNS = [("user", "Is it raining?"), ("assistant", "No.\nIt is not.")]

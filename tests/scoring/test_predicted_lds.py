@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK, Scores
 from trak_lightning.evaluation.lds import lds
-from trak_lightning.scoring.predicted_lds import in_words
+from trak_lightning.scoring.predicted_lds import Trust, in_words
 
 N, RIDGE, NOISE = 80, 20.0, 0.3
 
@@ -63,6 +63,23 @@ def test_the_sentence_is_stored_with_the_scores(problem, tmp_path):
     scores = scored(problem, tmp_path, 5)
     assert Scores(scores.path).trust == scores.trust
     assert "predict retrained models with a rank correlation (LDS) of about" in scores.trust["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "promised"),
+    [
+        (0.2, 0.4, True),
+        (0.02, 0.14, True),
+        (-0.9, 0.59, False),
+        (-0.05, 0.25, False),
+        (0.2, 0.7, False),
+        (0.01, 0.04, False),
+    ],
+)
+def test_a_gain_is_promised_only_where_the_score_is_known_and_not_very_weak(low, high, promised):
+    trust = Trust((low + high) / 2, low, high, 0.03, 5)
+    assert trust.sentence.endswith("; 3 more checkpoints would bring about 0.03") == promised
+    assert trust.sentence.endswith(f"[{low:.2f}, {high:.2f}]") != promised
 
 
 def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):

@@ -208,7 +208,8 @@ class Nameless(TwoTowers):
 
 def test_what_is_missing_is_named():
     with pytest.raises(
-        DataError, match=r"the model's output has no position 0 \(outputs\); it is a dict with image, text"
+        DataError,
+        match=r"the model's output has no position 0 \(outputs\); it is a dict with image float64 \(7, 4\), text",
     ):
         problem(Nameless, towers_batch)
     with pytest.raises(DataError, match="task.fitted"):
@@ -216,9 +217,21 @@ def test_what_is_missing_is_named():
     no_temperature = TwoTowers()
     del no_temperature.logit_scale
     no_temperature.forward = lambda images, words: (no_temperature.image(images), no_temperature.text(words))
-    with pytest.raises(SettingsError, match="no parameters named logit_scale"):
+    with pytest.raises(
+        SettingsError, match=r"no parameters named logit_scale.*--task\.logit_scale 14\.3, or in Python task="
+    ):
         Contrastive().fit(no_temperature, [towers_batch(3)])
     found = Contrastive(outputs=["image", "text"]).fit(Nameless(), [towers_batch(3)])
     assert found["images"].shape == (3, 4)
     with pytest.raises(SettingsError, match="scale must be"):
         Contrastive(scale="clip")
+
+
+def test_the_logarithm_of_the_inverse_temperature_is_refused_with_both_numbers():
+    model, batches = TwoTowers(), [towers_batch(3)]
+    with pytest.raises(SettingsError, match=r"logit_scale is 1\.5, the value of .* Give its exponential, 4\.482"):
+        Contrastive(logit_scale=1.5).fit(model, batches)
+    assert Contrastive(logit_scale=4.482).fit(model, batches)["logit_scale"] == pytest.approx(4.482)
+    with torch.no_grad():
+        model.logit_scale.fill_(14.3)  # no logarithm
+    assert Contrastive(logit_scale=14.3).fit(model, batches)["logit_scale"] == pytest.approx(14.3)

@@ -234,7 +234,8 @@ class Job:
         checkpoints: list[str] | int
         try:
             checkpoints = self.checkpoints()
-            found = [("weights", checkpoints[0])]
+            several = f", the first of {len(checkpoints)} files" if len(checkpoints) > 1 else ""
+            found = [("weights", f"{checkpoints[0]}{several}")]
         except IncompleteRunError:
             checkpoints = self.num_checkpoints
             found = [("weights", "as the model was made: there is no checkpoint yet")]

@@ -58,6 +58,9 @@ class Suspect:
     why: str
     """The evidence, in words."""
 
+    def __repr__(self) -> str:
+        return f"#{self.index}{'' if self.label is None else f' labeled {self.label}'}: {self.why}"
+
 
 @dataclass(frozen=True)
 class Suspects(Sequence[Suspect]):
@@ -129,9 +132,7 @@ class Suspects(Sequence[Suspect]):
         return map(self._suspect, range(self.size))
 
     def __repr__(self) -> str:
-        labels = ("" if each.label is None else f" labeled {each.label}" for each in self.first(5))
-        lines = (f"#{each.index}{label}: {each.why}" for each, label in zip(self.first(5), labels, strict=True))
-        return "\n".join([self.describe(), *lines])
+        return "\n".join([self.describe(), *map(repr, self.first(5))])
 
     def describe(self) -> str:
         """Say in one sentence what was found."""

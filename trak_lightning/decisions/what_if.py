@@ -83,9 +83,9 @@ class Removal:
                 f"of this set ({size}), because its samples stand in for each other, and measured changes were mostly larger still in trials"
             )
         return (
-            f"small enough for one Newton step: {size}, predicted changes are {self.stretch:.1f} times the summed scores. Their order can be "
-            "trusted more than their size: measured changes were 0.5 to 2 times as large in most trials, and many times as large where nothing "
-            "like the removed samples was left"
+            f"trust the order of the changes more than their size: measured ones were 0.5 to 2 times as large in most trials, and many times as "
+            f"large for memorized facts or where nothing like the removed samples was left. The set is small enough for one Newton step: {size}, "
+            f"predicted changes are {self.stretch:.1f} times the summed scores"
         )
 
     def order(self) -> Array:

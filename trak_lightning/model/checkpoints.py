@@ -355,8 +355,8 @@ def _notes(source: str, missing: Sequence[str], ignored: Sequence[str], own: Map
 
 
 def _matches(source: CheckpointSource) -> Iterator[CheckpointSource]:
-    if isinstance(source, (str, Path)) and weight_files.checkpoints_in(Path(source)):
-        found = [str(path) for path in weight_files.checkpoints_in(Path(source))]
+    if files := weight_files.checkpoints_in(Path(source)) if isinstance(source, (str, Path)) else []:
+        found = [str(path) for path in files]
     elif has_wildcard(source):
         found = glob.glob(str(source))  # noqa: PTH207  a pattern may begin anywhere
     else:
@@ -364,7 +364,8 @@ def _matches(source: CheckpointSource) -> Iterator[CheckpointSource]:
         return
     if not found:
         raise CheckpointError(f"no checkpoint matches {source} (looked from {Path.cwd()})")
-    yield from sorted((path for path in found if not path.endswith(".subset.npy")), key=_natural)
+    for path in sorted((path for path in found if not path.endswith(".subset.npy")), key=_natural):
+        yield from [path] if files else _matches(path)
 
 
 def _natural(path: str) -> list[tuple[int, str]]:

@@ -2,9 +2,10 @@
 
 import base64
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from html import escape
 from typing import Any, TypeAlias
 
@@ -14,6 +15,8 @@ from trak_lightning.errors import DataError
 from trak_lightning.report.pictures import Picture, is_image, mask_picture, picture
 from trak_lightning.report.tokens import token_texts
 from trak_lightning.report.turns import decoder, turns_in
+from trak_lightning.scoring.base import evenly
+from trak_lightning.scoring.display import TOKEN_IDS
 from trak_lightning.tasks.base import Task, batch_of
 from trak_lightning.tasks.fields import LABEL_NAMES
 from trak_lightning.tasks.segmentation import Segmentation
@@ -26,6 +29,12 @@ MOST_CLASSES = 64
 IGNORED = -100
 """Label of a token that does not count."""
 HIDDEN_KEYS = ("attention_mask", "token_type_ids", "position_ids")
+SHORT = 40
+"""Longest string of a column that is shown with its name, such as a category."""
+LOOKED_AT = 8
+"""How many samples are read to know whether all strings of a column are short."""
+FEWEST_IDS = 8
+"""Fewest integers next to a picture that are taken for a tokenized caption."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,7 @@ class Samples:
 
     def _label(self, label: Any) -> str | None:
         if isinstance(label, tuple):
-            return ", ".join(self.class_name(i) for i, is_one in enumerate(label) if is_one) or "none"
+            return ", ".join(self.class_name(i) for i, is_one in enumerate(label) if is_one) or "no label"
         return None if label is None else self.class_name(label)
 
     def split(self, sample: Any) -> tuple[Any, int | str | tuple[int, ...] | None]:
@@ -243,8 +252,17 @@ class Samples:
         named = isinstance(content, Mapping) and self._input_keys and self._input_keys <= content.keys()
         return {key: content[key] for key in self._input_keys} if named else content
 
-    def _parts(self, name: str, value: Any, *, graph: bool = False) -> list[Part]:
-        """`graph`: `value` is a part of a graph, whose matrices are no pictures."""
+    @cached_property
+    def _prose(self) -> set[str]:
+        """The columns with a string that is not `SHORT`, as far as a few samples show: all rows are shown in the same way."""
+        found: set[str] = set()
+        for index in evenly(len(self), LOOKED_AT):
+            with suppress(Exception):  # the user's code, which tells its errors when this very sample is shown
+                found |= set(_long_columns(self.rendered(int(index))))
+        return found
+
+    def _parts(self, name: str, value: Any, *, graph: bool = False, pictured: bool = False) -> list[Part]:
+        """`graph`: `value` is a part of a graph, whose matrices are no pictures; `pictured`: it is next to a picture."""
         if value is None:
             return []
         if isinstance(value, str):
@@ -256,6 +274,7 @@ class Samples:
         array = _array(value)
         if array is None and isinstance(value, (tuple, list)):
             graph = any(map(_are_edges, value))
+            pictured = not graph and any(map(_is_picture, value))
             names = (
                 [name, name or "mask"]
                 if self._ignore_index is not None and len(value) == 2
@@ -264,9 +283,9 @@ class Samples:
             return [
                 part
                 for own, element in zip(names, value, strict=True)
-                for part in self._parts(own, element, graph=graph)
+                for part in self._parts(own, element, graph=graph, pictured=pictured)
             ]
-        if not graph and is_image(value if array is None else array):
+        if not graph and _is_picture(value):
             if _is_mask(array, labels=name in ("mask", *self._label_keys)):
                 return [replace(mask_picture(array, self._ignore_index), name=name or "mask")]
             return [replace(picture(value if array is None else array), name=name or "image")]
@@ -276,7 +295,8 @@ class Samples:
         if array.ndim == 0:
             return [Table(((name or "value", _number(array)),))]
         if array.ndim == 1:
-            return self._vector(name, array)
+            caption = pictured and array.dtype.kind in "iu" and len(array) >= FEWEST_IDS
+            return _token_ids(name, array) if caption and self._decode is None else self._vector(name, array)
         return [Text(f"{name or 'tensor'} of shape {tuple(array.shape)}")]
 
     def _vector(self, name: str, array: Any, *, decode: bool = True) -> list[Part]:
@@ -300,33 +320,48 @@ class Samples:
         return bool(ids) and _tells(_letters(text), ids)
 
     def _fields(self, values: Mapping[Any, Any]) -> list[Part]:
-        """Everything in a mapping but its scalars, which follow in one table, and token ids of text that is there too."""
+        """Everything in a mapping: pictures and text, one table of short strings and scalars, and vectors. Token ids are left out if their text is
+        there too, or, where nothing decodes them, any text or picture."""
         fields: list[tuple[str, str]] = []
         others: list[Part] = []
         decoded: list[tuple[int, list[Part]]] = []
+        unreadable: list[Part] = []
         tokens = _array(values.get("input_ids"))
         graph = any(map(_are_edges, values.values()))
+        pictured = not graph and any(map(_is_picture, values.values()))
         for name, value in values.items():
             array = _array(value)
             per_token = _same_shape(array, tokens) and name != "input_ids"
+            integers = array is not None and array.ndim == 1 and array.dtype.kind in "iu"
             if name in HIDDEN_KEYS or (per_token and ((array == tokens) | (array == IGNORED)).all()):
                 continue
             if array is not None and array.ndim == 0:
                 fields.append((str(name), _number(array)))
-            elif isinstance(value, str) and len(values) > 2 and len(value) <= 40 and not self._tokenized(value, tokens):
+            elif isinstance(value, str) and len(values) > 2 and self._is_field(str(name), value, tokens):
                 fields.append((str(name), value))
+            elif integers and self._decode is None and tokens is not None:
+                unreadable += self._vector(str(name), array) if per_token else _token_ids(str(name), array)
             elif per_token and array.ndim == 1:
                 others += self._vector(str(name), array, decode=False)
-            elif self._decode is not None and array is not None and array.ndim == 1 and array.dtype.kind in "iu":
+            elif integers and self._decode is not None:
                 decoded.append((len(others), self._vector(str(name), array)))
             else:
-                others += self._parts(str(name), value, graph=graph)
+                others += self._parts(str(name), value, graph=graph, pictured=pictured)
         said = [_letters(text) for text in (*(Shown((part,)).words for part in others), *(text for _, text in fields))]
         for place, parts in reversed(decoded):
             ids = _letters(Shown(tuple(parts)).words)
             if not ids or not any(_tells(text, ids) for text in (*said, "".join(said))):
                 others[place:place] = parts
-        return [*others, *([Table(tuple(fields[:MOST_FIELDS]))] if fields else [])]
+        if tokens is not None:  # a text, and not a row of a table, whose columns keep their order
+            fields.sort(key=lambda field: not isinstance(values.get(field[0]), str))
+        content = [part for part in others if not isinstance(part, Table)]
+        named = [Table(tuple(fields[:MOST_FIELDS]))] if fields else []
+        vectors = [part for part in others if isinstance(part, Table)]
+        readable = any(isinstance(part, (Picture, Turn)) for part in content) or any(map(_is_text, values.values()))
+        return [*content, *named, *vectors, *([] if readable else unreadable)]
+
+    def _is_field(self, name: str, text: str, tokens: Any) -> bool:
+        return name not in self._prose and not self._tokenized(text, tokens)
 
 
 def samples_of(
@@ -431,6 +466,38 @@ def _array(value: Any) -> Any:
     else:
         return None
     return array if array.dtype.kind in "biuf" else None
+
+
+def _is_picture(value: Any) -> bool:
+    array = _array(value)
+    return is_image(value if array is None else array)
+
+
+def _long_columns(value: Any) -> Iterator[str]:
+    """The keys of strings that are not `SHORT`, in a mapping and in those inside it."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            if isinstance(each, str) and len(each) > SHORT:
+                yield str(key)
+            else:
+                yield from _long_columns(each)
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from _long_columns(each)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether `value` is text, or a list of words."""
+    return isinstance(value[0] if isinstance(value, (tuple, list)) and value else value, str)
+
+
+def _token_ids(name: str, array: Any) -> list[Part]:
+    """Token ids that nothing decodes, without the padding behind them."""
+    others = np.flatnonzero(array != array[-1:])
+    end = int(others[-1]) + 1 if len(others) else 0
+    kept = array[:end] if len(array) - end > 1 else array
+    shown = " ".join(map(str, kept[:MOST_FIELDS])) + " …" * (len(kept) > MOST_FIELDS)
+    return [Table(((TOKEN_IDS if name in ("", "input_ids") else f"{TOKEN_IDS} of {name}", shown),))]
 
 
 def _are_edges(value: Any) -> bool:

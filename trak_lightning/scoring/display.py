@@ -1,18 +1,21 @@
 """Rankings for people: as a table of a terminal, as HTML of a notebook, as a figure. No torch."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import zip_longest
 from typing import Any, Protocol
-
-import numpy as np
 
 from trak_lightning.errors import DataError
 from trak_lightning.scoring.ranking import Ranking
 
 LINE = 100
 """Characters of a sample's text in a table."""
+TOKEN_IDS = "token ids"
+"""Name of token ids that nothing decodes."""
+TOKENIZER = "an attribute tokenizer of the DataModule, the dataset or the collate_fn"
+"""What turns token ids into text."""
+UNREAD = f"token ids are shown as text with {TOKENIZER}; what render(sample) of the DataModule returns is shown instead of a sample"
 NONE = ("none", "")
 """In place of index and score where no score has the sign."""
 
@@ -66,7 +69,7 @@ def ranking_table(
         table = Table(title=Text(title), title_justify="left")
         for heading in ("rank", *(each for name in headings for each in (f"{name}: {what} index", "score"))):
             table.add_column(heading, justify="right", no_wrap=heading == "score")
-        sides = [list(_rows(ranking)) or [NONE] for ranking in rankings]
+        sides = [list(ranking.written()) or [NONE] for ranking in rankings]
         for place, row in enumerate(zip_longest(*sides, fillvalue=("", ""))):
             table.add_row(str(place + 1), *(each for side in row for each in side))
         return table
@@ -86,11 +89,21 @@ def ranking_table(
         for cells in rows:
             table.add_row(*map(Text, cells))
         tables.append(table)
-    return Group(Text(title, style="italic"), *tables)
+    unread = any(TOKEN_IDS in row[-1] for rows in shown for row in rows)
+    return Group(Text(title, style="italic"), *tables, *([Text(UNREAD)] if unread else []))
+
+
+def sample_columns(indices: Iterable[int], samples: ShowsLines | None) -> dict[str, list[str]]:
+    """The columns ``label``, if any sample has one, and ``sample`` of a table with a row for each of the samples; none if nothing shows them."""
+    if samples is None:
+        return {}
+    shown = [samples.show(int(index)) for index in indices]
+    labels = [each.label or "" for each in shown]
+    return ({"label": labels} if any(labels) else {}) | {"sample": [shortened(each.line) for each in shown]}
 
 
 def _shown_rows(ranking: Ranking, samples: ShowsLines) -> Iterator[tuple[str, ...]]:
-    for index, score in _rows(ranking):
+    for index, score in ranking.written():
         sample = samples.show(int(index))
         yield index, score, sample.label or "", shortened(sample.line)
 
@@ -100,7 +113,7 @@ def ranking_html(title: str, headings: Sequence[str], rankings: Sequence[Ranking
     rows = []
     for heading, ranking in zip(headings, rankings, strict=True):
         cells = []
-        for index, score in _rows(ranking):
+        for index, score in ranking.written():
             shown = None if samples is None else samples.show(int(index))
             label = "" if shown is None or shown.label is None else f"<b>{escape(shown.label)}</b> "
             content = "" if shown is None else shown.html
@@ -134,7 +147,7 @@ def figure(
     for axes, target, sides in zip(grid, targets, rankings, strict=True):
         shown: list[tuple[ShownSample, str] | None] = [(target_samples.show(target), f"target {target}")]
         for side in sides:
-            shown += [(train.show(int(index)), score) for index, score in _rows(side)]
+            shown += [(train.show(int(index)), score) for index, score in side.written()]
             shown += [None] * (k - len(side.indices))
         for axis, found in zip(axes, shown, strict=True):
             axis.set_axis_off()
@@ -167,17 +180,3 @@ def excerpt(text: str, span: str | None) -> str:
 def after_question(question: str, answer: str, length: int = LINE // 2) -> str:
     """An answer after its question, of at most `length` characters, if there is one."""
     return f"{shortened(question, length)} → {answer}" if question else answer
-
-
-def _rows(ranking: Ranking) -> Iterator[tuple[str, str]]:
-    """Index and score in words, best first."""
-    for place, (index, value) in enumerate(zip(ranking.indices, ranking.values, strict=True)):
-        yield str(index), _with_error(value, None if ranking.spread is None else ranking.spread[place])
-
-
-def _with_error(value: float, error: float | None) -> str:
-    """A number, to as many decimals as two digits of its error have."""
-    if error is None or not 1e-6 < error < 1e6:
-        return f"{value:+.4g}"
-    decimals = max(0, 1 - int(np.floor(np.log10(error))))
-    return f"{value:+.{decimals}f} ± {error:.{decimals}f}"

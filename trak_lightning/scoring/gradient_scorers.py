@@ -10,7 +10,11 @@ from trak_lightning.stores.base import FeatureRows
 
 
 class GradientDot(Scorer):
-    """``τ(z)_i = ( (1/M) Σ_m φ_m(z)·φ_m(z_i) ) · ( (1/M) Σ_m q_m,i )``: TRAK without the Gram matrix."""
+    """``τ(z)_i = ( (1/M) Σ_m φ_m(z)·φ_m(z_i) ) · ( (1/M) Σ_m q_m,i )``: TRAK without the Gram matrix.
+
+    The default projector scales each entry of a gradient by v^(−1/4), with v its second moment; with ``identity`` these are inner
+    products of plain gradients, and with ``sparse_jl`` estimates of them.
+    """
 
     def fit(self, checkpoints: Sequence[CheckpointFeatures]) -> Scoring:
         return InnerProducts(checkpoints, [Part()] * len(checkpoints))

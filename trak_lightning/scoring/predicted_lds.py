@@ -35,12 +35,15 @@ WIDEST = 0.4
 WORDS = ((0.05, "very weak"), (0.15, "weak"), (0.3, "moderate"), (0.5, "good"), (1.0, "very good"))
 
 
+UNCERTAIN, CHANCE = "uncertain", "not distinguishable from chance"
+
+
 def in_words(low: float, high: float) -> str:
     """Call a linear datamodeling score with a 95 % interval weak, moderate or good: what both ends are called."""
     if high - low > WIDEST:
-        return "uncertain"
+        return UNCERTAIN
     if low <= 0:
-        return "not distinguishable from chance"
+        return CHANCE
     least, most = (next(word for limit, word in WORDS if end <= limit) for end in (low, min(high, 1.0)))
     return least if least == most else f"{least} to {most}"
 
@@ -59,10 +62,11 @@ class Trust:
 
     @property
     def sentence(self) -> str:
-        return (
-            f"{in_words(self.low, self.high)}: sums of scores would predict retrained models with a rank correlation (LDS) of about {self.lds:.2f} "
-            f"[{self.low:.2f}, {self.high:.2f}]; {MORE} more checkpoints would bring about {max(self.gain, 0):.2f}"
-        )
+        word = in_words(self.low, self.high)
+        found = f"{word}: sums of scores would predict retrained models with a rank correlation (LDS) of about {self.lds:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        if word in (UNCERTAIN, CHANCE, WORDS[0][1]):  # the gain is known no better than the LDS
+            return found
+        return f"{found}; {MORE} more checkpoints would bring about {max(self.gain, 0):.2f}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers and the sentence."""

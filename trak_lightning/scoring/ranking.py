@@ -1,6 +1,7 @@
 """Find the largest and smallest scores of every target in a stream of scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,9 @@ import numpy.typing as npt
 
 from trak_lightning.scoring.backend import Backend
 from trak_lightning.scoring.base import Array
+
+SHOWN_TARGETS, SHOWN_SAMPLES = 3, 10
+"""How much of a ranking its `repr` shows."""
 
 Spread = Callable[[Array, Array], Array]
 
@@ -19,6 +23,26 @@ class Ranking(NamedTuple):
     values: npt.NDArray[np.float32]
     spread: npt.NDArray[np.float32] | None = None
     """Standard error of each value over checkpoints; None where it was not computed, NaN with one checkpoint."""
+
+    def __repr__(self) -> str:
+        if self.indices.ndim == 1:
+            return f"Ranking of {len(self.indices)} samples: {self._line}"
+        m, k = self.indices.shape
+        rows = [f"target {row}: {self._of(row)._line}" for row in range(min(m, SHOWN_TARGETS))]
+        return "\n".join([f"Ranking of {k} samples for each of {m} targets", *rows, *(["…"] if m > len(rows) else [])])
+
+    def written(self) -> Iterator[tuple[str, str]]:
+        """Index and score in words, best first, of one target."""
+        for place, (index, value) in enumerate(zip(self.indices, self.values, strict=True)):
+            yield str(index), _with_error(value, None if self.spread is None else self.spread[place])
+
+    def _of(self, target: int) -> "Ranking":
+        return Ranking(*(None if each is None else each[target] for each in self))  # type: ignore[arg-type]
+
+    @property
+    def _line(self) -> str:
+        first = [f"#{index} {score}" for index, score in islice(self.written(), SHOWN_SAMPLES)]
+        return ", ".join([*first, *(["…"] if len(self.indices) > len(first) else [])]) or "none"
 
 
 def rank(scores: Array, which: str, k: int, indices: Array | None = None, spread: Array | None = None) -> Ranking:
@@ -155,3 +179,11 @@ def _best_columns(scores: Array, which: str, k: int) -> Array:
         chosen |= equal & (np.cumsum(equal, axis=1) <= k - chosen.sum(1, keepdims=True))
     found: Array = (np.flatnonzero(chosen) % scores.shape[1]).reshape(len(scores), k)
     return found
+
+
+def _with_error(value: float, error: float | None) -> str:
+    """A number, to as many decimals as two digits of its error have."""
+    if error is None or not 1e-6 < error < 1e6:
+        return f"{value:+.4g}"
+    decimals = max(0, 1 - int(np.floor(np.log10(error))))
+    return f"{value:+.{decimals}f} ± {error:.{decimals}f}"

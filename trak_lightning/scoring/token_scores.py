@@ -31,6 +31,14 @@ class TokenScores:
     target_positions: Array
     example_positions: Array
 
+    def __repr__(self) -> str:
+        row, column = np.unravel_index(np.abs(self.values).argmax(), self.values.shape)
+        return (
+            f"TokenScores of target {self.target} and training sample {self.example}: {self.score:+.4g} = sum over "
+            f"{self.values.shape[0]} × {self.values.shape[1]} tokens; the strongest: {self.values[row, column]:+.3g} of the training sample's "
+            f"token at {self.example_positions[column]} for the target's at {self.target_positions[row]}"
+        )
+
     @property
     def score(self) -> float:
         """The score of the pair."""

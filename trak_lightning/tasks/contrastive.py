@@ -1,6 +1,7 @@
 """Contrastive learning of two towers, as in CLIP: the sum of the margins of both retrieval problems."""
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,11 @@ from trak_lightning.tasks.validation import number
 
 EMBEDDINGS = ("image_embeds", "text_embeds")
 """Names of φ and ψ in the output of ``CLIPModel``."""
+
+LARGEST_LOGARITHM = 5.0
+"""A parameter `logit_scale` above this is hardly a logarithm; CLIP ends at log(100) = 4.6."""
+_SAME_NUMBER = 1e-3
+"""Relative difference of a number from a parameter that was copied by hand."""
 
 _SAME = 1e-4
 """Cosine distance below which two embeddings belong to one input: 0.8 degrees, far above rounding errors, also in bfloat16, and
@@ -45,7 +51,7 @@ class Contrastive(Task):
         negatives: size of B; 300 in the paper.
         scale: s, the inverse temperature inside f: 1 as in the paper, any other number, or ``model`` for the model's own, with
             which the two summands are the log-odds of the two softmax probabilities.
-        logit_scale: the inverse temperature of the training loss; None for exp of the model's parameter `logit_scale`.
+        logit_scale: the inverse temperature of the training loss, 14.3 for a temperature of 0.07; None for exp of the model's parameter `logit_scale`.
         inputs: the entries of a batch that the model is called with: all by default, by their names or in order.
         outputs: the entries of the model's output that hold φ and ψ; by default `image_embeds` and `text_embeds`, as
             ``CLIPModel`` has them, or the first two of a tuple.
@@ -161,16 +167,28 @@ class Contrastive(Task):
         raise DataError(f"contrastive expects batches of pairs, as tuples or with names; this one is {describe(batch)}")
 
     def _logit_scale(self, model: nn.Module) -> Tensor:
-        if self.logit_scale is not None:
-            return torch.tensor(float(self.logit_scale))
         tensors = [*model.named_parameters(), *model.named_buffers()]
         found = [tensor for name, tensor in tensors if name.rpartition(".")[2] == "logit_scale" and tensor.numel() == 1]
+        if self.logit_scale is not None:
+            self._require_no_logarithm(found)
+            return torch.tensor(float(self.logit_scale))
         if len(found) != 1:
             raise SettingsError(
                 f"the model has {len(found) or 'no'} parameters named logit_scale, whose exponential would be the inverse "
-                "temperature of its loss. Give that: task={'name': 'contrastive', 'logit_scale': 100.0}."
+                "temperature of its loss. Give the inverse temperature, such as 14.3 for 0.07: --task.logit_scale 14.3, or in Python "
+                "task={'name': 'contrastive', 'logit_scale': 14.3}."
             )
         return wide(found[0].detach()).exp().reshape(())
+
+    def _require_no_logarithm(self, found: Sequence[Tensor]) -> None:
+        for tensor in found:
+            value, given = float(tensor.detach()), float(self.logit_scale or 0)
+            if abs(given - value) <= _SAME_NUMBER * value < _SAME_NUMBER * LARGEST_LOGARITHM:
+                raise SettingsError(
+                    f"logit_scale is {given:.6g}, the value of the model's parameter of that name, which is the logarithm of the inverse "
+                    f"temperature in CLIP. Give its exponential, {math.exp(value):.4g}, or leave the option out; a parameter that is the inverse "
+                    "temperature itself must have another name."
+                )
 
 
 def _default_outputs(found: Any) -> Sequence[Key]:

@@ -13,7 +13,7 @@ from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import ShowsLines, shortened
+from trak_lightning.scoring.display import ShowsLines, sample_columns
 from trak_lightning.scoring.score_run import load_features
 
 READS = ("run_dir", "train_split", "target_split", "store", "scorer")
@@ -90,10 +90,7 @@ def _print(found: Selection, samples: ShowsLines | None, count: int) -> None:
     }
     if found.groups is not None:
         columns["group"] = [str(found.groups[index]) for index in first]
-    if samples is not None:
-        shown = [samples.show(int(index)) for index in first]
-        columns["label"] = [each.label or "" for each in shown]
-        columns["sample"] = [shortened(each.line) for each in shown]
+    columns |= sample_columns(first, samples)
     table = Table(title="Chosen first", title_justify="left", box=None)
     for heading in columns:
         numeric = heading in ("index", "gain so far")

@@ -8,10 +8,11 @@ import numpy as np
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.output import print_json
+from trak_lightning.cli.output import print_json, summary
 from trak_lightning.cli.shown_samples import with_targets_of
 from trak_lightning.cli.store_arguments import add_name
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.display import TOKENIZER
 from trak_lightning.scoring.scores import open_scores
 
 STRONGEST = 8
@@ -72,9 +73,15 @@ def main(argv: Sequence[str]) -> int:
     if config.json:
         print_json(found)
     else:
-        for each in found:
-            _print(each, getattr(job.parts.task, "term", "token"), repr if train.tokenizer is not None else str)
+        _print_all(found, getattr(job.parts.task, "term", "token"), tokenized=train.tokenizer is not None)
     return 0
+
+
+def _print_all(pairs: Sequence[dict[str, Any]], term: str, *, tokenized: bool) -> None:
+    for pair in pairs:
+        _print(pair, term, repr if tokenized else str)
+    if not tokenized and term == "token":
+        summary("tokens", f"are shown by their positions among the labels; as text with {TOKENIZER}")
 
 
 def _print(pair: dict[str, Any], term: str, written: Callable[[str], str]) -> None:

@@ -1,6 +1,6 @@
 """A plan assigns the gradient of every parameter to a module. It must cover all parameters before any block is emitted."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -195,17 +195,27 @@ def rule_applies(layer: Layer) -> bool:
     return layer.rule.positions or layer.place.dim == 0
 
 
-def inner_modules(module: nn.Module, names: Mapping[str, str], called: Mapping[nn.Module, Any]) -> list[nn.Module]:
-    """The outermost modules in `module` that own parameters and none of `names`."""
+def inner_modules(
+    module: nn.Module,
+    names: Mapping[str, str],
+    called: Mapping[nn.Module, Any],
+    replayable: Callable[[nn.Module, bool], bool],
+) -> list[nn.Module]:
+    """The outermost modules in `module` that own parameters, none of `names` among them, and are `replayable`: a function of the
+    module, and of whether it is inside one that is not."""
     found: list[nn.Module] = []
 
-    def visit(parent: nn.Module, path: str) -> None:
+    def visit(parent: nn.Module, path: str, deep: bool) -> None:
         for key, child in parent.named_children():
             inside = f"{path}{key}."
             if any(name.startswith(inside) for name in names) or child not in called:
-                visit(child, inside)
-            elif next(child.parameters(), None) is not None and child not in found:
+                visit(child, inside, deep)
+            elif next(child.parameters(), None) is None:
+                continue
+            elif not replayable(child, deep):
+                visit(child, inside, True)
+            elif child not in found:
                 found.append(child)
 
-    visit(module, "")
+    visit(module, "", False)
     return found

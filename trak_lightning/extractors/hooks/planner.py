@@ -34,9 +34,9 @@ from trak_lightning.extractors.hooks.plan import (
     layer_of,
     rule_applies,
 )
-from trak_lightning.extractors.hooks.probe import Look, Probe, Side, dependent
+from trak_lightning.extractors.hooks.probe import Look, Probe, Shapes, Side
 from trak_lightning.extractors.hooks.tape import ChangedInPlace, PassPath, PlanFailed, Reached, Tape
-from trak_lightning.extractors.state import requiring
+from trak_lightning.extractors.state import parameters_of, requiring
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink, halves_of, restart_of
 from trak_lightning.model.autocast import without_autocast
 from trak_lightning.model.dtensor import any_sharded
@@ -86,6 +86,8 @@ class Planner:
         self._looks = 0
         self._decides = False
         self._dependent: dict[tuple[nn.Module, Side], set[int]] = {}
+        self._seen: Shapes | None = None
+        """The pass that shows what depends on which parameters, if it was made."""
 
     def cover(self, task: Task, batch: SampleBatch, sink: Sink | None = None) -> Covered:
         """Make a plan for `batch`, and rehearse it. If `sink` is given, which has a method ``restart``, it receives the blocks of
@@ -100,18 +102,22 @@ class Planner:
         self._used |= {name for name, grad in expected.grads.items() if grad is not None}
         # A module that the batch reaches but a probed sample does not has no known placement: its parameters are lifted.
         with self._probing():
-            self._probe.look(task, batch, look)
+            seen = self._probe.look(task, batch, look)
         if look is not None:
             self._decides |= look.decides
             if look.doubtful:
                 raise UnsupportedModelError(_DECIDES.format(look.doubtful[0]))
         few = look.twins if look is not None and look.alike and not whole else batch
+        shown = (look is None or few is not batch) and not any_sharded(self._model.parameters())
+        self._seen = seen if shown else None
         while True:
             plan = self._plan(task, few)
             # Against two halves of the batch, and with what two samples show, the verdict is not the last one.
             audit = Audit(self._layout, expected, audit_coefficients(batch.size), measure=whole)
             finite, again = expected.finite, False
             try:
+                if few is not batch and _expanded(plan):  # which many models do not support, as two samples show
+                    self._rehearse(plan, task, few)
                 covered = self._rehearse(plan, task, batch, audit, sink)
             except ChangedInPlace as change:
                 if change.module in self._copies:
@@ -127,10 +133,7 @@ class Planner:
                 raise
             except Exception as error:
                 # The model may have failed because a value that all samples share was expanded to one entry per sample.
-                given = {name for layer in plan.layers if layer.place == "one" for name in layer.names.values()}
-                given |= {
-                    name for rerun in plan.reruns if "one" in rerun.outputs.values() for name in rerun.names.values()
-                }
+                given = _expanded(plan)
                 if not given:
                     raise
                 self._lift(plan, given, f"{type(error).__name__}: {error}")
@@ -144,7 +147,9 @@ class Planner:
                     some = ", ".join(f"{name} ({how})" for name, how in list(wrong.items())[:5])
                     self._lift(plan, set(wrong), f"{some}{' …' if len(wrong) > 5 else ''}")
             if again or audit.begun:  # which has overwritten the reference
-                whole, few = True, batch
+                if few is not batch:
+                    few, self._seen = batch, None
+                whole = True
                 expected = reference(self._model, task, batch, self._layout)
 
     def _in_halves(self, task: Task, batch: SampleBatch, sink: Sink | None) -> tuple[Reference | None, Look | None]:
@@ -187,9 +192,14 @@ class Planner:
         with requiring(self._model, () if sharded else self._layout.by_name), torch.set_grad_enabled(not sharded):
             yield
 
-    def _rehearse(self, plan: Plan, task: Task, batch: SampleBatch, audit: Audit, sink: Sink | None) -> Covered:
+    def _rehearse(
+        self, plan: Plan, task: Task, batch: SampleBatch, audit: Audit | None = None, sink: Sink | None = None
+    ) -> Covered:
+        """Follow a plan; without an audit, in the forward pass only."""
+
         def both(block: GradientBlock) -> None:
-            audit(block)
+            if audit is not None:
+                audit(block)
             if sink is not None:
                 sink(block)
 
@@ -204,7 +214,8 @@ class Planner:
                 output = as_outputs(output, batch.size, task)
                 require_graph(output, self._model, task)
                 path = tape.path(output)
-                tape.backward(output)
+                if audit is not None:
+                    tape.backward(output)
                 return Covered(plan, False, output.detach(), path, frozenset(tape.looped))
         except Exception:
             _restart(sink)
@@ -221,7 +232,7 @@ class Planner:
             if not misplaced:
                 # Experts that no sample has reached yet get the handler to which the other experts were lifted.
                 adopted = self._handlers.adopt(self._used, {rerun.name for rerun in reruns if rerun.name})
-                if not adopted:
+                if not adopted and not self._join(reruns):
                     break
                 self._used |= adopted
                 continue
@@ -259,13 +270,7 @@ class Planner:
                     f"({type(modules[handler]).__name__}) has no layer rule and would have to be re-run with unsharded ones. "
                     "Leave them out: parameters=['!NAME']."
                 )
-        inside = {handler: inner_modules(modules[handler], names, places) for handler, names in rest.items()}
-        watched = list(
-            {modules[handler] for handler in rest} | {module for inner in inside.values() for module in inner}
-        )
-        with requiring(self._model, {name for names in rest.values() for name in names.values()}):
-            for key, found in dependent(self._model, task, few, watched).items():
-                self._dependent.setdefault(key, set()).update(found)
+        self._find_dependent(task, few, {name for names in rest.values() for name in names.values()})
         reruns: list[Rerun] = []
         misplaced: list[Location] = []
         for handler, names in rest.items():
@@ -274,13 +279,49 @@ class Planner:
             if not all(map(_by_sample, outputs.values())):
                 misplaced += self._located(handler, names)
                 continue
-            inner = []
-            for child in () if handler in self._whole else inside[handler]:
-                inputs = self._of_dependent(child, "inputs")
-                if all(map(_by_sample, inputs.values())):
-                    inner.append(Inner(child, inputs, places[child].outputs))
+            children = [] if handler in self._whole else inner_modules(module, names, places, self._replayable)
+            inner = [Inner(child, self._of_dependent(child, "inputs"), places[child].outputs) for child in children]
             reruns.append(Rerun(handler, module, names, places[module].inputs, outputs, tuple(inner)))
         return reruns, misplaced
+
+    def _find_dependent(self, task: Task, few: SampleBatch, names: set[str]) -> None:
+        """Find what depends on these parameters."""
+        seen = self._seen
+        if seen is None:
+            sharded = any_sharded(
+                self._model.parameters()
+            )  # whose hooks would expect a backward pass if they required a gradient
+            with requiring(self._model, names if sharded else self._layout.by_name):
+                seen = self._probe.trace(task, few)
+            self._seen = None if sharded else seen
+        for key, found in seen.dependent(parameters_of(self._model, names).values()).items():
+            self._dependent.setdefault(key, set()).update(found)
+
+    def _replayable(self, module: nn.Module, deep: bool) -> bool:
+        """Whether the gradient of each sample is known of all arguments that depend on the re-run parameters. Where a part of a module
+        is replayed and the rest of it is not, a value that all samples share is not expanded, since the rest may expand it itself."""
+        inputs = self._of_dependent(module, "inputs").values()
+        return all(isinstance(where, Placement) if deep else _by_sample(where) for where in inputs)
+
+    def _join(self, reruns: list[Rerun]) -> bool:
+        """Let a module that is run again anyway, inside another one that is, be run again only once, unless the gradients of their parameters
+        would take more memory together than those of the largest parameter."""
+        largest = max(slot.numel for slot in self._layout)
+        for outer in sorted(reruns, key=lambda rerun: len(rerun.name)):
+            replayed = {part for inner in outer.inner for part in inner.module.modules()}
+            path = f"{outer.name}." if outer.name else ""
+            inside = [
+                rerun
+                for rerun in reruns
+                if rerun is not outer and rerun.name.startswith(path) and rerun.module not in replayed
+            ]
+            names = {name for rerun in (outer, *inside) for name in rerun.names.values()}
+            if inside and sum(self._layout.by_name[name].numel for name in names) <= largest:
+                for place in (place for rerun in inside for place in self._located(rerun.name, rerun.names)):
+                    # As if it were its own, so that it does not adopt all unused parameters inside it.
+                    place.handler, place.lifted = outer.name, False
+                return True
+        return False
 
     def _of_dependent(self, module: nn.Module, side: Side) -> dict[int, Where]:
         places: dict[int, Where] = getattr(self._probe.places[module], side)
@@ -304,6 +345,13 @@ class Planner:
         self._whole |= whole
         for place in movable:
             self._handlers.lift(place, set(self._probe.places))
+
+
+def _expanded(plan: Plan) -> set[str]:
+    """The parameters in modules that return a value that all samples share, which a tape expands to one entry per sample."""
+    given = {name for layer in plan.layers if layer.place == "one" for name in layer.names.values()}
+    reruns = [rerun for rerun in plan.reruns if "one" in rerun.outputs.values()]
+    return given | {name for rerun in reruns for name in rerun.names.values()}
 
 
 def _by_sample(where: Where) -> bool:

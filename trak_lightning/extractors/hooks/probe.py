@@ -16,6 +16,7 @@ from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import deep_leaves, leaves_of
 from trak_lightning.extractors.hooks.content_sizes import ContentSizes
 from trak_lightning.extractors.hooks.decisions import Decisions
+from trak_lightning.extractors.hooks.graph import Ancestry
 from trak_lightning.extractors.hooks.placement import Placement, Where, common, infer
 from trak_lightning.extractors.rules import find_rule
 from trak_lightning.model.autocast import without_autocast
@@ -47,12 +48,14 @@ class Probe:
         """Prepare to look at a batch of several samples, and at `parts` of it, or at the whole of it."""
         return Look(self._model, batch, parts)
 
-    def look(self, task: Task, batch: SampleBatch, look: "Look | None") -> None:
+    def look(self, task: Task, batch: SampleBatch, look: "Look | None") -> "Shapes":
         """Run the model on two and on three copies of one sample to find the dimensions that hold the samples. Where sizes and
-        orders depend on the content of the samples, `look` has shown that in passes of its parts. It is None for a batch of one."""
+        orders depend on the content of the samples, `look` has shown that in passes of its parts. It is None for a batch of one.
+        Return the pass of two copies, or of one."""
         if look is None:
-            self._merge(_places_of_one(_Shapes(self._model).see(task, batch)))
-            return
+            one = self.trace(task, batch)
+            self._merge(_places_of_one(one))
+            return one
         two, three = look.see(task)
         fresh = _all_places(two, three)
         if any(_is_flattened(where) for places in fresh.values() for where in _all(places)):
@@ -60,8 +63,13 @@ class Probe:
         self._merge(fresh)
         for seen in look.parts:
             self._distrust(seen)
+        return two
 
-    def _distrust(self, seen: "_Shapes") -> None:
+    def trace(self, task: Task, batch: SampleBatch) -> "Shapes":
+        """Run the model on a batch to find which parameters the arguments and outputs of modules depend on."""
+        return Shapes(self._model, ancestry=Ancestry(self._model.parameters())).see(task, batch)
+
+    def _distrust(self, seen: "Shapes") -> None:
         """Mark placements as unknown where the size or order of their dimension depends on content."""
         for module, calls in seen.calls.items():
             if module not in self.places:
@@ -88,7 +96,7 @@ class Probe:
         is replaced are those of the first."""
         wanted = {module for module, places in fresh.items() if any(map(_is_flattened, _all(places)))}
         same, mixed = (
-            _Shapes(self._model, wanted, values=True).see(task, batch.fetch(pair)) for pair in ([0, 0], [0, 1])
+            Shapes(self._model, wanted, values=True).see(task, batch.fetch(pair)) for pair in ([0, 0], [0, 1])
         )
         for module in wanted:
             for side in SIDES:
@@ -101,7 +109,7 @@ class Probe:
 
 class Look:
     """The passes that show where a batch holds its samples: of two and of three copies of its first sample, and of `parts`, which
-    are passes that the caller makes, each within `_Shapes.watching`."""
+    are passes that the caller makes, each within `Shapes.watching`."""
 
     def __init__(self, model: nn.Module, batch: SampleBatch, parts: Sequence[SampleBatch]) -> None:
         self.twins, self._triplets = batch.fetch([0, 0]), batch.fetch([0, 0, 0])
@@ -109,12 +117,16 @@ class Look:
         packed, unknown = _packed(batches)
         parameters = list(model.parameters())
         shapes = [
-            _Shapes(model, content=ContentSizes(sizes, each.size, unknown=unknown, parameters=parameters))
+            Shapes(
+                model,
+                content=ContentSizes(sizes, each.size, unknown=unknown, parameters=parameters),
+                ancestry=Ancestry(parameters) if each is self.twins else None,
+            )
             for each, sizes in zip(batches, packed, strict=True)
         ]
         self._few, self.parts = shapes[:2], shapes[2:]
 
-    def see(self, task: Task) -> tuple["_Shapes", "_Shapes"]:
+    def see(self, task: Task) -> tuple["Shapes", "Shapes"]:
         """Make the passes of two and of three samples."""
         two, three = self._few
         return two.see(task, self.twins), three.see(task, self._triplets)
@@ -133,8 +145,14 @@ class Look:
 
     @property
     def alike(self) -> bool:
-        """Whether the parts make the same operations with the same parameters as two copies of one sample."""
-        return all(part.operations == self._few[0].operations for part in self.parts)
+        """Whether the parts make the same operations as two copies of one sample, and those with parameters as often. How often the others
+        are made may depend on B or on a length, as where a task computes some rows at a time."""
+        return all(_without_counts(part.operations) == _without_counts(self._few[0].operations) for part in self.parts)
+
+
+def _without_counts(operations: Counter[tuple[Any, ...]]) -> dict[tuple[Any, ...], int]:
+    """Operations, with the number of those that were given parameters."""
+    return {made_with: number if len(made_with) > 1 else 1 for made_with, number in operations.items()}
 
 
 def _packed(batches: Sequence[SampleBatch]) -> tuple[list[frozenset[int]], bool]:
@@ -174,7 +192,7 @@ def _sample_major(dim: int, same: Tensor | None, mixed: Tensor | None) -> bool:
     return bool(unchanged[:half].all()) or not bool(unchanged[::2].all())
 
 
-def _all_places(two: "_Shapes", three: "_Shapes") -> dict[nn.Module, Places]:
+def _all_places(two: "Shapes", three: "Shapes") -> dict[nn.Module, Places]:
     return {
         module: Places(*(_places(calls, three.calls.get(module, []), side) for side in SIDES))
         for module, calls in two.calls.items()
@@ -199,7 +217,7 @@ def _place(two: "_Sizes", three: "_Sizes") -> Where:
     return where
 
 
-def _places_of_one(seen: "_Shapes") -> dict[nn.Module, Places]:
+def _places_of_one(seen: "Shapes") -> dict[nn.Module, Places]:
     """The placements in a batch of one, where every entry belongs to the sample."""
     whole = Placement((0,), flattened=True)
     found = {}
@@ -215,12 +233,12 @@ def _places_of_one(seen: "_Shapes") -> dict[nn.Module, Places]:
 
 @dataclass
 class _Sizes:
-    """The shape of a tensor, the dimensions whose size or order depends on the content of samples, and whether it depends on a
-    parameter that requires a gradient."""
+    """The shape of a tensor, the dimensions whose size or order depends on the content of samples, and the bits of the parameters that
+    it depends on (`Ancestry`)."""
 
     shape: Size
     dependent: frozenset[int]
-    attached: bool
+    ancestors: int
 
     def depends(self, dim: int) -> bool:
         return dim in self.dependent
@@ -232,7 +250,7 @@ class _Call:
     outputs: dict[int, _Sizes]
 
 
-class _Shapes:
+class Shapes:
     """One forward pass: the shapes in every call of every module, or only of `modules`; with `values`, also those in the first."""
 
     def __init__(
@@ -242,8 +260,10 @@ class _Shapes:
         *,
         values: bool = False,
         content: ContentSizes | None = None,
+        ancestry: Ancestry | None = None,
     ) -> None:
         self._model = model
+        self._ancestry = ancestry
         self._modules = list(model.modules() if modules is None else modules)
         self._keeps_values = values
         self._content = content
@@ -252,7 +272,7 @@ class _Shapes:
         self._atomic = {module for module in model.modules() if _is_atomic(module)}
         self.calls: dict[nn.Module, list[_Call]] = {}
 
-    def see(self, task: Task, batch: SampleBatch) -> "_Shapes":
+    def see(self, task: Task, batch: SampleBatch) -> "Shapes":
         """Make the pass."""
         data = batch.data
         with _checkpointing_unasked(), without_autocast(), batch_of(batch.size), self.watching(data):
@@ -274,6 +294,18 @@ class _Shapes:
         finally:
             for handle in handles:
                 handle.remove()
+            if self._ancestry is not None:
+                self._ancestry.forget()
+
+    def dependent(self, parameters: Iterable[Tensor]) -> dict[tuple[nn.Module, Side], set[int]]:
+        """The arguments and outputs of all modules that depend on these parameters, which required a gradient in the pass."""
+        assert self._ancestry is not None
+        bits, found = self._ancestry.among(parameters), dict[tuple[nn.Module, Side], set[int]]()
+        for module, calls in self.calls.items():
+            for side in SIDES:
+                places = [getattr(call, side).items() for call in calls]
+                found[module, side] = {place for each in places for place, sizes in each if sizes.ancestors & bits}
+        return found
 
     @property
     def decisions(self) -> Decisions:
@@ -311,7 +343,11 @@ class _Shapes:
         # The rule of an atomic module finds the samples itself, also in packed sequences.
         content = None if module in self._atomic else self._content
         return {
-            place: _Sizes(leaf.shape, frozenset() if content is None else content.dependent(leaf), _is_attached(leaf))
+            place: _Sizes(
+                leaf.shape,
+                frozenset() if content is None else content.dependent(leaf),
+                0 if self._ancestry is None else self._ancestry.of(leaf),
+            )
             for place, leaf in enumerate(leaves_of(tree))
             if isinstance(leaf, Tensor)
         }
@@ -321,11 +357,6 @@ def _is_atomic(module: nn.Module) -> bool:
     """Whether the module has a `CallRule`, which keeps the samples separate itself."""
     rule = find_rule(module)
     return rule is not None and rule.whole_call
-
-
-def _is_attached(tensor: Tensor) -> bool:
-    # Reentrant checkpointing hides the graph, so any floating-point tensor may depend on parameters.
-    return tensor.requires_grad or (tensor.is_floating_point() and not torch.is_grad_enabled())
 
 
 def _copies(leaves: list[Any]) -> list[Any]:
@@ -338,16 +369,3 @@ def _checkpointing_unasked() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
         yield
-
-
-def dependent(
-    model: nn.Module, task: Task, batch: SampleBatch, modules: Sequence[nn.Module]
-) -> dict[tuple[nn.Module, Side], set[int]]:
-    """Find the arguments and outputs of these modules that depend on the parameters that currently require a gradient."""
-    found: dict[tuple[nn.Module, Side], set[int]] = {}
-    for module, calls in _Shapes(model, modules).see(task, batch).calls.items():
-        for call in calls:
-            for side in SIDES:
-                attached = {place for place, sizes in getattr(call, side).items() if sizes.attached}
-                found.setdefault((module, side), set()).update(attached)
-    return found
