@@ -351,8 +351,8 @@ def test_the_wrong_one_of_several_labels_is_found_and_named(tmp_path):
     subsets = [part for half in halves for part in (half, np.setdiff1d(np.arange(n), half))]
     trak.featurize(TensorDataset(x, labels), models, subsets=subsets)
     found = trak.suspects(class_names=names)
-    assert len(found) > 12
-    assert np.isin(found.indices, wrong).mean() >= 0.9
+    assert np.isin(wrong, found.indices).mean() >= 0.9
+    assert np.isin(found.indices, wrong).mean() >= 0.8
     assert found.errors == pytest.approx(24, abs=8)
     for each in found:
         if each.index in wrong:

@@ -15,6 +15,7 @@ from trak_lightning.extractors.hooks import Hooks
 from trak_lightning.featurize.fitting import FitFile, FitSamples
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.tasks.contrastive import Contrastive
+from trak_lightning.tasks.criterion import CriterionWarning
 from trak_lightning.testing import TaskConformance
 from trak_lightning.testing.extractors import autograd_loop
 
@@ -227,9 +228,9 @@ def test_what_is_missing_is_named():
         Contrastive(scale="clip")
 
 
-def test_the_logarithm_of_the_inverse_temperature_is_refused_with_both_numbers():
+def test_the_logarithm_of_the_inverse_temperature_is_warned_of_with_both_numbers():
     model, batches = TwoTowers(), [towers_batch(3)]
-    with pytest.raises(SettingsError, match=r"logit_scale is 1\.5, the value of .* Give its exponential, 4\.482"):
+    with pytest.warns(CriterionWarning, match=r"logit_scale is 1\.5, the value of .* give its exponential, 4\.482"):
         Contrastive(logit_scale=1.5).fit(model, batches)
     assert Contrastive(logit_scale=4.482).fit(model, batches)["logit_scale"] == pytest.approx(4.482)
     with torch.no_grad():

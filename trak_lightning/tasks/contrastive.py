@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.calling import Arguments
+from trak_lightning.tasks.criterion import CriterionWarning
 from trak_lightning.tasks.fields import Inputs, Key, describe, entry, named_entries, select_entries
 from trak_lightning.tasks.margin import wide
 from trak_lightning.tasks.memo import Memo
@@ -170,7 +172,7 @@ class Contrastive(Task):
         tensors = [*model.named_parameters(), *model.named_buffers()]
         found = [tensor for name, tensor in tensors if name.rpartition(".")[2] == "logit_scale" and tensor.numel() == 1]
         if self.logit_scale is not None:
-            self._require_no_logarithm(found)
+            self._warn_of_logarithm(found)
             return torch.tensor(float(self.logit_scale))
         if len(found) != 1:
             raise SettingsError(
@@ -180,14 +182,15 @@ class Contrastive(Task):
             )
         return wide(found[0].detach()).exp().reshape(())
 
-    def _require_no_logarithm(self, found: Sequence[Tensor]) -> None:
+    def _warn_of_logarithm(self, found: Sequence[Tensor]) -> None:
         for tensor in found:
             value, given = float(tensor.detach()), float(self.logit_scale or 0)
             if abs(given - value) <= _SAME_NUMBER * value < _SAME_NUMBER * LARGEST_LOGARITHM:
-                raise SettingsError(
+                warnings.warn(
                     f"logit_scale is {given:.6g}, the value of the model's parameter of that name, which is the logarithm of the inverse "
-                    f"temperature in CLIP. Give its exponential, {math.exp(value):.4g}, or leave the option out; a parameter that is the inverse "
-                    "temperature itself must have another name."
+                    f"temperature in CLIP. If it is that here, give its exponential, {math.exp(value):.4g}, or leave the option out.",
+                    CriterionWarning,
+                    stacklevel=2,
                 )
 
 
