@@ -1,6 +1,6 @@
 """Training samples whose label is likely wrong, and how many of them to expect to be right. No torch.
 
-Shapes: n training samples, C classes, or L labels that are yes or no.
+Shapes: n training samples, C classes, T labels of a sample that has several.
 """
 
 import csv
@@ -34,7 +34,7 @@ TRIED, TRIALS = 0.1, " (in trials: at most 20 % on three lists of four)"
 """The share of false alarms that was asked for in trials, and what was realized; see docs/benchmarks.md."""
 
 TRIALS_OF_SEVERAL = " (in trials: up to 22 %)"
-"""The same of several labels that are yes or no; see docs/decisions.md."""
+"""The same for samples with several labels; see docs/decisions.md."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Suspect:
     before_cut: bool | None
     """Whether the sample is before the cut, to drop or to review; None for a task without classes, whose ranking has no cut."""
     label: str | None
-    """The class, or the number y; of several labels that are yes or no, the one that is most likely wrong: ``cat: yes``. None for a task that
+    """The class, or the number y; of several labels, the one that is most likely wrong: ``cat: yes``, ``token 5: noun``. None for a task that
     has none of these."""
     says: str | None
     """The class that the models find most probable, or the number that they predict; None for a task that has neither."""
@@ -228,12 +228,14 @@ class Suspects(Sequence[Suspect]):
         return Suspect(index, None, f"{label:.6g}", f"{says:.6g}", None, error, why)
 
     def _name(self, label: int, index: int) -> str:
-        """The name of a class, or of an answer to that of the sample's labels which is most likely wrong."""
-        names, which = self.class_names, label
-        if self.predictions is not None and self.predictions.label_of is not None:
-            which = int(self.predictions.label_of[index])
-        name = str(names[which]) if names is not None and which < len(names) else str(which)
-        return f"{name}: {('no', 'yes')[label]}" if self._several else name
+        """The name of a class, and where it is, if the sample has several labels."""
+        found = self.predictions
+        if found is None or found.label_of is None:
+            return _named(self.class_names, label)
+        place = int(found.label_of[index])
+        if found.term is None:
+            return f"{_named(self.class_names, place)}: {('no', 'yes')[label]}"
+        return f"{found.term} {place}: {_named(self.class_names, label)}"
 
 
 def find_suspects(
@@ -253,7 +255,7 @@ def find_suspects(
     false alarms if most samples before it are of this kind; also if the models are right on less than `WEAK` of the samples, or
     have learned errors between classes (`learned_confusion`). Without classes, the ranking is by the error, and there is no cut.
 
-    The answers to several yes-or-no labels are judged together, and a sample by the probability that any of its answers is wrong.
+    All labels of samples that have several are judged together, and a sample by the probability that any of its labels is wrong.
     What would be predicted without a sample is not known for each of them, so that predictions are then taken as they are.
 
     Args:
@@ -261,7 +263,7 @@ def find_suspects(
         predictions: of the classes; None for a task without classes.
         meaning: what the output of the task means.
         fdr: the largest expected share of right labels among the samples before the cut.
-        class_names: names of the classes 0, 1, …, or of the labels.
+        class_names: names of the classes 0, 1, …, or of yes-or-no labels.
 
     Raises:
         SettingsError: `fdr` is not between 0 and 1.
@@ -380,6 +382,10 @@ def _without_classes(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning
         predicted=predicted,
         models=unseen.sum(0),
     )
+
+
+def _named(names: Sequence[str] | None, number: int) -> str:
+    return str(names[number]) if names is not None and number < len(names) else str(number)
 
 
 def _who(count: int) -> str:
