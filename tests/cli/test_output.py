@@ -38,7 +38,7 @@ def test_targets_that_lose_are_apart_from_those_that_gain(capsys):
         Removal(np.array([7]), change, np.full(4, np.nan), change, np.ones(4), 0.1, 9), 10, "test", "log-odds"
     )
     rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines() if "│" in line]
-    assert rows == [["1", "1", "-0.25", "0", "1", "+0.5"], ["3", "1", "+0.12"]]
+    assert rows == [["1", "1", "-0.25", "0", "1", "+0.5"], ["3", "1", "+0.125"]]
 
 
 @pytest.mark.parametrize(("held_out", "count", "shown"), [(0, 1, False), (2, 1, True), (2, 0, False)])
@@ -49,7 +49,44 @@ def test_the_probability_of_a_wrong_label_is_shown_where_it_is_an_estimate(held_
         Suspects(np.array([0, 1]), count, 0.1, None, None, "b", np.array([1.0, 0.1]), predictions=predictions), 2
     )
     printed = capsys.readouterr().out
-    assert ("100 %" in printed) is ("wrong" in printed) is shown
+    assert ("100%" in printed) is ("wrong" in printed) is shown
+
+
+def test_numbers_to_predict_are_printed_without_exponents_and_the_error_once(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    numbers, predicted = np.array([30_200.0, 4_800.0]), np.array([13_956.43, 18_734.71])
+    errors = np.abs(numbers - predicted)
+    suspects._print(
+        Suspects(
+            np.array([0, 1]), 0, 0.1, None, None, "b", errors, numbers=numbers, predicted=predicted, models=np.ones(2)
+        ),
+        2,
+    )
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:3]]
+    assert rows[0][:7] == ["0", "30200", "13956", "16244", "above", "the", "prediction"]
+    assert rows[1][:7] == ["1", "4800", "18735", "13935", "below", "the", "prediction"]
+    change = np.array([-4_386.2, 120.4])
+    whatif._print(
+        Removal(np.array([7]), change, np.array([213.0, 18.2]), change, np.array([16_812.0, 7_305.0]), 0.1, 9),
+        1,
+        "t",
+        "f",
+    )
+    row = capsys.readouterr().out.splitlines()[-2].replace("│", " ").split()
+    assert row == ["0", "16812", "-4386", "±", "213", "1", "7305", "+120", "±", "18"]
+
+
+def test_a_number_and_its_percent_sign_are_on_one_line_of_a_narrow_table(capsys, monkeypatch):
+    log_p = np.log(np.array([[0.02, 0.98], [0.004, 0.996]]))
+    names = [f"a class with a name of {word} words" for word in ("some", "more")]
+    for columns in range(40, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        found = Predictions(log_p, np.array([0, 0]), np.full(2, 3))
+        suspects._print(
+            Suspects(np.array([1, 0]), 0, 0.1, None, None, "b", np.ones(2), predictions=found, class_names=names), 2
+        )
+        printed = capsys.readouterr().out
+        assert all(share in printed for share in ("98%", "2%", ">99%", "<1%")), columns
 
 
 def test_a_mask_is_told_from_its_image():

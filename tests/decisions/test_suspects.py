@@ -237,8 +237,9 @@ def test_a_task_without_classes_is_ranked_by_the_error_and_not_cut(noisy, tmp_pa
     assert (suspects.ranking[0], len(suspects), suspects.expected) == (7, 0, None)
     assert "no cut: the task has no classes" in suspects.describe()
     assert re.search(
-        rf"#7 labeled {values[7]:.6g}: [\d.]+ above the prediction of models trained on it", repr(suspects)
+        rf"#7 labeled {values[7]:.6g}: error [\d.]+ above the prediction of models trained on it", repr(suspects)
     )
+    assert "Not to be trusted" not in suspects.describe()
     (tmp_path / "suspects").mkdir()
     (tmp_path / "suspects" / "indices.npy").touch()  # of a version that wrote it without a cut
     write(suspects, tmp_path / "suspects")
@@ -410,3 +411,18 @@ def test_the_wrong_label_of_a_token_is_named_where_sequences_differ_in_length(tm
         x, y = samples[each.index]
         token = wrong[each.index]
         assert (each.label, each.says) == (f"token {token}: {'abc'[y[token]]}", f"token {token}: {'abc'[x[token]]}")
+
+
+def test_a_ranking_of_numbers_that_training_scaled_is_said_not_to_be_trusted(tmp_path):
+    points = torch.randn(60, 6)
+    prices = 15_000 + points @ torch.arange(6.0) * 1_000
+    model = nn.Linear(6, 1).eval()
+    with torch.no_grad():  # as if trained on prices / 1000
+        model.weight.copy_(torch.arange(6.0)[None])
+        model.bias.fill_(15.0)
+    trak = TRAK(model, "regression", tmp_path, projector="identity")
+    trak.featurize(TensorDataset(points, prices))
+    assert re.search(r"Not to be trusted: .*1000·f .*does training_step scale the labels", repr(trak.suspects()))
+    targets = TensorDataset(points[:3], prices[:3])
+    trak.score(targets, name="test")
+    assert "Scores and suspects are not to be trusted: predictions differ" in trak.report(targets, "test").read_text()

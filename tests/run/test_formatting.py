@@ -2,7 +2,7 @@
 
 import pytest
 
-from trak_lightning.run.formatting import format_bytes, format_ranges, format_significant
+from trak_lightning.run.formatting import format_bytes, format_number, format_ranges, format_significant
 
 
 def test_adjacent_ranges_are_joined_and_long_lists_are_cut():
@@ -19,6 +19,8 @@ def test_adjacent_ranges_are_joined_and_long_lists_are_cut():
         (151, "151.0"),
         ("-0.5", "−0.5000"),
         (1234.4, "1234"),
+        (27_604.3, "27604"),
+        (-999_999.4, "−999999"),
         (2e7, "2.000e+07"),
         (2e-7, "2.000e−07"),
         ("many", "many"),
@@ -26,6 +28,15 @@ def test_adjacent_ranges_are_joined_and_long_lists_are_cut():
 )
 def test_numbers_that_are_compared_have_as_many_digits(value, text):
     assert format_significant(value) == text
+
+
+@pytest.mark.parametrize("value", [0.001, 0.0123, 9.99, 4400, 13_245.6, 99_999.9, 999_999])
+@pytest.mark.parametrize("digits", [1, 2, 4, 6])
+def test_numbers_of_ordinary_size_have_no_exponent(value, digits):
+    for number in (value, -value):
+        text = format_number(number, digits)
+        assert "e" not in text
+        assert float(text) == pytest.approx(number, rel=0.5 * 10 ** (1 - digits))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from trak_lightning.model.autocast import as_called
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.model.leave_unchanged import leave_unchanged
-from trak_lightning.run.formatting import format_bytes
+from trak_lightning.run.formatting import format_bytes, format_number
 from trak_lightning.runtime.lightning import default_trainer, quiet_lightning
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.stores.base import FeatureRows, FeatureSpec, FeatureStore
@@ -86,7 +86,10 @@ def parameters(subject: Subject) -> Iterator[Finding]:
 def outputs(subject: Subject) -> Iterator[Finding]:
     """The range of the model output f; that all are finite was checked when the rows were computed."""
     found = subject.trial.rows.output
-    yield Finding("outputs", f"{len(found)} samples, all finite, f from {found.min():.4g} to {found.max():.4g}")
+    yield Finding(
+        "outputs",
+        f"{len(found)} samples, all finite, f from {format_number(found.min())} to {format_number(found.max())}",
+    )
     if scaled := subject.job.spec.task.meaning.other_scale(found, subject.trial.rows.loss_weight):
         yield Finding("outputs", scaled)
 

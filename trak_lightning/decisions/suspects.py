@@ -16,6 +16,7 @@ from scipy.special import softmax
 from trak_lightning.decisions.label_noise import expected_false_alarms, fit_label_noise
 from trak_lightning.errors import SettingsError, is_integer, require_integer
 from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.formatting import format_number
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.held_out import held_out, held_out_mean, output_and_loss_weight
@@ -59,7 +60,8 @@ class Suspect:
     """The evidence, in words."""
 
     def __repr__(self) -> str:
-        return f"#{self.index}{'' if self.label is None else f' labeled {self.label}'}: {self.why}"
+        error = "" if self.error is None else f"error {format_number(self.error)} "
+        return f"#{self.index}{'' if self.label is None else f' labeled {self.label}'}: {error}{self.why}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Suspects(Sequence[Suspect]):
     """(n,) what the models predict, for such a task."""
     models: Array | None = None
     """(n,) how many models were not trained on a sample, for a task without classes; 0 where all were, whose mean is taken then."""
+    other_scale: str | None = None
+    """What says that predictions are of another scale than the numbers, which makes the ranking wrong; None if they are not."""
 
     @property
     def has_cut(self) -> bool:
@@ -138,7 +142,8 @@ class Suspects(Sequence[Suspect]):
         """Say in one sentence what was found."""
         n, what = len(self.ranking), "labels"
         if self.predictions is None:
-            return f"{n} training samples ranked by {self.basis}; no cut: the task has no classes"
+            found = f"{n} training samples ranked by {self.basis}; no cut: the task has no classes"
+            return found if self.other_scale is None else f"{found}. Not to be trusted: {self.other_scale}"
         if not self.size:
             if self._several:
                 what = "samples"
@@ -224,8 +229,8 @@ class Suspects(Sequence[Suspect]):
         if self.numbers is None or self.predicted is None:
             return Suspect(index, None, None, None, None, error, f"by {who}")
         label, says = float(self.numbers[index]), float(self.predicted[index])
-        why = f"{abs(label - says):.4g} {'above' if label > says else 'below'} the prediction of {who}"
-        return Suspect(index, None, f"{label:.6g}", f"{says:.6g}", None, error, why)
+        why = f"{'above' if label > says else 'below'} the prediction of {who}"
+        return Suspect(index, None, format_number(label, 6), format_number(says, 6), None, error, why)
 
     def _name(self, label: int, index: int) -> str:
         """The name of a class, and where it is, if the sample has several labels."""
@@ -381,6 +386,9 @@ def _without_classes(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning
         numbers=numbers,
         predicted=predicted,
         models=unseen.sum(0),
+        other_scale=None
+        if predicted is None or numbers is None
+        else meaning.other_scale(predicted, numbers - predicted),
     )
 
 

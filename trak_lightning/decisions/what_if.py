@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator, cg, eigsh
 
+from trak_lightning.run.formatting import format_number
 from trak_lightning.run.positions import some
 from trak_lightning.scoring.base import Array, CheckpointFeatures, require_compatible
 from trak_lightning.scoring.gram import diagonal
@@ -51,7 +52,7 @@ class Removal:
     def __repr__(self) -> str:
         return (
             f"Removal of {len(self.samples)} of {self.num_train} training samples: {len(self.change)} outputs change by "
-            f"{self.change.min():+.3g} … {self.change.max():+.3g}; {self.trust}"
+            f"{format_number(self.change.min(), 3, '+')} … {format_number(self.change.max(), 3, '+')}; {self.trust}"
         )
 
     @property

@@ -37,6 +37,10 @@ SMALLEST = 1e-2
 CLASSES = 4
 """Of how many classes a sample is compared, since a class may have a weight."""
 
+VISIBLE = 1e-3
+"""The smallest difference of the losses of two samples, relative to these, that is compared: single precision, and terms of a loss that are the same
+for all samples."""
+
 _SEEN: WeakKeyDictionary[nn.Module, set[type[Task]]] = WeakKeyDictionary()
 """Which tasks each model was compared with: once is enough."""
 
@@ -75,6 +79,16 @@ def warn_of_training_step(
             ", ".join(f"{cosine:.2f}" for cosine in cosines),
             docs_page("trust", "The loss that you trained with"),
         )
+    elif isinstance(task, Regression) and (scaled := _scaled(found)) is not None:
+        log.warning(
+            "task  training_step of %s has another loss than task %s: its losses are those of differences between prediction and label that are "
+            "about %s times the task's. Does it scale the labels? The loss weight y − f, and so the scores, take the labels of the batch as they are. "
+            "Scale them in the dataset, or see %s",
+            type(model).__name__,
+            type(task).__name__,
+            f"{scaled:.1g}",
+            docs_page("modalities", "Labels that training_step scales"),
+        )
 
 
 def _chosen(rows: FeatureRows, task: Task, batch: SampleBatch) -> list[int]:
@@ -87,11 +101,29 @@ def _chosen(rows: FeatureRows, task: Task, batch: SampleBatch) -> list[int]:
     return sorted({order[0], order[len(order) // 2], order[-1], *list(first.values())[:CLASSES]}) if order else []
 
 
+def _scaled(found: list["_Compared"]) -> float | None:
+    """How many times the difference y − f of the task that of the training is, where gradients do not tell: labels that are all far from the
+    predictions of a fresh model look like the same labels divided by 1000, with another factor of the loss.
+
+    With ℓ = c(y' − f)² + const, whatever c is, ``ratio = −2c (y' − f)/q`` of two samples makes the difference of their losses
+    ``Δℓ = (y' − f)/q · ratio · Δq²/2``. None if that is about 1, or not to be seen in these samples.
+    """
+    large, small = (choose(found, key=lambda each: abs(each.loss_weight)) for choose in (max, min))
+    expected = large.ratios[0] * (large.loss_weight**2 - small.loss_weight**2) / 2
+    if expected <= VISIBLE * max(abs(large.loss), abs(small.loss)) or not np.isfinite(expected):
+        return None
+    scale = (large.loss - small.loss) / expected
+    return scale if 0 < scale < 1 / ALIKE or scale > ALIKE else None
+
+
 class _Compared(NamedTuple):
     cosine: float
     """Of the gradients of the loss of training and of that of the task; NaN where the loss of training is random."""
     ratios: tuple[float, ...]
     """The ratio of their lengths, where the loss is the sum over the terms of a sample, or the sum divided by each of `_divisors`."""
+    loss: float
+    """That of training."""
+    loss_weight: float
 
 
 def _compared(model: nn.Module, task: Task, layout: ParameterLayout, one: SampleBatch) -> _Compared:
@@ -112,7 +144,9 @@ def _compared(model: nn.Module, task: Task, layout: ParameterLayout, one: Sample
         own += float(right.square().sum())
     ratio = (squared / own) ** 0.5 if own else 1.0 if squared == own else float("inf")
     cosine = product / (squared * own) ** 0.5 if squared and own else float(squared == own)
-    return _Compared(float("nan") if random else cosine, tuple(ratio * each for each in divisors))
+    return _Compared(
+        float("nan") if random else cosine, tuple(ratio * each for each in divisors), -float(first), loss_weight
+    )
 
 
 def _divisors(task: Task, model: nn.Module, one: SampleBatch) -> list[float]:

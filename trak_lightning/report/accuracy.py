@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trak_lightning.report.contents import Headline
-from trak_lightning.run.formatting import format_significant
+from trak_lightning.run.formatting import format_number, format_significant
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.held_out import output_and_loss_weight
@@ -79,7 +79,9 @@ class Outcome:
             )
         if self.probability is None:
             return Headline(
-                f"{self.output.mean():.3g}", f"is the mean over {m:,} targets of: {self.meaning.output}.", "targets"
+                format_number(float(self.output.mean()), 3),
+                f"is the mean over {m:,} targets of: {self.meaning.output}.",
+                "targets",
             )
         doubtful = np.flatnonzero(self.probability <= 0.5)
         if self.predicted and all(int(position) in self.predicted for position in doubtful):

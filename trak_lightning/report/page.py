@@ -7,6 +7,7 @@ from importlib.resources import files
 from trak_lightning import __version__
 from trak_lightning.errors import DataError
 from trak_lightning.report.contents import Report
+from trak_lightning.run.formatting import format_number
 
 
 def page(report: Report) -> str:
@@ -27,7 +28,7 @@ def page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["signed"] = _signed
-    environment.filters["spread"] = lambda value: f"{value:.1g}"
+    environment.filters["spread"] = lambda value: format_number(value, 1)
     templates = files("trak_lightning.report") / "templates"
     script = (templates / "page.js").read_text()
     return environment.get_template("page.html").render(
@@ -41,6 +42,4 @@ def page(report: Report) -> str:
 
 def _signed(value: float) -> str:
     """Two digits."""
-    if abs(value) >= 100:
-        return f"{value:+,.0f}".replace("-", "−")
-    return f"{value:+#.2g}".rstrip(".").replace("-", "−")
+    return format_number(value, 2, "+#").rstrip(".").replace("-", "−")

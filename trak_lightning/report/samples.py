@@ -15,6 +15,7 @@ from trak_lightning.errors import DataError
 from trak_lightning.report.pictures import Picture, is_image, mask_picture, picture
 from trak_lightning.report.tokens import token_texts
 from trak_lightning.report.turns import decoder, turns_in
+from trak_lightning.run.formatting import format_number
 from trak_lightning.scoring.base import evenly
 from trak_lightning.scoring.display import TOKEN_IDS
 from trak_lightning.tasks.base import Task, batch_of
@@ -567,4 +568,4 @@ def _is_label(value: Any) -> bool:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if value.dtype.kind == "f" else str(value)
+    return format_number(float(value)) if value.dtype.kind == "f" else str(value)

@@ -10,6 +10,7 @@ from trak_lightning.evaluation.drawing import SERIES, axes, inline_svg
 from trak_lightning.evaluation.result import Result, lds_of, measured_lds, read_result
 from trak_lightning.report.contents import Headline, Panel
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.formatting import format_number
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.linear_system import System
 from trak_lightning.scoring.predicted_lds import in_words
@@ -94,7 +95,9 @@ def _spectrum(values: Array, regularization: float) -> Panel:
     with axes("spectrum") as (figure, axis):
         axis.plot(places + 1, positive[places], label="eigenvalues of ΦᵀWΦ")
         if regularization > 0:
-            axis.axhline(regularization, color=SERIES[1], linestyle="--", label=f"λ = {regularization:.3g}")
+            axis.axhline(
+                regularization, color=SERIES[1], linestyle="--", label=f"λ = {format_number(regularization, 3)}"
+            )
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_ylim(bottom=max(positive[0] * 1e-10, positive[-1]) / 2)

@@ -125,6 +125,8 @@ def write_report(
             notes.append(f"Predictions are not shown: {error}")
     names = class_names_of(train.dataset, datamodule=datamodule, task=task, model=model)
     suspects = find_suspects(features, predictions, outcome.meaning, class_names=names)
+    if suspects.other_scale is not None:
+        notes.append(f"Scores and suspects are not to be trusted: {suspects.other_scale}.")
     report = gather(
         sources,
         outcome,

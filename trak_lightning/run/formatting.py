@@ -1,5 +1,6 @@
 """Numbers as people write them."""
 
+import math
 from collections.abc import Iterable
 
 
@@ -31,6 +32,28 @@ def format_bytes(nbytes: float) -> str:
     return f"{value:.3g} {units[0]}"
 
 
+def format_number(value: float, digits: int = 4, flags: str = "") -> str:
+    """Write a number like ``{value:{flags}.{digits}g}``, but from 0.001 to 10⁶ without an exponent: with all digits before the point.
+
+    >>> format_number(0.00123456), format_number(13245.6), format_number(4400), format_number(386.2, 2, "+"), format_number(2e7)
+    ('0.001235', '13246', '4400', '+386', '2e+07')
+    """
+    text = f"{value:{flags}.{digits}g}"
+    return f"{value:{flags.replace('#', '')}.0f}" if "e" in text and 1e-3 <= abs(value) < 1e6 else text
+
+
+def format_with_error(value: float, error: float | None) -> str:
+    """Write a number with its sign, and to as many decimals as two digits of its error have; without the error if it is not known.
+
+    >>> format_with_error(-4386.3, 213.0), format_with_error(0.12345, 0.0123), format_with_error(0.12345, None)
+    ('-4386 ± 213', '+0.123 ± 0.012', '+0.1235')
+    """
+    if error is None or not 1e-6 < error < 1e6:
+        return format_number(value, flags="+")
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:+.{decimals}f} ± {error:.{decimals}f}"
+
+
 def format_significant(value: float | str, digits: int = 4) -> str:
     """Write a number with all of its significant digits, zeros at the end too, so that numbers that are compared have as many. Text that is
     no number stays as it is.
@@ -42,4 +65,4 @@ def format_significant(value: float | str, digits: int = 4) -> str:
         number = float(value)
     except ValueError:
         return str(value)
-    return f"{number:#.{digits}g}".removesuffix(".").replace("-", "−")
+    return format_number(number, digits, "#").removesuffix(".").replace("-", "−")

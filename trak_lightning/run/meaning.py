@@ -8,6 +8,7 @@ import numpy.typing as npt
 from scipy.special import expit
 
 from trak_lightning.errors import docs_page
+from trak_lightning.run.formatting import format_number
 
 Array = npt.NDArray[Any]
 
@@ -81,7 +82,8 @@ class Meaning:
         if slope <= 0 or fitted > min(SCALED * error, CORRELATED * float(labels.std())):
             return None
         return (
-            f"predictions differ from the labels by {error:.3g} (root mean square), and {slope:.3g}·f {intercept:+.3g} by {fitted:.3g}: does "
+            f"predictions differ from the labels by {format_number(error, 3)} (root mean square), and {format_number(slope, 3)}·f "
+            f"{format_number(intercept, 3, '+')} by {format_number(fitted, 3)}: does "
             "training_step scale the labels? The loss weight y − f, and so the scores, take the labels of the batch as they "
             f"are. Scale them in the dataset, or see {docs_page('modalities', 'Labels that training_step scales')}"
         )

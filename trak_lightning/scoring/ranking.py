@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from trak_lightning.run.formatting import format_with_error
 from trak_lightning.scoring.backend import Backend
 from trak_lightning.scoring.base import Array
 
@@ -34,7 +35,7 @@ class Ranking(NamedTuple):
     def written(self) -> Iterator[tuple[str, str]]:
         """Index and score in words, best first, of one target."""
         for place, (index, value) in enumerate(zip(self.indices, self.values, strict=True)):
-            yield str(index), _with_error(value, None if self.spread is None else self.spread[place])
+            yield str(index), format_with_error(value, None if self.spread is None else self.spread[place])
 
     def _of(self, target: int) -> "Ranking":
         return Ranking(*(None if each is None else each[target] for each in self))  # type: ignore[arg-type]
@@ -179,11 +180,3 @@ def _best_columns(scores: Array, which: str, k: int) -> Array:
         chosen |= equal & (np.cumsum(equal, axis=1) <= k - chosen.sum(1, keepdims=True))
     found: Array = (np.flatnonzero(chosen) % scores.shape[1]).reshape(len(scores), k)
     return found
-
-
-def _with_error(value: float, error: float | None) -> str:
-    """A number, to as many decimals as two digits of its error have."""
-    if error is None or not 1e-6 < error < 1e6:
-        return f"{value:+.4g}"
-    decimals = max(0, 1 - int(np.floor(np.log10(error))))
-    return f"{value:+.{decimals}f} ± {error:.{decimals}f}"

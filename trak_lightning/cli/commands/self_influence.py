@@ -9,6 +9,7 @@ from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.shown_samples import shown_train
 from trak_lightning.run.atomic import atomic_write, require_writable
+from trak_lightning.run.formatting import format_number
 from trak_lightning.scoring.display import ShowsLines, sample_columns
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.self_influence import self_influence
@@ -58,6 +59,10 @@ def _print(values: Sequence[tuple[int, float, float]], samples: ShowsLines | Non
     for place, heading in enumerate((*COLUMNS, *told)):
         table.add_column(heading.replace("_", "-"), justify="right" if place < 3 else "left", no_wrap=place < 3)
     for place, (index, *numbers) in enumerate(values):
-        cells = (str(index), *(f"{number:.4g}" for number in numbers), *(column[place] for column in told.values()))
+        cells = (
+            str(index),
+            *(format_number(number) for number in numbers),
+            *(column[place] for column in told.values()),
+        )
         table.add_row(*map(Text, cells))
     Console().print(table)

@@ -1,6 +1,7 @@
 """``trak suspects``: training samples whose label is likely wrong."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +16,10 @@ from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.formatting import format_number
+
+_PERCENT = re.compile(r"(?:([<>]) )?(\d+) %")
+"""Numbers that a table must not break at their spaces, which it also does at those that do not break."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,14 +83,17 @@ def _print(found: Suspects, count: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    def written(value: str | None) -> str | None:
+        return value if value is None or found.numbers is None else format_number(float(value))
+
     table, shown = Table(box=None), found.first(count)
     columns: dict[str, list[str | None]] = {
         "index": [str(each.index) for each in shown],
-        "label": [each.label for each in shown],
-        "models say": [each.says for each in shown],
-        "wrong": [None if each.wrong is None else f"{100 * each.wrong:.0f} %" for each in shown],
-        "error": [None if each.error is None else f"{each.error:.4g}" for each in shown],
-        "why": [each.why for each in shown],
+        "label": [written(each.label) for each in shown],
+        "models say": [written(each.says) for each in shown],
+        "wrong": [None if each.wrong is None else f"{each.wrong:.0%}" for each in shown],
+        "error": [None if each.error is None else format_number(each.error) for each in shown],
+        "why": [_PERCENT.sub(r"\1\2%", each.why) for each in shown],
     }
     known = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
     for heading in known:

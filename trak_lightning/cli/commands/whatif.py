@@ -18,6 +18,7 @@ from trak_lightning.cli.train_values import labels_of, values_of
 from trak_lightning.decisions.what_if import Removal, WhatIf
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import atomic_write, require_writable
+from trak_lightning.run.formatting import format_number, format_with_error
 from trak_lightning.run.positions import read_positions
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.display import after_question, excerpt, shortened
@@ -140,7 +141,5 @@ def _print(removal: Removal, count: int, targets: str, f: str, answers: Sequence
 def _entry(removal: Removal, target: int | None, answers: Sequence[str]) -> tuple[str, str, str]:
     if target is None:
         return "", "", ""
-    change = f"{removal.change[target]:+.2g}"
-    if np.isfinite(removal.spread[target]):
-        change += f" ±{removal.spread[target]:.1g}"
-    return f"{target} {answers[target]}" if answers else str(target), f"{removal.outputs[target]:.3g}", change
+    change = format_with_error(removal.change[target], removal.spread[target])
+    return f"{target} {answers[target]}" if answers else str(target), format_number(removal.outputs[target]), change
