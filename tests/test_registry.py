@@ -66,6 +66,10 @@ def test_an_unknown_name_suggests_the_nearest():
         registry.create("projectors", "sparse_jll")
     with pytest.raises(PluginError, match="did you mean 'causal_lm' or 'seq2seq_lm'"):
         registry.create("tasks", "lm")
+    with pytest.raises(
+        PluginError, match=r"did you mean 'image_classification'\? It is the default, for tables and graphs too\."
+    ):
+        registry.create("tasks", "classification")
 
 
 @pytest.mark.parametrize(

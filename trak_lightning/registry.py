@@ -177,22 +177,29 @@ def find(kind: str, name: str) -> Plugin:
     raise PluginError(unknown(kind.removesuffix("s"), name, sorted({plugin.name for plugin in mine})))
 
 
-_TASKS_OF_LOSSES = {
+_TASKS = {
     **dict.fromkeys(("mse", "l2"), ("regression",)),
     **dict.fromkeys(("ce", "cross_entropy"), ("image_classification", "text_classification")),
     "bce": ("binary_classification", "multilabel"),
+    "classification": ("image_classification",),
 }
-"""Tasks that are asked for by the name of their loss."""
+"""Tasks that are asked for by the name of their loss, or by what they have in common."""
+
+_NOTES = {"classification": " It is the default, for tables and graphs too."}
+"""What a suggestion does not say by its name."""
 
 
 def unknown(what: str, name: str, known: list[str]) -> str:
     """Return the error message for a name that is not among the known ones."""
-    nearest = [each for each in known if name in each.split("_") or each in _TASKS_OF_LOSSES.get(name, ())]
+    nearest = [each for each in known if each in _TASKS.get(name, ())] or [
+        each for each in known if name in each.split("_")
+    ]
+    note = _NOTES.get(name, "") if nearest else ""
     nearest = nearest or difflib.get_close_matches(name, known, n=1)
     return (
         f"no {what} named {name!r} is installed"
         + (f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ".")
-        + f" Installed: {', '.join(known) or 'none'}."
+        + f"{note} Installed: {', '.join(known) or 'none'}."
     )
 
 

@@ -31,6 +31,13 @@ def test_every_parameter_is_accounted_for_and_nothing_is_stored(model, train_set
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_model_that_is_not_taken_apart_is_no_layer(model, train_set, tmp_path):
+    lines = [
+        each.text for each in check(model, train_set, tmp_path, extractor="iterative") if each.topic == "parameters"
+    ]
+    assert lines[0].split() == ["iterative", "whole", "model", "83", "parameters"]
+
+
 def test_checkpoints_are_counted_and_the_weights_of_the_first_are_used(model, train_set, checkpoints, tmp_path):
     before = model[0].weight.clone()
     trak = TRAK(model, "image_classification", tmp_path / "run", store="memory")

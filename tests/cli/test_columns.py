@@ -105,6 +105,18 @@ def test_what_is_no_condition_is_refused_with_what_can_be_written(text):
         Condition.parse(text)
 
 
+@pytest.mark.parametrize("joint", [" & ", "&&", " or ", " OR ", ", ", ",", " | ", " || "])
+@pytest.mark.parametrize("first", ["age>60", "age!=60", "sex='male'"])
+def test_conditions_that_are_joined_by_anything_but_and_are_refused_with_what_joins_them(first, joint):
+    with pytest.raises(
+        UsageError, match=rf"{joint.strip()!r} joins no conditions; join them with and, .* no or".replace("|", r"\|")
+    ):
+        Condition.parse_all(f"{first}{joint}group='obese'")
+    quoted = Condition.parse_all(f'name="a{joint}b=c" and age>3')
+    assert [each.value for each in quoted] == [f"a{joint}b=c", "3"]
+    assert Condition.parse(f"name=a{joint}b").value == f"a{joint}b"
+
+
 @pytest.mark.parametrize(
     ("condition", "values", "message"),
     [

@@ -323,3 +323,9 @@ def test_options_of_training_are_those_of_retraining(tmp_path, capsys):
     )
     assert main(["evaluate", str(tmp_path), *options]) == 1
     assert "Run trak featurize first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("share", "written"), [("10%", "0.1 for 10 %"), ("2.5 %", "0.025 for 2.5 %")])
+def test_a_share_in_percent_is_answered_with_the_number(share, written, tmp_path, capsys):
+    assert main(["select", str(tmp_path), "--budget", share]) == 2
+    assert f"expected an integer or a number: {written}" in capsys.readouterr().err

@@ -25,7 +25,7 @@ class Net(L.LightningModule):
         x, y = batch
         loss = self.loss(self, self(x), y)
         self.log("loss", loss)
-        self.seen.append(float(loss))
+        self.seen.append(loss.item())
         return loss
 
 
@@ -87,6 +87,28 @@ def test_a_training_step_with_another_loss_is_noticed(problem, loss, warned, tmp
     trak.featurize(TensorDataset(x, y), checkpoints=[model])
     assert caplog.text.count("training_step of Net has another loss") == warned
     assert model.seen == [], "what training_step keeps is put back"
+
+
+@pytest.mark.parametrize("shape", [(60,), (60, 1)])
+def test_a_weight_of_yes_that_is_in_training_step_alone_is_offered(shape, tmp_path, caplog):
+    torch.manual_seed(0)
+    x = torch.randn(60, 5)
+
+    def loss(module, f, y):
+        return binary_cross_entropy_with_logits(f.view(y.shape), y, pos_weight=torch.tensor(0.6))
+
+    data = TensorDataset(x, (x[:, 0] > 0).float().view(shape))
+    TRAK(Net(loss, 1).eval(), "binary_classification", tmp_path).check(data)
+    assert "(pos_weight: 0.6 makes it one factor)" in caplog.text
+    caplog.clear()
+    TRAK(Net(loss, 1).eval(), {"name": "binary_classification", "pos_weight": 0.6}, tmp_path).check(data)
+    assert "another loss" not in caplog.text
+    smooth = Net(lambda module, f, y: binary_cross_entropy_with_logits(f.view(y.shape), 0.6 * y + 0.2), 1).eval()
+    with torch.no_grad():
+        smooth.net[0].weight.mul_(5)
+    TRAK(smooth, "binary_classification", tmp_path).check(data)
+    assert "another loss" in caplog.text
+    assert "makes it one factor" not in caplog.text
 
 
 FRESH = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trak_lightning import registry
@@ -313,6 +314,19 @@ def test_classes_have_the_names_of_the_dataset_or_of_the_model(dataset, ids, nam
     model = SimpleNamespace(config=SimpleNamespace(id2label=ids))
     assert class_names_of(dataset, model=model) == names
     assert class_names_of(dataset, datamodule=SimpleNamespace(class_names=["x", "y"]), model=model) == ["x", "y"]
+
+
+def test_classes_have_the_names_of_a_model_inside_the_model():
+    class Classifier(nn.Module):
+        def __init__(self, ids):
+            super().__init__()
+            self.config = SimpleNamespace(id2label=ids)
+
+    wrapped = nn.Module()
+    wrapped.body, wrapped.bert = nn.Linear(2, 2), Classifier({0: "no", 1: "yes"})
+    assert class_names_of([], model=wrapped) == ["no", "yes"]
+    wrapped.bert = Classifier({0: "LABEL_0", 1: "LABEL_1"})
+    assert class_names_of([], model=wrapped) is None
 
 
 def test_render_decides_and_its_errors_name_the_sample():

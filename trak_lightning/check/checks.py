@@ -75,7 +75,7 @@ def parameters(subject: Subject) -> Iterator[Finding]:
     with torch.enable_grad():
         uses = trial.computer.account(trial.first)
     for use in uses:
-        layers = f"{use.layers} layer{'s' if use.layers > 1 else ''}"
+        layers = f"{use.layers} layer{'s' if use.layers > 1 else ''}" if use.layers else "whole model"
         yield Finding("parameters", f"{use.rule:<32} {layers:>12} {use.parameters:>16,} parameters")
     trained = sum(parameter.numel() for parameter in subject.job.model.parameters())
     yield Finding("parameters", f"p = {spec.layout.numel:,} of the model's {trained:,}, in {len(spec.layout)} tensors")

@@ -29,6 +29,9 @@ _COMPARISON = r"([^<>=!]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*)"
 _AND = re.compile(r"\s+and\s+(?=(?:(?!\sand\s)[^<>=!])+[<>=!])", re.IGNORECASE)
 """What joins two conditions: a name and an operator follow, so that ``city=Trinidad and Tobago`` is one."""
 
+_OTHER_JOINTS = re.compile(r"(&&?|\|\|?|,|\bor\b)[^<>=!]*[<>=!]", re.IGNORECASE)
+"""What looks like another way to join conditions."""
+
 MOST_LISTED = 10
 
 
@@ -50,7 +53,12 @@ class Condition(NamedTuple):
         if found is None:
             raise UsageError(f"--remove_where must be {WRITTEN}, got {text!r}")
         column, comparison, value = found.groups()
-        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value[0] not in value[1:-1]
+        if not quoted and (joint := _OTHER_JOINTS.search(value)):
+            raise UsageError(
+                f"--remove_where {text!r}: {joint[1]!r} joins no conditions; join them with and, as in 'age>60 and sex=female'; there is no or. "
+                f'If it is part of a value, put the value in quotes: {column}{comparison}"…"'
+            )
         return cls(column, "=" if comparison == "==" else comparison, value[1:-1] if quoted else value)
 
     @classmethod
@@ -132,9 +140,16 @@ def value_of(sample: Any, column: str, feature_names: Sequence[str] = ()) -> str
 
 
 def require_column(
-    sample: Any, column: str, feature_names: Sequence[str], dataset: Any, *, rendered: Any = None, remedy: str = ""
+    sample: Any,
+    column: str,
+    feature_names: Sequence[str],
+    dataset: Any,
+    *,
+    rendered: Any = None,
+    others: Sequence[str] = (),
+    remedy: str = "",
 ) -> None:
-    """Refuse a column that the first sample does not have, nor what `rendered` shows of it.
+    """Refuse a column that the first sample does not have, nor what `rendered` shows of it; `others` are named with them.
 
     Raises:
         DataError: names the columns that there are, and the `remedy`.
@@ -142,7 +157,7 @@ def require_column(
     columns = columns_of(sample) | rendered_columns(rendered)
     named = list(feature_names) if _vector(columns, len(feature_names)) is not None else []
     if column not in [*columns, *named] and _entry(column)[0] not in columns:
-        known = ", ".join([*named, *map(_described, columns, columns.values())])
+        known = ", ".join([*named, *map(_described, columns, columns.values()), *others])
         known = known or f"none: a sample is a {type(sample).__name__}"
         raise DataError(
             f"samples of {type(dataset).__name__} have no column {column!r}; their columns are {known}{remedy}"

@@ -145,6 +145,8 @@ def explained(
     if fault.text.startswith("expected "):
         wrap = ": wrap your torch.nn.Module in one, or use it as it is in Python (trak_lightning.TRAK)"
         hint = wrap * (name == "model" and fault.text.endswith("LightningModule"))
+        if "a number" in fault.text and (share := re.fullmatch(r"['\"]?([\d.]+) ?%['\"]?", fault.value or "")):
+            hint = f": {float(share[1]) / 100:g} for {share[1]} %"
         if fault.owner and fault.key[0] in KINDS and " or " in fault.text:  # which numbers and strings
             about = _about(fault.owner, fault.key[-1])
             hint = f": {about}" * bool(about)

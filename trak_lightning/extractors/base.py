@@ -15,8 +15,8 @@ from trak_lightning.tasks.base import Task
 
 @dataclass(frozen=True)
 class RuleUse:
-    """One line of an extractor's account: a rule, the number of layers that use it, and the number of entries of their
-    parameters."""
+    """One line of an extractor's account: a rule, the number of layers that use it, 0 where the model is not taken apart, and the number of
+    entries of their parameters."""
 
     rule: str
     layers: int
@@ -81,7 +81,7 @@ class GradientExtractor(ABC):
         Raises:
             UnsupportedModelError: the gradient of some parameter cannot be computed exactly. Names the parameter.
         """
-        return [RuleUse(type(self).__name__.lower(), 1, layout.numel)]
+        return [RuleUse(type(self).__name__.lower(), 0, layout.numel)]
 
 
 def describe(account: Sequence[RuleUse]) -> str:

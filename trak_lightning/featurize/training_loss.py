@@ -34,6 +34,9 @@ in the loss, or its scale, must not be noticed."""
 SMALLEST = 1e-2
 """The smallest |q|, relative to the largest, of a sample that is compared: beside those below, weight decay is large."""
 
+SAME = 1.02
+"""The largest ratio of two factors that count as one, of samples of the same class."""
+
 CLASSES = 4
 """Of how many classes a sample is compared, since a class may have a weight."""
 
@@ -69,14 +72,16 @@ def warn_of_training_step(
         return
     ratios = np.array([each.ratios for each in found])
     if cosines.min() < PARALLEL or (ratios.max(0) > ALIKE * ratios.min(0)).all():
+        weight = _pos_weight(task, found, batch, chosen)
         log.warning(
             "task  training_step of %s has another loss than task %s: the gradients of some samples are %s times those of the task, with "
             "cosines %s; one factor is expected, and cosines of 1. Does it scale or smooth labels, weight classes, or add other terms? Set that "
-            "option of the task, or use task loss with function: training_step (%s)",
+            "option of the task%s, or use task loss with function: training_step (%s)",
             type(model).__name__,
             type(task).__name__,
             ", ".join(f"{ratio:.3g}" for ratio in ratios[:, 0]),
             ", ".join(f"{cosine:.2f}" for cosine in cosines),
+            "" if weight is None else f" (pos_weight: {weight:.3g} makes it one factor)",
             docs_page("trust", "The loss that you trained with"),
         )
     elif isinstance(task, Regression) and (scaled := _scaled(found)) is not None:
@@ -99,6 +104,18 @@ def _chosen(rows: FeatureRows, task: Task, batch: SampleBatch) -> list[int]:
         labels = task.class_labels(batch.data)
     first = {} if labels is None else {int(labels[each]): each for each in reversed(order)}
     return sorted({order[0], order[len(order) // 2], order[-1], *list(first.values())[:CLASSES]}) if order else []
+
+
+def _pos_weight(task: Task, found: list["_Compared"], batch: SampleBatch, chosen: list[int]) -> float | None:
+    """The option of a task of yes-or-no answers that makes the factor of both one; None if the factor of one of them is not one."""
+    if not isinstance(task, BinaryClassification) or min(each.cosine for each in found) < PARALLEL:
+        return None
+    with batch_of(batch.size):
+        labels = task.class_labels(batch.data)[chosen].cpu().numpy()
+    no, yes = (np.array([each.ratios[0] for each in found])[labels == answer] for answer in (0, 1))
+    if not len(no) or not len(yes) or any(side.max() > SAME * side.min() for side in (no, yes)):
+        return None
+    return task.pos_weight * float(yes.mean() / no.mean())
 
 
 def _scaled(found: list["_Compared"]) -> float | None:

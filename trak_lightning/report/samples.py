@@ -434,16 +434,23 @@ def class_names_of(
     dataset: Any, *, datamodule: Any = None, task: Any = None, model: Any = None
 ) -> Sequence[str] | None:
     """Return the names of the classes 0, 1, …: ``class_names`` of the DataModule, ``classes`` of the dataset, the ``ClassLabel`` of a
-    dataset of `datasets`, or ``id2label`` of a model of `transformers`. None if there are none."""
+    dataset of `datasets`, or ``id2label`` of a model of `transformers`, which a module of yours may hold. None if there are none."""
     found = getattr(datamodule, "class_names", None) or getattr(dataset, "classes", None)
-    features, ids = getattr(dataset, "features", None), getattr(getattr(model, "config", None), "id2label", None)
+    features = getattr(dataset, "features", None)
     if not found and isinstance(features, Mapping):
         columns = (features.get(key) for key in _label_keys(task))
         found = next((names for each in columns if (names := getattr(each, "names", None))), None)
-    if not found and isinstance(ids, Mapping) and sorted(ids) == list(range(len(ids))):
-        names = [str(ids[number]) for number in range(len(ids))]
-        found = None if names == [f"LABEL_{number}" for number in range(len(ids))] else names
-    return found or None
+    models = (model, *getattr(model, "children", tuple)())
+    return found or next((names for each in models if (names := _names_of_config(each))), None)
+
+
+def _names_of_config(model: Any) -> list[str] | None:
+    """The names in ``config.id2label``, unless they are those that `transformers` makes up."""
+    ids = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(ids, Mapping) or sorted(ids) != list(range(len(ids))):
+        return None
+    names = [str(ids[number]) for number in range(len(ids))]
+    return None if names == [f"LABEL_{number}" for number in range(len(ids))] else names
 
 
 def _label_keys(task: Any) -> list[str]:

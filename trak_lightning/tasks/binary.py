@@ -136,7 +136,7 @@ class Multilabel(SumOfMargins):
                 f"the model must return logits of shape (B, labels), got {tuple(logits.shape)}. For one label per sample, use task "
                 "binary_classification."
             )
-        counted = (labels != self.ignore_index) & (labels == labels)
+        counted = self._counted(labels)
         require_binary(logits, labels, counted)
         pos_weight = self._pos_weight(logits).flatten()
         logits, labels, counted = (values.flatten(1) for values in (logits, torch.where(counted, labels, 0), counted))
@@ -144,13 +144,20 @@ class Multilabel(SumOfMargins):
         return Terms(margins, counted, _logistic(labels, margins, pos_weight, self.label_smoothing))
 
     def answers(self, model: nn.Module, batch: Any) -> Answers | None:
-        labels = self.targets(batch)
-        if labels.ndim != 2:  # a mask, whose pixels nobody wants to review one by one
+        known = self.right_answers(batch)
+        if known is None:
             return None
         terms = self.terms(model, batch)
-        known = torch.where(terms.counted, labels, -1).long()
         yes = torch.where(known == 1, terms.margins, -terms.margins)
         return Answers(logsigmoid(torch.stack([-yes, yes], -1)), known, None)
+
+    def right_answers(self, batch: Any) -> Tensor | None:
+        """The labels (B, L): 1 for yes, 0 for no, −1 where it is not known. None for masks, whose pixels nobody wants to review one by one."""
+        labels = self.targets(batch)
+        return torch.where(self._counted(labels), labels, -1).long() if labels.ndim == 2 else None
+
+    def _counted(self, labels: Tensor) -> Tensor:
+        return (labels != self.ignore_index) & (labels == labels)
 
     def _pos_weight(self, logits: Tensor) -> Tensor:
         """One weight per label, broadcast over positions as ``BCEWithLogitsLoss`` does it: over the last dimension."""
