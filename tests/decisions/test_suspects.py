@@ -358,7 +358,7 @@ def test_the_wrong_one_of_several_labels_is_found_and_named(tmp_path):
         if each.index in wrong:
             answer = ("no", "yes")[int(labels[each.index, each.index % 3])]
             assert each.says != each.label == f"{names[each.index % 3]}: {answer}"
-            assert each.why.startswith(f"2 models not trained on it: p({each.label}) ")
+            assert each.why.startswith(f"2 models not trained on it: p({answer}) ")
     assert "samples with a label that is likely wrong" in found.describe()
 
 
@@ -371,3 +371,42 @@ def test_several_labels_of_models_trained_on_all_samples_promise_no_share(tmp_pa
     assert found.errors is None
     assert "predictions of checkpoints trained on the sample; " in found.basis
     assert all("models trained on it: p(" in each.why for each in found.first(3))
+
+
+class TagEach(nn.Module):
+    """Logits (B, T, 3) of numbers (B, T): the class is the number, for sure."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(12.0))
+
+    def forward(self, x):
+        return self.scale * nn.functional.one_hot(x, 3)
+
+
+def test_the_wrong_label_of_a_token_is_named_where_sequences_differ_in_length(tmp_path):
+    generator = np.random.default_rng(0)
+    samples = []
+    for length in sorted(generator.integers(2, 9, 200)):  # batches of ever longer sequences
+        x = torch.tensor(generator.integers(0, 3, length))
+        samples.append((x, x.clone()))
+    wrong = {int(i): int(generator.integers(len(samples[i][0]))) for i in generator.permutation(200)[:16]}
+    for i, token in wrong.items():
+        samples[i][1][token] = (samples[i][1][token] + generator.integers(1, 3)) % 3
+
+    def collate(batch):
+        return tuple(
+            nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=fill)
+            for part, fill in zip(zip(*batch, strict=True), (0, -100), strict=True)
+        )
+
+    trak = TRAK(TagEach().eval(), "token_classification", tmp_path, projector="identity")
+    loader = torch.utils.data.DataLoader(samples, 10, collate_fn=collate)
+    states = [{"scale": torch.tensor(12.0)}, {"scale": torch.tensor(11.0)}]
+    trak.featurize(loader, states, subsets=[np.arange(100), np.arange(100, 200)])
+    found = trak.suspects(class_names="abc")
+    assert {each.index for each in found.first(len(wrong))} == set(wrong)
+    for each in found.first(len(wrong)):
+        x, y = samples[each.index]
+        token = wrong[each.index]
+        assert (each.label, each.says) == (f"token {token}: {'abc'[y[token]]}", f"token {token}: {'abc'[x[token]]}")

@@ -55,8 +55,8 @@ class TestTextClassification(TaskConformance):
         return BatchEncoding({"input_ids": ids, "attention_mask": ids > 3, "labels": torch.randint(3, (size,))})
 
 
-class TestTokenClassification(TaskConformance):
-    task = staticmethod(partial(registry.create, "tasks", "token_classification"))
+class TestTokenClassificationOfSequences(TaskConformance):
+    task = staticmethod(partial(registry.create, "tasks", {"name": "token_classification", "level": "sequence"}))
     exact_loss = False
 
     def model(self):
@@ -72,10 +72,8 @@ class TestTokenClassification(TaskConformance):
         return (p * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
-class TestTokensThatCountByThemselves(TestTokenClassification):
-    task = staticmethod(
-        partial(registry.create, "tasks", {"name": "token_classification", "level": "token", "reduction": "mean"})
-    )
+class TestTokenClassification(TestTokenClassificationOfSequences):
+    task = staticmethod(partial(registry.create, "tasks", {"name": "token_classification", "reduction": "mean"}))
 
     def probability(self, model, batch):
         counted = batch["labels"] != -100

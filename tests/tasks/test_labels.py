@@ -38,7 +38,7 @@ FORMS = {
 def test_class_labels_may_be(form):
     expected = margin(LOGITS, CLASSES)
     assert torch.equal(output("image_classification", LOGITS, FORMS[form](CLASSES)), expected)
-    found = output("token_classification", TOKEN_LOGITS, FORMS[form](TOKENS))
+    found = output("token_classification", TOKEN_LOGITS, FORMS[form](TOKENS), level="sequence")
     assert torch.equal(found, margin(TOKEN_LOGITS, TOKENS).sum(1))
 
 

@@ -269,7 +269,7 @@ class TestLoss(TaskConformance):
         ({"function": "loss"}, SettingsError, "package.module.function, or training_step"),
         ({"function": "math:pi"}, SettingsError, "math:pi is a float and no function"),
         ({"function": "math.pi"}, SettingsError, "math.pi is a float and no function"),
-        ({}, DataError, "a tuple of length 2, where entries with names .*function: …"),
+        ({}, DataError, "a tuple of length 2: .*, where entries with names .*function: …"),
         ({"function": lambda model, batch: torch.ones(3)}, DataError, r"one per sample, \(4,\); got .* \(3,\)"),
         (
             {"function": lambda model, batch: {"logits": 1}},

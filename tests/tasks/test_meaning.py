@@ -22,11 +22,7 @@ WORDS = {
     "text_classification": ("log-odds of the label", "push towards the label", "p(label)"),
     "binary_classification": ("log-odds of the label", "push towards the label", "p(label)"),
     "multilabel": ("negative loss", "make the right answers more likely", "geometric mean p(answer)"),
-    "token_classification": (
-        "sum of the log-odds of the right tokens",
-        "make the right tokens more likely",
-        "mean p(token)",
-    ),
+    "token_classification": ("negative loss", "make the right tokens more likely", None),
     "causal_lm": (
         "sum of the log-odds of the target's tokens",
         "make the target's tokens more likely",

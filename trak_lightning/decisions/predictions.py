@@ -1,10 +1,11 @@
 """What the checkpoints of a run predict, above all for samples that they were not trained on. Needs torch.
 
-Shapes: n samples, C classes, or L labels that are yes or no.
+Shapes: n samples, T labels of each, C classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import Checkpoint
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.scoring.base import Array
-from trak_lightning.tasks.base import Task, batch_of
+from trak_lightning.tasks.base import Answers, Task, batch_of
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -24,27 +27,26 @@ class Predictions:
     """Class predictions for the training samples."""
 
     log_probabilities: Array
-    """(n, C), or (n, L, 2) for L yes-or-no labels: mean over the checkpoints that were not trained on the sample; over all of them where
+    """(n, C), or (n, T, C) for several labels: mean over the checkpoints that were not trained on the sample; over all of them where
     every one was."""
     labels: Array
-    """(n,) integers; (n, L) for several labels, −1 where one is not known."""
+    """(n,) integers; (n, T) for several labels, −1 where there is none."""
     held_out: Array
     """(n,): the number of checkpoints that were not trained on the sample."""
     label_of: Array | None = None
     """(n,): which of its several labels these predictions of a sample are of; None for a task with one."""
+    term: str | None = None
+    """What each of several labels is of, see `trak_lightning.tasks.base.Answers`."""
 
 
-def class_predictions(
+def _said(
     model: nn.Module,
-    task: Task,
     data: AttributionData,
     checkpoints: Sequence[Checkpoint],
     positions: Sequence[Array],
-    several: bool = False,
-) -> Iterator[tuple[Array, Array, Array | None]]:
-    """Predict the samples at ``positions[i]`` under checkpoint i; yield, batch by batch, positions (b,), class probabilities
-    (b, C) and labels (b,), None if the task does not know them; (b, L, 2) and (b, L) if `several` labels are asked for and the task has
-    them. Nothing for a task without classes.
+    ask: Callable[[Any], Found],
+) -> Iterator[tuple[Array, Found]]:
+    """Ask for the samples at ``positions[i]`` under checkpoint i, batch by batch: yield positions (b,) and the answer.
 
     Raises:
         CheckpointError: a checkpoint cannot be read any more.
@@ -58,24 +60,19 @@ def class_predictions(
             for indexed in data.loader([batch.tolist() for batch in batches if len(batch)]):
                 batch = to_device(indexed, data.hooks, model, device).batch
                 with batch_of(len(indexed.index)):
-                    answers = task.answers(model, batch) if several else None
-                    if answers is None:
-                        probabilities, labels = task.probabilities(model, batch), task.class_labels(batch)
-                    else:
-                        log_odds, labels = answers
-                        probabilities = torch.stack([-log_odds, log_odds], -1).double().sigmoid()
-                if probabilities is None:
-                    return
-                found = probabilities.double().cpu().numpy()
-                yield indexed.index.cpu().numpy(), found, None if labels is None else labels.cpu().numpy()
+                    found = ask(batch)
+                yield indexed.index.cpu().numpy(), found
 
 
 def mean_probabilities(
     model: nn.Module, task: Task, data: AttributionData, checkpoints: Sequence[Checkpoint], positions: Sequence[int]
 ) -> Array | None:
     """Average class probabilities of some samples over checkpoints, (s, C); None for a task without classes."""
-    wanted = [np.asarray(positions)] * len(checkpoints)
-    pieces = [found for _, found, _ in class_predictions(model, task, data, checkpoints, wanted)]
+    wanted, pieces = [np.asarray(positions)] * len(checkpoints), []
+    for _, found in _said(model, data, checkpoints, wanted, lambda batch: task.probabilities(model, batch)):
+        if found is None:
+            return None
+        pieces.append(found.double().cpu().numpy())
     return np.concatenate(pieces).reshape(len(checkpoints), len(positions), -1).mean(0) if pieces else None
 
 
@@ -106,18 +103,30 @@ def held_out_predictions(
             mine[subset] = True
     held_out = (~seen).sum(0)
     used = np.where(held_out > 0, ~seen, True)
-    total: Array | None = None
-    labels: Array | None = None
-    for index, found, classes in class_predictions(
-        model, task, data, checkpoints, [*map(np.flatnonzero, used)], several=True
-    ):
-        if classes is None:
+    total, labels = np.zeros((n, 0, 0), dtype=np.float32), np.full((n, 0), -1)
+    several, term = False, None
+
+    def ask(batch: Any) -> Answers | None:
+        nonlocal several, term
+        if (answers := task.answers(model, batch)) is not None:
+            several, term = True, answers.term
+            return answers
+        probabilities, classes = task.probabilities(model, batch), task.class_labels(batch)
+        if probabilities is None or classes is None:
             return None
-        if total is None or labels is None:
-            total = np.zeros((n, *found.shape[1:]), dtype=np.float32)
-            labels = np.zeros((n, *classes.shape[1:]), dtype=np.int64)
-        total[index] += np.log(found.clip(min=1e-30))
-        labels[index] = classes
-    if total is None or labels is None:
-        return None
-    return Predictions(total / used.sum(0).reshape(n, *[1] * (total.ndim - 1)), labels, held_out)
+        return Answers(probabilities.double().clamp(min=1e-30).log().unsqueeze(1), classes.unsqueeze(1), None)
+
+    for index, answers in _said(model, data, checkpoints, [*map(np.flatnonzero, used)], ask):
+        if answers is None:
+            return None
+        _, T, C = answers.log_probabilities.shape
+        if total.shape[1] < T or not total.shape[2]:  # sequences of a later batch may be longer
+            more = T - total.shape[1]
+            total = np.pad(total, ((0, 0), (0, more), (0, C - total.shape[2])))
+            labels = np.pad(labels, ((0, 0), (0, more)), constant_values=-1)
+        total[index, :T] += answers.log_probabilities.double().cpu().numpy()
+        labels[index, :T] = answers.labels.cpu().numpy()
+    total /= used.sum(0)[:, None, None]
+    if not several:
+        return Predictions(total[:, 0], labels[:, 0], held_out)
+    return Predictions(total, labels, held_out, term=term)

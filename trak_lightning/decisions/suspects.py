@@ -1,6 +1,6 @@
 """Training samples whose label is likely wrong, and how many of them to expect to be right. No torch.
 
-Shapes: n training samples, C classes, or L labels that are yes or no.
+Shapes: n training samples, C classes, T labels of a sample that has several.
 """
 
 import csv
@@ -34,7 +34,7 @@ TRIED, TRIALS = 0.1, " (in trials: at most 20 % on three lists of four)"
 """The share of false alarms that was asked for in trials, and what was realized; see docs/benchmarks.md."""
 
 TRIALS_OF_SEVERAL = " (in trials: up to 22 %)"
-"""The same of several labels that are yes or no; see docs/decisions.md."""
+"""The same for samples with several labels; see docs/decisions.md."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Suspect:
     before_cut: bool | None
     """Whether the sample is before the cut, to drop or to review; None for a task without classes, whose ranking has no cut."""
     label: str | None
-    """The class, or the number y; of several labels that are yes or no, the one that is most likely wrong: ``cat: yes``. None for a task that
+    """The class, or the number y; of several labels, the one that is most likely wrong: ``cat: yes``, ``token 5: noun``. None for a task that
     has none of these."""
     says: str | None
     """The class that the models find most probable, or the number that they predict; None for a task that has neither."""
@@ -213,10 +213,11 @@ class Suspects(Sequence[Suspect]):
         best, count = int(p.argmax()), int(found.held_out[index])
         other = int(np.argmax(np.where(np.arange(len(p)) == number, -1, p)))
         alone = "models trained on it" if self._several else "left out in closed form"
-        label, says, contrary = (self._name(each, index) for each in (number, best, other))
-        why = f"{_who(count) if count else alone}: p({label}) {_percent(p[number])}, p({contrary}) {_percent(p[other])}"
+        own, says, contrary = (self._name(each) for each in (number, best, other))
+        where = self._where(index)
+        why = f"{_who(count) if count else alone}: p({own}) {_percent(p[number])}, p({contrary}) {_percent(p[other])}"
         wrong = float(self.suspicion[index]) if self.size and count else None
-        return Suspect(index, place < self.size, label, says, wrong, None, why)
+        return Suspect(index, place < self.size, where + own, where + says, wrong, None, why)
 
     def _without_classes(self, index: int) -> Suspect:
         count = 0 if self.models is None else int(self.models[index])
@@ -227,13 +228,19 @@ class Suspects(Sequence[Suspect]):
         why = f"{abs(label - says):.4g} {'above' if label > says else 'below'} the prediction of {who}"
         return Suspect(index, None, f"{label:.6g}", f"{says:.6g}", None, error, why)
 
-    def _name(self, label: int, index: int) -> str:
-        """The name of a class, or of an answer to that of the sample's labels which is most likely wrong."""
-        names, which = self.class_names, label
-        if self.predictions is not None and self.predictions.label_of is not None:
-            which = int(self.predictions.label_of[index])
-        name = str(names[which]) if names is not None and which < len(names) else str(which)
-        return f"{name}: {('no', 'yes')[label]}" if self._several else name
+    def _name(self, label: int) -> str:
+        """The name of a class, or an answer."""
+        if self._several and self.predictions is not None and self.predictions.term is None:
+            return ("no", "yes")[label]
+        return _named(self.class_names, label)
+
+    def _where(self, index: int) -> str:
+        """Which of the labels of a sample is meant, if it has several."""
+        found = self.predictions
+        if found is None or found.label_of is None:
+            return ""
+        place = int(found.label_of[index])
+        return f"{_named(self.class_names, place) if found.term is None else f'{found.term} {place}'}: "
 
 
 def find_suspects(
@@ -253,7 +260,7 @@ def find_suspects(
     false alarms if most samples before it are of this kind; also if the models are right on less than `WEAK` of the samples, or
     have learned errors between classes (`learned_confusion`). Without classes, the ranking is by the error, and there is no cut.
 
-    The answers to several yes-or-no labels are judged together, and a sample by the probability that any of its answers is wrong.
+    All labels of samples that have several are judged together, and a sample by the probability that any of its labels is wrong.
     What would be predicted without a sample is not known for each of them, so that predictions are then taken as they are.
 
     Args:
@@ -261,7 +268,7 @@ def find_suspects(
         predictions: of the classes; None for a task without classes.
         meaning: what the output of the task means.
         fdr: the largest expected share of right labels among the samples before the cut.
-        class_names: names of the classes 0, 1, …, or of the labels.
+        class_names: names of the classes 0, 1, …, or of yes-or-no labels.
 
     Raises:
         SettingsError: `fdr` is not between 0 and 1.
@@ -380,6 +387,10 @@ def _without_classes(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning
         predicted=predicted,
         models=unseen.sum(0),
     )
+
+
+def _named(names: Sequence[str] | None, number: int) -> str:
+    return str(names[number]) if names is not None and number < len(names) else str(number)
 
 
 def _who(count: int) -> str:

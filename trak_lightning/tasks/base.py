@@ -63,6 +63,17 @@ class ClassProblems(NamedTuple):
     """By which the sum of a sample's losses is multiplied, (B,)."""
 
 
+class Answers(NamedTuple):
+    """What a model says of the labels of samples that have several: T at most, each with C classes."""
+
+    log_probabilities: Tensor
+    """(B, T, C)"""
+    labels: Tensor
+    """(B, T) integers, −1 where there is none."""
+    term: str | None
+    """What is labeled, in one word, such as ``token``; None for T questions with names of their own, whose answers are no and yes."""
+
+
 class Task(ABC):
     """A model output function f(z; θ), one scalar per sample, and how the training loss depends on it.
 
@@ -132,9 +143,8 @@ class Task(ABC):
         """Find the class of each sample's label, (B,) integers into `probabilities`; None if the task has no classes."""
         return None
 
-    def answers(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor] | None:
-        """Compute the log-odds of yes to each of a sample's yes-or-no labels, (B, L), and find these labels, (B, L) integers, −1 where
-        one is not known; None if the task has no such labels."""
+    def answers(self, model: nn.Module, batch: Any) -> Answers | None:
+        """Compute what the model says of each of a sample's labels, to find those that are wrong; None if it has one label or none."""
         return None
 
     def class_problems(self, model: nn.Module, batch: Any) -> "ClassProblems":

@@ -4,9 +4,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.run.meaning import Meaning
+from trak_lightning.tasks.base import Answers
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import Logistic, require_smoothing
 from trak_lightning.tasks.margin import wide
@@ -141,13 +143,14 @@ class Multilabel(SumOfMargins):
         margins = _margins(binary_logits(logits, labels, self.outputs_are), labels)
         return Terms(margins, counted, _logistic(labels, margins, pos_weight, self.label_smoothing))
 
-    def answers(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor] | None:
+    def answers(self, model: nn.Module, batch: Any) -> Answers | None:
         labels = self.targets(batch)
         if labels.ndim != 2:  # a mask, whose pixels nobody wants to review one by one
             return None
         terms = self.terms(model, batch)
         known = torch.where(terms.counted, labels, -1).long()
-        return torch.where(known == 1, terms.margins, -terms.margins), known
+        yes = torch.where(known == 1, terms.margins, -terms.margins)
+        return Answers(logsigmoid(torch.stack([-yes, yes], -1)), known, None)
 
     def _pos_weight(self, logits: Tensor) -> Tensor:
         """One weight per label, broadcast over positions as ``BCEWithLogitsLoss`` does it: over the last dimension."""

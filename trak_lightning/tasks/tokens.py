@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
-from trak_lightning.tasks.base import ClassProblems
+from trak_lightning.tasks.base import Answers, ClassProblems
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import CrossEntropy
 from trak_lightning.tasks.margin import margin
@@ -103,7 +103,34 @@ class TokenMargins(SumOfMargins):
 
 
 class TokenClassification(TokenMargins):
-    __doc__ = TokenMargins.__doc__
+    """``f = Σ_t log p_t``, minus the loss of the sequence, over the tokens t whose label is not `ignore_index`, and q = 1.
+
+    The options are those of `TokenMargins`, but for the default of `level`.
+
+    Args:
+        level: ``token``, as above; ``sequence``: ``f = Σ_t log(p_t / (1 − p_t))``, and q is the mean of 1 − p_t, so that tokens that are
+            right outvote one whose label is wrong.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs = None,
+        labels: Key | None = None,
+        outputs: Key | None = None,
+        reduction: Reduction = "sum",
+        level: Level = "token",
+        ignore_index: int = IGNORE_INDEX,
+        class_weight: list[float] | None = None,
+        label_smoothing: float = 0.0,
+        outputs_are: OutputsAre = None,
+    ) -> None:
+        super().__init__(
+            inputs, labels, outputs, reduction, level, ignore_index, class_weight, label_smoothing, outputs_are
+        )
 
     def tokens(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         return self.predict(model, batch, ndim=3), self.targets(batch)
+
+    def answers(self, model: nn.Module, batch: Any) -> Answers | None:
+        logits, labels, counted = self._checked(model, batch)
+        return Answers(logits.log_softmax(-1), labels.masked_fill(~counted, -1), self.term)
