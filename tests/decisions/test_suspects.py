@@ -359,7 +359,7 @@ def test_the_wrong_one_of_several_labels_is_found_and_named(tmp_path):
         if each.index in wrong:
             answer = ("no", "yes")[int(labels[each.index, each.index % 3])]
             assert each.says != each.label == f"{names[each.index % 3]}: {answer}"
-            assert each.why.startswith(f"2 models not trained on it: p({each.label}) ")
+            assert each.why.startswith(f"2 models not trained on it: p({answer}) ")
     assert "samples with a label that is likely wrong" in found.describe()
 
 

@@ -218,10 +218,11 @@ class Suspects(Sequence[Suspect]):
         best, count = int(p.argmax()), int(found.held_out[index])
         other = int(np.argmax(np.where(np.arange(len(p)) == number, -1, p)))
         alone = "models trained on it" if self._several else "left out in closed form"
-        label, says, contrary = (self._name(each, index) for each in (number, best, other))
-        why = f"{_who(count) if count else alone}: p({label}) {_percent(p[number])}, p({contrary}) {_percent(p[other])}"
+        own, says, contrary = (self._name(each) for each in (number, best, other))
+        where = self._where(index)
+        why = f"{_who(count) if count else alone}: p({own}) {_percent(p[number])}, p({contrary}) {_percent(p[other])}"
         wrong = float(self.suspicion[index]) if self.size and count else None
-        return Suspect(index, place < self.size, label, says, wrong, None, why)
+        return Suspect(index, place < self.size, where + own, where + says, wrong, None, why)
 
     def _without_classes(self, index: int) -> Suspect:
         count = 0 if self.models is None else int(self.models[index])
@@ -232,15 +233,19 @@ class Suspects(Sequence[Suspect]):
         why = f"{'above' if label > says else 'below'} the prediction of {who}"
         return Suspect(index, None, format_number(label, 6), format_number(says, 6), None, error, why)
 
-    def _name(self, label: int, index: int) -> str:
-        """The name of a class, and where it is, if the sample has several labels."""
+    def _name(self, label: int) -> str:
+        """The name of a class, or an answer."""
+        if self._several and self.predictions is not None and self.predictions.term is None:
+            return ("no", "yes")[label]
+        return _named(self.class_names, label)
+
+    def _where(self, index: int) -> str:
+        """Which of the labels of a sample is meant, if it has several."""
         found = self.predictions
         if found is None or found.label_of is None:
-            return _named(self.class_names, label)
+            return ""
         place = int(found.label_of[index])
-        if found.term is None:
-            return f"{_named(self.class_names, place)}: {('no', 'yes')[label]}"
-        return f"{found.term} {place}: {_named(self.class_names, label)}"
+        return f"{_named(self.class_names, place) if found.term is None else f'{found.term} {place}'}: "
 
 
 def find_suspects(
