@@ -158,7 +158,11 @@ def test_a_regression_is_ranked_by_its_error_with_prediction_and_sign_and_has_no
     assert "--fdr has no effect: the task has no classes" in err
     with (run / "suspects" / "suspects.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["why"].split()[0] for row in rows} == {"above", "below"}
+    for row in rows:
+        label, says = float(row["label"]), float(row["says"])
+        assert float(row["error"]) == pytest.approx(abs(label - says), rel=0.1)
+        assert row["why"].startswith("above the prediction" if label > says else "below the prediction")
+    assert len({row["error"] for row in rows}) > 20
     assert main(["suspects", str(run), "-k", "3"]) == 0
     assert "--fdr" not in capsys.readouterr().err
 
