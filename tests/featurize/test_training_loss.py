@@ -115,19 +115,21 @@ FRESH = {
     "as they are": (lambda module, f, y: mse_loss(f, y), False),
     "half, and times a factor": (lambda module, f, y: 1e-3 * mse_loss(f, y) / 2, False),
     "with a constant": (lambda module, f, y: mse_loss(f, y) + 1e9, False),
+    "with a small term of the sample": (lambda module, f, y: mse_loss(f, y) + 4e6 * y.sin().mean(), False),
     "in thousands": (lambda module, f, y: mse_loss(f, y / 1000), True),
     "in thousands, with a constant": (lambda module, f, y: mse_loss(f, y / 1000) + 1e3, True),
 }
 
 
+@pytest.mark.parametrize("spread", [4_000, 40])
 @pytest.mark.parametrize(("loss", "warned"), FRESH.values(), ids=FRESH)
 def test_scaled_labels_are_noticed_before_training_where_all_are_far_from_the_predictions(
-    loss, warned, tmp_path, caplog
+    loss, warned, spread, tmp_path, caplog
 ):
     torch.manual_seed(0)
     x = torch.randn(60, 5)
     model = Net(loss, 1).eval()
-    TRAK(model, "regression", tmp_path).check(TensorDataset(x, 15_000 + 4_000 * x[:, :1]))
+    TRAK(model, "regression", tmp_path).check(TensorDataset(x, 15_000 + spread * x[:, :1]))
     assert caplog.text.count("that are about 0.001 times the task's. Does it scale the labels?") == warned
     assert caplog.text.count("another loss") == warned
 

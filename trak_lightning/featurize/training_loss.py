@@ -40,9 +40,8 @@ SAME = 1.02
 CLASSES = 4
 """Of how many classes a sample is compared, since a class may have a weight."""
 
-VISIBLE = 1e-3
-"""The smallest difference of the losses of two samples, relative to these, that is compared: single precision, and terms of a loss that are the same
-for all samples."""
+VISIBLE = 0.05
+"""The smallest difference of the losses of two samples, relative to these, that is compared: beside a smaller one, further terms may be large."""
 
 _SEEN: WeakKeyDictionary[nn.Module, set[type[Task]]] = WeakKeyDictionary()
 """Which tasks each model was compared with: once is enough."""
@@ -122,14 +121,16 @@ def _scaled(found: list["_Compared"]) -> float | None:
     """How many times the difference y − f of the task that of the training is, where gradients do not tell: labels that are all far from the
     predictions of a fresh model look like the same labels divided by 1000, with another factor of the loss.
 
-    With ℓ = c(y' − f)² + const, whatever c is, ``ratio = −2c (y' − f)/q`` of two samples makes the difference of their losses
-    ``Δℓ = (y' − f)/q · ratio · Δq²/2``. None if that is about 1, or not to be seen in these samples.
+    For ℓ = c(y' − f)² + const, two samples have Δ(ℓ'²) = 4cΔℓ, and ℓ' = 2c(f − y') is the ratio times q. So whatever c is,
+    ``(y' − f)/q = ratio/2c = 2 · ratio · Δℓ/Δ(ℓ'²)``. None if that is about 1, or not to be seen in these samples.
     """
-    large, small = (choose(found, key=lambda each: abs(each.loss_weight)) for choose in (max, min))
-    expected = large.ratios[0] * (large.loss_weight**2 - small.loss_weight**2) / 2
-    if expected <= VISIBLE * max(abs(large.loss), abs(small.loss)) or not np.isfinite(expected):
+    slopes = {abs(each.ratios[0] * each.loss_weight): each for each in found}
+    (steep, large), (flat, small) = ((size, slopes[size]) for size in (max(slopes), min(slopes)))
+    expected = (steep**2 - flat**2) / (2 * large.ratios[0]) if large.ratios[0] else 0.0
+    difference = large.loss - small.loss
+    if not 0 < expected < np.inf or max(expected, difference) <= VISIBLE * max(abs(large.loss), abs(small.loss)):
         return None
-    scale = (large.loss - small.loss) / expected
+    scale = difference / expected
     return scale if 0 < scale < 1 / ALIKE or scale > ALIKE else None
 
 
