@@ -38,7 +38,8 @@ PLAIN: dict[str, dict[str, Any]] = {
     "checkpoints": {
         "type": Listed,
         "default": None,
-        "help": "checkpoint files or folders to attribute with, also patterns ('seed*.ckpt'); if given, nothing is trained",
+        "help": "checkpoint files or folders to attribute with, also patterns ('seed*.ckpt'); if given, nothing is trained "
+        "unless evaluation.models is",
     },
     "weights_only": {
         "type": bool,

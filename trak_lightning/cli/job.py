@@ -22,10 +22,11 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.repeatable_setup import repeat_setup
 from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.suspects import Suspects, find_suspects
-from trak_lightning.errors import DataError, IncompleteRunError
+from trak_lightning.errors import DataError, IncompleteRunError, TrakError
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
 from trak_lightning.evaluation.experiments import require_possible
 from trak_lightning.evaluation.scored_run import ScoredRun
+from trak_lightning.evaluation.settings import MODELS, EvaluationSettings
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import expand, read_checkpoints
@@ -33,8 +34,9 @@ from trak_lightning.report.samples import class_names_of
 from trak_lightning.retraining.outputs import Retraining, missing, one_stored
 from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.same_order import record_order, require_recorded_order, require_same_order
-from trak_lightning.retraining.subsets import SubsetPlan
+from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
+from trak_lightning.retraining.trainable import require_trainable
 from trak_lightning.run.atomic import atomic_create, atomic_write
 from trak_lightning.runtime.lightning import quiet_lightning
 from trak_lightning.scoring.score_run import load_features, score_run
@@ -48,6 +50,8 @@ _DRAWN_SPLIT = (
     "data       setup of %s draws random numbers, and the checkpoints were trained elsewhere, perhaps on another split: targets may be "
     "samples that they were trained on. Give random_split the generator of the training, or seed_everything its seed."
 )
+
+_SKIPPED = f"skipped: the checkpoints are named, so nothing is trained; --evaluation.models {MODELS} retrains models on random halves"
 
 
 class Job:
@@ -125,9 +129,11 @@ class Job:
             if self.speaks:
                 summary("train", f"nothing to train: {len(named)} named checkpoint{'s' * (len(named) != 1)}")
             return named
-        self._require_trainable()
+        self._require_same_order()
         started = time.perf_counter()
         ensemble = self.settings.ensemble
+        if not all(path.exists() for path in checkpoint_paths(self.run.checkpoints, ensemble.size)):
+            self._require_trainable()
         plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self.settings.seed, self._recipe)
         plan.record(self.run.checkpoints)
         self._require_recorded_order()
@@ -203,9 +209,12 @@ class Job:
             self._verified.update(todo)
 
     def require_evaluable(self) -> None:
-        """Refuse to begin if an evaluation is asked for that is impossible with this data."""
+        """Refuse to begin if an evaluation is asked for that is impossible with this data or this model."""
         counts = {"num_train": len(self.train_data), "num_checkpoints": self.num_checkpoints}
-        require_possible(self.parts.evaluation, self.datamodule, **counts)
+        require_possible(self._evaluation, self.datamodule, **counts)
+        if self._evaluation.retrains and not self.run.evaluation.exists():
+            self._require_trainable()
+            self._require_same_order()
 
     def _featurize_job(self) -> FeaturizeJob:
         """The featurizing job of training and target samples, without checkpoints."""
@@ -241,7 +250,13 @@ class Job:
             found = [("weights", "as the model was made: there is no checkpoint yet")]
         with nullcontext() if self.json else narrated():
             findings = trak.check(self.train_data, checkpoints=checkpoints)
-        return found + [(finding.topic, finding.text) for finding in findings]
+        found += [(finding.topic, finding.text) for finding in findings]
+        if isinstance(checkpoints, int) or self._evaluation.retrains:
+            try:
+                self._require_trainable()
+            except TrakError as error:
+                found.append(("training", f"impossible: {error}"))
+        return found
 
     def trak(self) -> TRAK:
         """The attribution that the configuration describes."""
@@ -344,17 +359,30 @@ class Job:
 
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute what the configuration asks for."""
-        config, parts = self.settings, self.parts
-        scored = ScoredRun(self.run, self.store, parts.scorer, config.target_split, config.train_split, config.seed)
-        results = evaluate_scores(scored, parts.evaluation, self.retrain, lambda: self.datamodule)
-        print_results(results, lambda: self.speaks)
+        config, settings = self.settings, self._evaluation
+        scorer = self.parts.scorer
+        scored = ScoredRun(self.run, self.store, scorer, config.target_split, config.train_split, config.seed)
+        results = evaluate_scores(scored, settings, self.retrain, lambda: self.datamodule)
+        print_results(
+            results, lambda: self.speaks, skipped=_SKIPPED if settings.models < self.parts.evaluation.models else ""
+        )
+
+    @property
+    def _evaluation(self) -> EvaluationSettings:
+        """What is evaluated after scoring: no retrained models for the LDS where checkpoints are named, unless models are asked for."""
+        asked = self.settings.evaluation
+        default = self.settings.checkpoints is not None and asked.models is None and not asked.ceiling
+        found: EvaluationSettings = self.parts.evaluation
+        return replace(found, models=0) if default else found
 
     def retrain(self, plan: SubsetPlan, folder: Path, retrainings: Sequence[Retraining]) -> None:
         """See `trak_lightning.retraining.outputs.Retrain`."""
-        self._require_trainable()
+        self._require_same_order()
+        todo = missing(retrainings)
+        if todo or recorded_plan(folder) is None:
+            self._require_trainable()
         replace(plan, num_samples=len(self.train_data), recipe=self._recipe).record(folder)
         self.keep_configuration(atomic_create)  # options of one evaluation are not settings of the run
-        todo = missing(retrainings)
         if todo:
             self.require_same_rows(self.settings.train_split, self.settings.target_split)
             if folder not in self._repeatable and self.settings.verify_data != "off":
@@ -380,10 +408,13 @@ class Job:
             require_recorded_order(self.train_data, self._order)
 
     def _require_trainable(self) -> None:
-        """Refuse, before anything is recorded, a model that is trained already, and to train on subsets of a split by its positions in
-        another one: Lightning trains on ``train_dataloader``."""
+        """Refuse, before anything is recorded, a model that cannot be trained, and a Trainer that does not say how long."""
         if isinstance(self.model, LanguageModel):
             self.model.training_step(None)
+        require_trainable(self.model, self._cli.trainer, self.settings.trainer.max_epochs)
+
+    def _require_same_order(self) -> None:
+        """Refuse to train on subsets of a split by its positions in another one: Lightning trains on ``train_dataloader``."""
         split, name = self.settings.train_split, type(self.datamodule).__name__
         if split == "train" or self._same_order:
             return

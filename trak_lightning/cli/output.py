@@ -57,8 +57,11 @@ def print_json(found: Any) -> None:
     print(json.dumps(found, indent=1, ensure_ascii=False, default=_plain))
 
 
-def print_results(results: Iterable[tuple[Result, bool]], speaks: Callable[[], bool], *, as_json: bool = False) -> None:
-    """Print each result of an evaluation as soon as it is there, or all as JSON, in the process that `speaks` for the job."""
+def print_results(
+    results: Iterable[tuple[Result, bool]], speaks: Callable[[], bool], *, as_json: bool = False, skipped: str = ""
+) -> None:
+    """Print each result of an evaluation as soon as it is there, or all as JSON, in the process that `speaks` for the job; last, why the
+    LDS was `skipped`."""
     started, found = time.perf_counter(), []
     for result, computed in results:
         found.append(result.to_json())
@@ -66,8 +69,8 @@ def print_results(results: Iterable[tuple[Result, bool]], speaks: Callable[[], b
             result.print()
             summary("evaluate", result.headline, int(computed), "computed", started)
         started = time.perf_counter()
-    if not found and speaks() and not as_json:
-        summary("evaluate", "nothing is asked for: evaluation.models is 0")
+    if (skipped or not found) and speaks() and not as_json:
+        summary("evaluate", skipped or "nothing is asked for: evaluation.models is 0")
     if as_json and speaks():
         print_json(found)
 

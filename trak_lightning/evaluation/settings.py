@@ -5,13 +5,17 @@ from typing import Literal
 
 from trak_lightning.errors import SettingsError
 
+MODELS = 100
+"""How many models judge scores where nobody says."""
+
 
 @dataclass
 class EvaluationSettings:
     """What `trak evaluate` measures: the linear datamodeling score (LDS), and more on request.
 
     Args:
-        models: number of models to retrain on random subsets that the ensemble did not use, for the LDS; 0 for no LDS.
+        models: number of models to retrain on random subsets that the ensemble did not use, for the LDS; 0 for no LDS. Default: 100, and
+            none in `trak run` where checkpoints are named.
         protocol: ``halves`` to train every model on another random subset with another seed; ``fixed_seed`` to repeat one
             training, with the same initialization and batches, each time without a few random samples.
         fraction: share of the training set in each subset of protocol ``halves``.
@@ -29,7 +33,7 @@ class EvaluationSettings:
         workers: number of processes that retrain at the same time.
     """
 
-    models: int = 100
+    models: int = None  # type: ignore[assignment]  # so that a configuration keeps that nobody chose a number
     protocol: Literal["halves", "fixed_seed"] = "halves"
     fraction: float = 0.5
     removed: float = 0.05
@@ -44,6 +48,8 @@ class EvaluationSettings:
     workers: int = 1
 
     def __post_init__(self) -> None:
+        if self.models is None:
+            self.models = MODELS
         for name in ("models", "ceiling", "counterfactual", "brittleness", "leave_one_out"):
             if getattr(self, name) < 0:
                 raise SettingsError(
@@ -70,3 +76,8 @@ class EvaluationSettings:
             raise SettingsError(
                 f"evaluation.ceiling is {self.ceiling}, more than the {self.models} models there are to repeat"
             )
+
+    @property
+    def retrains(self) -> bool:
+        """Whether models are trained for what is asked."""
+        return any((self.models, self.counterfactual, self.brittleness, self.leave_one_out))

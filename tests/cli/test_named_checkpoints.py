@@ -1,0 +1,131 @@
+"""Where the user names checkpoints, nothing is trained unless they ask for it; where training is impossible, it is said early."""
+
+import sys
+
+import pytest
+import torch
+import yaml
+
+from trak_lightning.cli import main
+
+MODULE = """
+import lightning as L, torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+ROWS = [(torch.randn(4, generator=torch.Generator().manual_seed(i)), i % 2) for i in range(60)]
+
+class Data(L.LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(ROWS[:40], 10, shuffle=True)
+
+    def test_dataloader(self):
+        return DataLoader(ROWS[40:], 10)
+
+class OnlyForward(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(x)
+
+class Net(OnlyForward):
+    def training_step(self, batch, number):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+"""
+
+
+@pytest.fixture
+def trak(tmp_path, monkeypatch, capsys):
+    """Call ``trak`` in a folder with two checkpoints; returns its exit status and what it printed."""
+    (tmp_path / "named_nets.py").write_text(MODULE)
+    for seed in range(2):
+        layer = torch.nn.Linear(4, 2)
+        torch.save({f"layer.{name}": value for name, value in layer.state_dict().items()}, tmp_path / f"seed{seed}.pt")
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("named_nets", None)
+
+    def call(command, *options, model="Net", **settings):
+        config = {
+            "model": f"named_nets.{model}",
+            "data": "named_nets.Data",
+            "trainer": {"accelerator": "cpu"},
+            "task": "image_classification",
+            "projector": "identity",
+            "checkpoints": ["seed*.pt"],
+            **settings,
+        }
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        capsys.readouterr()
+        status = main([command, "run", "--config", "config.yaml", *options])
+        shown = capsys.readouterr()
+        return status, shown.out + shown.err
+
+    return call
+
+
+def test_run_of_named_checkpoints_retrains_nothing_and_says_how_to(trak, tmp_path, capsys):
+    for _ in range(2):
+        status, shown = trak("run", model="OnlyForward")
+        assert status == 0, shown
+        last = shown.splitlines()[-1]
+        assert last.startswith(
+            "evaluate   skipped: the checkpoints are named, so nothing is trained; --evaluation.models 100"
+        )
+    assert main(["run", "run"]) == 0
+    assert "evaluate   skipped" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "evaluation").exists()
+
+
+TRAINED = {"trainer": {"accelerator": "cpu", "max_epochs": 1}}
+
+
+@pytest.mark.parametrize("asked", ["option", "file", "command"])
+def test_a_number_of_models_that_is_given_is_retrained_for_named_checkpoints_too(asked, trak, tmp_path, monkeypatch):
+    if asked == "option":
+        status, shown = trak("run", "--evaluation.models", "2", **TRAINED)
+    elif asked == "file":
+        status, shown = trak("run", evaluation={"models": 2}, **TRAINED)
+    else:  # a hundred, as before
+        monkeypatch.setattr("trak_lightning.evaluation.settings.MODELS", 2)
+        assert trak("run", **TRAINED)[0] == 0
+        status, shown = trak("evaluate", **TRAINED)
+    assert (status, "over 2 retrained models" in shown, "skipped" in shown) == (0, True, False), shown
+    assert len([*(tmp_path / "run" / "evaluation" / "models").glob("*.npz")]) == 2
+
+
+def test_other_evaluations_of_named_checkpoints_are_made_without_retraining(trak):
+    status, shown = trak("run", "--evaluation.agreement", "true", model="OnlyForward")
+    assert status == 0, shown
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("evaluate")][-1] == "skipped:"
+    assert "agreement" in shown.lower()
+
+
+@pytest.mark.parametrize("command", ["run", "train", "evaluate"])
+@pytest.mark.parametrize(
+    ("model", "lacks"), [("OnlyForward", "no training_step"), ("Net", "none of trainer.max_epochs")]
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_computed(command, model, lacks, trak, tmp_path):
+    options = {"train": ("--checkpoints", "null"), "run": ("--evaluation.models", "2"), "evaluate": ()}[command]
+    if command == "evaluate":
+        assert trak("run", model=model)[0] == 0
+    status, shown = trak(command, *options, model=model)
+    assert (status > 0, shown.count("\n")) == (True, 1), shown
+    assert lacks in shown
+    assert (tmp_path / "run" / "features").exists() == (command == "evaluate")
+    assert not (tmp_path / "run" / "evaluation").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_check_says_that_training_is_impossible_where_something_would_be_trained(trak):
+    assert "\ntraining " not in trak("check", model="OnlyForward")[1]
+    for options in (("--checkpoints", "null"), ("--evaluation.models", "2")):
+        status, shown = trak("check", *options, model="OnlyForward")
+        assert (status, "\ntraining   impossible: OnlyForward has no training_step" in shown) == (0, True), shown
+        assert "\ntraining " not in trak("check", *options, **TRAINED)[1]
