@@ -213,7 +213,7 @@ MISTAKES = {
     "the label has another key": (
         lambda path: attribute().featurize(Keyed()),
         errors.DataError,
-        r"no entry of the batch is called labels, .*image.*species.*Say which holds the labels: task: \{name: …, labels: species\}, or --task\.labels species\.",
+        r"no entry of the batch is called labels, .*image.*species.*Say which holds the labels: task: \{name: …, labels: species\}",
     ),
     "labels begin with 1": (
         lambda path: attribute().featurize(samples(labels=torch.arange(20) % CLASSES + 1)),
@@ -289,7 +289,7 @@ MISTAKES = {
     "batches have a third element": (
         lambda path: attribute().featurize(TensorDataset(torch.randn(4, 6), torch.zeros(4).long(), torch.arange(4))),
         errors.DataError,
-        r"the batch is a list of length 3: .*, where a pair \(inputs, labels\).*write a Task",
+        r"the batch is a list of length 3.*, where a pair \(inputs, labels\).*write a Task",
     ),
     "inputs and labels are a pair of tensors": (
         lambda path: attribute().featurize(samples().tensors),

@@ -9,11 +9,13 @@ import yaml
 from trak_lightning.cli import main
 
 MODULE = """
-import lightning as L, torch
+import warnings, lightning as L, torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 ROWS = [(torch.randn(4, generator=torch.Generator().manual_seed(i)), i % 2) for i in range(60)]
+for x, label in ROWS:
+    x[0] = 1 - 2 * label
 
 class Data(L.LightningDataModule):
     def train_dataloader(self):
@@ -36,6 +38,15 @@ class Net(OnlyForward):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
+
+class FineTuned(Net):
+    def __init__(self):
+        super().__init__()
+        self.layer.weight.data = torch.tensor([[3.0, 0, 0, 0], [-3.0, 0, 0, 0]])
+
+class Warns(Net):
+    def on_fit_start(self):
+        warnings.warn("modules are in eval mode")
 """
 
 
@@ -51,7 +62,7 @@ def trak(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("named_nets", None)
 
-    def call(command, *options, model="Net", **settings):
+    def call(command, *options, model="Net", run_dir="run", **settings):
         config = {
             "model": f"named_nets.{model}",
             "data": "named_nets.Data",
@@ -63,7 +74,7 @@ def trak(tmp_path, monkeypatch, capsys):
         }
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         capsys.readouterr()
-        status = main([command, "run", "--config", "config.yaml", *options])
+        status = main([command, run_dir, "--config", "config.yaml", *options])
         shown = capsys.readouterr()
         return status, shown.out + shown.err
 
@@ -129,3 +140,23 @@ def test_check_says_that_training_is_impossible_where_something_would_be_trained
         status, shown = trak("check", *options, model="OnlyForward")
         assert (status, "\ntraining   impossible: OnlyForward has no training_step" in shown) == (0, True), shown
         assert "\ntraining " not in trak("check", *options, **TRAINED)[1]
+
+
+ENSEMBLE = {**TRAINED, "checkpoints": None, "ensemble": {"size": 3}, "evaluation": {"models": 2}}
+
+
+def test_a_fresh_model_that_fits_its_training_samples_is_warned_of_once(trak, caplog):
+    def warned(command, model, settings):
+        caplog.clear()
+        assert trak(command, model=model, **settings)[0] == 0
+        return caplog.text.count("the model fits its training samples before it is trained")
+
+    assert [warned(command, "FineTuned", ENSEMBLE) for command in ("check", "run", "run", "check")] == [1, 1, 0, 1]
+    assert warned("run", "FineTuned", {**TRAINED, "run_dir": "named"}) == 0  # nothing is trained
+    assert warned("check", "Net", {**ENSEMBLE, "run_dir": "fresh"}) == 0
+
+
+@pytest.mark.filterwarnings("always:modules are in eval mode")
+def test_a_warning_that_every_training_repeats_is_shown_once(trak):
+    status, shown = trak("run", model="Warns", **ENSEMBLE)
+    assert (status, shown.count("UserWarning: modules are in eval mode")) == (0, 1), shown

@@ -85,17 +85,22 @@ def _call(command: str, argv: list[str]) -> int:
 
 @contextmanager
 def at_home(command: str) -> Iterator[None]:
-    """Let classes be imported from the working directory, and show a warning as one line.
+    """Let classes be imported from the working directory, and show a warning as one line, the same one only once.
 
     The directory comes last, also where ``python -m`` has put it first: a user's attr.py must not hide a module of our dependencies.
     """
+    shown = set()
+
+    def show_once(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if (line := f"trak {command}: {category.__name__}: {message}") not in shown:  # each model that is trained warns
+            shown.add(line)
+            print(line, file=sys.stderr)
+
     here, path, show = str(Path.cwd()), list(sys.path), warnings.showwarning
     others = path[1:] if path[:1] in ([""], [here]) else path
     sys.path[:] = others if here in others else [*others, here]
     # Not formatwarning, which Lightning replaces when it is imported.
-    warnings.showwarning = lambda message, category, *_, **__: print(
-        f"trak {command}: {category.__name__}: {message}", file=sys.stderr
-    )
+    warnings.showwarning = show_once
     try:
         yield
     finally:

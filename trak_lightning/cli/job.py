@@ -20,7 +20,7 @@ from trak_lightning.cli.output import narrated, print_results, print_trust, shor
 from trak_lightning.cli.retrain_processes import retrain_in_processes
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.repeatable_setup import repeat_setup
-from trak_lightning.decisions.predictions import held_out_predictions
+from trak_lightning.decisions.predictions import fits_before_training, held_out_predictions
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.errors import DataError, IncompleteRunError, TrakError
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
@@ -67,6 +67,8 @@ class Job:
         self.shard = Shard.parse(self.settings.shard)
         self._verified: set[str] = set()
         """Splits whose stored rows were compared with the model and the data of today."""
+        self._trainable = False
+        """Whether the model was looked at before training."""
         self._same_order = False
         """Whether the samples of ``train_split`` were compared with those that models are trained on."""
         self._repeatable: set[Path] = set()
@@ -408,10 +410,16 @@ class Job:
             require_recorded_order(self.train_data, self._order)
 
     def _require_trainable(self) -> None:
-        """Refuse, before anything is recorded, a model that cannot be trained, and a Trainer that does not say how long."""
+        """Refuse, before anything is recorded, a model that cannot be trained, and a Trainer that does not say how long; warn of a model that
+        seems to be trained already."""
+        if self._trainable:  # and other models were trained since
+            return
         if isinstance(self.model, LanguageModel):
             self.model.training_step(None)
         require_trainable(self.model, self._cli.trainer, self.settings.trainer.max_epochs)
+        if (fits := fits_before_training(self.model, self.parts.task, self.train_data)) and self.speaks:
+            log.warning("train      %s", fits)
+        self._trainable = True
 
     def _require_same_order(self) -> None:
         """Refuse to train on subsets of a split by its positions in another one: Lightning trains on ``train_dataloader``."""

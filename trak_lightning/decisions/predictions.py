@@ -5,11 +5,12 @@ Shapes: n samples, T labels of each, C classes.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.transfer import to_device
@@ -20,6 +21,11 @@ from trak_lightning.scoring.base import Array
 from trak_lightning.tasks.base import Answers, Task, batch_of
 
 Found = TypeVar("Found")
+
+FITS = 0.9
+"""The mean of p(label) from which a model fits its samples. A new head on a pretrained backbone is far below it."""
+MOST, SECONDS, LARGEST = 256, 5.0, 10**9
+"""How many samples are predicted before training, for how long, and by models of how many parameters at most: it is done on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +48,20 @@ class Predictions:
 def _said(
     model: nn.Module,
     data: AttributionData,
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Sequence[Checkpoint | None],
     positions: Sequence[Array],
     ask: Callable[[Any], Found],
 ) -> Iterator[tuple[Array, Found]]:
-    """Ask for the samples at ``positions[i]`` under checkpoint i, batch by batch: yield positions (b,) and the answer.
+    """Ask for the samples at ``positions[i]`` under checkpoint i, or the weights that the model has now if it is None, batch by batch: yield
+    positions (b,) and the answer.
 
     Raises:
         CheckpointError: a checkpoint cannot be read any more.
     """
     with leave_unchanged(model), torch.no_grad():
         for checkpoint, mine in zip(checkpoints, positions, strict=True):
-            checkpoint.load_into(model)
+            if checkpoint is not None:
+                checkpoint.load_into(model)
             model.eval()
             device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
             batches = np.split(mine, range(data.batch_size, len(mine), data.batch_size))
@@ -74,6 +82,42 @@ def mean_probabilities(
             return None
         pieces.append(found.double().cpu().numpy())
     return np.concatenate(pieces).reshape(len(checkpoints), len(positions), -1).mean(0) if pieces else None
+
+
+def fits_before_training(model: nn.Module, task: Task, data: AttributionData) -> str | None:
+    """Say that a model about to be trained is right on its training samples already, as one with fine-tuned weights is.
+
+    p(label) is averaged over the samples of each class, and over classes, so that a model which only knows how frequent they are is not
+    taken for one: evenly spread samples, `MOST` of them. None if this is below `FITS`, there are no two classes, or the model cannot be
+    called before Lightning has set it up.
+    """
+    if sum(parameter.numel() for parameter in model.parameters()) > LARGEST:
+        return None
+
+    def ask(batch: Any) -> tuple[Tensor | None, Tensor | None]:
+        return task.probabilities(model, batch), task.class_labels(batch)
+
+    positions = np.unique(np.linspace(0, len(data) - 1, MOST).astype(int))
+    of_class: dict[int, list[float]] = {}
+    started = perf_counter()
+    try:
+        for _, (probabilities, labels) in _said(model, data, [None], [positions], ask):
+            if probabilities is None or labels is None:
+                return None
+            for row, label in zip(probabilities, labels, strict=True):
+                of_class.setdefault(int(label), []).append(float(row[label]))
+            if perf_counter() - started > SECONDS:
+                break
+    except Exception:  # what is wrong is said by the training, or by featurizing
+        return None
+    if len(of_class) < 2 or (mean := float(np.mean([*map(np.mean, of_class.values())]))) < FITS:
+        return None
+    return (
+        f"the model fits its training samples before it is trained: p(label) is {mean:.2f} on average over {sum(map(len, of_class.values()))} "
+        "of them. Does its __init__ load fine-tuned weights? Models trained from these know the samples outside their subsets, too: suspects, "
+        "the trust in scores and evaluations would be wrong. Start from the base weights, or name the fine-tuned checkpoint under checkpoints and "
+        "retrain nothing."
+    )
 
 
 def held_out_predictions(
