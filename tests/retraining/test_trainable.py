@@ -45,10 +45,9 @@ def test_a_model_that_lightning_cannot_train_is_refused_with_what_it_lacks(model
         ({"max_steps": 10}, True),
         ({"max_time": "00:00:01:00"}, True),
         ({"fast_dev_run": True}, True),
-        ({"callbacks": [EarlyStopping("loss")]}, True),
-        ({"callbacks": [Timer("00:00:01:00")]}, True),
+        pytest.param({"callbacks": [EarlyStopping("loss")]}, True, id="EarlyStopping"),
+        pytest.param({"callbacks": [Timer("00:00:01:00")]}, True, id="Timer"),
     ],
-    ids=str,
 )
 def test_a_training_of_1000_epochs_that_nobody_asked_for_is_refused(settings, ends):
     if ends:
