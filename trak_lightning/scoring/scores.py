@@ -272,8 +272,9 @@ class Scores:
             raise DataError(
                 "there are no samples to draw: plot the scores that TRAK.score returned, which knows the data"
             )
-        targets = range(min(3, len(self))) if targets is None else [targets] if is_integer(targets) else targets
-        chosen = [self[target] for target in targets]
+        if targets is None:
+            targets = range(min(3, len(self)))
+        chosen = [self[target] for target in ([targets] if isinstance(targets, int | np.integer) else targets)]
         if not chosen:
             raise DataError("targets are the positions of those to draw, and none is given")
         sides = [each._sides(k) for each in chosen]
