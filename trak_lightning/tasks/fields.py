@@ -250,11 +250,12 @@ def _default_inputs(batch: Any, taken: Sequence[Key], preferred: Sequence[str]) 
             return MainAndOthers(name, found)
     if not found:
         texts = [name for name, value in named.items() if _is_text(value)]
-        tokenize = (
-            f" A model takes tokens, not text: dataset = dataset.map(lambda rows: tokenizer(rows[{texts[0]!r}], truncation=True), "
+        tokenize = "".join(
+            f" A model takes tokens, not text: dataset = dataset.map(lambda rows: tokenizer(rows[{name!r}], truncation=True), "
             "batched=True), and a DataCollatorWithPadding as collate_fn."
+            for name in texts[:1]
         )
         raise DataError(
-            f"the batch holds no tensor in addition to the labels to call the model with; it is {describe(batch)}.{tokenize * bool(texts)}"
+            f"the batch holds no tensor in addition to the labels to call the model with; it is {describe(batch)}.{tokenize}"
         )
     return Arguments(tuple(found.values())) if len(found) == 1 else Arguments(kwargs=found)
