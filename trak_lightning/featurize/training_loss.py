@@ -55,7 +55,9 @@ def warn_of_training_step(
     step = getattr(type(model), "training_step", None)
     if step in (None, L.LightningModule.training_step) or not isinstance(task, COMPARED) or is_cast():
         return
-    if getattr(task, "label_smoothing", 0):  # the gradient of a smoothed loss is not parallel to ∇f
+    if (
+        isinstance(task, Classification) and task.label_smoothing
+    ):  # the gradient of a smoothed loss is not parallel to ∇f
         return
     if type(task) in _SEEN.setdefault(model, set()):
         return
