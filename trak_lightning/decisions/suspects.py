@@ -151,7 +151,7 @@ class Suspects(Sequence[Suspect]):
         if not self.size:
             return (
                 f"no label can be called wrong with {_percent(self.fdr)} false alarms, which does not mean that the labels are right: the models "
-                f"contradict {self.contradicted}, wrong ones or by mistakes of their own. {self.how_far or 'Review the ranking from the top'}. Basis: {self.basis}"
+                f"contradict {self.contradicted}, which may be mistakes of their own. {self.how_far or 'Review the ranking from the top'}. Basis: {self.basis}"
             )
         if self.unpromised is not None:
             what = (
