@@ -68,7 +68,7 @@ class PerBatch(Task):
 
     def output(self, model, batch):
         x, held = batch
-        held = (held > 0) * held.abs()
+        held = x.any(-1) if held.ndim == 3 else (held > 0) * held.abs()
         return (model(x).sum(-1) * held).flatten(1).sum(1) / held.sum() * len(x)
 
 
@@ -76,6 +76,7 @@ HELD = {
     "mask": torch.tensor([1.0, 1.0, 0.0]),
     "labels": torch.tensor([1, 1, -100]),
     "weight": torch.tensor([0.5]),
+    "vectors": torch.tensor([[1.0], [1.0], [0.0]]),
 }
 
 
@@ -83,6 +84,8 @@ HELD = {
 def test_the_only_batch_that_is_padded_in_the_dataset_or_weighted_is_verified(kind, tmp_path):
     usual = torch.ones_like(HELD[kind])
     samples = [(row[: len(usual)], HELD[kind] if at == 61 else usual) for at, row in enumerate(rows(*[3] * 90))]
+    if kind == "vectors":
+        samples = [(row * held, torch.zeros(1, 1)) for row, held in samples]
     trak = TRAK(Apply(lambda model, x: model.second(model.first(x).tanh())), PerBatch(), tmp_path, projector="identity")
     with pytest.raises(SampleDependenceError, match="sample 6[012] in a batch of one"):
         trak.featurize(DataLoader(samples, batch_size=3))

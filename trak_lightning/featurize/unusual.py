@@ -30,8 +30,8 @@ class Unusual:
     2. An entry that is one number per sample, such as a label or a weight, has a value that no earlier batch had: the model may take
        another branch.
     3. Samples differ in size, and one is smaller than another: it was padded, cut or sorted.
-    4. Samples are of the same size, and differ in how much of a mask, or of a sequence of integers, is padding: the loss may divide
-       by a number that it takes from the batch.
+    4. Samples are of the same size, and differ in how much of a mask or of a sequence is padding: the loss may divide by a number that
+       it takes from the batch.
     """
 
     def __init__(self) -> None:
@@ -91,24 +91,22 @@ def _is_plain(leaf: object) -> bool:
 
 
 def _padded(batch: SampleBatch) -> list[tuple[tuple[int, str], Positions]]:
-    """For every mask and sequence of integers, the samples with fewer numbers that are not zero, and that are not negative (labels such as
-    −100), than the largest of the batch."""
+    """For every mask and sequence, the samples with fewer entries that are not zero, and that are not negative (labels such as −100),
+    than another sample of the batch."""
     found = []
     for place, leaf in enumerate(deep_leaves(batch.collated)):
-        if (
-            _is_plain(leaf)
-            and len(leaf.shape) > 1
-            and len(leaf) == batch.size
-            and (_are_integers(leaf) or _is_mask(leaf))
-        ):
-            for kind, held in (("zero", leaf != 0), ("negative", leaf >= 0)):
+        if _is_plain(leaf) and leaf.ndim > 1 and len(leaf) == batch.size:
+            for kind, held in _held(leaf).items():
                 count = held.flatten(1).sum(1).cpu().numpy()
                 found.append(((place, kind), np.flatnonzero(count < count.max())))
     return found
 
 
-def _are_integers(leaf: Tensor) -> bool:
-    return leaf.ndim == 2 and not leaf.is_floating_point()
+def _held(leaf: Tensor) -> dict[str, Tensor]:
+    """Which entries of a mask, of a sequence of integers, (B, T), or of vectors, (B, T, d), are no padding, by what padding would be."""
+    if (leaf.ndim == 2 and not leaf.is_floating_point()) or _is_mask(leaf):
+        return {"zero": leaf != 0, "negative": leaf >= 0}
+    return {"zero": (leaf != 0).any(-1)} if leaf.ndim == 3 else {}
 
 
 def _is_mask(leaf: Tensor) -> bool:
