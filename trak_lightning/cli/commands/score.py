@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
-from trak_lightning.cli.output import print_json, print_trust, short_path, summary, trust_in
+from trak_lightning.cli.output import print_json, print_trust_or_why_not, short_path, summary, trust_in
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.backend import LOCAL, Backend
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         )
     elif backend.rank == 0:
         summary("score", f"{scores.describe()} in {short_path(scores.path)}", int(fresh), "computed", started)
-        print_trust(run, scores)
+        print_trust_or_why_not(run, scores)
     return 0
 
 

@@ -93,7 +93,7 @@ def _print(found: Suspects, count: int) -> None:
         "models say": [written(each.says) for each in shown],
         "wrong": [None if each.wrong is None else f"{each.wrong:.0%}" for each in shown],
         "error": [None if each.error is None else format_number(each.error) for each in shown],
-        "why": [_PERCENT.sub(r"\1\2%", each.why) for each in shown],
+        "why": [_PERCENT.sub(r"\1\2%", each.why) or None for each in shown],
     }
     known = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
     for heading in known:
@@ -101,7 +101,7 @@ def _print(found: Suspects, count: int) -> None:
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for place, row in enumerate(zip(*known.values(), strict=True)):
         if place == len(found) > 0:
-            cut = f"── cut: above, {found.false_alarms}; below, more"
+            cut = "── cut" if found.expected is None else f"── cut: above, {found.false_alarms}; below, more"
             table.add_row(*[""] * (len(known) - 1), cut)
         table.add_row(*row)
     if found.has_cut and not len(found) and shown:
