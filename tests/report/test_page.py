@@ -301,8 +301,7 @@ def test_every_evaluation_is_shown_with_its_table_and_figure(make):
     write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2))
     page = Page(path)
     assert (
-        "0.40 is the rank correlation (at best 1) of what the scores predict with 8 retrained models: moderate to good"
-        in page.text
+        "0.40 is the rank correlation (at best 1) of what the scores predict with 8 retrained models: good" in page.text
     )
     for kind, figure in FIGURES.items():
         assert f"The {kind} (test)" in page.text
