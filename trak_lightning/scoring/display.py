@@ -1,7 +1,7 @@
 """Rankings for people: as a table of a terminal, as HTML of a notebook, as a figure. No torch."""
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from html import escape
 from itertools import zip_longest
 from typing import Any, Protocol
@@ -54,6 +54,23 @@ class ShowsSamples(Protocol):
     def show(self, index: int) -> ShownSample: ...
 
     def label(self, index: int) -> str | None: ...
+
+
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Collection[int] = (), title: str = ""
+) -> None:
+    """Print a table, with a frame if it has a title; the columns at the places in `numeric` are aligned right, and not broken."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left") if title else Table(box=None)
+    for place, heading in enumerate(headings):
+        right = place in numeric
+        table.add_column(Text(heading), justify="right" if right else "left", no_wrap=right, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # not as markup: a class may be called [b]
+    Console().print(table)
 
 
 def ranking_table(

@@ -13,7 +13,7 @@ from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import ShowsLines, sample_columns
+from trak_lightning.scoring.display import ShowsLines, print_table, sample_columns
 from trak_lightning.scoring.score_run import load_features
 
 READS = ("run_dir", "train_split", "target_split", "store", "scorer")
@@ -78,10 +78,6 @@ def _groups(run_dir: str, source: str) -> Array:
 
 
 def _print(found: Selection, samples: ShowsLines | None, count: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     share = np.cumsum(found.gain) / found.gain.sum()
     first = found.indices[:count]
     columns = {
@@ -91,10 +87,4 @@ def _print(found: Selection, samples: ShowsLines | None, count: int) -> None:
     if found.groups is not None:
         columns["group"] = [str(found.groups[index]) for index in first]
     columns |= sample_columns(first, samples)
-    table = Table(title="Chosen first", title_justify="left", box=None)
-    for heading in columns:
-        numeric = heading in ("index", "gain so far")
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*map(Text, row))
-    Console().print(table)
+    print_table(tuple(columns), zip(*columns.values(), strict=True), numeric=(0, 1), title="Chosen first")

@@ -10,7 +10,7 @@ from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.shown_samples import shown_train
 from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.formatting import format_number
-from trak_lightning.scoring.display import ShowsLines, sample_columns
+from trak_lightning.scoring.display import ShowsLines, print_table, sample_columns
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.self_influence import self_influence
 
@@ -50,19 +50,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _print(values: Sequence[tuple[int, float, float]], samples: ShowsLines | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="Largest self-influence", title_justify="left", box=None)
     told = sample_columns((index for index, *_ in values), samples)
-    for place, heading in enumerate((*COLUMNS, *told)):
-        table.add_column(heading.replace("_", "-"), justify="right" if place < 3 else "left", no_wrap=place < 3)
-    for place, (index, *numbers) in enumerate(values):
-        cells = (
-            str(index),
-            *(format_number(number) for number in numbers),
-            *(column[place] for column in told.values()),
-        )
-        table.add_row(*map(Text, cells))
-    Console().print(table)
+    headings = [heading.replace("_", "-") for heading in (*COLUMNS, *told)]
+    numbers = [(str(index), *map(format_number, others)) for index, *others in values]
+    rows = [(*cells, *(column[place] for column in told.values())) for place, cells in enumerate(numbers)]
+    print_table(headings, rows, numeric=(0, 1, 2), title="Largest self-influence")

@@ -17,6 +17,7 @@ from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_number
+from trak_lightning.scoring.display import print_table
 
 _PERCENT = re.compile(r"(?:([<>]) )?(\d+) %")
 """Numbers that a table must not break at their spaces, which it also does at those that do not break."""
@@ -80,13 +81,10 @@ def write(found: Suspects, folder: Path) -> None:
 
 
 def _print(found: Suspects, count: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     def written(value: str | None) -> str | None:
         return value if value is None or found.numbers is None else format_number(float(value))
 
-    table, shown = Table(box=None), found.first(count)
+    shown = found.first(count)
     columns: dict[str, list[str | None]] = {
         "index": [str(each.index) for each in shown],
         "label": [written(each.label) for each in shown],
@@ -96,17 +94,18 @@ def _print(found: Suspects, count: int) -> None:
         "why": [_PERCENT.sub(r"\1\2%", each.why) for each in shown],
     }
     known = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
-    for heading in known:
-        numeric = heading in ("index", "wrong", "error") or (heading != "why" and not found.has_cut)
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for place, row in enumerate(zip(*known.values(), strict=True)):
-        if place == len(found) > 0:
-            cut = f"── cut: above, {found.false_alarms}; below, more"
-            table.add_row(*[""] * (len(known) - 1), cut)
-        table.add_row(*row)
+    numeric = [
+        place
+        for place, heading in enumerate(known)
+        if heading in ("index", "wrong", "error") or (heading != "why" and not found.has_cut)
+    ]
+    rows = [tuple(cell or "" for cell in row) for row in zip(*known.values(), strict=True)]
+    if 0 < len(found) < len(rows):
+        cut = f"── cut: above, {found.false_alarms}; below, more"
+        rows.insert(len(found), (*[""] * (len(known) - 1), cut))
     if found.has_cut and not len(found) and shown:
-        table.title, table.title_justify = "Most suspicious, none of them before the cut", "left"
-    Console().print(table)
+        print("Most suspicious, none of them before the cut")
+    print_table(tuple(known), rows, numeric=numeric)
     listed, which = (len(found), " before the cut") if found.has_cut else (len(found.ranking), "")
     if len(shown) < listed:
         print(f"The first {len(shown)} of {listed}{which}; -k {listed} prints them, and suspects.csv has them.")

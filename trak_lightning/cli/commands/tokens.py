@@ -12,7 +12,7 @@ from trak_lightning.cli.output import print_json, summary
 from trak_lightning.cli.shown_samples import with_targets_of
 from trak_lightning.cli.store_arguments import add_name
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.scoring.display import TOKENIZER
+from trak_lightning.scoring.display import TOKENIZER, print_table
 from trak_lightning.scoring.scores import open_scores
 
 STRONGEST = 8
@@ -85,20 +85,12 @@ def _print_all(pairs: Sequence[dict[str, Any]], term: str, *, tokenized: bool) -
 
 
 def _print(pair: dict[str, Any], term: str, written: Callable[[str], str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    values = pair["values"]
-    table = Table(
-        title=f"target {pair['target']}, training sample {pair['example']}: {pair['score']:+.4g} = sum over "
-        f"{values.shape[0]} × {values.shape[1]} {term}s",
-        title_justify="left",
+    values, example, target = pair["values"], pair["example_tokens"], pair["target_tokens"]
+    strongest = np.argsort(-np.abs(values), axis=None, kind="stable")[:STRONGEST]
+    places = zip(*np.unravel_index(strongest, values.shape), strict=True)
+    rows = [(written(example[j]), written(target[i]), f"{values[i, j]:+.3g}") for i, j in places]
+    title = (
+        f"target {pair['target']}, training sample {pair['example']}: {pair['score']:+.4g} = sum over "
+        f"{values.shape[0]} × {values.shape[1]} {term}s"
     )
-    for heading in (f"training {term}", f"moved target {term}", "by"):
-        table.add_column(heading, justify="right" if heading == "by" else "left", no_wrap=True)
-    for place in np.argsort(-np.abs(values), axis=None, kind="stable")[:STRONGEST]:
-        row, column = np.unravel_index(place, values.shape)
-        words = written(pair["example_tokens"][column]), written(pair["target_tokens"][row])
-        table.add_row(*map(Text, words), f"{values[row, column]:+.3g}")
-    Console().print(table)
+    print_table((f"training {term}", f"moved target {term}", "by"), rows, numeric=(2,), title=title)

@@ -21,7 +21,7 @@ from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.formatting import format_number, format_with_error
 from trak_lightning.run.positions import read_positions
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import after_question, excerpt, shortened
+from trak_lightning.scoring.display import after_question, excerpt, print_table, shortened
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.scores import open_scores
 
@@ -121,21 +121,17 @@ def _answers(run: Path, targets: str) -> list[str]:
 
 
 def _print(removal: Removal, count: int, targets: str, f: str, answers: Sequence[str] = ()) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     title = f"How f would change without the samples, for each target of {targets}; f: {f}"
-    table = Table(title=title, title_justify="left")
-    for heading in ("f falls for", "f now", "change", "f rises for", "f now", "change"):
-        table.add_column(heading, justify="right", no_wrap="for" not in heading)
     order = removal.order()
     loses, gains = (
         [int(each) for each in side[:count]]
         for side in (order[removal.change[order] < 0], order[removal.change[order] > 0][::-1])
     )
-    for low, high in zip_longest(loses, gains):
-        table.add_row(*_entry(removal, low, answers), *_entry(removal, high, answers))
-    Console().print(table)
+    rows = [
+        (*_entry(removal, low, answers), *_entry(removal, high, answers)) for low, high in zip_longest(loses, gains)
+    ]
+    headings = ("f falls for", "f now", "change", "f rises for", "f now", "change")
+    print_table(headings, rows, numeric=(1, 2, 4, 5) if answers else range(6), title=title)
 
 
 def _entry(removal: Removal, target: int | None, answers: Sequence[str]) -> tuple[str, str, str]:
