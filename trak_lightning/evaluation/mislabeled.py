@@ -8,7 +8,8 @@ from trak_lightning.errors import DataError
 from trak_lightning.evaluation.figures import Curves, Series
 from trak_lightning.evaluation.result import Result
 from trak_lightning.evaluation.scored_run import ScoredRun
-from trak_lightning.run.positions import read_positions, some
+from trak_lightning.run.numpy_files import read_given
+from trak_lightning.run.positions import some
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.held_out import held_out_probabilities
 from trak_lightning.scoring.self_influence import self_influence
@@ -29,7 +30,7 @@ def known_positions(source: str, datamodule: Any, num_samples: int) -> Array:
                 "one, or name a .npy file under evaluation.mislabeled"
             )
     else:
-        found = read_positions(source, "evaluation.mislabeled must be a .npy file of positions or 'data'")
+        found = read_given(source, "evaluation.mislabeled must be a .npy file of positions or 'data'")
     return some(found, num_samples, "mislabeled sample")
 
 

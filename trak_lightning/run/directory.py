@@ -15,7 +15,7 @@ import numpy.typing as npt
 from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, IncompleteRunError
 from trak_lightning.run.atomic import atomic_write, sweep
 from trak_lightning.run.meaning import Meaning
-from trak_lightning.run.numpy_files import read_npy
+from trak_lightning.run.numpy_files import read_npy, write_npy
 
 SCHEMA_VERSION = 1
 LIBRARIES = ("trak-lightning", "torch", "lightning", "numpy", "h5py")
@@ -230,8 +230,7 @@ class RunDirectory:
         known = self.read_subset(checkpoint)
         if known is not None and np.array_equal(known, np.asarray(subset)):
             return
-        with atomic_write(self.subset(checkpoint)) as part, part.open("wb") as file:
-            np.save(file, np.asarray(subset, dtype=np.int64), allow_pickle=False)
+        write_npy(self.subset(checkpoint), np.asarray(subset, dtype=np.int64))
 
     def read_subset(self, checkpoint: str) -> npt.NDArray[np.int64] | None:
         """Read what `write_subset` recorded; None if it recorded nothing."""

@@ -9,8 +9,9 @@ import numpy as np
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_json, print_trust, short_path, summary, trust_in
-from trak_lightning.errors import DataError, SettingsError
+from trak_lightning.errors import SettingsError
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.numpy_files import read_given
 from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.scoring.score_run import score_run
 from trak_lightning.scoring.views import Reduction
@@ -103,10 +104,4 @@ def _read_groups(choice: str | None, run: RunDirectory, store: FeatureStore, tar
     if choice == "all":
         first = run.require_checkpoints()[0]
         return np.zeros(store.open(targets, first.id).spec.num_samples, dtype=np.int64)
-    try:
-        found: np.ndarray = np.load(choice, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"--groups must be 'all' or a .npy file with one integer per target; {choice}: {error}"
-        ) from error
-    return found
+    return read_given(choice, "--groups must be 'all' or a .npy file with one integer per target")

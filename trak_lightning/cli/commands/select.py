@@ -10,8 +10,8 @@ from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.shown_samples import shown_train
 from trak_lightning.cli.train_values import labels_of, values_of
 from trak_lightning.decisions.select import Selection, select_samples
-from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import require_writable
+from trak_lightning.run.numpy_files import read_given
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.display import ShowsLines, print_table, sample_columns
 from trak_lightning.scoring.score_run import load_features
@@ -70,11 +70,7 @@ def _groups(run_dir: str, source: str) -> Array:
         return np.array(names)[labels]
     if not source.endswith(".npy"):
         return values_of("select", run_dir, [source])[0]
-    try:
-        found: Array = np.load(source, allow_pickle=False)
-        return found
-    except (OSError, ValueError) as error:
-        raise DataError(f"--groups must be label, a column, or a .npy file of groups; {source}: {error}") from None
+    return read_given(source, "--groups must be label, a column, or a .npy file of groups")
 
 
 def _print(found: Selection, samples: ShowsLines | None, count: int) -> None:
@@ -87,4 +83,5 @@ def _print(found: Selection, samples: ShowsLines | None, count: int) -> None:
     if found.groups is not None:
         columns["group"] = [str(found.groups[index]) for index in first]
     columns |= sample_columns(first, samples)
-    print_table(tuple(columns), zip(*columns.values(), strict=True), numeric=(0, 1), title="Chosen first")
+    print("Chosen first")
+    print_table(tuple(columns), zip(*columns.values(), strict=True), numeric=(0, 1))

@@ -8,8 +8,9 @@ import numpy as np
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.shown_samples import shown_train
-from trak_lightning.run.atomic import atomic_write, require_writable
+from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.formatting import format_number
+from trak_lightning.run.numpy_files import write_npz
 from trak_lightning.scoring.display import ShowsLines, print_table, sample_columns
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.self_influence import self_influence
@@ -36,8 +37,7 @@ def main(argv: Sequence[str]) -> int:
     checkpoints = load_features(run, store, targets=config.train_split, train=config.train_split)
     settings = instances.scorer.state
     found = self_influence(checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto"))
-    with atomic_write(path) as part, part.open("wb") as file:
-        np.savez(file, **found._asdict())
+    write_npz(path, found._asdict())
     largest = np.argsort(-found.self_influence, kind="stable")[: config.k]
     values = [(int(i), float(found.self_influence[i]), float(found.leverage[i])) for i in largest]
     if config.json:
@@ -54,4 +54,5 @@ def _print(values: Sequence[tuple[int, float, float]], samples: ShowsLines | Non
     headings = [heading.replace("_", "-") for heading in (*COLUMNS, *told)]
     numbers = [(str(index), *map(format_number, others)) for index, *others in values]
     rows = [(*cells, *(column[place] for column in told.values())) for place, cells in enumerate(numbers)]
-    print_table(headings, rows, numeric=(0, 1, 2), title="Largest self-influence")
+    print("Largest self-influence")
+    print_table(headings, rows, numeric=(0, 1, 2))

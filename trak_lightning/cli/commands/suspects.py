@@ -7,8 +7,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.help import command_parser
@@ -17,6 +15,7 @@ from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_number
+from trak_lightning.run.numpy_files import write_npy
 from trak_lightning.scoring.display import print_table
 
 _PERCENT = re.compile(r"(?:([<>]) )?(\d+) %")
@@ -73,8 +72,7 @@ def write(found: Suspects, folder: Path) -> None:
     ranking = folder / "ranking.csv"
     if found.has_cut:
         found.to_csv(ranking, whole=True)
-        with atomic_write(indices) as part, part.open("wb") as file:
-            np.save(file, found.indices)
+        write_npy(indices, found.indices)
     else:
         indices.unlink(missing_ok=True)
         ranking.unlink(missing_ok=True)

@@ -17,9 +17,9 @@ from trak_lightning.cli.output import print_json, print_trust, summary
 from trak_lightning.cli.train_values import labels_of, values_of
 from trak_lightning.decisions.what_if import Removal, WhatIf
 from trak_lightning.errors import DataError
-from trak_lightning.run.atomic import atomic_write, require_writable
+from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.formatting import format_number, format_with_error
-from trak_lightning.run.positions import read_positions
+from trak_lightning.run.numpy_files import read_given, write_npz
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.display import after_question, excerpt, print_table, shortened
 from trak_lightning.scoring.score_run import load_features
@@ -67,11 +67,8 @@ def main(argv: Sequence[str]) -> int:
     settings = instances.scorer.state
     what_if = WhatIf(checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto"))
     removal = what_if.remove(samples)
-    with atomic_write(path) as part, part.open("wb") as file:
-        found = {
-            name: getattr(removal, name) for name in ("samples", "change", "spread", "summed", "outputs", "leverage")
-        }
-        np.savez(file, **found)
+    names = ("samples", "change", "spread", "summed", "outputs", "leverage")
+    write_npz(path, {name: getattr(removal, name) for name in names})
     if config.json:
         print_json({"path": path, **removal.to_json()})
         return 0
@@ -109,7 +106,7 @@ def _samples(config: Namespace) -> Array:
 def _read(source: str) -> Array:
     if re.fullmatch(r"\[?[\d\s,-]+\]?", source):
         return np.array([int(each) for each in re.findall(r"-?\d+", source)])
-    return read_positions(source, "--remove must be positions such as 3,17 or a .npy file of positions or of a mask")
+    return read_given(source, "--remove must be positions such as 3,17 or a .npy file of positions or of a mask")
 
 
 def _answers(run: Path, targets: str) -> list[str]:
