@@ -41,9 +41,10 @@ from trak_lightning.model.compiled import original
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.projectors.base import Projector
-from trak_lightning.report.samples import class_names_of, samples_of
+from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.report.write import write_report
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.formatting import counted
 from trak_lightning.scoring.backend import LOCAL
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.scoring.fabric import FabricBackend
@@ -451,12 +452,11 @@ class TRAK:
         job = self._require_job()
         features = load_features(self.run, self.store, targets=job.train, train=job.train)
         job.require_same_rows(job.train)
-        subset = {each.train.spec.checkpoint: each.subset for each in features}
-        subsets = [subset[checkpoint.id] for checkpoint in job.checkpoints]
-        predictions = held_out_predictions(self.model, self.spec.task, job.splits[job.train], job.checkpoints, subsets)
+        data, task = job.splits[job.train], self.spec.task
+        predictions = held_out_predictions(self.model, task, data, job.checkpoints, features)
         if class_names is None:
-            class_names = class_names_of(job.splits[job.train].dataset, task=self.spec.task, model=self.model)
-        return find_suspects(features, predictions, self.spec.task.meaning, fdr=fdr, class_names=class_names)
+            class_names = class_names_of(data.dataset, task=task, model=self.model)
+        return find_suspects(features, predictions, task.meaning, fdr=fdr, class_names=class_names)
 
     def what_if(
         self,
@@ -594,7 +594,7 @@ class TRAK:
         return (
             f"TRAK({type(self.model).__name__} of {parameters:,} parameters, {type(spec.task).__name__}, "
             f"{type(spec.projector).__name__}{dim}, run_dir={str(self.run.path)!r}; "
-            f"{count} checkpoint{'s' * (count != 1)}, features: {splits})"
+            f"{counted(count, 'checkpoint')}, features: {splits})"
         )
 
     def _require_job(self) -> FeaturizeJob:

@@ -124,14 +124,14 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")
 
 
-def require_option(name: str, value: str, known: Sequence[str]) -> str:
+def require_option(name: str, value: Any, known: Sequence[str | None]) -> Any:
     """Return `value`.
 
     Raises:
         SettingsError: it is not one of those `known`.
     """
     if value not in known:
-        raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        raise SettingsError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
     return value
 
 

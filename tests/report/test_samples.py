@@ -16,9 +16,11 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError
 from trak_lightning.report import Samples
 from trak_lightning.report.accuracy import Outcome
+from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.report.pictures import Picture
-from trak_lightning.report.samples import Table, Text, Turn, class_names_of, decoder, samples_of
+from trak_lightning.report.shown import Table, Text, Turn
 from trak_lightning.report.tokens import token_texts
+from trak_lightning.report.turns import decoder
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.segmentation import Segmentation
 

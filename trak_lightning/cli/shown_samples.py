@@ -160,7 +160,7 @@ class _Contents:
 
 def _read(job: "Job", what: What, content: Mapping[int, int], count: int) -> dict[int, SampleLine]:
     """Read samples, given their stored content hashes, and refuse those that have changed."""
-    from trak_lightning.report.samples import samples_of
+    from trak_lightning.report.known import samples_of
 
     data, split = (
         (job.train_data, job.settings.train_split) if what == "train" else (job.target_data, job.settings.target_split)

@@ -17,7 +17,7 @@ from trak_lightning.data.transfer import to_device
 from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import Checkpoint
 from trak_lightning.model.leave_unchanged import leave_unchanged
-from trak_lightning.scoring.base import Array
+from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.tasks.base import Answers, Task, batch_of
 
 Found = TypeVar("Found")
@@ -125,14 +125,14 @@ def held_out_predictions(
     task: Task,
     data: AttributionData,
     checkpoints: Sequence[Checkpoint],
-    subsets: Sequence[Array | None],
+    features: Sequence[CheckpointFeatures],
 ) -> Predictions | None:
     """Predict every sample with the checkpoints that were not trained on it; None for a task without classes.
 
     The mean is over log-probabilities: label errors are found more surely, and cut off closer to the share of false alarms asked
     for, than with the mean of probabilities (docs/benchmarks.md).
 
-    `subsets` are the positions of the samples that each checkpoint was trained on; None where unknown, which counts as all.
+    `features` are those of the checkpoints, and know which samples each was trained on; where that is not known, it counts as all.
 
     Raises:
         CheckpointError: a checkpoint cannot be read any more.
@@ -140,9 +140,10 @@ def held_out_predictions(
     if not checkpoints:
         raise DataError("there is no checkpoint to predict with")
     n = len(data)
-    seen = np.ones((len(subsets), n), dtype=bool)
-    for mine, subset in zip(seen, subsets, strict=True):
-        if subset is not None:
+    subsets = {each.train.spec.checkpoint: each.subset for each in features}
+    seen = np.ones((len(checkpoints), n), dtype=bool)
+    for mine, checkpoint in zip(seen, checkpoints, strict=True):
+        if (subset := subsets.get(checkpoint.id)) is not None:
             mine[:] = False
             mine[subset] = True
     held_out = (~seen).sum(0)

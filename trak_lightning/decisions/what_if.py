@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator, cg, eigsh
 
-from trak_lightning.run.formatting import format_number
+from trak_lightning.run.formatting import counted, format_number
 from trak_lightning.run.positions import some
 from trak_lightning.scoring.base import Array, CheckpointFeatures, require_compatible
 from trak_lightning.scoring.gram import diagonal
@@ -146,8 +146,8 @@ class WhatIf:
 
     def __repr__(self) -> str:
         return (
-            f"WhatIf: {len(self._outputs)} targets, {self.num_train} training samples, {len(self._checkpoints)} "
-            f"checkpoint{'s' * (len(self._checkpoints) != 1)}"
+            f"WhatIf: {len(self._outputs)} targets, {self.num_train} training samples, "
+            f"{counted(len(self._checkpoints), 'checkpoint')}"
         )
 
     def remove(self, samples: npt.ArrayLike) -> Removal:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trak_lightning.report.duplicates import Group, Pair
 from trak_lightning.report.links import Effects
-from trak_lightning.report.samples import Shown
+from trak_lightning.report.shown import Shown
 from trak_lightning.report.tokens import TokenMarks
 from trak_lightning.run.meaning import Meaning
 

@@ -11,7 +11,8 @@ from trak_lightning.report import duplicates
 from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.contents import Example, Fact, Headline, Report, Target
 from trak_lightning.report.links import effects
-from trak_lightning.report.samples import Samples, Shown
+from trak_lightning.report.samples import Samples
+from trak_lightning.report.shown import Shown
 from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.report.tokens import TokenMarks
 from trak_lightning.report.trust import evaluated, numerics, read_results, trusted

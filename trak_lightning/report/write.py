@@ -16,8 +16,8 @@ from trak_lightning.model.checkpoints import Checkpoint, read_checkpoints
 from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.contents import Fact
 from trak_lightning.report.gather import TARGETS, Sources, TokenScorer, choose_targets, gather, require_fitting
+from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.report.page import page
-from trak_lightning.report.samples import class_names_of, samples_of
 from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory
@@ -116,7 +116,7 @@ def write_report(
             known = checkpoints or read_checkpoints(run, model, weights_only=weights_only)
             outcome.predict(partial(mean_probabilities, model, task, chosen, known), positions)
             if len(train) * len(known) <= MOST_PREDICTED:
-                predictions = held_out_predictions(model, task, train, known, [each.subset for each in features])
+                predictions = held_out_predictions(model, task, train, known, features)
             else:
                 notes.append(
                     "The training set is too large to predict for a page: trak suspects finds labels that are likely wrong."

@@ -20,6 +20,15 @@ def format_ranges(parts: Iterable[range], most: int = 8) -> str:
     return ", ".join(texts) + (f" and {len(joined) - most} more ranges" if len(joined) > most else "")
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> counted(1, "checkpoint"), counted(2, "checkpoint")
+    ('1 checkpoint', '2 checkpoints')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def format_bytes(nbytes: float) -> str:
     """Write a number of bytes with three significant digits, in powers of 1000.
 

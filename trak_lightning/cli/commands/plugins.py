@@ -11,6 +11,7 @@ from trak_lightning import registry
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json
+from trak_lightning.cli.store_arguments import add_json
 from trak_lightning.errors import PluginError
 from trak_lightning.registry import Plugin
 from trak_lightning.scoring.display import print_table
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--name", type=str | None, default=None, help="a plug-in to show; also by position")
     parser.add_argument("--check", action="store_true", help="import every plug-in, and say which are broken")
-    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    add_json(parser)
     config = CommandLine.of(argv, parser, positionals=("name",)).parse()
     return _list(config.check, config.json) if config.name is None else _show(config.name)
 

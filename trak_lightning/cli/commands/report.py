@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from trak_lightning.cli.command_line import CommandLine
-from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import short_path, summary
 from trak_lightning.cli.shown_samples import with_targets_of
-from trak_lightning.cli.store_arguments import add_name
+from trak_lightning.cli.store_arguments import scored_parser
 from trak_lightning.errors import SettingsError
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.directory import RunDirectory
@@ -21,14 +20,11 @@ from trak_lightning.scoring.scores import open_scores
 
 def main(argv: Sequence[str]) -> int:
     """Write the page."""
-    parser = command_parser(
+    parser = scored_parser(
         "report",
-        "RUN_DIR [options]",
         "One self-contained page of a scored run: targets with the training examples that helped and harmed "
         "them, likely label errors, duplicates, and how far to trust the scores. It opens from disk.",
     )
-    parser.add_argument("--run_dir", type=str, required=True, help="a run directory with scores; also by position")
-    add_name(parser)
     parser.add_argument(
         "--targets", type=list[int] | None, default=None, help="positions of the targets to show: [3, 17]"
     )

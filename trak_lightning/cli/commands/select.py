@@ -8,6 +8,7 @@ import numpy as np
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.shown_samples import shown_train
+from trak_lightning.cli.store_arguments import add_numbers
 from trak_lightning.cli.train_values import labels_of, values_of
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.run.atomic import require_writable
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add_scored(parser)
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")
-    parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
+    add_numbers(parser)
     config, instances = light_settings(parser, argv, reads=READS)
     run, store = open_run(config, instances)
     folder = run.path / "selection"

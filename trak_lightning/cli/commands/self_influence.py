@@ -8,6 +8,7 @@ import numpy as np
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.shown_samples import shown_train
+from trak_lightning.cli.store_arguments import add_numbers
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.formatting import format_number
 from trak_lightning.run.numpy_files import write_npz
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         reads=READS,
     )
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")
-    parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
+    add_numbers(parser)
     config, instances = light_settings(parser, argv, reads=READS)
     run, store = open_run(config, instances)
     path = run.path / "scores" / "self_influence.npz"

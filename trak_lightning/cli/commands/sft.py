@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     from trak_lightning.cli.commands.check import print_findings
     from trak_lightning.cli.job import Job
     from trak_lightning.cli.shown_samples import keep_samples
-    from trak_lightning.report.samples import samples_of
+    from trak_lightning.report.known import samples_of
 
     job = Job("check" if settings.check else "sft", [*_configured(settings, line), *others])
     if settings.check:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
-from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json, short_path, summary
+from trak_lightning.cli.store_arguments import add_json, run_parser
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.directory import RunDirectory
@@ -25,19 +25,18 @@ _PERCENT = re.compile(r"(?:([<>]) )?(\d+) %")
 def main(argv: Sequence[str]) -> int:
     """Rank the training samples, print the first, and store the ranking and the positions before the cut."""
     started = time.perf_counter()
-    parser = command_parser(
+    parser = run_parser(
         "suspects",
-        "RUN_DIR [options]",
         "Training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on them. "
         "RUN_DIR/suspects/suspects.csv, suspects.json and indices.npy have those before the cut, and ranking.csv all samples (its column wrong is empty where nothing is before the cut, or all models were trained on the sample). A task "
         "without classes is ranked by its error, without a cut: suspects.csv and suspects.json have all samples, and there is no indices.npy.",
+        of="a featurized run directory",
     )
-    parser.add_argument("--run_dir", type=str, required=True, help="a featurized run directory; also by position")
     parser.add_argument(
         "--fdr", type=float, default=0.1, help="largest expected share of false alarms among the samples before the cut"
     )
     parser.add_argument("-k", type=int, default=20, help="number of samples to print")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_json(parser)
     line = CommandLine.of(argv, parser)
     options = line.parse()
     if options.k < 1:

@@ -7,10 +7,9 @@ import numpy as np
 
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
-from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json, summary
 from trak_lightning.cli.shown_samples import with_targets_of
-from trak_lightning.cli.store_arguments import add_name
+from trak_lightning.cli.store_arguments import add_json, scored_parser
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.display import TOKENIZER, print_table
 from trak_lightning.scoring.scores import open_scores
@@ -21,13 +20,12 @@ SHOWN = 3
 
 def main(argv: Sequence[str]) -> int:
     """Print, for each pair, its strongest pairs of tokens."""
-    parser = command_parser(
+    parser = scored_parser(
         "tokens",
-        "RUN_DIR --target I [--example I] [options]",
         "Which tokens of a training sample moved which tokens of a target? The values of a pair sum to its score. Takes one "
         "backward pass per token.",
+        usage="RUN_DIR --target I [--example I] [options]",
     )
-    parser.add_argument("--run_dir", type=str, required=True, help="a run directory with scores; also by position")
     parser.add_argument("--target", type=int | None, default=None, help="position of the target in its dataset")
     parser.add_argument(
         "--example",
@@ -41,8 +39,7 @@ def main(argv: Sequence[str]) -> int:
         default=None,
         help=f"number of most helpful training samples to show where --example names none; default: {SHOWN}",
     )
-    add_name(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_json(parser)
     config = CommandLine.of(argv, parser, renamed={"--train": "--example"}).parse()
     if config.target is None:
         raise UsageError("target is missing: --target 0")
@@ -53,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     examples = [int(index) for index in best] if config.example is None else [config.example]
 
     from trak_lightning.cli.job import Job
-    from trak_lightning.report.samples import samples_of
+    from trak_lightning.report.known import samples_of
 
     job = Job("tokens", with_targets_of(run, scores))
     train, targets = (

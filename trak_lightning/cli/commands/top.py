@@ -6,10 +6,9 @@ from jsonargparse import Namespace
 
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
-from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json, print_trust, short_path, summary, trust_in
 from trak_lightning.cli.shown_samples import ShownSamples, What, described, shown_samples
-from trak_lightning.cli.store_arguments import add_name
+from trak_lightning.cli.store_arguments import add_json, add_numbers, scored_parser
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.display import ranking_table
 from trak_lightning.scoring.ranking import Ranking, rank, signed
@@ -21,13 +20,12 @@ SEE = "a terminal cannot show these; the report may, and a method render(sample)
 
 def main(argv: Sequence[str]) -> int:
     """Print the most helpful and most harmful samples; return 0."""
-    parser = command_parser(
+    parser = scored_parser(
         "top",
-        "RUN_DIR (--target I | --by_train I) [options]",
         "The most helpful and most harmful training samples of a target; or the targets that a training sample "
         "helps and harms most.",
+        usage="RUN_DIR (--target I | --by_train I) [options]",
     )
-    parser.add_argument("--run_dir", type=str, required=True, help="a run directory with scores; also by position")
     parser.add_argument("--target", type=int | None, default=None, help="position of the target in its dataset")
     parser.add_argument(
         "--by_train", type=int | None, default=None, help="position of a training sample: rank the targets by it"
@@ -38,9 +36,8 @@ def main(argv: Sequence[str]) -> int:
         default=None,
         help=f"number of samples to print on either side; default: {SHOWN}, or all if fewer",
     )
-    add_name(parser)
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
+    add_json(parser)
+    add_numbers(parser)
     config = CommandLine.of(argv, parser, renamed={"--train": "--by_train"}).parse()
     run = RunDirectory(config.run_dir)
     scores = open_scores(run, config.name)
