@@ -4,8 +4,9 @@ All derive from `TrakError`, so that one ``except`` clause catches them and the 
 without a traceback. A message names the thing at fault, the value seen, the value expected, and what to do next.
 """
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import metadata
 from numbers import Integral
 from typing import Any
@@ -122,6 +123,16 @@ def docs_page(name: str, section: str | None = None) -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message; empty if it has none."""
     return next(iter(str(error).splitlines()), "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Ask whether the known name that is nearest to an unknown one was meant; a period if none is near.
+
+    >>> did_you_mean("sparse_ml", ["gaussian", "sparse_jl"])
+    "; did you mean 'sparse_jl'?"
+    """
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else "."
 
 
 def require_option(name: str, value: Any, known: Sequence[str | None]) -> Any:

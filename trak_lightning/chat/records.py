@@ -15,6 +15,11 @@ Source: TypeAlias = "str | Path | Iterable[Record]"
 FORMATS = "JSON lines (.jsonl), JSON (.json), Parquet (.parquet), or a folder that datasets saved"
 
 
+def answers_file(targets: str) -> str:
+    """The file in a run directory that keeps the answers of these targets."""
+    return f"answers{'' if targets == 'test' else f'-{targets}'}.jsonl"
+
+
 @dataclass(frozen=True)
 class Records:
     """The examples of one source, in its order."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from trak_lightning.errors import DataError
 from trak_lightning.featurize.reuse import changed_samples
+from trak_lightning.run.content_hashes import changed
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.same_settings import UNKNOWN
 from trak_lightning.run.sample_lines import SampleLine, SampleLines
 from trak_lightning.scoring.display import shortened
 from trak_lightning.scoring.scores import Scores
@@ -169,12 +169,8 @@ def _read(job: "Job", what: What, content: Mapping[int, int], count: int) -> dic
         raise DataError(f"the data has {len(data)} samples, and the run was made with {count}")
     if job.settings.verify_data != "off":
         now = {position: data.content(position) for position in content}
-        changed = [
-            position
-            for position, then in content.items()
-            if UNKNOWN not in (then, now[position]) and then != now[position]
-        ]
-        if (error := changed_samples(split, changed, len(content), read_all=False)) is not None:
+        others = [position for position, then in content.items() if changed(then, now[position])]
+        if (error := changed_samples(split, others, len(content), read_all=False)) is not None:
             raise error
     samples = samples_of(data, datamodule=job.datamodule, task=job.parts.task)
     shown = {position: samples.show(position) for position in content}

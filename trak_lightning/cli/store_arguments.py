@@ -62,10 +62,7 @@ def add_store(parser: ArgumentParser, option: str, about: str) -> None:
 
 def chosen(text: str | None) -> Any:
     """What an option of `add_store` chooses, for `registry.create`."""
-    if text is None or not text.lstrip().startswith("{"):
-        return text
-    found = load_config(text)
-    return {"name": found["class_path"], **found.get("init_args", {})} if "class_path" in found else found
+    return load_config(text) if text is not None and text.lstrip().startswith("{") else text
 
 
 def opened(config: Namespace) -> tuple[RunDirectory, FeatureStore]:

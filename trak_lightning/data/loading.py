@@ -15,7 +15,7 @@ from trak_lightning.data.collation_check import differences
 from trak_lightning.data.content import content_hash, extent
 from trak_lightning.data.trees import snapshot
 from trak_lightning.errors import DataError
-from trak_lightning.run.same_settings import UNKNOWN
+from trak_lightning.run.content_hashes import changed
 from trak_lightning.seeds import derive_seed
 
 FREE_SECONDS = 1.0
@@ -133,13 +133,13 @@ class CollateIndexed:
         """Read the sample at position `first` once more, and those after it while there is time; which have other content now, (B,)."""
         assert found.content is not None
         size = len(found.content)
-        changed = np.zeros(size, bool)
+        others = np.zeros(size, bool)
         for position in (number % size for number in range(first, first + size)):
             hashed = content_hash(self._dataset[int(found.index[position])])
-            changed[position] = hashed != found.content[position] and UNKNOWN not in (hashed, found.content[position])
+            others[position] = changed(int(found.content[position]), hashed)
             if perf_counter() > until:
                 break
-        return changed
+        return others
 
     def _alone(self, values: list[Any], chosen: Sequence[int]) -> list[Any]:
         """These samples, each collated alone; None for a sample that cannot be."""

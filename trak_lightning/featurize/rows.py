@@ -19,6 +19,7 @@ from trak_lightning.errors import (
     TrakError,
     UnsupportedModelError,
     WrongRowsError,
+    first_line,
 )
 from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
@@ -37,7 +38,7 @@ from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.model.module_state import SteadyState, generators
 from trak_lightning.projectors.base import Projection
-from trak_lightning.run.same_settings import UNKNOWN
+from trak_lightning.run.content_hashes import changed
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
 from trak_lightning.tasks.drawn import positioned
@@ -137,10 +138,9 @@ class RowComputer:
         def load(positions: Sequence[int]) -> Any:
             found = self._load([index[position] for position in positions])
             if indexed.content is not None and found.content is not None:
-                before = indexed.content[list(positions)]
-                changed = (before != found.content) & (before != UNKNOWN) & (found.content != UNKNOWN)
-                if changed.any():
-                    raise _unsteady(int(found.index[changed.argmax()]))
+                others = changed(indexed.content[list(positions)], found.content)
+                if others.any():
+                    raise _unsteady(int(found.index[others.argmax()]))
             return positioned(self._task, found.batch, found.index)
 
         data = positioned(self._task, indexed.batch, indexed.index)
@@ -353,7 +353,7 @@ def memory_explained(device: torch.device, samples: int) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise DeviceMemoryError(
-            f"{device} does not have enough memory for the gradients of a batch of {samples} samples ({str(error).splitlines()[0]}). Use "
+            f"{device} does not have enough memory for the gradients of a batch of {samples} samples ({first_line(error)}). Use "
             f"smaller batches (batch_size, --batch_size {max(1, samples // 2)}), or fewer parameters (parameters, --parameters). Stored "
             "features keep their batch size: use a new run directory, or delete them."
         ) from error

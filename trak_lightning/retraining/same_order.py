@@ -15,8 +15,8 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError
 from trak_lightning.featurize.reuse import SECONDS, ContentSample, probing_order
 from trak_lightning.run.atomic import atomic_create
+from trak_lightning.run.content_hashes import UNKNOWN
 from trak_lightning.run.numpy_files import read_npz, write_npz
-from trak_lightning.run.same_settings import UNKNOWN
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from trak_lightning.data.columns import WithoutText
 from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import Checkpoint, subset_path
-from trak_lightning.retraining.repeat import require_repeatable, rms
+from trak_lightning.retraining.repeat import require_repeatable
 from trak_lightning.retraining.subsets import SubsetPlan
+from trak_lightning.run.arrays import rms
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.numpy_files import write_npy
 from trak_lightning.runtime.lightning import quiet_lightning, without_resuming

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, DataError
+from trak_lightning.run.arrays import Array
 from trak_lightning.run.atomic import atomic_write
-
-Array = npt.NDArray[Any]
 
 Write: TypeAlias = Callable[[Path], AbstractContextManager[Path]]
 """`atomic_write`, after which the file is this one, or `atomic_create`, which leaves one that exists."""

@@ -1,13 +1,10 @@
 """Positions of training samples, as users give them. Needs no torch."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import DataError
-
-Array = npt.NDArray[Any]
+from trak_lightning.run.arrays import Array
 
 
 def positions(samples: npt.ArrayLike, n: int, what: str) -> Array:

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,6 +17,7 @@ from trak_lightning.errors import (
     docs_page,
     require_option,
 )
+from trak_lightning.registry import imported
 from trak_lightning.tasks.base import Task, current_size
 from trak_lightning.tasks.fields import Inputs, all_tensors, describe, named_entries, select_entries
 from trak_lightning.tasks.margin import is_wrapped
@@ -198,9 +198,8 @@ def _loss(returned: Any) -> Tensor:
 def _resolve(path: str) -> LossFunction:
     if path == "training_step":
         return training_step
-    module, _, name = path.replace(":", ".").rpartition(".")
     try:
-        function: Any = getattr(import_module(module), name)
+        function: Any = imported(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(
             f"there is no function {path!r}: {error}. Write package.module.function, or training_step."

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from trak_lightning.cli.output import short_path, summary
 from trak_lightning.cli.shown_samples import with_targets_of
 from trak_lightning.cli.store_arguments import scored_parser
 from trak_lightning.errors import SettingsError
+from trak_lightning.registry import imported
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_bytes
@@ -89,9 +89,8 @@ def main(argv: Sequence[str]) -> int:
 def _function(name: str | None) -> Any:
     if name is None:
         return None
-    module, _, function = name.replace(":", ".").rpartition(".")
     try:
-        return getattr(import_module(module), function)
+        return imported(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(
             f"--render must name a function as module:function, importable from {Path.cwd()}; {name!r}: {error}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from trak_lightning.chat.records import TrainOn
+from trak_lightning.chat.records import TrainOn, answers_file
 from trak_lightning.cli.arguments import RECIPE, SETTINGS
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError, explained
@@ -140,7 +140,7 @@ def _configured(settings: Namespace, line: CommandLine) -> list[str]:
             "class_path": "trak_lightning.chat.ChatData",
             "init_args": {
                 "model": last,
-                "answers": f"{line.value('--run_dir')}/answers{'' if settings.name == 'test' else f'-{settings.name}'}.jsonl",
+                "answers": f"{line.value('--run_dir')}/{answers_file(settings.name)}",
                 "seed": int(line.value("--seed") or 0),
                 **{name: value for name, value in settings.items() if name not in ("model", "check", "help")},
             },

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import Namespace
 
+from trak_lightning.chat.records import answers_file
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.columns import WRITTEN, Condition, all_hold
 from trak_lightning.cli.error_messages import UsageError
@@ -111,7 +112,7 @@ def _read(source: str) -> Array:
 
 def _answers(run: Path, targets: str) -> list[str]:
     """The answers that are the targets of ``trak sft``, each after its question, shortened; none for other targets."""
-    path = run / f"answers{'' if targets == 'test' else f'-{targets}'}.jsonl"
+    path = run / answers_file(targets)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     texts = [shortened(excerpt(row["answer"], row.get("span")), 20) for row in rows]
     return [after_question(row.get("question", ""), text, 20) for row, text in zip(rows, texts, strict=True)]
