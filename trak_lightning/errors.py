@@ -6,7 +6,8 @@ without a traceback. A message names the thing at fault, the value seen, the val
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import metadata
 from numbers import Integral
 from typing import Any
@@ -123,6 +124,15 @@ def docs_page(name: str, section: str | None = None) -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message; empty if it has none."""
     return next(iter(str(error).splitlines()), "")
+
+
+@contextmanager
+def needed_for(what: str, install: str, kind: type[TrakError] = DataError) -> Iterator[None]:
+    """Inside, packages are imported that `what` needs; if one is missing, an error of this `kind` says how to `install` it."""
+    try:
+        yield
+    except ImportError as error:
+        raise kind(f"{what} needs a package that cannot be imported ({error}): pip install {install}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

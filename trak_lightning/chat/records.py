@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, needed_for
 
 Record: TypeAlias = Mapping[str, Any]
 TrainOn: TypeAlias = Literal["answers", "all"]
@@ -87,10 +87,8 @@ def _json(path: Path) -> Iterable[Any]:
 
 
 def _parquet(path: Path) -> Iterable[Any]:
-    try:
+    with needed_for(str(path), "pyarrow"):
         from pyarrow import ArrowInvalid, parquet
-    except ImportError:
-        raise DataError(f"{path} needs the package pyarrow: pip install pyarrow") from None
     try:
         return parquet.read_table(path).to_pylist()
     except ArrowInvalid as error:
@@ -98,8 +96,6 @@ def _parquet(path: Path) -> Iterable[Any]:
 
 
 def _datasets() -> Any:
-    try:
+    with needed_for("a folder of data", "datasets"):
         import datasets
-    except ImportError:
-        raise DataError("a folder of data needs the package datasets: pip install datasets") from None
     return datasets

@@ -16,6 +16,7 @@ from trak_lightning.data.content import content_hash, extent
 from trak_lightning.data.trees import snapshot
 from trak_lightning.errors import DataError
 from trak_lightning.run.content_hashes import changed
+from trak_lightning.run.formatting import listed
 from trak_lightning.seeds import derive_seed
 
 FREE_SECONDS = 1.0
@@ -153,10 +154,9 @@ class CollateIndexed:
 
 
 def _needs_collate(dataset: Any, indices: Sequence[int], error: Exception) -> DataError:
-    which = f"{', '.join(map(str, indices[:5]))}{' …' if len(indices) > 5 else ''} of {type(dataset).__name__}"
     differ = "have different sizes" if "equal size" in str(error) else "cannot be stacked"
     return DataError(
-        f"samples {which} {differ} by default ({error}). Give a DataLoader with the collate_fn of your training, such as DataCollatorWithPadding "
+        f"samples {listed(indices)} of {type(dataset).__name__} {differ} by default ({error}). Give a DataLoader with the collate_fn of your training, such as DataCollatorWithPadding "
         "of transformers, or the DataLoader of torch_geometric; one with batch_size=None has none."
     )
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from trak_lightning.errors import IncompleteRunError, StaleRowsError
 from trak_lightning.featurize.error_scale import error_scale
 from trak_lightning.run.content_hashes import UNKNOWN, changed
+from trak_lightning.run.formatting import listed
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
 
@@ -155,11 +156,10 @@ def changed_samples(
     if not len(positions):
         return None
     most = " Most samples have: is the data split or ordered at random? Give random_split a generator with a seed."
-    shown = ", ".join(map(str, positions[:10])) + (" …" if len(positions) > 10 else "")
     read = "" if read_all else " (not all were read again: verify_data=full does)"
     what = f"1 sample of {split!r} is" if len(positions) == 1 else f"{len(positions)} samples of {split!r} are"
     return StaleRowsError(
-        f"{what} not what the stored rows were computed from: {shown}{read}. Labels or "
+        f"{what} not what the stored rows were computed from: {listed(positions, 10)}{read}. Labels or "
         f"inputs have changed.{most if 2 * len(positions) > max(count, 2) else ''} Use another run directory (or for targets another name), restore the earlier samples, or "
         "featurize with repair=True (--repair true), which computes the rows of changed samples again."
     )

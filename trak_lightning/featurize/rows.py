@@ -39,6 +39,7 @@ from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.model.module_state import SteadyState, generators
 from trak_lightning.projectors.base import Projection
 from trak_lightning.run.content_hashes import changed
+from trak_lightning.run.formatting import listed
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
 from trak_lightning.tasks.drawn import positioned
@@ -267,7 +268,7 @@ class RowComputer:
         if not first or not missing or missing[0].name in told:
             return
         told.add(missing[0].name)
-        names = ", ".join(slot.name for slot in missing[:5]) + (" …" if len(missing) > 5 else "")
+        names = listed(slot.name for slot in missing)
         log.warning(
             "gradients  no output of the first batch depends on %d of %d parameters (%d of %d entries): %s. That is so for a head that this "
             "task does not use, and they add nothing to the features: leave them out with a pattern, parameters=['!NAME'], or "

@@ -144,8 +144,9 @@ def write_report(
 
 def _grouped(run: RunDirectory, scores: Scores) -> list[str]:
     """The names of the scores of groups of the same targets."""
-    paths = sorted((run.path / "scores").glob("*.h5"))
-    others = [each for each in map(Scores, paths) if each.grouped and each.target_split == scores.target_split]
+    others = [
+        each for each in map(Scores, run.score_files) if each.grouped and each.target_split == scores.target_split
+    ]
     return [each.path.stem for each in others]
 
 

@@ -86,6 +86,11 @@ class RunDirectory:
         """What a task keeps of the training set under a checkpoint."""
         return self.path / "references" / f"{checkpoint}.npz"
 
+    @property
+    def score_files(self) -> list[Path]:
+        """All score files, by name."""
+        return sorted((self.path / "scores").glob("*.h5"))
+
     def scores(self, name: str) -> Path:
         return self.path / "scores" / f"{name}.h5"
 

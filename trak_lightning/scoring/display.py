@@ -6,7 +6,7 @@ from html import escape
 from itertools import zip_longest
 from typing import Any, Protocol
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import needed_for
 from trak_lightning.scoring.ranking import Ranking
 
 LINE = 100
@@ -152,11 +152,9 @@ def figure(
     Raises:
         DataError: matplotlib is not installed.
     """
-    try:
+    with needed_for("a plot", "'trak-lightning[report]'"):
         from matplotlib.figure import Figure
         from matplotlib.image import imread
-    except ImportError as error:
-        raise DataError(f"plots need matplotlib ({error}): pip install 'trak-lightning[report]'") from None
     train, target_samples = samples
     k = max([1, *(len(side.indices) for sides in rankings for side in sides)])
     drawn = Figure(figsize=(1.3 * (2 * k + 1), 1.7 * len(targets)), layout="constrained")

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError, is_integer
+from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError, is_integer, needed_for
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.same_settings import first_difference
@@ -231,10 +231,8 @@ class Scores:
         Raises:
             DataError: pandas is not installed.
         """
-        try:
+        with needed_for("to_frame", "pandas"):
             import pandas as pd
-        except ImportError as error:
-            raise DataError(f"to_frame needs pandas ({error}): pip install pandas") from None
         m, k = self.shape[0], min(k, self.shape[1])
         frames = []
         sides = ("raises", "lowers") if self.meaning.number else ("helpful", "harmful")
@@ -387,7 +385,7 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
         DataError: there are several, or none of that name.
     """
     run.require()
-    found = sorted(path.stem for path in (run.path / "scores").glob("*.h5"))
+    found = [path.stem for path in run.score_files]
     if not found:
         raise IncompleteRunError(f"there are no scores in {run.path / 'scores'}. Run trak score first.")
     if name is None:

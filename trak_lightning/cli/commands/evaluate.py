@@ -71,8 +71,7 @@ def offer_recorded(run: RunDirectory) -> None:
     try:
         run.require_checkpoints()
     except IncompleteRunError:
-        paths = sorted((run.path / "scores").glob("*.h5"))
-        recorded = [path.stem for path in paths if "repeated_by" in Scores(path).settings]
+        recorded = [path.stem for path in run.score_files if "repeated_by" in Scores(path).settings]
         if not recorded:
             raise
         raise IncompleteRunError(

@@ -38,7 +38,7 @@ def _contents(run: RunDirectory, store: FeatureStore) -> dict[str, Any]:
         "run_dir": run.path,
         "checkpoints": [{"id": record.id, "source": record.source} for record in run.read().checkpoints],
         "features": sets,
-        "scores": sorted(path.stem for path in (run.path / "scores").glob("*.h5")),
+        "scores": [path.stem for path in run.score_files],
         "damaged": damaged,
     }
 

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     run, store = opened(config)
     sets = store.list()
     rows, faults = _verify_features(store, sets)
-    score_files = sorted((run.path / "scores").glob("*.h5"))
+    score_files = run.score_files
     if not sets and not score_files:  # scores of a recorded training need no features
         faults.append(f"there are no features in {store.elsewhere or run.features}, and no scores")
     faults += _verify_files(run, score_files)
