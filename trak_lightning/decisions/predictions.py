@@ -45,7 +45,7 @@ class Predictions:
     """What each of several labels is of, see `trak_lightning.tasks.base.Answers`."""
 
 
-def _said(
+def _asked(
     model: nn.Module,
     data: AttributionData,
     checkpoints: Sequence[Checkpoint | None],
@@ -77,7 +77,7 @@ def mean_probabilities(
 ) -> Array | None:
     """Average class probabilities of some samples over checkpoints, (s, C); None for a task without classes."""
     wanted, pieces = [np.asarray(positions)] * len(checkpoints), []
-    for _, found in _said(model, data, checkpoints, wanted, lambda batch: task.probabilities(model, batch)):
+    for _, found in _asked(model, data, checkpoints, wanted, lambda batch: task.probabilities(model, batch)):
         if found is None:
             return None
         pieces.append(found.double().cpu().numpy())
@@ -101,7 +101,7 @@ def fits_before_training(model: nn.Module, task: Task, data: AttributionData) ->
     of_class: dict[int, list[float]] = {}
     started = perf_counter()
     try:
-        for _, (probabilities, labels) in _said(model, data, [None], [positions], ask):
+        for _, (probabilities, labels) in _asked(model, data, [None], [positions], ask):
             if probabilities is None or labels is None:
                 return None
             for row, label in zip(probabilities, labels, strict=True):
@@ -161,7 +161,7 @@ def held_out_predictions(
             return None
         return Answers(probabilities.double().clamp(min=1e-30).log().unsqueeze(1), classes.unsqueeze(1), None)
 
-    for index, answers in _said(model, data, checkpoints, [*map(np.flatnonzero, used)], ask):
+    for index, answers in _asked(model, data, checkpoints, [*map(np.flatnonzero, used)], ask):
         if answers is None:
             return None
         _, T, C = answers.log_probabilities.shape

@@ -15,6 +15,7 @@ from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.numpy_files import read_given
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.display import ShowsLines, print_table, sample_columns
+from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.score_run import load_features
 
 READS = ("run_dir", "train_split", "target_split", "store", "scorer")
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     require_writable(folder)
     checkpoints = load_features(run, store, targets=scored_split(config, run), train=config.train_split)
     groups = None if config.groups is None else _groups(config.run_dir, config.groups)
-    regularization = instances.scorer.state.get("regularization", "auto")
+    regularization, _ = settings_of(instances.scorer)
     found = select_samples(checkpoints, run.read().meaning, config.budget, groups=groups, regularization=regularization)
     found.write(folder)
     if config.json:

@@ -13,6 +13,7 @@ from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.formatting import format_number
 from trak_lightning.run.numpy_files import write_npz
 from trak_lightning.scoring.display import ShowsLines, print_table, sample_columns
+from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.self_influence import self_influence
 
@@ -36,8 +37,7 @@ def main(argv: Sequence[str]) -> int:
     path = run.path / "scores" / "self_influence.npz"
     require_writable(path)
     checkpoints = load_features(run, store, targets=config.train_split, train=config.train_split)
-    settings = instances.scorer.state
-    found = self_influence(checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto"))
+    found = self_influence(checkpoints, *settings_of(instances.scorer))
     write_npz(path, found._asdict())
     largest = np.argsort(-found.self_influence, kind="stable")[: config.k]
     values = [(int(i), float(found.self_influence[i]), float(found.leverage[i])) for i in largest]

@@ -23,6 +23,7 @@ from trak_lightning.run.formatting import format_number, format_with_error
 from trak_lightning.run.numpy_files import read_given, write_npz
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.display import after_question, excerpt, print_table, shortened
+from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.scores import open_scores
 
@@ -65,9 +66,7 @@ def main(argv: Sequence[str]) -> int:
     samples = _samples(config)
     targets = scored_split(config, run)
     checkpoints = load_features(run, store, targets=targets, train=config.train_split)
-    settings = instances.scorer.state
-    what_if = WhatIf(checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto"))
-    removal = what_if.remove(samples)
+    removal = WhatIf(checkpoints, *settings_of(instances.scorer)).remove(samples)
     names = ("samples", "change", "spread", "summed", "outputs", "leverage")
     write_npz(path, {name: getattr(removal, name) for name in names})
     if config.json:
