@@ -20,7 +20,7 @@ NEEDED_BY = {
     "enable_progress_bar": (ProgressBar,),
     "enable_model_summary": (ModelSummary,),
 }
-"""The callbacks that a Trainer refuses, or that have nothing to do, where one of `WRITES_NOTHING` is left as it is."""
+"""Setting of the Trainer → callbacks to leave out where it is off: the Trainer refuses them, or they have nothing to do."""
 
 
 class TrakCLI(LightningCLI):

@@ -67,8 +67,8 @@ def shown_samples(
         command: the command that shows them.
         run: the run directory.
         wanted: their positions.
-        counts: the number of samples that the scores or features are of.
-        scores: what they are shown with, if this is scores.
+        counts: how many samples there were when scores or features were computed.
+        scores: the scores that they are shown with, if any.
 
     Returns:
         Those that can be shown; the reason for others is printed on standard error.

@@ -52,8 +52,8 @@ def _asked(
     positions: Sequence[Array],
     ask: Callable[[Any], Found],
 ) -> Iterator[tuple[Array, Found]]:
-    """Ask for the samples at ``positions[i]`` under checkpoint i, or the weights that the model has now if it is None, batch by batch: yield
-    positions (b,) and the answer.
+    """Call `ask` with batches of the samples at ``positions[i]`` while the model has the weights of checkpoint i (None: those that it has now).
+    Yield the positions (b,) of each batch, and the answer.
 
     Raises:
         CheckpointError: a checkpoint cannot be read any more.

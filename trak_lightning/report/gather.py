@@ -9,7 +9,7 @@ import numpy as np
 from trak_lightning.errors import DataError
 from trak_lightning.report import duplicates
 from trak_lightning.report.accuracy import Outcome
-from trak_lightning.report.contents import Example, Fact, Headline, Report, Target
+from trak_lightning.report.contents import Example, Headline, Report, Target
 from trak_lightning.report.links import effects
 from trak_lightning.report.samples import Samples
 from trak_lightning.report.shown import Shown
@@ -80,7 +80,7 @@ def gather(
     positions: Sequence[int],
     *,
     title: str,
-    facts: Sequence[Fact],
+    facts: Sequence[tuple[str, str]],
     notes: Sequence[str],
 ) -> Report:
     """Gather the contents of the page, which shows the targets at `positions`; `notes` say what could not be shown, and why."""
@@ -204,30 +204,30 @@ def _duplicated(groups: Sequence[duplicates.Group]) -> list[Headline]:
     return found
 
 
-def _facts(sources: Sources) -> list[Fact]:
+def _facts(sources: Sources) -> list[tuple[str, str]]:
     m, n = sources.scores.shape
     spec = sources.checkpoints[0].train.spec
     rule = sources.scores.settings.get("scoring", {}).get("rule")
     facts = [
-        Fact("data", f"{n:,} training examples, {m:,} targets"),
-        Fact("checkpoints", f"{len(sources.checkpoints)}, projected to k = {spec.dim:,}"),
+        ("data", f"{n:,} training examples, {m:,} targets"),
+        ("checkpoints", f"{len(sources.checkpoints)}, projected to k = {spec.dim:,}"),
     ]
-    return facts + ([Fact("λ", rule)] if rule else [])
+    return facts + ([("λ", rule)] if rule else [])
 
 
-def _settings(sources: Sources) -> list[Fact]:
+def _settings(sources: Sources) -> list[tuple[str, str]]:
     spec = sources.checkpoints[0].train.spec
     record = sources.run.read()
     scorer = sources.scores.settings.get("request", {}).get("scorer", {})
-    facts = [Fact("run directory", str(sources.run.path)), Fact("scores", sources.scores.path.name)]
+    facts = [("run directory", str(sources.run.path)), ("scores", sources.scores.path.name)]
     facts += [
-        Fact(name, _brief(spec.fingerprint[name]))
+        (name, _brief(spec.fingerprint[name]))
         for name in ("task", "projector", "precision")
         if name in spec.fingerprint
     ]
-    facts += [Fact("scorer", _brief(scorer)), Fact("seed", str(spec.fingerprint.get("seed", "")))]
-    facts += [Fact("checkpoint", f"{each.id} from {each.source}") for each in record.checkpoints]
-    facts += [Fact("version", f"{name} {value}") for name, value in record.versions.items()]
+    facts += [("scorer", _brief(scorer)), ("seed", str(spec.fingerprint.get("seed", "")))]
+    facts += [("checkpoint", f"{each.id} from {each.source}") for each in record.checkpoints]
+    facts += [("version", f"{name} {value}") for name, value in record.versions.items()]
     return facts
 
 

@@ -14,7 +14,6 @@ from trak_lightning.errors import CheckpointError, DataError
 from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import Checkpoint, read_checkpoints
 from trak_lightning.report.accuracy import Outcome
-from trak_lightning.report.contents import Fact
 from trak_lightning.report.gather import TARGETS, Sources, TokenScorer, choose_targets, gather, require_fitting
 from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.report.page import page
@@ -150,7 +149,7 @@ def _grouped(run: RunDirectory, scores: Scores) -> list[str]:
     return [each.path.stem for each in others]
 
 
-def _facts(model: nn.Module | None) -> list[Fact]:
+def _facts(model: nn.Module | None) -> list[tuple[str, str]]:
     if model is None:
         return []
-    return [Fact("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters")]
+    return [("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters")]
