@@ -222,9 +222,7 @@ def light_settings(
 
 def add_scored(parser: ArgumentParser) -> None:
     """Add ``--name``, in place of ``--target_split``, to a parser of a command on targets; read with `scored_split`."""
-    parser.add_argument(
-        "--name", type=str | None, default=None, help="score file: its targets, in place of those of --target_split"
-    )
+    parser.add_argument("--name", type=str | None, help="score file: its targets, in place of those of --target_split")
 
 
 def scored_split(config: Namespace, run: RunDirectory) -> str:

@@ -39,7 +39,6 @@ def scored_parser(command: str, description: str, *, usage: str = "RUN_DIR [opti
         "--name",
         "--target_split",
         type=str | None,
-        default=None,
         help="score file, by default named after its target split; default: that of the target_split of the run, of test, or the only one",
     )
     return parser
@@ -57,7 +56,7 @@ def add_numbers(parser: ArgumentParser) -> None:
 
 def add_store(parser: ArgumentParser, option: str, about: str) -> None:
     """Add an option that chooses a store."""
-    parser.add_argument(option, type=str | None, default=None, help=f"a store's name, or {{name: …, options}}{about}")
+    parser.add_argument(option, type=str | None, help=f"a store's name, or {{name: …, options}}{about}")
 
 
 def chosen(text: str | None) -> Any:

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         "[NAME] [options]",
         "List every plug-in that is installed; or show one and its options.",
     )
-    parser.add_argument("--name", type=str | None, default=None, help="a plug-in to show; also by position")
+    parser.add_argument("--name", type=str | None, help="a plug-in to show; also by position")
     parser.add_argument("--check", action="store_true", help="import every plug-in, and say which are broken")
     add_json(parser)
     config = CommandLine.of(argv, parser, positionals=("name",)).parse()

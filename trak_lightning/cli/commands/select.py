@@ -41,7 +41,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--groups",
         type=str | None,
-        default=None,
         help="each group keeps its share of the training set: label, a column of the samples such as source or numeric[0], or "
         "a .npy file with one group per sample",
     )

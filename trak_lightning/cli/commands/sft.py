@@ -74,42 +74,29 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--model",
         type=text,
-        default=None,
         help="folder of a model or PEFT adapter; a pattern for several checkpoints, 'out/checkpoint-*', the last one generates the answers",
     )
     parser.add_argument(
-        "--data",
-        type=text,
-        default=None,
-        help="training conversations: .jsonl, .json, .parquet, or a folder of datasets",
+        "--data", type=text, help="training conversations: .jsonl, .json, .parquet, or a folder of datasets"
     )
-    parser.add_argument(
-        "--targets", type=text, default=None, help="held-out answers, or prompts that the model answers"
-    )
+    parser.add_argument("--targets", type=text, help="held-out answers, or prompts that the model answers")
     parser.add_argument(
         "--name",
         type=str,
         default="test",
         help="name of these targets; another file of targets needs another, and has its own scores, RUN_DIR/scores/NAME.h5",
     )
-    parser.add_argument("--base", type=text, default=None, help="base model of an adapter, if it has moved")
-    parser.add_argument(
-        "--tokenizer", type=text, default=None, help="folder of the tokenizer; default: that of the model"
-    )
+    parser.add_argument("--base", type=text, help="base model of an adapter, if it has moved")
+    parser.add_argument("--tokenizer", type=text, help="folder of the tokenizer; default: that of the model")
     parser.add_argument(
         "--train_on",
         type=TrainOn,
         default="answers",
         help="what was trained on: answers of the assistant, or all tokens",
     )
+    parser.add_argument("--max_length", type=number, help="maximum sequence length used in training, in tokens")
     parser.add_argument(
-        "--max_length", type=number, default=None, help="maximum sequence length used in training, in tokens"
-    )
-    parser.add_argument(
-        "--max_new_tokens",
-        type=number,
-        default=None,
-        help="maximum tokens to generate; default: 128, or what there is room for",
+        "--max_new_tokens", type=number, help="maximum tokens to generate; default: 128, or what there is room for"
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 decodes greedily")
     parser.add_argument(

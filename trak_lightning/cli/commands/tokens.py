@@ -26,17 +26,13 @@ def main(argv: Sequence[str]) -> int:
         "backward pass per token.",
         usage="RUN_DIR --target I [--example I] [options]",
     )
-    parser.add_argument("--target", type=int | None, default=None, help="position of the target in its dataset")
+    parser.add_argument("--target", type=int | None, help="position of the target in its dataset")
     parser.add_argument(
-        "--example",
-        type=int | None,
-        default=None,
-        help="position of a training sample; default: the most helpful ones, see -k",
+        "--example", type=int | None, help="position of a training sample; default: the most helpful ones, see -k"
     )
     parser.add_argument(
         "-k",
         type=int | None,
-        default=None,
         help=f"number of most helpful training samples to show where --example names none; default: {SHOWN}",
     )
     add_json(parser)

@@ -26,15 +26,10 @@ def main(argv: Sequence[str]) -> int:
         "helps and harms most.",
         usage="RUN_DIR (--target I | --by_train I) [options]",
     )
-    parser.add_argument("--target", type=int | None, default=None, help="position of the target in its dataset")
+    parser.add_argument("--target", type=int | None, help="position of the target in its dataset")
+    parser.add_argument("--by_train", type=int | None, help="position of a training sample: rank the targets by it")
     parser.add_argument(
-        "--by_train", type=int | None, default=None, help="position of a training sample: rank the targets by it"
-    )
-    parser.add_argument(
-        "-k",
-        type=int | None,
-        default=None,
-        help=f"number of samples to print on either side; default: {SHOWN}, or all if fewer",
+        "-k", type=int | None, help=f"number of samples to print on either side; default: {SHOWN}, or all if fewer"
     )
     add_json(parser)
     add_numbers(parser)

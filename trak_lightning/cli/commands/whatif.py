@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from trak_lightning.chat.records import answers_file
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
@@ -33,33 +33,9 @@ READS = ("run_dir", "train_split", "target_split", "store", "scorer")
 def main(argv: Sequence[str]) -> int:
     """Print the targets that lose and gain most, and whether the set is too large to be trusted."""
     started = time.perf_counter()
-    parser = light_parser(
-        "whatif",
-        "How would the outputs of the targets change if a set of training samples had not been there? By one Newton step for "
-        "the whole set, without retraining. Writes RUN_DIR/what_if.npz.",
-        reads=READS,
-        usage="RUN_DIR (--remove I | --remove_label L | --remove_where C)\n                   [options]",
-    )
-    parser.add_argument(
-        "--remove",
-        type=str | None,
-        default=None,
-        help="training samples to do without: positions such as 3,17, or a .npy file of positions or of a mask",
-    )
-    parser.add_argument(
-        "--remove_label", type=str | None, default=None, help="all training samples of a class, by its name or number"
-    )
-    parser.add_argument(
-        "--remove_where",
-        type=str | None,
-        default=None,
-        help=f"all training samples with some value in a column: {WRITTEN}",
-    )
-    add_scored(parser)
-    parser.add_argument("-k", type=int, default=10, help="number of targets to print on either side")
     if sum(each.replace("-", "_").partition("=")[0] == "__remove_where" for each in argv) > 1:
         raise UsageError("--remove_where is given twice; join conditions in one: 'age>60 and sex=female'")
-    config, instances = light_settings(parser, argv, reads=READS)
+    config, instances = light_settings(_parser(), argv, reads=READS)
     run, store = open_run(config, instances)
     path = run.path / "what_if.npz"
     require_writable(path)
@@ -84,6 +60,30 @@ def main(argv: Sequence[str]) -> int:
     if run.scores(targets).exists():
         print_trust(run, open_scores(run, targets), "scores")
     return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = light_parser(
+        "whatif",
+        "How would the outputs of the targets change if a set of training samples had not been there? By one Newton step for "
+        "the whole set, without retraining. Writes RUN_DIR/what_if.npz.",
+        reads=READS,
+        usage="RUN_DIR (--remove I | --remove_label L | --remove_where C)\n                   [options]",
+    )
+    parser.add_argument(
+        "--remove",
+        type=str | None,
+        help="training samples to do without: positions such as 3,17, or a .npy file of positions or of a mask",
+    )
+    parser.add_argument(
+        "--remove_label", type=str | None, help="all training samples of a class, by its name or number"
+    )
+    parser.add_argument(
+        "--remove_where", type=str | None, help=f"all training samples with some value in a column: {WRITTEN}"
+    )
+    add_scored(parser)
+    parser.add_argument("-k", type=int, default=10, help="number of targets to print on either side")
+    return parser
 
 
 def _samples(config: Namespace) -> Array:
