@@ -172,14 +172,21 @@ def test_the_seed_that_is_used_where_none_is_named_is_recorded(option, run, tmp_
     ("before", "after", "command", "message"),
     [
         ("0.1)", "0.5)", ["evaluate", "--evaluation.models", "3"], "delete .*models to train all its models again"),
-        (
+        pytest.param(
             "self.layer(x)",
             "self.layer(x).tanh()",
             ["evaluate", "--evaluation.models", "3"],
             "the stored rows of 'train'",
+            marks=pytest.mark.slow,
         ),
         ("0.1)", "0.5)", ["train", "--ensemble.size", "3"], "the weights of .*00.ckpt .*use another run directory"),
-        ("self.layer(x)", "self.layer(x).tanh()", ["suspects"], "the stored rows of 'train'"),
+        pytest.param(
+            "self.layer(x)",
+            "self.layer(x).tanh()",
+            ["suspects"],
+            "the stored rows of 'train'",
+            marks=pytest.mark.slow,
+        ),
         ("self.layer(x)", "self.layer(x).tanh()", ["report"], "the stored rows of 'train'"),
     ],
 )

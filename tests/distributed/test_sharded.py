@@ -1,5 +1,6 @@
 """ModelParallelStrategy (FSDP2): every rank holds a part of every parameter."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def on_two_ranks(job, run_dir, *options):
 
 
 def test_features_of_sharded_parameters_are_those_of_whole_ones(job, whole, tmp_path):
-    """Of two checkpoints, and with an odd number of blocks: one rank has to go along with the other."""
+    """Of two checkpoints, and with an odd number of blocks: one rank has to go along with the other. Every batch of each rank is
+    audited by both."""
     codes, log = on_two_ranks(job, tmp_path / "run", "--model", "sharded_cnn.ShardedCNN")
     assert codes == [0, 0], log
     found = rows(tmp_path / "run")
@@ -33,6 +35,13 @@ def test_features_of_sharded_parameters_are_those_of_whole_ones(job, whole, tmp_
             expected = np.frombuffer(expected, np.float32)
             error = np.abs(np.frombuffer(found[key], np.float32) - expected).max() / np.abs(expected).max()
             assert error < 1e-5, key
+
+
+def test_a_fault_of_a_later_batch_is_found_although_ranks_have_different_ones(job, tmp_path):
+    codes, log = on_two_ranks(job, tmp_path / "run", "--model", "sharded_cnn.MixingLate")
+    assert 0 not in codes
+    assert re.search(r"sample 1\d{3} in a batch of one differs .* from that in a batch of 16, .* use batch_size=1", log)
+    assert "Traceback" not in log
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,6 @@ occasionally a ReLU switches."""
 class BatchAuditor:
     """Verify every batch of a new kind, and a share of all others, which is drawn as a function of the seed.
 
-    If parameters are sharded over ranks, only the first batch is verified: all ranks have the same one. Later batches differ
-    between ranks, and autograd then averages their gradients.
-
     A batch may look like any other and be unlike them: `Unusual` says which are verified in addition.
     """
 
@@ -53,18 +50,17 @@ class BatchAuditor:
         self.draws = False
         """Whether random numbers were drawn in some batch."""
 
-    def due(self, batch: SampleBatch, index: Tensor) -> int | None:
-        """The position of the sample to compute by itself, or None if this batch is not to be verified."""
+    def due(self, batch: SampleBatch, index: Tensor, ranks: int = 1) -> int | None:
+        """The position of the sample to compute by itself, or None if this batch is not to be verified. If it is verified by a number
+        of `ranks` together, as many times fewer are, so that each rank spends the same share of its time."""
         drawn = derive_seed(self._seed, "verify", int(index[0]))
         structure = batch.structure
-        first, new = not self._structures, structure not in self._structures
+        new = structure not in self._structures
         self._structures.add(structure)
-        if any_sharded(self._model.parameters()):
-            return self.drawn(batch, index) if first else None
         unusual = self._unusual.samples(batch)
         if len(unusual):
             return int(unusual[(drawn // SHARE) % len(unusual)])
-        return self.drawn(batch, index) if new or drawn % SHARE == 0 else None
+        return self.drawn(batch, index) if new or drawn % (SHARE * ranks) == 0 else None
 
     def drawn(self, batch: SampleBatch, index: Tensor) -> int:
         """A position that is drawn from the seed."""
@@ -74,7 +70,7 @@ class BatchAuditor:
         """The position of a sample whose features are zero, if it is to be verified: the loss may leave it out because of the
         others, such as one that keeps the hardest samples of a batch."""
         zero = np.flatnonzero(~rows.features.any(axis=1))
-        if not len(zero) or not self._unusual.is_due("zero"):
+        if not len(zero) or not (any_sharded(self._model.parameters()) or self._unusual.is_due("zero")):
             return None
         return int(zero[derive_seed(self._seed, "zero", int(rows.index[0])) % len(zero)])
 

@@ -12,6 +12,7 @@ from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import SampleDependenceError, docs_page
 from trak_lightning.extractors.state import without_fast_path
+from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.tasks.base import Task, batch_of
 
 
@@ -55,10 +56,10 @@ def refuse(
                 else ""
             )
         )
+    way = "batch_size=1" if any_sharded(model.parameters()) else "extractor='iterative'"
     raise SampleDependenceError(
         f"the output or gradient of sample {sample} in a batch of one differs by {error:.{1 if error >= 1e-3 else 4}%} from that in a batch of {size}, so "
-        f"attributions would depend on the batch. {what}. To attribute every sample as in a batch of one, use "
-        "extractor='iterative'."
+        f"attributions would depend on the batch. {what}. To attribute every sample as in a batch of one, use {way}."
     )
 
 

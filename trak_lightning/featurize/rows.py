@@ -40,6 +40,7 @@ from trak_lightning.model.module_state import SteadyState, generators
 from trak_lightning.projectors.base import Projection
 from trak_lightning.run.content_hashes import changed
 from trak_lightning.run.formatting import listed
+from trak_lightning.runtime.ranks import gathered, world_size
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
 from trak_lightning.tasks.drawn import positioned
@@ -109,7 +110,8 @@ class RowComputer:
         if indexed.worker not in self._workers:
             self._workers.add(indexed.worker)
             batch.fetch(range(batch.size))  # compares what another process reads
-        return replace(self._verified(batch, indexed.index), content=indexed.content)  # type: ignore[arg-type]  # None if unknown
+        computed = self._in_lockstep if any_sharded(self._model.parameters()) else self._in_turn
+        return replace(computed(batch, indexed.index), content=indexed.content)  # type: ignore[arg-type]  # None if unknown
 
     def check_independence(self, index: Tensor, rows: FeatureRows) -> float:
         """Compare the first and last sample of a batch with the same samples in batches of one. Return the largest difference
@@ -122,7 +124,7 @@ class RowComputer:
         worst = 0.0
         for position in sorted({0, len(index) - 1}):
             self._verified(batch, index, position)
-            alone = self._verified(batch.fetch([position]), index[position : position + 1])
+            alone = self._in_turn(batch.fetch([position]), index[position : position + 1])
             worst = max(worst, difference(alone.features[0], rows.features[position]))
         return worst
 
@@ -141,8 +143,24 @@ class RowComputer:
         data = positioned(self._task, indexed.batch, indexed.index)
         return SampleBatch(data, len(index), load, indexed.extent, indexed.differs)
 
-    def _verified(self, batch: SampleBatch, index: Tensor, position: int | None = None) -> FeatureRows:
-        """The rows of a batch, verified if it is due, or by the sample at `position` if one is given."""
+    def _in_turn(self, batch: SampleBatch, index: Tensor) -> FeatureRows:
+        """The rows of a batch, verified if it is due."""
+        return self._verified(batch, index, self._auditor.due(batch, index))
+
+    def _in_lockstep(self, batch: SampleBatch, index: Tensor) -> FeatureRows:
+        """The rows of this rank's batch. Autograd averages the gradients of sharded parameters over the ranks, so a batch is verified by
+        all of them together: first those of any rank that are due, then each rank computes its own."""
+        every = gathered((tuple(index.tolist()), self._auditor.due(batch, index, world_size())))
+        due = {samples: position for samples, position in every if position is not None}
+        for samples, position in due.items():
+            common = self.samples(self._load(samples))
+            rows = self._verified(common, torch.tensor(samples), position)
+            if len({samples for samples, _ in every}) == 1:
+                return rows
+        return self._verified(batch, index, None)
+
+    def _verified(self, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
+        """The rows of a batch, verified by the sample at `position` if one is given, or if its kind turns out to be new."""
         with (
             memory_explained(self._device, batch.size),
             torch.enable_grad(),
@@ -163,8 +181,6 @@ class RowComputer:
                 raise
 
     def _rows_with_fallback(self, batch: SampleBatch, index: Tensor, position: int | None) -> FeatureRows:
-        if position is None:
-            position = self._auditor.due(batch, index)
         try:
             return self._rows_from(self._extractor, batch, index, position)
         except UnsupportedModelError as refusal:

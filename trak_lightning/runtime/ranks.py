@@ -31,6 +31,11 @@ def in_group() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
+def world_size() -> int:
+    """The number of ranks in the group of this process; 1 without one."""
+    return distributed.get_world_size() if in_group() else 1
+
+
 def will_join_group(trainer: L.Trainer) -> bool:
     """Whether this process joins a group of ranks in its first prediction. Where the Trainer spawns ranks for every
     prediction, the spawning process never joins."""
@@ -58,6 +63,16 @@ def agreed(trainer: L.Trainer, look: Callable[[], T]) -> T:
     """What rank 0 sees. Before ranks have joined a group, every process is its own rank 0."""
     with lost_ranks():
         return trainer.strategy.broadcast(look() if trainer.is_global_zero or not in_group() else None)  # type: ignore[return-value]
+
+
+def gathered(value: T) -> list[T]:
+    """The value of every rank, in the order of the ranks."""
+    if not in_group():
+        return [value]
+    found: list[T | None] = [None] * world_size()
+    with lost_ranks():
+        distributed.all_gather_object(found, value)
+    return found  # type: ignore[return-value]
 
 
 @contextmanager

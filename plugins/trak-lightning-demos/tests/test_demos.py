@@ -51,8 +51,16 @@ def run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "settings"),
     [
-        ("emoji", {"trainer.limit_train_batches": 2, "model.width": 16, "task.negatives": 20}),
-        ("countries", {"trainer.limit_train_batches": 2, "model.width": 16, "model.layers": 1}),
+        pytest.param(
+            "emoji",
+            {"trainer.limit_train_batches": 2, "model.width": 16, "task.negatives": 20},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "countries",
+            {"trainer.limit_train_batches": 2, "model.width": 16, "model.layers": 1},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "words", {"trainer.limit_train_batches": 2, "model.width": 16, "model.layers": 1}, marks=pytest.mark.slow
         ),

@@ -67,7 +67,11 @@ def index_file(trak):
 
 
 PLAIN = ["trak", "influence", "leave_one_out", "gradient_dot", "tracin", "gradient_cosine"]
-NORMALIZED = [{"name": name, "normalize": normalize} for name in PLAIN[:3] for normalize in ("unit", "self_influence")]
+NORMALIZED = [
+    pytest.param({"name": name, "normalize": normalize}, marks=[pytest.mark.slow] if name != "trak" else [])
+    for name in PLAIN[:3]
+    for normalize in ("unit", "self_influence")
+]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_signs_are_those_of_the_cpu_stream():
 
 
 @pytest.mark.parametrize(("kernel", "cpu"), PAIRS, ids=lambda projector: f"{type(projector).__name__}-{projector.dim}")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_the_kernel_has_the_matrix_of_the_cpu_projector(kernel, cpu, dtype):
     # Small integers: sums are exact in any order, so that one wrong sign would be seen.
     grad = torch.randint(-8, 9, (3, 30, 37), generator=torch.Generator().manual_seed(0)).to(dtype)
