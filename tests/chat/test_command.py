@@ -61,22 +61,15 @@ def test_one_command_scores_given_and_written_answers_as_python_does(command, co
     np.testing.assert_allclose(difference, found[2] - found[3], rtol=1e-3, atol=1e-4 * abs(found).max())
 
 
-def test_an_empty_answer_is_called_empty(command, capsys):
-    command(targets=[chat("2+4", "")])
-    assert "target 0: 2+4 → (empty answer: only the end token)" in capsys.readouterr().out
-
-
-def test_a_group_without_a_difference_is_shown_as_a_mean(command, capsys):
-    command(targets=[chat("2+4", "=6") | {"group": "sums"}, chat("2+5", "=7") | {"group": "sums"}])
-    assert "sums (mean of 2 answers: =6 · =7)" in (shown := capsys.readouterr().out)
-    assert shown.count("trust ") == 1
-
-
-def test_a_span_is_shown_with_ellipses_and_a_group_of_one_is_not_called_a_mean(command, tmp_path, capsys):
+def test_spans_have_ellipses_groups_of_several_are_means_and_an_empty_answer_is_called_empty(command, tmp_path, capsys):
     asked = chat("2+4", "it is =6.") | {"span": "is", "group": "verb"}
     pair = {"prompt": "a", "chosen": "bb", "rejected": "cb", "span": "b"}
-    command(targets=[asked, asked | {"span": "it is =6.", "group": None}, pair])
+    sums = [chat("2+4", "=6") | {"group": "sums"}, chat("2+5", "=7") | {"group": "sums"}]
+    command(targets=[asked, asked | {"span": "it is =6.", "group": None}, pair, chat("2+4", ""), *sums])
     shown = capsys.readouterr().out
+    assert "target 4: 2+4 → (empty answer: only the end token)" in shown
+    assert "sums (mean of 2 answers: =6 · =7)" in shown
+    assert shown.count("trust ") == 1
     assert "target 0: 2+4 → … is …\n" in shown
     assert "target 1: 2+4 → it is =6.\n" in shown
     assert "verb (2+4 → … is …)" in shown
@@ -92,8 +85,13 @@ def test_a_check_says_what_it_would_cost_and_answers_and_stores_nothing(command,
     assert not (tmp_path / "run").exists()
 
 
-def test_options_that_would_have_no_effect_are_refused(command, tmp_path, capsys):
+def test_the_same_command_without_options_resumes_and_options_that_would_have_no_effect_are_refused(
+    command, tmp_path, capsys
+):
     command()
+    capsys.readouterr()
+    assert main(["sft", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.count("nothing to do") == 3
     assert main(["sft", str(tmp_path / "run"), "--targets", "others.jsonl"]) == 2
     assert "--targets has no effect without --model: the run has settings of its own" in capsys.readouterr().err
 
@@ -133,13 +131,6 @@ def test_fewer_examples_than_are_shown_by_default_are_all_shown(command, convers
     shown = capsys.readouterr()
     assert [each["example"] for each in json.loads(shown.out)] == [1]
     assert "--train is now --example" in shown.err
-
-
-def test_the_same_command_without_options_resumes(command, tmp_path, capsys):
-    command()
-    capsys.readouterr()
-    assert main(["sft", str(tmp_path / "run")]) == 0
-    assert capsys.readouterr().out.count("nothing to do") == 3
 
 
 def test_several_checkpoints_of_an_adapter_are_scored_together(command, folder, tmp_path):
