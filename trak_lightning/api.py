@@ -321,6 +321,7 @@ class TRAK:
         coefficients: npt.ArrayLike | None = None,
         fabric: Fabric | None = None,
         repair: bool = False,
+        render: Callable[[Any], Any] | None = None,
     ) -> Scores:
         """Attribute the model's outputs on `target_dataset` to the training examples.
 
@@ -340,6 +341,7 @@ class TRAK:
             fabric: a launched Fabric, all of whose processes call this and share the work; the first GPU if there is one,
                 else this process, if None.
             repair: as for `featurize`, for the features of the targets.
+            render: converts a sample to what ``scores[i].show()`` shows of it, see `trak_lightning.report.Samples`.
 
         Returns:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
@@ -372,9 +374,10 @@ class TRAK:
         )
         if groups is None:
             both = job.splits[job.train], AttributionData.of(target_dataset)
-            train, targets = (samples_of(data, task=self.spec.task, model=self.model) for data in both)
+            shown = partial(samples_of, task=self.spec.task, model=self.model, render=render)
+            train, targets = map(shown, both)
             if targets.tokenizer is None and train.tokenizer is not None:
-                targets = samples_of(both[1], task=self.spec.task, tokenizer=train.tokenizer, model=self.model)
+                targets = shown(both[1], tokenizer=train.tokenizer)
             scores.samples = train, targets
         return scores
 

@@ -171,10 +171,10 @@ def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_
     shown = capsys.readouterr().out
     assert "1+1 → =2" in shown
     assert "label" not in shown
-    for name, heading in (("second", "1+1 → =2"), ("second-groups", "example 0")):
+    for name, heading in (("second", r"mean p\(token\) 0\.\d{3}, 1\+1 → =2"), ("second-groups", "example 0")):
         assert main(["top", run, "--name", name, "--target", "0", "-k", "4"]) == 0
-        title = f"Target 0 of {run}/scores/{name}.h5: {heading}"
-        assert title.replace(" ", "") in "".join(capsys.readouterr().out.split())
+        title = f"Target 0 of {re.escape(run)}/scores/{name}.h5: {heading}"
+        assert re.search(title.replace(" ", ""), "".join(capsys.readouterr().out.split()))
     for options in (
         ["top", run, "--target", "0", "-k", "4"],
         ["tokens", run, "--target", "0", "-k", "1"],

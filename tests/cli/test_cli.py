@@ -19,6 +19,7 @@ from faults import trak
 from trak_lightning.cli import NEED_A_MODEL, main
 from trak_lightning.cli.lightning_cli import TrakCLI
 from trak_lightning.cli.usage import COMMANDS
+from trak_lightning.scoring.display import RENDER
 from trak_lightning.scoring.scores import Scores
 
 CONFIG = {
@@ -167,7 +168,14 @@ def test_top_prints_the_training_samples_with_the_largest_and_smallest_scores(fi
     for sample in (*order[:3], *order[-3:]):
         assert f" {sample} " in done.stdout
     assert all(word in done.stdout for word in ("Most helpful", "label", "image 8×8"))
-    assert re.search(r"Target 17 of \S*test.h5: \d, image 8×8", " ".join(done.stdout.split()))
+    assert re.search(r"Target 17 of \S*test.h5: \d, p\(label\) 0\.\d{3}, image 8×8", " ".join(done.stdout.split()))
+    assert done.stdout.count(RENDER.split(",")[0]) == 1
+    found = json.loads(trak("top", run_dir, "--target", 17, "-k", 3, "--json").stdout)
+    assert found["target"].keys() == {"index", "label", "text", "output", "probability"}
+    assert [each["index"] for each in found["harmful"]] == order[:3].tolist()
+    assert found["helpful"][0].keys() == {"index", "score", "spread", "label", "text"}
+    numbers = json.loads(trak("top", run_dir, "--by_train", 17, "-k", 3, "--json", "--numbers").stdout)
+    assert (numbers["train"], numbers["helpful"][0].keys()) == ({"index": 17}, {"index", "score", "spread"})
 
 
 def test_other_scorer_settings_give_other_scores(finished, config, tmp_path):
@@ -464,7 +472,10 @@ def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
             ["--remove", "nothing.npy"],
             "--remove must be positions such as 3,17 or a .npy file of positions or of a mask; nothing.npy",
         ),
-        (["--remove_label", "cat"], "no training sample has the label 'cat'; the labels are 0, 1, 2"),
+        (
+            ["--remove_label", "cat"],
+            "7, 8, 9; class_names of the DataModule gives them names",
+        ),
         (["--remove_where", "source=web"], "have no column 'source'; their columns are x, y. Other columns"),
         (["--remove_where", "y>2", "--remove-where=y<5"], "--remove_where is given twice; join conditions in one"),
         (["--remove_where", "y>20"], "no training sample has y > 20; the values of y are '0', '1', '2'"),

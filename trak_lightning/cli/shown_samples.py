@@ -1,6 +1,5 @@
 """Label and content of samples, for the tables that commands print: kept lines, or the user's data if they are not known."""
 
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,8 +26,6 @@ SECONDS = 1.0
 RANKED = 10
 """How many of the best and of the worst training samples of a target these are."""
 
-_SHAPES = re.compile(r"\S+ (of shape \([\d, ]*\)|\d+×\d+)")
-
 
 class ShownSamples:
     """Some samples of a split, by position."""
@@ -39,13 +36,6 @@ class ShownSamples:
     def show(self, index: int) -> SampleLine:
         """The label and the line of a sample."""
         return self._lines[index]
-
-    @property
-    def look_alike(self) -> bool:
-        """Whether the lines say no more of the samples than types, shapes and sizes of pictures, so that people do not know them by
-        these."""
-        left = {_SHAPES.sub("", line.line).strip() for line in self._lines.values()}
-        return len(self._lines) > 1 and len(left) == 1 and re.fullmatch(r"\w*", left.pop()) is not None
 
 
 def with_targets_of(run: RunDirectory, scores: Scores | None) -> list[str]:
@@ -106,11 +96,6 @@ def shown_samples(
 def shown_train(command: str, run: RunDirectory, positions: Iterable[int], count: int) -> ShownSamples | None:
     """Show training samples of a run, see `shown_samples`; None if they cannot be shown."""
     return shown_samples(command, run, {"train": positions}, {"train": count}).get("train")
-
-
-def described(sample: SampleLine) -> str:
-    """Label and text of a sample."""
-    return ", ".join(filter(None, (sample.label, shortened(sample.line))))
 
 
 def keep_samples(job: "Job", scores: Scores) -> None:

@@ -141,9 +141,7 @@ def _target(sources: Sources, outcome: Outcome, position: int, marks: Mapping[tu
     k, shown = min(EXAMPLES, sources.scores.shape[1]), sources.targets.show(position)
     meaning, output, residual = outcome.meaning, float(outcome.output[position]), float(outcome.residual[position])
     label = format_significant(output + residual) if meaning.number else shown.label
-    facts = [(meaning.output, format_significant(output))]
-    if outcome.probability is not None:
-        facts.insert(0, (meaning.probability_name, f"{outcome.probability[position]:.3f}"))
+    facts = meaning.facts(output, None if outcome.probability is None else float(outcome.probability[position]))
     predicted = outcome.predicted.get(position)
     if predicted is not None:
         says = sources.targets.class_name(int(predicted.argmax()))

@@ -34,7 +34,7 @@ def samples_of(
         decode=decoder(found),
         class_names=class_names_of(data.dataset, datamodule=datamodule, task=task, model=model),
         feature_names=getattr(datamodule, "feature_names", None),
-        label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
+        label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, (str, int))],
         label_of=partial(_label_in_batch, data, task),
         tokenizer=found,
         input_keys=_input_keys(getattr(task, "inputs", None)),

@@ -11,10 +11,11 @@ import numpy as np
 
 from trak_lightning.errors import DataError
 from trak_lightning.report.pictures import Picture, mask_picture, picture
-from trak_lightning.report.shown import Part, Shown, Table, Text, Turn
+from trak_lightning.report.shown import PROMPT, Part, Shown, Table, Text, Turn
 from trak_lightning.report.tokens import token_texts
-from trak_lightning.report.turns import turns_in
+from trak_lightning.report.turns import masked_turns, turns_in
 from trak_lightning.report.values import (
+    SHORT,
     are_edges,
     as_array,
     integer,
@@ -25,6 +26,7 @@ from trak_lightning.report.values import (
     number_text,
     plain_label,
     same_shape,
+    sizes_of,
 )
 from trak_lightning.scoring.base import evenly
 from trak_lightning.scoring.display import TOKEN_IDS
@@ -34,8 +36,6 @@ from trak_lightning.tasks.tokens import IGNORE_INDEX
 LONGEST_TEXT = 1200
 MOST_FIELDS = 16
 HIDDEN_KEYS = ("attention_mask", "token_type_ids", "position_ids")
-SHORT = 40
-"""Longest string of a column that is shown with its name, such as a category."""
 LOOKED_AT = 8
 """How many samples are read to know whether all strings of a column are short."""
 FEWEST_IDS = 8
@@ -55,7 +55,7 @@ class Samples:
             integers, but not entries of a mapping that have one value per token of its ``input_ids``.
         class_names: names of labels 0, 1, …
         feature_names: names of the entries of one-dimensional float tensors.
-        label_keys: other keys under which a mapping may have its label.
+        label_keys: other keys under which a mapping may have its label, and positions where a tuple has it.
         label_of: finds the label of a sample, by its position, that shows none itself.
         input_keys: keys of a mapping that hold all that the model is given, if the task names them.
         ignore_index: the label of pixels that do not count.
@@ -71,7 +71,7 @@ class Samples:
         decode: Callable[[list[int]], str] | None = None,
         class_names: Sequence[str] | None = None,
         feature_names: Sequence[str] | None = None,
-        label_keys: Sequence[str] = (),
+        label_keys: Sequence[str | int] = (),
         label_of: Callable[[int], Any] = lambda index: None,
         tokenizer: Any = None,
         input_keys: Collection[str] = (),
@@ -168,13 +168,14 @@ class Samples:
             if key is None:
                 return sample, None
             return {name: part for name, part in sample.items() if name != key}, plain_label(sample[key])
-        if (
-            isinstance(sample, (tuple, list))
-            and len(sample) == 2
-            and as_array(sample[1]) is not None
-            and is_label(sample[1])
-        ):
-            return sample[0], plain_label(sample[1])
+        if isinstance(sample, (tuple, list)):
+            own = [
+                place for place in self._label_keys if isinstance(place, int) and -len(sample) <= place < len(sample)
+            ]
+            place = own[0] % len(sample) if own else 1
+            if (own or len(sample) == 2) and as_array(sample[place]) is not None and is_label(sample[place]):
+                others = [None if each == place else part for each, part in enumerate(sample)]
+                return sample[1 - place] if len(sample) == 2 else tuple(others), plain_label(sample[place])
         return sample, None
 
     def seen(self, content: Any) -> Any:
@@ -221,12 +222,12 @@ class Samples:
             return [replace(picture(value if array is None else array), name=name or "image")]
         if array is None:
             text = str(value)
-            return [Text(type(value).__name__ if text.startswith("<") else _shortened(text))]
+            return [Text(sizes_of(value) if text.startswith("<") else _shortened(text))]
         if array.ndim == 0:
             return [Table(((name or "value", number_text(array)),))]
         if array.ndim == 1:
             caption = pictured and array.dtype.kind in "iu" and len(array) >= FEWEST_IDS
-            return _token_ids(name, array) if caption and self._decode is None else self._vector(name, array)
+            return _token_ids("", array) if caption and self._decode is None else self._vector(name, array)
         return [Text(f"{name or 'tensor'} of shape {tuple(array.shape)}")]
 
     def _vector(self, name: str, array: Any, *, decode: bool = True) -> list[Part]:
@@ -257,13 +258,17 @@ class Samples:
         decoded: list[tuple[int, list[Part]]] = []
         unreadable: list[Part] = []
         tokens = as_array(values.get("input_ids"))
+        masked = None
         graph = any(map(are_edges, values.values()))
         pictured = not graph and any(map(is_picture, values.values()))
         for name, value in values.items():
             array = as_array(value)
             per_token = same_shape(array, tokens) and name != "input_ids"
             integers = array is not None and array.ndim == 1 and array.dtype.kind in "iu"
-            if name in HIDDEN_KEYS or (per_token and ((array == tokens) | (array == IGNORE_INDEX)).all()):
+            if name in HIDDEN_KEYS:
+                continue
+            if per_token and ((array == tokens) | (array == IGNORE_INDEX)).all():
+                masked = array
                 continue
             if array is not None and array.ndim == 0:
                 fields.append((str(name), number_text(array)))
@@ -279,6 +284,8 @@ class Samples:
                 others += self._parts(str(name), value, graph=graph, pictured=pictured)
         said = [_letters(text) for text in (*(Shown((part,)).words for part in others), *(text for _, text in fields))]
         for place, parts in reversed(decoded):
+            if masked is not None and isinstance(parts[0], Text):
+                parts = self._prompt_and_answer(tokens, masked) or parts
             ids = _letters(Shown(tuple(parts)).words)
             if not ids or not any(_tells(text, ids) for text in (*said, "".join(said))):
                 others[place:place] = parts
@@ -290,15 +297,24 @@ class Samples:
         readable = any(isinstance(part, (Picture, Turn)) for part in content) or any(map(is_text, values.values()))
         return [*content, *named, *vectors, *([] if readable else unreadable)]
 
+    def _prompt_and_answer(self, tokens: Any, labels: Any) -> list[Part]:
+        assert self._decode is not None
+        turns = masked_turns(tokens, labels, self._decode) if tokens.ndim == 1 else []
+        return [Turn(role, _end_of(said) if role == PROMPT else _shortened(said)) for role, said in turns]
+
     def _is_field(self, name: str, text: str, tokens: Any) -> bool:
         return name not in self._prose and not self._tokenized(text, tokens)
 
 
 def _names_of_parts(name: str, parts: Sequence[Any]) -> list[str]:
-    """Names of the parts of a tuple: x0, x1, … by position for vectors, if there are several; otherwise that of the tuple."""
-    vectors = [(array := as_array(part)) is not None and array.ndim == 1 for part in parts]
-    several = sum(vectors) > 1
-    return [f"{name or 'x'}{place}" if several and vector else name for place, vector in enumerate(vectors)]
+    """Names of the parts of a tuple: x0, x1, … by position for numbers and vectors, as conditions on columns name them, ``name[0]``, … of a
+    column; otherwise that of the tuple."""
+    return [
+        (f"{name}[{place}]" if name else f"x{place}")
+        if (array := as_array(part)) is not None and array.ndim < 2
+        else name
+        for place, part in enumerate(parts)
+    ]
 
 
 def _long_columns(value: Any) -> Iterator[str]:
@@ -325,6 +341,10 @@ def _token_ids(name: str, array: Any) -> list[Part]:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …"
+
+
+def _end_of(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else "… " + text[-LONGEST_TEXT:]
 
 
 def _letters(text: str) -> str:

@@ -1,5 +1,6 @@
 """What a value in a sample is: numbers, a label, a picture, edges of a graph, text."""
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,10 @@ import numpy as np
 from trak_lightning.report.pictures import is_image
 from trak_lightning.run.formatting import format_number
 
+SHORT = 40
+"""Longest string of a column that is shown with its name, such as a category."""
+MOST_SIZES = 4
+"""How much is shown of an object."""
 MOST_CLASSES = 64
 """Longest vector of 0 and 1 that is taken for several labels."""
 
@@ -72,6 +77,36 @@ def are_edges(value: Any) -> bool:
     """Whether `value` is a list of edges, (2, E) or (E, 2) integers."""
     array = as_array(value)
     return array is not None and array.ndim == 2 and 2 in array.shape and array.dtype.kind in "iu"
+
+
+def sizes_of(value: Any) -> str:
+    """An object that does not print what it holds, such as a graph: its type, short texts, numbers of nodes and edges, or else shapes.
+
+    >>> class Graph:
+    ...     name, num_nodes, num_edges = "benzene", 6, 12
+    >>> sizes_of(Graph())
+    'Graph: 6 nodes, 12 edges'
+    """
+    attributes = {name: each for name, each in getattr(value, "__dict__", {}).items() if not name.startswith("_")}
+    counts = [f"{count} {what}" for what in ("nodes", "edges") if (count := _count(value, what)) is not None]
+    shapes = [f"{name} of shape {shape}" for name, each in attributes.items() if len(shape := _shape(each)) > 0]
+    texts = [each for each in attributes.values() if isinstance(each, str) and 0 < len(each) <= SHORT]
+    return ": ".join(filter(None, (type(value).__name__, ", ".join([*texts, *(counts or shapes)][:MOST_SIZES]))))
+
+
+def _count(value: Any, what: str) -> int | None:
+    """The number of nodes or edges of a graph: its attribute ``num_nodes``, or what ``edge_index`` (2, E) has."""
+    with suppress(Exception):  # a property of the user's class
+        found = integer(getattr(value, f"num_{what}", None))
+        edges = _shape(getattr(value, "edge_index", None))
+        return edges[1] if found is None and what == "edges" and len(edges) == 2 else found
+    return None
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """The shape of an array or tensor of more than one number; () of anything else."""
+    array = as_array(value)
+    return () if array is None or array.size < 2 or isinstance(value, (list, tuple)) else array.shape
 
 
 def is_text(value: Any) -> bool:

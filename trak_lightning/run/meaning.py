@@ -8,7 +8,7 @@ from scipy.special import expit
 
 from trak_lightning.errors import docs_page
 from trak_lightning.run.arrays import Array, rms
-from trak_lightning.run.formatting import format_number
+from trak_lightning.run.formatting import format_number, format_significant
 
 FEWEST, SCALED, CORRELATED = 8, 0.5, 0.9
 """Of how many samples `Meaning.other_scale` judges; and which share of the error, and of the standard deviation of the labels, a linear function
@@ -57,6 +57,15 @@ class Meaning:
             return np.exp(np.minimum(output, 0))
         found: Array = expit(output) if self.probability == "output" else np.clip(1 - loss_weight, 0, 1)
         return found
+
+    def facts(self, output: float, probability: float | None) -> list[tuple[str, str]]:
+        """Say what the models predict of a sample: what it is called and its value, the most telling first.
+
+        >>> Meaning("log-odds of the label", probability="output").facts(-1.2345, 0.2254)
+        [('p(label)', '0.225'), ('log-odds of the label', '−1.234')]
+        """
+        known = [] if probability is None else [(self.probability_name, f"{probability:.3f}")]
+        return [*known, (self.output, format_significant(output))]
 
     def errors(self, output: Array, loss_weight: Array) -> Array:
         """Return how wrong the model is about each sample, larger for worse, shaped like `output`.

@@ -14,7 +14,7 @@ from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.numpy_files import read_given
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import ShowsLines, print_table, sample_columns
+from trak_lightning.scoring.display import ShowsLines, print_table, print_to_read, sample_columns
 from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.score_run import load_features
 
@@ -86,3 +86,4 @@ def _print(found: Selection, samples: ShowsLines | None, count: int) -> None:
     columns |= sample_columns(first, samples)
     print("Chosen first")
     print_table(tuple(columns), zip(*columns.values(), strict=True), numeric=(0, 1))
+    print_to_read(first, samples)

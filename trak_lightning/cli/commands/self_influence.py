@@ -12,7 +12,7 @@ from trak_lightning.cli.store_arguments import add_numbers
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.formatting import format_number
 from trak_lightning.run.numpy_files import write_npz
-from trak_lightning.scoring.display import ShowsLines, print_table, sample_columns
+from trak_lightning.scoring.display import ShowsLines, print_table, print_to_read, sample_columns
 from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.self_influence import self_influence
@@ -57,3 +57,4 @@ def _print(values: Sequence[tuple[int, float, float]], samples: ShowsLines | Non
     rows = [(*cells, *(column[place] for column in told.values())) for place, cells in enumerate(numbers)]
     print("Largest self-influence")
     print_table(headings, rows, numeric=(0, 1, 2))
+    print_to_read((index for index, *_ in values), samples)

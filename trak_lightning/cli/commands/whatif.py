@@ -97,7 +97,12 @@ def _samples(config: Namespace) -> Array:
         wanted = config.remove_label
         mask: Array = labels.astype(str) == (str(names.index(wanted)) if wanted in names else wanted)
         if not mask.any():
-            raise DataError(f"no training sample has the label {wanted!r}; the labels are {', '.join(names[:20])}")
+            named = (
+                "" if names != list(map(str, range(len(names)))) else "; class_names of the DataModule gives them names"
+            )
+            raise DataError(
+                f"no training sample has the label {wanted!r}; the labels are {', '.join(names[:20])}{named}"
+            )
         return mask
     conditions = Condition.parse_all(config.remove_where)
     return all_hold(conditions, values_of("whatif", config.run_dir, [each.column for each in conditions]))
