@@ -40,7 +40,7 @@ def command(folder, lines, conversations, tmp_path, monkeypatch):
 def test_one_command_scores_given_and_written_answers_as_python_does(command, conversations, folder, tmp_path, capsys):
     assert command("--projector.dim", "256") == 0
     shown = capsys.readouterr().out
-    assert "target 1: 2+4 → =6" in shown
+    assert re.search(r"target 1: 2\+4 → =6 \(mean p\(token\) 0\.\d{3}\)\n", shown)
     assert " 2+2 → =4" in shown, "as trak top shows it"
     assert "example 2: chosen − rejected (a → + b − c)" in shown
     answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
@@ -71,7 +71,7 @@ def test_spans_have_ellipses_groups_of_several_are_means_and_an_empty_answer_is_
     assert "sums (mean of 2 answers: =6 · =7)" in shown
     assert shown.count("trust ") == 1
     assert "target 0: 2+4 → … is …\n" in shown
-    assert "target 1: 2+4 → it is =6.\n" in shown
+    assert "target 1: 2+4 → it is =6. (mean p(token) " in shown
     assert "verb (2+4 → … is …)" in shown
     assert "chosen − rejected (a → + b … − … b)" in shown
     assert main(["whatif", str(tmp_path / "run"), "--remove", "1,"]) == 0

@@ -57,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
         train = samples_of(job.train_data, datamodule=data)
         for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:
             text = shortened(excerpt(answer.text, answer.span)) or "(empty answer: only the end token)"
-            said = "".join(f", {name} {value}" for name, value in scores.facts(target)[:1])
-            _print(f"target {target}{said}: {after_question(answer.question, text)}", scores, target, train)
+            said = "".join(f" ({name} {value})" for name, value in scores.facts(target)[:1])
+            _print(f"target {target}: {after_question(answer.question, text)}{said}", scores, target, train)
         for group, title in list(_groups(data))[:SHOWN_TARGETS]:
             _print(title, open_scores(job.run, job.groups_name), group, train)
     return 0
