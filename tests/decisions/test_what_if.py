@@ -147,6 +147,7 @@ def test_a_mask_and_positions_are_the_same_set(fitted):
         ([60], "sample 60 is out of range: the training set has samples 0 … 59"),
         ([-1], "sample -1 is out of range"),
         ([0.5], "expected positions, integers"),
+        ("age>60", "got the text 'age>60'. Conditions on columns are options of commands"),
         ([5, 3, 5], "sample 5 is given 2 times; positions must be distinct"),
         (np.arange(60) % 2, r"If these 60 integers are a mask, make it boolean: mask.astype\(bool\)"),
         ([], "must hold some of the 60 training samples and not all, and it is empty; give at least one position"),

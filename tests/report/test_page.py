@@ -126,7 +126,7 @@ def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
     trak = TRAK(model, task=task, run_dir=tmp_path, projector="identity")
     trak.featurize(data)
     trak.score(data, name="test")
-    written = write_report(tmp_path, data, data, num_targets=3)
+    written = trak.report(data, num_targets=3)
     page = Page(written)
     text = " ".join(page.text.split())
     first = int(next(each for each in page.all("article"))["data-index"])
@@ -151,6 +151,33 @@ def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
             p = torch.where(y == 1, model(x).sigmoid(), 1 - model(x).sigmoid()).log().mean(1).exp()
             assert first == int(p.argmin())
             assert f"geometric mean p(answer){p.min():.3f}" in text
+            wrong = (model(x) > 0) != y.bool()
+            right = f"{1 - wrong.float().mean():.1%} of 90 labels are predicted correctly"
+            assert f"{right}; {wrong.any(1).sum()} of 30 targets have a mistake." in text
+            worst = ", ".join(
+                f"{place}: {'no' if y[first, place] else 'yes'} ({max(q, 1 - q):.0%})"
+                for place, q in enumerate(model(x[first]).sigmoid().tolist())
+                if wrong[first, place]
+            )
+            assert f"mistakes{worst}" in text
+
+
+def test_a_target_is_right_if_its_label_is_the_most_probable_class_however_close_another_is(tmp_path):
+    torch.manual_seed(0)
+    model, labels = nn.Linear(1, 3).eval(), torch.tensor([0, 1] * 10)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([1e-4, 0.0, -9.0]))
+    data = TensorDataset(torch.randn(20, 1), labels)
+    trak = TRAK(model, "image_classification", tmp_path, projector="identity")
+    trak.featurize(data)
+    trak.score(data, name="test")
+    page = Page(trak.report(data, targets=[0, 1], title="Two targets"))
+    text = " ".join(page.text.split())
+    assert "50.0% of 20 targets are predicted correctly; 10 are mistakes." in text
+    assert "Target #0 ✓ right" in text
+    assert "Target #1 ✗ wrong" in text
+    assert text.startswith("Two targets")
 
 
 class Towers(nn.Module):

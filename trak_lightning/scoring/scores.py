@@ -60,6 +60,10 @@ class Attribution:
         train = None if self.scores.samples is None else self.scores.samples[0]
         Console().print(ranking_table(self._title, "train", self.scores.meaning.headings, self._sides(k), train))
 
+    def plot(self, k: int = 5) -> Any:
+        """Draw the target with its k most helpful and k most harmful training samples, see `Scores.plot`."""
+        return self.scores.plot([self.target], k)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.array(self.values, dtype=dtype)
 
@@ -256,8 +260,8 @@ class Scores:
                 frame[f"{column}_label"] = [samples.label(index) for index in frame[column].tolist()]
         return frame
 
-    def plot(self, targets: Sequence[int] | None = None, k: int = 5) -> Any:
-        """Draw some targets, the first three if None, with their k most helpful and k most harmful training samples, as a matplotlib figure.
+    def plot(self, targets: int | Sequence[int] | None = None, k: int = 5) -> Any:
+        """Draw one target or some, the first three if None, with their k most helpful and k most harmful training samples, as a matplotlib figure.
 
         Raises:
             DataError: the data is not at hand, or matplotlib is not installed.
@@ -266,7 +270,9 @@ class Scores:
             raise DataError(
                 "there are no samples to draw: plot the scores that TRAK.score returned, which knows the data"
             )
-        chosen = [self[target] for target in (range(min(3, len(self))) if targets is None else targets)]
+        if targets is None:
+            targets = range(min(3, len(self)))
+        chosen = [self[target] for target in ([targets] if isinstance(targets, int | np.integer) else targets)]
         if not chosen:
             raise DataError("targets are the positions of those to draw, and none is given")
         sides = [each._sides(k) for each in chosen]
