@@ -32,6 +32,7 @@ class Outcome:
         probability: of the right answer, (m,), if known.
         error: larger for targets that the models get more wrong, (m,).
         predicted: what the models say of some targets, by position.
+        counted: whether any label of a target counts, bools (m,): f and q are 0 otherwise.
     """
 
     meaning: Meaning
@@ -40,6 +41,7 @@ class Outcome:
     probability: Array | None
     error: Array
     predicted: dict[int, Prediction]
+    counted: Array
 
     @classmethod
     def of(cls, checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> "Outcome":
@@ -49,7 +51,10 @@ class Outcome:
         found = [meaning.probabilities(*each) for each in stored]
         probability = None if meaning.probability is None else np.mean(found, axis=0)  # type: ignore[arg-type]
         error = meaning.errors(output, residual) if probability is None else 1 - probability
-        return cls(meaning, output, residual, probability, error, {})
+        counted = (output != 0) | (residual != 0)
+        if meaning.number or not counted.any():
+            counted[:] = True
+        return cls(meaning, output, residual, probability, error, {}, counted)
 
     def predict(self, predict: Predict, positions: Sequence[int]) -> None:
         """Predict the targets at `positions`, and those that may be mistakes."""
@@ -89,8 +94,8 @@ class Outcome:
             )
         if self.probability is None:
             return Headline(
-                format_number(float(self.output.mean()), 3),
-                f"is the mean over {m:,} targets of: {self.meaning.output}.",
+                format_number(float(self.output[self.counted].mean()), 3),
+                f"is the mean over {int(self.counted.sum()):,} targets of {self.meaning.output}.",
                 "targets",
             )
         doubtful = [self.correct(position) for position in self._doubtful(self.probability).tolist()]
@@ -99,9 +104,9 @@ class Outcome:
         if self.meaning.probability == "output":
             below = int((self.probability <= 0.5).sum())
             return Headline(f"{below:,}", f"of {m:,} targets have {name} below 50 %, and may be mistakes.", "targets")
-        mean = float(self.probability.mean())
+        m, mean = int(self.counted.sum()), float(self.probability[self.counted].mean())
         return Headline(
-            f"{mean:.2g}" if mean < 0.01 else f"{mean:.0%}", f"is {name}, averaged over {m:,} targets.", "targets"
+            f"{mean:.2g}" if mean < 0.01 else f"{mean:.0%}", f"is the mean over {m:,} targets of {name}.", "targets"
         )
 
     def _share(self, mistakes: int) -> Headline:

@@ -31,6 +31,11 @@ SAID = 8
 MARKED = 3
 """Number of examples on either side of a target whose tokens are marked."""
 
+_PARALLEL = (
+    "Near duplicates are not shown: {:,} pairs of training examples have nearly parallel gradients under the first checkpoint, more than "
+    "there are examples, so that this says nothing of single ones."
+)
+
 TokenScorer: TypeAlias = Callable[[Sequence[tuple[int, int]]], Sequence[TokenScores]]
 """Splits the scores of pairs (target, training sample) by tokens."""
 
@@ -88,9 +93,11 @@ def gather(
 ) -> Report:
     """Gather the contents of the page, which shows the targets at `positions`; `notes` say what could not be shown, and why."""
     groups = duplicates.exact(sources.train, sources.targets)
-    pairs = duplicates.similar(sources.checkpoints[0].train)
+    found = duplicates.similar(sources.checkpoints[0].train)
     known = {(i, j) for group in groups or () for i in group.train for j in group.train}
-    pairs = None if pairs is None else [pair for pair in pairs if (pair.first, pair.second) not in known]
+    pairs = None if found is None else [pair for pair in found.pairs if (pair.first, pair.second) not in known]
+    if found is not None and found.number > len(sources.train):
+        pairs, notes = None, [*notes, _PARALLEL.format(found.number)]
     results, outdated = read_results(sources.run)
     marks = _token_marks(sources, positions)
     targets = [_target(sources, outcome, position, marks) for position in positions]
@@ -145,7 +152,9 @@ def _target(sources: Sources, outcome: Outcome, position: int, marks: Mapping[tu
     meaning, output, residual = outcome.meaning, float(outcome.output[position]), float(outcome.residual[position])
     label = format_significant(output + residual) if meaning.number else shown.label
     facts = [(meaning.output, format_significant(output))]
-    if outcome.probability is not None:
+    if not outcome.counted[position]:
+        facts = [("labels", "none counts: the output, its gradient and all scores are 0")]
+    elif outcome.probability is not None:
         facts.insert(0, (meaning.probability_name, f"{outcome.probability[position]:.3f}"))
     if (predicted := outcome.predicted.get(position)) is not None:
         facts[:0] = _said(predicted, sources.targets.class_name)
@@ -231,7 +240,7 @@ def _facts(sources: Sources) -> list[tuple[str, str]]:
     rule = sources.scores.settings.get("scoring", {}).get("rule")
     facts = [
         ("data", f"{n:,} training examples, {m:,} targets"),
-        ("checkpoints", f"{len(sources.checkpoints)}, projected to k = {spec.dim:,}"),
+        ("checkpoints", f"{len(sources.checkpoints)}, with k = {spec.dim:,} features of each example"),
     ]
     return facts + ([("λ", rule)] if rule else [])
 
