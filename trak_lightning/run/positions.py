@@ -48,5 +48,5 @@ def some(samples: npt.ArrayLike, n: int, what: str) -> Array:
             if len(found)
             else "is empty; give at least one position"
         )
-        raise DataError(f"{what}: the set must hold some of the {n} training samples and not all, and it {seen}")
+        raise DataError(f"the set of {what}s must hold some of the {n} training samples and not all, and it {seen}")
     return found
