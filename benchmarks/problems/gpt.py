@@ -19,20 +19,20 @@ from trak_lightning_demos.words import padded
 from trak_lightning.demos.held_out import HeldOut
 
 LENGTH = 32
-"""Tokens of an entry that are read."""
+"""Tokens of a sample that are read."""
 VOCABULARY = 2048
 PAD, BEGIN, END = range(3)
 PRETRAINING_EPOCHS = 4
 
 
 @cache
-def tokenizer() -> Tokenizer:
-    """Byte pairs, learned from all entries."""
+def tokenizer(texts: tuple[str, ...]) -> Tokenizer:
+    """Byte pairs, learned from the texts."""
     found = Tokenizer(models.BPE())
     found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     found.decoder = decoders.ByteLevel()
     found.train_from_iterator(
-        entries(),
+        texts,
         trainers.BpeTrainer(
             vocab_size=VOCABULARY,
             special_tokens=["<pad>", "<s>", "</s>"],
@@ -90,10 +90,17 @@ class EntryData(HeldOut):
         super().__init__(num_targets, batch_size, seed)
         self.num_train = num_train
 
+    @staticmethod
+    def texts() -> tuple[str, ...]:
+        """All entries, each a sample."""
+        return tuple(entries())
+
     def setup(self, stage: str | None = None) -> None:
-        rest, test = self.split(len(entries()))
+        texts = self.texts()
+        encode = tokenizer(texts).encode
+        rest, test = self.split(len(texts))
         self.train_set, self.test_set, self.pretraining_set = (
-            [[BEGIN, *tokenizer().encode(entries()[i]).ids[: LENGTH - 2], END] for i in part]
+            [[BEGIN, *encode(texts[i]).ids[: LENGTH - 2], END] for i in part]
             for part in (rest[: self.num_train], test, rest[self.num_train :])
         )
 
@@ -105,7 +112,7 @@ class EntryData(HeldOut):
         return {"input_ids": ids, "attention_mask": there.long(), "labels": ids.masked_fill(~there, -100)}
 
 
-def pretrained(data: EntryData, path: Path, make: Callable[..., EntryGPT] = EntryGPT) -> EntryGPT:
+def pretrained(data: EntryData, path: Path, make: Callable[..., TransformerModule] = EntryGPT) -> TransformerModule:
     """The model before fine-tuning, as `make` returns it, trained if `path` does not exist."""
     if not path.exists():
         L.seed_everything(0, verbose=False)

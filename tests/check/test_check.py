@@ -90,7 +90,8 @@ def test_modules_in_train_mode_and_outputs_that_are_not_finite_are_refused(model
         check(model, train_set, tmp_path)
 
 
-def test_the_command_prints_the_account_and_fails_when_featurizing_would(tmp_path, capsys):
+def test_the_command_prints_the_account_and_fails_when_featurizing_would(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
     config = tmp_path / "config.yaml"
     settings = {
         "model": {"class_path": "trak_lightning.demos.DigitsCNN", "init_args": {"width": 4}},

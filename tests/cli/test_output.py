@@ -11,10 +11,12 @@ from trak_lightning.cli import main
 from trak_lightning.cli.columns import columns_of
 from trak_lightning.cli.commands import suspects, whatif
 from trak_lightning.cli.output import print_results
+from trak_lightning.cli.shown_samples import ShownSamples
 from trak_lightning.decisions.predictions import Predictions
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.decisions.what_if import Removal
 from trak_lightning.report import Samples
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.sample_lines import SampleLine
 from trak_lightning.scoring.display import CLASS_NAMES, PICTURES, RENDER, to_read
 
@@ -32,13 +34,34 @@ def test_an_evaluation_of_nothing_is_a_line(capsys):
     assert capsys.readouterr().out == "evaluate   nothing is asked for: evaluation.models is 0\n"
 
 
+def removal(change, spread, outputs, n=9):
+    return Removal(np.array([7]), change, spread, change, outputs, 0.1, n)
+
+
 def test_targets_that_lose_are_apart_from_those_that_gain(capsys):
     change = np.array([0.5, -0.25, 0.0, 0.125])
-    whatif._print(
-        Removal(np.array([7]), change, np.full(4, np.nan), change, np.ones(4), 0.1, 9), 10, "test", "log-odds"
+    found, log_odds = removal(change, np.full(4, np.nan), np.zeros(4)), Meaning("log-odds", probability="output")
+    assert whatif._sides(found, 1) == ([1], [0])
+    assert whatif._sides(found, 10) == ([1], [0, 3])
+    assert whatif._changes(found, Meaning("a number")) == (
+        "f, a number, falls for 1 of 4 targets and rises for 2; mean +0.094"
     )
-    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines() if "│" in line]
-    assert rows == [["1", "1", "-0.25", "0", "1", "+0.5"], ["3", "1", "+0.125"]]
+    assert whatif._changes(found, log_odds).endswith("; p(label) falls below 0.5 for 0 and rises above it for 2")
+    samples = ShownSamples({1: SampleLine("cat", "[b] a line")})
+    whatif._print("f falls most for", found, [1], log_odds, samples)
+    title, headings, row = capsys.readouterr().out.splitlines()
+    assert (title.split(), headings.split()) == (
+        ["f", "falls", "most", "for"],
+        ["target", "f", "now", "change", "p(label)", "label", "sample"],
+    )
+    assert row.split() == ["1", "0", "-0.25", "0.50", "→", "0.44", "cat", "[b]", "a", "line"]
+
+
+def test_what_is_not_to_be_trusted_has_few_digits(capsys):
+    numbers = np.array([-1.2345]), np.array([0.0123]), np.array([7.654321])
+    for n, row in ((9, ["0", "7.65", "-1.234", "±", "0.012"]), (2, ["0", "7.7", "-1"])):
+        whatif._print("f falls most for", removal(*numbers, n), [0], Meaning())
+        assert capsys.readouterr().out.splitlines()[-1].split() == row
 
 
 @pytest.mark.parametrize(("held_out", "count", "shown"), [(0, 1, False), (2, 1, True), (2, 0, False)])
@@ -66,14 +89,9 @@ def test_numbers_to_predict_are_printed_without_exponents_and_the_error_once(cap
     assert rows[0][:7] == ["0", "30200", "13956", "16244", "above", "the", "prediction"]
     assert rows[1][:7] == ["1", "4800", "18735", "13935", "below", "the", "prediction"]
     change = np.array([-4_386.2, 120.4])
-    whatif._print(
-        Removal(np.array([7]), change, np.array([213.0, 18.2]), change, np.array([16_812.0, 7_305.0]), 0.1, 9),
-        1,
-        "t",
-        "f",
-    )
-    row = capsys.readouterr().out.splitlines()[-2].replace("│", " ").split()
-    assert row == ["0", "16812", "-4386", "±", "213", "1", "7305", "+120", "±", "18"]
+    whatif._print("t", removal(change, np.array([213.0, 18.2]), np.array([16_812.0, 7_305.0])), [0], Meaning())
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row == ["0", "16812", "-4386", "±", "213"]
 
 
 def test_a_number_and_its_percent_sign_are_on_one_line_of_a_narrow_table(capsys, monkeypatch):

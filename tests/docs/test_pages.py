@@ -27,9 +27,9 @@ CONTINUED = (
     "decisions.md",
     "evaluation.md",
     "language-models.md",
-    "this-run.md",
     "trust.md",
     pytest.param("quickstart.md", marks=pytest.mark.slow),
+    pytest.param("this-run.md", marks=pytest.mark.slow),
     pytest.param("stories/digits.md", marks=pytest.mark.slow),
     pytest.param("stories/glosses.md", marks=pytest.mark.slow),
 )

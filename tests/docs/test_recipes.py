@@ -69,6 +69,7 @@ def test_a_recipe_attributes_the_gradient_of_its_loss_for_each_sample(heading, t
     assert compared
 
 
+@pytest.mark.slow
 def test_training_and_retraining_with_augmentation_run_as_the_page_says(tmp_path):
     (tmp_path / "trak").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m trak_lightning "$@"\n')
     (tmp_path / "trak").chmod(0o755)

@@ -8,7 +8,7 @@ import pytest
 
 from trak_lightning.cli import main
 from trak_lightning.cli.commands.evaluate import agrees
-from trak_lightning.cli.output import print_trust, trust_in
+from trak_lightning.cli.output import print_trust, print_trust_or_why_not, trust_in
 from trak_lightning.errors import (
     CorruptFileError,
     DataError,
@@ -107,6 +107,8 @@ def test_what_was_measured_of_some_scores_is_said_of_these_alone(scored, capsys)
             ", as measured: LDS 1.000 [0.250, 0.500] over 5 retrained models" in capsys.readouterr().out
         ) is measured
         assert (headline.number == "1.00") is measured
+        print_trust_or_why_not(scored.run, found)
+        assert ("trust      unknown: needs 4 checkpoints" in capsys.readouterr().out) is not measured
         told = trust_in(scored.run, found)  # what --json prints
         assert ((told["trust"] or {}).get("lds") == pytest.approx(1)) is (told["trust_unknown"] is None) is measured
 

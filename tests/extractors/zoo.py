@@ -194,7 +194,7 @@ LAYERS = [
             lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2), normal(5, 4)),
     applied("transformer decoder", lambda x, f: f(x, x.flip(1), tgt_mask=causal(x)),
             lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 2, 8, batch_first=True), 1), normal(5, 4)),
-    layer("weight norm", lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh()), 3),
+    layer("weight norm", lambda: nn.Sequential(*(nn.utils.parametrizations.weight_norm(nn.Linear(*size)) for size in ((3, 4), (4, 1)))), 3),
     layer("positions first", lambda: Apply(lambda x, f: f(x.transpose(0, 1)).transpose(0, 1), nn.Linear(3, 2)), 7, 3),
     layer("samples and positions flattened",
           lambda: Apply(lambda x, f: f(x.reshape(-1, 3)).view(len(x), -1), nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))),

@@ -1,5 +1,7 @@
 """Stored rows are reused only where samples, model, task and code are those that they were computed from."""
 
+import os
+import signal
 from contextlib import contextmanager
 from itertools import count
 
@@ -12,7 +14,14 @@ from torch.utils.data import ConcatDataset, TensorDataset, default_collate
 from torch.utils.data.dataloader import DataLoader
 
 from trak_lightning import TRAK, Task
-from trak_lightning.errors import IncompatibleRunError, SampleDependenceError, SettingsError, StaleRowsError
+from trak_lightning.errors import (
+    IncompatibleRunError,
+    SampleDependenceError,
+    SettingsError,
+    StaleRowsError,
+    TerminatedError,
+)
+from trak_lightning.featurize.module import Featurizer
 from trak_lightning.featurize.reuse import stored_batches
 from trak_lightning.stores.hdf5 import HDF5Set
 from trak_lightning.stores.memory import MemorySet
@@ -343,3 +352,13 @@ def test_what_runs_the_model_refuses_one_that_the_stored_rows_are_not_of(
     else:
         with pytest.raises(error, match="rows of 'train'" if edited == "the activation" else message):
             trak.report(test_set, name="test")
+
+
+def test_a_signal_to_end_is_heard_although_nothing_is_left_to_compute(model, train_set, tmp_path, monkeypatch):
+    attribute(model, tmp_path).featurize(train_set)
+    verify = Featurizer.verify_stored_rows
+    monkeypatch.setattr(
+        Featurizer, "verify_stored_rows", lambda *call: os.kill(os.getpid(), signal.SIGTERM) or verify(*call)
+    )
+    with pytest.raises(TerminatedError, match="SIGTERM received; what is stored is kept"):
+        attribute(model, tmp_path).featurize(train_set)

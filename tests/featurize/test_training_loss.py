@@ -155,6 +155,7 @@ TOKENS = {
     "mean in both": ({"reduction": "mean"}, per_token(), False),
     "weighted, as the task knows": ({"class_weight": WEIGHTS}, per_token(weight=torch.tensor(WEIGHTS)), False),
     "smoothed": ({}, per_token(label_smoothing=0.2), True),
+    "smoothed, as the task knows": ({"label_smoothing": 0.2}, per_token(label_smoothing=0.2), False),
     "focal": ({}, focal_tokens, True),
     "other labels": ({}, lambda module, f, y: per_token()(module, f, torch.where(y == -100, 0, y)), True),
 }

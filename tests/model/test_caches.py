@@ -1,5 +1,6 @@
 """What modules keep between calls does not outlive a checkpoint, and what eval() computes is not taken for weights."""
 
+import copy
 import functools
 
 import numpy as np
@@ -218,3 +219,14 @@ def test_a_train_method_of_its_own_that_changes_no_weight_is_fine(tmp_path):
 def test_a_lazy_parameter_is_refused_by_name(tmp_path):
     with pytest.raises(UnsupportedModelError, match=r"no shape before the first batch, such as weight"):
         TRAK(nn.LazyLinear(3).eval(), "image_classification", tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_parameters_that_are_no_leaves_are_refused_until_they_are(tmp_path):
+    model = copy.deepcopy(torch.jit.script(nn.Linear(3, 3).eval()))
+    with pytest.raises(UnsupportedModelError, match=r"such as weight, are no leaves of autograd"):
+        TRAK(model, "image_classification", tmp_path)
+    [each.detach_().requires_grad_() for each in model.parameters() if not each.is_leaf]
+    trak = TRAK(model, "image_classification", tmp_path, projector="identity")
+    trak.featurize([(torch.eye(3)[label], label) for label in range(3)])
+    assert np.abs(trak.features()[:]).max(1).all()

@@ -126,7 +126,7 @@ def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
     trak = TRAK(model, task=task, run_dir=tmp_path, projector="identity")
     trak.featurize(data)
     trak.score(data, name="test")
-    written = write_report(tmp_path, data, data, num_targets=3)
+    written = trak.report(data, num_targets=3)
     page = Page(written)
     text = " ".join(page.text.split())
     first = int(next(each for each in page.all("article"))["data-index"])
@@ -151,6 +151,34 @@ def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
             p = torch.where(y == 1, model(x).sigmoid(), 1 - model(x).sigmoid()).log().mean(1).exp()
             assert first == int(p.argmin())
             assert f"geometric mean p(answer){p.min():.3f}" in text
+            wrong = (model(x) > 0) != y.bool()
+            right = f"{1 - wrong.float().mean():.1%} of 90 labels are predicted correctly"
+            assert f"{right}; {wrong.any(1).sum()} of 30 targets have a mistake." in text
+            worst = ", ".join(
+                f"{place}: {'no' if y[first, place] else 'yes'} ({max(q, 1 - q):.0%})"
+                for place, q in enumerate(model(x[first]).sigmoid().tolist())
+                if wrong[first, place]
+            )
+            assert f"mistakes{worst}" in text
+
+
+def test_a_target_is_right_if_its_label_is_the_most_probable_class_however_close_another_is(tmp_path):
+    torch.manual_seed(0)
+    model, labels = nn.Linear(1, 3).eval(), torch.tensor([0, 1] * 10)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([1e-4, 0.0, -9.0]))
+    data = TensorDataset(torch.randn(20, 1) / 100, labels)
+    trak = TRAK(model, "image_classification", tmp_path, projector="identity")
+    trak.featurize(data)
+    trak.score(data, name="test")
+    page = Page(trak.report(data, targets=[0, 1], title="Two targets"))
+    text = " ".join(page.text.split())
+    assert "50.0% of 20 targets are predicted correctly; 10 are mistakes." in text
+    assert "Target #0 ✓ right" in text
+    assert "Target #1 ✗ wrong" in text
+    assert "Near duplicates are not shown: 90 pairs" in text, "half of the gradients are parallel"
+    assert text.startswith("Two targets")
 
 
 class Towers(nn.Module):
@@ -160,6 +188,22 @@ class Towers(nn.Module):
 
     def forward(self, first, second):
         return self.first(first), self.second(second)
+
+
+def test_a_target_without_labels_that_count_is_in_no_mean(tmp_path):
+    torch.manual_seed(0)
+    model, masks = nn.Conv2d(1, 2, 1).eval(), torch.randint(0, 2, (12, 3, 3))
+    masks[4] = 255
+    data = TensorDataset(torch.randn(12, 1, 3, 3), masks)
+    trak = TRAK(model, {"name": "segmentation", "ignore_index": 255}, tmp_path, projector="identity")
+    trak.featurize(data)
+    trak.score(data, name="test")
+    text = " ".join(Page(trak.report(data, targets=[3, 4])).text.split())
+    with torch.no_grad():
+        log_p = model(data.tensors[0]).log_softmax(1).gather(1, masks.clamp(max=1)[:, None]).mean((1, 2, 3))
+    mean = log_p.exp()[torch.arange(12) != 4].mean()
+    assert f"{mean:.0%} is the mean over 11 targets of geometric mean p(pixel)." in text
+    assert "none counts: the output, its gradient and all scores are 0" in text.split("Target #4")[1]
 
 
 def test_a_page_of_pairs_speaks_of_no_labels(tmp_path):
@@ -172,7 +216,7 @@ def test_a_page_of_pairs_speaks_of_no_labels(tmp_path):
     trak.score(data, name="test")
     page = Page(write_report(tmp_path, data, data, num_targets=3))
     text = " ".join(page.text.split())
-    assert "is p(pair), averaged over 20 targets." in text
+    assert "is the mean over 20 targets of p(pair)." in text
     assert "Mark those that are wrong, and copy the list" in text
     assert "labeled" not in text
     assert not [each for each in page.all("option") if each.get("value") == "label"]

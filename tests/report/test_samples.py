@@ -427,8 +427,10 @@ def test_texts_of_tokens_join_to_the_decoded_text():
 
 
 def test_the_mean_of_an_output_that_is_no_probability_is_named_in_words():
-    outcome = Outcome(Meaning("minus the loss"), np.array([-1.0, -3.0]), np.ones(2), None, np.ones(2), {})
-    assert outcome.headline().text == "is the mean over 2 targets of: minus the loss."
+    outcome = Outcome(
+        Meaning("minus the loss"), np.array([-1.0, -3.0]), np.ones(2), None, np.ones(2), {}, np.ones(2, bool)
+    )
+    assert outcome.headline().text == "is the mean over 2 targets of minus the loss."
 
 
 @pytest.mark.parametrize("channel", [(), (1,)])

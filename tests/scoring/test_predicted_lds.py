@@ -72,7 +72,8 @@ def test_the_sentence_is_stored_with_the_scores(problem, tmp_path):
         (0.02, 0.14, True),
         (-0.9, 0.59, False),
         (-0.05, 0.25, False),
-        (0.2, 0.7, False),
+        (0.2, 0.7, True),
+        (0.1, 0.6, False),
         (0.01, 0.04, False),
     ],
 )
@@ -80,30 +81,31 @@ def test_a_gain_is_promised_only_where_the_score_is_known_and_not_very_weak(low,
     trust = Trust((low + high) / 2, low, high, 0.03, 5)
     assert trust.sentence.endswith("; 3 more checkpoints would bring about 0.03") == promised
     assert trust.sentence.endswith(f"[{low:.2f}, {high:.2f}]") != promised
+    assert Trust((low + high) / 2, low, high, 0.004, 5).sentence.endswith(f"[{low:.2f}, {high:.2f}]")
 
 
 def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):
     unknown, few = scored(problem, tmp_path / "unknown", 5, subsets=False), scored(problem, tmp_path / "few", 3)
     assert unknown.trust is few.trust is None
     assert unknown.trust_unknown == (
-        "unknown: it takes 4 or more checkpoints that were each trained on a recorded part of the training set; here, 0 of 5 were; "
-        'how to train them: page evaluation of the documentation, under "Models that you train yourself"'
+        "unknown: needs 4 checkpoints trained on recorded parts of the data, has 0 "
+        '(page evaluation of the documentation, under "Models that you train yourself")'
     )
-    assert few.trust_unknown == (
-        "unknown: it takes 4 or more checkpoints, and there are 3; train more: --ensemble.size 4"
-    )
+    assert few.trust_unknown == "unknown: needs 4 checkpoints, has 3; train more: --ensemble.size 4"
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "word"),
+    ("lds", "low", "high", "word"),
     [
-        (0.31, 0.44, "good"),
-        (0.263, 0.597, "moderate to very good"),
-        (0.02, 0.14, "very weak to weak"),
-        (1.0, 1.0 + 1e-9, "very good"),
-        (-0.21, 0.96, "uncertain"),
-        (-0.05, 0.25, "not distinguishable from chance"),
+        (0.37, 0.31, 0.44, "good"),
+        (0.43, 0.263, 0.597, "good"),
+        (0.33, 0.13, 0.53, "uncertain"),
+        (0.08, 0.02, 0.14, "weak"),
+        (1.0, 1.0, 1.0 + 1e-9, "very good"),
+        (0.37, -0.21, 0.96, "uncertain"),
+        (0.1, -0.05, 0.25, "not distinguishable from chance"),
+        (-0.2, -0.5, 0.1, "not distinguishable from chance"),
     ],
 )
-def test_a_score_is_called_good_only_if_it_is_known_well(low, high, word):
-    assert in_words(low, high) == word
+def test_a_score_is_called_good_only_if_it_is_known_well(lds, low, high, word):
+    assert in_words(lds, low, high) == word

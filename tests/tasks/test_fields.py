@@ -249,6 +249,7 @@ def test_predictions_are_found_in_what_a_model_returns(settings, wrap):
         ),
         ({}, IDS, "the batch is a Tensor, where a pair"),
         ({}, {"label": LABELS}, "no tensor in addition to the labels"),
+        ({}, {"text": ["a", "b"], "label": LABELS}, r"A model takes tokens, not text: .*tokenizer\(rows\['text'\]"),
         (
             {},
             {"ids": IDS, "idx": MASK, "label": LABELS},

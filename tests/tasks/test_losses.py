@@ -165,7 +165,6 @@ CASES = [
         TOKENS,
         tokens(weight=WEIGHT, label_smoothing=0.2),
         settings={"label_smoothing": 0.2, "class_weight": WEIGHTS},
-        exact=False,
     ),
     Case(
         "multilabel",

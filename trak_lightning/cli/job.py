@@ -16,7 +16,7 @@ from trak_lightning.api import TRAK
 from trak_lightning.chat.module import LanguageModel
 from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
-from trak_lightning.cli.output import narrated, print_results, print_trust, short_path, summary
+from trak_lightning.cli.output import narrated, print_results, print_trust_or_why_not, short_path, summary
 from trak_lightning.cli.retrain_processes import retrain_in_processes
 from trak_lightning.cli.splits import loader_method, read_split, setup_stage
 from trak_lightning.data.dataset import AttributionData
@@ -315,7 +315,7 @@ class Job:
         """Score the targets, and the groups of them that the DataModule has under ``combination``."""
         scores = self._score()
         if self.speaks:
-            print_trust(self.run, scores)
+            print_trust_or_why_not(self.run, scores)
         if (combined := getattr(self.datamodule, "combination", None)) is not None:
             names, groups, coefficients = combined
             self._score(

@@ -35,15 +35,21 @@ def trust_in(run: RunDirectory, scores: Scores) -> dict[str, Any]:
         return {"trust": scores.trust, "trust_unknown": scores.trust_unknown}
     lds, low, high = lds_of(result)
     models = f"{result.values['num_models']} retrained models"
-    sentence = f"{in_words(low, high)}, as measured: LDS {lds:.3f} [{low:.3f}, {high:.3f}] over {models}"
+    sentence = f"{in_words(lds, low, high)}, as measured: LDS {lds:.3f} [{low:.3f}, {high:.3f}] over {models}"
     return {"trust": {"lds": lds, "low": low, "high": high, "sentence": sentence}, "trust_unknown": None}
 
 
-def print_trust(run: RunDirectory, scores: Scores, stage: str = "trust") -> None:
+def print_trust(run: RunDirectory, scores: Scores) -> None:
+    """Print how well the scores predict retrained models, if that is known."""
+    if found := trust_in(run, scores)["trust"]:
+        summary("trust", found["sentence"])
+
+
+def print_trust_or_why_not(run: RunDirectory, scores: Scores) -> None:
     """Print what `trust_in` says, if anything."""
-    found = trust_in(run, scores)
-    if sentence := found["trust"]["sentence"] if found["trust"] else found["trust_unknown"]:
-        summary(stage, sentence)
+    print_trust(run, scores)
+    if unknown := trust_in(run, scores)["trust_unknown"]:
+        summary("trust", unknown)
 
 
 def short_path(path: Path) -> Path:

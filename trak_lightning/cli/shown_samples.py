@@ -50,6 +50,7 @@ def shown_samples(
     wanted: Mapping[What, Iterable[int]],
     counts: Mapping[What, int],
     scores: Scores | None = None,
+    target_split: str | None = None,
 ) -> dict[What, ShownSamples]:
     """Show samples of a run, or groups of its targets.
 
@@ -59,6 +60,7 @@ def shown_samples(
         wanted: their positions.
         counts: how many samples there were when scores or features were computed.
         scores: the scores that they are shown with, if any.
+        target_split: the split of the targets, if they are not those of `scores`, or of the run.
 
     Returns:
         Those that can be shown; the reason for others is printed on standard error.
@@ -68,19 +70,20 @@ def shown_samples(
     found: dict[What, ShownSamples] = {}
     reasons = []
     kept, job = SampleLines(run), None
+    split = target_split or (None if scores is None else scores.target_split)
     for what, positions in wanted.items():
         if what == "target" and scores is not None and scores.grouped:
             names = scores.group_names or [""] * len(scores)
             found[what] = ShownSamples({position: SampleLine(None, name) for position, name in enumerate(names)})
             continue
         try:
-            content = _Contents(open_store(run), run, _split(run, what, scores)).of(positions)
+            content = _Contents(open_store(run), run, _split(run, what, split)).of(positions)
             lines = kept.find(content)
             if lines is None:
                 if job is None:
                     from trak_lightning.cli.job import Job
 
-                    job = Job(command, with_targets_of(run, scores))
+                    job = Job(command, [str(run.path), *([f"--target_split={split}"] if split else [])])
                 lines = _read(job, what, content, counts[what])
                 kept.add({content[position]: line for position, line in lines.items()})
             found[what] = ShownSamples(lines)
@@ -105,7 +108,9 @@ def keep_samples(job: "Job", scores: Scores) -> None:
     new: dict[int, SampleLine] = {}
     if not job.run.config.exists():
         return
-    contents = {what: _Contents(job.store, job.run, _split(job.run, what, scores)) for what in get_args(What)}
+    contents = {
+        what: _Contents(job.store, job.run, _split(job.run, what, scores.target_split)) for what in get_args(What)
+    }
     for target, what, position in _ranked(scores):
         if target and time.perf_counter() > until:
             break
@@ -126,8 +131,8 @@ def _ranked(scores: Scores) -> Iterator[tuple[int, What, int]]:
             yield from ((target, "train", int(position)) for position in side.indices)
 
 
-def _split(run: RunDirectory, what: What, scores: Scores | None) -> str:
-    named = scores.target_split if scores is not None and what == "target" else None
+def _split(run: RunDirectory, what: What, target_split: str | None) -> str:
+    named = target_split if what == "target" else None
     return str(named or configured(run, f"{what}_split"))
 
 

@@ -5,8 +5,9 @@ Shapes: n samples, T labels of each, C classes.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import Checkpoint
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.scoring.base import Array, CheckpointFeatures
-from trak_lightning.tasks.base import Answers, Task, batch_of
+from trak_lightning.tasks.base import Task, batch_of
 
 Found = TypeVar("Found")
 
@@ -72,16 +73,65 @@ def _asked(
                 yield indexed.index.cpu().numpy(), found
 
 
-def mean_probabilities(
+@dataclass(frozen=True)
+class Prediction:
+    """What the models say of one sample: class probabilities, averaged over checkpoints."""
+
+    probabilities: Array
+    """(T, C)"""
+    labels: Array
+    """(T,) integers, −1 where there is none."""
+    term: str | None
+    """What is labeled, see `trak_lightning.tasks.base.Answers`; None also for a task with one label."""
+    several: bool
+    """Whether the task has several labels for a sample."""
+
+    @property
+    def known(self) -> Array:
+        """The places of the labels that are known, ascending."""
+        return np.flatnonzero(self.labels >= 0)
+
+    @property
+    def wrong(self) -> Array:
+        """The places where another class is more probable than that of the label, ascending."""
+        return self.known[(self.probabilities.argmax(1) != self.labels)[self.known]]
+
+
+def mean_predictions(
     model: nn.Module, task: Task, data: AttributionData, checkpoints: Sequence[Checkpoint], positions: Sequence[int]
-) -> Array | None:
-    """Average class probabilities of some samples over checkpoints, (s, C); None for a task without classes."""
-    wanted, pieces = [np.asarray(positions)] * len(checkpoints), []
-    for _, found in _asked(model, data, checkpoints, wanted, lambda batch: task.probabilities(model, batch)):
-        if found is None:
+) -> dict[int, Prediction] | None:
+    """Predict some samples with all checkpoints, by position; None for a task without classes."""
+    wanted = [np.asarray(positions)] * len(checkpoints)
+    total, labels = dict[int, Array](), dict[int, Array]()
+    term, several = None, False
+    for index, answers in _asked(model, data, checkpoints, wanted, partial(_answers, model, task, unlabeled=True)):
+        if answers is None:
             return None
-        pieces.append(found.double().cpu().numpy())
-    return np.concatenate(pieces).reshape(len(checkpoints), len(positions), -1).mean(0) if pieces else None
+        term, several = answers.term, answers.several
+        probabilities = answers.log_probabilities.double().exp().cpu().numpy() / len(checkpoints)
+        for position, found, own in zip(index.tolist(), probabilities, answers.labels.cpu().numpy(), strict=True):
+            total[position] = total.get(position, 0.0) + found
+            labels[position] = own
+    return {position: Prediction(total[position], labels[position], term, several) for position in total}
+
+
+class _Said(NamedTuple):
+    log_probabilities: Tensor
+    labels: Tensor
+    term: str | None
+    several: bool
+
+
+def _answers(model: nn.Module, task: Task, batch: Any, *, unlabeled: bool = False) -> _Said | None:
+    """What the model says of one label of each sample, or of several. `unlabeled`: also if the task does not say which it is."""
+    if (answers := task.answers(model, batch)) is not None:
+        return _Said(*answers, several=True)
+    probabilities, labels = task.probabilities(model, batch), task.class_labels(batch)
+    if probabilities is None or (labels is None and not unlabeled):
+        return None
+    if labels is None:
+        labels = torch.full((len(probabilities),), -1)
+    return _Said(probabilities.double().clamp(min=1e-30).log().unsqueeze(1), labels.unsqueeze(1), None, several=False)
 
 
 def fits_before_training(model: nn.Module, task: Task, data: AttributionData) -> str | None:
@@ -150,20 +200,12 @@ def held_out_predictions(
     used = np.where(held_out > 0, ~seen, True)
     total, labels = np.zeros((n, 0, 0), dtype=np.float32), np.full((n, 0), -1)
     several, term = False, None
-
-    def ask(batch: Any) -> Answers | None:
-        nonlocal several, term
-        if (answers := task.answers(model, batch)) is not None:
-            several, term = True, answers.term
-            return answers
-        probabilities, classes = task.probabilities(model, batch), task.class_labels(batch)
-        if probabilities is None or classes is None:
-            return None
-        return Answers(probabilities.double().clamp(min=1e-30).log().unsqueeze(1), classes.unsqueeze(1), None)
-
-    for index, answers in _asked(model, data, checkpoints, [*map(np.flatnonzero, used)], ask):
+    for index, answers in _asked(
+        model, data, checkpoints, [*map(np.flatnonzero, used)], partial(_answers, model, task)
+    ):
         if answers is None:
             return None
+        several, term = answers.several, answers.term
         _, T, C = answers.log_probabilities.shape
         if total.shape[1] < T or not total.shape[2]:  # sequences of a later batch may be longer
             more = T - total.shape[1]

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator, cg, eigsh
 
+from trak_lightning.errors import docs_page
 from trak_lightning.run.formatting import counted, format_number
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.positions import some
 from trak_lightning.scoring.base import Array, CheckpointFeatures, require_compatible
 from trak_lightning.scoring.gram import diagonal
@@ -50,9 +52,10 @@ class Removal:
     """Whether the curvature of the loss as a function of f is known; the size of changes depends on it."""
 
     def __repr__(self) -> str:
+        doubt = "" if self.reliable else "; not to be trusted, see its caution"
         return (
             f"Removal of {len(self.samples)} of {self.num_train} training samples: {len(self.change)} outputs change by "
-            f"{format_number(self.change.min(), 3, '+')} … {format_number(self.change.max(), 3, '+')}; {self.trust}"
+            f"{format_number(self.change.min(), 3, '+')} … {format_number(self.change.max(), 3, '+')}{doubt}"
         )
 
     @property
@@ -62,32 +65,49 @@ class Removal:
         return float(np.abs(self.change).sum()) / summed if summed else 1.0
 
     @property
+    def reliable(self) -> bool:
+        """Whether sets of this size, and as replaceable, were compared with retraining; if not, not even signs are to be trusted."""
+        return self._share <= LARGEST and (self.leverage <= ALONE or not self.has_curvature)
+
+    @property
+    def caution(self) -> str:
+        """Say how to read the changes: whether the set is too large, and what of order, signs and sizes was right in trials."""
+        return f"{self._caution} ({docs_page('decisions', 'What if these had not been there?')})"
+
+    @property
     def trust(self) -> str:
-        """Say whether the set is too large for the answer to be trusted."""
-        share = len(self.samples) / self.num_train
-        size = f"{100 * share:.1f} % of the training set"
-        if share > LARGEST:
-            return f"too large to be trusted: {size}, and answers were compared with retraining up to {100 * LARGEST:.0f} %"
+        """`caution`, by its name of earlier versions."""
+        return self.caution
+
+    @property
+    def _share(self) -> float:
+        return len(self.samples) / self.num_train
+
+    @property
+    def _caution(self) -> str:
+        if self._share > LARGEST:
+            return f"too large to be trusted: {100 * self._share:.1f} % of the training set, compared with retraining up to {100 * LARGEST:.0f} %"
         if not self.has_curvature:
-            return (
-                f"trust the order of the changes more than their size ({size}): f is minus the loss, whose curvature is not known, so that they "
-                "are sums of scores; measured ones were about half as large in trials"
-            )
+            return "trust the order, not the size: f is minus the loss, changes are sums of scores, and measured ones were about half as large"
         if self.leverage > ALONE:
             return (
-                f"not to be trusted for targets like these samples: in some direction, {self.leverage:.0%} of what is known comes from them "
-                f"({size}), so that nothing like them is left, and even signs were wrong in a trial"
+                f"not to be trusted for targets like these samples: hardly anything like them is left, and even signs were wrong in a trial "
+                f"(leverage {self.leverage:.2f})"
             )
         if self.stretch > FAR:
-            return (
-                f"trust the order of the changes, not their size: the predicted changes are {self.stretch:.1f} times the sums of the scores "
-                f"of this set ({size}), because its samples stand in for each other, and measured changes were mostly larger still in trials"
-            )
-        return (
-            f"trust the order of the changes more than their size: measured ones were 0.5 to 2 times as large in most trials, and many times as "
-            f"large for memorized facts or where nothing like the removed samples was left. The set is small enough for one Newton step: {size}, "
-            f"predicted changes are {self.stretch:.1f} times the summed scores"
-        )
+            return "trust the order, not the size: these samples stand in for each other, and measured changes were mostly larger still"
+        return "trust the order more than the size: measured changes were 0.5 to 2 times as large in most trials"
+
+    def probabilities(self, meaning: Meaning) -> tuple[Array, Array] | None:
+        """Return the probability of the right answer of each target, (m,), before and after: that of the mean output f.
+
+        None if it does not follow from f alone.
+        """
+        if meaning.probability not in ("output", "exp"):
+            return None
+        unused = np.zeros_like(self.outputs)
+        before, after = (meaning.probabilities(f, unused) for f in (self.outputs, self.outputs + self.change))
+        return None if before is None or after is None else (before, after)
 
     def order(self) -> Array:
         """Return the targets (m,) in the order of their change, those that lose most first."""
@@ -103,7 +123,7 @@ class Removal:
             "outputs": self.outputs.tolist(),
             "leverage": self.leverage,
             "stretch": self.stretch,
-            "trust": self.trust,
+            "caution": self.caution,
         }
 
 
@@ -154,12 +174,12 @@ class WhatIf:
         """Predict the outputs without some training samples.
 
         Args:
-            samples: distinct positions (s,), or a mask (n,) of bools.
+            samples: distinct positions (s,), one position, or a mask (n,) of bools.
 
         Raises:
             DataError: they are no positions in the training set, or all of them.
         """
-        removed = some(samples, self.num_train, "sample")
+        removed = some(np.atleast_1d(samples), self.num_train, "sample")
         rows = [_rows(features, removed) for features in self._checkpoints]
         q = np.stack([each.loss_weight for each in rows]).astype(np.float64).mean(0)
         summed, change, leverages = [], [], []

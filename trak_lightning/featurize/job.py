@@ -219,6 +219,7 @@ class FeaturizeJob:
         with as_called(), uncompiled(self.model), quiet_lightning(), stop.watching(trainer), bar as advance:
             try:
                 computed = BlockComputer(trainer, assignments, featurizer, advance, stop).run()
+                stop.check()  # the signal may have come after the last block
             except TerminatedError:
                 outlast_rank_zero()
                 raise

@@ -52,7 +52,9 @@ def warn_of_training_step(
     step = getattr(type(model), "training_step", None)
     if step in (None, L.LightningModule.training_step) or not isinstance(task, COMPARED) or is_cast():
         return
-    if getattr(task, "label_smoothing", 0):  # the gradient of a smoothed loss is not parallel to ∇f
+    if (
+        isinstance(task, Classification) and task.label_smoothing
+    ):  # the gradient of a smoothed loss is not parallel to ∇f
         return
     if not first_time(model, ("training_step", type(task))):
         return

@@ -29,7 +29,7 @@ def select(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Par
 
     Raises:
         SettingsError: a pattern matches nothing (suggests the nearest names), or selects frozen parameters only.
-        UnsupportedModelError: a parameter has no shape yet.
+        UnsupportedModelError: a parameter has no shape yet, or is no leaf of autograd.
     """
     named = {original_name(name): parameter for name, parameter in model.named_parameters()}
     lazy = [name for name, parameter in named.items() if is_lazy(parameter)]
@@ -37,6 +37,13 @@ def select(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Par
         raise UnsupportedModelError(
             f"{len(lazy)} parameters of {type(model).__name__} have no shape before the first batch, such as {lazy[0]}. Run one "
             "batch through the model first: model(batch)."
+        )
+    copied = [name for name, parameter in named.items() if not parameter.is_leaf]
+    if copied:
+        raise UnsupportedModelError(
+            f"{len(copied)} parameters of {type(model).__name__}, such as {copied[0]}, are no leaves of autograd, so they receive no gradient: "
+            "copy.deepcopy of a TorchScript module makes such. Make them leaves: "
+            "[each.detach_().requires_grad_() for each in model.parameters() if not each.is_leaf]."
         )
     trainable = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     if patterns is None:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,18 +91,28 @@ def _numbering(rows: Sequence[Mapping[str, int]]) -> set[str]:
     return {name for name, values in columns.items() if 1 < len(values) == len(rows) == len(set(values))}
 
 
-def similar(features: FeatureSet, most: int = 20) -> list[Pair] | None:
-    """Find the pairs of training samples with the largest cosine of features, above `SIMILAR`; None if there are too many rows."""
+class Similar(NamedTuple):
+    """The pairs of training samples with the largest cosine of features above `SIMILAR`, and how many there are."""
+
+    pairs: list[Pair]
+    number: int
+
+
+def similar(features: FeatureSet, most: int = 20) -> Similar | None:
+    """Find pairs of training samples with a large cosine of features; None if there are too many rows."""
     n = features.spec.num_samples
     if n > MOST_ROWS:
         return None
-    found: list[Pair] = []
+    found, count = list[Pair](), 0
     rows = np.concatenate([unit_rows(as_computed(block.features)).astype(np.float32) for block in features.blocks()])
     for start in range(0, n, 1024):
         cosines = rows[start : start + 1024] @ rows[start:].T
         first, second = np.nonzero(np.triu(cosines > SIMILAR, k=1))
+        count += len(first)
+        largest = np.argsort(-cosines[first, second], kind="stable")[:most]
+        first, second = first[largest], second[largest]
         found += [
             Pair(start + int(i), start + int(j), float(cosines[i, j])) for i, j in zip(first, second, strict=True)
         ]
         found = sorted(found, key=lambda pair: -pair.cosine)[:most]
-    return found
+    return Similar(found, count)

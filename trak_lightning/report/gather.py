@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from trak_lightning.decisions.predictions import Prediction
 from trak_lightning.errors import DataError
 from trak_lightning.report import duplicates
 from trak_lightning.report.accuracy import Outcome
@@ -25,8 +26,15 @@ from trak_lightning.scoring.token_scores import TokenScores
 
 EXAMPLES = 10
 TARGETS = 24
+SAID = 8
+"""Of how many labels of a target it is said what the models say."""
 MARKED = 3
 """Number of examples on either side of a target whose tokens are marked."""
+
+_PARALLEL = (
+    "Near duplicates are not shown: {:,} pairs of training examples have nearly parallel gradients under the first checkpoint, more than "
+    "there are examples, so that this says nothing of single ones."
+)
 
 TokenScorer: TypeAlias = Callable[[Sequence[tuple[int, int]]], Sequence[TokenScores]]
 """Splits the scores of pairs (target, training sample) by tokens."""
@@ -85,9 +93,11 @@ def gather(
 ) -> Report:
     """Gather the contents of the page, which shows the targets at `positions`; `notes` say what could not be shown, and why."""
     groups = duplicates.exact(sources.train, sources.targets)
-    pairs = duplicates.similar(sources.checkpoints[0].train)
+    found = duplicates.similar(sources.checkpoints[0].train)
     known = {(i, j) for group in groups or () for i in group.train for j in group.train}
-    pairs = None if pairs is None else [pair for pair in pairs if (pair.first, pair.second) not in known]
+    pairs = None if found is None else [pair for pair in found.pairs if (pair.first, pair.second) not in known]
+    if found is not None and found.number > len(sources.train):
+        pairs, notes = None, [*notes, _PARALLEL.format(found.number)]
     results, outdated = read_results(sources.run)
     marks = _token_marks(sources, positions)
     targets = [_target(sources, outcome, position, marks) for position in positions]
@@ -142,10 +152,10 @@ def _target(sources: Sources, outcome: Outcome, position: int, marks: Mapping[tu
     meaning, output, residual = outcome.meaning, float(outcome.output[position]), float(outcome.residual[position])
     label = format_significant(output + residual) if meaning.number else shown.label
     facts = meaning.facts(output, None if outcome.probability is None else float(outcome.probability[position]))
-    predicted = outcome.predicted.get(position)
-    if predicted is not None:
-        says = sources.targets.class_name(int(predicted.argmax()))
-        facts.insert(0, ("models say", f"{says} ({predicted.max():.0%})"))
+    if not outcome.counted[position]:
+        facts = [("labels", "none counts: the output, its gradient and all scores are 0")]
+    if (predicted := outcome.predicted.get(position)) is not None:
+        facts[:0] = _said(predicted, sources.targets.class_name)
     raises, lowers = meaning.raises, meaning.lowers
     if meaning.number:
         near, away = "towards the label", "away from the label"
@@ -165,6 +175,26 @@ def _target(sources: Sources, outcome: Outcome, position: int, marks: Mapping[tu
         helpful=helpful,
         harmful=harmful,
     )
+
+
+def _said(predicted: Prediction, class_name: Callable[[int], str]) -> list[tuple[str, str]]:
+    """What the models say of a target; of several labels, also which of them is another."""
+    found, most = predicted.probabilities.argmax(1), predicted.probabilities.max(1)
+    if not predicted.several:
+        return [("models say", f"{class_name(int(found[0]))} ({most[0]:.0%})")]
+
+    def listed(places: Array, name: Callable[[int], str]) -> str:
+        said = [f"{name(place)} ({most[place]:.0%})" for place in places[:SAID].tolist()]
+        return ", ".join([*said, *([f"{len(places) - SAID} more"] if len(places) > SAID else [])])
+
+    term = predicted.term
+    if term is None:
+        says = listed(np.flatnonzero(found == 1), class_name) or "no label"
+        mistakes = listed(predicted.wrong, lambda place: f"{class_name(place)}: {('no', 'yes')[found[place]]}")
+    else:
+        says = f"{len(predicted.known) - len(predicted.wrong)} of {len(predicted.known)} {term}s as labeled"
+        mistakes = listed(predicted.wrong, lambda place: f"{term} {place}: {class_name(int(found[place]))}")
+    return [("models say", says), *([("mistakes", mistakes)] if mistakes else [])]
 
 
 def _examples(
@@ -208,7 +238,7 @@ def _facts(sources: Sources) -> list[tuple[str, str]]:
     rule = sources.scores.settings.get("scoring", {}).get("rule")
     facts = [
         ("data", f"{n:,} training examples, {m:,} targets"),
-        ("checkpoints", f"{len(sources.checkpoints)}, projected to k = {spec.dim:,}"),
+        ("checkpoints", f"{len(sources.checkpoints)}, with k = {spec.dim:,} features of each example"),
     ]
     return facts + ([("λ", rule)] if rule else [])
 

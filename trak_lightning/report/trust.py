@@ -52,7 +52,7 @@ def trusted(run: RunDirectory, scores: Scores) -> Headline:
         return Headline("Trust", f"cannot be measured with {models} retrained models: evaluate with more.", "trust")
     return Headline(
         f"{lds:.2f}",
-        f"is the rank correlation (at best 1) of what the scores predict with {models} retrained models: {in_words(low, high)} "
+        f"is the rank correlation (at best 1) of what the scores predict with {models} retrained models: {in_words(lds, low, high)} "
         f"(95 % interval {low:.2f} … {high:.2f}).",
         "trust",
     )

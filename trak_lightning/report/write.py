@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.decisions.predictions import held_out_predictions, mean_probabilities
+from trak_lightning.decisions.predictions import held_out_predictions, mean_predictions
 from trak_lightning.decisions.suspects import find_suspects
 from trak_lightning.errors import CheckpointError, DataError
 from trak_lightning.featurize.reuse import require_same_samples
@@ -113,7 +113,7 @@ def write_report(
             if verify is not None:
                 verify()
             known = checkpoints or read_checkpoints(run, model, weights_only=weights_only)
-            outcome.predict(partial(mean_probabilities, model, task, chosen, known), positions)
+            outcome.predict(partial(mean_predictions, model, task, chosen, known), positions)
             if len(train) * len(known) <= MOST_PREDICTED:
                 predictions = held_out_predictions(model, task, train, known, features)
             else:

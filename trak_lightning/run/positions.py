@@ -17,9 +17,12 @@ def positions(samples: npt.ArrayLike, n: int, what: str) -> Array:
     if found.dtype == bool and found.shape == (n,):
         found = np.flatnonzero(found)
     if found.ndim != 1 or (found.dtype.kind not in "iu" and found.size):
-        raise DataError(
-            f"{what}: expected positions, integers of shape (s,), or a mask of {n} bools; got {found.dtype} of shape {found.shape}"
-        )
+        got = f"{found.dtype} of shape {found.shape}"
+        if isinstance(samples, str):
+            got = (
+                f"the text {samples!r}. Conditions on columns are options of commands, as in trak whatif --remove_where"
+            )
+        raise DataError(f"{what}: expected positions, integers of shape (s,), or a mask of {n} bools; got {got}")
     found = found.astype(np.int64)
     if len(outside := found[(found < 0) | (found >= n)]):
         raise DataError(f"{what} {outside[0]} is out of range: the training set has samples 0 … {n - 1}")
@@ -45,5 +48,5 @@ def some(samples: npt.ArrayLike, n: int, what: str) -> Array:
             if len(found)
             else "is empty; give at least one position"
         )
-        raise DataError(f"{what}: the set must hold some of the {n} training samples and not all, and it {seen}")
+        raise DataError(f"the set of {what}s must hold some of the {n} training samples and not all, and it {seen}")
     return found

@@ -67,16 +67,17 @@ class ShowsSamples(Protocol):
 def print_table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Collection[int] = (), title: str = ""
 ) -> None:
-    """Print a table, with a frame if it has a title; the columns at the places in `numeric` are aligned right, and not broken."""
+    """Print a table, with a frame if it has a title. In the columns at the places in `numeric`, cells are aligned right and not broken."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=Text(title), title_justify="left") if title else Table(box=None)
+    cells = [list(row) for row in rows]
     for place, heading in enumerate(headings):
-        right = place in numeric
-        table.add_column(Text(heading), justify="right" if right else "left", no_wrap=right, overflow="fold")
-    for row in rows:
+        width = max((len(row[place]) for row in cells), default=0) if place in numeric else None
+        table.add_column(Text(heading), justify="left" if width is None else "right", min_width=width, overflow="fold")
+    for row in cells:
         table.add_row(*map(Text, row))  # not as markup: a class may be called [b]
     Console().print(table)
 

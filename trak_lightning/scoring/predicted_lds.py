@@ -3,6 +3,7 @@
 Shapes: M checkpoints, n training samples, t targets, k dimensions.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,23 +30,19 @@ JUDGED = 500
 MORE = 3
 """The number of further checkpoints whose gain is stated."""
 
-WIDEST = 0.4
-"""The widest 95 % interval of a score that is called weak, moderate or good."""
-
 WORDS = ((0.05, "very weak"), (0.15, "weak"), (0.3, "moderate"), (0.5, "good"), (1.0, "very good"))
 
 
 UNCERTAIN, CHANCE = "uncertain", "not distinguishable from chance"
 
 
-def in_words(low: float, high: float) -> str:
-    """Call a linear datamodeling score with a 95 % interval weak, moderate or good: what both ends are called."""
-    if high - low > WIDEST:
+def in_words(lds: float, low: float, high: float) -> str:
+    """Call a linear datamodeling score weak, moderate or good, unless an end of its 95 % interval is more than one word away."""
+    limits = [limit for limit, _ in WORDS]
+    least, word, most = (bisect_left(limits, min(value, 1.0)) for value in (low, lds, high))
+    if max(word - least, most - word) > 1:
         return UNCERTAIN
-    if low <= 0:
-        return CHANCE
-    least, most = (next(word for limit, word in WORDS if end <= limit) for end in (low, min(high, 1.0)))
-    return least if least == most else f"{least} to {most}"
+    return CHANCE if low <= 0 else WORDS[word][1]
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,12 @@ class Trust:
 
     @property
     def sentence(self) -> str:
-        word = in_words(self.low, self.high)
+        word = in_words(self.lds, self.low, self.high)
         found = f"{word}: sums of scores would predict retrained models with a rank correlation (LDS) of about {self.lds:.2f} [{self.low:.2f}, {self.high:.2f}]"
-        if word in (UNCERTAIN, CHANCE, WORDS[0][1]):  # the gain is known no better than the LDS
+        gain = f"{max(self.gain, 0):.2f}"
+        if gain == "0.00" or word in (UNCERTAIN, CHANCE, WORDS[0][1]):  # the gain is known no better than the LDS
             return found
-        return f"{found}; {MORE} more checkpoints would bring about {max(self.gain, 0):.2f}"
+        return f"{found}; {MORE} more checkpoints would bring about {gain}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers and the sentence."""
@@ -86,11 +84,8 @@ def unpredictable(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -
     M = len(checkpoints)
     parts = sum(map(trained_on_part, checkpoints))
     if parts == M:
-        return f"unknown: it takes {FEWEST} or more checkpoints, and there {'is' if M == 1 else 'are'} {M}; train more: --ensemble.size {FEWEST}"
-    return (
-        f"unknown: it takes {FEWEST} or more checkpoints that were each trained on a recorded part of the training set; here, {parts} of {M} "
-        f"{'was' if parts == 1 else 'were'}; how to train them: {_page()}"
-    )
+        return f"unknown: needs {FEWEST} checkpoints, has {M}; train more: --ensemble.size {FEWEST}"
+    return f"unknown: needs {FEWEST} checkpoints trained on recorded parts of the data, has {parts} ({_page()})"
 
 
 def predicted_lds(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -> Trust | None:

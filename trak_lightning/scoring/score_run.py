@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import DataError, IncompleteRunError, require_integer
@@ -82,8 +83,11 @@ def score_run(
 
 
 def _outputs(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> dict[str, Array]:
-    output, _, probability = target_outputs(checkpoints, meaning)
-    return {"output": output} | ({} if probability is None else {"probability": probability})
+    """What `Scores.outputs` tells; the probability is NaN where no label counts, so that f and q are 0."""
+    output, loss_weight, probability = target_outputs(checkpoints, meaning)
+    if probability is None:
+        return {"output": output}
+    return {"output": output, "probability": np.where((output != 0) | (loss_weight != 0), probability, np.nan)}
 
 
 def _method(request: Any) -> str:

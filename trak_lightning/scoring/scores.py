@@ -63,6 +63,10 @@ class Attribution:
         train = None if self.scores.samples is None else self.scores.samples[0]
         Console().print(ranking_table(self._title, "train", self.scores.meaning.headings, self._sides(k), train))
 
+    def plot(self, k: int = 5) -> Any:
+        """Draw the target with its k most helpful and k most harmful training samples, see `Scores.plot`."""
+        return self.scores.plot([self.target], k)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.array(self.values, dtype=dtype)
 
@@ -183,12 +187,13 @@ class Scores:
         answer. Empty for groups of targets, and in files of earlier versions or of scores that were computed by other means."""
         self._require_same_file()
         with h5py.File(self.path, "r") as file:
-            return {name: float(file[key][target]) for name, key in OUTPUTS.items() if key in file}
+            found = {name: float(file[key][target]) for name, key in OUTPUTS.items() if key in file}
+        return {name: value for name, value in found.items() if not np.isnan(value)}
 
     def facts(self, target: int) -> list[tuple[str, str]]:
         """The same in words, the most telling first, such as ``("p(label)", "0.231")``."""
         found = self.outputs(target)
-        return self.meaning.facts(found["output"], found.get("probability")) if found else []
+        return self.meaning.facts(found["output"], found.get("probability")) if "output" in found else []
 
     def __len__(self) -> int:
         """The number of targets m."""
@@ -268,8 +273,8 @@ class Scores:
                 frame[f"{column}_label"] = [samples.label(index) for index in frame[column].tolist()]
         return frame
 
-    def plot(self, targets: Sequence[int] | None = None, k: int = 5) -> Any:
-        """Draw some targets, the first three if None, with their k most helpful and k most harmful training samples, as a matplotlib figure.
+    def plot(self, targets: int | Sequence[int] | None = None, k: int = 5) -> Any:
+        """Draw one target or some, the first three if None, with their k most helpful and k most harmful training samples, as a matplotlib figure.
 
         Raises:
             DataError: the data is not at hand, or matplotlib is not installed.
@@ -278,7 +283,9 @@ class Scores:
             raise DataError(
                 "there are no samples to draw: plot the scores that TRAK.score returned, which knows the data"
             )
-        chosen = [self[target] for target in (range(min(3, len(self))) if targets is None else targets)]
+        if targets is None:
+            targets = range(min(3, len(self)))
+        chosen = [self[target] for target in ([targets] if isinstance(targets, int | np.integer) else targets)]
         if not chosen:
             raise DataError("targets are the positions of those to draw, and none is given")
         sides = [each._sides(k) for each in chosen]

@@ -7,6 +7,7 @@ import numpy as np
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures, require_compatible
 from trak_lightning.scoring.gram import diagonal
+from trak_lightning.scoring.ranking import Ranking
 from trak_lightning.scoring.regularization import choose
 
 
@@ -22,8 +23,13 @@ class SelfInfluence(NamedTuple):
     """``q_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``: self-influence with the sign of q, positive where the output rises. It is negative
     for a regression whose label is below the output."""
 
+    def top(self, k: int = 10) -> Ranking:
+        """Return the k samples of largest self-influence, (k,)."""
+        indices = np.argsort(-self.self_influence, kind="stable")[:k]
+        return Ranking(indices, self.self_influence[indices])
+
     def __repr__(self) -> str:
-        largest = ", ".join(f"#{index}" for index in np.argsort(-self.self_influence, kind="stable")[:3])
+        largest = ", ".join(f"#{index}" for index in self.top(3).indices)
         return f"SelfInfluence of {len(self.leverage)} training samples, largest: {largest}"
 
 

@@ -236,6 +236,10 @@ def _first_of_pair(inputs: Any, preferred: Sequence[str]) -> Call:
     return OneOrSeveral(inputs) if several else Arguments((inputs,))
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(each, str) for each in value)
+
+
 def _default_inputs(batch: Any, taken: Sequence[Key], preferred: Sequence[str]) -> Call:
     named = named_entries(batch)
     if named is None:
@@ -245,7 +249,13 @@ def _default_inputs(batch: Any, taken: Sequence[Key], preferred: Sequence[str]) 
         if name in found and len(found) > 1:
             return MainAndOthers(name, found)
     if not found:
+        texts = [name for name, value in named.items() if _is_text(value)]
+        tokenize = "".join(
+            f" A model takes tokens, not text: dataset = dataset.map(lambda rows: tokenizer(rows[{name!r}], truncation=True), "
+            "batched=True), and a DataCollatorWithPadding as collate_fn."
+            for name in texts[:1]
+        )
         raise DataError(
-            f"the batch holds no tensor in addition to the labels to call the model with; it is {describe(batch)}."
+            f"the batch holds no tensor in addition to the labels to call the model with; it is {describe(batch)}.{tokenize}"
         )
     return Arguments(tuple(found.values())) if len(found) == 1 else Arguments(kwargs=found)

@@ -74,6 +74,18 @@ class CrossEntropy:
         own, share = weight[labels.clamp(0, classes - 1)], self.label_smoothing / classes
         return Logistic((1 - self.label_smoothing + share) * own, share * (weight.sum() - own))
 
+    def rest(self, logits: Tensor, labels: Tensor, margins: Tensor) -> Tensor | None:
+        """What ℓ adds to `logistic`, −(ε/C)·Σ_{c≠y} w_c·log(p_c / (1 − p_y)), for logits (…, C), labels and margins (…); None without
+        smoothing."""
+        if self.label_smoothing == 0:
+            return None
+        classes = logits.shape[-1]
+        weight = margins.new_tensor([1.0] * classes if self.class_weight is None else list(self.class_weight))
+        logits = logits.to(margins.dtype)
+        own = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        others = weight.sum() - weight[labels]
+        return self.label_smoothing / classes * (weight.sum() * own - others * margins - logits @ weight)
+
 
 def require_smoothing(label_smoothing: float) -> None:
     """Raises: SettingsError: not in [0, 1)."""

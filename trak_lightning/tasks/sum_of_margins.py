@@ -26,12 +26,14 @@ class Terms:
     Attributes:
         margins: log-odds of the right answers, (B, T); any finite number where a term does not count.
         counted: whether a term counts, (B, T).
-        loss: the loss of each term.
+        loss: the loss of each term, as a function of its margin.
+        rest: what the loss of each term adds to that, (B, T); None if nothing.
     """
 
     margins: Tensor
     counted: Tensor
     loss: Logistic
+    rest: Tensor | None = None
 
 
 class SumOfMargins(SupervisedTask):
@@ -101,7 +103,7 @@ class SumOfMargins(SupervisedTask):
         terms = self.terms(model, batch)
         total = self._values(terms).sum(1)
         output = total if self.reduction == "sum" else total / _count(terms)
-        self._memo.keep(batch, output, replace(terms, margins=terms.margins.detach()))
+        self._memo.keep(batch, output, replace(terms, margins=terms.margins.detach(), rest=None))
         return output
 
     def summands(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -111,7 +113,9 @@ class SumOfMargins(SupervisedTask):
         return values if self.reduction == "sum" else values / _count(terms).unsqueeze(1), terms.counted
 
     def _values(self, terms: Terms) -> Tensor:
-        values = -terms.loss.value(terms.margins) if self._minus_loss else terms.margins
+        values = terms.margins
+        if self._minus_loss:
+            values = -terms.loss.value(terms.margins) - (0 if terms.rest is None else terms.rest)
         return torch.where(terms.counted, values, 0)
 
     def loss_weight(self, model: nn.Module, batch: Any, output: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ class TokenMargins(SumOfMargins):
     def terms(self, model: nn.Module, batch: Any) -> Terms:
         logits, labels, counted = self._checked(model, batch)
         margins = margin(logits, labels)
-        return Terms(margins, counted, self._loss.logistic(labels, logits.shape[-1], margins.dtype))
+        loss = self._loss.logistic(labels, logits.shape[-1], margins.dtype)
+        return Terms(margins, counted, loss, self._loss.rest(logits, labels, margins) if self._minus_loss else None)
 
     def class_problems(self, model: nn.Module, batch: Any) -> ClassProblems:
         logits, _, counted = self._checked(model, batch)

@@ -136,9 +136,10 @@ class ProjectorConformance:
         layout, _ = example(1)
         torch.manual_seed(1)
         before, first = torch.get_rng_state(), self.matrix(layout)
-        assert torch.equal(torch.get_rng_state(), before)
+        remedy = "draw from torch.Generator().manual_seed(seed), with the seed that `block` is given"
+        assert torch.equal(torch.get_rng_state(), before), f"it draws from the global generator: {remedy}"
         torch.manual_seed(2)
-        assert torch.equal(self.matrix(layout), first)
+        assert torch.equal(self.matrix(layout), first), f"it depends on torch.manual_seed: {remedy}"
 
     def test_it_does_not_change_the_gradient(self) -> None:
         layout, rows = example(2)

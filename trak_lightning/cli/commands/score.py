@@ -9,7 +9,7 @@ import numpy as np
 from jsonargparse import ArgumentParser
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
-from trak_lightning.cli.output import print_json, print_trust, short_path, summary, trust_in
+from trak_lightning.cli.output import print_json, print_trust_or_why_not, short_path, summary, trust_in
 from trak_lightning.errors import SettingsError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.numpy_files import read_given
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         )
     elif backend.rank == 0:
         summary("score", f"{scores.describe()} in {short_path(scores.path)}", int(fresh), "computed", started)
-        print_trust(run, scores)
+        print_trust_or_why_not(run, scores)
     return 0
 
 

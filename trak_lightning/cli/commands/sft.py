@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     if settings.model is None and given:
         raise UsageError(
             f"{given[0]} has no effect without --model: the run has settings of its own. Without any of these options the command "
-            "resumes; to change one, give all of them (--model, --data, --targets …), and another run directory if rows are stored."
+            "resumes. For new questions, or to change one, repeat the other options too (--model, --data …): what is stored and still fits is reused."
         )
     from trak_lightning.cli.commands.check import print_findings
     from trak_lightning.cli.job import Job

@@ -4,8 +4,6 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from itertools import zip_longest
-from pathlib import Path
 
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
@@ -14,15 +12,20 @@ from trak_lightning.chat.records import answers_file
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.columns import WRITTEN, Condition, all_hold
 from trak_lightning.cli.error_messages import UsageError
-from trak_lightning.cli.output import print_json, print_trust, summary
+from trak_lightning.cli.output import print_json, print_trust, summary, trust_in
+from trak_lightning.cli.shown_samples import ShownSamples, What, shown_samples
+from trak_lightning.cli.store_arguments import add_numbers
 from trak_lightning.cli.train_values import labels_of, values_of
 from trak_lightning.decisions.what_if import Removal, WhatIf
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import require_writable
+from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_number, format_with_error
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.numpy_files import read_given, write_npz
+from trak_lightning.run.sample_lines import SampleLine
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import after_question, excerpt, print_table, shortened
+from trak_lightning.scoring.display import ShowsLines, after_question, excerpt, print_table, sample_columns, shortened
 from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.scores import open_scores
@@ -31,7 +34,7 @@ READS = ("run_dir", "train_split", "target_split", "store", "scorer")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the targets that lose and gain most, and whether the set is too large to be trusted."""
+    """Print how to read the answer, what happens to all targets, and those that lose and gain most."""
     started = time.perf_counter()
     if sum(each.replace("-", "_").partition("=")[0] == "__remove_where" for each in argv) > 1:
         raise UsageError("--remove_where is given twice; join conditions in one: 'age>60 and sex=female'")
@@ -45,20 +48,22 @@ def main(argv: Sequence[str]) -> int:
     removal = WhatIf(checkpoints, *settings_of(instances.scorer)).remove(samples)
     names = ("samples", "change", "spread", "summed", "outputs", "leverage")
     write_npz(path, {name: getattr(removal, name) for name in names})
+    scores = open_scores(run, targets) if run.scores(targets).exists() else None
     if config.json:
-        print_json({"path": path, **removal.to_json()})
+        print_json({"path": path, **removal.to_json(), **({} if scores is None else trust_in(run, scores))})
         return 0
-    _print(removal, config.k, targets, run.read().meaning.output, _answers(run.path, targets))
-    summary(
-        "whatif",
-        f"without {len(removal.samples)} of {removal.num_train} samples",
-        len(removal.change),
-        "targets",
-        started,
-    )
-    summary("trust", removal.trust)
-    if run.scores(targets).exists():
-        print_trust(run, open_scores(run, targets), "scores")
+    what = f"without {len(removal.samples)} of {removal.num_train} training samples: {_condition(config)}"
+    summary("whatif", what, len(removal.change), "targets", started)
+    summary("caution", removal.caution)
+    meaning = run.read().meaning
+    summary("changes", _changes(removal, meaning))
+    falls, rises = _sides(removal, config.k)
+    samples_of = None if config.numbers else _shown(run, targets, [*falls, *rises], len(removal.change))
+    for title, side in (("f falls most for", falls), ("f rises most for", rises)):
+        if side:
+            _print(title, removal, side, meaning, samples_of)
+    if scores is not None:
+        print_trust(run, scores)
     return 0
 
 
@@ -83,6 +88,7 @@ def _parser() -> ArgumentParser:
     )
     add_scored(parser)
     parser.add_argument("-k", type=int, default=10, help="number of targets to print on either side")
+    add_numbers(parser)
     return parser
 
 
@@ -114,30 +120,68 @@ def _read(source: str) -> Array:
     return read_given(source, "--remove must be positions such as 3,17 or a .npy file of positions or of a mask")
 
 
-def _answers(run: Path, targets: str) -> list[str]:
-    """The answers that are the targets of ``trak sft``, each after its question, shortened; none for other targets."""
-    path = run / answers_file(targets)
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    texts = [shortened(excerpt(row["answer"], row.get("span")), 20) for row in rows]
-    return [after_question(row.get("question", ""), text, 20) for row, text in zip(rows, texts, strict=True)]
+def _condition(config: Namespace) -> str:
+    """What was asked for, as it was given."""
+    if config.remove_label is not None:
+        return f"label {config.remove_label}"
+    return shortened(config.remove if config.remove_where is None else config.remove_where)
 
 
-def _print(removal: Removal, count: int, targets: str, f: str, answers: Sequence[str] = ()) -> None:
-    title = f"How f would change without the samples, for each target of {targets}; f: {f}"
+def _sides(removal: Removal, count: int) -> tuple[list[int], list[int]]:
+    """The targets whose output falls most, and those whose output rises most."""
     order = removal.order()
-    loses, gains = (
-        [int(each) for each in side[:count]]
-        for side in (order[removal.change[order] < 0], order[removal.change[order] > 0][::-1])
-    )
-    rows = [
-        (*_entry(removal, low, answers), *_entry(removal, high, answers)) for low, high in zip_longest(loses, gains)
-    ]
-    headings = ("f falls for", "f now", "change", "f rises for", "f now", "change")
-    print_table(headings, rows, numeric=(1, 2, 4, 5) if answers else range(6), title=title)
+    falls, rises = order[removal.change[order] < 0], order[removal.change[order] > 0][::-1]
+    return falls[:count].tolist(), rises[:count].tolist()
 
 
-def _entry(removal: Removal, target: int | None, answers: Sequence[str]) -> tuple[str, str, str]:
-    if target is None:
-        return "", "", ""
-    change = format_with_error(removal.change[target], removal.spread[target])
-    return f"{target} {answers[target]}" if answers else str(target), format_number(removal.outputs[target]), change
+def _changes(removal: Removal, meaning: Meaning) -> str:
+    """What happens to all targets, in words."""
+    change = removal.change
+    falls, rises = int((change < 0).sum()), int((change > 0).sum())
+    said = f"f, {meaning.output}, falls for {falls} of {len(change)} targets and rises for {rises}; mean {format_number(change.mean(), 2, '+')}"
+    if meaning.probability != "output" or (found := removal.probabilities(meaning)) is None:
+        return said
+    before, after = (each > 0.5 for each in found)
+    below, above = int((before & ~after).sum()), int((after & ~before).sum())
+    if not below + above:
+        return f"{said}; {meaning.probability_name} crosses 0.5 for none"
+    return f"{said}; {meaning.probability_name} falls below 0.5 for {below} and rises above it for {above}"
+
+
+def _shown(run: RunDirectory, targets: str, positions: Sequence[int], count: int) -> ShowsLines | None:
+    """The answers that are the targets of ``trak sft``, each after its question; label and content of other targets."""
+    path = run.path / answers_file(targets)
+    if not path.exists():
+        wanted: dict[What, Sequence[int]] = {"target": positions}
+        return shown_samples("whatif", run, wanted, {"target": count}, target_split=targets).get("target")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    texts = [after_question(row.get("question", ""), excerpt(row["answer"], row.get("span"))) for row in rows]
+    return ShownSamples({place: SampleLine(None, text) for place, text in enumerate(texts)})
+
+
+def _probability(p: float) -> str:
+    return f"{p:.2f}" if p >= 0.01 else format_number(p, 2)
+
+
+def _print(
+    title: str, removal: Removal, targets: Sequence[int], meaning: Meaning, samples: ShowsLines | None = None
+) -> None:
+    """Print a row for each target, with few digits where these would not be right."""
+    digits = 3 if removal.reliable else 2
+    columns = {
+        "target": [str(target) for target in targets],
+        "f now": [format_number(removal.outputs[target], digits) for target in targets],
+        "change": [
+            format_with_error(removal.change[target], removal.spread[target])
+            if removal.reliable
+            else format_number(removal.change[target], 1, "+")
+            for target in targets
+        ],
+    }
+    if (found := removal.probabilities(meaning)) is not None:
+        before, after = ([_probability(each[target]) for target in targets] for each in found)
+        columns[meaning.probability_name] = [f"{low} → {high}" for low, high in zip(before, after, strict=True)]
+    numbers = range(len(columns))
+    columns |= sample_columns(targets, samples)
+    print(title)
+    print_table(tuple(columns), zip(*columns.values(), strict=True), numeric=numbers)

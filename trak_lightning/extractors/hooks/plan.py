@@ -136,7 +136,7 @@ class Handlers:
         raise UnsupportedModelError(
             f"the hooks extractor cannot compute the gradient of each sample of a batch for parameter {location.name} of "
             f"{type(self._model).__name__}. Either it is used outside the forward of every module that contains it, or samples do not have "
-            "rows of their own there, as the nodes of graphs that are joined. Use extractor='auto' or 'iterative', which computes one "
+            "rows of their own there or before it, as the nodes of graphs that are joined. Use extractor='auto' or 'iterative', which computes one "
             f"sample at a time, or leave the parameter out: parameters=['!{location.name}']."
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.errors import TrakError, UnsupportedModelError
+from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.extractors.audit import (
     Audit,
     Reference,
@@ -36,6 +36,7 @@ from trak_lightning.extractors.hooks.plan import (
 )
 from trak_lightning.extractors.hooks.probe import Look, Probe, Shapes, Side
 from trak_lightning.extractors.hooks.tape import ChangedInPlace, PassPath, PlanFailed, Reached, Tape
+from trak_lightning.extractors.rules.fallback import TooManyPasses
 from trak_lightning.extractors.state import parameters_of, requiring
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink, halves_of, restart_of
 from trak_lightning.model.autocast import without_autocast
@@ -129,10 +130,10 @@ class Planner:
                 self._used |= found.names
             except PlanFailed as refusal:
                 self._lift(plan, refusal.names, str(refusal))
-            except TrakError:
+            except TooManyPasses:
                 raise
             except Exception as error:
-                # The model may have failed because a value that all samples share was expanded to one entry per sample.
+                # Model and task did not fail before a value that all samples share was expanded to one entry per sample.
                 given = _expanded(plan)
                 if not given:
                     raise
