@@ -3,6 +3,7 @@
 import re
 import resource
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lightning as L
@@ -119,6 +120,18 @@ def test_scores_that_are_open_never_show_those_that_replace_them(model, train_se
     np.testing.assert_array_equal(first.values, before)
     with pytest.raises(DataError, match="was replaced or deleted since these scores were opened"):
         first.top(3)
+
+
+def test_threads_that_share_a_model_get_the_rows_of_their_own_checkpoints(model, train_set, checkpoints, tmp_path):
+    def featurized(number, folder):
+        trak = attribute(model, tmp_path / folder / str(number))
+        trak.featurize(train_set, checkpoints=[checkpoints[number]], batch_size=4)
+        return rows(trak)
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(featurized, range(2), ["threads"] * 2))
+    for number in range(2):
+        np.testing.assert_array_equal(found[number], featurized(number, "alone"))
 
 
 def test_what_is_there_is_not_computed_again(model, train_set, test_set, checkpoints, tmp_path):

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, get_args
 
@@ -104,6 +105,21 @@ def _answers_traker(method: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+_LOCK = RLock()
+"""Held by calls that run a model: its weights, its hooks and settings of torch are those of all threads."""
+
+
+def _one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
+    """Let threads that call such methods wait for each other."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _LOCK:
+            return method(*args, **kwargs)
+
+    return call
+
+
 class TRAK:
     """Which training examples made the model predict this?
 
@@ -188,6 +204,7 @@ class TRAK:
         self._job: FeaturizeJob | None = None
 
     @_answers_traker
+    @_one_at_a_time
     def featurize(
         self,
         train_dataset: DataSource,
@@ -236,6 +253,7 @@ class TRAK:
         self._job = job.with_checkpoints(checkpoints, subsets, weights_only=self._weights_only)
         return sum(map(self._job.compute, self._job.splits))
 
+    @_one_at_a_time
     def featurize_targets(
         self, target_dataset: DataSource, name: str = "targets", *, batch_size: int | None = None, repair: bool = False
     ) -> int:
@@ -274,6 +292,7 @@ class TRAK:
             )
         return FeatureArray(self.store.open(split, records[checkpoint].id))
 
+    @_one_at_a_time
     def check(
         self,
         data: DataSource,
@@ -306,6 +325,7 @@ class TRAK:
             return run_checks(job, len(found))
 
     @_answers_traker
+    @_one_at_a_time
     def score(
         self,
         target_dataset: DataSource,
@@ -381,6 +401,7 @@ class TRAK:
             scores.samples = train, targets
         return scores
 
+    @_one_at_a_time
     def token_scores(
         self,
         target_dataset: DataSource,
@@ -435,6 +456,7 @@ class TRAK:
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
         return self_influence(checkpoints, regularization, weights)
 
+    @_one_at_a_time
     def suspects(self, *, fdr: float = 0.1, class_names: Sequence[str] | None = None) -> Suspects:
         """Find training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on
         them; see `trak_lightning.decisions.suspects.find_suspects`.
@@ -523,6 +545,7 @@ class TRAK:
             checkpoints, self.run.read().meaning, budget, groups=groups, regularization=regularization
         )
 
+    @_one_at_a_time
     def report(
         self,
         target_dataset: DataSource,

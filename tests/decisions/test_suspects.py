@@ -71,7 +71,10 @@ def test_models_that_are_mostly_wrong_promise_no_share_of_false_alarms(blind, pr
     suspects = suspected(log_p, labels)
     assert len(suspects) > 50
     assert (suspects.expected is not None) == promised
-    assert ("an unknown share are false alarms" in suspects.describe()) != promised
+    assert ("are likely wrong" in suspects.describe()) == promised
+    assert (
+        f"{len(suspects)} of 2,000 labels to review first (models that are right" in suspects.describe()
+    ) != promised
 
 
 def test_doubtful_predictions_are_no_label_errors():
@@ -90,9 +93,11 @@ def test_what_poor_models_contradict_is_not_called_wrong(signal, noise):
         against = (log_p.argmax(1) != labels).sum()
         assert len(found) == 0
         assert (
-            f"contradict {against} of 150 labels, and these predictions do not tell wrong labels from"
+            f"which does not mean that the labels are right: the models contradict {against} of 150 labels"
             in found.describe()
         )
+        count = round(found.errors)
+        assert (f"Review the first {count} of the ranking: about as many" in found.describe()) == (count > 0)
 
 
 @pytest.mark.parametrize("signal", [0.4, 1.7])
@@ -207,12 +212,15 @@ def test_models_trained_on_a_sample_promise_no_share_of_false_alarms_and_show_wh
     assert len(suspects) > 10
     assert suspects.expected is None
     assert suspects.errors is None
-    assert "an unknown share are false alarms, which may be several times the 10 % asked for" in suspects.describe()
+    assert suspects.describe() == (
+        f"{len(suspects)} of 400 labels to review first (models trained on all samples cannot promise a share of false alarms). "
+        "Basis: predictions of checkpoints trained on the sample, corrected by leaving it out in closed form"
+    )
     predictions = suspects.predictions
     for each in suspects:
         log_p = predictions.log_probabilities[each.index]
         p = np.exp(log_p - log_p.max()) / np.exp(log_p - log_p.max()).sum()
-        shown = re.match(r"left out in closed form: p\(\d\) (?:< )?(\d+) %, p\(\d\)", each.why)
+        shown = re.match(r"p\(\d\) (?:< )?(\d+) %, p\(\d\)", each.why)
         assert float(shown[1]) == pytest.approx(100 * p[int(each.label)], abs=1)
         assert each.says == str(p.argmax())
         assert each.wrong is None  # it would be far too high
@@ -236,9 +244,7 @@ def test_a_task_without_classes_is_ranked_by_the_error_and_not_cut(noisy, tmp_pa
     suspects = trak.suspects()
     assert (suspects.ranking[0], len(suspects), suspects.expected) == (7, 0, None)
     assert "no cut: the task has no classes" in suspects.describe()
-    assert re.search(
-        rf"#7 labeled {values[7]:.6g}: error [\d.]+ above the prediction of models trained on it", repr(suspects)
-    )
+    assert re.search(rf"#7 labeled {values[7]:.6g}: error [\d.]+ above the prediction$", repr(suspects), re.MULTILINE)
     assert "Not to be trusted" not in suspects.describe()
     (tmp_path / "suspects").mkdir()
     (tmp_path / "suspects" / "indices.npy").touch()  # of a version that wrote it without a cut
@@ -290,7 +296,11 @@ def test_a_loss_has_no_label_to_show(noisy, tmp_path):
     suspects = featurized(noisy, tmp_path, None, task={"name": "loss", "function": loss}).suspects()
     assert "label" not in repr(suspects).replace(suspects.describe(), "")
     first = suspects.first(1)[0]
-    assert (first.label, first.says, first.why) == (None, None, "by models trained on it")
+    assert (first.label, first.says, first.why) == (None, None, "")
+    suspects.to_csv(tmp_path / "all.csv")
+    assert (tmp_path / "all.csv").read_text().startswith("index,error\n"), (
+        "that all models were trained on it is said once"
+    )
     assert first.error == suspects.suspicion.max()
 
 
@@ -361,6 +371,7 @@ def test_the_wrong_one_of_several_labels_is_found_and_named(tmp_path):
             assert each.says != each.label == f"{names[each.index % 3]}: {answer}"
             assert each.why.startswith(f"2 models not trained on it: p({answer}) ")
     assert "samples with a label that is likely wrong" in found.describe()
+    assert re.fullmatch(r"\d+ of 850 labels, in \d+ of 300 samples", found.contradicted)
 
 
 def test_several_labels_of_models_trained_on_all_samples_promise_no_share(tmp_path):
@@ -370,8 +381,9 @@ def test_several_labels_of_models_trained_on_all_samples_promise_no_share(tmp_pa
     found = trak.suspects()
     assert found.expected is None
     assert found.errors is None
-    assert "predictions of checkpoints trained on the sample; " in found.basis
-    assert all("models trained on it: p(" in each.why for each in found.first(3))
+    assert found.basis == "predictions of checkpoints trained on the sample"
+    assert all(each.why.startswith("p(") for each in found.first(3))
+    assert "the models contradict 0 of 160 labels, in 0 of 80 samples" in found.describe()
 
 
 class TagEach(nn.Module):

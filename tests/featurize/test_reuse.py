@@ -65,7 +65,7 @@ def test_targets_explained_for_other_labels_are_refused_until_repaired(model, tr
     assert not np.allclose(repaired, before)
 
 
-@pytest.mark.parametrize("edited", ["model", "a layer", "task", "data"])
+@pytest.mark.parametrize("edited", ["model", "type", "a layer", "task", "data"])
 def test_targets_are_not_scored_with_training_rows_of_an_earlier_model(edited, model, train_set, test_set, tmp_path):
     class Scaled(nn.Module):
         def __init__(self):
@@ -91,6 +91,8 @@ def test_targets_are_not_scored_with_training_rows_of_an_earlier_model(edited, m
         model[0].register_forward_hook(lambda module, args, output: output.flip(1))
     elif edited == "task":
         task.column = 1
+    elif edited == "type":
+        scaled.double()
     else:
         data.tensors[0][7] += 1
     with pytest.raises(StaleRowsError, match="1 sample of 'train'.*: 7" if edited == "data" else "rows of 'train'"):

@@ -61,6 +61,36 @@ def test_the_only_uneven_batch_among_many_is_verified(collate, late, tmp_path):
         featurize(average, rows(*[5] * 60, *late, *[5] * 30), tmp_path, collate)
 
 
+class PerBatch(Task):
+    """A sum over tokens, divided by the mean number of those that count in the batch."""
+
+    loss_function = "linear"
+
+    def output(self, model, batch):
+        x, held = batch
+        held = x.any(-1) if held.ndim == 3 else (held > 0) * held.abs()
+        return (model(x).sum(-1) * held).flatten(1).sum(1) / held.sum() * len(x)
+
+
+HELD = {
+    "mask": torch.tensor([1.0, 1.0, 0.0]),
+    "labels": torch.tensor([1, 1, -100]),
+    "weight": torch.tensor([0.5]),
+    "vectors": torch.tensor([[1.0], [1.0], [0.0]]),
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_the_only_batch_that_is_padded_in_the_dataset_or_weighted_is_verified(kind, tmp_path):
+    usual = torch.ones_like(HELD[kind])
+    samples = [(row[: len(usual)], HELD[kind] if at == 61 else usual) for at, row in enumerate(rows(*[3] * 90))]
+    if kind == "vectors":
+        samples = [(row * held, torch.zeros(1, 1)) for row, held in samples]
+    trak = TRAK(Apply(lambda model, x: model.second(model.first(x).tanh())), PerBatch(), tmp_path, projector="identity")
+    with pytest.raises(SampleDependenceError, match="sample 6[012] in a batch of one"):
+        trak.featurize(DataLoader(samples, batch_size=3))
+
+
 def test_the_extent_of_a_sample_counts_what_is_padded_or_sorted():
     nested = {"ids": [1, 2, 3], "text": "four", "image": np.zeros((2, 5)), "pair": (torch.zeros(3, 2), 1), "none": None}
     assert extent(nested) == 3 + 4 + 10 + 6 + 1 + 1

@@ -100,6 +100,10 @@ class Suspects(Sequence[Suspect]):
     """(n,) how many models were not trained on a sample, for a task without classes; 0 where all were, whose mean is taken then."""
     other_scale: str | None = None
     """What says that predictions are of another scale than the numbers, which makes the ranking wrong; None if they are not."""
+    unpromised: str | None = None
+    """Why no share of false alarms is promised for the samples before the cut, in words; None if one is."""
+    contradicted: str = ""
+    """How many labels the models contradict, in words."""
 
     @property
     def has_cut(self) -> bool:
@@ -145,24 +149,28 @@ class Suspects(Sequence[Suspect]):
             found = f"{n} training samples ranked by {self.basis}; no cut: the task has no classes"
             return found if self.other_scale is None else f"{found}. Not to be trusted: {self.other_scale}"
         if not self.size:
-            if self._several:
-                what = "samples"
-            against = int((self.predictions.log_probabilities.argmax(1) != self.predictions.labels).sum())
             return (
-                f"no label can be called wrong with {_percent(self.fdr)} false alarms: the models contradict {against} of {n} {what}, and "
-                f"these predictions do not tell wrong labels from mistakes of the models. Review the ranking from the top. Basis: {self.basis}"
+                f"no label can be called wrong with {_percent(self.fdr)} false alarms, which does not mean that the labels are right: the models "
+                f"contradict {self.contradicted}, which may be mistakes of their own. {self.how_far or 'Review the ranking from the top'}. Basis: {self.basis}"
             )
-        if self._several:
-            what = "samples with a label"
-        found = f"{what} that {'is' if self._several else 'are'} likely wrong: {self.size} of {n}, of which {self.false_alarms}"
-        if self.errors is not None:
-            found += f"; wrong labels in the whole training set: about {self.errors:.0f}"
-        found += f". Basis: {self.basis}"
-        if self.learned:
-            found += (
-                "; wrong labels of a class are mostly one and the same, which models learn: expect more false alarms"
+        if self.unpromised is not None:
+            what = (
+                f"{self.size:,} of {n:,} {'samples' if self._several else 'labels'} to review first ({self.unpromised})"
             )
-        return found
+        elif self._several:
+            what = f"samples with a label that is likely wrong: {self.size} of {n}, of which {self.false_alarms}"
+        else:
+            what = f"labels that are likely wrong: {self.size} of {n}, of which {self.false_alarms}"
+        return f"{what}. {f'{self.how_far}. ' if self.how_far else ''}Basis: {self.basis}"
+
+    @property
+    def how_far(self) -> str | None:
+        """Say how much of the ranking to review for as many samples as labels are estimated to be wrong; None if that is unknown, or no more
+        than are before the cut."""
+        count = 0 if self.errors is None else round(self.errors)
+        if count <= self.size or not self.has_cut:
+            return None
+        return f"Review the first {count} of the ranking: about as many labels are estimated to be wrong"
 
     @property
     def _several(self) -> bool:
@@ -172,9 +180,9 @@ class Suspects(Sequence[Suspect]):
     @property
     def false_alarms(self) -> str:
         """How many false alarms to expect before the cut, in words."""
-        trials = (TRIALS_OF_SEVERAL if self._several else TRIALS) if self.fdr == TRIED else ""
         if self.expected is None:
-            return f"an unknown share are false alarms, which may be several times the {_percent(self.fdr)} asked for"
+            return "no share of false alarms is promised"
+        trials = (TRIALS_OF_SEVERAL if self._several else TRIALS) if self.fdr == TRIED else ""
         return f"about {_percent(self.expected)} are expected to be false alarms{trials}"
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
@@ -198,7 +206,7 @@ class Suspects(Sequence[Suspect]):
         """
         rows = [asdict(each) for each in self.first(len(self.ranking) if whole else self._listed)]
         first = asdict(self.first(1)[0])
-        known = [name for name in first if (name != "error" if self.has_cut else first[name] is not None)]
+        known = [name for name in first if (name != "error" if self.has_cut else first[name] not in (None, ""))]
         with atomic_write(Path(path)) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, known, extrasaction="ignore")
             writer.writeheader()
@@ -217,20 +225,24 @@ class Suspects(Sequence[Suspect]):
         p = softmax(log_p)
         best, count = int(p.argmax()), int(found.held_out[index])
         other = int(np.argmax(np.where(np.arange(len(p)) == number, -1, p)))
-        alone = "models trained on it" if self._several else "left out in closed form"
+        alone = "models trained on it: " if self._several else "left out in closed form: "
+        alone = alone if found.held_out.any() else ""  # the basis says it of all
         own, says, contrary = (self._name(each) for each in (number, best, other))
         where = self._where(index)
-        why = f"{_who(count) if count else alone}: p({own}) {_percent(p[number])}, p({contrary}) {_percent(p[other])}"
+        who = f"{_who(count)}: " if count else alone
+        why = f"{who}p({own}) {_percent(p[number])}, p({contrary}) {_percent(p[other])}"
         wrong = float(self.suspicion[index]) if self.size and count else None
         return Suspect(index, place < self.size, where + own, where + says, wrong, None, why)
 
     def _without_classes(self, index: int) -> Suspect:
-        count = 0 if self.models is None else int(self.models[index])
-        who, error = _who(count) if count else "models trained on it", float(self.suspicion[index])
+        error, who = float(self.suspicion[index]), ""
+        if self.models is not None and self.models.any():  # otherwise the basis says it of all
+            count = int(self.models[index])
+            who = _who(count) if count else "models trained on it"
         if self.numbers is None or self.predicted is None:
-            return Suspect(index, None, None, None, None, error, f"by {who}")
+            return Suspect(index, None, None, None, None, error, who and f"by {who}")
         label, says = float(self.numbers[index]), float(self.predicted[index])
-        why = f"{'above' if label > says else 'below'} the prediction of {who}"
+        why = f"{'above' if label > says else 'below'} the prediction{who and f' of {who}'}"
         return Suspect(index, None, format_number(label, 6), format_number(says, 6), None, error, why)
 
     def _name(self, label: int) -> str:
@@ -292,19 +304,32 @@ def find_suspects(
     ranking = np.lexsort((-_against(predictions), -wrong))  # many probabilities are 1 up to rounding
     expected = expected_false_alarms(wrong[ranking])
     size = int(np.max(np.flatnonzero(expected <= fdr) + 1, initial=0))
-    promised = judged.right >= WEAK and not judged.learned and seen[ranking[:size]].sum() <= size / 2
+    unpromised = _unpromised(judged, mostly_seen=bool(seen[ranking[:size]].sum() > size / 2))
     return Suspects(
         ranking,
         size,
         fdr,
-        float(expected[size - 1]) if size and promised else None,
+        float(expected[size - 1]) if size and unpromised is None else None,
         None if seen.all() else judged.errors,
         _basis(predictions.held_out, corrected=not several),
         wrong,
         judged.learned,
         predictions,
         class_names,
+        unpromised=unpromised,
+        contradicted=judged.contradicted,
     )
+
+
+def _unpromised(judged: "_Judgment", *, mostly_seen: bool) -> str | None:
+    """Why no share of false alarms is promised, if none is."""
+    if mostly_seen:
+        return "models trained on all samples cannot promise a share of false alarms"
+    if judged.learned:
+        return "a share of false alarms cannot be promised where wrong labels of a class are mostly one and the same, which models learn"
+    if judged.right < WEAK:
+        return f"models that are right on less than {WEAK:.0%} of the labels cannot promise a share of false alarms"
+    return None
 
 
 class _Judgment(NamedTuple):
@@ -317,6 +342,8 @@ class _Judgment(NamedTuple):
     right: float
     """How often the models are right about a label, corrected for labels that are wrong."""
     learned: bool
+    contradicted: str
+    """How many labels the models contradict, in words."""
 
 
 def _judge(predictions: "Predictions") -> _Judgment:
@@ -324,7 +351,8 @@ def _judge(predictions: "Predictions") -> _Judgment:
     model = fit_label_noise(log_p, labels)
     wrong = model.probability_wrong(log_p, labels)
     right = (log_p.argmax(1) == labels).mean() / (1 - model.rate)
-    return _Judgment(predictions, wrong, float(wrong.sum()), float(right), model.learned is not None)
+    contradicted = f"{int((log_p.argmax(1) != labels).sum()):,} of {len(labels):,} labels"
+    return _Judgment(predictions, wrong, float(wrong.sum()), float(right), model.learned is not None, contradicted)
 
 
 def _judge_several(predictions: "Predictions") -> _Judgment:
@@ -340,7 +368,9 @@ def _judge_several(predictions: "Predictions") -> _Judgment:
         labels=np.maximum(labels[rows, worst], 0),
         label_of=worst,
     )
-    return all_answers._replace(predictions=of_worst, wrong=1 - np.prod(1 - wrong, axis=1))
+    samples = int((known & (log_p.argmax(2) != labels)).any(1).sum())
+    contradicted = f"{all_answers.contradicted}, in {samples:,} of {len(labels):,} samples"
+    return all_answers._replace(predictions=of_worst, wrong=1 - np.prod(1 - wrong, axis=1), contradicted=contradicted)
 
 
 def _against(predictions: "Predictions") -> Array:
@@ -359,10 +389,7 @@ def _leave_one_out_fall(found: SelfInfluence) -> Array:
 def _basis(held_out: Array, corrected: bool) -> str:
     seen = int((held_out == 0).sum())
     if seen == len(held_out):
-        return (
-            f"predictions of checkpoints trained on the sample{', corrected by leaving it out in closed form' * corrected}; those of checkpoints "
-            "trained on random halves (trak train) find more, if these are right on most samples"
-        )
+        return f"predictions of checkpoints trained on the sample{', corrected by leaving it out in closed form' * corrected}"
     basis = "predictions of checkpoints not trained on the sample"
     how = "corrected by leaving them out in closed form" if corrected else "taken as they are"
     return f"{basis} ({counted(seen, 'sample')} on which all were: {how})" if seen else basis

@@ -179,7 +179,7 @@ class WhatIf:
         Raises:
             DataError: they are no positions in the training set, or all of them.
         """
-        removed = some(np.atleast_1d(samples), self.num_train, "sample")
+        removed = some(samples if isinstance(samples, str) else np.atleast_1d(samples), self.num_train, "sample")
         rows = [_rows(features, removed) for features in self._checkpoints]
         q = np.stack([each.loss_weight for each in rows]).astype(np.float64).mean(0)
         summed, change, leverages = [], [], []

@@ -147,9 +147,9 @@ class Featurizer(L.LightningModule):
             return
         try:
             stale = self._stale(stored, self._row_computer(self.projection, data), data, positions)
-        except TrakError:
-            raise
         except Exception as error:
+            if isinstance(error, TrakError) and not isinstance(error, DataError):
+                raise
             raise StaleRowsError(
                 f"the stored rows of {stored.spec.split!r} cannot be computed again, so the model or the data have changed since: "
                 f"{type(error).__name__}: {error}. Restore them, or featurize in another run directory."

@@ -22,7 +22,7 @@ class Suspicion:
 
     @classmethod
     def of(cls, found: Suspects, train: Samples) -> "Suspicion":
-        """Show the first suspects, those before the cut as likely wrong."""
+        """Show the first suspects, and which of them are before the cut."""
         n, predicted = len(found.ranking), found.predictions
         count = min(n, max(SUSPECTS, min(len(found), 2 * SUSPECTS)))
         suspects = []
@@ -35,10 +35,12 @@ class Suspicion:
                 label, says = format_significant(label), None if each.says is None else format_significant(each.says)
             suspects.append(ShownSuspect(each.index, shown, label, says, each.why, place < len(found)))
         if found.size:
-            headline = Headline(f"{found.size:,}", found.describe().removeprefix(f"{found.size} ") + ".", "suspects")
+            headline = Headline(f"{found.size:,}", found.describe().removeprefix(f"{found.size:,} ") + ".", "suspects")
         elif found.has_cut:
             headline = Headline(
-                "0", f"labels can be called wrong with {found.fdr:.0%} false alarms; the ranking is below.", "suspects"
+                "0",
+                f"labels can be called wrong with {found.fdr:.0%} false alarms, which does not mean that the labels are right. {found.how_far or 'Review the ranking below from the top'}.",
+                "suspects",
             )
         else:
             headline = Headline(f"{n:,}", f"training examples ranked by {found.basis}.", "suspects")

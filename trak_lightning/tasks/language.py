@@ -22,8 +22,8 @@ class CausalLM(TokenMargins):
     """Next tokens of a decoder, as in GPT and Llama: ``f = Σ_t log(p_t / (1 − p_t))``. Park et al. 2023, section 5 and appendix.
 
     Labels are not shifted, as in `transformers`: the prediction at position t is compared with the label at t + 1. A batch without labels is its own label where its attention mask is 1. Labels do not
-    count where they are `ignore_index`, or where a ``target_mask`` in the batch is 0 (`trak_lightning.tasks.token_targets`
-    makes such targets). All other tensors are passed to the model, attention masks and position ids included.
+    count where they are `ignore_index`, where a ``target_mask`` in the batch is 0 (`trak_lightning.tasks.token_targets`
+    makes such targets), or after a position that the attention mask leaves out, such as padding on the left. All other tensors are passed to the model, attention masks and position ids included.
 
     A row may hold several packed documents, separated by `position_ids` that begin again at 0, without an attention mask. The
     first token of a document is then not predicted from the document before it (with labels, set `ignore_index` there, as
@@ -61,6 +61,9 @@ class CausalLM(TokenMargins):
         next_labels = torch.cat([labels[:, 1:], next_labels[:, :1]], dim=1)
         if mask is not None:
             mask = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+        attention = (named_entries(batch) or {}).get("attention_mask")
+        if isinstance(attention, Tensor) and attention.shape == labels.shape:  # padding predicts nothing
+            next_labels = next_labels.masked_fill(attention == 0, self.ignore_index)
         logits = prediction(arguments.call(model), self.outputs)
         if logits.ndim == 3 and logits.shape[1] != labels.shape[1]:
             logits = logits[:, virtual_tokens(model) :]

@@ -88,7 +88,7 @@ def _print(found: Suspects, count: int) -> None:
         "models say": [written(each.says) for each in shown],
         "wrong": [None if each.wrong is None else f"{each.wrong:.0%}" for each in shown],
         "error": [None if each.error is None else format_number(each.error) for each in shown],
-        "why": [_PERCENT.sub(r"\1\2%", each.why) for each in shown],
+        "why": [_PERCENT.sub(r"\1\2%", each.why) or None for each in shown],
     }
     known = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
     numeric = [
@@ -98,7 +98,7 @@ def _print(found: Suspects, count: int) -> None:
     ]
     rows = [tuple(cell or "" for cell in row) for row in zip(*known.values(), strict=True)]
     if 0 < len(found) < len(rows):
-        cut = f"── cut: above, {found.false_alarms}; below, more"
+        cut = "── cut" if found.expected is None else f"── cut: above, {found.false_alarms}; below, more"
         rows.insert(len(found), (*[""] * (len(known) - 1), cut))
     if found.has_cut and not len(found) and shown:
         print("Most suspicious, none of them before the cut")
