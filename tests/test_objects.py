@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -106,17 +107,23 @@ def test_answers_are_shown_in_one_line(trak, scores):
     assert repr(found).startswith(f"SelfInfluence of 20 training samples, largest: #{found.self_influence.argmax()}, #")
 
 
-def test_a_target_is_shown_with_labels_where_the_data_is_at_hand_and_as_numbers_elsewhere(scores, capsys, monkeypatch):
+def test_a_target_is_shown_with_labels_where_the_data_is_at_hand_and_as_numbers_elsewhere(
+    trak, scores, capsys, monkeypatch
+):
     monkeypatch.setenv("COLUMNS", "120")
     best = int(scores[1].top(1).indices[0])
+    outputs = np.stack([trak.features("test", place).output[:] for place in range(2)])
+    probability = expit(outputs).mean(0)[1]
+    assert scores.outputs(1) == pytest.approx({"output": outputs.mean(0)[1], "probability": probability}, rel=1e-5)
     scores[1].show(2)
     shown = capsys.readouterr().out
-    assert f"Target 1, {HOSTILE}: image 4×4" in " ".join(shown.split())
+    assert f"Target 1: {HOSTILE}, p(label) {probability:.3f}, image 4×4" in " ".join(shown.split())
     assert all(word in shown for word in ("Most helpful", "Most harmful", "cat", "image 4×4", f" {best} "))
     Scores(scores.path)[1].show(2)
     numbers = capsys.readouterr().out
     assert f" {best} " in numbers
     assert "cat" not in numbers
+    assert f"Target 1: p(label) {probability:.3f}" in numbers
 
 
 def test_a_notebook_shows_pictures_and_escapes_the_rest(scores):

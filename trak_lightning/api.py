@@ -42,9 +42,10 @@ from trak_lightning.model.compiled import original
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.projectors.base import Projector
-from trak_lightning.report.samples import class_names_of, samples_of
+from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.report.write import write_report
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.formatting import counted
 from trak_lightning.scoring.backend import LOCAL
 from trak_lightning.scoring.base import Scorer
 from trak_lightning.scoring.fabric import FabricBackend
@@ -340,6 +341,7 @@ class TRAK:
         coefficients: npt.ArrayLike | None = None,
         fabric: Fabric | None = None,
         repair: bool = False,
+        render: Callable[[Any], Any] | None = None,
     ) -> Scores:
         """Attribute the model's outputs on `target_dataset` to the training examples.
 
@@ -359,6 +361,7 @@ class TRAK:
             fabric: a launched Fabric, all of whose processes call this and share the work; the first GPU if there is one,
                 else this process, if None.
             repair: as for `featurize`, for the features of the targets.
+            render: converts a sample to what ``scores[i].show()`` shows of it, see `trak_lightning.report.Samples`.
 
         Returns:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
@@ -391,9 +394,10 @@ class TRAK:
         )
         if groups is None:
             both = job.splits[job.train], AttributionData.of(target_dataset)
-            train, targets = (samples_of(data, task=self.spec.task, model=self.model) for data in both)
+            shown = partial(samples_of, task=self.spec.task, model=self.model, render=render)
+            train, targets = map(shown, both)
             if targets.tokenizer is None and train.tokenizer is not None:
-                targets = samples_of(both[1], task=self.spec.task, tokenizer=train.tokenizer, model=self.model)
+                targets = shown(both[1], tokenizer=train.tokenizer)
             scores.samples = train, targets
         return scores
 
@@ -473,12 +477,11 @@ class TRAK:
         job = self._require_job()
         features = load_features(self.run, self.store, targets=job.train, train=job.train)
         job.require_same_rows(job.train)
-        subset = {each.train.spec.checkpoint: each.subset for each in features}
-        subsets = [subset[checkpoint.id] for checkpoint in job.checkpoints]
-        predictions = held_out_predictions(self.model, self.spec.task, job.splits[job.train], job.checkpoints, subsets)
+        data, task = job.splits[job.train], self.spec.task
+        predictions = held_out_predictions(self.model, task, data, job.checkpoints, features)
         if class_names is None:
-            class_names = class_names_of(job.splits[job.train].dataset, task=self.spec.task, model=self.model)
-        return find_suspects(features, predictions, self.spec.task.meaning, fdr=fdr, class_names=class_names)
+            class_names = class_names_of(data.dataset, task=task, model=self.model)
+        return find_suspects(features, predictions, task.meaning, fdr=fdr, class_names=class_names)
 
     def what_if(
         self,
@@ -623,7 +626,7 @@ class TRAK:
         return (
             f"TRAK({type(self.model).__name__} of {parameters:,} parameters, {type(spec.task).__name__}, "
             f"{type(spec.projector).__name__}{dim}, run_dir={str(self.run.path)!r}; "
-            f"{count} checkpoint{'s' * (count != 1)}, features: {splits})"
+            f"{counted(count, 'checkpoint')}, features: {splits})"
         )
 
     def _require_job(self) -> FeaturizeJob:

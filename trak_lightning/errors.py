@@ -4,8 +4,10 @@ All derive from `TrakError`, so that one ``except`` clause catches them and the 
 without a traceback. A message names the thing at fault, the value seen, the value expected, and what to do next.
 """
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import metadata
 from numbers import Integral
 from typing import Any
@@ -124,14 +126,33 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")
 
 
-def require_option(name: str, value: str, known: Sequence[str]) -> str:
+@contextmanager
+def needed_for(what: str, install: str, kind: type[TrakError] = DataError) -> Iterator[None]:
+    """Inside, packages are imported that `what` needs; if one is missing, an error of this `kind` says how to `install` it."""
+    try:
+        yield
+    except ImportError as error:
+        raise kind(f"{what} needs a package that cannot be imported ({error}): pip install {install}") from error
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Ask whether the known name that is nearest to an unknown one was meant; a period if none is near.
+
+    >>> did_you_mean("sparse_ml", ["gaussian", "sparse_jl"])
+    "; did you mean 'sparse_jl'?"
+    """
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else "."
+
+
+def require_option(name: str, value: Any, known: Sequence[str | None]) -> Any:
     """Return `value`.
 
     Raises:
         SettingsError: it is not one of those `known`.
     """
     if value not in known:
-        raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        raise SettingsError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
     return value
 
 

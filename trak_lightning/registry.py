@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import distributions
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from trak_lightning.errors import PluginError, docs_page, is_integer
+from trak_lightning.errors import PluginError, did_you_mean, docs_page, is_integer
 
 BASES = {
     "extractors": "trak_lightning.extractors.base:GradientExtractor",
@@ -79,7 +80,7 @@ class Plugin:
         """
         parent = base(self.kind)
         try:
-            found = _import(self.target)
+            found = imported(self.target)
         except Exception as error:  # whatever another distribution raises must break nothing but itself
             raise PluginError(f"{self} could not be loaded: {type(error).__name__}: {error}") from error
         if not (isinstance(found, type) and issubclass(found, parent)):
@@ -111,17 +112,19 @@ def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
 
-def _import(target: str) -> Any:
-    module, _, attribute = target.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in attribute.split("."):
-        found = getattr(found, part)
-    return found
+def imported(path: str) -> Any:
+    """Import what is at a path, ``package.module:Class.attribute`` or ``package.module.name``.
+
+    Raises:
+        ImportError, AttributeError, ValueError: it is not there, or this is no path; and whatever the module raises.
+    """
+    module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
+    return attrgetter(attribute)(importlib.import_module(module))
 
 
 def base(kind: str) -> type:
     """Return the base class of the plug-ins of one kind."""
-    found: type = _import(BASES[kind])
+    found: type = imported(BASES[kind])
     return found
 
 
@@ -225,6 +228,8 @@ def create(kind: str, choice: Any) -> Any:
         return choice
     if isinstance(choice, str):
         choice = {"name": choice}
+    if isinstance(choice, Mapping) and "class_path" in choice:  # as jsonargparse writes it
+        choice = {"name": choice["class_path"], **(choice.get("init_args") or {})}
     if not isinstance(choice, Mapping) or not isinstance(choice.get("name"), str):
         raise PluginError(
             f"{singular} must be a name, a dict with a 'name', or a {parent.__qualname__} object; got {choice!r}"
@@ -237,10 +242,9 @@ def create(kind: str, choice: Any) -> Any:
     except (TypeError, ValueError) as error:
         known = options_of(cls)
         if wrong := [key for key in options if key not in known]:
-            nearest = difflib.get_close_matches(wrong[0], known, n=1)
             raise PluginError(
                 f"{plugin} has no option {wrong[0]!r}"
-                + (f"; did you mean {nearest[0]!r}?" if nearest else ".")
+                + did_you_mean(wrong[0], known)
                 + f" {cls.__name__} takes {', '.join(known) or 'no options'}."
             ) from None
         raise PluginError(f"{plugin} cannot be created from {options}: {error}") from error

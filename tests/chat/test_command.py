@@ -40,7 +40,7 @@ def command(folder, lines, conversations, tmp_path, monkeypatch):
 def test_one_command_scores_given_and_written_answers_as_python_does(command, conversations, folder, tmp_path, capsys):
     assert command("--projector.dim", "256") == 0
     shown = capsys.readouterr().out
-    assert "target 1: 2+4 → =6" in shown
+    assert re.search(r"target 1: 2\+4 → =6 \(mean p\(token\) 0\.\d{3}\)\n", shown)
     assert " 2+2 → =4" in shown, "as trak top shows it"
     assert "example 2: chosen − rejected (a → + b − c)" in shown
     answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
@@ -61,24 +61,17 @@ def test_one_command_scores_given_and_written_answers_as_python_does(command, co
     np.testing.assert_allclose(difference, found[2] - found[3], rtol=1e-3, atol=1e-4 * abs(found).max())
 
 
-def test_an_empty_answer_is_called_empty(command, capsys):
-    command(targets=[chat("2+4", "")])
-    assert "target 0: 2+4 → (empty answer: only the end token)" in capsys.readouterr().out
-
-
-def test_a_group_without_a_difference_is_shown_as_a_mean(command, capsys):
-    command(targets=[chat("2+4", "=6") | {"group": "sums"}, chat("2+5", "=7") | {"group": "sums"}])
-    assert "sums (mean of 2 answers: =6 · =7)" in (shown := capsys.readouterr().out)
-    assert shown.count("trust ") == 1
-
-
-def test_a_span_is_shown_with_ellipses_and_a_group_of_one_is_not_called_a_mean(command, tmp_path, capsys):
+def test_spans_have_ellipses_groups_of_several_are_means_and_an_empty_answer_is_called_empty(command, tmp_path, capsys):
     asked = chat("2+4", "it is =6.") | {"span": "is", "group": "verb"}
     pair = {"prompt": "a", "chosen": "bb", "rejected": "cb", "span": "b"}
-    command(targets=[asked, asked | {"span": "it is =6.", "group": None}, pair])
+    sums = [chat("2+4", "=6") | {"group": "sums"}, chat("2+5", "=7") | {"group": "sums"}]
+    command(targets=[asked, asked | {"span": "it is =6.", "group": None}, pair, chat("2+4", ""), *sums])
     shown = capsys.readouterr().out
-    assert "target 0: 2+4 → … is …\n" in shown
-    assert "target 1: 2+4 → it is =6.\n" in shown
+    assert "target 4: 2+4 → (empty answer: only the end token)" in shown
+    assert "sums (mean of 2 answers: =6 · =7)" in shown
+    assert shown.count("trust ") == 1
+    assert "target 0: 2+4 → … is … (mean p(token) " in shown
+    assert "target 1: 2+4 → it is =6. (mean p(token) " in shown
     assert "verb (2+4 → … is …)" in shown
     assert "chosen − rejected (a → + b … − … b)" in shown
     assert main(["whatif", str(tmp_path / "run"), "--remove", "1,"]) == 0
@@ -92,8 +85,13 @@ def test_a_check_says_what_it_would_cost_and_answers_and_stores_nothing(command,
     assert not (tmp_path / "run").exists()
 
 
-def test_options_that_would_have_no_effect_are_refused(command, tmp_path, capsys):
+def test_the_same_command_without_options_resumes_and_options_that_would_have_no_effect_are_refused(
+    command, tmp_path, capsys
+):
     command()
+    capsys.readouterr()
+    assert main(["sft", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.count("nothing to do") == 3
     assert main(["sft", str(tmp_path / "run"), "--targets", "others.jsonl"]) == 2
     assert "--targets has no effect without --model: the run has settings of its own" in capsys.readouterr().err
 
@@ -135,13 +133,6 @@ def test_fewer_examples_than_are_shown_by_default_are_all_shown(command, convers
     assert "--train is now --example" in shown.err
 
 
-def test_the_same_command_without_options_resumes(command, tmp_path, capsys):
-    command()
-    capsys.readouterr()
-    assert main(["sft", str(tmp_path / "run")]) == 0
-    assert capsys.readouterr().out.count("nothing to do") == 3
-
-
 def test_several_checkpoints_of_an_adapter_are_scored_together(command, folder, tmp_path):
     for step in (9, 10):
         model = make("llama", "lora", seed=step)
@@ -180,10 +171,10 @@ def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_
     shown = capsys.readouterr().out
     assert "1+1 → =2" in shown
     assert "label" not in shown
-    for name, heading in (("second", "1+1 → =2"), ("second-groups", "example 0")):
+    for name, heading in (("second", r"mean p\(token\) 0\.\d{3}, 1\+1 → =2"), ("second-groups", "example 0")):
         assert main(["top", run, "--name", name, "--target", "0", "-k", "4"]) == 0
-        title = f"Target 0 of {run}/scores/{name}.h5: {heading}"
-        assert title.replace(" ", "") in "".join(capsys.readouterr().out.split())
+        title = f"Target 0 of {re.escape(run)}/scores/{name}.h5: {heading}"
+        assert re.search(title.replace(" ", ""), "".join(capsys.readouterr().out.split()))
     for options in (
         ["top", run, "--target", "0", "-k", "4"],
         ["tokens", run, "--target", "0", "-k", "1"],

@@ -19,6 +19,7 @@ from faults import trak
 from trak_lightning.cli import NEED_A_MODEL, main
 from trak_lightning.cli.lightning_cli import TrakCLI
 from trak_lightning.cli.usage import COMMANDS
+from trak_lightning.scoring.display import RENDER
 from trak_lightning.scoring.scores import Scores
 
 CONFIG = {
@@ -83,21 +84,14 @@ def test_a_finished_command_does_nothing_and_says_so(finished, config):
     assert features(run_dir) == before
 
 
-def test_a_finished_command_with_a_deleted_block_makes_that_block_again(config, tmp_path):
-    assert trak("train", "--config", config, "--run_dir", tmp_path).returncode == 0
-    assert trak("featurize", "--config", config, "--run_dir", tmp_path).returncode == 0
-    before = contents(tmp_path)
-    next((tmp_path / "features" / "train").rglob("block-00001.h5")).unlink()
-    again = trak("featurize", "--config", config, "--run_dir", tmp_path)
+def test_a_finished_command_with_a_deleted_block_makes_that_block_again(finished, tmp_path):
+    run_dir = shutil.copytree(finished[0], tmp_path / "copy")
+    before = contents(run_dir)
+    next((run_dir / "features" / "train").rglob("block-00001.h5")).unlink()
+    again = trak("featurize", run_dir)
     assert again.returncode == 0, again.stderr
     assert "713 computed" in again.stdout
-    assert_same(contents(tmp_path), before)
-
-
-def test_the_resolved_configuration_can_be_run_again(finished):
-    run_dir, _ = finished
-    again = trak("featurize", "--config", run_dir / "config.yaml")
-    assert (again.returncode, "nothing to do" in again.stdout) == (0, True), again.stderr
+    assert_same(contents(run_dir), before)
 
 
 def heavy_imports(*calls, status=(0,)):
@@ -174,7 +168,14 @@ def test_top_prints_the_training_samples_with_the_largest_and_smallest_scores(fi
     for sample in (*order[:3], *order[-3:]):
         assert f" {sample} " in done.stdout
     assert all(word in done.stdout for word in ("Most helpful", "label", "image 8×8"))
-    assert re.search(r"Target 17 of \S*test.h5: \d, image 8×8", " ".join(done.stdout.split()))
+    assert re.search(r"Target 17 of \S*test.h5: \d, p\(label\) 0\.\d{3}, image 8×8", " ".join(done.stdout.split()))
+    assert done.stdout.count(RENDER.split(",")[0]) == 1
+    found = json.loads(trak("top", run_dir, "--target", 17, "-k", 3, "--json").stdout)
+    assert found["target"].keys() == {"index", "label", "text", "output", "probability"}
+    assert [each["index"] for each in found["harmful"]] == order[:3].tolist()
+    assert found["helpful"][0].keys() == {"index", "score", "spread", "label", "text"}
+    numbers = json.loads(trak("top", run_dir, "--by_train", 17, "-k", 3, "--json", "--numbers").stdout)
+    assert (numbers["train"], numbers["helpful"][0].keys()) == ({"index": 17}, {"index", "score", "spread"})
 
 
 def test_other_scorer_settings_give_other_scores(finished, config, tmp_path):
@@ -211,19 +212,11 @@ def test_checkpoints_that_are_named_are_used_and_nothing_is_trained(finished, co
     assert len(list((tmp_path / "subsets").iterdir())) == 1  # recorded next to the checkpoint
 
 
-def test_a_plugin_that_is_installed_is_used_by_its_name(finished, config, tmp_path):
+def test_a_chain_and_a_plugin_that_is_installed_are_configured_by_names_and_the_saved_configuration_has_them(
+    finished, tmp_path
+):
     run_dir, _ = finished
-    assert "count_sketch" in trak("plugins").stdout
-    arguments = ("--projector", "count_sketch", "--projector.dim", 32)
-    checkpoint = run_dir / "checkpoints" / "00.ckpt"
-    done = trak("featurize", "--config", config, "--run_dir", tmp_path, "--checkpoints", f"[{checkpoint}]", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert all(block["features"].shape[1] == 32 for block in contents(tmp_path).values())
-
-
-def test_a_chain_is_configured_by_names(finished, config, tmp_path):
-    run_dir, _ = finished
-    chain = {"name": "chain", "projectors": [{"name": "random_mask", "dim": 300}, {"name": "sparse_jl", "dim": 32}]}
+    chain = {"name": "chain", "projectors": [{"name": "random_mask", "dim": 300}, {"name": "count_sketch", "dim": 32}]}
     path, checkpoint = tmp_path / "chain.yaml", run_dir / "checkpoints" / "00.ckpt"
     path.write_text(yaml.safe_dump({**CONFIG, "projector": chain, "checkpoints": [str(checkpoint)]}))
     done = trak("featurize", "--config", path, "--run_dir", tmp_path / "run")
@@ -480,7 +473,10 @@ def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
             ["--remove", "nothing.npy"],
             "--remove must be positions such as 3,17 or a .npy file of positions or of a mask; nothing.npy",
         ),
-        (["--remove_label", "cat"], "no training sample has the label 'cat'; the labels are 0, 1, 2"),
+        (
+            ["--remove_label", "cat"],
+            "7, 8, 9; class_names of the DataModule gives them names",
+        ),
         (["--remove_where", "source=web"], "have no column 'source'; their columns are x, y. Other columns"),
         (["--remove_where", "y>2", "--remove-where=y<5"], "--remove_where is given twice; join conditions in one"),
         (["--remove_where", "y>20"], "no training sample has y > 20; the values of y are '0', '1', '2'"),

@@ -18,6 +18,7 @@ from trak_lightning.decisions.what_if import Removal
 from trak_lightning.report import Samples
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.sample_lines import SampleLine
+from trak_lightning.scoring.display import CLASS_NAMES, PICTURES, RENDER, to_read
 
 
 def test_a_run_directory_that_holds_scores_alone_is_complete(tmp_path, capsys):
@@ -127,8 +128,17 @@ def test_columns_are_entries_or_public_attributes():
         (["image 640×480 a cat", "image 640×480 a dog"], False),
         (["age 54 sex male", "age 54 sex male"], False),
         (["image 28×28"], False),
+        (["image 16×8 (w×h)", "image 12×8 (w×h)"], True),
+        (["Graph: 6 nodes, 12 edges", "Graph: 9 nodes, 18 edges"], True),
+        (["Graph: mol3, 6 nodes, 12 edges", "Graph: mol4, 9 nodes, 18 edges"], False),
+        (["x0[0] 2 x0[1] 1", "x0[0] 1 x0[1] 2"], True),
     ],
 )
-def test_lines_of_types_and_shapes_alone_do_not_tell_samples_apart(lines, alike):
-    samples = ShownSamples({place: SampleLine("3", line) for place, line in enumerate(lines)})
-    assert samples.look_alike is alike
+def test_rows_that_do_not_tell_samples_apart_say_what_does(lines, alike):
+    def to_read_with(label):
+        return to_read([SampleLine(label, line) for line in lines])
+
+    assert (RENDER in to_read_with("3")) is alike
+    assert (PICTURES in to_read_with("3")) is (alike and "image" in lines[0])
+    assert CLASS_NAMES in to_read_with("1, 4")
+    assert not any(CLASS_NAMES in to_read_with(label) for label in ("3", None, "left, right"))

@@ -92,7 +92,7 @@ def test_a_split_without_a_seed_is_the_same_in_every_command_and_every_training(
         assert main(["top", "run", "--target", "0", "-k", "40"]) == 0
         shown.append(capsys.readouterr())
     assert shown[0].out == shown[1].out
-    assert "x[0]" in shown[0].out  # samples are shown
+    assert "x0[0]" in shown[0].out  # samples are shown
     assert shown[0].err == ""
     from trak_lightning.cli.job import Job
 
@@ -128,7 +128,7 @@ def test_samples_that_were_shown_once_are_shown_as_they_were_without_the_code_of
     for asked in (["--target", "0"], ["--by_train", "0"]):
         assert main(["top", "run", *asked, "-k", "10"]) == 0
         shown = capsys.readouterr()
-        assert (shown.err, "x[0]" in shown.out) == ("", True)
+        assert (shown.err, "x0[0]" in shown.out) == ("", True)
     (run_dir / "sample_lines.json").write_text("{")  # as nothing
     assert main(["top", "run", "--target", "0"]) == 0
     assert "samples are not shown: TypeError" in capsys.readouterr().err

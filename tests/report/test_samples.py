@@ -12,13 +12,16 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trak_lightning import registry
+from trak_lightning.cli.columns import value_of
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError
 from trak_lightning.report import Samples
 from trak_lightning.report.accuracy import Outcome
+from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.report.pictures import Picture
-from trak_lightning.report.samples import Table, Text, Turn, class_names_of, decoder, samples_of
+from trak_lightning.report.shown import Table, Text, Turn
 from trak_lightning.report.tokens import token_texts
+from trak_lightning.report.turns import decoder
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.segmentation import Segmentation
 
@@ -144,7 +147,7 @@ def test_token_ids_are_shown_where_there_is_nothing_better_without_their_padding
     )
     assert shown((torch.rand(3, 8, 8), torch.arange(30))).line.endswith(" 14 15 …")
     box = shown((torch.rand(3, 8, 8), torch.tensor([1, 2, 6, 7]))).line
-    assert box == "image 8×8 x[0] 1 x[1] 2 x[2] 6 x[3] 7", "a few integers are no caption"
+    assert box == "image 8×8 x1[0] 1 x1[1] 2 x1[2] 6 x1[3] 7", "a few integers are no caption"
 
 
 def test_all_samples_show_a_column_in_the_same_way():
@@ -264,10 +267,42 @@ def test_an_image_text_pair_is_both_and_has_no_label():
     assert text == Text("a caption")
 
 
-@pytest.mark.parametrize(("said", "line"), [("system user assistant", "user → assistant"), ("system", "system")])
-def test_the_line_of_a_conversation_begins_after_what_the_system_says(said, line):
-    turns = [{"role": role, "content": role} for role in said.split()]
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("system user assistant", "user → assistant"),
+        ("user0 assistant0 user1 tool model1", "user1 → model1"),
+        ("user assistant0 user assistant1", "user → assistant0 | assistant1"),  # chosen and rejected
+        ("system user", "user"),
+        ("system", "system"),
+    ],
+)
+def test_the_line_of_a_conversation_is_its_last_answer_after_its_question(said, line):
+    turns = [{"role": word.strip("01"), "content": word} for word in said.split()]
     assert shown({"messages": turns}).line.strip() == line
+    turns = [
+        {"role": "system", "content": "s" * 200},
+        {"role": "user", "content": "Why " * 99},
+        {"role": "assistant", "content": "So"},
+    ]
+    assert shown(turns).line == f"{('Why ' * 12)} … → So"
+    assert "So" in shown(turns).html
+
+
+def test_the_line_of_a_text_whose_prompt_is_masked_is_the_answer_after_the_end_of_the_prompt():
+    def decode(ids):
+        return " ".join(f"word{i}" for i in ids if i)
+
+    ids = torch.arange(1, 41)
+    labels = torch.where((ids == 9) | (ids > 38), ids, -100)
+    row = {
+        "input_ids": torch.cat([ids, torch.zeros(3, dtype=int)]),
+        "labels": torch.cat([labels, torch.full((3,), -100)]),
+    }
+    assert shown(row, decode=decode).line == "… word32 word33 word34 word35 word36 word37 word38 → word39 word40"
+    assert [part.role for part in shown(row, decode=decode).parts] == ["prompt", "assistant"] * 2
+    whole = {"input_ids": ids, "labels": ids}
+    assert shown(whole, decode=decode).parts == (Text(decode(range(1, 41))),), "nothing says where an answer begins"
 
 
 def test_numbers_are_a_table():
@@ -288,6 +323,16 @@ def test_the_vectors_of_a_sample_with_several_have_names_of_their_own():
         "numeric[0]", "numeric[1]", "dose[0]", "dose[1]",
     ]  # fmt: skip
     assert shown((one, 0)).parts[0].fields[0] == ("x[0]", "1")
+
+
+def test_a_tuple_shows_its_label_once_and_other_columns_as_conditions_name_them():
+    sample = torch.tensor([1.0, 2.0]), 5, 0
+    by_place = Samples([sample], label_keys=[2], class_names=["no"]).show(0)
+    assert (by_place.label, by_place.line) == ("no", "x0[0] 1 x0[1] 2 x1 5")
+    assert Samples([sample[::-1]], label_keys=[-3]).show(0).line == "x1 5 x2[0] 1 x2[1] 2"
+    columns = [name for part in by_place.parts for name, _ in part.fields]
+    assert [value_of(sample, column) for column in columns] == ["1.0", "2.0", "5"]
+    assert shown({"scores": [0.5, 2.0]}).line == "scores[0] 0.5 scores[1] 2"
 
 
 def test_the_text_that_was_tokenized_is_shown_without_the_name_of_its_column():
@@ -354,6 +399,20 @@ def test_objects_are_shown_as_they_print():
 
     assert shown(Data()).parts == (Text("Data(x=[4, 3], edge_index=[2, 6])"),)
     assert shown(object()).parts == (Text("object"),)
+    graph = SimpleNamespace(
+        name="mol3", x=torch.rand(6, 4), edge_index=torch.zeros(2, 12, dtype=int), y=torch.tensor(1)
+    )
+    Graph = type("Graph", (), {"num_nodes": 6})
+    for edges, line in ((True, "Graph: mol3, 6 nodes, 12 edges"), (False, "Graph: mol3, 6 nodes")):
+        found = Graph()
+        found.__dict__.update(vars(graph))
+        if not edges:
+            del found.edge_index
+        assert shown(found).line == line
+    assert (
+        shown(type("Cloud", (), {"__init__": lambda self: setattr(self, "x", graph.x)})()).line
+        == "Cloud: x of shape (6, 4)"
+    )
 
 
 def test_texts_of_tokens_join_to_the_decoded_text():

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from trak_lightning.report import Samples
-from trak_lightning.scoring.display import UNREAD, ranking_table, sample_columns
+from trak_lightning.scoring.display import UNREAD, print_table, ranking_table, sample_columns
 from trak_lightning.scoring.ranking import Ranking
 from trak_lightning.scoring.token_scores import TokenScores
 
@@ -19,6 +19,12 @@ def printed(samples):
 @pytest.mark.parametrize(("text", "times"), [({}, 1), ({"text": "a poem"}, 0)])
 def test_a_table_of_token_ids_says_once_how_to_read_them(text, times):
     assert printed(Samples([{"input_ids": [3, 4 + i], **text} for i in range(2)])).count(UNREAD) == times
+
+
+def test_a_table_shows_brackets_as_they_are(capsys):
+    print_table(("label", "share"), [("[red]", "1 %")], numeric=(1,), title="[of]")
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("[red]", "[of]", "1 %"))
 
 
 def test_a_column_without_labels_is_left_out():

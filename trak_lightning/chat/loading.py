@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
-from trak_lightning.errors import CheckpointError, DataError
+from trak_lightning.errors import CheckpointError, DataError, needed_for
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
@@ -154,10 +154,8 @@ def transformers() -> Iterator[Any]:
     Raises:
         DataError: it is not installed.
     """
-    try:
+    with needed_for("a language model", "'trak-lightning[chat]'"):
         import transformers as library
-    except ImportError:
-        raise DataError("language models need transformers: pip install 'trak-lightning[chat]'") from None
     shown = library.utils.logging.is_progress_bar_enabled()
     library.utils.logging.disable_progress_bar()
     try:
@@ -212,10 +210,8 @@ def _require_on_hub(name: str) -> None:
 
 
 def _adapted(folder: str | Path, base: str | Path, dtype: Dtype) -> nn.Module:
-    try:
+    with needed_for(f"{folder}, an adapter of PEFT,", "peft"):
         from peft import PeftConfig, PeftModel
-    except ImportError:
-        raise DataError(f"{folder} is an adapter of PEFT, which is not installed: pip install peft") from None
     model = load_model(base, dtype=dtype)
     try:
         with transformers():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trak_lightning.model.checkpoints import subset_path
-from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.numpy_files import write_npy
 
 
 class RecordedOrder:
@@ -30,13 +30,11 @@ class RecordedOrder:
         """Write, next to a checkpoint, the positions of the samples that it was trained on: the first `trained`, or all that
         were drawn."""
         seen = np.unique(np.array(self.positions[:trained], dtype=np.int64))
-        with atomic_write(subset_path(checkpoint)) as part, part.open("wb") as file:
-            np.save(file, seen, allow_pickle=False)
+        write_npy(subset_path(checkpoint), seen)
 
     def save_all(self, folder: Path) -> None:
         """Write the whole order to ``order.npy``."""
-        with atomic_write(folder / "order.npy") as part, part.open("wb") as file:
-            np.save(file, np.array(self.positions, dtype=np.int64), allow_pickle=False)
+        write_npy(folder / "order.npy", np.array(self.positions, dtype=np.int64))
 
 
 class _Recording:

@@ -6,13 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, needed_for
 
 Record: TypeAlias = Mapping[str, Any]
 TrainOn: TypeAlias = Literal["answers", "all"]
 Source: TypeAlias = "str | Path | Iterable[Record]"
 
 FORMATS = "JSON lines (.jsonl), JSON (.json), Parquet (.parquet), or a folder that datasets saved"
+
+
+def answers_file(targets: str) -> str:
+    """The file in a run directory that keeps the answers of these targets."""
+    return f"answers{'' if targets == 'test' else f'-{targets}'}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,8 @@ def _json(path: Path) -> Iterable[Any]:
 
 
 def _parquet(path: Path) -> Iterable[Any]:
-    try:
+    with needed_for(str(path), "pyarrow"):
         from pyarrow import ArrowInvalid, parquet
-    except ImportError:
-        raise DataError(f"{path} needs the package pyarrow: pip install pyarrow") from None
     try:
         return parquet.read_table(path).to_pylist()
     except ArrowInvalid as error:
@@ -93,8 +96,6 @@ def _parquet(path: Path) -> Iterable[Any]:
 
 
 def _datasets() -> Any:
-    try:
+    with needed_for("a folder of data", "datasets"):
         import datasets
-    except ImportError:
-        raise DataError("a folder of data needs the package datasets: pip install datasets") from None
     return datasets

@@ -25,7 +25,7 @@ from trak_lightning.model.autocast import as_called
 from trak_lightning.model.compiled import uncompiled
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.model.leave_unchanged import leave_unchanged
-from trak_lightning.run.formatting import format_bytes, format_number
+from trak_lightning.run.formatting import counted, format_bytes, format_number
 from trak_lightning.runtime.lightning import default_trainer, quiet_lightning
 from trak_lightning.runtime.signals import StopRequest
 from trak_lightning.stores.base import FeatureRows, FeatureSpec, FeatureStore
@@ -75,7 +75,7 @@ def parameters(subject: Subject) -> Iterator[Finding]:
     with torch.enable_grad():
         uses = trial.computer.account(trial.first)
     for use in uses:
-        layers = f"{use.layers} layer{'s' if use.layers > 1 else ''}" if use.layers else "whole model"
+        layers = counted(use.layers, "layer") if use.layers else "whole model"
         yield Finding("parameters", f"{use.rule:<32} {layers:>12} {use.parameters:>16,} parameters")
     trained = sum(parameter.numel() for parameter in subject.job.model.parameters())
     yield Finding("parameters", f"p = {spec.layout.numel:,} of the model's {trained:,}, in {len(spec.layout)} tensors")
@@ -126,8 +126,7 @@ def time(subject: Subject) -> Iterator[Finding]:
     total = subject.checkpoints * batches * seconds / subject.processes + fixed
     yield Finding(
         "time",
-        f"{_duration(seconds)} per batch of {spec.batch_size} × {batches:,} batches × {subject.checkpoints} "
-        f"checkpoint{'s' * (subject.checkpoints != 1)}"
+        f"{_duration(seconds)} per batch of {spec.batch_size} × {batches:,} batches × {counted(subject.checkpoints, 'checkpoint')}"
         + (f" ÷ {subject.processes} processes" if subject.processes > 1 else "")
         + (f" + {_duration(fixed)} to start" if _duration(fixed) != _duration(0) else "")
         + f" = {_duration(total)} for {spec.split!r}; training, scoring and retraining are not estimated",

@@ -50,9 +50,8 @@ class Trial(Featurizer):
         self.ends: list[float] = []
         spec = self.feature_set.spec
         lengths = self.data.lengths
-        chosen = (
-            _Spread(spec.num_samples, spec.batch_size) if lengths is None else _OfEveryLength(lengths, spec.batch_size)
-        )
+        size = spec.batch_size
+        chosen = _spread(spec.num_samples, size) if lengths is None else _of_every_length(lengths, size)
         return self.data.loader(chosen, pin_memory=self.device.type == "cuda")
 
     def predict_step(self, indexed: IndexedBatch, batch_idx: int, dataloader_idx: int = 0) -> FeatureRows:
@@ -110,50 +109,50 @@ def require_batch_loss(model: nn.Module, task: Task, batch: SampleBatch) -> None
                 ) from None
 
 
-class _Spread:
-    """Batches of samples spread evenly over the data, other samples each time, until time is up: at least two."""
+class _Tried:
+    """The batches number 0, 1, … until time is up, but `least` after the first one."""
 
-    def __init__(self, num_samples: int, batch_size: int) -> None:
-        self._num_samples = num_samples
-        self._batch_size = batch_size
+    def __init__(self, batch: Callable[[int], Sequence[int]], least: int) -> None:
+        self._batch = batch
+        self._least = least
 
     def __iter__(self) -> Iterator[Sequence[int]]:
-        yield range(self._batch_size)
+        yield self._batch(0)
         started = perf_counter()
         for number in range(1, MOST):
-            if number > 1 and perf_counter() - started > SECONDS:
+            if number > self._least and perf_counter() - started > SECONDS:
                 return
-            shift = self._num_samples * number // (self._batch_size * MOST)
-            yield [
-                (self._num_samples * place // self._batch_size + shift) % self._num_samples
-                for place in range(self._batch_size)
-            ]
+            yield self._batch(number)
 
     def __len__(self) -> int:
         return MOST
 
 
-class _OfEveryLength:
-    """Batches of samples of similar length: the longest, then some that are spread evenly over all lengths however soon time is up.
-    The mean of these stands for all batches."""
+def _spread(num_samples: int, batch_size: int) -> _Tried:
+    """The first batch, then samples spread evenly over the data, other samples each time."""
 
-    def __init__(self, lengths: npt.NDArray[np.integer[Any]], batch_size: int) -> None:
-        self._order = np.argsort(lengths, kind="stable")
-        self._batch_size = batch_size
+    def batch(number: int) -> Sequence[int]:
+        if not number:
+            return range(batch_size)
+        shift = num_samples * number // (batch_size * MOST)
+        return [(num_samples * place // batch_size + shift) % num_samples for place in range(batch_size)]
 
-    def __iter__(self) -> Iterator[Sequence[int]]:
-        last = len(self._order) - self._batch_size
-        yield self._order[last:].tolist()
-        started = perf_counter()
-        for number in range(1, MOST):
-            if number > 2 and perf_counter() - started > SECONDS:
-                return
-            digits = bin(number)[2:]
-            start = round(last * sum(int(digit) / 2 ** (place + 1) for place, digit in enumerate(reversed(digits))))
-            yield self._order[start : start + self._batch_size].tolist()
+    return _Tried(batch, 1)
 
-    def __len__(self) -> int:
-        return MOST
+
+def _of_every_length(lengths: npt.NDArray[np.integer[Any]], batch_size: int) -> _Tried:
+    """Samples of similar length: the longest, then some that are spread evenly over all lengths however soon time is up. The mean of these
+    stands for all batches."""
+    order = np.argsort(lengths, kind="stable")
+    last = len(order) - batch_size
+
+    def batch(number: int) -> Sequence[int]:
+        digits = reversed(bin(number)[2:])
+        share = sum(int(digit) / 2 ** (place + 1) for place, digit in enumerate(digits)) if number else 1
+        start = round(last * share)
+        return order[start : start + batch_size].tolist()
+
+    return _Tried(batch, 2)
 
 
 def peak_bytes() -> int:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from trak_lightning.cli.usage import COMMANDS, nearest, usage
+from trak_lightning.cli.usage import COMMANDS, usage
 
 NEED_A_MODEL = ("run", "check", "train", "featurize")
 """Commands that import torch before they read all their options; their help and most mistakes do not wait for it."""
@@ -42,16 +42,20 @@ def _main(argv: list[str]) -> int:
         return 0
     command, *rest = argv
     command = command.replace("_", "-")
-    if command not in COMMANDS:
-        print(f"trak: unknown command {command!r}{nearest(command)} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
     with at_home(command):
         return _call(command, rest)
 
 
 def _call(command: str, argv: list[str]) -> int:
-    from trak_lightning.errors import PluginError, SettingsError, TerminatedError, TrakError
+    # Not at the top: what is imported before `at_home` may be a file of the working directory that has the name of a module.
+    from trak_lightning.errors import PluginError, SettingsError, TerminatedError, TrakError, did_you_mean
 
+    if command not in COMMANDS:
+        print(
+            f"trak: unknown command {command!r}{did_you_mean(command, COMMANDS)} Commands: {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
     try:
         if command in NEED_A_MODEL:
             from trak_lightning.cli.arguments import model_help, refuse_early

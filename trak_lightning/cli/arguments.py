@@ -10,6 +10,7 @@ from trak_lightning.cli.command_line import CommandLine, load_config
 from trak_lightning.cli.error_messages import UsageError, missing
 from trak_lightning.cli.help import command_parser, parser_settings, tidy
 from trak_lightning.cli.plugin_names import KINDS
+from trak_lightning.cli.store_arguments import add_json
 from trak_lightning.cli.usage import COMMANDS
 from trak_lightning.errors import DataError
 from trak_lightning.evaluation.settings import EvaluationSettings
@@ -104,6 +105,9 @@ BELONGS_TO = {
 TORCH = ("task", "extractor", "projector")
 """Settings whose plug-ins need torch."""
 
+PRINT_JSON = ("check", "evaluate", "worker")
+"""Commands that make a model and may print JSON; a worker has the options of its ``trak evaluate``."""
+
 SETTINGS = (*PLAIN, *GROUPS, *PLUGINS)
 """All settings but those of LightningCLI."""
 
@@ -154,16 +158,9 @@ def _parser_without_torch(command: str) -> ArgumentParser:
 
     add_unread("model", "data")
     add_settings(parser, [name for name in SETTINGS if name not in TORCH], command)
-    add_json(parser, command)
     add_unread(*TORCH, "optimizer", "lr_scheduler")
     tidy(parser)
     return parser
-
-
-def add_json(parser: ArgumentParser, command: str) -> None:
-    """Add ``--json`` where a command prints a table."""
-    if command not in ("run", "sft", "train", "featurize", "report"):
-        parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def add_settings(parser: ArgumentParser, names: Collection[str] = SETTINGS, command: str = "") -> None:
@@ -181,6 +178,8 @@ def add_settings(parser: ArgumentParser, names: Collection[str] = SETTINGS, comm
             default, about = PLUGINS[name]
             parser.add_subclass_arguments(registry.base(KINDS[name]), name, help=about)
             parser.set_defaults({name: {"class_path": registry.find(KINDS[name], default).class_path}})
+    if command in PRINT_JSON:
+        add_json(parser)
 
 
 def light_parser(
@@ -189,7 +188,7 @@ def light_parser(
     """A parser of a command that imports no torch and reads these settings of a run; read with `light_settings`."""
     parser = command_parser(command, usage, description)
     parser.add_argument("-c", "--config", action=ActionConfigFile)
-    add_json(parser, command)
+    add_json(parser)
     add_settings(parser, reads)
     tidy(parser, kept=reads)
     return parser
@@ -223,9 +222,7 @@ def light_settings(
 
 def add_scored(parser: ArgumentParser) -> None:
     """Add ``--name``, in place of ``--target_split``, to a parser of a command on targets; read with `scored_split`."""
-    parser.add_argument(
-        "--name", type=str | None, default=None, help="score file: its targets, in place of those of --target_split"
-    )
+    parser.add_argument("--name", type=str | None, help="score file: its targets, in place of those of --target_split")
 
 
 def scored_split(config: Namespace, run: RunDirectory) -> str:

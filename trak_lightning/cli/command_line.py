@@ -163,7 +163,7 @@ class CommandLine:
         return [*self.values, *arguments]
 
     def _classes_in_files(self) -> dict[str, str]:
-        """The class paths that configuration files name, for those that have the settings of a class and not its path."""
+        """The class paths in the configuration files, since one file may name a class and another hold its settings."""
         found = {}
         for config in map(load_config, self.configs):
             for option, key in CLASSES.items():

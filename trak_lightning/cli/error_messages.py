@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 
 from trak_lightning.cli.plugin_names import KINDS
 from trak_lightning.errors import SettingsError
-from trak_lightning.registry import options_of
+from trak_lightning.registry import imported, options_of
 
 
 class UsageError(SettingsError):
@@ -113,11 +113,7 @@ def explained(
         unread: settings that `parser` does not know, and other commands do.
     """
     if found := re.match(r"unrecognized arguments: (--?)([^=\s]+)", message):
-        options = {option.lstrip("-") for action in parser._actions for option in action.option_strings} | {*unread}
-        longer = {each.rpartition(".")[2]: each for each in (*options, *_plugin_options(parser)) if "." in each}
-        close = difflib.get_close_matches(found[2], longer, n=1, cutoff=0.85)
-        nearest = f"; did you mean --{longer[close[0]]}?" if close else _nearest(found[2], options, found[1])
-        return f"unknown option {found[1]}{found[2]}{nearest}"
+        return _unknown_option(found[1], found[2], parser, unread)
     if found := re.match(r"argument (-\S+): expected one argument", message):
         return f"option {found[1]} needs a value"
     if found := re.search(r'[Kk]ey "([^"]+)" is required|arguments are required: ([^\s,]+)', message):
@@ -131,29 +127,49 @@ def explained(
         fault = replace(fault, key=_unknown_part(fault, settings))
         where = where and _where(fault.key, given, configs)
     name = ".".join(fault.key)
-    if keyword := _keyword(fault):
-        return f"{where}unknown setting {name}; did you mean {'.'.join((*fault.key[:-1], keyword))}?"
-    if fault.text == "unknown" and fault.owner in BASES:
-        setting = fault.key[0]
-        return f"{where}{name} needs a class: --{setting}_class mine.Name, or {setting}_class: mine.Name in a configuration file"
     if fault.text == "unknown":
-        known = _options(fault.owner) if fault.owner else settings
-        prefix = "" if not fault.owner else ".".join(fault.key[:-1]) + "."
-        nearest = _nearest(fault.key[-1] if fault.owner else name, known, prefix)
-        takes = f" {fault.owner.rpartition('.')[2]} takes {', '.join(known) or 'no options'}." if fault.owner else ""
-        return f"{where}unknown setting {name}{nearest or '.'}{takes}"
+        return f"{where}{_unknown_setting(fault, settings)}"
     if fault.text.startswith("expected "):
-        wrap = ": wrap your torch.nn.Module in one, or use it as it is in Python (trak_lightning.TRAK)"
-        hint = wrap * (name == "model" and fault.text.endswith("LightningModule"))
-        if "a number" in fault.text and (share := re.fullmatch(r"['\"]?([\d.]+) ?%['\"]?", fault.value or "")):
-            hint = f": {float(share[1]) / 100:g} for {share[1]} %"
-        if fault.owner and fault.key[0] in KINDS and " or " in fault.text:  # which numbers and strings
-            about = _about(fault.owner, fault.key[-1])
-            hint = f": {about}" * bool(about)
-        return f"{where}{name} is {fault.value}; {fault.text}{hint}"
+        return f"{where}{name} is {fault.value}; {fault.text}{_hint(fault)}"
     if fault.owner and re.match(r"No module named|module .* has no attribute", fault.text):
         return f"{where}{name} is {fault.owner}: {fault.text}{_importable(fault.owner)}"
     return f"{where}{name}: {fault.text}"
+
+
+def _unknown_option(dashes: str, name: str, parser: ArgumentParser, unread: Collection[str]) -> str:
+    options = {option.lstrip("-") for action in parser._actions for option in action.option_strings} | {*unread}
+    longer = {each.rpartition(".")[2]: each for each in (*options, *_plugin_options(parser)) if "." in each}
+    close = difflib.get_close_matches(name, longer, n=1, cutoff=0.85)
+    nearest = f"; did you mean --{longer[close[0]]}?" if close else _nearest(name, options, dashes)
+    return f"unknown option {dashes}{name}{nearest}"
+
+
+def _unknown_setting(fault: Fault, settings: Collection[str]) -> str:
+    *outer, last = fault.key
+    name, setting = ".".join(fault.key), fault.key[0]
+    if keyword := _keyword(fault):
+        return f"unknown setting {name}; did you mean {'.'.join((*outer, keyword))}?"
+    if fault.owner in BASES:
+        return (
+            f"{name} needs a class: --{setting}_class mine.Name, or {setting}_class: mine.Name in a configuration file"
+        )
+    if not fault.owner:
+        return f"unknown setting {name}{_nearest(name, settings) or '.'}"
+    known = _options(fault.owner)
+    takes = f"{fault.owner.rpartition('.')[2]} takes {', '.join(known) or 'no options'}."
+    return f"unknown setting {name}{_nearest(last, known, '.'.join(outer) + '.') or '.'} {takes}"
+
+
+def _hint(fault: Fault) -> str:
+    """What to do about a value of the wrong type, after a colon."""
+    if fault.owner and fault.key[0] in KINDS and " or " in fault.text:  # which numbers and strings
+        about = _about(fault.owner, fault.key[-1])
+        return f": {about}" * bool(about)
+    if "a number" in fault.text and (share := re.fullmatch(r"['\"]?([\d.]+) ?%['\"]?", fault.value or "")):
+        return f": {float(share[1]) / 100:g} for {share[1]} %"
+    if fault.key == ("model",) and fault.text.endswith("LightningModule"):
+        return ": wrap your torch.nn.Module in one, or use it as it is in Python (trak_lightning.TRAK)"
+    return ""
 
 
 def _unknown_part(fault: Fault, settings: Collection[str]) -> tuple[str, ...]:
@@ -213,15 +229,13 @@ def _plugin_options(parser: ArgumentParser) -> list[str]:
 
 def _options(path: str) -> list[str]:
     """The options of the class of that path."""
-    module, _, name = path.rpartition(".")
-    return options_of(getattr(importlib.import_module(module), name))
+    return options_of(imported(path))
 
 
 def _about(path: str, option: str) -> str:
     """What the docstring of the class of that path says of an option."""
-    module, _, name = path.rpartition(".")
     parser = ArgumentParser(add_help=False)
-    parser.add_class_arguments(getattr(importlib.import_module(module), name), "options")
+    parser.add_class_arguments(imported(path), "options")
     found = (action.help or "" for action in parser._actions if action.dest == f"options.{option}")
     return " ".join(next(found, "").replace("``", "").split())
 

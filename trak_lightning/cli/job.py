@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from trak_lightning.cli.arguments import RECIPE, open_run
 from trak_lightning.cli.lightning_cli import TrakCLI
 from trak_lightning.cli.output import narrated, print_results, print_trust_or_why_not, short_path, summary
 from trak_lightning.cli.retrain_processes import retrain_in_processes
+from trak_lightning.cli.splits import loader_method, read_split, setup_stage
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.repeatable_setup import repeat_setup
 from trak_lightning.decisions.predictions import fits_before_training, held_out_predictions
@@ -30,7 +31,7 @@ from trak_lightning.evaluation.settings import MODELS, EvaluationSettings
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import expand, read_checkpoints
-from trak_lightning.report.samples import class_names_of
+from trak_lightning.report.known import class_names_of
 from trak_lightning.retraining.outputs import Retraining, missing, one_stored
 from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.same_order import record_order, require_recorded_order, require_same_order
@@ -38,6 +39,7 @@ from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
 from trak_lightning.retraining.trainable import require_trainable
 from trak_lightning.run.atomic import atomic_create, atomic_write
+from trak_lightning.run.formatting import counted
 from trak_lightning.runtime.lightning import quiet_lightning
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores
@@ -89,9 +91,9 @@ class Job:
             log.warning(_DRAWN_SPLIT, type(self.datamodule).__name__)
         self.train_data = self._data(self.settings.train_split)
         if command == "check":  # setting up targets may take long: a language model answers prompts
-            self._loader_method(self.settings.target_split)
+            loader_method(self.datamodule, self.settings.target_split)
         else:
-            self.datamodule.setup(_setup_stage(self.settings.target_split))
+            self.datamodule.setup(setup_stage(self.settings.target_split))
             self.target_data = self._data(self.settings.target_split)
 
     def keep_configuration(self, write: Callable[[Path], AbstractContextManager[Path]] = atomic_write) -> None:
@@ -129,7 +131,7 @@ class Job:
         if self.settings.checkpoints is not None:
             named = self._named()
             if self.speaks:
-                summary("train", f"nothing to train: {len(named)} named checkpoint{'s' * (len(named) != 1)}")
+                summary("train", f"nothing to train: {counted(len(named), 'named checkpoint')}")
             return named
         self._require_same_order()
         started = time.perf_counter()
@@ -154,7 +156,7 @@ class Job:
         if self.speaks:
             summary(
                 "train",
-                f"{len(paths)} checkpoint{'s' * (len(paths) != 1)} in {short_path(self.run.checkpoints)}",
+                f"{counted(len(paths), 'checkpoint')} in {short_path(self.run.checkpoints)}",
                 trained,
                 "trained",
                 started,
@@ -349,15 +351,8 @@ class Job:
         self.require_same_rows(split)
         checkpoints = read_checkpoints(self.run, trak.model, weights_only=self.settings.weights_only)
         features = load_features(self.run, self.store, targets=split, train=split)
-        subsets = [each.subset for each in features]
-        predictions = held_out_predictions(trak.model, trak.spec.task, self.train_data, checkpoints, subsets)
-        return find_suspects(
-            features,
-            predictions,
-            trak.spec.task.meaning,
-            fdr=fdr,
-            class_names=self.class_names,
-        )
+        predictions = held_out_predictions(trak.model, trak.spec.task, self.train_data, checkpoints, features)
+        return find_suspects(features, predictions, trak.spec.task.meaning, fdr=fdr, class_names=self.class_names)
 
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute what the configuration asks for."""
@@ -447,27 +442,9 @@ class Job:
     def _retrainer(self) -> Retrainer:
         return Retrainer(self._fresh, self.datamodule, self.parts.task, self.train_data, self.target_data)
 
-    def _loader_method(self, split: str) -> Callable[[], Any]:
-        if split not in _splits(self.datamodule):
-            has = ", ".join(_splits(self.datamodule)) or "none"
-            raise DataError(
-                f"{type(self.datamodule).__name__} has no method {split}_dataloader, which split {split!r} needs; the splits that it "
-                f"has are {has}. Name one of them with --target_split or --train_split, or add the method."
-            )
-        found: Callable[[], Any] = getattr(self.datamodule, f"{split}_dataloader")
-        return found
-
     def _data(self, split: str) -> AttributionData:
-        loaders = self._loader_method(split)()
-        if isinstance(loaders, (list, tuple, Mapping)):
-            if len(loaders) != 1:
-                option = "train_split" if split == self.settings.train_split else "target_split"
-                raise DataError(
-                    f"{split}_dataloader of {type(self.datamodule).__name__} returns {len(loaders)} loaders, and a split is one. Add a "
-                    f"method such as first_dataloader that returns one of them, and name it: --{option} first."
-                )
-            (loaders,) = loaders.values() if isinstance(loaders, Mapping) else loaders
-        return AttributionData.of(loaders, self.settings.batch_size, hooks=self.datamodule)
+        option = "train_split" if split == self.settings.train_split else "target_split"
+        return read_split(self.datamodule, split, self.settings.batch_size, option=option)
 
     @property
     def _recipe(self) -> dict[str, Any]:
@@ -480,20 +457,6 @@ class Job:
             L.seed_everything(seed, verbose=False)
             self._cli.instantiate_classes()
         return self._cli.model, self._cli.trainer
-
-
-def _splits(datamodule: L.LightningDataModule) -> list[str]:
-    """The names of the loaders that a DataModule has; Lightning's base class has methods for more, which raise an error."""
-    found = []
-    for name in dir(datamodule):
-        method = getattr(datamodule, name) if name.endswith("_dataloader") else None
-        if method and getattr(method, "__func__", method) is not getattr(L.LightningDataModule, name, None):
-            found.append(name.removesuffix("_dataloader"))
-    return found
-
-
-def _setup_stage(split: str) -> str:
-    return {"val": "validate", "train": "fit", "predict": "predict"}.get(split, "test")
 
 
 def _listed(value: list[str] | str | None) -> list[str] | None:

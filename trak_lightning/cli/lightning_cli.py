@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from trak_lightning.cli.arguments import add_json, add_settings, model_parser_settings
+from trak_lightning.cli.arguments import add_settings, model_parser_settings
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import tidy
 from trak_lightning.cli.plugin_names import KINDS
@@ -20,7 +20,7 @@ NEEDED_BY = {
     "enable_progress_bar": (ProgressBar,),
     "enable_model_summary": (ModelSummary,),
 }
-"""The callbacks that a Trainer refuses, or that have nothing to do, where one of `WRITES_NOTHING` is left as it is."""
+"""Setting of the Trainer → callbacks to leave out where it is off: the Trainer refuses them, or they have nothing to do."""
 
 
 class TrakCLI(LightningCLI):
@@ -45,7 +45,6 @@ class TrakCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_settings(parser, command=self._command)
-        add_json(parser, self._command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # LightningCLI's own method warns that sys.argv is there too, which is so for every console script.

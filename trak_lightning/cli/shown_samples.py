@@ -1,6 +1,5 @@
 """Label and content of samples, for the tables that commands print: kept lines, or the user's data if they are not known."""
 
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from trak_lightning.errors import DataError
 from trak_lightning.featurize.reuse import changed_samples
+from trak_lightning.run.content_hashes import changed
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.same_settings import UNKNOWN
 from trak_lightning.run.sample_lines import SampleLine, SampleLines
 from trak_lightning.scoring.display import shortened
 from trak_lightning.scoring.scores import Scores
@@ -27,8 +26,6 @@ SECONDS = 1.0
 RANKED = 10
 """How many of the best and of the worst training samples of a target these are."""
 
-_SHAPES = re.compile(r"\S+ (of shape \([\d, ]*\)|\d+×\d+)")
-
 
 class ShownSamples:
     """Some samples of a split, by position."""
@@ -39,13 +36,6 @@ class ShownSamples:
     def show(self, index: int) -> SampleLine:
         """The label and the line of a sample."""
         return self._lines[index]
-
-    @property
-    def look_alike(self) -> bool:
-        """Whether the lines say no more of the samples than types, shapes and sizes of pictures, so that people do not know them by
-        these."""
-        left = {_SHAPES.sub("", line.line).strip() for line in self._lines.values()}
-        return len(self._lines) > 1 and len(left) == 1 and re.fullmatch(r"\w*", left.pop()) is not None
 
 
 def with_targets_of(run: RunDirectory, scores: Scores | None) -> list[str]:
@@ -68,8 +58,8 @@ def shown_samples(
         command: the command that shows them.
         run: the run directory.
         wanted: their positions.
-        counts: the number of samples that the scores or features are of.
-        scores: what they are shown with, if this is scores.
+        counts: how many samples there were when scores or features were computed.
+        scores: the scores that they are shown with, if any.
         target_split: the split of the targets, if they are not those of `scores`, or of the run.
 
     Returns:
@@ -109,11 +99,6 @@ def shown_samples(
 def shown_train(command: str, run: RunDirectory, positions: Iterable[int], count: int) -> ShownSamples | None:
     """Show training samples of a run, see `shown_samples`; None if they cannot be shown."""
     return shown_samples(command, run, {"train": positions}, {"train": count}).get("train")
-
-
-def described(sample: SampleLine) -> str:
-    """Label and text of a sample."""
-    return ", ".join(filter(None, (sample.label, shortened(sample.line))))
 
 
 def keep_samples(job: "Job", scores: Scores) -> None:
@@ -165,7 +150,7 @@ class _Contents:
 
 def _read(job: "Job", what: What, content: Mapping[int, int], count: int) -> dict[int, SampleLine]:
     """Read samples, given their stored content hashes, and refuse those that have changed."""
-    from trak_lightning.report.samples import samples_of
+    from trak_lightning.report.known import samples_of
 
     data, split = (
         (job.train_data, job.settings.train_split) if what == "train" else (job.target_data, job.settings.target_split)
@@ -174,12 +159,8 @@ def _read(job: "Job", what: What, content: Mapping[int, int], count: int) -> dic
         raise DataError(f"the data has {len(data)} samples, and the run was made with {count}")
     if job.settings.verify_data != "off":
         now = {position: data.content(position) for position in content}
-        changed = [
-            position
-            for position, then in content.items()
-            if UNKNOWN not in (then, now[position]) and then != now[position]
-        ]
-        if (error := changed_samples(split, changed, len(content), read_all=False)) is not None:
+        others = [position for position, then in content.items() if changed(then, now[position])]
+        if (error := changed_samples(split, others, len(content), read_all=False)) is not None:
             raise error
     samples = samples_of(data, datamodule=job.datamodule, task=job.parts.task)
     shown = {position: samples.show(position) for position in content}

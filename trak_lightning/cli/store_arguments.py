@@ -1,4 +1,4 @@
-"""What the commands that look after stored features share. No torch."""
+"""Options of commands on what is stored in a run directory. No torch."""
 
 from typing import Any
 
@@ -15,37 +15,53 @@ MADE = ("run.json", "config.yaml", "checkpoints", "features", "scores", "evaluat
 """What a run directory has at least one of."""
 
 
-def stored_parser(command: str, description: str) -> ArgumentParser:
-    """A parser of a command on the features of one run directory."""
-    parser = command_parser(command, "RUN_DIR [options]", description)
-    parser.add_argument("--run_dir", type=str, required=True, help="a run directory; also by position")
-    add_store(parser, "--store", "; default: that of RUN_DIR/config.yaml, or hdf5")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+def run_parser(
+    command: str, description: str, *, usage: str = "RUN_DIR [options]", of: str = "a run directory"
+) -> ArgumentParser:
+    """A parser of a command on one run directory; `of` says what it must hold."""
+    parser = command_parser(command, usage, description)
+    parser.add_argument("--run_dir", type=str, required=True, help=f"{of}; also by position")
     return parser
 
 
-def add_store(parser: ArgumentParser, option: str, about: str) -> None:
-    """Add an option that chooses a store."""
-    parser.add_argument(option, type=str | None, default=None, help=f"a store's name, or {{name: …, options}}{about}")
+def stored_parser(command: str, description: str) -> ArgumentParser:
+    """A parser of a command on the features of a run."""
+    parser = run_parser(command, description)
+    add_store(parser, "--store", "; default: that of RUN_DIR/config.yaml, or hdf5")
+    add_json(parser)
+    return parser
 
 
-def add_name(parser: ArgumentParser) -> None:
-    """Add the option that chooses a score file; that of a target split has its name."""
+def scored_parser(command: str, description: str, *, usage: str = "RUN_DIR [options]") -> ArgumentParser:
+    """A parser of a command on the scores of a run; the score file of a target split has its name."""
+    parser = run_parser(command, description, usage=usage, of="a run directory with scores")
     parser.add_argument(
         "--name",
         "--target_split",
         type=str | None,
-        default=None,
         help="score file, by default named after its target split; default: that of the target_split of the run, of test, or the only one",
     )
+    return parser
+
+
+def add_json(parser: ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_numbers(parser: ArgumentParser) -> None:
+    """Add ``--numbers``."""
+    parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
+
+
+def add_store(parser: ArgumentParser, option: str, about: str) -> None:
+    """Add an option that chooses a store."""
+    parser.add_argument(option, type=str | None, help=f"a store's name, or {{name: …, options}}{about}")
 
 
 def chosen(text: str | None) -> Any:
     """What an option of `add_store` chooses, for `registry.create`."""
-    if text is None or not text.lstrip().startswith("{"):
-        return text
-    found = load_config(text)
-    return {"name": found["class_path"], **found.get("init_args", {})} if "class_path" in found else found
+    return load_config(text) if text is not None and text.lstrip().startswith("{") else text
 
 
 def opened(config: Namespace) -> tuple[RunDirectory, FeatureStore]:

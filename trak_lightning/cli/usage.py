@@ -1,7 +1,5 @@
 """What ``trak --help`` shows: the commands."""
 
-import difflib
-
 COMMANDS = {
     "run": "train, featurize, score and evaluate, from one configuration file; run again, it does what is missing",
     "sft": "attribute answers of a fine-tuned language model to its training conversations",
@@ -36,9 +34,3 @@ def usage() -> str:
         "`trak run --config mine.yaml`, `trak score RUN_DIR` and the others need nothing else.\n"
         "trak COMMAND --help shows the options of a command."
     )
-
-
-def nearest(command: str) -> str:
-    """Say which command an unknown one is nearest to, and end the sentence."""
-    found = difflib.get_close_matches(command, COMMANDS, n=1)
-    return f"; did you mean {found[0]!r}?" if found else "."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trak_lightning.data.content import content_hash
-from trak_lightning.run.same_settings import UNKNOWN
+from trak_lightning.run.content_hashes import changed
 
 Differs = npt.NDArray[np.bool_]
 
@@ -64,7 +64,8 @@ def _compare(
                 inside = f"{name}[{number}]"
                 _compare(inside, value, [part[number] for part in parts], places, size, found, depth - 1)
         elif len(whole) == size and all(len(part) == 1 for part in parts):
-            each = [_contents_differ(whole[place], part[0]) for place, part in zip(places, parts, strict=True)]
+            pairs = [(whole[place], part[0]) for place, part in zip(places, parts, strict=True)]
+            each = [changed(content_hash(one), content_hash(other)) for one, other in pairs]
             found[name or "the batch"] = _marked(each, places, size)
 
 
@@ -76,11 +77,6 @@ def _opened(node: Any) -> Any:
         return dict(node) if isinstance(node, Mapping) else node
     attributes = getattr(node, "__dict__", None)
     return dict(attributes) if isinstance(attributes, dict) else node
-
-
-def _contents_differ(one: Any, other: Any) -> bool:
-    first, second = content_hash(one), content_hash(other)
-    return first != second and UNKNOWN not in (first, second)
 
 
 def _marked(differs: Sequence[bool], places: Sequence[int], size: int) -> Differs:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
-from trak_lightning.run.same_settings import UNKNOWN
+from trak_lightning.run.content_hashes import UNKNOWN
 
 
 def content_hash(sample: Any) -> int:

@@ -33,6 +33,7 @@ from trak_lightning.data.loading import Batches, BatchPlan, CollateIndexed, Inde
 from trak_lightning.data.transfer import to_device
 from trak_lightning.data.trees import flatten
 from trak_lightning.errors import DataError, TrakError, require_integer
+from trak_lightning.run.formatting import listed
 
 # The samplers that draw from the whole dataset: reading it in order gives the same set of samples.
 WHOLE_DATASET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
@@ -126,9 +127,8 @@ class AttributionData:
         except TrakError:
             raise
         except Exception as error:
-            shown = ", ".join(map(str, indices[:5])) + (" …" if len(indices) > 5 else "")
             raise DataError(
-                f"samples {shown} of {type(self.dataset).__name__} cannot be read and collated without the others: "
+                f"samples {listed(indices)} of {type(self.dataset).__name__} cannot be read and collated without the others: "
                 f"{type(error).__name__}: {error}. Every sample needs a row, so a collate function must not drop any: leave "
                 "broken samples out of the dataset (torch.utils.data.Subset), and collate batches of one sample too."
             ) from error

@@ -15,7 +15,8 @@ from trak_lightning.data.collation_check import differences
 from trak_lightning.data.content import content_hash, extent
 from trak_lightning.data.trees import snapshot
 from trak_lightning.errors import DataError
-from trak_lightning.run.same_settings import UNKNOWN
+from trak_lightning.run.content_hashes import changed
+from trak_lightning.run.formatting import listed
 from trak_lightning.seeds import derive_seed
 
 FREE_SECONDS = 1.0
@@ -133,13 +134,13 @@ class CollateIndexed:
         """Read the sample at position `first` once more, and those after it while there is time; which have other content now, (B,)."""
         assert found.content is not None
         size = len(found.content)
-        changed = np.zeros(size, bool)
+        others = np.zeros(size, bool)
         for position in (number % size for number in range(first, first + size)):
             hashed = content_hash(self._dataset[int(found.index[position])])
-            changed[position] = hashed != found.content[position] and UNKNOWN not in (hashed, found.content[position])
+            others[position] = changed(int(found.content[position]), hashed)
             if perf_counter() > until:
                 break
-        return changed
+        return others
 
     def _alone(self, values: list[Any], chosen: Sequence[int]) -> list[Any]:
         """These samples, each collated alone; None for a sample that cannot be."""
@@ -153,10 +154,9 @@ class CollateIndexed:
 
 
 def _needs_collate(dataset: Any, indices: Sequence[int], error: Exception) -> DataError:
-    which = f"{', '.join(map(str, indices[:5]))}{' …' if len(indices) > 5 else ''} of {type(dataset).__name__}"
     differ = "have different sizes" if "equal size" in str(error) else "cannot be stacked"
     return DataError(
-        f"samples {which} {differ} by default ({error}). Give a DataLoader with the collate_fn of your training, such as DataCollatorWithPadding "
+        f"samples {listed(indices)} of {type(dataset).__name__} {differ} by default ({error}). Give a DataLoader with the collate_fn of your training, such as DataCollatorWithPadding "
         "of transformers, or the DataLoader of torch_geometric; one with batch_size=None has none."
     )
 

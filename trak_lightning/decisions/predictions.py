@@ -18,7 +18,7 @@ from trak_lightning.data.transfer import to_device
 from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import Checkpoint
 from trak_lightning.model.leave_unchanged import leave_unchanged
-from trak_lightning.scoring.base import Array
+from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.tasks.base import Task, batch_of
 
 Found = TypeVar("Found")
@@ -46,15 +46,15 @@ class Predictions:
     """What each of several labels is of, see `trak_lightning.tasks.base.Answers`."""
 
 
-def _said(
+def _asked(
     model: nn.Module,
     data: AttributionData,
     checkpoints: Sequence[Checkpoint | None],
     positions: Sequence[Array],
     ask: Callable[[Any], Found],
 ) -> Iterator[tuple[Array, Found]]:
-    """Ask for the samples at ``positions[i]`` under checkpoint i, or the weights that the model has now if it is None, batch by batch: yield
-    positions (b,) and the answer.
+    """Call `ask` with batches of the samples at ``positions[i]`` while the model has the weights of checkpoint i (None: those that it has now).
+    Yield the positions (b,) of each batch, and the answer.
 
     Raises:
         CheckpointError: a checkpoint cannot be read any more.
@@ -104,7 +104,7 @@ def mean_predictions(
     wanted = [np.asarray(positions)] * len(checkpoints)
     total, labels = dict[int, Array](), dict[int, Array]()
     term, several = None, False
-    for index, answers in _said(model, data, checkpoints, wanted, partial(_answers, model, task, unlabeled=True)):
+    for index, answers in _asked(model, data, checkpoints, wanted, partial(_answers, model, task, unlabeled=True)):
         if answers is None:
             return None
         term, several = answers.term, answers.several
@@ -151,7 +151,7 @@ def fits_before_training(model: nn.Module, task: Task, data: AttributionData) ->
     of_class: dict[int, list[float]] = {}
     started = perf_counter()
     try:
-        for _, (probabilities, labels) in _said(model, data, [None], [positions], ask):
+        for _, (probabilities, labels) in _asked(model, data, [None], [positions], ask):
             if probabilities is None or labels is None:
                 return None
             for row, label in zip(probabilities, labels, strict=True):
@@ -175,14 +175,14 @@ def held_out_predictions(
     task: Task,
     data: AttributionData,
     checkpoints: Sequence[Checkpoint],
-    subsets: Sequence[Array | None],
+    features: Sequence[CheckpointFeatures],
 ) -> Predictions | None:
     """Predict every sample with the checkpoints that were not trained on it; None for a task without classes.
 
     The mean is over log-probabilities: label errors are found more surely, and cut off closer to the share of false alarms asked
     for, than with the mean of probabilities (docs/benchmarks.md).
 
-    `subsets` are the positions of the samples that each checkpoint was trained on; None where unknown, which counts as all.
+    `features` are those of the checkpoints, and know which samples each was trained on; where that is not known, it counts as all.
 
     Raises:
         CheckpointError: a checkpoint cannot be read any more.
@@ -190,16 +190,19 @@ def held_out_predictions(
     if not checkpoints:
         raise DataError("there is no checkpoint to predict with")
     n = len(data)
-    seen = np.ones((len(subsets), n), dtype=bool)
-    for mine, subset in zip(seen, subsets, strict=True):
-        if subset is not None:
+    subsets = {each.train.spec.checkpoint: each.subset for each in features}
+    seen = np.ones((len(checkpoints), n), dtype=bool)
+    for mine, checkpoint in zip(seen, checkpoints, strict=True):
+        if (subset := subsets.get(checkpoint.id)) is not None:
             mine[:] = False
             mine[subset] = True
     held_out = (~seen).sum(0)
     used = np.where(held_out > 0, ~seen, True)
     total, labels = np.zeros((n, 0, 0), dtype=np.float32), np.full((n, 0), -1)
     several, term = False, None
-    for index, answers in _said(model, data, checkpoints, [*map(np.flatnonzero, used)], partial(_answers, model, task)):
+    for index, answers in _asked(
+        model, data, checkpoints, [*map(np.flatnonzero, used)], partial(_answers, model, task)
+    ):
         if answers is None:
             return None
         several, term = answers.several, answers.term

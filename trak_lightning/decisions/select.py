@@ -18,6 +18,7 @@ from scipy.special import expit
 from trak_lightning.errors import DataError, SettingsError, is_integer
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.meaning import Meaning
+from trak_lightning.run.numpy_files import write_npy
 from trak_lightning.scoring.base import Array, CheckpointFeatures, evenly, require_compatible
 from trak_lightning.scoring.held_out import held_out, held_out_mean, output_and_loss_weight
 from trak_lightning.scoring.regularization import choose
@@ -87,8 +88,7 @@ class Selection:
         (folder / "weights.npy").unlink(missing_ok=True)  # of an earlier selection
         for name, values in (("indices", self.indices), ("weights", self.weights)):
             if values is not None:
-                with atomic_write(folder / f"{name}.npy") as part, part.open("wb") as file:
-                    np.save(file, values)
+                write_npy(folder / f"{name}.npy", values)
         with atomic_write(folder / "selection.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)

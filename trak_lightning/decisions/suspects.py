@@ -16,7 +16,7 @@ from scipy.special import softmax
 from trak_lightning.decisions.label_noise import expected_false_alarms, fit_label_noise
 from trak_lightning.errors import SettingsError, is_integer, require_integer
 from trak_lightning.run.atomic import atomic_write
-from trak_lightning.run.formatting import format_number
+from trak_lightning.run.formatting import counted, format_number
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.held_out import held_out, held_out_mean, output_and_loss_weight
@@ -392,7 +392,7 @@ def _basis(held_out: Array, corrected: bool) -> str:
         return f"predictions of checkpoints trained on the sample{', corrected by leaving it out in closed form' * corrected}"
     basis = "predictions of checkpoints not trained on the sample"
     how = "corrected by leaving them out in closed form" if corrected else "taken as they are"
-    return f"{basis} ({seen} sample{'s' * (seen != 1)} on which all were: {how})" if seen else basis
+    return f"{basis} ({counted(seen, 'sample')} on which all were: {how})" if seen else basis
 
 
 def _without_classes(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning, fdr: float) -> Suspects:
@@ -429,7 +429,7 @@ def _named(names: Sequence[str] | None, number: int) -> str:
 
 
 def _who(count: int) -> str:
-    return f"{count} model{'s' * (count != 1)} not trained on it"
+    return f"{counted(count, 'model')} not trained on it"
 
 
 def _percent(share: float) -> str:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator, cg, eigsh
 
 from trak_lightning.errors import docs_page
-from trak_lightning.run.formatting import format_number
+from trak_lightning.run.formatting import counted, format_number
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.positions import some
 from trak_lightning.scoring.base import Array, CheckpointFeatures, require_compatible
@@ -166,8 +166,8 @@ class WhatIf:
 
     def __repr__(self) -> str:
         return (
-            f"WhatIf: {len(self._outputs)} targets, {self.num_train} training samples, {len(self._checkpoints)} "
-            f"checkpoint{'s' * (len(self._checkpoints) != 1)}"
+            f"WhatIf: {len(self._outputs)} targets, {self.num_train} training samples, "
+            f"{counted(len(self._checkpoints), 'checkpoint')}"
         )
 
     def remove(self, samples: npt.ArrayLike) -> Removal:
@@ -179,7 +179,7 @@ class WhatIf:
         Raises:
             DataError: they are no positions in the training set, or all of them.
         """
-        removed = some(np.atleast_1d(samples), self.num_train, "sample")
+        removed = some(samples if isinstance(samples, str) else np.atleast_1d(samples), self.num_train, "sample")
         rows = [_rows(features, removed) for features in self._checkpoints]
         q = np.stack([each.loss_weight for each in rows]).astype(np.float64).mean(0)
         summed, change, leverages = [], [], []

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from trak_lightning.demos.held_out import HeldOut
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, needed_for
 
 
 class DigitsCNN(L.LightningModule):
@@ -73,12 +73,8 @@ class DigitsDataModule(HeldOut):
         self.label_noise = label_noise
 
     def setup(self, stage: str | None = None) -> None:
-        try:
+        with needed_for("the data of the quick start", "'trak-lightning[demos]'"):
             from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise DataError(
-                "the digits come with scikit-learn, which is not installed: pip install 'trak-lightning[demos]'"
-            ) from error
         digits = load_digits()
         images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)
         images = (images - images.mean()) / images.std()

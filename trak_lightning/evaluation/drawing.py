@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import needed_for
 from trak_lightning.run.atomic import atomic_write
 
 INK, PALE = "#010203", "#040506"
@@ -38,13 +38,10 @@ def axes(name: str, *, width: float = 5.4, height: float = 3.2) -> Iterator[tupl
     Raises:
         DataError: matplotlib is not installed.
     """
-    try:
+    with needed_for("a figure", "'trak-lightning[report]'"):
         from cycler import cycler
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DataError(f"figures need matplotlib ({error}): pip install 'trak-lightning[report]'") from None
-
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,

@@ -4,14 +4,11 @@ Park et al. 2023, section 2.1. Shapes: S retrained models, n training and m targ
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from trak_lightning.run.arrays import Array
 from trak_lightning.scoring.calibration import correlations
-
-Array = npt.NDArray[Any]
 
 ENDS = (0.025, 0.975)
 """Quantiles at the ends of a 95 % interval."""

@@ -8,9 +8,11 @@ from trak_lightning.errors import DataError
 from trak_lightning.evaluation.figures import Curves, Series
 from trak_lightning.evaluation.result import Result
 from trak_lightning.evaluation.scored_run import ScoredRun
-from trak_lightning.run.positions import read_positions, some
+from trak_lightning.run.numpy_files import read_given
+from trak_lightning.run.positions import some
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.held_out import held_out_probabilities
+from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.self_influence import self_influence
 
 
@@ -29,7 +31,7 @@ def known_positions(source: str, datamodule: Any, num_samples: int) -> Array:
                 "one, or name a .npy file under evaluation.mislabeled"
             )
     else:
-        found = read_positions(source, "evaluation.mislabeled must be a .npy file of positions or 'data'")
+        found = read_given(source, "evaluation.mislabeled must be a .npy file of positions or 'data'")
     return some(found, num_samples, "mislabeled sample")
 
 
@@ -44,9 +46,8 @@ def auc(suspicion: Array, positives: Array) -> float:
 
 def suspicions(scored: ScoredRun) -> dict[str, Array]:
     """Measures of how likely the label of each training sample is wrong: name → (n,), larger for more suspicious ones."""
-    checkpoints, settings = scored.checkpoints, scored.scorer.state
-    regularization, weights = settings.get("regularization", "auto"), settings.get("weights", "auto")
-    found = {"self-influence": self_influence(checkpoints, regularization, weights).self_influence}
+    checkpoints = scored.checkpoints
+    found = {"self-influence": self_influence(checkpoints, *settings_of(scored.scorer)).self_influence}
     meaning = scored.run.read().meaning
     probabilities, held_out = held_out_probabilities(checkpoints, meaning)
     if probabilities is not None:

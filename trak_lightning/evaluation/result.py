@@ -13,6 +13,7 @@ from trak_lightning.evaluation.figures import Figure, from_json, to_json
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory, read_json
 from trak_lightning.run.same_settings import current
+from trak_lightning.scoring.display import print_table
 from trak_lightning.scoring.scores import Scores
 
 FORMAT = 2
@@ -40,15 +41,7 @@ class Result:
 
     def print(self) -> None:
         """Print the table on standard output."""
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(title=self.title, title_justify="left")
-        for number, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if number == 0 else "right")
-        for row in self.rows:
-            table.add_row(*row)
-        Console().print(table)
+        print_table(self.columns, self.rows, numeric=range(1, len(self.columns)), title=self.title)
 
     def svg(self, name: str) -> str:
         """The figure as an ``<svg>`` element for a page, its ids prefixed with `name`; empty if there is none.

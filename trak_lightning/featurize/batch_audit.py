@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
-from trak_lightning.errors import DataError, OneSampleAtATime, SampleDependenceError, UnsupportedModelError
+from trak_lightning.errors import DataError, OneSampleAtATime, SampleDependenceError, UnsupportedModelError, first_line
 from trak_lightning.extractors.audit import Audit, added, as_outputs, audit_coefficients, halves, only, reference
 from trak_lightning.extractors.base import GradientExtractor
 from trak_lightning.extractors.iterative import sample_gradient
@@ -378,9 +378,8 @@ def random_state(device: torch.device, generators: Sequence[Any] = ()) -> list[A
 
 
 def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceError:
-    reason = (str(error).splitlines() or [""])[0]
     return SampleDependenceError(
-        f"the model cannot compute sample {sample} in a batch of one, only in a batch of {size}: {type(error).__name__}: {reason}. "
+        f"the model cannot compute sample {sample} in a batch of one, only in a batch of {size}: {type(error).__name__}: {first_line(error)}. "
         "Attributions are those of single samples, so the output of a sample must not need others: look for sums, means and "
         "top-k choices over the batch dimension, and for ``squeeze()`` without a dimension, in the model, the task and the collate "
         "function."

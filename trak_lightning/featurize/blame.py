@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trak_lightning.data.samples import SampleBatch
 from trak_lightning.data.trees import deep_leaves
-from trak_lightning.errors import DataError, TrakError
+from trak_lightning.errors import DataError, TrakError, first_line
 from trak_lightning.featurize.batch_audit import outputs
 from trak_lightning.model.autocast import is_cast
 from trak_lightning.model.dtensor import any_sharded
@@ -46,8 +46,9 @@ def blame(
         others = f", and in {len(failing) - 1} more of this batch" * (len(failing) > 1)
         what = str(alone)
         if not isinstance(alone, TrakError):
-            reason = (str(alone).splitlines() or [""])[0]
-            what = f"{type(alone).__name__}: {reason}. It holds {held(batch.fetch([position]), values=True)}."
+            what = (
+                f"{type(alone).__name__}: {first_line(alone)}. It holds {held(batch.fetch([position]), values=True)}."
+            )
         raise DataError(f"in sample {int(index[position])} of the dataset{others}: {what}") from (
             alone.__cause__ if isinstance(alone, TrakError) else alone
         )
@@ -92,6 +93,6 @@ def _require_types(model: nn.Module, batch: SampleBatch, error: Exception) -> No
             "under it, use precision 32-true; else let the model convert, as in x.to(y.dtype)."
         )
     raise DataError(
-        f"{type(model).__name__} has parameters of type {computes} and does not take this batch: {str(error).splitlines()[0]}. The "
+        f"{type(model).__name__} has parameters of type {computes} and does not take this batch: {first_line(error)}. The "
         f"batch holds {held(batch)}. {remedy}"
     ) from error

@@ -1,7 +1,6 @@
 """The size relative to which differences of outputs, loss weights and curvatures are measured. No torch."""
 
-import numpy as np
-import numpy.typing as npt
+from trak_lightning.run.arrays import Array, rms
 
 SMALLEST = 1e-3
 """Below this, differences are those of rounding in single precision: an output is the sum of larger numbers."""
@@ -13,7 +12,7 @@ COARSE = 5.0
 """In 16 bits an output has an error of up to 0.2, and a loss weight of the logistic loss as large a relative error."""
 
 
-def error_scale(values: npt.NDArray[np.floating], output: npt.NDArray[np.floating], *, exact: bool) -> float:
+def error_scale(values: Array, output: Array, *, exact: bool) -> float:
     """Return a typical size of `values` (B,), at most 1: a loss weight of 0.001 that triples is a change, whatever its unit.
 
     Args:
@@ -21,9 +20,5 @@ def error_scale(values: npt.NDArray[np.floating], output: npt.NDArray[np.floatin
         output: their outputs, (B,).
         exact: whether all was computed in at least single precision.
     """
-    smallest = max(SMALLEST, ROUNDED * _rms(output))
-    return min(1.0, max(smallest, _rms(values)) * (1.0 if exact else COARSE))
-
-
-def _rms(values: npt.NDArray[np.floating]) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if len(values) else 0.0
+    smallest = max(SMALLEST, ROUNDED * rms(output))
+    return min(1.0, max(smallest, rms(values)) * (1.0 if exact else COARSE))

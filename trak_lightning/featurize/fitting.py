@@ -14,7 +14,7 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import CorruptFileError
 from trak_lightning.run.atomic import atomic_create
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.numpy_files import read_npz
+from trak_lightning.run.numpy_files import read_npz, write_npz
 from trak_lightning.run.same_settings import require_same
 from trak_lightning.seeds import derive_seed
 from trak_lightning.tasks.base import Task
@@ -39,8 +39,7 @@ class FitFile:
         arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in fitted.items()}
         arrays[_FINGERPRINT] = np.array(json.dumps(self.fingerprint))
         # Independent jobs may fit at the same time: the first file is kept.
-        with atomic_create(self.path) as part, part.open("wb") as file:
-            np.savez(file, **arrays)
+        write_npz(self.path, arrays, atomic_create)
 
     def load(self) -> dict[str, Tensor]:
         """Read the arrays that `save` wrote.

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from trak_lightning.errors import IncompleteRunError, StaleRowsError
 from trak_lightning.featurize.error_scale import error_scale
-from trak_lightning.run.same_settings import UNKNOWN
+from trak_lightning.run.content_hashes import UNKNOWN, changed
+from trak_lightning.run.formatting import listed
 from trak_lightning.seeds import derive_seed
 from trak_lightning.stores.base import FeatureRows, FeatureSet, concatenate
 
@@ -66,7 +67,7 @@ class ContentSample:
         now = np.full(spec.num_samples, UNKNOWN, np.uint64)
         inside = self.positions < spec.num_samples
         now[self.positions[inside]] = self.hashes[inside]
-        return np.flatnonzero((now != UNKNOWN) & (then != UNKNOWN) & (now != then))
+        return np.flatnonzero(changed(then, now))
 
 
 def require_same_samples(data: "AttributionData", feature_set: FeatureSet) -> None:
@@ -132,9 +133,8 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
     errors = {"features": features, **errors}
     for name, error in errors.items():
         if not (error <= tolerance).all():
-            known = (stored.content != UNKNOWN) & (found.content != UNKNOWN)
-            changed = found.index[known & (stored.content != found.content)]
-            if (samples := changed_samples(spec.split, changed, len(found), read_all=False)) is not None:
+            others = found.index[changed(stored.content, found.content)]
+            if (samples := changed_samples(spec.split, others, len(found), read_all=False)) is not None:
                 return samples
             worst = int(np.argmax(error))
             return StaleRowsError(
@@ -149,19 +149,18 @@ def stale_rows(feature_set: FeatureSet, found: FeatureRows, precision: str) -> S
 
 
 def changed_samples(
-    split: str, changed: Sequence[int] | npt.NDArray[np.int64], count: int, *, read_all: bool
+    split: str, positions: Sequence[int] | npt.NDArray[np.int64], count: int, *, read_all: bool
 ) -> StaleRowsError | None:
-    """An error that names the first of the samples whose content has changed, of `count` that were compared; None if there are none.
-    Unless `read_all`, there may be more of them."""
-    if not len(changed):
+    """An error that names the first of the samples at these `positions`, whose content has changed, of `count` that were compared; None
+    if there are none. Unless `read_all`, there may be more of them."""
+    if not len(positions):
         return None
     most = " Most samples have: is the data split or ordered at random? Give random_split a generator with a seed."
-    shown = ", ".join(map(str, changed[:10])) + (" …" if len(changed) > 10 else "")
     read = "" if read_all else " (not all were read again: verify_data=full does)"
-    what = f"1 sample of {split!r} is" if len(changed) == 1 else f"{len(changed)} samples of {split!r} are"
+    what = f"1 sample of {split!r} is" if len(positions) == 1 else f"{len(positions)} samples of {split!r} are"
     return StaleRowsError(
-        f"{what} not what the stored rows were computed from: {shown}{read}. Labels or "
-        f"inputs have changed.{most if 2 * len(changed) > max(count, 2) else ''} Use another run directory (or for targets another name), restore the earlier samples, or "
+        f"{what} not what the stored rows were computed from: {listed(positions, 10)}{read}. Labels or "
+        f"inputs have changed.{most if 2 * len(positions) > max(count, 2) else ''} Use another run directory (or for targets another name), restore the earlier samples, or "
         "featurize with repair=True (--repair true), which computes the rows of changed samples again."
     )
 

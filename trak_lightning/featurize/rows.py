@@ -1,11 +1,10 @@
 """Compute the rows of one batch: the features, output, loss weight and curvature of every sample."""
 
 import logging
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from trak_lightning.errors import (
     TrakError,
     UnsupportedModelError,
     WrongRowsError,
+    first_line,
 )
 from trak_lightning.extractors.audit import as_outputs
 from trak_lightning.extractors.base import GradientExtractor, RuleUse
@@ -35,21 +35,17 @@ from trak_lightning.featurize.non_finite import require_finite
 from trak_lightning.featurize.training_loss import warn_of_training_step
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink
 from trak_lightning.model.dtensor import any_sharded
+from trak_lightning.model.first_time import first_time
 from trak_lightning.model.module_state import SteadyState, generators
 from trak_lightning.projectors.base import Projection
-from trak_lightning.run.same_settings import UNKNOWN
+from trak_lightning.run.content_hashes import changed
+from trak_lightning.run.formatting import listed
 from trak_lightning.runtime.ranks import gathered, world_size
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of, before_each_pass
 from trak_lightning.tasks.drawn import positioned
 
 log = logging.getLogger(__name__)
-
-_told: MutableMapping[nn.Module, set[str]] = WeakKeyDictionary()
-"""What was said of a model, so that it is not said again of each split and checkpoint: parameters that no output depends on, by the
-first, and `_EMPTY`."""
-
-_EMPTY = "a row of zeros"
 
 
 class RowComputer:
@@ -139,10 +135,9 @@ class RowComputer:
         def load(positions: Sequence[int]) -> Any:
             found = self._load([index[position] for position in positions])
             if indexed.content is not None and found.content is not None:
-                before = indexed.content[list(positions)]
-                changed = (before != found.content) & (before != UNKNOWN) & (found.content != UNKNOWN)
-                if changed.any():
-                    raise _unsteady(int(found.index[changed.argmax()]))
+                others = changed(indexed.content[list(positions)], found.content)
+                if others.any():
+                    raise _unsteady(int(found.index[others.argmax()]))
             return positioned(self._task, found.batch, found.index)
 
         data = positioned(self._task, indexed.batch, indexed.index)
@@ -279,11 +274,9 @@ class RowComputer:
     def _warn_of_zeros(self, reached: set[str]) -> None:
         missing = [slot for slot in self._layout if slot.name not in reached]
         first, self._warned = not self._warned, True
-        told = _told.setdefault(self._model, set())
-        if not first or not missing or missing[0].name in told:
+        if not first or not missing or not first_time(self._model, ("parameters", missing[0].name)):
             return
-        told.add(missing[0].name)
-        names = ", ".join(slot.name for slot in missing[:5]) + (" …" if len(missing) > 5 else "")
+        names = listed(slot.name for slot in missing)
         log.warning(
             "gradients  no output of the first batch depends on %d of %d parameters (%d of %d entries): %s. That is so for a head that this "
             "task does not use, and they add nothing to the features: leave them out with a pattern, parameters=['!NAME'], or "
@@ -292,9 +285,7 @@ class RowComputer:
         )  # fmt: skip
 
     def _warn_of_empty(self, empty: Tensor, index: Tensor) -> None:
-        told = _told.setdefault(self._model, set())
-        if empty.any() and _EMPTY not in told:
-            told.add(_EMPTY)
+        if empty.any() and first_time(self._model, "rows of zeros"):
             log.warning(
                 "gradients  output, loss weight and gradient of sample %d are exactly 0, and so are all of its scores: does every one of "
                 "its labels have the value of ignore_index? Later ones are not listed.",
@@ -369,7 +360,7 @@ def memory_explained(device: torch.device, samples: int) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise DeviceMemoryError(
-            f"{device} does not have enough memory for the gradients of a batch of {samples} samples ({str(error).splitlines()[0]}). Use "
+            f"{device} does not have enough memory for the gradients of a batch of {samples} samples ({first_line(error)}). Use "
             f"smaller batches (batch_size, --batch_size {max(1, samples // 2)}), or fewer parameters (parameters, --parameters). Stored "
             "features keep their batch size: use a new run directory, or delete them."
         ) from error

@@ -2,7 +2,6 @@
 
 import logging
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import lightning as L
 import numpy as np
@@ -14,6 +13,7 @@ from trak_lightning.errors import docs_page
 from trak_lightning.extractors.iterative import sample_gradient
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.model.autocast import is_cast
+from trak_lightning.model.first_time import first_time
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of
 from trak_lightning.tasks.binary import BinaryClassification
@@ -43,9 +43,6 @@ CLASSES = 4
 VISIBLE = 0.05
 """The smallest difference of the losses of two samples, relative to these, that is compared: beside a smaller one, further terms may be large."""
 
-_SEEN: WeakKeyDictionary[nn.Module, set[type[Task]]] = WeakKeyDictionary()
-"""Which tasks each model was compared with: once is enough."""
-
 
 def warn_of_training_step(
     model: nn.Module, task: Task, layout: ParameterLayout, batch: SampleBatch, rows: FeatureRows
@@ -59,9 +56,8 @@ def warn_of_training_step(
         isinstance(task, Classification) and task.label_smoothing
     ):  # the gradient of a smoothed loss is not parallel to ∇f
         return
-    if type(task) in _SEEN.setdefault(model, set()):
+    if not first_time(model, ("training_step", type(task))):
         return
-    _SEEN[model].add(type(task))
     try:
         chosen = _chosen(rows, task, batch)
         found = [_compared(model, task, layout, batch.fetch([each])) for each in chosen]

@@ -17,13 +17,11 @@ from torch.utils.data import Dataset, TensorDataset
 
 from trak_lightning.api import TRAK, PluginChoice
 from trak_lightning.data.content import raw_bytes
-from trak_lightning.errors import DataError
+from trak_lightning.errors import needed_for
 from trak_lightning.model.checkpoints import CheckpointSource
 
-try:
+with needed_for("trak_lightning.interop.quanda", "'trak-lightning[quanda]'"):
     from quanda.explainers import Explainer
-except ImportError as error:
-    raise DataError(f"quanda cannot be imported ({error}): pip install 'trak-lightning[quanda]'") from None
 
 LARGEST = 1e9
 """Largest self-influence after scaling. quanda adds a ten-thousandth of its position to each, to break ties."""

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trak_lightning.errors import SampleDependenceError, TrainModeError, UnsupportedModelError
 from trak_lightning.model.quantized import require_unpacked
+from trak_lightning.run.formatting import listed
 
 
 def require_eval(model: nn.Module) -> None:
@@ -28,7 +29,7 @@ def require_eval(model: nn.Module) -> None:
     if active:
         raise TrainModeError(
             "these modules are in train mode, where a sample's gradient depends on chance or on its batch: "
-            f"{', '.join(active[:5])}{' …' if len(active) > 5 else ''}. Call model.eval() first."
+            f"{listed(active)}. Call model.eval() first."
         )
     require_unpacked(model)
     _require_unmerged(model)
@@ -51,8 +52,7 @@ def _require_statistics(model: nn.Module) -> None:
     ]
     if mixing:
         raise SampleDependenceError(
-            f"these modules have no running statistics and use those of the batch in eval mode too: {', '.join(mixing[:5])}"
-            f"{' …' if len(mixing) > 5 else ''}. A sample's gradient would depend on its batch. Train with "
+            f"these modules have no running statistics and use those of the batch in eval mode too: {listed(mixing)}. A sample's gradient would depend on its batch. Train with "
             "track_running_stats=True, or with GroupNorm or LayerNorm."
         )
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.errors import CheckpointError
+from trak_lightning.errors import CheckpointError, needed_for
 from trak_lightning.model.checkpoint_names import named_tensors
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
@@ -149,10 +149,8 @@ def _config(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    try:
+    with needed_for(str(path), "safetensors", CheckpointError):
         from safetensors.torch import load_file
-    except ImportError:
-        raise CheckpointError(f"{path} needs the package safetensors: pip install safetensors") from None
     try:
         return load_file(path)
     except Exception as error:

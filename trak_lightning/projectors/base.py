@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from trak_lightning.errors import SettingsError, require_integer
+from trak_lightning.errors import require_integer, require_option
 from trak_lightning.gradients import (
     ConvolutionBlock,
     GradientBlock,
@@ -95,8 +95,7 @@ class Projector(ABC):  # noqa: B024  `block` or `bind` is overridden, either wil
     _reason: str | None = None
 
     def __init__(self, dim: int = 2048, per: Literal["model", "layer"] = "model") -> None:
-        if per not in ("model", "layer"):
-            raise SettingsError(f"per must be 'model' or 'layer', got {per!r}")
+        require_option("per", per, ("model", "layer"))
         self.dim = require_integer("dim", dim, 1, "a number of dimensions")
         self.per = per
 

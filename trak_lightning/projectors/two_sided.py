@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trak_lightning.errors import SettingsError, require_integer
+from trak_lightning.errors import SettingsError, require_integer, require_option
 from trak_lightning.gradients import (
     ConvolutionBlock,
     GradientBlock,
@@ -48,11 +48,9 @@ class LowRank(Projector):
     """
 
     def __init__(self, rank: int = 16, init: Literal["random", "pca"] = "random", fit_samples: int = 256) -> None:
-        if init not in ("random", "pca"):
-            raise SettingsError(f"init must be 'random' or 'pca', got {init!r}")
         fitted = require_integer("fit_samples", fit_samples, 1, "a number of samples")
         self.rank = require_integer("rank", rank, 1, "a number of rows and columns")
-        self.init = init
+        self.init = require_option("init", init, ("random", "pca"))
         self.fit_samples = fitted if init == "pca" else 0
 
     def columns(self, layout: ParameterLayout) -> dict[str, slice]:

@@ -10,7 +10,7 @@ from trak_lightning.report.contents import Headline
 from trak_lightning.run.formatting import format_number, format_significant
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
-from trak_lightning.scoring.held_out import output_and_loss_weight
+from trak_lightning.scoring.held_out import target_outputs
 
 Predict = Callable[[Sequence[int]], dict[int, Prediction] | None]
 """Predicts the samples at some positions; None where there are no classes."""
@@ -46,10 +46,7 @@ class Outcome:
     @classmethod
     def of(cls, checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> "Outcome":
         """Average over checkpoints."""
-        stored = [output_and_loss_weight(features.targets) for features in checkpoints]
-        output, residual = np.mean(stored, axis=0)
-        found = [meaning.probabilities(*each) for each in stored]
-        probability = None if meaning.probability is None else np.mean(found, axis=0)  # type: ignore[arg-type]
+        output, residual, probability = target_outputs(checkpoints, meaning)
         error = meaning.errors(output, residual) if probability is None else 1 - probability
         counted = (output != 0) | (residual != 0)
         if meaning.number or not counted.any():

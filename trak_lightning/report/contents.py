@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trak_lightning.report.duplicates import Group, Pair
 from trak_lightning.report.links import Effects
-from trak_lightning.report.samples import Shown
+from trak_lightning.report.shown import Shown
 from trak_lightning.report.tokens import TokenMarks
 from trak_lightning.run.meaning import Meaning
 
@@ -65,14 +65,6 @@ class ShownSuspect:
 
 
 @dataclass(frozen=True)
-class Fact:
-    """One fact about the run."""
-
-    name: str
-    value: str
-
-
-@dataclass(frozen=True)
 class Panel:
     """A figure, a table, and what they mean. `svg` is made by us and is not escaped."""
 
@@ -98,7 +90,8 @@ class Report:
     evaluations: tuple[Panel, ...]
     expert: tuple[Panel, ...]
     """Plots that are folded."""
-    settings: tuple[Fact, ...]
+    settings: tuple[tuple[str, str], ...]
+    """Names and values."""
     groups: tuple[Group, ...] | None = None
     pairs: tuple[Pair, ...] | None = None
     twins: dict[str, Shown] = field(default_factory=dict)

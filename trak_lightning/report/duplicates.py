@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trak_lightning.data.content import content_hash
-from trak_lightning.report.samples import Samples, integer
-from trak_lightning.run.same_settings import UNKNOWN
+from trak_lightning.report.samples import Samples
+from trak_lightning.report.values import integer
+from trak_lightning.run.content_hashes import UNKNOWN
 from trak_lightning.scoring.gradient_scorers import unit_rows
 from trak_lightning.scoring.rows import as_computed
 from trak_lightning.stores.base import FeatureSet

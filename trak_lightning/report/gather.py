@@ -10,9 +10,10 @@ from trak_lightning.decisions.predictions import Prediction
 from trak_lightning.errors import DataError
 from trak_lightning.report import duplicates
 from trak_lightning.report.accuracy import Outcome
-from trak_lightning.report.contents import Example, Fact, Headline, Report, Target
+from trak_lightning.report.contents import Example, Headline, Report, Target
 from trak_lightning.report.links import effects
-from trak_lightning.report.samples import Samples, Shown
+from trak_lightning.report.samples import Samples
+from trak_lightning.report.shown import Shown
 from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.report.tokens import TokenMarks
 from trak_lightning.report.trust import evaluated, numerics, read_results, trusted
@@ -87,7 +88,7 @@ def gather(
     positions: Sequence[int],
     *,
     title: str,
-    facts: Sequence[Fact],
+    facts: Sequence[tuple[str, str]],
     notes: Sequence[str],
 ) -> Report:
     """Gather the contents of the page, which shows the targets at `positions`; `notes` say what could not be shown, and why."""
@@ -150,11 +151,9 @@ def _target(sources: Sources, outcome: Outcome, position: int, marks: Mapping[tu
     k, shown = min(EXAMPLES, sources.scores.shape[1]), sources.targets.show(position)
     meaning, output, residual = outcome.meaning, float(outcome.output[position]), float(outcome.residual[position])
     label = format_significant(output + residual) if meaning.number else shown.label
-    facts = [(meaning.output, format_significant(output))]
+    facts = meaning.facts(output, None if outcome.probability is None else float(outcome.probability[position]))
     if not outcome.counted[position]:
         facts = [("labels", "none counts: the output, its gradient and all scores are 0")]
-    elif outcome.probability is not None:
-        facts.insert(0, (meaning.probability_name, f"{outcome.probability[position]:.3f}"))
     if (predicted := outcome.predicted.get(position)) is not None:
         facts[:0] = _said(predicted, sources.targets.class_name)
     raises, lowers = meaning.raises, meaning.lowers
@@ -233,30 +232,30 @@ def _duplicated(groups: Sequence[duplicates.Group]) -> list[Headline]:
     return found
 
 
-def _facts(sources: Sources) -> list[Fact]:
+def _facts(sources: Sources) -> list[tuple[str, str]]:
     m, n = sources.scores.shape
     spec = sources.checkpoints[0].train.spec
     rule = sources.scores.settings.get("scoring", {}).get("rule")
     facts = [
-        Fact("data", f"{n:,} training examples, {m:,} targets"),
-        Fact("checkpoints", f"{len(sources.checkpoints)}, with k = {spec.dim:,} features of each example"),
+        ("data", f"{n:,} training examples, {m:,} targets"),
+        ("checkpoints", f"{len(sources.checkpoints)}, with k = {spec.dim:,} features of each example"),
     ]
-    return facts + ([Fact("λ", rule)] if rule else [])
+    return facts + ([("λ", rule)] if rule else [])
 
 
-def _settings(sources: Sources) -> list[Fact]:
+def _settings(sources: Sources) -> list[tuple[str, str]]:
     spec = sources.checkpoints[0].train.spec
     record = sources.run.read()
     scorer = sources.scores.settings.get("request", {}).get("scorer", {})
-    facts = [Fact("run directory", str(sources.run.path)), Fact("scores", sources.scores.path.name)]
+    facts = [("run directory", str(sources.run.path)), ("scores", sources.scores.path.name)]
     facts += [
-        Fact(name, _brief(spec.fingerprint[name]))
+        (name, _brief(spec.fingerprint[name]))
         for name in ("task", "projector", "precision")
         if name in spec.fingerprint
     ]
-    facts += [Fact("scorer", _brief(scorer)), Fact("seed", str(spec.fingerprint.get("seed", "")))]
-    facts += [Fact("checkpoint", f"{each.id} from {each.source}") for each in record.checkpoints]
-    facts += [Fact("version", f"{name} {value}") for name, value in record.versions.items()]
+    facts += [("scorer", _brief(scorer)), ("seed", str(spec.fingerprint.get("seed", "")))]
+    facts += [("checkpoint", f"{each.id} from {each.source}") for each in record.checkpoints]
+    facts += [("version", f"{name} {value}") for name, value in record.versions.items()]
     return facts
 
 

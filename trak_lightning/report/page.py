@@ -5,7 +5,7 @@ import hashlib
 from importlib.resources import files
 
 from trak_lightning import __version__
-from trak_lightning.errors import DataError
+from trak_lightning.errors import needed_for
 from trak_lightning.report.contents import Report
 from trak_lightning.run.formatting import format_number
 
@@ -16,10 +16,8 @@ def page(report: Report) -> str:
     Raises:
         DataError: jinja2 is not installed.
     """
-    try:
+    with needed_for("a report", "'trak-lightning[report]'"):
         from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise DataError(f"the report needs jinja2 ({error}): pip install 'trak-lightning[report]'") from None
     environment = Environment(
         loader=PackageLoader("trak_lightning.report"),
         autoescape=True,

@@ -1,116 +1,45 @@
 """Show any sample of a dataset as pictures, text, turns of a conversation and tables."""
 
-import base64
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
-from html import escape
-from typing import Any, TypeAlias
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
 from trak_lightning.errors import DataError
-from trak_lightning.report.pictures import Picture, is_image, mask_picture, picture
+from trak_lightning.report.pictures import Picture, mask_picture, picture
+from trak_lightning.report.shown import PROMPT, Part, Shown, Table, Text, Turn
 from trak_lightning.report.tokens import token_texts
-from trak_lightning.report.turns import decoder, turns_in
-from trak_lightning.run.formatting import format_number
+from trak_lightning.report.turns import masked_turns, turns_in
+from trak_lightning.report.values import (
+    SHORT,
+    are_edges,
+    as_array,
+    integer,
+    is_label,
+    is_mask,
+    is_picture,
+    is_text,
+    number_text,
+    plain_label,
+    same_shape,
+    sizes_of,
+)
 from trak_lightning.scoring.base import evenly
 from trak_lightning.scoring.display import TOKEN_IDS
-from trak_lightning.tasks.base import Task, batch_of
 from trak_lightning.tasks.fields import LABEL_NAMES
-from trak_lightning.tasks.segmentation import Segmentation
-from trak_lightning.tasks.supervised import SupervisedTask
+from trak_lightning.tasks.tokens import IGNORE_INDEX
 
 LONGEST_TEXT = 1200
 MOST_FIELDS = 16
-MOST_CLASSES = 64
-"""Longest vector of 0 and 1 that is taken for several labels."""
-IGNORED = -100
-"""Label of a token that does not count."""
 HIDDEN_KEYS = ("attention_mask", "token_type_ids", "position_ids")
-SHORT = 40
-"""Longest string of a column that is shown with its name, such as a category."""
 LOOKED_AT = 8
 """How many samples are read to know whether all strings of a column are short."""
 FEWEST_IDS = 8
 """Fewest integers next to a picture that are taken for a tokenized caption."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Plain text."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one side of a conversation says."""
-
-    role: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Names and values."""
-
-    fields: tuple[tuple[str, str], ...]
-
-
-Part: TypeAlias = Picture | Text | Turn | Table
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A sample as shown on a page: its parts in order, and its label."""
-
-    parts: tuple[Part, ...]
-    label: str | None = None
-
-    @property
-    def line(self) -> str:
-        """Its content without the label, in one line."""
-        pictures = [f"{part.name} {part.width}×{part.height}" for part in self.parts if isinstance(part, Picture)]
-        turns = [part for part in self.parts if isinstance(part, Turn)]
-        # What the system says is often the same in all conversations, and long.
-        said = " → ".join(turn.text for turn in [each for each in turns if each.role != "system"] or turns)
-        others = Shown(tuple(part for part in self.parts if not isinstance(part, Turn))).words
-        return " ".join(filter(None, [*pictures, said, others]))
-
-    @property
-    def image(self) -> bytes | None:
-        """The file of its first image."""
-        found = next((part.source for part in self.parts if isinstance(part, Picture)), None)
-        return None if found is None else base64.b64decode(found.partition(",")[2])
-
-    @property
-    def html(self) -> str:
-        """Its content as HTML, for notebooks."""
-        style = "height:64px;image-rendering:pixelated"
-        pictures = [
-            f'<img src="{part.source}" style="{style}" alt="">' for part in self.parts if isinstance(part, Picture)
-        ]
-        text = Shown(self.parts).words
-        return "".join([*pictures, f"<div>{escape(text[:200])}</div>" if text else ""])
-
-    @property
-    def is_wordy(self) -> bool:
-        """Whether it has parts that take space to read."""
-        return not all(isinstance(part, Picture) for part in self.parts)
-
-    @property
-    def words(self) -> str:
-        """All its text, for search and screen readers."""
-        found = [] if self.label is None else [self.label]
-        for part in self.parts:
-            if isinstance(part, (Text, Turn)):
-                found.append(part.text)
-            elif isinstance(part, Table):
-                found += [f"{name} {value}" for name, value in part.fields]
-        return " ".join(found)
 
 
 class Samples:
@@ -126,7 +55,7 @@ class Samples:
             integers, but not entries of a mapping that have one value per token of its ``input_ids``.
         class_names: names of labels 0, 1, …
         feature_names: names of the entries of one-dimensional float tensors.
-        label_keys: other keys under which a mapping may have its label.
+        label_keys: other keys under which a mapping may have its label, and positions where a tuple has it.
         label_of: finds the label of a sample, by its position, that shows none itself.
         input_keys: keys of a mapping that hold all that the model is given, if the task names them.
         ignore_index: the label of pixels that do not count.
@@ -142,7 +71,7 @@ class Samples:
         decode: Callable[[list[int]], str] | None = None,
         class_names: Sequence[str] | None = None,
         feature_names: Sequence[str] | None = None,
-        label_keys: Sequence[str] = (),
+        label_keys: Sequence[str | int] = (),
         label_of: Callable[[int], Any] = lambda index: None,
         tokenizer: Any = None,
         input_keys: Collection[str] = (),
@@ -233,19 +162,20 @@ class Samples:
     def split(self, sample: Any) -> tuple[Any, int | str | tuple[int, ...] | None]:
         """Split a sample into its content and its label, None if it has none."""
         if isinstance(sample, Mapping):
-            tokens = _array(sample.get("input_ids"))
-            found = (key for key in self._label_keys if key in sample and _is_label(sample[key]))
-            key = next((key for key in found if not _same_shape(_array(sample[key]), tokens)), None)
+            tokens = as_array(sample.get("input_ids"))
+            found = (key for key in self._label_keys if key in sample and is_label(sample[key]))
+            key = next((key for key in found if not same_shape(as_array(sample[key]), tokens)), None)
             if key is None:
                 return sample, None
-            return {name: part for name, part in sample.items() if name != key}, _plain(sample[key])
-        if (
-            isinstance(sample, (tuple, list))
-            and len(sample) == 2
-            and _array(sample[1]) is not None
-            and _is_label(sample[1])
-        ):
-            return sample[0], _plain(sample[1])
+            return {name: part for name, part in sample.items() if name != key}, plain_label(sample[key])
+        if isinstance(sample, (tuple, list)):
+            own = [
+                place for place in self._label_keys if isinstance(place, int) and -len(sample) <= place < len(sample)
+            ]
+            place = own[0] % len(sample) if own else 1
+            if (own or len(sample) == 2) and as_array(sample[place]) is not None and is_label(sample[place]):
+                others = [None if each == place else part for each, part in enumerate(sample)]
+                return sample[1 - place] if len(sample) == 2 else tuple(others), plain_label(sample[place])
         return sample, None
 
     def seen(self, content: Any) -> Any:
@@ -272,10 +202,10 @@ class Samples:
             return self._fields(value)
         if isinstance(value, (tuple, list)) and value and all(map(_is_turn, value)):
             return [Turn(str(each["role"]), _shortened(_content(each["content"]))) for each in value]
-        array = _array(value)
+        array = as_array(value)
         if array is None and isinstance(value, (tuple, list)):
-            graph = any(map(_are_edges, value))
-            pictured = not graph and any(map(_is_picture, value))
+            graph = any(map(are_edges, value))
+            pictured = not graph and any(map(is_picture, value))
             names = (
                 [name, name or "mask"]
                 if self._ignore_index is not None and len(value) == 2
@@ -286,18 +216,18 @@ class Samples:
                 for own, element in zip(names, value, strict=True)
                 for part in self._parts(own, element, graph=graph, pictured=pictured)
             ]
-        if not graph and _is_picture(value):
-            if _is_mask(array, labels=name in ("mask", *self._label_keys)):
+        if not graph and is_picture(value):
+            if is_mask(array, labels=name in ("mask", *self._label_keys)):
                 return [replace(mask_picture(array, self._ignore_index), name=name or "mask")]
             return [replace(picture(value if array is None else array), name=name or "image")]
         if array is None:
             text = str(value)
-            return [Text(type(value).__name__ if text.startswith("<") else _shortened(text))]
+            return [Text(sizes_of(value) if text.startswith("<") else _shortened(text))]
         if array.ndim == 0:
-            return [Table(((name or "value", _number(array)),))]
+            return [Table(((name or "value", number_text(array)),))]
         if array.ndim == 1:
             caption = pictured and array.dtype.kind in "iu" and len(array) >= FEWEST_IDS
-            return _token_ids(name, array) if caption and self._decode is None else self._vector(name, array)
+            return _token_ids("", array) if caption and self._decode is None else self._vector(name, array)
         return [Text(f"{name or 'tensor'} of shape {tuple(array.shape)}")]
 
     def _vector(self, name: str, array: Any, *, decode: bool = True) -> list[Part]:
@@ -308,7 +238,7 @@ class Samples:
         names = self._feature_names
         if names is None or len(names) != len(array):
             names = [f"{name or 'x'}[{i}]" for i in range(min(len(array), MOST_FIELDS))]
-        fields = [(str(names[i]), _number(array[i])) for i in range(min(len(array), MOST_FIELDS))]
+        fields = [(str(names[i]), number_text(array[i])) for i in range(min(len(array), MOST_FIELDS))]
         if len(array) > MOST_FIELDS:
             fields.append(("…", f"{len(array) - MOST_FIELDS} more"))
         return [Table(tuple(fields))]
@@ -327,17 +257,21 @@ class Samples:
         others: list[Part] = []
         decoded: list[tuple[int, list[Part]]] = []
         unreadable: list[Part] = []
-        tokens = _array(values.get("input_ids"))
-        graph = any(map(_are_edges, values.values()))
-        pictured = not graph and any(map(_is_picture, values.values()))
+        tokens = as_array(values.get("input_ids"))
+        masked = None
+        graph = any(map(are_edges, values.values()))
+        pictured = not graph and any(map(is_picture, values.values()))
         for name, value in values.items():
-            array = _array(value)
-            per_token = _same_shape(array, tokens) and name != "input_ids"
+            array = as_array(value)
+            per_token = same_shape(array, tokens) and name != "input_ids"
             integers = array is not None and array.ndim == 1 and array.dtype.kind in "iu"
-            if name in HIDDEN_KEYS or (per_token and ((array == tokens) | (array == IGNORED)).all()):
+            if name in HIDDEN_KEYS:
+                continue
+            if per_token and ((array == tokens) | (array == IGNORE_INDEX)).all():
+                masked = array
                 continue
             if array is not None and array.ndim == 0:
-                fields.append((str(name), _number(array)))
+                fields.append((str(name), number_text(array)))
             elif isinstance(value, str) and len(values) > 2 and self._is_field(str(name), value, tokens):
                 fields.append((str(name), value))
             elif integers and self._decode is None and tokens is not None:
@@ -350,6 +284,8 @@ class Samples:
                 others += self._parts(str(name), value, graph=graph, pictured=pictured)
         said = [_letters(text) for text in (*(Shown((part,)).words for part in others), *(text for _, text in fields))]
         for place, parts in reversed(decoded):
+            if masked is not None and isinstance(parts[0], Text):
+                parts = self._prompt_and_answer(tokens, masked) or parts
             ids = _letters(Shown(tuple(parts)).words)
             if not ids or not any(_tells(text, ids) for text in (*said, "".join(said))):
                 others[place:place] = parts
@@ -358,127 +294,27 @@ class Samples:
         content = [part for part in others if not isinstance(part, Table)]
         named = [Table(tuple(fields[:MOST_FIELDS]))] if fields else []
         vectors = [part for part in others if isinstance(part, Table)]
-        readable = any(isinstance(part, (Picture, Turn)) for part in content) or any(map(_is_text, values.values()))
+        readable = any(isinstance(part, (Picture, Turn)) for part in content) or any(map(is_text, values.values()))
         return [*content, *named, *vectors, *([] if readable else unreadable)]
+
+    def _prompt_and_answer(self, tokens: Any, labels: Any) -> list[Part]:
+        assert self._decode is not None
+        turns = masked_turns(tokens, labels, self._decode) if tokens.ndim == 1 else []
+        return [Turn(role, _end_of(said) if role == PROMPT else _shortened(said)) for role, said in turns]
 
     def _is_field(self, name: str, text: str, tokens: Any) -> bool:
         return name not in self._prose and not self._tokenized(text, tokens)
 
 
-def samples_of(
-    data: Any,
-    *,
-    render: Callable[[Any], Any] | None = None,
-    datamodule: Any = None,
-    task: Any = None,
-    tokenizer: Any = None,
-    model: Any = None,
-) -> Samples:
-    """Show the samples of an `AttributionData` with what is known about it; arguments as for `write_report`."""
-    collate = data.collate_fn
-    bound = getattr(collate, "keywords", {}).get("tokenizer")  # of a partial
-    owners = (datamodule, data.dataset, collate, getattr(collate, "__self__", None))
-    tokenizers = (tokenizer, bound, *(getattr(owner, "tokenizer", None) for owner in owners))
-    found = next((each for each in tokenizers if decoder(each) is not None), None)
-    return Samples(
-        data.dataset,
-        render=render or getattr(datamodule, "render", None),
-        decode=decoder(found),
-        class_names=class_names_of(data.dataset, datamodule=datamodule, task=task, model=model),
-        feature_names=getattr(datamodule, "feature_names", None),
-        label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, str)],
-        label_of=partial(_label_in_batch, data, task),
-        tokenizer=found,
-        input_keys=_input_keys(getattr(task, "inputs", None)),
-        ignore_index=task.ignore_index if isinstance(task, Segmentation) else None,
-        grid_of=partial(_grid, data, task) if isinstance(task, Segmentation) else lambda index: (),
-    )
-
-
-def _grid(data: Any, task: Segmentation, index: int) -> tuple[int, ...]:
-    """Height and width of the labels of a sample, (B, H, W) or (B, 1, H, W); () of others, such as volumes, or one-hot ones."""
-    with batch_of(1):
-        shape = tuple(task.targets(data.batch([index])).shape)
-    return shape[-2:] if len(shape) == 3 or (len(shape) == 4 and shape[1] == 1) else ()
-
-
 def _names_of_parts(name: str, parts: Sequence[Any]) -> list[str]:
-    """Names of the parts of a tuple: x0, x1, … by position for vectors, if there are several; otherwise that of the tuple."""
-    vectors = [(array := _array(part)) is not None and array.ndim == 1 for part in parts]
-    several = sum(vectors) > 1
-    return [f"{name or 'x'}{place}" if several and vector else name for place, vector in enumerate(vectors)]
-
-
-def _input_keys(inputs: Any) -> set[str]:
-    """The keys of samples that `Inputs` names; none if it names positions, or the whole batch."""
-    keys = inputs.values() if isinstance(inputs, Mapping) else [inputs] if isinstance(inputs, str) else inputs or ()
-    named = {key.partition(".")[0] if isinstance(key, str) else "*" for key in keys}
-    return set() if "*" in named else named
-
-
-def _label_in_batch(data: Any, task: Any, index: int) -> Any:
-    """The label that the task finds in a batch of this sample, such as a graph; None if it finds no single one."""
-    if not isinstance(task, Task):
-        return None
-    try:
-        with batch_of(1):
-            batch = data.batch([index])
-            found = task.class_labels(batch)
-            found = task.targets(batch) if found is None and isinstance(task, SupervisedTask) else found
-    except Exception:  # the user's code, which may refuse a batch of one; the rest of the sample is shown
-        return None
-    return _plain(found) if found is not None and found.numel() == 1 else None
-
-
-def class_names_of(
-    dataset: Any, *, datamodule: Any = None, task: Any = None, model: Any = None
-) -> Sequence[str] | None:
-    """Return the names of the classes 0, 1, …: ``class_names`` of the DataModule, ``classes`` of the dataset, the ``ClassLabel`` of a
-    dataset of `datasets`, or ``id2label`` of a model of `transformers`, which a module of yours may hold. None if there are none."""
-    found = getattr(datamodule, "class_names", None) or getattr(dataset, "classes", None)
-    features = getattr(dataset, "features", None)
-    if not found and isinstance(features, Mapping):
-        columns = (features.get(key) for key in _label_keys(task))
-        found = next((names for each in columns if (names := getattr(each, "names", None))), None)
-    models = (model, *getattr(model, "children", tuple)())
-    return found or next((names for each in models if (names := _names_of_config(each))), None)
-
-
-def _names_of_config(model: Any) -> list[str] | None:
-    """The names in ``config.id2label``, unless they are those that `transformers` makes up."""
-    ids = getattr(getattr(model, "config", None), "id2label", None)
-    if not isinstance(ids, Mapping) or sorted(ids) != list(range(len(ids))):
-        return None
-    names = [str(ids[number]) for number in range(len(ids))]
-    return None if names == [f"LABEL_{number}" for number in range(len(ids))] else names
-
-
-def _label_keys(task: Any) -> list[str]:
-    """The keys under which a sample may have its label, that of the task first."""
-    return [key for key in (getattr(task, "labels", None), *LABEL_NAMES) if isinstance(key, str)]
-
-
-def _is_mask(array: Any, *, labels: bool) -> bool:
-    """Whether a picture is of one class per pixel: images that are no `labels` are of bytes or floats."""
-    return array is not None and array.ndim == 2 and array.dtype.kind in "iu" and (labels or array.dtype != np.uint8)
-
-
-def _array(value: Any) -> Any:
-    """A tensor, array, number or list of integers as an array; None for anything else."""
-    integers = isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(each, int) for each in value)
-    if integers or isinstance(value, (bool, int, float, np.generic, np.ndarray)):
-        array = np.asarray(value)
-    elif hasattr(value, "detach") and hasattr(value, "numpy"):
-        tensor = value.detach().cpu()
-        array = (tensor.float() if tensor.dtype.is_floating_point else tensor).numpy()
-    else:
-        return None
-    return array if array.dtype.kind in "biuf" else None
-
-
-def _is_picture(value: Any) -> bool:
-    array = _array(value)
-    return is_image(value if array is None else array)
+    """Names of the parts of a tuple: x0, x1, … by position for numbers and vectors, as conditions on columns name them, ``name[0]``, … of a
+    column; otherwise that of the tuple."""
+    return [
+        (f"{name}[{place}]" if name else f"x{place}")
+        if (array := as_array(part)) is not None and array.ndim < 2
+        else name
+        for place, part in enumerate(parts)
+    ]
 
 
 def _long_columns(value: Any) -> Iterator[str]:
@@ -494,11 +330,6 @@ def _long_columns(value: Any) -> Iterator[str]:
             yield from _long_columns(each)
 
 
-def _is_text(value: Any) -> bool:
-    """Whether `value` is text, or a list of words."""
-    return isinstance(value[0] if isinstance(value, (tuple, list)) and value else value, str)
-
-
 def _token_ids(name: str, array: Any) -> list[Part]:
     """Token ids that nothing decodes, without the padding behind them."""
     others = np.flatnonzero(array != array[-1:])
@@ -508,18 +339,12 @@ def _token_ids(name: str, array: Any) -> list[Part]:
     return [Table(((TOKEN_IDS if name in ("", "input_ids") else f"{TOKEN_IDS} of {name}", shown),))]
 
 
-def _are_edges(value: Any) -> bool:
-    """Whether `value` is a list of edges, (2, E) or (E, 2) integers."""
-    array = _array(value)
-    return array is not None and array.ndim == 2 and 2 in array.shape and array.dtype.kind in "iu"
-
-
-def _same_shape(first: Any, second: Any) -> bool:
-    return first is not None and second is not None and first.shape == second.shape
-
-
 def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …"
+
+
+def _end_of(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else "… " + text[-LONGEST_TEXT:]
 
 
 def _letters(text: str) -> str:
@@ -544,35 +369,3 @@ def _content(content: Any) -> str:
             str(part.get("text", f"[{part.get('type')}]")) for part in content if isinstance(part, Mapping)
         )
     return "" if content is None else str(content)
-
-
-def _plain(label: Any) -> Any:
-    """An integer, text, or a tuple of 0 and 1; other numbers as text."""
-    array = _array(label)
-    if array is None:
-        return label
-    if array.size > 1:
-        return tuple(int(each) for each in array)
-    number = array.reshape(-1)[0]
-    return int(number) if number.dtype.kind in "biu" or number in (0, 1) else _number(number)
-
-
-def integer(value: Any) -> int | None:
-    """A single integer as such; None for anything else."""
-    array = _array(value)
-    return (
-        int(array) if array is not None and array.size == 1 and array.ndim == 0 and array.dtype.kind in "biu" else None
-    )
-
-
-def _is_label(value: Any) -> bool:
-    array = _array(value)
-    if array is None:
-        return isinstance(value, str)
-    return array.size == 1 or (
-        array.ndim == 1 and 1 < len(array) <= MOST_CLASSES and bool(np.isin(array, (0, 1)).all())
-    )
-
-
-def _number(value: Any) -> str:
-    return format_number(float(value)) if value.dtype.kind == "f" else str(value)

@@ -4,6 +4,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from trak_lightning.report.shown import ANSWER, PROMPT
+from trak_lightning.run.arrays import Array
+from trak_lightning.tasks.tokens import IGNORE_INDEX
+
 _TURNS = (
     re.compile(r"<\|im_start\|>\s*(\w+)\n(.*?)(?:<\|im_end\|>|$)", re.DOTALL),
     re.compile(r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>(.*?)(?:<\|eot_id\|>|$)", re.DOTALL),
@@ -21,6 +27,24 @@ def turns_in(text: str) -> list[tuple[str, str]]:
     return next(
         ([(role, said.strip()) for role, said in found] for each in _TURNS if (found := each.findall(text))), []
     )
+
+
+def masked_turns(ids: Array, labels: Array, decode: Callable[[list[int]], str]) -> list[tuple[str, str]]:
+    """The prompts and answers in token ids (T,) whose `labels` (T,) are −100 in prompts, with their roles; none if there are no prompts or no
+    answers."""
+    answered = labels != IGNORE_INDEX
+    end = int(np.flatnonzero(answered)[-1]) + 1 if answered.any() else 0  # padding follows
+    starts = [0, *(np.flatnonzero(np.diff(answered[:end])) + 1)]
+    found = [
+        (ANSWER if answered[start] else PROMPT, _plain(decode(piece.tolist())))
+        for start, piece in zip(starts, np.split(ids[:end], starts[1:]), strict=True)
+    ]
+    told = [(role, text) for role, text in found if text]
+    return told if {role for role, _ in told} == {ANSWER, PROMPT} else []
+
+
+def _plain(text: str) -> str:
+    return " ".join(said for _, said in turns_in(text)) or text.strip()
 
 
 def decoder(tokenizer: Any) -> Callable[[list[int]], str] | None:

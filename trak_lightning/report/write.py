@@ -14,10 +14,9 @@ from trak_lightning.errors import CheckpointError, DataError
 from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import Checkpoint, read_checkpoints
 from trak_lightning.report.accuracy import Outcome
-from trak_lightning.report.contents import Fact
 from trak_lightning.report.gather import TARGETS, Sources, TokenScorer, choose_targets, gather, require_fitting
+from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.report.page import page
-from trak_lightning.report.samples import class_names_of, samples_of
 from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory
@@ -116,7 +115,7 @@ def write_report(
             known = checkpoints or read_checkpoints(run, model, weights_only=weights_only)
             outcome.predict(partial(mean_predictions, model, task, chosen, known), positions)
             if len(train) * len(known) <= MOST_PREDICTED:
-                predictions = held_out_predictions(model, task, train, known, [each.subset for each in features])
+                predictions = held_out_predictions(model, task, train, known, features)
             else:
                 notes.append(
                     "The training set is too large to predict for a page: trak suspects finds labels that are likely wrong."
@@ -144,12 +143,13 @@ def write_report(
 
 def _grouped(run: RunDirectory, scores: Scores) -> list[str]:
     """The names of the scores of groups of the same targets."""
-    paths = sorted((run.path / "scores").glob("*.h5"))
-    others = [each for each in map(Scores, paths) if each.grouped and each.target_split == scores.target_split]
+    others = [
+        each for each in map(Scores, run.score_files) if each.grouped and each.target_split == scores.target_split
+    ]
     return [each.path.stem for each in others]
 
 
-def _facts(model: nn.Module | None) -> list[Fact]:
+def _facts(model: nn.Module | None) -> list[tuple[str, str]]:
     if model is None:
         return []
-    return [Fact("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters")]
+    return [("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters")]

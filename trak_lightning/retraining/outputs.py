@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, IncompleteRunError
 from trak_lightning.retraining.subsets import SubsetPlan
-from trak_lightning.run.atomic import atomic_write
-from trak_lightning.run.numpy_files import read_npz
+from trak_lightning.run.numpy_files import read_npz, write_npz
 from trak_lightning.seeds import derive_seed, fingerprint
 
 REMEDY = "Delete it and run trak evaluate again."
@@ -100,8 +99,7 @@ def output_path(folder: Path, model: int) -> Path:
 
 def store_outputs(each: Retraining, outputs: npt.NDArray[np.float32]) -> None:
     """Write what `read_model` and `one_stored` read."""
-    with atomic_write(each.path) as part, part.open("wb") as file:
-        np.savez(file, subset=each.subset, outputs=outputs, seed=each.seed)
+    write_npz(each.path, {"subset": each.subset, "outputs": outputs, "seed": each.seed})
 
 
 def one_stored(folder: Path, retrainings: Sequence[Retraining]) -> Retraining | None:

@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from trak_lightning.errors import IncompatibleRunError
+from trak_lightning.run.arrays import Array, rms
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +17,7 @@ ROUNDING = 1e-5
 """Differences below this share of the values themselves are those of rounding."""
 
 
-def require_repeatable(
-    stored: npt.NDArray[Any], train: Callable[[], npt.NDArray[Any]], scale: float, *, what: str, remedy: str
-) -> None:
+def require_repeatable(stored: Array, train: Callable[[], Array], scale: float, *, what: str, remedy: str) -> None:
     """Compare a stored model with the same one trained again, with the same seed and on the same samples.
 
     If the two differ, the model is trained once more: if training is not repeatable, that is a warning, since nothing can be compared.
@@ -53,11 +50,6 @@ def require_repeatable(
     )
 
 
-def rms(values: npt.NDArray[Any]) -> float:
-    """The root mean square of some values; 0 if there are none."""
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
-
-
-def spread(outputs: list[npt.NDArray[Any]]) -> float:
+def spread(outputs: list[Array]) -> float:
     """How much models differ in their outputs (m,), root mean square over models and targets; the size of the outputs if there is one."""
     return rms(np.std(outputs, axis=0, dtype=np.float64) if len(outputs) > 1 else outputs[0])

@@ -15,8 +15,8 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError
 from trak_lightning.featurize.reuse import SECONDS, ContentSample, probing_order
 from trak_lightning.run.atomic import atomic_create
-from trak_lightning.run.numpy_files import read_npz
-from trak_lightning.run.same_settings import UNKNOWN
+from trak_lightning.run.content_hashes import UNKNOWN
+from trak_lightning.run.numpy_files import read_npz, write_npz
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,7 @@ def require_same_order(attributed: AttributionData, trained: AttributionData, *,
 def record_order(data: AttributionData, path: Path) -> None:
     """Keep content hashes of the samples whose positions the training subsets next to `path` hold."""
     found = ContentSample.read(data, "sampled")
-    with atomic_create(path) as part, part.open("wb") as file:
-        np.savez(file, positions=found.positions, hashes=found.hashes)
+    write_npz(path, {"positions": found.positions, "hashes": found.hashes}, atomic_create)
 
 
 def require_recorded_order(data: AttributionData, path: Path) -> None:

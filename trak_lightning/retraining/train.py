@@ -15,9 +15,11 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from trak_lightning.data.columns import WithoutText
 from trak_lightning.errors import DataError
 from trak_lightning.model.checkpoints import Checkpoint, subset_path
-from trak_lightning.retraining.repeat import require_repeatable, rms
+from trak_lightning.retraining.repeat import require_repeatable
 from trak_lightning.retraining.subsets import SubsetPlan
+from trak_lightning.run.arrays import rms
 from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.numpy_files import write_npy
 from trak_lightning.runtime.lightning import quiet_lightning, without_resuming
 from trak_lightning.runtime.progress import progress
 from trak_lightning.runtime.signals import interruptible
@@ -91,8 +93,7 @@ def train_ensemble(
             subset = plan.subset(member)
             trainer = train_on_subset(recipe, datamodule, subset, plan.training_seed(member))[1]
             if trainer.is_global_zero:
-                with atomic_write(subset_path(paths[member])) as part, part.open("wb") as file:
-                    np.save(file, subset, allow_pickle=False)
+                write_npy(subset_path(paths[member]), subset)
             # Every rank takes part in saving; rank 0 writes.
             with atomic_write(paths[member]) if trainer.is_global_zero else nullcontext(paths[member]) as part:
                 trainer.save_checkpoint(part, weights_only=True)

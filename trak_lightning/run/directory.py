@@ -15,7 +15,7 @@ import numpy.typing as npt
 from trak_lightning.errors import CorruptFileError, DataError, IncompatibleRunError, IncompleteRunError
 from trak_lightning.run.atomic import atomic_write, sweep
 from trak_lightning.run.meaning import Meaning
-from trak_lightning.run.numpy_files import read_npy
+from trak_lightning.run.numpy_files import read_npy, write_npy
 
 SCHEMA_VERSION = 1
 LIBRARIES = ("trak-lightning", "torch", "lightning", "numpy", "h5py")
@@ -85,6 +85,11 @@ class RunDirectory:
     def reference(self, checkpoint: str) -> Path:
         """What a task keeps of the training set under a checkpoint."""
         return self.path / "references" / f"{checkpoint}.npz"
+
+    @property
+    def score_files(self) -> list[Path]:
+        """All score files, by name."""
+        return sorted((self.path / "scores").glob("*.h5"))
 
     def scores(self, name: str) -> Path:
         return self.path / "scores" / f"{name}.h5"
@@ -230,8 +235,7 @@ class RunDirectory:
         known = self.read_subset(checkpoint)
         if known is not None and np.array_equal(known, np.asarray(subset)):
             return
-        with atomic_write(self.subset(checkpoint)) as part, part.open("wb") as file:
-            np.save(file, np.asarray(subset, dtype=np.int64), allow_pickle=False)
+        write_npy(self.subset(checkpoint), np.asarray(subset, dtype=np.int64))
 
     def read_subset(self, checkpoint: str) -> npt.NDArray[np.int64] | None:
         """Read what `write_subset` recorded; None if it recorded nothing."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 
 def format_ranges(parts: Iterable[range], most: int = 8) -> str:
@@ -18,6 +19,25 @@ def format_ranges(parts: Iterable[range], most: int = 8) -> str:
             joined.append(part)
     texts = [str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in joined[:most]]
     return ", ".join(texts) + (f" and {len(joined) - most} more ranges" if len(joined) > most else "")
+
+
+def listed(items: Iterable[Any], most: int = 5) -> str:
+    """Write the first few of some things.
+
+    >>> listed([3, 17]), listed("abc", 2)
+    ('3, 17', 'a, b …')
+    """
+    found = list(items)
+    return ", ".join(map(str, found[:most])) + " …" * (len(found) > most)
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> counted(1, "checkpoint"), counted(2, "checkpoint")
+    ('1 checkpoint', '2 checkpoints')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def format_bytes(nbytes: float) -> str:

@@ -1,16 +1,14 @@
 """What the output f of a task means, in words, for everything that shows scores to people. Needs no torch."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit
 
 from trak_lightning.errors import docs_page
-from trak_lightning.run.formatting import format_number
-
-Array = npt.NDArray[Any]
+from trak_lightning.run.arrays import Array, rms
+from trak_lightning.run.formatting import format_number, format_significant
 
 FEWEST, SCALED, CORRELATED = 8, 0.5, 0.9
 """Of how many samples `Meaning.other_scale` judges; and which share of the error, and of the standard deviation of the labels, a linear function
@@ -60,6 +58,15 @@ class Meaning:
         found: Array = expit(output) if self.probability == "output" else np.clip(1 - loss_weight, 0, 1)
         return found
 
+    def facts(self, output: float, probability: float | None) -> list[tuple[str, str]]:
+        """Say what the models predict of a sample: what it is called and its value, the most telling first.
+
+        >>> Meaning("log-odds of the label", probability="output").facts(-1.2345, 0.2254)
+        [('p(label)', '0.225'), ('log-odds of the label', '−1.234')]
+        """
+        known = [] if probability is None else [(self.probability_name, f"{probability:.3f}")]
+        return [*known, (self.output, format_significant(output))]
+
     def errors(self, output: Array, loss_weight: Array) -> Array:
         """Return how wrong the model is about each sample, larger for worse, shaped like `output`.
 
@@ -74,11 +81,11 @@ class Meaning:
     def other_scale(self, output: Array, loss_weight: Array) -> str | None:
         """Say that predictions are of another scale than the labels, as where training_step standardizes these; None if they are not, or
         if f predicts no number."""
-        labels, error = output + loss_weight, _rms(loss_weight)
+        labels, error = output + loss_weight, rms(loss_weight)
         if not self.number or len(output) < FEWEST or not np.ptp(output) or not error:
             return None
         slope, intercept = np.polyfit(output, labels, 1)
-        fitted = _rms(labels - slope * output - intercept)
+        fitted = rms(labels - slope * output - intercept)
         if slope <= 0 or fitted > min(SCALED * error, CORRELATED * float(labels.std())):
             return None
         return (
@@ -102,7 +109,3 @@ class Meaning:
         """Whether q is the same for all samples, but for those of which nothing counts, whose q is 0."""
         values = loss_weight[loss_weight != 0]
         return not self.number and bool((values == values[:1]).all())
-
-
-def _rms(values: Array) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

@@ -1,16 +1,35 @@
-"""Read ``.npy`` and ``.npz`` files that may be damaged or hostile. Needs no torch."""
+"""Write ``.npy`` and ``.npz`` files, and read those that may be damaged or hostile. Needs no torch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import CorruptFileError
+from trak_lightning.errors import CorruptFileError, DataError
+from trak_lightning.run.arrays import Array
+from trak_lightning.run.atomic import atomic_write
 
-Array = npt.NDArray[Any]
+Write: TypeAlias = Callable[[Path], AbstractContextManager[Path]]
+"""`atomic_write`, after which the file is this one, or `atomic_create`, which leaves one that exists."""
+
+
+def write_npy(path: Path, array: npt.ArrayLike) -> None:
+    """Write an array as a ``.npy`` file.
+
+    Raises:
+        StorageError: the operating system refused.
+    """
+    with atomic_write(path) as part, part.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def write_npz(path: Path, arrays: Mapping[str, npt.ArrayLike], write: Write = atomic_write) -> None:
+    """Write arrays by their names as a ``.npz`` file; raises as `write_npy`."""
+    with write(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_npy(path: Path, *, mapped: bool = False, remedy: str = "") -> Array:
@@ -23,6 +42,22 @@ def read_npy(path: Path, *, mapped: bool = False, remedy: str = "") -> Array:
         if mapped:
             return np.lib.format.open_memmap(path, mode="r")
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def read_given(source: str, setting: str) -> Array:
+    """Read the array of a ``.npy`` file that a user named. `setting` says with which setting, and what the file may hold.
+
+    Raises:
+        DataError: there is no such file, or it holds something else.
+    """
+    path = Path(source)
+    try:
+        return read_npy(path)
+    except CorruptFileError:
+        damaged = "its content is not that of a .npy file, as numpy.save writes it"
+        raise DataError(
+            f"{setting}; {source or 'it is empty'}: {damaged if path.is_file() else 'no such file'}"
+        ) from None
 
 
 def read_npz(path: Path, *required: str, remedy: str = "") -> dict[str, Array]:

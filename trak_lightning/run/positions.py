@@ -1,15 +1,10 @@
 """Positions of training samples, as users give them. Needs no torch."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import CorruptFileError, DataError
-from trak_lightning.run.numpy_files import read_npy
-
-Array = npt.NDArray[Any]
+from trak_lightning.errors import DataError
+from trak_lightning.run.arrays import Array
 
 
 def positions(samples: npt.ArrayLike, n: int, what: str) -> Array:
@@ -55,20 +50,3 @@ def some(samples: npt.ArrayLike, n: int, what: str) -> Array:
         )
         raise DataError(f"the set of {what}s must hold some of the {n} training samples and not all, and it {seen}")
     return found
-
-
-def read_positions(source: str, setting: str) -> Array:
-    """Read positions or a mask from a ``.npy`` file. `setting` says which setting named it, and what it may be.
-
-    Raises:
-        DataError: there is no such file, or it holds something else.
-    """
-    try:
-        return read_npy(Path(source))
-    except CorruptFileError:
-        why = (
-            "no such file"
-            if not Path(source).is_file()
-            else "its content is not that of a .npy file, as numpy.save writes it"
-        )
-        raise DataError(f"{setting}; {source or 'it is empty'}: {why}") from None

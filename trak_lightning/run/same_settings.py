@@ -7,9 +7,6 @@ from typing import Any
 from trak_lightning.errors import IncompatibleRunError
 from trak_lightning.registry import current_path
 
-UNKNOWN = 0
-"""The content hash of a sample that holds something whose content cannot be read, such as an open file."""
-
 
 def current(recorded: Any) -> Any:
     """Return JSON values as this version would write them: class paths of earlier versions are replaced by today's."""

@@ -15,8 +15,8 @@ from typing import Any
 
 from trak_lightning.errors import StorageError
 from trak_lightning.run.atomic import atomic_write
+from trak_lightning.run.content_hashes import UNKNOWN
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.same_settings import UNKNOWN
 
 
 @dataclass(frozen=True)

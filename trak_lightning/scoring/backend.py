@@ -1,12 +1,12 @@
 """Where matrix products are computed, and how processes share the work: here numpy in one process; devices in `fabric`."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from trak_lightning.run.arrays import Array
+
 Value = TypeVar("Value")
 
 PANEL = 1024

@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError
 from trak_lightning.registry import recorded
+from trak_lightning.run.arrays import Array as Array  # for scorers
 from trak_lightning.run.same_settings import current
 from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.stores.base import FeatureSet
-
-Array = npt.NDArray[Any]
 
 BLOCK_BYTES = 2**28
 """Bytes of scores or features that are processed at a time."""

@@ -1,12 +1,13 @@
 """Rankings for people: as a table of a terminal, as HTML of a notebook, as a figure. No torch."""
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from html import escape
 from itertools import zip_longest
 from typing import Any, Protocol
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import needed_for
 from trak_lightning.scoring.ranking import Ranking
 
 LINE = 100
@@ -15,7 +16,14 @@ TOKEN_IDS = "token ids"
 """Name of token ids that nothing decodes."""
 TOKENIZER = "an attribute tokenizer of the DataModule, the dataset or the collate_fn"
 """What turns token ids into text."""
-UNREAD = f"token ids are shown as text with {TOKENIZER}; what render(sample) of the DataModule returns is shown instead of a sample"
+UNREAD = f"{TOKENIZER} shows token ids as text"
+PICTURES = "a report shows pictures"
+RENDER = "render(sample) of the DataModule, or render= of TRAK.score, says what is shown"
+CLASS_NAMES = "class_names of the DataModule, or classes of the dataset, names labels"
+"""What makes rows readable."""
+_UNNAMED = re.compile(r"\bx\d*\[\d+\] ")
+_NUMBERED = re.compile(r"\d+(, \d+)+")
+_SIZES = re.compile(r"\S+ (of shape \([\d, ]*\)|\d+×\d+( \(w×h\))?)|\d+ (nodes|edges)")
 NONE = ("none", "")
 """In place of index and score where no score has the sign."""
 
@@ -56,6 +64,24 @@ class ShowsSamples(Protocol):
     def label(self, index: int) -> str | None: ...
 
 
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Collection[int] = (), title: str = ""
+) -> None:
+    """Print a table, with a frame if it has a title. In the columns at the places in `numeric`, cells are aligned right and not broken."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left") if title else Table(box=None)
+    cells = [list(row) for row in rows]
+    for place, heading in enumerate(headings):
+        width = max((len(row[place]) for row in cells), default=0) if place in numeric else None
+        table.add_column(Text(heading), justify="left" if width is None else "right", min_width=width, overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))  # not as markup: a class may be called [b]
+    Console().print(table)
+
+
 def ranking_table(
     title: str, what: str, headings: Sequence[str], rankings: Sequence[Ranking], samples: ShowsLines | None = None
 ) -> Any:
@@ -89,8 +115,15 @@ def ranking_table(
         for cells in rows:
             table.add_row(*map(Text, cells))
         tables.append(table)
-    unread = any(TOKEN_IDS in row[-1] for rows in shown for row in rows)
-    return Group(Text(title, style="italic"), *tables, *([Text(UNREAD)] if unread else []))
+    remedy = to_read([samples.show(int(index)) for ranking in rankings for index in ranking.indices])
+    return Group(Text(title, style="italic"), *tables, *([Text(remedy)] if remedy else []))
+
+
+def ranking_title(name: str, sample: ShownLine | None, facts: Sequence[tuple[str, str]] = ()) -> str:
+    """A sample by its name, its label, the first of the `facts` about it, and its content; of the last three, those that are known."""
+    known = () if sample is None else (sample.label, *(" ".join(fact) for fact in facts[:1]), shortened(sample.line))
+    found = ", ".join(filter(None, known or [" ".join(fact) for fact in facts[:1]]))
+    return f"{name}: {found}" if found else name
 
 
 def sample_columns(indices: Iterable[int], samples: ShowsLines | None) -> dict[str, list[str]]:
@@ -100,6 +133,34 @@ def sample_columns(indices: Iterable[int], samples: ShowsLines | None) -> dict[s
     shown = [samples.show(int(index)) for index in indices]
     labels = [each.label or "" for each in shown]
     return ({"label": labels} if any(labels) else {}) | {"sample": [shortened(each.line) for each in shown]}
+
+
+def to_read(samples: Sequence[ShownLine]) -> str:
+    """Say what makes rows of these samples readable, if they are not: token ids, types and sizes, columns without names, numbers for
+    several labels."""
+    lines = [each.line for each in samples]
+    ids = any(TOKEN_IDS in line for line in lines)
+    sizes = _are_sizes(lines)
+    found = {
+        UNREAD: ids,
+        PICTURES: sizes and any("×" in line for line in lines),
+        RENDER: ids or sizes or any(map(_UNNAMED.search, lines)),
+        CLASS_NAMES: any(_NUMBERED.fullmatch(each.label or "") for each in samples),
+    }
+    return "; ".join(remedy for remedy, needed in found.items() if needed)
+
+
+def print_to_read(indices: Iterable[int], samples: ShowsLines | None) -> None:
+    """Print what makes the rows of these samples readable, if they are not; see `to_read`."""
+    remedy = "" if samples is None else to_read([samples.show(int(index)) for index in indices])
+    if remedy:
+        print(remedy)
+
+
+def _are_sizes(lines: Sequence[str]) -> bool:
+    """Whether lines say no more than types, shapes and sizes of pictures, so that people do not know samples by these."""
+    left = {_SIZES.sub("", line).strip(" :,") for line in lines}
+    return len(lines) > 1 and len(left) == 1 and re.fullmatch(r"\w*", left.pop()) is not None
 
 
 def _shown_rows(ranking: Ranking, samples: ShowsLines) -> Iterator[tuple[str, ...]]:
@@ -135,11 +196,9 @@ def figure(
     Raises:
         DataError: matplotlib is not installed.
     """
-    try:
+    with needed_for("a plot", "'trak-lightning[report]'"):
         from matplotlib.figure import Figure
         from matplotlib.image import imread
-    except ImportError as error:
-        raise DataError(f"plots need matplotlib ({error}): pip install 'trak-lightning[report]'") from None
     train, target_samples = samples
     k = max([1, *(len(side.indices) for sides in rankings for side in sides)])
     drawn = Figure(figsize=(1.3 * (2 * k + 1), 1.7 * len(targets)), layout="constrained")
@@ -175,6 +234,12 @@ def excerpt(text: str, span: str | None) -> str:
         return text
     before, _, after = text.partition(span)
     return " ".join(["…"] * bool(before.strip()) + [span.strip()] + ["…"] * bool(after.strip()))
+
+
+def ending(text: str, length: int) -> str:
+    """The end of a text, one line of at most `length` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"… {line[2 - length :]}"
 
 
 def after_question(question: str, answer: str, length: int = LINE // 2) -> str:

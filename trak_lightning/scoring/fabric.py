@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
-from trak_lightning.scoring.backend import Array, Backend, GramSum, LeftFactor, Value
+from trak_lightning.run.arrays import Array
+from trak_lightning.scoring.backend import Backend, GramSum, LeftFactor, Value
 
 
 class FabricBackend(Backend):

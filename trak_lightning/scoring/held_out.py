@@ -1,4 +1,4 @@
-"""Outputs and probabilities of training samples under the checkpoints that were not trained on them."""
+"""Outputs and probabilities of targets, and of training samples under the checkpoints that were not trained on them."""
 
 from collections.abc import Sequence
 
@@ -26,6 +26,14 @@ def held_out_probabilities(checkpoints: Sequence[CheckpointFeatures], meaning: M
 def output_and_loss_weight(rows: FeatureSet) -> tuple[Array, Array]:
     """Return output f and loss weight q of all samples, (n,) each, as `Meaning` expects them."""
     return rows.column("output"), rows.column("loss_weight")
+
+
+def target_outputs(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> tuple[Array, Array, Array | None]:
+    """Return output f, loss weight q and, if known, the probability of the right answer of each target, (m,) each: means over checkpoints."""
+    stored = [output_and_loss_weight(features.targets) for features in checkpoints]
+    output, loss_weight = np.mean(stored, axis=0)
+    found = [meaning.probabilities(*each) for each in stored]
+    return output, loss_weight, None if meaning.probability is None else np.mean(found, axis=0)  # type: ignore[arg-type]
 
 
 def held_out(checkpoints: Sequence[CheckpointFeatures]) -> npt.NDArray[np.bool_]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trak_lightning.errors import SettingsError, as_number, require_option
-from trak_lightning.scoring.base import CheckpointFeatures
+from trak_lightning.scoring.base import CheckpointFeatures, Scorer
 from trak_lightning.scoring.calibration import GRID, JUDGES, calibration, require_calibration
 from trak_lightning.scoring.generalization_gap import observed_gap, regularization_for
 from trak_lightning.scoring.gram import WEIGHTINGS, is_squared
@@ -123,6 +123,11 @@ def choose(
         rule = f"{rule}: trace/{1 / relative:.0f}".removeprefix(": ")
     settings = {"rule": rule, "weights": chosen, "regularization": values, "trace": traces, **curve}
     return RegularizedSystems(systems, tuple(values), settings)
+
+
+def settings_of(scorer: Scorer) -> tuple[float | str, str]:
+    """Return how a scorer chooses λ and the Gram weighting, ``auto`` where it has no such option."""
+    return scorer.state.get("regularization", "auto"), scorer.state.get("weights", "auto")
 
 
 def rules(regularization: float | str, weighting: str) -> dict[str, Any]:

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import DataError, IncompleteRunError, require_integer
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.same_settings import current
 from trak_lightning.scoring.backend import LOCAL, Backend
-from trak_lightning.scoring.base import CheckpointFeatures, Scorer
+from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
+from trak_lightning.scoring.held_out import target_outputs
 from trak_lightning.scoring.predicted_lds import predicted_lds, unpredictable
 from trak_lightning.scoring.scores import Scores, write_scores
 from trak_lightning.scoring.views import Reduction, group_targets, with_drawn
@@ -66,16 +69,25 @@ def score_run(
         log.warning("score      %s: scores by %s replace those by %s; another name keeps both", path.name, now, before)
     fitted = scorer.fit(checkpoints)
     trust = predicted_lds(fitted, checkpoints)
-    meaning = asdict(run.read().meaning)
+    meaning = run.read().meaning
     settings = {
         "request": request,
         "trust": None if trust is None else trust.to_json(),
         "trust_unknown": unpredictable(fitted, checkpoints),
-        "meaning": meaning,
+        "meaning": asdict(meaning),
         "target_split": targets,
         "grouped": groups is not None,
     }
-    return write_scores(path, fitted, settings, top=top), True
+    outputs = {} if groups is not None else _outputs(checkpoints, meaning)
+    return write_scores(path, fitted, settings, top=top, outputs=outputs), True
+
+
+def _outputs(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> dict[str, Array]:
+    """What `Scores.outputs` tells; the probability is NaN where no label counts, so that f and q are 0."""
+    output, loss_weight, probability = target_outputs(checkpoints, meaning)
+    if probability is None:
+        return {"output": output}
+    return {"output": output, "probability": np.where((output != 0) | (loss_weight != 0), probability, np.nan)}
 
 
 def _method(request: Any) -> str:

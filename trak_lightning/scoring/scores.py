@@ -13,12 +13,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError, is_integer
+from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError, is_integer, needed_for
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.same_settings import first_difference
-from trak_lightning.scoring.base import Scoring, chunks
-from trak_lightning.scoring.display import ShowsSamples, figure, ranking_html, ranking_table, shortened
+from trak_lightning.scoring.base import Array, Scoring, chunks
+from trak_lightning.scoring.display import ShowsSamples, figure, ranking_html, ranking_table, ranking_title
 from trak_lightning.scoring.ranking import Ranking, RunningRanking, merged, rank, signed
 from trak_lightning.scoring.score_writer import CHECKSUMS, checksums, shared_file
 from trak_lightning.stores.configured import configured
@@ -26,6 +26,9 @@ from trak_lightning.stores.configured import configured
 SCHEMA_VERSION = 1
 KEPT = 100
 """Number of the most helpful and most harmful samples of each target that are stored in addition to the matrix."""
+
+OUTPUTS = {"output": "target_output", "probability": "target_probability"}
+"""What is known of each target, and the dataset of the file that has it."""
 
 TARGETS_AT_ONCE = 1024
 """Largest number of targets that are scored in one pass over the training features."""
@@ -84,10 +87,7 @@ class Attribution:
     @property
     def _title(self) -> str:
         shown = None if self.scores.samples is None else self.scores.samples[1].show(self.target)
-        if shown is None:
-            return f"Target {self.target}"
-        label = "" if shown.label is None else f", {shown.label}"
-        return f"Target {self.target}{label}: {shortened(shown.line)}"
+        return ranking_title(f"Target {self.target}", shown, self.scores.facts(self.target))
 
     def _sides(self, k: int) -> tuple[Ranking, Ranking]:
         k = min(k, len(self))
@@ -182,6 +182,19 @@ class Scores:
         """What the output means that the scores are about."""
         return Meaning(**self.settings.get("meaning", {}))
 
+    def outputs(self, target: int) -> dict[str, float]:
+        """What the models predict of one target, averaged over checkpoints: ``output`` f and, if known, ``probability`` of the right
+        answer. Empty for groups of targets, and in files of earlier versions or of scores that were computed by other means."""
+        self._require_same_file()
+        with h5py.File(self.path, "r") as file:
+            found = {name: float(file[key][target]) for name, key in OUTPUTS.items() if key in file}
+        return {name: value for name, value in found.items() if not np.isnan(value)}
+
+    def facts(self, target: int) -> list[tuple[str, str]]:
+        """The same in words, the most telling first, such as ``("p(label)", "0.231")``."""
+        found = self.outputs(target)
+        return self.meaning.facts(found["output"], found.get("probability")) if "output" in found else []
+
     def __len__(self) -> int:
         """The number of targets m."""
         return self.shape[0]
@@ -235,10 +248,8 @@ class Scores:
         Raises:
             DataError: pandas is not installed.
         """
-        try:
+        with needed_for("to_frame", "pandas"):
             import pandas as pd
-        except ImportError as error:
-            raise DataError(f"to_frame needs pandas ({error}): pip install pandas") from None
         m, k = self.shape[0], min(k, self.shape[1])
         frames = []
         sides = ("raises", "lowers") if self.meaning.number else ("helpful", "harmful")
@@ -393,7 +404,7 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
         DataError: there are several, or none of that name.
     """
     run.require()
-    found = sorted(path.stem for path in (run.path / "scores").glob("*.h5"))
+    found = [path.stem for path in run.score_files]
     if not found:
         raise IncompleteRunError(f"there are no scores in {run.path / 'scores'}. Run trak score first.")
     if name is None:
@@ -409,8 +420,16 @@ def open_scores(run: RunDirectory, name: str | None = None) -> Scores:
     return Scores(run.scores(name or found[0]))
 
 
-def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, top: int | None = None) -> Scores:
-    """Compute all scores and write them tile by tile; with `top`, only that many of the best and worst of each target.
+def write_scores(
+    path: Path,
+    scoring: Scoring,
+    settings: Mapping[str, Any],
+    *,
+    top: int | None = None,
+    outputs: Mapping[str, Array] | None = None,
+) -> Scores:
+    """Compute all scores and write them tile by tile; with `top`, only that many of the best and worst of each target. `outputs` are the
+    ``output`` and ``probability`` of each target, (m,), see `Scores.outputs`.
 
     Memory: a few tiles, the best and worst of `TARGETS_AT_ONCE` targets and `TARGETS_BYTES`, and the 64 MiB of the matrix that are written at a
     time. Space on the disk is reserved first. The best and worst are stored with their standard errors over checkpoints,
@@ -439,6 +458,7 @@ def write_scores(path: Path, scoring: Scoring, settings: Mapping[str, Any], *, t
             for name, parts in zip(Ranking._fields, zip(*rankings, strict=True), strict=True)
             if parts[0] is not None
         }
+        lists |= {OUTPUTS[key]: np.asarray(values, np.float32) for key, values in (outputs or {}).items()}
         attributes = {"settings": json.dumps({**settings, "scoring": scoring.settings})}
         file.finish(lists, {"schema_version": SCHEMA_VERSION, "shape": (m, n), **attributes})
     return Scores(path)

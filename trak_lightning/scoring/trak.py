@@ -61,7 +61,7 @@ class Trak(Scorer):
             Part(_solve(system, value), self._normalized(system, value))
             for system, value in zip(chosen.systems, chosen.values, strict=True)
         ]
-        scoring = InnerProducts(checkpoints, parts, self.average)  # type: ignore[arg-type]
+        scoring = InnerProducts(checkpoints, parts, self.average)
         scoring.settings = chosen.settings
         return SoftThreshold(scoring, self.threshold) if self.threshold else scoring
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import DataError, IncompatibleRunError, StorageError
+from trak_lightning.errors import DataError, IncompatibleRunError, StorageError, require_option
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.gradient_scorers import unit_rows
 from trak_lightning.scoring.rows import as_computed
@@ -121,14 +121,14 @@ def group_targets(
         coefficients: (m,) numbers that outputs are multiplied by first; 1 if None.
 
     Raises:
-        DataError: the labels are not m integers, the coefficients not m numbers, or the reduction is unknown.
+        DataError: the labels are not m integers, or the coefficients not m numbers.
+        SettingsError: there is no such reduction.
     """
     found = np.asarray(labels)
     m = features.targets.spec.num_samples
     if found.shape != (m,) or found.dtype.kind not in "iu":
         raise DataError(f"groups must be {m} integers, one per target; got {found.dtype} of shape {found.shape}")
-    if reduction not in get_args(Reduction):
-        raise DataError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}")
+    require_option("reduction", reduction, get_args(Reduction))
     factors = np.ones(m) if coefficients is None else np.asarray(coefficients)
     if factors.shape != (m,) or factors.dtype.kind not in "iuf" or not np.isfinite(factors).all():
         raise DataError(

@@ -11,14 +11,13 @@ from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
-from trak_lightning.errors import CorruptFileError, IncompleteRunError, PluginError, TrakError
+from trak_lightning.errors import CorruptFileError, IncompleteRunError, PluginError, TrakError, needed_for
+from trak_lightning.run.arrays import Array
 from trak_lightning.run.atomic import atomic_hdf5
 from trak_lightning.stores.encoding import LARGEST_COMPRESSED, Compression
 from trak_lightning.stores.schema import SCHEMA_VERSION, checksum, layout
 
-Array = npt.NDArray[Any]
 BITSHUFFLE = 32008
 """The registered number of the HDF5 filter."""
 
@@ -183,10 +182,6 @@ def _read_into(descriptor: int, values: Array, offset: int) -> None:
 def _filters(compression: Compression) -> dict[str, Any]:
     if compression == "none":
         return {}
-    try:
+    with needed_for("a store with compression", "'trak-lightning[compression]'", PluginError):
         import hdf5plugin
-    except ImportError as error:
-        raise PluginError(
-            "compressed features need the package hdf5plugin: pip install 'trak-lightning[compression]'"
-        ) from error
     return {"compression": hdf5plugin.Bitshuffle(cname=compression)}

@@ -18,7 +18,7 @@ def open_store(run: RunDirectory, choice: Any = None) -> FeatureStore:
         CorruptFileError: its configuration is not YAML.
     """
     run.require()
-    store: FeatureStore = registry.create("stores", choice or _store(run) or "hdf5")
+    store: FeatureStore = registry.create("stores", choice or configured(run, "store") or "hdf5")
     store.bind(run.features)
     return store
 
@@ -39,8 +39,3 @@ def configured(run: RunDirectory, setting: str) -> Any:
         raise CorruptFileError(
             f"{run.config} is not the configuration of a run ({error}). Name the {setting} with --{setting}, or delete that file."
         ) from error
-
-
-def _store(run: RunDirectory) -> dict[str, Any] | None:
-    store = configured(run, "store")
-    return store and {"name": store["class_path"], **(store.get("init_args") or {})}

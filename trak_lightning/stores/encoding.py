@@ -11,10 +11,12 @@
 Decoded numbers can be encoded again and give the same bits; the scales are chosen so that this holds exactly.
 """
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from trak_lightning.run.arrays import Array
 
 Dtype: TypeAlias = Literal["float32", "float64", "float16", "bfloat16", "int8"]
 DTYPES = get_args(Dtype)
@@ -29,8 +31,6 @@ SCALED = ("float16", "int8")
 
 NEAR = 2**17
 """Numbers converted at a time, so that they stay in the processor's cache."""
-
-Array = npt.NDArray[Any]
 
 
 def encode(features: Array, dtype: str) -> tuple[Array, Array | None]:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trak_lightning.run.arrays import Array
 from trak_lightning.stores.base import FeatureSet
-
-Array = npt.NDArray[Any]
 
 
 class FeatureArray:

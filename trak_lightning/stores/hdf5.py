@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import CorruptFileError, require_option
+from trak_lightning.run.arrays import Array
 from trak_lightning.run.atomic import sweep
 from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.block_file import BlockFile, BlockKey, open_block_file, write_block_file
@@ -18,8 +18,6 @@ from trak_lightning.stores.prefetch import prefetched
 from trak_lightning.stores.schema import from_arrays, to_arrays
 from trak_lightning.stores.shared_set import SharedSet
 from trak_lightning.stores.validation import no_such_set, require_name, require_rows
-
-Array = npt.NDArray[Any]
 
 
 class HDF5Store(FeatureStore):

@@ -1,16 +1,13 @@
 """Convert the rows of a block to the arrays that a store keeps, and back."""
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from trak_lightning.errors import NonFiniteGradientError
+from trak_lightning.run.arrays import Array
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.stores.encoding import SCALED, STORED, column_dtype, decode, encode, overflows
 
-Array = npt.NDArray[Any]
 SCHEMA_VERSION = 2
 """Of manifests and blocks. Version 1 had no array ``content``; its rows are read with zeros there."""
 NUMBERS = ("output", "loss_weight", "curvature")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from trak_lightning.errors import DataError, SettingsError
+from trak_lightning.errors import DataError, SettingsError, require_option
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.base import Answers
 from trak_lightning.tasks.fields import Inputs, Key
@@ -16,7 +16,7 @@ from trak_lightning.tasks.probabilities import OutputsAre, binary_logits, requir
 from trak_lightning.tasks.state import to_json
 from trak_lightning.tasks.sum_of_margins import Reduction, SumOfMargins, Terms
 from trak_lightning.tasks.supervised import SupervisedTask
-from trak_lightning.tasks.validation import number, numbers, require_binary, require_one_of
+from trak_lightning.tasks.validation import number, numbers, require_binary
 
 
 class BinaryClassification(SupervisedTask):
@@ -114,7 +114,7 @@ class Multilabel(SumOfMargins):
         outputs_are: OutputsAre = None,
     ) -> None:
         super().__init__(inputs, labels, outputs, reduction=reduction, minus_loss=level == "label")
-        require_one_of(level, "level", "sample", "label")
+        require_option("level", level, ("sample", "label"))
         require_choice(outputs_are)
         self.level = level
         self.ignore_index = int(ignore_index)

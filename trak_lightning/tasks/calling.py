@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from trak_lightning.errors import DataError
+from trak_lightning.run.formatting import counted
 
 _CANNOT_BIND = re.compile(
     r"unexpected keyword argument '(?P<name>\w+)'|multiple values for argument|positional arguments? but|"
@@ -186,7 +187,7 @@ def _require_arguments(model: nn.Module, *args: Any, **kwargs: Any) -> None:
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        given = [f"{len(args)} argument{'s' * (len(args) != 1)} without a name"] * bool(args) + list(kwargs)
+        given = [f"{counted(len(args), 'argument')} without a name"] * bool(args) + list(kwargs)
         entries = ", ".join(f"{name}: …" for name in signature.parameters)
         raise DataError(
             f"the forward of {type(model).__name__} takes {', '.join(signature.parameters) or 'nothing'}, and was called with "

@@ -2,11 +2,11 @@
 
 import warnings
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from trak_lightning.model.first_time import first_time
 from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.regression import Regression
 
@@ -20,10 +20,6 @@ _OPTIONS: dict[type[nn.Module], dict[str, str]] = {
 """The options of a loss that change the gradient of a sample by more than a factor, and their names in tasks."""
 
 _NOT_SQUARED = (nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss, nn.GaussianNLLLoss)
-
-
-_SAID: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
-"""What each model was warned of: it is looked at for every split and checkpoint, and Lightning makes Python forget its warnings."""
 
 
 class CriterionWarning(UserWarning):
@@ -80,7 +76,5 @@ def _shown(value: Any) -> str:
 
 
 def _warn(model: nn.Module, message: str) -> None:
-    said = _SAID.setdefault(model, set())
-    if message not in said:
-        said.add(message)
+    if first_time(model, message):
         warnings.warn(message, CriterionWarning, stacklevel=2)

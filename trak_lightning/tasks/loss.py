@@ -3,19 +3,25 @@
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trak_lightning.data.samples import batch_size, take_sample
-from trak_lightning.errors import DataError, OneSampleAtATime, SettingsError, UnsupportedModelError, docs_page
+from trak_lightning.errors import (
+    DataError,
+    OneSampleAtATime,
+    SettingsError,
+    UnsupportedModelError,
+    docs_page,
+    require_option,
+)
+from trak_lightning.registry import imported
 from trak_lightning.tasks.base import Task, current_size
 from trak_lightning.tasks.fields import Inputs, all_tensors, describe, named_entries, select_entries
 from trak_lightning.tasks.margin import is_wrapped
 from trak_lightning.tasks.state import to_json
-from trak_lightning.tasks.validation import require_one_of
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 """Maps a model and a batch to the loss: per sample, (B,), or one number for the batch."""
@@ -52,7 +58,7 @@ class Loss(Task):
         inputs: Inputs = None,
         single_losses: Literal["checked", "trusted"] = "checked",
     ) -> None:
-        require_one_of(single_losses, "single_losses", "checked", "trusted")
+        require_option("single_losses", single_losses, ("checked", "trusted"))
         self.inputs = to_json(inputs, "inputs")
         self.function = function
         self._single_losses = single_losses
@@ -192,9 +198,8 @@ def _loss(returned: Any) -> Tensor:
 def _resolve(path: str) -> LossFunction:
     if path == "training_step":
         return training_step
-    module, _, name = path.replace(":", ".").rpartition(".")
     try:
-        function: Any = getattr(import_module(module), name)
+        function: Any = imported(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(
             f"there is no function {path!r}: {error}. Write package.module.function, or training_step."

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, require_option
 from trak_lightning.tasks.margin import is_wrapped, wide
-from trak_lightning.tasks.validation import require_one_of
 
 OutputsAre: TypeAlias = Literal["logits", "probabilities"] | None
 """What the model returns, as the user says; None to expect logits and refuse what is recognized as probabilities."""
@@ -32,7 +31,7 @@ _VIEWS = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select"
 
 def require_choice(outputs_are: OutputsAre) -> None:
     """Raises: SettingsError: neither logits nor probabilities."""
-    require_one_of(outputs_are, "outputs_are", None, "logits", "probabilities")
+    require_option("outputs_are", outputs_are, (None, "logits", "probabilities"))
 
 
 def class_logits(outputs: Tensor, outputs_are: OutputsAre) -> Tensor:

@@ -4,12 +4,11 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from trak_lightning.errors import DataError, docs_page
+from trak_lightning.errors import DataError, docs_page, require_option
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.probabilities import OutputsAre
 from trak_lightning.tasks.sum_of_margins import Reduction
 from trak_lightning.tasks.tokens import IGNORE_INDEX, TokenMargins
-from trak_lightning.tasks.validation import require_one_of
 
 
 class Segmentation(TokenMargins):
@@ -42,7 +41,7 @@ class Segmentation(TokenMargins):
         label_smoothing: float = 0.0,
         outputs_are: OutputsAre = None,
     ) -> None:
-        require_one_of(level, "level", "image", "pixel")
+        require_option("level", level, ("image", "pixel"))
         super().__init__(
             inputs,
             labels,

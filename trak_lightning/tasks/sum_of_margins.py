@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from trak_lightning.errors import require_option
 from trak_lightning.run.meaning import NEGATIVE_LOSS, Meaning
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import Logistic
 from trak_lightning.tasks.memo import Memo
 from trak_lightning.tasks.supervised import SupervisedTask
-from trak_lightning.tasks.validation import require_one_of
 
 Reduction: TypeAlias = Literal["sum", "mean"]
 
@@ -65,7 +65,7 @@ class SumOfMargins(SupervisedTask):
         minus_loss: bool = False,
     ) -> None:
         super().__init__(inputs, labels, outputs)
-        require_one_of(reduction, "reduction", "sum", "mean")
+        require_option("reduction", reduction, ("sum", "mean"))
         self.reduction = reduction
         self._minus_loss = minus_loss
         self._memo = Memo[Terms]()

@@ -6,14 +6,14 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from trak_lightning.errors import DataError
+from trak_lightning.errors import DataError, require_option
 from trak_lightning.tasks.base import Answers, ClassProblems
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.logistic import CrossEntropy
 from trak_lightning.tasks.margin import margin
 from trak_lightning.tasks.probabilities import OutputsAre, class_logits, require_choice
 from trak_lightning.tasks.sum_of_margins import Reduction, SumOfMargins, Terms
-from trak_lightning.tasks.validation import class_labels, number, numbers, require_classes, require_one_of
+from trak_lightning.tasks.validation import class_labels, number, numbers, require_classes
 
 Level: TypeAlias = Literal["sequence", "token"]
 
@@ -53,7 +53,7 @@ class TokenMargins(SumOfMargins):
         outputs_are: OutputsAre = None,
     ) -> None:
         super().__init__(inputs, labels, outputs, reduction=reduction, minus_loss=level == "token")
-        require_one_of(level, "level", "sequence", "token")
+        require_option("level", level, ("sequence", "token"))
         require_choice(outputs_are)
         self.level = level
         self.ignore_index = int(ignore_index)

@@ -9,12 +9,6 @@ from trak_lightning.tasks.margin import is_wrapped
 from trak_lightning.tasks.state import to_json
 
 
-def require_one_of(value: Any, name: str, *allowed: Any) -> None:
-    """Raises: SettingsError: the option `name` has a value that is not allowed."""
-    if value not in allowed:
-        raise SettingsError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}")
-
-
 def number(value: Any, name: str) -> float:
     """An option that is one number: a number, or a tensor or an array of one element."""
     found = to_json(value, name)

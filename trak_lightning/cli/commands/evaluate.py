@@ -37,11 +37,10 @@ def main(argv: Sequence[str]) -> int:
         reads=READS,
     )
     for key in TRAINING:
-        parser.add_argument(f"--{key}", type=Unread, default=None, help=SUPPRESS)
+        parser.add_argument(f"--{key}", type=Unread, help=SUPPRESS)
     parser.add_argument(
         "--name",
         type=str | None,
-        default=None,
         help="score file of a recorded training, in place of --scorer on the targets of --target_split",
     )
     config, instances = light_settings(parser, argv, reads=READS, also=TRAINING)
@@ -71,8 +70,7 @@ def offer_recorded(run: RunDirectory) -> None:
     try:
         run.require_checkpoints()
     except IncompleteRunError:
-        paths = sorted((run.path / "scores").glob("*.h5"))
-        recorded = [path.stem for path in paths if "repeated_by" in Scores(path).settings]
+        recorded = [path.stem for path in run.score_files if "repeated_by" in Scores(path).settings]
         if not recorded:
             raise
         raise IncompleteRunError(

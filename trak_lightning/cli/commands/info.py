@@ -9,6 +9,7 @@ from trak_lightning.cli.store_arguments import opened, stored_parser
 from trak_lightning.errors import CorruptFileError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_bytes, format_ranges
+from trak_lightning.scoring.display import print_table
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureSet, FeatureStore
 
@@ -37,7 +38,7 @@ def _contents(run: RunDirectory, store: FeatureStore) -> dict[str, Any]:
         "run_dir": run.path,
         "checkpoints": [{"id": record.id, "source": record.source} for record in run.read().checkpoints],
         "features": sets,
-        "scores": sorted(path.stem for path in (run.path / "scores").glob("*.h5")),
+        "scores": [path.stem for path in run.score_files],
         "damaged": damaged,
     }
 
@@ -59,15 +60,8 @@ def _describe(found: FeatureSet) -> dict[str, Any]:
 
 
 def _print(run: RunDirectory, found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None)
-    for heading in ("split", "checkpoint", "rows", "k", "dtype", "size", "missing samples"):
-        numeric = heading in ("rows", "k", "size")
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "missing samples")
-    for each in found["features"]:
-        table.add_row(
+    rows = [
+        (
             each["split"],
             each["checkpoint"],
             f"{each['rows']} of {each['num_samples']}",
@@ -76,15 +70,17 @@ def _print(run: RunDirectory, found: dict[str, Any]) -> None:
             format_bytes(each["bytes"]),
             each["missing"] or "none",
         )
-    console = Console(soft_wrap=True)
-    console.print(str(short_path(run.path)), markup=False, highlight=False)
-    if found["features"]:
-        Console().print(table)
+        for each in found["features"]
+    ]
+    print(short_path(run.path))
+    if rows:
+        headings = ("split", "checkpoint", "rows", "k", "dtype", "size", "missing samples")
+        print_table(headings, rows, numeric=(2, 3, 5))
     else:
-        console.print("no features" if found["scores"] else "no features: run trak featurize")
+        print("no features" if found["scores"] else "no features: run trak featurize")
     for each in found["checkpoints"]:
-        console.print(f"checkpoint {each['id']}: {each['source']}", markup=False, highlight=False)
+        print(f"checkpoint {each['id']}: {each['source']}")
     for name in found["scores"]:
-        console.print(f"scores {name}", markup=False, highlight=False)
+        print(f"scores {name}")
     for fault in found["damaged"]:
-        console.print(f"damaged: {fault}", style="red", markup=False, highlight=False)
+        print(f"damaged: {fault}")

@@ -11,8 +11,10 @@ from trak_lightning import registry
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json
+from trak_lightning.cli.store_arguments import add_json
 from trak_lightning.errors import PluginError
 from trak_lightning.registry import Plugin
+from trak_lightning.scoring.display import print_table
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,9 +24,9 @@ def main(argv: Sequence[str]) -> int:
         "[NAME] [options]",
         "List every plug-in that is installed; or show one and its options.",
     )
-    parser.add_argument("--name", type=str | None, default=None, help="a plug-in to show; also by position")
+    parser.add_argument("--name", type=str | None, help="a plug-in to show; also by position")
     parser.add_argument("--check", action="store_true", help="import every plug-in, and say which are broken")
-    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    add_json(parser)
     config = CommandLine.of(argv, parser, positionals=("name",)).parse()
     return _list(config.check, config.json) if config.name is None else _show(config.name)
 
@@ -41,19 +43,13 @@ def _list(check: bool, as_json: bool) -> int:
 
 
 def _print(found: list[tuple[Plugin, PluginError | None]], unreadable: list[str], good: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None)
-    for heading in ("kind", "name", "distribution", "state"):
-        table.add_column(heading, overflow="fold")
-    for plugin, error in found:
-        state = "broken" if error else good
-        table.add_row(plugin.kind.removesuffix("s"), plugin.name, f"{plugin.distribution} {plugin.version}", state)
-    console = Console()
-    console.print(table)
+    rows = [
+        (each.kind.removesuffix("s"), each.name, f"{each.distribution} {each.version}", "broken" if error else good)
+        for each, error in found
+    ]
+    print_table(("kind", "name", "distribution", "state"), rows)
     for fault in (*unreadable, *(str(error) for _, error in found if error)):
-        console.print(f"broken: {fault}", style="red", markup=False, highlight=False)
+        print(f"broken: {fault}")
 
 
 def _show(name: str) -> int:

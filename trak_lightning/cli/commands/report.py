@@ -3,16 +3,17 @@
 import time
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from trak_lightning.cli.command_line import CommandLine
-from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import short_path, summary
 from trak_lightning.cli.shown_samples import with_targets_of
-from trak_lightning.cli.store_arguments import add_name
+from trak_lightning.cli.store_arguments import scored_parser
 from trak_lightning.errors import SettingsError
+from trak_lightning.registry import imported
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_bytes
@@ -21,41 +22,7 @@ from trak_lightning.scoring.scores import open_scores
 
 def main(argv: Sequence[str]) -> int:
     """Write the page."""
-    parser = command_parser(
-        "report",
-        "RUN_DIR [options]",
-        "One self-contained page of a scored run: targets with the training examples that helped and harmed "
-        "them, likely label errors, duplicates, and how far to trust the scores. It opens from disk.",
-    )
-    parser.add_argument("--run_dir", type=str, required=True, help="a run directory with scores; also by position")
-    add_name(parser)
-    parser.add_argument(
-        "--targets", type=list[int] | None, default=None, help="positions of the targets to show: [3, 17]"
-    )
-    parser.add_argument(
-        "--num_targets", type=int, default=24, help="number of targets to show if none are named, mistakes first"
-    )
-    parser.add_argument(
-        "--render",
-        type=str | None,
-        default=None,
-        help="module:function or module.function that converts a sample to what the page shows; default: the DataModule's method render",
-    )
-    parser.add_argument(
-        "--title", type=str | None, default=None, help="title of the page; default: the run directory's name"
-    )
-    parser.add_argument(
-        "--tokens",
-        action="store_true",
-        help="language models: mark the tokens of the first examples that moved each target; takes one backward pass per token",
-    )
-    parser.add_argument(
-        "--output",
-        type=str | None,
-        default=None,
-        help="file to write; default: RUN_DIR/report/NAME.html, named as the scores are, such as test.html",
-    )
-    options = CommandLine.of(argv, parser).parse()
+    options = CommandLine.of(argv, _parser()).parse()
     started = time.perf_counter()
     run = RunDirectory(options.run_dir)
     scores = open_scores(run, options.name)  # what is missing is said before torch is imported
@@ -90,12 +57,40 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _parser() -> ArgumentParser:
+    parser = scored_parser(
+        "report",
+        "One self-contained page of a scored run: targets with the training examples that helped and harmed "
+        "them, likely label errors, duplicates, and how far to trust the scores. It opens from disk.",
+    )
+    parser.add_argument("--targets", type=list[int] | None, help="positions of the targets to show: [3, 17]")
+    parser.add_argument(
+        "--num_targets", type=int, default=24, help="number of targets to show if none are named, mistakes first"
+    )
+    parser.add_argument(
+        "--render",
+        type=str | None,
+        help="module:function or module.function that converts a sample to what the page shows; default: the DataModule's method render",
+    )
+    parser.add_argument("--title", type=str | None, help="title of the page; default: the run directory's name")
+    parser.add_argument(
+        "--tokens",
+        action="store_true",
+        help="language models: mark the tokens of the first examples that moved each target; takes one backward pass per token",
+    )
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        help="file to write; default: RUN_DIR/report/NAME.html, named as the scores are, such as test.html",
+    )
+    return parser
+
+
 def _function(name: str | None) -> Any:
     if name is None:
         return None
-    module, _, function = name.replace(":", ".").rpartition(".")
     try:
-        return getattr(import_module(module), function)
+        return imported(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(
             f"--render must name a function as module:function, importable from {Path.cwd()}; {name!r}: {error}"

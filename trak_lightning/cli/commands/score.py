@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jsonargparse import ArgumentParser
 
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_json, print_trust_or_why_not, short_path, summary, trust_in
-from trak_lightning.errors import DataError, SettingsError
+from trak_lightning.errors import SettingsError
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.numpy_files import read_given
 from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.scoring.score_run import score_run
 from trak_lightning.scoring.views import Reduction
@@ -22,34 +24,7 @@ READS = ("run_dir", "train_split", "target_split", "store", "scorer")
 def main(argv: Sequence[str]) -> int:
     """Attribute the targets to the training samples."""
     started = time.perf_counter()
-    parser = light_parser(
-        "score", "Attribute the targets to the training samples, from the features of a run.", reads=READS
-    )
-    parser.add_argument(
-        "--keep",
-        type=int | None,
-        default=None,
-        help="store only this many of the most helpful and most harmful samples of each target, and no matrix",
-    )
-    parser.add_argument(
-        "--groups",
-        type=str | None,
-        default=None,
-        help="score groups of targets: 'all', or a .npy file with one integer per target",
-    )
-    parser.add_argument(
-        "--reduction", type=Reduction, default="mean", help="the output of a group: mean or sum of its targets' outputs"
-    )
-    parser.add_argument(
-        "--name", type=str | None, default=None, help="name of the score file; default: the target split"
-    )
-    parser.add_argument(
-        "--devices", type=int, default=1, help="number of devices that share the work, one process each"
-    )
-    parser.add_argument(
-        "--accelerator", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one"
-    )
-    config, instances = light_settings(parser, argv, reads=READS, renamed={"--top": "--keep"})
+    config, instances = light_settings(_parser(), argv, reads=READS, renamed={"--top": "--keep"})
     backend = _backend(config.accelerator, config.devices)
     run, store = open_run(config, instances)
     scores, fresh = score_run(
@@ -80,6 +55,31 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _parser() -> ArgumentParser:
+    parser = light_parser(
+        "score", "Attribute the targets to the training samples, from the features of a run.", reads=READS
+    )
+    parser.add_argument(
+        "--keep",
+        type=int | None,
+        help="store only this many of the most helpful and most harmful samples of each target, and no matrix",
+    )
+    parser.add_argument(
+        "--groups", type=str | None, help="score groups of targets: 'all', or a .npy file with one integer per target"
+    )
+    parser.add_argument(
+        "--reduction", type=Reduction, default="mean", help="the output of a group: mean or sum of its targets' outputs"
+    )
+    parser.add_argument("--name", type=str | None, help="name of the score file; default: the target split")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="number of devices that share the work, one process each"
+    )
+    parser.add_argument(
+        "--accelerator", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one"
+    )
+    return parser
+
+
 def _backend(accelerator: str, devices: int) -> Backend:
     """The devices asked for; torch is imported only if there is a use for it."""
     if devices < 1:
@@ -103,10 +103,4 @@ def _read_groups(choice: str | None, run: RunDirectory, store: FeatureStore, tar
     if choice == "all":
         first = run.require_checkpoints()[0]
         return np.zeros(store.open(targets, first.id).spec.num_samples, dtype=np.int64)
-    try:
-        found: np.ndarray = np.load(choice, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"--groups must be 'all' or a .npy file with one integer per target; {choice}: {error}"
-        ) from error
-    return found
+    return read_given(choice, "--groups must be 'all' or a .npy file with one integer per target")

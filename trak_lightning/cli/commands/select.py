@@ -8,12 +8,14 @@ import numpy as np
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.shown_samples import shown_train
+from trak_lightning.cli.store_arguments import add_numbers
 from trak_lightning.cli.train_values import labels_of, values_of
 from trak_lightning.decisions.select import Selection, select_samples
-from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import require_writable
+from trak_lightning.run.numpy_files import read_given
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import ShowsLines, sample_columns
+from trak_lightning.scoring.display import ShowsLines, print_table, print_to_read, sample_columns
+from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.score_run import load_features
 
 READS = ("run_dir", "train_split", "target_split", "store", "scorer")
@@ -39,20 +41,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--groups",
         type=str | None,
-        default=None,
         help="each group keeps its share of the training set: label, a column of the samples such as source or numeric[0], or "
         "a .npy file with one group per sample",
     )
     add_scored(parser)
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")
-    parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
+    add_numbers(parser)
     config, instances = light_settings(parser, argv, reads=READS)
     run, store = open_run(config, instances)
     folder = run.path / "selection"
     require_writable(folder)
     checkpoints = load_features(run, store, targets=scored_split(config, run), train=config.train_split)
     groups = None if config.groups is None else _groups(config.run_dir, config.groups)
-    regularization = instances.scorer.state.get("regularization", "auto")
+    regularization, _ = settings_of(instances.scorer)
     found = select_samples(checkpoints, run.read().meaning, config.budget, groups=groups, regularization=regularization)
     found.write(folder)
     if config.json:
@@ -70,18 +71,10 @@ def _groups(run_dir: str, source: str) -> Array:
         return np.array(names)[labels]
     if not source.endswith(".npy"):
         return values_of("select", run_dir, [source])[0]
-    try:
-        found: Array = np.load(source, allow_pickle=False)
-        return found
-    except (OSError, ValueError) as error:
-        raise DataError(f"--groups must be label, a column, or a .npy file of groups; {source}: {error}") from None
+    return read_given(source, "--groups must be label, a column, or a .npy file of groups")
 
 
 def _print(found: Selection, samples: ShowsLines | None, count: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     share = np.cumsum(found.gain) / found.gain.sum()
     first = found.indices[:count]
     columns = {
@@ -91,10 +84,6 @@ def _print(found: Selection, samples: ShowsLines | None, count: int) -> None:
     if found.groups is not None:
         columns["group"] = [str(found.groups[index]) for index in first]
     columns |= sample_columns(first, samples)
-    table = Table(title="Chosen first", title_justify="left", box=None)
-    for heading in columns:
-        numeric = heading in ("index", "gain so far")
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*map(Text, row))
-    Console().print(table)
+    print("Chosen first")
+    print_table(tuple(columns), zip(*columns.values(), strict=True), numeric=(0, 1))
+    print_to_read(first, samples)

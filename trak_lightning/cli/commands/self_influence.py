@@ -8,9 +8,12 @@ import numpy as np
 from trak_lightning.cli.arguments import light_parser, light_settings, open_run
 from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.shown_samples import shown_train
-from trak_lightning.run.atomic import atomic_write, require_writable
+from trak_lightning.cli.store_arguments import add_numbers
+from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.formatting import format_number
-from trak_lightning.scoring.display import ShowsLines, sample_columns
+from trak_lightning.run.numpy_files import write_npz
+from trak_lightning.scoring.display import ShowsLines, print_table, print_to_read, sample_columns
+from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.self_influence import self_influence
 
@@ -28,16 +31,14 @@ def main(argv: Sequence[str]) -> int:
         reads=READS,
     )
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")
-    parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
+    add_numbers(parser)
     config, instances = light_settings(parser, argv, reads=READS)
     run, store = open_run(config, instances)
     path = run.path / "scores" / "self_influence.npz"
     require_writable(path)
     checkpoints = load_features(run, store, targets=config.train_split, train=config.train_split)
-    settings = instances.scorer.state
-    found = self_influence(checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto"))
-    with atomic_write(path) as part, part.open("wb") as file:
-        np.savez(file, **found._asdict())
+    found = self_influence(checkpoints, *settings_of(instances.scorer))
+    write_npz(path, found._asdict())
     largest = np.argsort(-found.self_influence, kind="stable")[: config.k]
     values = [(int(i), float(found.self_influence[i]), float(found.leverage[i])) for i in largest]
     if config.json:
@@ -50,19 +51,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _print(values: Sequence[tuple[int, float, float]], samples: ShowsLines | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="Largest self-influence", title_justify="left", box=None)
     told = sample_columns((index for index, *_ in values), samples)
-    for place, heading in enumerate((*COLUMNS, *told)):
-        table.add_column(heading.replace("_", "-"), justify="right" if place < 3 else "left", no_wrap=place < 3)
-    for place, (index, *numbers) in enumerate(values):
-        cells = (
-            str(index),
-            *(format_number(number) for number in numbers),
-            *(column[place] for column in told.values()),
-        )
-        table.add_row(*map(Text, cells))
-    Console().print(table)
+    headings = [heading.replace("_", "-") for heading in (*COLUMNS, *told)]
+    numbers = [(str(index), *map(format_number, others)) for index, *others in values]
+    rows = [(*cells, *(column[place] for column in told.values())) for place, cells in enumerate(numbers)]
+    print("Largest self-influence")
+    print_table(headings, rows, numeric=(0, 1, 2))
+    print_to_read((index for index, *_ in values), samples)

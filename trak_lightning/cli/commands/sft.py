@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from trak_lightning.chat.records import TrainOn
+from trak_lightning.chat.records import TrainOn, answers_file
 from trak_lightning.cli.arguments import RECIPE, SETTINGS
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError, explained
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     from trak_lightning.cli.commands.check import print_findings
     from trak_lightning.cli.job import Job
     from trak_lightning.cli.shown_samples import keep_samples
-    from trak_lightning.report.samples import samples_of
+    from trak_lightning.report.known import samples_of
 
     job = Job("check" if settings.check else "sft", [*_configured(settings, line), *others])
     if settings.check:
@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
         train = samples_of(job.train_data, datamodule=data)
         for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:
             text = shortened(excerpt(answer.text, answer.span)) or "(empty answer: only the end token)"
-            _print(f"target {target}: {after_question(answer.question, text)}", scores, target, train)
+            said = "".join(f" ({name} {value})" for name, value in scores.facts(target)[:1])
+            _print(f"target {target}: {after_question(answer.question, text)}{said}", scores, target, train)
         for group, title in list(_groups(data))[:SHOWN_TARGETS]:
             _print(title, open_scores(job.run, job.groups_name), group, train)
     return 0
@@ -74,42 +75,29 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--model",
         type=text,
-        default=None,
         help="folder of a model or PEFT adapter; a pattern for several checkpoints, 'out/checkpoint-*', the last one generates the answers",
     )
     parser.add_argument(
-        "--data",
-        type=text,
-        default=None,
-        help="training conversations: .jsonl, .json, .parquet, or a folder of datasets",
+        "--data", type=text, help="training conversations: .jsonl, .json, .parquet, or a folder of datasets"
     )
-    parser.add_argument(
-        "--targets", type=text, default=None, help="held-out answers, or prompts that the model answers"
-    )
+    parser.add_argument("--targets", type=text, help="held-out answers, or prompts that the model answers")
     parser.add_argument(
         "--name",
         type=str,
         default="test",
         help="name of these targets; another file of targets needs another, and has its own scores, RUN_DIR/scores/NAME.h5",
     )
-    parser.add_argument("--base", type=text, default=None, help="base model of an adapter, if it has moved")
-    parser.add_argument(
-        "--tokenizer", type=text, default=None, help="folder of the tokenizer; default: that of the model"
-    )
+    parser.add_argument("--base", type=text, help="base model of an adapter, if it has moved")
+    parser.add_argument("--tokenizer", type=text, help="folder of the tokenizer; default: that of the model")
     parser.add_argument(
         "--train_on",
         type=TrainOn,
         default="answers",
         help="what was trained on: answers of the assistant, or all tokens",
     )
+    parser.add_argument("--max_length", type=number, help="maximum sequence length used in training, in tokens")
     parser.add_argument(
-        "--max_length", type=number, default=None, help="maximum sequence length used in training, in tokens"
-    )
-    parser.add_argument(
-        "--max_new_tokens",
-        type=number,
-        default=None,
-        help="maximum tokens to generate; default: 128, or what there is room for",
+        "--max_new_tokens", type=number, help="maximum tokens to generate; default: 128, or what there is room for"
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 decodes greedily")
     parser.add_argument(
@@ -140,7 +128,7 @@ def _configured(settings: Namespace, line: CommandLine) -> list[str]:
             "class_path": "trak_lightning.chat.ChatData",
             "init_args": {
                 "model": last,
-                "answers": f"{line.value('--run_dir')}/answers{'' if settings.name == 'test' else f'-{settings.name}'}.jsonl",
+                "answers": f"{line.value('--run_dir')}/{answers_file(settings.name)}",
                 "seed": int(line.value("--seed") or 0),
                 **{name: value for name, value in settings.items() if name not in ("model", "check", "help")},
             },

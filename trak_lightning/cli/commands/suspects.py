@@ -7,16 +7,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
-from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json, short_path, summary
+from trak_lightning.cli.store_arguments import add_json, run_parser
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_number
+from trak_lightning.run.numpy_files import write_npy
+from trak_lightning.scoring.display import print_table
 
 _PERCENT = re.compile(r"(?:([<>]) )?(\d+) %")
 """Numbers that a table must not break at their spaces, which it also does at those that do not break."""
@@ -25,19 +25,18 @@ _PERCENT = re.compile(r"(?:([<>]) )?(\d+) %")
 def main(argv: Sequence[str]) -> int:
     """Rank the training samples, print the first, and store the ranking and the positions before the cut."""
     started = time.perf_counter()
-    parser = command_parser(
+    parser = run_parser(
         "suspects",
-        "RUN_DIR [options]",
         "Training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on them. "
         "RUN_DIR/suspects/suspects.csv, suspects.json and indices.npy have those before the cut, and ranking.csv all samples (its column wrong is empty where nothing is before the cut, or all models were trained on the sample). A task "
         "without classes is ranked by its error, without a cut: suspects.csv and suspects.json have all samples, and there is no indices.npy.",
+        of="a featurized run directory",
     )
-    parser.add_argument("--run_dir", type=str, required=True, help="a featurized run directory; also by position")
     parser.add_argument(
         "--fdr", type=float, default=0.1, help="largest expected share of false alarms among the samples before the cut"
     )
     parser.add_argument("-k", type=int, default=20, help="number of samples to print")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_json(parser)
     line = CommandLine.of(argv, parser)
     options = line.parse()
     if options.k < 1:
@@ -72,21 +71,17 @@ def write(found: Suspects, folder: Path) -> None:
     ranking = folder / "ranking.csv"
     if found.has_cut:
         found.to_csv(ranking, whole=True)
-        with atomic_write(indices) as part, part.open("wb") as file:
-            np.save(file, found.indices)
+        write_npy(indices, found.indices)
     else:
         indices.unlink(missing_ok=True)
         ranking.unlink(missing_ok=True)
 
 
 def _print(found: Suspects, count: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     def written(value: str | None) -> str | None:
         return value if value is None or found.numbers is None else format_number(float(value))
 
-    table, shown = Table(box=None), found.first(count)
+    shown = found.first(count)
     columns: dict[str, list[str | None]] = {
         "index": [str(each.index) for each in shown],
         "label": [written(each.label) for each in shown],
@@ -96,17 +91,18 @@ def _print(found: Suspects, count: int) -> None:
         "why": [_PERCENT.sub(r"\1\2%", each.why) or None for each in shown],
     }
     known = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
-    for heading in known:
-        numeric = heading in ("index", "wrong", "error") or (heading != "why" and not found.has_cut)
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for place, row in enumerate(zip(*known.values(), strict=True)):
-        if place == len(found) > 0:
-            cut = "── cut" if found.expected is None else f"── cut: above, {found.false_alarms}; below, more"
-            table.add_row(*[""] * (len(known) - 1), cut)
-        table.add_row(*row)
+    numeric = [
+        place
+        for place, heading in enumerate(known)
+        if heading in ("index", "wrong", "error") or (heading != "why" and not found.has_cut)
+    ]
+    rows = [tuple(cell or "" for cell in row) for row in zip(*known.values(), strict=True)]
+    if 0 < len(found) < len(rows):
+        cut = "── cut" if found.expected is None else f"── cut: above, {found.false_alarms}; below, more"
+        rows.insert(len(found), (*[""] * (len(known) - 1), cut))
     if found.has_cut and not len(found) and shown:
-        table.title, table.title_justify = "Most suspicious, none of them before the cut", "left"
-    Console().print(table)
+        print("Most suspicious, none of them before the cut")
+    print_table(tuple(known), rows, numeric=numeric)
     listed, which = (len(found), " before the cut") if found.has_cut else (len(found.ranking), "")
     if len(shown) < listed:
         print(f"The first {len(shown)} of {listed}{which}; -k {listed} prints them, and suspects.csv has them.")

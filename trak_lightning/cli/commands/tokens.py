@@ -7,12 +7,11 @@ import numpy as np
 
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
-from trak_lightning.cli.help import command_parser
 from trak_lightning.cli.output import print_json, summary
 from trak_lightning.cli.shown_samples import with_targets_of
-from trak_lightning.cli.store_arguments import add_name
+from trak_lightning.cli.store_arguments import add_json, scored_parser
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.scoring.display import TOKENIZER
+from trak_lightning.scoring.display import TOKENIZER, print_table
 from trak_lightning.scoring.scores import open_scores
 
 STRONGEST = 8
@@ -21,28 +20,22 @@ SHOWN = 3
 
 def main(argv: Sequence[str]) -> int:
     """Print, for each pair, its strongest pairs of tokens."""
-    parser = command_parser(
+    parser = scored_parser(
         "tokens",
-        "RUN_DIR --target I [--example I] [options]",
         "Which tokens of a training sample moved which tokens of a target? The values of a pair sum to its score. Takes one "
         "backward pass per token.",
+        usage="RUN_DIR --target I [--example I] [options]",
     )
-    parser.add_argument("--run_dir", type=str, required=True, help="a run directory with scores; also by position")
-    parser.add_argument("--target", type=int | None, default=None, help="position of the target in its dataset")
+    parser.add_argument("--target", type=int | None, help="position of the target in its dataset")
     parser.add_argument(
-        "--example",
-        type=int | None,
-        default=None,
-        help="position of a training sample; default: the most helpful ones, see -k",
+        "--example", type=int | None, help="position of a training sample; default: the most helpful ones, see -k"
     )
     parser.add_argument(
         "-k",
         type=int | None,
-        default=None,
         help=f"number of most helpful training samples to show where --example names none; default: {SHOWN}",
     )
-    add_name(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_json(parser)
     config = CommandLine.of(argv, parser, renamed={"--train": "--example"}).parse()
     if config.target is None:
         raise UsageError("target is missing: --target 0")
@@ -53,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     examples = [int(index) for index in best] if config.example is None else [config.example]
 
     from trak_lightning.cli.job import Job
-    from trak_lightning.report.samples import samples_of
+    from trak_lightning.report.known import samples_of
 
     job = Job("tokens", with_targets_of(run, scores))
     train, targets = (
@@ -85,20 +78,12 @@ def _print_all(pairs: Sequence[dict[str, Any]], term: str, *, tokenized: bool) -
 
 
 def _print(pair: dict[str, Any], term: str, written: Callable[[str], str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    values = pair["values"]
-    table = Table(
-        title=f"target {pair['target']}, training sample {pair['example']}: {pair['score']:+.4g} = sum over "
-        f"{values.shape[0]} × {values.shape[1]} {term}s",
-        title_justify="left",
+    values, example, target = pair["values"], pair["example_tokens"], pair["target_tokens"]
+    strongest = np.argsort(-np.abs(values), axis=None, kind="stable")[:STRONGEST]
+    places = zip(*np.unravel_index(strongest, values.shape), strict=True)
+    rows = [(written(example[j]), written(target[i]), f"{values[i, j]:+.3g}") for i, j in places]
+    title = (
+        f"target {pair['target']}, training sample {pair['example']}: {pair['score']:+.4g} = sum over "
+        f"{values.shape[0]} × {values.shape[1]} {term}s"
     )
-    for heading in (f"training {term}", f"moved target {term}", "by"):
-        table.add_column(heading, justify="right" if heading == "by" else "left", no_wrap=True)
-    for place in np.argsort(-np.abs(values), axis=None, kind="stable")[:STRONGEST]:
-        row, column = np.unravel_index(place, values.shape)
-        words = written(pair["example_tokens"][column]), written(pair["target_tokens"][row])
-        table.add_row(*map(Text, words), f"{values[row, column]:+.3g}")
-    Console().print(table)
+    print_table((f"training {term}", f"moved target {term}", "by"), rows, numeric=(2,), title=title)

@@ -1,65 +1,62 @@
 """``trak top``: the most helpful and most harmful training samples of a target."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from typing import Any
 
+import numpy as np
 from jsonargparse import Namespace
 
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
-from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.output import print_json, print_trust, short_path, summary, trust_in
-from trak_lightning.cli.shown_samples import ShownSamples, What, described, shown_samples
-from trak_lightning.cli.store_arguments import add_name
+from trak_lightning.cli.output import print_json, print_trust, short_path, trust_in
+from trak_lightning.cli.shown_samples import ShownSamples, What, shown_samples
+from trak_lightning.cli.store_arguments import add_json, add_numbers, scored_parser
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.scoring.display import ranking_table
+from trak_lightning.run.sample_lines import SampleLine
+from trak_lightning.scoring.display import ranking_table, ranking_title
 from trak_lightning.scoring.ranking import Ranking, rank, signed
 from trak_lightning.scoring.scores import Scores, open_scores
 
 SHOWN = 10
-SEE = "a terminal cannot show these; the report may, and a method render(sample) of your DataModule says what is shown, here too"
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the most helpful and most harmful samples; return 0."""
-    parser = command_parser(
+    parser = scored_parser(
         "top",
-        "RUN_DIR (--target I | --by_train I) [options]",
         "The most helpful and most harmful training samples of a target; or the targets that a training sample "
         "helps and harms most.",
+        usage="RUN_DIR (--target I | --by_train I) [options]",
     )
-    parser.add_argument("--run_dir", type=str, required=True, help="a run directory with scores; also by position")
-    parser.add_argument("--target", type=int | None, default=None, help="position of the target in its dataset")
+    parser.add_argument("--target", type=int | None, help="position of the target in its dataset")
+    parser.add_argument("--by_train", type=int | None, help="position of a training sample: rank the targets by it")
     parser.add_argument(
-        "--by_train", type=int | None, default=None, help="position of a training sample: rank the targets by it"
+        "-k", type=int | None, help=f"number of samples to print on either side; default: {SHOWN}, or all if fewer"
     )
-    parser.add_argument(
-        "-k",
-        type=int | None,
-        default=None,
-        help=f"number of samples to print on either side; default: {SHOWN}, or all if fewer",
-    )
-    add_name(parser)
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
+    add_json(parser)
+    add_numbers(parser)
     config = CommandLine.of(argv, parser, renamed={"--train": "--by_train"}).parse()
     run = RunDirectory(config.run_dir)
     scores = open_scores(run, config.name)
     helpful, harmful = _rankings(config, scores)
+    what: What = "train" if config.by_train is None else "target"
+    by = config.target if what == "train" else config.by_train
+    with redirect_stdout(sys.stderr) if config.json else nullcontext():  # the user's code may print
+        samples, own = (None, None) if config.numbers else _shown(run, scores, (helpful, harmful), what, by)
     if config.json:
-        entries = {"helpful": _entries(helpful), "harmful": _entries(harmful)}
-        print_json({"path": scores.path, **trust_in(run, scores), **entries})
+        asked = {"index": by, **_line(own), **(scores.outputs(by) if what == "train" else {})}
+        entries = {"helpful": _entries(helpful, samples), "harmful": _entries(harmful, samples)}
+        of = "target" if what == "train" else "train"
+        print_json({"path": scores.path, of: asked, **trust_in(run, scores), **entries})
         return 0
     from rich.console import Console
 
-    what: What = "train" if config.by_train is None else "target"
-    by = config.target if what == "train" else config.by_train
-    samples, name = (None, "") if config.numbers else _shown(run, scores, (helpful, harmful), what, by)
-    kind = "Target" if what == "train" else "Training sample"
-    title = f"{kind} {by} of {short_path(scores.path)}{name and ': ' + name}"
+    kind, facts = ("Target", scores.facts(by)) if what == "train" else ("Training sample", [])
+    title = ranking_title(f"{kind} {by} of {short_path(scores.path)}", own, facts)
     headings = scores.meaning.headings
     Console().print(ranking_table(title, what, headings, (helpful, harmful), samples))
-    if samples is not None and samples.look_alike:
-        summary("samples", f"{SEE} (trak report {short_path(run.path)})")
     print_trust(run, scores)
     return 0
 
@@ -82,17 +79,24 @@ def _rankings(config: Namespace, scores: Scores) -> tuple[Ranking, Ranking]:
 
 def _shown(
     run: RunDirectory, scores: Scores, sides: Sequence[Ranking], what: What, by: int
-) -> tuple[ShownSamples | None, str]:
-    """The ranked samples, and label and text of the one that they are ranked by, or the name of a group of targets."""
+) -> tuple[ShownSamples | None, SampleLine | None]:
+    """The ranked samples, and the one that they are ranked by, or the name of a group of targets."""
     other: What = "target" if what == "train" else "train"
     wanted: dict[What, list[int]] = {what: [int(index) for side in sides for index in side.indices], other: [by]}
     counts: dict[What, int] = {"target": scores.shape[0], "train": scores.shape[1]}
     shown = shown_samples("top", run, wanted, counts, scores)
-    return shown.get(what), described(shown[other].show(by)) if other in shown else ""
+    return shown.get(what), shown[other].show(by) if other in shown else None
 
 
-def _entries(ranking: Ranking) -> list[dict[str, float]]:
+def _entries(ranking: Ranking, samples: ShownSamples | None) -> list[dict[str, Any]]:
+    """Index, score, its standard error or null, and label and text where samples are shown."""
+    spread = np.full(len(ranking.indices), np.nan) if ranking.spread is None else ranking.spread
     return [
-        {"index": int(index), "score": float(value)}
-        for index, value in zip(ranking.indices, ranking.values, strict=True)
+        {"index": int(index), "score": float(score), "spread": float(error) if np.isfinite(error) else None}
+        | _line(None if samples is None else samples.show(int(index)))
+        for index, score, error in zip(ranking.indices, ranking.values, spread, strict=True)
     ]
+
+
+def _line(sample: SampleLine | None) -> dict[str, str | None]:
+    return {} if sample is None else {"label": sample.label, "text": sample.line}

@@ -9,7 +9,7 @@ from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.store_arguments import opened, stored_parser
 from trak_lightning.errors import TrakError
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.formatting import format_ranges
+from trak_lightning.run.formatting import counted, format_ranges
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.stores.base import FeatureSet, FeatureStore
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     run, store = opened(config)
     sets = store.list()
     rows, faults = _verify_features(store, sets)
-    score_files = sorted((run.path / "scores").glob("*.h5"))
+    score_files = run.score_files
     if not sets and not score_files:  # scores of a recorded training need no features
         faults.append(f"there are no features in {store.elsewhere or run.features}, and no scores")
     faults += _verify_files(run, score_files)
@@ -31,9 +31,10 @@ def main(argv: Sequence[str]) -> int:
         return 1 if faults else 0
     for fault in faults:
         print(fault)
-    result = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "all present and as written"
-    counts = {f"{rows} rows of {len(sets)} feature set": len(sets), f"{len(score_files)} score file": len(score_files)}
-    what = " and ".join(f"{words}{'s' * (count != 1)}" for words, count in counts.items() if count) or "nothing"
+    result = counted(len(faults), "fault") if faults else "all present and as written"
+    checked = [f"{rows} rows of {counted(len(sets), 'feature set')}"] if sets else []
+    checked += [counted(len(score_files), "score file")] if score_files else []
+    what = " and ".join(checked) or "nothing"
     summary(
         "verify", f"{what} in {short_path(run.path)}: {result}", rows or len(score_files) or None, "checked", started
     )

@@ -6,24 +6,27 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
+from trak_lightning.chat.records import answers_file
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.columns import WRITTEN, Condition, all_hold
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.output import print_json, print_trust, summary, trust_in
 from trak_lightning.cli.shown_samples import ShownSamples, What, shown_samples
+from trak_lightning.cli.store_arguments import add_numbers
 from trak_lightning.cli.train_values import labels_of, values_of
 from trak_lightning.decisions.what_if import Removal, WhatIf
 from trak_lightning.errors import DataError
-from trak_lightning.run.atomic import atomic_write, require_writable
+from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_number, format_with_error
 from trak_lightning.run.meaning import Meaning
-from trak_lightning.run.positions import read_positions
+from trak_lightning.run.numpy_files import read_given, write_npz
 from trak_lightning.run.sample_lines import SampleLine
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import ShowsLines, after_question, excerpt, sample_columns, shortened
+from trak_lightning.scoring.display import ShowsLines, after_question, excerpt, print_table, sample_columns, shortened
+from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.scores import open_scores
 
@@ -33,48 +36,18 @@ READS = ("run_dir", "train_split", "target_split", "store", "scorer")
 def main(argv: Sequence[str]) -> int:
     """Print how to read the answer, what happens to all targets, and those that lose and gain most."""
     started = time.perf_counter()
-    parser = light_parser(
-        "whatif",
-        "How would the outputs of the targets change if a set of training samples had not been there? By one Newton step for "
-        "the whole set, without retraining. Writes RUN_DIR/what_if.npz.",
-        reads=READS,
-        usage="RUN_DIR (--remove I | --remove_label L | --remove_where C)\n                   [options]",
-    )
-    parser.add_argument(
-        "--remove",
-        type=str | None,
-        default=None,
-        help="training samples to do without: positions such as 3,17, or a .npy file of positions or of a mask",
-    )
-    parser.add_argument(
-        "--remove_label", type=str | None, default=None, help="all training samples of a class, by its name or number"
-    )
-    parser.add_argument(
-        "--remove_where",
-        type=str | None,
-        default=None,
-        help=f"all training samples with some value in a column: {WRITTEN}",
-    )
-    add_scored(parser)
-    parser.add_argument("-k", type=int, default=10, help="number of targets to print on either side")
-    parser.add_argument("--numbers", action="store_true", help="do not load the data to show labels and text")
     if sum(each.replace("-", "_").partition("=")[0] == "__remove_where" for each in argv) > 1:
         raise UsageError("--remove_where is given twice; join conditions in one: 'age>60 and sex=female'")
-    config, instances = light_settings(parser, argv, reads=READS)
+    config, instances = light_settings(_parser(), argv, reads=READS)
     run, store = open_run(config, instances)
     path = run.path / "what_if.npz"
     require_writable(path)
     samples = _samples(config)
     targets = scored_split(config, run)
     checkpoints = load_features(run, store, targets=targets, train=config.train_split)
-    settings = instances.scorer.state
-    what_if = WhatIf(checkpoints, settings.get("regularization", "auto"), settings.get("weights", "auto"))
-    removal = what_if.remove(samples)
-    with atomic_write(path) as part, part.open("wb") as file:
-        found = {
-            name: getattr(removal, name) for name in ("samples", "change", "spread", "summed", "outputs", "leverage")
-        }
-        np.savez(file, **found)
+    removal = WhatIf(checkpoints, *settings_of(instances.scorer)).remove(samples)
+    names = ("samples", "change", "spread", "summed", "outputs", "leverage")
+    write_npz(path, {name: getattr(removal, name) for name in names})
     scores = open_scores(run, targets) if run.scores(targets).exists() else None
     if config.json:
         print_json({"path": path, **removal.to_json(), **({} if scores is None else trust_in(run, scores))})
@@ -94,6 +67,31 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _parser() -> ArgumentParser:
+    parser = light_parser(
+        "whatif",
+        "How would the outputs of the targets change if a set of training samples had not been there? By one Newton step for "
+        "the whole set, without retraining. Writes RUN_DIR/what_if.npz.",
+        reads=READS,
+        usage="RUN_DIR (--remove I | --remove_label L | --remove_where C)\n                   [options]",
+    )
+    parser.add_argument(
+        "--remove",
+        type=str | None,
+        help="training samples to do without: positions such as 3,17, or a .npy file of positions or of a mask",
+    )
+    parser.add_argument(
+        "--remove_label", type=str | None, help="all training samples of a class, by its name or number"
+    )
+    parser.add_argument(
+        "--remove_where", type=str | None, help=f"all training samples with some value in a column: {WRITTEN}"
+    )
+    add_scored(parser)
+    parser.add_argument("-k", type=int, default=10, help="number of targets to print on either side")
+    add_numbers(parser)
+    return parser
+
+
 def _samples(config: Namespace) -> Array:
     given = [name for name in ("remove", "remove_label", "remove_where") if config[name] is not None]
     if len(given) != 1:
@@ -105,7 +103,12 @@ def _samples(config: Namespace) -> Array:
         wanted = config.remove_label
         mask: Array = labels.astype(str) == (str(names.index(wanted)) if wanted in names else wanted)
         if not mask.any():
-            raise DataError(f"no training sample has the label {wanted!r}; the labels are {', '.join(names[:20])}")
+            named = (
+                "" if names != list(map(str, range(len(names)))) else "; class_names of the DataModule gives them names"
+            )
+            raise DataError(
+                f"no training sample has the label {wanted!r}; the labels are {', '.join(names[:20])}{named}"
+            )
         return mask
     conditions = Condition.parse_all(config.remove_where)
     return all_hold(conditions, values_of("whatif", config.run_dir, [each.column for each in conditions]))
@@ -114,7 +117,7 @@ def _samples(config: Namespace) -> Array:
 def _read(source: str) -> Array:
     if re.fullmatch(r"\[?[\d\s,-]+\]?", source):
         return np.array([int(each) for each in re.findall(r"-?\d+", source)])
-    return read_positions(source, "--remove must be positions such as 3,17 or a .npy file of positions or of a mask")
+    return read_given(source, "--remove must be positions such as 3,17 or a .npy file of positions or of a mask")
 
 
 def _condition(config: Namespace) -> str:
@@ -147,7 +150,7 @@ def _changes(removal: Removal, meaning: Meaning) -> str:
 
 def _shown(run: RunDirectory, targets: str, positions: Sequence[int], count: int) -> ShowsLines | None:
     """The answers that are the targets of ``trak sft``, each after its question; label and content of other targets."""
-    path = run.path / f"answers{'' if targets == 'test' else f'-{targets}'}.jsonl"
+    path = run.path / answers_file(targets)
     if not path.exists():
         wanted: dict[What, Sequence[int]] = {"target": positions}
         return shown_samples("whatif", run, wanted, {"target": count}, target_split=targets).get("target")
@@ -164,10 +167,6 @@ def _print(
     title: str, removal: Removal, targets: Sequence[int], meaning: Meaning, samples: ShowsLines | None = None
 ) -> None:
     """Print a row for each target, with few digits where these would not be right."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     digits = 3 if removal.reliable else 2
     columns = {
         "target": [str(target) for target in targets],
@@ -182,17 +181,7 @@ def _print(
     if (found := removal.probabilities(meaning)) is not None:
         before, after = ([_probability(each[target]) for target in targets] for each in found)
         columns[meaning.probability_name] = [f"{low} → {high}" for low, high in zip(before, after, strict=True)]
-    numbers = len(columns)
+    numbers = range(len(columns))
     columns |= sample_columns(targets, samples)
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=None)
-    for place, (heading, cells) in enumerate(columns.items()):
-        numeric = place < numbers  # headings may be broken, and numbers not
-        table.add_column(
-            heading,
-            justify="right" if numeric else "left",
-            min_width=max(map(len, cells)) if numeric else None,
-            overflow="fold",
-        )
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*map(Text, row))
-    Console().print(table)
+    print(title)
+    print_table(tuple(columns), zip(*columns.values(), strict=True), numeric=numbers)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from trak_lightning.extractors.rules.registry import LayerCall, Names, call_rule_for
 from trak_lightning.gradients import DenseBlock, GradientBlock, OuterProductBlock
+from trak_lightning.tasks.margin import wide
 
 _PARAMETERS = r"in_proj_weight|[qkv]_proj_weight|in_proj_bias|out_proj\.weight|out_proj\.bias"
 
@@ -45,7 +46,7 @@ def multihead_attention(module: nn.Module, names: Names, call: LayerCall) -> Ite
         pulled = torch.autograd.grad(outputs, projected, grads, allow_unused=True, materialize_grads=True)
     yield from _input_blocks(names, inputs, pulled)
     if output_grad is not None:
-        left, right = _wide(output_grad), _wide(mixed.detach())
+        left, right = wide(output_grad), wide(mixed.detach())
         if "out_proj.weight" in names:
             yield OuterProductBlock(names["out_proj.weight"], left, right)
         if "out_proj.bias" in names:
@@ -104,12 +105,12 @@ def _additive(mask: Tensor, length: int, like: Tensor) -> Tensor:
 
 
 def _input_blocks(names: Names, inputs: list[Tensor], grads: tuple[Tensor, ...]) -> Iterator[GradientBlock]:
-    lefts = [_wide(grad) for grad in grads]
+    lefts = [wide(grad) for grad in grads]
     if "in_proj_weight" in names:
         yield _stacked(names["in_proj_weight"], inputs, lefts)
     for name, left, right in zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), lefts, inputs, strict=True):
         if name in names:
-            yield OuterProductBlock(names[name], left, _wide(right))
+            yield OuterProductBlock(names[name], left, wide(right))
     if "in_proj_bias" in names:
         yield DenseBlock(names["in_proj_bias"], torch.cat([left.sum(1) for left in lefts], 1))
 
@@ -117,15 +118,11 @@ def _input_blocks(names: Names, inputs: list[Tensor], grads: tuple[Tensor, ...])
 def _stacked(name: str, inputs: list[Tensor], lefts: list[Tensor]) -> GradientBlock:
     """The three maps as the rows of one matrix: side by side where they share an input, else along the positions."""
     if all(input.data_ptr() == inputs[0].data_ptr() and input.shape == inputs[0].shape for input in inputs):
-        return OuterProductBlock(name, torch.cat(lefts, 2), _wide(inputs[0]))
+        return OuterProductBlock(name, torch.cat(lefts, 2), wide(inputs[0]))
     widths = [left.shape[2] for left in lefts]
     placed = [F.pad(left, (sum(widths[:position]), sum(widths[position + 1 :]))) for position, left in enumerate(lefts)]
-    return OuterProductBlock(name, torch.cat(placed, 1), torch.cat([_wide(input) for input in inputs], 1))
+    return OuterProductBlock(name, torch.cat(placed, 1), torch.cat([wide(input) for input in inputs], 1))
 
 
 def _batch_first(tensor: Tensor, batch_first: bool) -> Tensor:
     return tensor if batch_first else tensor.transpose(0, 1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

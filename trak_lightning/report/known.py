@@ -1,0 +1,99 @@
+"""What the data, the task and the model say about samples: the names of classes, where labels are, a tokenizer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from trak_lightning.report.samples import Samples
+from trak_lightning.report.turns import decoder
+from trak_lightning.report.values import plain_label
+from trak_lightning.tasks.base import Task, batch_of
+from trak_lightning.tasks.fields import LABEL_NAMES
+from trak_lightning.tasks.segmentation import Segmentation
+from trak_lightning.tasks.supervised import SupervisedTask
+
+
+def samples_of(
+    data: Any,
+    *,
+    render: Callable[[Any], Any] | None = None,
+    datamodule: Any = None,
+    task: Any = None,
+    tokenizer: Any = None,
+    model: Any = None,
+) -> Samples:
+    """Show the samples of an `AttributionData` with what is known about it; arguments as for `write_report`."""
+    collate = data.collate_fn
+    bound = getattr(collate, "keywords", {}).get("tokenizer")  # of a partial
+    owners = (datamodule, data.dataset, collate, getattr(collate, "__self__", None))
+    tokenizers = (tokenizer, bound, *(getattr(owner, "tokenizer", None) for owner in owners))
+    found = next((each for each in tokenizers if decoder(each) is not None), None)
+    return Samples(
+        data.dataset,
+        render=render or getattr(datamodule, "render", None),
+        decode=decoder(found),
+        class_names=class_names_of(data.dataset, datamodule=datamodule, task=task, model=model),
+        feature_names=getattr(datamodule, "feature_names", None),
+        label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, (str, int))],
+        label_of=partial(_label_in_batch, data, task),
+        tokenizer=found,
+        input_keys=_input_keys(getattr(task, "inputs", None)),
+        ignore_index=task.ignore_index if isinstance(task, Segmentation) else None,
+        grid_of=partial(_grid, data, task) if isinstance(task, Segmentation) else lambda index: (),
+    )
+
+
+def class_names_of(
+    dataset: Any, *, datamodule: Any = None, task: Any = None, model: Any = None
+) -> Sequence[str] | None:
+    """Return the names of the classes 0, 1, …: ``class_names`` of the DataModule, ``classes`` of the dataset, the ``ClassLabel`` of a
+    dataset of `datasets`, or ``id2label`` of a model of `transformers`, which a module of yours may hold. None if there are none."""
+    found = getattr(datamodule, "class_names", None) or getattr(dataset, "classes", None)
+    features = getattr(dataset, "features", None)
+    if not found and isinstance(features, Mapping):
+        columns = (features.get(key) for key in _label_keys(task))
+        found = next((names for each in columns if (names := getattr(each, "names", None))), None)
+    models = (model, *getattr(model, "children", tuple)())
+    return found or next((names for each in models if (names := _names_of_config(each))), None)
+
+
+def _names_of_config(model: Any) -> list[str] | None:
+    """The names in ``config.id2label``, unless they are those that `transformers` makes up."""
+    ids = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(ids, Mapping) or sorted(ids) != list(range(len(ids))):
+        return None
+    names = [str(ids[number]) for number in range(len(ids))]
+    return None if names == [f"LABEL_{number}" for number in range(len(ids))] else names
+
+
+def _label_keys(task: Any) -> list[str]:
+    """The keys under which a sample may have its label, that of the task first."""
+    return [key for key in (getattr(task, "labels", None), *LABEL_NAMES) if isinstance(key, str)]
+
+
+def _label_in_batch(data: Any, task: Any, index: int) -> Any:
+    """The label that the task finds in a batch of this sample, such as a graph; None if it finds no single one."""
+    if not isinstance(task, Task):
+        return None
+    try:
+        with batch_of(1):
+            batch = data.batch([index])
+            found = task.class_labels(batch)
+            found = task.targets(batch) if found is None and isinstance(task, SupervisedTask) else found
+    except Exception:  # the user's code, which may refuse a batch of one; the rest of the sample is shown
+        return None
+    return plain_label(found) if found is not None and found.numel() == 1 else None
+
+
+def _grid(data: Any, task: Segmentation, index: int) -> tuple[int, ...]:
+    """Height and width of the labels of a sample, (B, H, W) or (B, 1, H, W); () of others, such as volumes, or one-hot ones."""
+    with batch_of(1):
+        shape = tuple(task.targets(data.batch([index])).shape)
+    return shape[-2:] if len(shape) == 3 or (len(shape) == 4 and shape[1] == 1) else ()
+
+
+def _input_keys(inputs: Any) -> set[str]:
+    """The keys of samples that `Inputs` names; none if it names positions, or the whole batch."""
+    keys = inputs.values() if isinstance(inputs, Mapping) else [inputs] if isinstance(inputs, str) else inputs or ()
+    named = {key.partition(".")[0] if isinstance(key, str) else "*" for key in keys}
+    return set() if "*" in named else named
