@@ -127,7 +127,10 @@ class Scores:
             self._file = _identity(self.path)
             # Mapped now, so that these remain the scores if the file is replaced.
             self._matrix = None if offset is None else np.memmap(self.path, np.float32, "r", offset, self.shape)
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except CorruptFileError:
+            raise
+        # A damaged file makes h5py raise almost any exception.
+        except Exception as error:
             raise CorruptFileError(
                 f"{self.path} is not a score file: {error}. Delete it and run trak score again."
             ) from error
