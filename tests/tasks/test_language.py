@@ -134,6 +134,16 @@ def test_padding_on_the_left_changes_nothing():
     torch.testing.assert_close(task.output(model, left), expected, rtol=1e-9, atol=1e-9)
 
 
+def test_labels_after_what_is_masked_elsewhere_count_as_in_the_loss_of_transformers():
+    model, task, batch = problem("gpt2", level="token")
+    row = {"input_ids": batch["input_ids"][:1]}
+    # Within the sequence, and on the right, where beginners label the padding too.
+    row["attention_mask"] = torch.tensor([[1, 1, 0, 1, 1, 1, 0, 0]])
+    row["labels"] = row["input_ids"]
+    expected = -7 * model(**row).loss.double()[None]  # which transformers computes in float32
+    torch.testing.assert_close(task.output(model, row), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_documents_packed_into_a_row_are_not_predicted_from_each_other():
     model, task, _ = problem("llama")
     one, two = tokens(1, 5), tokens(1, 6)

@@ -52,9 +52,8 @@ def warn_of_training_step(
     step = getattr(type(model), "training_step", None)
     if step in (None, L.LightningModule.training_step) or not isinstance(task, COMPARED) or is_cast():
         return
-    if (
-        isinstance(task, Classification) and task.label_smoothing
-    ):  # the gradient of a smoothed loss is not parallel to ∇f
+    # The gradient of a smoothed loss is not parallel to ∇f.
+    if isinstance(task, Classification) and task.label_smoothing:
         return
     if not first_time(model, ("training_step", type(task))):
         return

@@ -23,7 +23,7 @@ class CausalLM(TokenMargins):
 
     Labels are not shifted, as in `transformers`: the prediction at position t is compared with the label at t + 1. A batch without labels is its own label where its attention mask is 1. Labels do not
     count where they are `ignore_index`, where a ``target_mask`` in the batch is 0 (`trak_lightning.tasks.token_targets`
-    makes such targets), or after a position that the attention mask leaves out, such as padding on the left. All other tensors are passed to the model, attention masks and position ids included.
+    makes such targets), or right after padding on the left, where the attention mask is 0. All other tensors are passed to the model, attention masks and position ids included.
 
     A row may hold several packed documents, separated by `position_ids` that begin again at 0, without an attention mask. The
     first token of a document is then not predicted from the document before it (with labels, set `ignore_index` there, as
@@ -62,8 +62,9 @@ class CausalLM(TokenMargins):
         if mask is not None:
             mask = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
         attention = (named_entries(batch) or {}).get("attention_mask")
-        if isinstance(attention, Tensor) and attention.shape == labels.shape:  # padding predicts nothing
-            next_labels = next_labels.masked_fill(attention == 0, self.ignore_index)
+        if isinstance(attention, Tensor) and attention.shape == labels.shape:
+            # Padding on the left predicts nothing. What is masked elsewhere does, as in the loss of `transformers`.
+            next_labels = next_labels.masked_fill(attention.cumsum(1) == 0, self.ignore_index)
         logits = prediction(arguments.call(model), self.outputs)
         if logits.ndim == 3 and logits.shape[1] != labels.shape[1]:
             logits = logits[:, virtual_tokens(model) :]
