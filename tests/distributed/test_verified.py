@@ -23,7 +23,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", [pytest.param("labels", marks=pytest.mark.slow), "code"])
 def test_stale_rows_are_refused_by_every_kind_of_job_and_repaired_by_any(change, job, tmp_path):
     run_dir, (changed, before, message) = tmp_path / "run", CHANGES[change]
     # A copy, because of the original it is known that it was trained on all samples.
