@@ -109,8 +109,8 @@ def test_a_number_and_its_percent_sign_are_on_one_line_of_a_narrow_table(capsys,
 
 def test_a_mask_is_told_from_its_image():
     image, mask = torch.rand(3, 16, 16), torch.ones(16, 16, dtype=torch.long)
-    assert Samples([(image, mask)]).show(0).line == "image 16×16 mask 16×16"
-    assert Samples([{"photo": image, "seg": mask}]).show(0).line == "photo 16×16 seg 16×16"
+    assert Samples([(image, mask)]).show(0).line == "image 16×16 · mask 16×16"
+    assert Samples([{"photo": image, "seg": mask}]).show(0).line == "photo 16×16 · seg 16×16"
 
 
 def test_columns_are_entries_or_public_attributes():
@@ -126,12 +126,13 @@ def test_columns_are_entries_or_public_attributes():
         (["Data", "Data"], True),
         (["x of shape (4, 4) edges of shape (2, 12)", "x of shape (5, 4) edges of shape (2, 15)"], True),
         (["image 640×480 a cat", "image 640×480 a dog"], False),
-        (["age 54 sex male", "age 54 sex male"], False),
+        (["age: 54 · sex: male", "age: 54 · sex: male"], False),
         (["image 28×28"], False),
         (["image 16×8 (w×h)", "image 12×8 (w×h)"], True),
+        (["image 16×8 (w×h) · mask 16×8 (w×h)", "image 12×8 (w×h) · mask 12×8 (w×h)"], True),
         (["Graph: 6 nodes, 12 edges", "Graph: 9 nodes, 18 edges"], True),
         (["Graph: mol3, 6 nodes, 12 edges", "Graph: mol4, 9 nodes, 18 edges"], False),
-        (["x0[0] 2 x0[1] 1", "x0[0] 1 x0[1] 2"], True),
+        (["x0[0]: 2 · x0[1]: 1", "x0[0]: 1 · x0[1]: 2"], True),
     ],
 )
 def test_rows_that_do_not_tell_samples_apart_say_what_does(lines, alike):

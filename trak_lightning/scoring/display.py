@@ -12,6 +12,8 @@ from trak_lightning.scoring.ranking import Ranking
 
 LINE = 100
 """Characters of a sample's text in a table."""
+SEPARATOR = " · "
+"""Between the columns of a sample in one line."""
 TOKEN_IDS = "token ids"
 """Name of token ids that nothing decodes."""
 TOKENIZER = "an attribute tokenizer of the DataModule, the dataset or the collate_fn"
@@ -21,7 +23,7 @@ PICTURES = "a report shows pictures"
 RENDER = "render(sample) of the DataModule, or render= of TRAK.score, says what is shown"
 CLASS_NAMES = "class_names of the DataModule, or classes of the dataset, names labels"
 """What makes rows readable."""
-_UNNAMED = re.compile(r"\bx\d*\[\d+\] ")
+_UNNAMED = re.compile(r"\bx\d*\[\d+\]: ")
 _NUMBERED = re.compile(r"\d+(, \d+)+")
 _SIZES = re.compile(r"\S+ (of shape \([\d, ]*\)|\d+×\d+( \(w×h\))?)|\d+ (nodes|edges)")
 NONE = ("none", "")
@@ -159,7 +161,7 @@ def print_to_read(indices: Iterable[int], samples: ShowsLines | None) -> None:
 
 def _are_sizes(lines: Sequence[str]) -> bool:
     """Whether lines say no more than types, shapes and sizes of pictures, so that people do not know samples by these."""
-    left = {_SIZES.sub("", line).strip(" :,") for line in lines}
+    left = {_SIZES.sub("", line).strip(" :,·") for line in lines}
     return len(lines) > 1 and len(left) == 1 and re.fullmatch(r"\w*", left.pop()) is not None
 
 
@@ -225,7 +227,7 @@ def figure(
 def shortened(text: str, length: int = LINE) -> str:
     """One line of at most `length` characters."""
     line = " ".join(text.split())
-    return line if len(line) <= length else f"{line[: length - 2]} …"
+    return line if len(line) <= length else f"{line[: length - 2].rstrip()} …"
 
 
 def excerpt(text: str, span: str | None) -> str:
