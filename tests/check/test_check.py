@@ -91,7 +91,9 @@ def test_code_that_mixes_samples_is_not_said_to_be_the_module_behind_it(train_se
             x = self.body(x)
             return self.head(x - x.mean(0))
 
-    with pytest.raises(SampleDependenceError, match=r"given to head \(Linear\) differs .* already: code before it mixes"):
+    with pytest.raises(
+        SampleDependenceError, match=r"given to head \(Linear\) differs .* already: code before it mixes"
+    ):
         check(Centred().eval(), train_set, tmp_path)
 
 
