@@ -8,10 +8,10 @@ import torch
 
 from trak_lightning.authoring import write_matrix
 from trak_lightning.cli import main
-from trak_lightning.cli.columns import columns_of
 from trak_lightning.cli.commands import suspects, whatif
 from trak_lightning.cli.output import print_results
 from trak_lightning.cli.shown_samples import ShownSamples
+from trak_lightning.decisions.columns import columns_of
 from trak_lightning.decisions.predictions import Predictions
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.decisions.what_if import Removal

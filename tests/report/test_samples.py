@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trak_lightning import registry
-from trak_lightning.cli.columns import value_of
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.decisions.columns import value_of
 from trak_lightning.errors import DataError
 from trak_lightning.report import Samples
 from trak_lightning.report.accuracy import Outcome

@@ -10,12 +10,12 @@ from jsonargparse import ArgumentParser, Namespace
 
 from trak_lightning.chat.records import answers_file
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
-from trak_lightning.cli.columns import WRITTEN, Condition, all_hold
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.output import print_json, print_trust, summary, trust_in
 from trak_lightning.cli.shown_samples import ShownSamples, What, shown_samples
 from trak_lightning.cli.store_arguments import add_numbers
-from trak_lightning.cli.train_values import labels_of, values_of
+from trak_lightning.cli.train_values import columns_of_train, labels_of
+from trak_lightning.decisions.columns import WRITTEN, Condition
 from trak_lightning.decisions.what_if import Removal, WhatIf
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import require_writable
@@ -110,8 +110,8 @@ def _samples(config: Namespace) -> Array:
                 f"no training sample has the label {wanted!r}; the labels are {', '.join(names[:20])}{named}"
             )
         return mask
-    conditions = Condition.parse_all(config.remove_where)
-    return all_hold(conditions, values_of("whatif", config.run_dir, [each.column for each in conditions]))
+    Condition.parse_all(config.remove_where)  # refused before the data is read
+    return columns_of_train("whatif", config.run_dir).where(config.remove_where)
 
 
 def _read(source: str) -> Array:
