@@ -43,10 +43,12 @@ def test_targets_that_lose_are_apart_from_those_that_gain(capsys):
     found, log_odds = removal(change, np.full(4, np.nan), np.zeros(4)), Meaning("log-odds", probability="output")
     assert whatif._sides(found, 1) == ([1], [0])
     assert whatif._sides(found, 10) == ([1], [0, 3])
-    assert whatif._changes(found, Meaning("a number")) == (
-        "f, a number, falls for 1 of 4 targets and rises for 2; mean +0.094"
+    assert whatif._changes(found, Meaning("a number"), 1) == (
+        "f, a number, falls for 1 of 4 targets and rises for 2, on average by +0.094"
     )
-    assert whatif._changes(found, log_odds).endswith("; p(label) falls below 0.5 for 0 and rises above it for 2")
+    several = whatif._changes(found, log_odds, 3)
+    assert several.startswith("f, log-odds (mean over 3 checkpoints), falls")
+    assert several.endswith("; p(label) of the mean f falls below 0.5 for 0 and rises above it for 2")
     samples = ShownSamples({1: SampleLine("cat", "[b] a line")})
     whatif._print("f falls most for", found, [1], log_odds, samples)
     title, headings, row = capsys.readouterr().out.splitlines()
