@@ -117,7 +117,9 @@ def test_a_target_is_shown_with_labels_where_the_data_is_at_hand_and_as_numbers_
     assert scores.outputs(1) == pytest.approx({"output": outputs.mean(0)[1], "probability": probability}, rel=1e-5)
     scores[1].show(2)
     shown = capsys.readouterr().out
-    assert f"Target 1: {HOSTILE}, p(label) {probability:.3f}, image 4×4" in " ".join(shown.split())
+    assert f"Target 1: {HOSTILE}, p(label) {probability:.3f} (mean over 2 checkpoints), image 4×4" in " ".join(
+        shown.split()
+    )
     assert all(word in shown for word in ("Most helpful", "Most harmful", "cat", "image 4×4", f" {best} "))
     Scores(scores.path)[1].show(2)
     numbers = capsys.readouterr().out

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, get_args
 
 import lightning as L
+import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.fabric import Fabric
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from trak_lightning import registry
 from trak_lightning.check.checks import Findings, run_checks
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.decisions.columns import Columns, answers_of
 from trak_lightning.decisions.predictions import held_out_predictions
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.decisions.suspects import Suspects, find_suspects
@@ -47,7 +49,7 @@ from trak_lightning.report.write import write_report
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import counted
 from trak_lightning.scoring.backend import LOCAL
-from trak_lightning.scoring.base import Scorer
+from trak_lightning.scoring.base import Array, Scorer
 from trak_lightning.scoring.fabric import FabricBackend
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores, open_scores
@@ -508,6 +510,40 @@ class TRAK:
             SettingsError: there is no such rule for λ, or no such weighting.
         """
         return WhatIf(load_features(self.run, self.store, targets=name, train=split), regularization, weights)
+
+    def where(
+        self,
+        condition: str,
+        *,
+        render: Callable[[Any], Any] | None = None,
+        feature_names: Sequence[str] = (),
+        class_names: Sequence[str] | None = None,
+    ) -> Array:
+        """Return the positions of the training samples that fulfill a condition on their columns, (r,).
+
+        >>> trak.what_if("test").remove(trak.where("age>60 and sex=female"))
+
+        Args:
+            condition: a column, one of ``= != < <= > >=`` and a value; ``and`` joins several. Columns are the names that tables show: entries of a
+                mapping, ``numeric[0]`` of a vector, ``x0`` and ``y`` of a tuple; see `trak_lightning.decisions.columns.value_of`.
+            render: converts a sample to what is shown of it; if it returns a mapping, its entries are columns too.
+            feature_names: names of the entries of a vector.
+            class_names: of several yes-or-no labels, whose names are columns too; None uses those of the dataset or the model, if any.
+
+        Raises:
+            IncompleteRunError: nothing was featurized.
+            StaleRowsError: the training samples are not those of the stored rows.
+            SettingsError: it is no condition.
+            DataError: there is no such column, or no training sample fulfills the condition.
+        """
+        job = self._require_job()
+        data, task = job.splits[job.train], self.spec.task
+        if job.verify_data != "off":
+            require_same_samples(data, self.store.open(job.train, self.run.require_checkpoints()[0].id))
+        rendered = None if render is None else samples_of(data, render=render).rendered
+        names = class_names or class_names_of(data.dataset, task=task, model=self.model) or ()
+        columns = Columns(data.dataset, rendered, feature_names, answers_of(data, task, list(map(str, names))) or {})
+        return np.flatnonzero(columns.where(condition))
 
     def select(
         self,

@@ -81,6 +81,22 @@ def test_a_module_that_mixes_samples_is_refused_by_name(layer, message, extracto
         check(model, train_set, tmp_path, extractor=extractor)
 
 
+def test_code_that_mixes_samples_is_not_said_to_be_the_module_behind_it(train_set, tmp_path):
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.body(x)
+            return self.head(x - x.mean(0))
+
+    with pytest.raises(
+        SampleDependenceError, match=r"given to head \(Linear\) differs .* already: code before it mixes"
+    ):
+        check(Centred().eval(), train_set, tmp_path)
+
+
 def test_modules_in_train_mode_and_outputs_that_are_not_finite_are_refused(model, train_set, tmp_path):
     model[2].train()
     with pytest.raises(TrainModeError, match=r"2 \(Dropout"):

@@ -8,10 +8,10 @@ import torch
 
 from trak_lightning.authoring import write_matrix
 from trak_lightning.cli import main
-from trak_lightning.cli.columns import columns_of
 from trak_lightning.cli.commands import suspects, whatif
 from trak_lightning.cli.output import print_results
 from trak_lightning.cli.shown_samples import ShownSamples
+from trak_lightning.decisions.columns import columns_of
 from trak_lightning.decisions.predictions import Predictions
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.decisions.what_if import Removal
@@ -43,10 +43,12 @@ def test_targets_that_lose_are_apart_from_those_that_gain(capsys):
     found, log_odds = removal(change, np.full(4, np.nan), np.zeros(4)), Meaning("log-odds", probability="output")
     assert whatif._sides(found, 1) == ([1], [0])
     assert whatif._sides(found, 10) == ([1], [0, 3])
-    assert whatif._changes(found, Meaning("a number")) == (
-        "f, a number, falls for 1 of 4 targets and rises for 2; mean +0.094"
+    assert whatif._changes(found, Meaning("a number"), 1) == (
+        "f, a number, falls for 1 of 4 targets and rises for 2, on average by +0.094"
     )
-    assert whatif._changes(found, log_odds).endswith("; p(label) falls below 0.5 for 0 and rises above it for 2")
+    several = whatif._changes(found, log_odds, 3)
+    assert several.startswith("f, log-odds (mean over 3 checkpoints), falls")
+    assert several.endswith("; p(label) of the mean f falls below 0.5 for 0 and rises above it for 2")
     samples = ShownSamples({1: SampleLine("cat", "[b] a line")})
     whatif._print("f falls most for", found, [1], log_odds, samples)
     title, headings, row = capsys.readouterr().out.splitlines()
@@ -109,8 +111,8 @@ def test_a_number_and_its_percent_sign_are_on_one_line_of_a_narrow_table(capsys,
 
 def test_a_mask_is_told_from_its_image():
     image, mask = torch.rand(3, 16, 16), torch.ones(16, 16, dtype=torch.long)
-    assert Samples([(image, mask)]).show(0).line == "image 16×16 mask 16×16"
-    assert Samples([{"photo": image, "seg": mask}]).show(0).line == "photo 16×16 seg 16×16"
+    assert Samples([(image, mask)]).show(0).line == "image 16×16 · mask 16×16"
+    assert Samples([{"photo": image, "seg": mask}]).show(0).line == "photo 16×16 · seg 16×16"
 
 
 def test_columns_are_entries_or_public_attributes():
@@ -126,12 +128,13 @@ def test_columns_are_entries_or_public_attributes():
         (["Data", "Data"], True),
         (["x of shape (4, 4) edges of shape (2, 12)", "x of shape (5, 4) edges of shape (2, 15)"], True),
         (["image 640×480 a cat", "image 640×480 a dog"], False),
-        (["age 54 sex male", "age 54 sex male"], False),
+        (["age: 54 · sex: male", "age: 54 · sex: male"], False),
         (["image 28×28"], False),
         (["image 16×8 (w×h)", "image 12×8 (w×h)"], True),
+        (["image 16×8 (w×h) · mask 16×8 (w×h)", "image 12×8 (w×h) · mask 12×8 (w×h)"], True),
         (["Graph: 6 nodes, 12 edges", "Graph: 9 nodes, 18 edges"], True),
         (["Graph: mol3, 6 nodes, 12 edges", "Graph: mol4, 9 nodes, 18 edges"], False),
-        (["x0[0] 2 x0[1] 1", "x0[0] 1 x0[1] 2"], True),
+        (["x0[0]: 2 · x0[1]: 1", "x0[0]: 1 · x0[1]: 2"], True),
     ],
 )
 def test_rows_that_do_not_tell_samples_apart_say_what_does(lines, alike):

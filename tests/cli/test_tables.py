@@ -175,8 +175,9 @@ def test_tokens_without_a_tokenizer_are_positions_without_quotes_and_a_line_says
 ):
     pair = {
         "target": 0, "example": 1, "score": 0.5, "values": np.array([[0.5]]), "target_tokens": ["31"], "example_tokens": ["27"],
+        "target_positions": np.array([4]), "example_positions": np.array([19]),
     }  # fmt: skip
     _print_all([pair, pair], term, tokenized=tokenized)
-    printed = " ".join(capsys.readouterr().out.split())
-    assert ("'27'" in printed) == tokenized
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert ("19 '27' 4 '31'" in printed) == tokenized
     assert printed.count("as text with an attribute tokenizer of the DataModule") == hint

@@ -147,13 +147,23 @@ def test_a_mask_and_positions_are_the_same_set(fitted):
     assert what_if.remove(3).samples.tolist() == [3]
 
 
+def test_conditions_on_columns_give_the_positions_that_fulfill_them(problem, fitted):
+    x, y, _ = problem
+    assert fitted.where("x[0]>0.5 and y<=0").tolist() == np.flatnonzero((x[:, 0] > 0.5) & (y <= 0)).tolist()
+    assert fitted.where("age>0.5", feature_names=[*"abcd", "age"]).tolist() == np.flatnonzero(x[:, 4] > 0.5).tolist()
+    shown = fitted.where("sign=up", render=lambda sample: {"sign": "up" if sample[1] > 0 else "down"})
+    assert shown.tolist() == np.flatnonzero(y > 0).tolist()
+    with pytest.raises(DataError, match=r"no column 'town'; their columns are x\[0\] … x\[4\], y"):
+        fitted.where("town=Ulm")
+
+
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
         ([60], "sample 60 is out of range: the training set has samples 0 … 59"),
         (-1, "sample -1 is out of range"),
         ([0.5], "expected positions, integers"),
-        ("age>60", "got the text 'age>60'. Conditions on columns are options of commands"),
+        ("age>60", r"got the text 'age>60'. where\('age>60'\) of the TRAK object returns"),
         ([5, 3, 5], "sample 5 is given 2 times; positions must be distinct"),
         (np.arange(60) % 2, r"If these 60 integers are a mask, make it boolean: mask.astype\(bool\)"),
         (

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trak_lightning import registry
-from trak_lightning.cli.columns import value_of
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.decisions.columns import value_of
 from trak_lightning.errors import DataError
 from trak_lightning.report import Samples
 from trak_lightning.report.accuracy import Outcome
@@ -123,13 +123,8 @@ def test_text_comes_before_numbers_and_token_ids_without_a_tokenizer_are_not_sho
         "question": "capital of Albania",
         "answer": "Tirana",
     }
-    assert shown(row).line.strip() == "question capital of Albania answer Tirana weight 2.5"
-    assert shown({"scores": torch.tensor([0.5, 2.0]), **row}).line.split()[-4:] == [
-        "scores[0]",
-        "0.5",
-        "scores[1]",
-        "2",
-    ]
+    assert shown(row).line.strip() == "question: capital of Albania · answer: Tirana · weight: 2.5"
+    assert shown({"scores": torch.tensor([0.5, 2.0]), **row}).line.endswith(" · scores[0]: 0.5 · scores[1]: 2")
     pair = {"pixel_values": torch.rand(3, 8, 8), "input_ids": torch.tensor([4, 5, 0, 0])}
     assert shown(pair).line.strip() == "pixel_values 8×8"
 
@@ -143,11 +138,24 @@ def test_token_ids_are_shown_where_there_is_nothing_better_without_their_padding
     )
     assert (
         shown((torch.rand(3, 8, 8), torch.tensor([7, 2, 9, 4] + [0] * 20))).line.strip()
-        == "image 8×8 token ids 7 2 9 4"
+        == "image 8×8 · token ids: 7 2 9 4"
     )
     assert shown((torch.rand(3, 8, 8), torch.arange(30))).line.endswith(" 14 15 …")
     box = shown((torch.rand(3, 8, 8), torch.tensor([1, 2, 6, 7]))).line
-    assert box == "image 8×8 x1[0] 1 x1[1] 2 x1[2] 6 x1[3] 7", "a few integers are no caption"
+    assert box == "image 8×8 · x1[0]: 1 · x1[1]: 2 · x1[2]: 6 · x1[3]: 7", "a few integers are no caption"
+
+
+def test_several_texts_have_the_names_of_their_columns_share_a_line_and_say_the_label_once():
+    pair = {"premise": "A man " * 40, "hypothesis": "He sleeps.", "label": 1, "labels": 1, "label_text": "neutral"}
+    names = ["entailment", "neutral", "contradiction"]
+    sample = shown(pair, class_names=names)
+    assert sample.label == "neutral"
+    assert sample.line.startswith("premise: A man A man")
+    assert sample.line.endswith(" … · hypothesis: He sleeps.")
+    assert len(sample.line) <= 100
+    assert shown((("One.", "Two."), 1)).line == "One. · Two."
+    assert shown({"tokens": ["EU", "rejects", "calls"], "label": 1}).line == "EU rejects calls"
+    assert shown({**pair, "label_text": "maybe"}, class_names=names).line.endswith(" · label_text: maybe")
 
 
 def test_all_samples_show_a_column_in_the_same_way():
@@ -171,9 +179,13 @@ LONG = "An ÉTUDE, in four parts; the third of which is slow. "
     ("columns", "text", "parts"),
     [
         ({"text": LONG}, "an etude , in four parts ; the third of", (Text(LONG),)),  # uncased, cut off
-        ({"sentence1": LONG, "sentence2": LONG[3:]}, LONG + LONG[3:], (Text(LONG), Text(LONG[3:]))),
+        (
+            {"sentence1": LONG, "sentence2": LONG[3:]},
+            LONG + LONG[3:],
+            (Text(LONG, "sentence1"), Text(LONG[3:], "sentence2")),
+        ),
         ({"messages": [{"role": "user", "content": LONG}], "n": 1}, LONG, (Turn("user", LONG), Table((("n", "1"),)))),
-        ({"id": "a", "text": "short"}, "Short", (Text("short"), Table((("id", "a"),)))),
+        ({"id": "a", "text": "short"}, "Short", (Text("short", "text"), Table((("id", "a"),)))),
         ({"text": LONG}, "another text", (Text(LONG), Text("another text"))),
     ],
 )
@@ -285,7 +297,7 @@ def test_the_line_of_a_conversation_is_its_last_answer_after_its_question(said, 
         {"role": "user", "content": "Why " * 99},
         {"role": "assistant", "content": "So"},
     ]
-    assert shown(turns).line == f"{('Why ' * 12)} … → So"
+    assert shown(turns).line == f"{('Why ' * 12)}… → So"
     assert "So" in shown(turns).html
 
 
@@ -328,17 +340,17 @@ def test_the_vectors_of_a_sample_with_several_have_names_of_their_own():
 def test_a_tuple_shows_its_label_once_and_other_columns_as_conditions_name_them():
     sample = torch.tensor([1.0, 2.0]), 5, 0
     by_place = Samples([sample], label_keys=[2], class_names=["no"]).show(0)
-    assert (by_place.label, by_place.line) == ("no", "x0[0] 1 x0[1] 2 x1 5")
-    assert Samples([sample[::-1]], label_keys=[-3]).show(0).line == "x1 5 x2[0] 1 x2[1] 2"
+    assert (by_place.label, by_place.line) == ("no", "x0[0]: 1 · x0[1]: 2 · x1: 5")
+    assert Samples([sample[::-1]], label_keys=[-3]).show(0).line == "x1: 5 · x2[0]: 1 · x2[1]: 2"
     columns = [name for part in by_place.parts for name, _ in part.fields]
     assert [value_of(sample, column) for column in columns] == ["1.0", "2.0", "5"]
-    assert shown({"scores": [0.5, 2.0]}).line == "scores[0] 0.5 scores[1] 2"
+    assert shown({"scores": [0.5, 2.0]}).line == "scores[0]: 0.5 · scores[1]: 2"
 
 
 def test_the_text_that_was_tokenized_is_shown_without_the_name_of_its_column():
     row = {"text": "a treaty", "input_ids": [4, 5, 6], "attention_mask": [1, 1, 1], "label": 1}
     assert shown(row, decode=lambda ids: "a treaty").line.strip() == "a treaty"
-    assert "source web" in shown({**row, "source": "web"}, decode=lambda ids: "a treaty").line
+    assert shown({**row, "source": "web"}, decode=lambda ids: "a treaty").line == "text: a treaty · source: web"
 
 
 class Columns(list):

@@ -131,7 +131,7 @@ class Job:
         if self.settings.checkpoints is not None:
             named = self._named()
             if self.speaks:
-                summary("train", f"nothing to train: {counted(len(named), 'named checkpoint')}")
+                summary("train", f"nothing to train: {counted(len(named), 'checkpoint file')} named")
             return named
         self._require_same_order()
         started = time.perf_counter()

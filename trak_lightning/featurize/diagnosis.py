@@ -83,35 +83,50 @@ def _first_difference(
     model: nn.Module, task: Task, alone: SampleBatch, batch: SampleBatch, position: int
 ) -> str | None:
     """Describe the first module whose output for a sample is random, or depends on the batch that the sample is in."""
-    runs = [_outputs(model, task, each) for each in (batch, batch, alone)]
+    runs = [_calls(model, task, each) for each in (batch, batch, alone)]
     names = {module: name or "the model" for name, module in model.named_modules()}
-    once, twice, single = ([(module, _tensors(output)) for module, output in run] for run in runs)
-    for (module, first), (_, second), (_, lone) in zip(once, twice, single, strict=False):
-        what = f"{names[module]} ({type(module).__name__})"
-        if any(one.shape != two.shape or not _close(one, two) for one, two in zip(first, second, strict=False)):
+
+    def depends(many: list[Tensor], one: list[Tensor]) -> bool:
+        return any(
+            len(each) == batch.size and each[position].shape == lone.shape[1:] and not _close(each[position], lone[0])
+            for each, lone in zip(many, one, strict=False)
+            if each.ndim and lone.ndim and len(lone) == 1
+        )
+
+    for once, twice, single in zip(*runs, strict=False):
+        what = f"{names[once.module]} ({type(once.module).__name__})"
+        if any(
+            one.shape != two.shape or not _close(one, two) for one, two in zip(once.output, twice.output, strict=False)
+        ):
             return (
                 f"The output of {what} differs between two runs on the same batch: it draws random numbers (draw them in the dataset, "
                 f"from a generator seeded by the sample's index: {docs_page('recipes', 'Diffusion')}), or keeps something between calls that is neither a "
                 "buffer nor an attribute of a module"
             )
-        for one, two in zip(first, lone, strict=False):
-            by_sample = (
-                one.ndim
-                and two.ndim
-                and (one.shape[0], two.shape[0]) == (batch.size, 1)
-                and one.shape[1:] == two.shape[1:]
+        if depends(once.inputs, single.inputs):
+            return (
+                f"What is given to {what} differs for this sample already: code before it mixes samples, such as a mean, norm or softmax over "
+                "all of them, or over the nodes of all graphs"
             )
-            if by_sample and not _close(one[position], two[0]):
-                return f"The first module whose output for this sample differs is {what}"
+        if depends(once.output, single.output):
+            return f"The first module whose output for this sample differs is {what}"
     return None
 
 
-def _outputs(model: nn.Module, task: Task, batch: SampleBatch) -> list[tuple[nn.Module, Any]]:
-    """The output of every module, in the order in which modules return; on the CPU to save GPU memory."""
-    found: list[tuple[nn.Module, Any]] = []
+class _Call(NamedTuple):
+    """Floating-point tensors that a module was given and returned, on the CPU to save GPU memory."""
 
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        found.append((module, [tensor.detach().cpu().clone() for tensor in _tensors(output)]))
+    module: nn.Module
+    inputs: list[Tensor]
+    output: list[Tensor]
+
+
+def _calls(model: nn.Module, task: Task, batch: SampleBatch) -> list[_Call]:
+    """The calls of all modules, in the order in which they return."""
+    found: list[_Call] = []
+
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        found.append(_Call(module, _kept((args, kwargs)), _kept(output)))
 
     with _hooked(model, note), torch.no_grad(), batch_of(batch.size):
         task.output(model, batch.data)
@@ -120,7 +135,7 @@ def _outputs(model: nn.Module, task: Task, batch: SampleBatch) -> list[tuple[nn.
 
 @contextmanager
 def _hooked(model: nn.Module, hook: Any) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in model.modules()]
     try:
         with without_fast_path():
             yield
@@ -129,8 +144,9 @@ def _hooked(model: nn.Module, hook: Any) -> Iterator[None]:
             handle.remove()
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in flatten(output)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+def _kept(tree: Any) -> list[Tensor]:
+    leaves = flatten(tree)[0]
+    return [leaf.detach().cpu().clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _close(one: Tensor, two: Tensor) -> bool:

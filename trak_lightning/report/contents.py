@@ -84,6 +84,7 @@ class Report:
     meaning: Meaning
     targets: tuple[Target, ...]
     num_targets: int
+    num_checkpoints: int
     suspects: tuple[ShownSuspect, ...]
     suspicion: str
     """How suspects were found, in a sentence."""

@@ -114,6 +114,7 @@ def gather(
         meaning=outcome.meaning,
         targets=tuple(targets),
         num_targets=sources.scores.shape[0],
+        num_checkpoints=len(sources.checkpoints),
         suspects=suspicion.suspects,
         suspicion=suspicion.text,
         evaluations=tuple(evaluated(name, result) for name, result in results),

@@ -167,7 +167,11 @@ class Samples:
             key = next((key for key in found if not same_shape(as_array(sample[key]), tokens)), None)
             if key is None:
                 return sample, None
-            return {name: part for name, part in sample.items() if name != key}, plain_label(sample[key])
+            label = plain_label(sample[key])
+            content = {
+                name: part for name, part in sample.items() if name != key and not self._repeats(name, part, label)
+            }
+            return content, label
         if isinstance(sample, (tuple, list)):
             own = [
                 place for place in self._label_keys if isinstance(place, int) and -len(sample) <= place < len(sample)
@@ -177,6 +181,12 @@ class Samples:
                 others = [None if each == place else part for each, part in enumerate(sample)]
                 return sample[1 - place] if len(sample) == 2 else tuple(others), plain_label(sample[place])
         return sample, None
+
+    def _repeats(self, name: Any, value: Any, label: Any) -> bool:
+        """Whether an entry says again which label a sample has: the same number under another key, or the name of the class."""
+        if isinstance(value, str):
+            return "label" in str(name).lower() and value == self._label(label)
+        return name in self._label_keys and is_label(value) and plain_label(value) == label
 
     def seen(self, content: Any) -> Any:
         """The part of a sample's content that the model is given, as far as the task names it."""
@@ -197,9 +207,11 @@ class Samples:
         if value is None:
             return []
         if isinstance(value, str):
-            return [Text(_shortened(value))]
+            return [Text(_shortened(value), name)]
         if isinstance(value, Mapping):
             return self._fields(value)
+        if name and _are_words(value):
+            return [Text(_shortened(" ".join(value)), name)]
         if isinstance(value, (tuple, list)) and value and all(map(_is_turn, value)):
             return [Turn(str(each["role"]), _shortened(_content(each["content"]))) for each in value]
         array = as_array(value)
@@ -291,7 +303,8 @@ class Samples:
                 others[place:place] = parts
         if tokens is not None:  # a text, and not a row of a table, whose columns keep their order
             fields.sort(key=lambda field: not isinstance(values.get(field[0]), str))
-        content = [part for part in others if not isinstance(part, Table)]
+        texts = sum(isinstance(values.get(name), str) for name, _ in fields)
+        content = _named([part for part in others if not isinstance(part, Table)], texts)
         named = [Table(tuple(fields[:MOST_FIELDS]))] if fields else []
         vectors = [part for part in others if isinstance(part, Table)]
         readable = any(isinstance(part, (Picture, Turn)) for part in content) or any(map(is_text, values.values()))
@@ -356,6 +369,21 @@ def _tells(text: str, ids: str) -> bool:
     """Whether a text is what token ids say, which may be cut off, or lack words that the tokenizer does not know."""
     left = iter(text)
     return text.startswith(ids) or (3 * len(ids) > len(text) and all(letter in left for letter in ids))
+
+
+def _named(parts: Sequence[Part], others: int) -> list[Part]:
+    """Parts whose texts keep their names only if there is another one, among these or the `others`."""
+    several = others + sum(isinstance(part, Text) and bool(part.name) for part in parts) > 1
+    return [replace(part, name=part.name * several) if isinstance(part, Text) else part for part in parts]
+
+
+def _are_words(value: Any) -> bool:
+    """Whether `value` is a text that is cut into words."""
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) > 1
+        and all(isinstance(each, str) and len(each.split()) == 1 for each in value)
+    )
 
 
 def _is_turn(value: Any) -> bool:

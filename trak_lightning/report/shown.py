@@ -7,17 +7,20 @@ from html import escape
 from typing import TypeAlias
 
 from trak_lightning.report.pictures import Picture
-from trak_lightning.scoring.display import LINE, after_question, ending, shortened
+from trak_lightning.scoring.display import LINE, SEPARATOR, after_question, ending, shortened
 
+FEWEST = 16
+"""Characters that are shown of a text, however many texts a sample has."""
 PROMPT, ANSWER = "prompt", "assistant"
 """Roles of the parts of a text of which only answers were trained on."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Plain text."""
+    """Plain text, with the name of its column where a sample has text in several."""
 
     text: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,20 @@ class Shown:
 
     @property
     def line(self) -> str:
-        """Its content without the label, in one line."""
+        """Its content without the label, in one line: ``premise: … · hypothesis: …``, of about `LINE` characters if several texts are longer."""
         pictures = [_size(part) for part in self.parts if isinstance(part, Picture)]
-        return " ".join(filter(None, [*pictures, self._said]))
+        return SEPARATOR.join(filter(None, [*pictures, self._said(LINE)]))
 
-    @property
-    def _said(self) -> str:
-        """Its text in one line: of a conversation, the last answer after its question."""
+    def _said(self, length: int) -> str:
+        """Its text in one line: of a conversation, the last answer after its question; of several texts, as much of each."""
         turns = [part for part in self.parts if isinstance(part, Turn)]
-        others = Shown(tuple(part for part in self.parts if not isinstance(part, Turn))).words
-        return " ".join(filter(None, [_last_answer(turns), others]))
+        texts = [part for part in self.parts if isinstance(part, Text)]
+        rest = length - sum(len(f"{part.name}: {SEPARATOR}") for part in texts)
+        longest = _fair(rest, [len(part.text) for part in texts]) if len(texts) > 1 else None
+        own = [(part.name, part.text if longest is None else shortened(part.text, longest)) for part in texts]
+        fields = [field for part in self.parts if isinstance(part, Table) for field in part.fields]
+        named = [f"{name}: {text}" if name else text for name, text in [*own, *fields]]
+        return SEPARATOR.join(filter(None, [_last_answer(turns), *named]))
 
     @property
     def image(self) -> bytes | None:
@@ -71,7 +78,7 @@ class Shown:
         pictures = [
             f'<img src="{part.source}" style="{style}" alt="">' for part in self.parts if isinstance(part, Picture)
         ]
-        text = shortened(self._said, 2 * LINE)
+        text = shortened(self._said(2 * LINE), 2 * LINE)
         return "".join([*pictures, f"<div>{escape(text)}</div>" if text else ""])
 
     @property
@@ -89,6 +96,18 @@ class Shown:
             elif isinstance(part, Table):
                 found += [f"{name} {value}" for name, value in part.fields]
         return " ".join(found)
+
+
+def _fair(total: int, lengths: Sequence[int]) -> int:
+    """The length to cut texts to, so that they have `total` characters together: what short ones leave is for longer ones.
+
+    >>> _fair(100, [10, 400, 70])
+    45
+    """
+    left, share = sorted(lengths), total
+    while left and left[0] <= (share := max(total // len(left), FEWEST)):
+        total -= left.pop(0)
+    return share
 
 
 def _size(picture: Picture) -> str:

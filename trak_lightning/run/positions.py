@@ -19,9 +19,7 @@ def positions(samples: npt.ArrayLike, n: int, what: str) -> Array:
     if found.ndim != 1 or (found.dtype.kind not in "iu" and found.size):
         got = f"{found.dtype} of shape {found.shape}"
         if isinstance(samples, str):
-            got = (
-                f"the text {samples!r}. Conditions on columns are options of commands, as in trak whatif --remove_where"
-            )
+            got = f"the text {samples!r}. where({samples!r}) of the TRAK object returns the positions that fulfill a condition on columns"
         raise DataError(f"{what}: expected positions, integers of shape (s,), or a mask of {n} bools; got {got}")
     found = found.astype(np.int64)
     if len(outside := found[(found < 0) | (found >= n)]):

@@ -12,6 +12,8 @@ from trak_lightning.scoring.ranking import Ranking
 
 LINE = 100
 """Characters of a sample's text in a table."""
+SEPARATOR = " · "
+"""Between the columns of a sample in one line."""
 TOKEN_IDS = "token ids"
 """Name of token ids that nothing decodes."""
 TOKENIZER = "an attribute tokenizer of the DataModule, the dataset or the collate_fn"
@@ -21,7 +23,7 @@ PICTURES = "a report shows pictures"
 RENDER = "render(sample) of the DataModule, or render= of TRAK.score, says what is shown"
 CLASS_NAMES = "class_names of the DataModule, or classes of the dataset, names labels"
 """What makes rows readable."""
-_UNNAMED = re.compile(r"\bx\d*\[\d+\] ")
+_UNNAMED = re.compile(r"\bx\d*\[\d+\]: ")
 _NUMBERED = re.compile(r"\d+(, \d+)+")
 _SIZES = re.compile(r"\S+ (of shape \([\d, ]*\)|\d+×\d+( \(w×h\))?)|\d+ (nodes|edges)")
 NONE = ("none", "")
@@ -103,6 +105,8 @@ def ranking_table(
     shown = [list(_shown_rows(ranking, samples)) or [(*NONE, "", "")] for ranking in rankings]
     if not any(row[2] for rows in shown for row in rows):  # no sample has a label
         names, shown = names[:2] + names[3:], [[row[:2] + row[3:] for row in rows] for rows in shown]
+    if _are_picture_sizes([row[-1] for rows in shown for row in rows if row[0] != NONE[0]]):
+        names, shown = names[:-1], [[row[:-1] for row in rows] for rows in shown]
     widths = [max(map(len, column)) for column in zip(names, *(cells for rows in shown for cells in rows), strict=True)]
     tables = []
     for heading, rows in zip(headings, shown, strict=True):
@@ -119,20 +123,25 @@ def ranking_table(
     return Group(Text(title, style="italic"), *tables, *([Text(remedy)] if remedy else []))
 
 
-def ranking_title(name: str, sample: ShownLine | None, facts: Sequence[tuple[str, str]] = ()) -> str:
-    """A sample by its name, its label, the first of the `facts` about it, and its content; of the last three, those that are known."""
-    known = () if sample is None else (sample.label, *(" ".join(fact) for fact in facts[:1]), shortened(sample.line))
-    found = ", ".join(filter(None, known or [" ".join(fact) for fact in facts[:1]]))
+def ranking_title(
+    name: str, sample: ShownLine | None, facts: Sequence[tuple[str, str]] = (), averaged: str = ""
+) -> str:
+    """A sample by its name, its label, the first of the `facts` about it, how that was `averaged`, and its content; what is known of these."""
+    said = [" ".join([*fact, *([f"({averaged})"] if averaged else [])]) for fact in facts[:1]]
+    known = said if sample is None else [sample.label, *said, shortened(sample.line)]
+    found = ", ".join(filter(None, known))
     return f"{name}: {found}" if found else name
 
 
 def sample_columns(indices: Iterable[int], samples: ShowsLines | None) -> dict[str, list[str]]:
-    """The columns ``label``, if any sample has one, and ``sample`` of a table with a row for each of the samples; none if nothing shows them."""
+    """The columns ``label``, if any sample has one, and ``sample``, unless it has sizes of pictures only, of a table with a row for each of the
+    samples; none if nothing shows them."""
     if samples is None:
         return {}
     shown = [samples.show(int(index)) for index in indices]
     labels = [each.label or "" for each in shown]
-    return ({"label": labels} if any(labels) else {}) | {"sample": [shortened(each.line) for each in shown]}
+    lines = [shortened(each.line) for each in shown]
+    return ({"label": labels} if any(labels) else {}) | ({} if _are_picture_sizes(lines) else {"sample": lines})
 
 
 def to_read(samples: Sequence[ShownLine]) -> str:
@@ -159,8 +168,13 @@ def print_to_read(indices: Iterable[int], samples: ShowsLines | None) -> None:
 
 def _are_sizes(lines: Sequence[str]) -> bool:
     """Whether lines say no more than types, shapes and sizes of pictures, so that people do not know samples by these."""
-    left = {_SIZES.sub("", line).strip(" :,") for line in lines}
+    left = {_SIZES.sub("", line).strip(" :,·") for line in lines}
     return len(lines) > 1 and len(left) == 1 and re.fullmatch(r"\w*", left.pop()) is not None
+
+
+def _are_picture_sizes(lines: Sequence[str]) -> bool:
+    """Whether lines say no more than the sizes of pictures, so that a column of them is empty space."""
+    return all("×" in line and not _SIZES.sub("", line).strip(" :,·") for line in lines)
 
 
 def _shown_rows(ranking: Ranking, samples: ShowsLines) -> Iterator[tuple[str, ...]]:
@@ -225,7 +239,7 @@ def figure(
 def shortened(text: str, length: int = LINE) -> str:
     """One line of at most `length` characters."""
     line = " ".join(text.split())
-    return line if len(line) <= length else f"{line[: length - 2]} …"
+    return line if len(line) <= length else f"{line[: length - 2].rstrip()} …"
 
 
 def excerpt(text: str, span: str | None) -> str:

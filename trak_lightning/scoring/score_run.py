@@ -75,6 +75,7 @@ def score_run(
         "trust": None if trust is None else trust.to_json(),
         "trust_unknown": unpredictable(fitted, checkpoints),
         "meaning": asdict(meaning),
+        "checkpoints": len(checkpoints),
         "target_split": targets,
         "grouped": groups is not None,
     }

@@ -87,7 +87,7 @@ class Attribution:
     @property
     def _title(self) -> str:
         shown = None if self.scores.samples is None else self.scores.samples[1].show(self.target)
-        return ranking_title(f"Target {self.target}", shown, self.scores.facts(self.target))
+        return ranking_title(f"Target {self.target}", shown, self.scores.facts(self.target), self.scores.averaged)
 
     def _sides(self, k: int) -> tuple[Ranking, Ranking]:
         k = min(k, len(self))
@@ -197,6 +197,12 @@ class Scores:
         """The same in words, the most telling first, such as ``("p(label)", "0.231")``."""
         found = self.outputs(target)
         return self.meaning.facts(found["output"], found.get("probability")) if "output" in found else []
+
+    @property
+    def averaged(self) -> str:
+        """What `outputs` are, in words: ``mean over 3 checkpoints``; nothing if there is one, and in files of earlier versions."""
+        count = self.settings.get("checkpoints", 1)
+        return f"mean over {count} checkpoints" if count > 1 else ""
 
     def __len__(self) -> int:
         """The number of targets m."""

@@ -9,7 +9,7 @@ from trak_lightning.cli.arguments import add_scored, light_parser, light_setting
 from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.shown_samples import shown_train
 from trak_lightning.cli.store_arguments import add_numbers
-from trak_lightning.cli.train_values import labels_of, values_of
+from trak_lightning.cli.train_values import columns_of_train, labels_of
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.numpy_files import read_given
@@ -70,7 +70,7 @@ def _groups(run_dir: str, source: str) -> Array:
         labels, names = labels_of("select", run_dir)
         return np.array(names)[labels]
     if not source.endswith(".npy"):
-        return values_of("select", run_dir, [source])[0]
+        return columns_of_train("select", run_dir).values(source)
     return read_given(source, "--groups must be label, a column, or a .npy file of groups")
 
 

@@ -1,6 +1,6 @@
 """``trak tokens``: which tokens of a training sample moved which tokens of a target."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,13 @@ from trak_lightning.cli.output import print_json, summary
 from trak_lightning.cli.shown_samples import with_targets_of
 from trak_lightning.cli.store_arguments import add_json, scored_parser
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.display import TOKENIZER, print_table
 from trak_lightning.scoring.scores import open_scores
 
 STRONGEST = 8
 SHOWN = 3
+POSITION = "position"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
             "target": pair.target,
             "example": pair.example,
             "score": pair.score,
+            "target_positions": pair.target_positions,
+            "example_positions": pair.example_positions,
             "target_tokens": targets.token_texts(pair.target, pair.target_positions),
             "example_tokens": train.token_texts(pair.example, pair.example_positions),
             "values": pair.values,
@@ -72,18 +76,32 @@ def main(argv: Sequence[str]) -> int:
 
 def _print_all(pairs: Sequence[dict[str, Any]], term: str, *, tokenized: bool) -> None:
     for pair in pairs:
-        _print(pair, term, repr if tokenized else str)
+        _print(pair, term, tokenized=tokenized)
     if not tokenized and term == "token":
         summary("tokens", f"are shown by their positions among the labels; as text with {TOKENIZER}")
 
 
-def _print(pair: dict[str, Any], term: str, written: Callable[[str], str]) -> None:
-    values, example, target = pair["values"], pair["example_tokens"], pair["target_tokens"]
+def _print(pair: dict[str, Any], term: str, *, tokenized: bool) -> None:
+    values = pair["values"]
     strongest = np.argsort(-np.abs(values), axis=None, kind="stable")[:STRONGEST]
-    places = zip(*np.unravel_index(strongest, values.shape), strict=True)
-    rows = [(written(example[j]), written(target[i]), f"{values[i, j]:+.3g}") for i, j in places]
+    i, j = np.unravel_index(strongest, values.shape)
+    columns = _columns(pair, "example", f"training {term}", j, tokenized)
+    columns += _columns(pair, "target", f"moved target {term}", i, tokenized)
+    columns += [("by", [f"{value:+.3g}" for value in values[i, j]])]
+    headings, cells = zip(*columns, strict=True)
     title = (
         f"target {pair['target']}, training sample {pair['example']}: {pair['score']:+.4g} = sum over "
         f"{values.shape[0]} × {values.shape[1]} {term}s"
     )
-    print_table((f"training {term}", f"moved target {term}", "by"), rows, numeric=(2,), title=title)
+    numeric = [place for place, heading in enumerate(headings) if heading in (POSITION, "by")]
+    print_table(headings, zip(*cells, strict=True), numeric=numeric, title=title)
+
+
+def _columns(
+    pair: dict[str, Any], what: str, heading: str, places: Array, tokenized: bool
+) -> list[tuple[str, list[str]]]:
+    """The positions among the labels of some tokens, and their texts, which are positions where nothing decodes them."""
+    texts = [pair[f"{what}_tokens"][place] for place in places]
+    if not tokenized:
+        return [(heading, texts)]
+    return [(POSITION, [str(pair[f"{what}_positions"][place]) for place in places]), (heading, list(map(repr, texts)))]

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     kind, facts = ("Target", scores.facts(by)) if what == "train" else ("Training sample", [])
-    title = ranking_title(f"{kind} {by} of {short_path(scores.path)}", own, facts)
+    title = ranking_title(f"{kind} {by} of {short_path(scores.path)}", own, facts, scores.averaged)
     headings = scores.meaning.headings
     Console().print(ranking_table(title, what, headings, (helpful, harmful), samples))
     print_trust(run, scores)

@@ -10,12 +10,12 @@ from jsonargparse import ArgumentParser, Namespace
 
 from trak_lightning.chat.records import answers_file
 from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
-from trak_lightning.cli.columns import WRITTEN, Condition, all_hold
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.output import print_json, print_trust, summary, trust_in
 from trak_lightning.cli.shown_samples import ShownSamples, What, shown_samples
 from trak_lightning.cli.store_arguments import add_numbers
-from trak_lightning.cli.train_values import labels_of, values_of
+from trak_lightning.cli.train_values import columns_of_train, labels_of
+from trak_lightning.decisions.columns import WRITTEN, Condition
 from trak_lightning.decisions.what_if import Removal, WhatIf
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import require_writable
@@ -25,7 +25,15 @@ from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.numpy_files import read_given, write_npz
 from trak_lightning.run.sample_lines import SampleLine
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import ShowsLines, after_question, excerpt, print_table, sample_columns, shortened
+from trak_lightning.scoring.display import (
+    ShowsLines,
+    after_question,
+    excerpt,
+    print_table,
+    print_to_read,
+    sample_columns,
+    shortened,
+)
 from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.scores import open_scores
@@ -56,12 +64,13 @@ def main(argv: Sequence[str]) -> int:
     summary("whatif", what, len(removal.change), "targets", started)
     summary("caution", removal.caution)
     meaning = run.read().meaning
-    summary("changes", _changes(removal, meaning))
+    summary("changes", _changes(removal, meaning, len(checkpoints)))
     falls, rises = _sides(removal, config.k)
     samples_of = None if config.numbers else _shown(run, targets, [*falls, *rises], len(removal.change))
     for title, side in (("f falls most for", falls), ("f rises most for", rises)):
         if side:
             _print(title, removal, side, meaning, samples_of)
+    print_to_read([*falls, *rises], samples_of)
     if scores is not None:
         print_trust(run, scores)
     return 0
@@ -110,8 +119,8 @@ def _samples(config: Namespace) -> Array:
                 f"no training sample has the label {wanted!r}; the labels are {', '.join(names[:20])}{named}"
             )
         return mask
-    conditions = Condition.parse_all(config.remove_where)
-    return all_hold(conditions, values_of("whatif", config.run_dir, [each.column for each in conditions]))
+    Condition.parse_all(config.remove_where)  # refused before the data is read
+    return columns_of_train("whatif", config.run_dir).where(config.remove_where)
 
 
 def _read(source: str) -> Array:
@@ -134,18 +143,26 @@ def _sides(removal: Removal, count: int) -> tuple[list[int], list[int]]:
     return falls[:count].tolist(), rises[:count].tolist()
 
 
-def _changes(removal: Removal, meaning: Meaning) -> str:
-    """What happens to all targets, in words."""
+def _changes(removal: Removal, meaning: Meaning, checkpoints: int) -> str:
+    """What happens to all targets, in words, and what the numbers are of several checkpoints."""
     change = removal.change
     falls, rises = int((change < 0).sum()), int((change > 0).sum())
-    said = f"f, {meaning.output}, falls for {falls} of {len(change)} targets and rises for {rises}; mean {format_number(change.mean(), 2, '+')}"
-    if meaning.probability != "output" or (found := removal.probabilities(meaning)) is None:
+    several = checkpoints > 1
+    averaged = f" (mean over {checkpoints} checkpoints)" * several
+    said = (
+        f"f, {meaning.output}{averaged}, falls for {falls} of {len(change)} targets and rises for {rises}, on average by "
+        f"{format_number(change.mean(), 2, '+')}"
+    )
+    if (found := removal.probabilities(meaning)) is None:
         return said
+    said += f"; {meaning.probability_name}{' of the mean f' * several}"
+    if meaning.probability != "output":
+        return f"{said} is next to it"
     before, after = (each > 0.5 for each in found)
     below, above = int((before & ~after).sum()), int((after & ~before).sum())
     if not below + above:
-        return f"{said}; {meaning.probability_name} crosses 0.5 for none"
-    return f"{said}; {meaning.probability_name} falls below 0.5 for {below} and rises above it for {above}"
+        return f"{said} crosses 0.5 for none"
+    return f"{said} falls below 0.5 for {below} and rises above it for {above}"
 
 
 def _shown(run: RunDirectory, targets: str, positions: Sequence[int], count: int) -> ShowsLines | None:

@@ -368,7 +368,8 @@ class Planner:
         if not whole and not movable:
             raise UnsupportedModelError(
                 f"the hooks extractor cannot compute per-sample gradients of {len(names)} parameters of {type(self._model).__name__}: "
-                f"{reason}. They are used outside the forward of the modules that contain them, or where samples are mixed. Use "
+                f"{reason.rstrip('.')}. They are used outside the forward of the modules that contain them, or where samples have no rows of their own, "
+                "such as before the nodes of each graph are summed. Use "
                 "extractor='auto' or 'iterative', or leave them out: parameters=['!NAME']."
             )
         self._whole |= whole

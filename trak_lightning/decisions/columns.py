@@ -5,13 +5,19 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from trak_lightning.cli.error_messages import UsageError
-from trak_lightning.errors import DataError, docs_page
+from trak_lightning.errors import DataError, SettingsError, docs_page
 from trak_lightning.scoring.base import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trak_lightning.data.dataset import AttributionData
+    from trak_lightning.tasks.base import Task
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -47,16 +53,16 @@ class Condition(NamedTuple):
         """Read one comparison of what `WRITTEN` describes.
 
         Raises:
-            UsageError: it is something else.
+            SettingsError: it is something else.
         """
         found = re.fullmatch(_COMPARISON, text.strip(), re.DOTALL)
         if found is None:
-            raise UsageError(f"--remove_where must be {WRITTEN}, got {text!r}")
+            raise SettingsError(f"a condition must be {WRITTEN}, got {text!r}")
         column, comparison, value = found.groups()
         quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value[0] not in value[1:-1]
         if not quoted and (joint := _OTHER_JOINTS.search(value)):
-            raise UsageError(
-                f"--remove_where {text!r}: {joint[1]!r} joins no conditions; join them with and, as in 'age>60 and sex=female'; there is no or. "
+            raise SettingsError(
+                f"condition {text!r}: {joint[1]!r} joins no conditions; join them with and, as in 'age>60 and sex=female'; there is no or. "
                 f'If it is part of a value, put the value in quotes: {column}{comparison}"…"'
             )
         return cls(column, "=" if comparison == "==" else comparison, value[1:-1] if quoted else value)
@@ -107,6 +113,79 @@ def all_hold(conditions: Sequence[Condition], columns: Sequence[Array]) -> Array
         counts = ", ".join(f"{mask.sum()} have {condition}" for condition, mask in zip(conditions, masks, strict=True))
         raise DataError(f"no training sample fulfills all conditions: {counts}, and none all of these")
     return both
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of the n samples of a dataset.
+
+    Attributes:
+        rows: the samples.
+        render: returns what is shown of the sample at a position, whose entries are columns too if it is a mapping; None if there is nothing else.
+        feature_names: names of the entries of vectors.
+        answers: other columns: of each name, the values of all samples as text (n,).
+        remedy: the end of the message that a column is missing.
+    """
+
+    rows: Any
+    render: Callable[[int], Any] | None = None
+    feature_names: Sequence[str] = ()
+    answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    remedy: str = ""
+
+    def values(self, column: str) -> Array:
+        """Return what every sample has in a column, as text (n,); see `value_of`. Of a column that `render` returns, what it returns.
+
+        Raises:
+            DataError: samples do not have it, or it holds more than one value per sample.
+        """
+        rows, render = self.rows, self.render
+        first = None if render is None else render(0)
+        if render is not None and column in rendered_columns(first):
+            return np.array([value_of(render(i), column) for i in range(len(rows))])
+        if column in self.answers and column not in columns_of(rows[0]):
+            return np.array(self.answers[column])
+        others = list(self.answers)
+        require_column(rows[0], column, self.feature_names, rows, rendered=first, others=others, remedy=self.remedy)
+        return np.array([value_of(rows[i], column, self.feature_names) for i in range(len(rows))])
+
+    def where(self, condition: str) -> Array:
+        """Return whether each sample fulfills a condition, see `WRITTEN`, (n,).
+
+        Raises:
+            SettingsError: it is none.
+            DataError: a column is missing, or no sample fulfills it.
+        """
+        conditions = Condition.parse_all(condition)
+        return all_hold(conditions, [self.values(each.column) for each in conditions])
+
+
+def answers_of(data: "AttributionData", task: "Task", names: Sequence[str]) -> dict[str, list[str]] | None:
+    """What every sample has of each yes-or-no label that has a name: ``1``, ``0``, or ``None`` if it is not known. None if samples do not have
+    several such labels."""
+    from trak_lightning.tasks.binary import Multilabel
+
+    labels = of_all(data, task.right_answers) if isinstance(task, Multilabel) else None
+    if labels is None:
+        return None
+    columns = ([str(each) if each >= 0 else "None" for each in column] for column in labels.T.tolist())
+    return dict(zip(names, columns, strict=True)) if len(names) == labels.shape[1] else {}
+
+
+def of_all(data: "AttributionData", labels_of: "Callable[[Any], Tensor | None]") -> Array | None:
+    """What a function finds in every batch of a dataset, joined, if it finds anything."""
+    from trak_lightning.tasks.base import batch_of
+
+    found = []
+    for start in range(0, len(data), data.batch_size):
+        batch = range(start, min(start + data.batch_size, len(data)))
+        with batch_of(len(batch)):
+            labels = labels_of(data.batch(batch))
+        if labels is None:
+            return None
+        found.append(labels.numpy())
+    joined: Array = np.concatenate(found)
+    return joined
 
 
 def value_of(sample: Any, column: str, feature_names: Sequence[str] = ()) -> str:

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from trak_lightning.cli.columns import Condition, all_hold, require_column, text_of, value_of
-from trak_lightning.cli.error_messages import UsageError
-from trak_lightning.errors import DataError
+from trak_lightning.decisions.columns import Condition, all_hold, require_column, text_of, value_of
+from trak_lightning.errors import DataError, SettingsError
 
 VECTOR = torch.tensor([9.0, 0.25])
 
@@ -99,7 +98,7 @@ def test_text_is_compared_as_text(condition, expected):
 @pytest.mark.parametrize("text", ["age", ">60", "=web", ""])
 def test_what_is_no_condition_is_refused_with_what_can_be_written(text):
     with pytest.raises(
-        UsageError,
+        SettingsError,
         match=r"in quotes: 'source=web', 'numeric\[0\]<=1.5'; and joins several: 'age>60 and sex=female', got",
     ):
         Condition.parse(text)
@@ -109,7 +108,7 @@ def test_what_is_no_condition_is_refused_with_what_can_be_written(text):
 @pytest.mark.parametrize("first", ["age>60", "age!=60", "sex='male'"])
 def test_conditions_that_are_joined_by_anything_but_and_are_refused_with_what_joins_them(first, joint):
     with pytest.raises(
-        UsageError, match=rf"{joint.strip()!r} joins no conditions; join them with and, .* no or".replace("|", r"\|")
+        SettingsError, match=rf"{joint.strip()!r} joins no conditions; join them with and, .* no or".replace("|", r"\|")
     ):
         Condition.parse_all(f"{first}{joint}group='obese'")
     quoted = Condition.parse_all(f'name="a{joint}b=c" and age>3')
