@@ -122,7 +122,7 @@ class GradientBlock(ABC):
         Raises:
             UnsupportedModelError: its tensors have different lengths.
         """
-        lengths = {len(value) for value in vars(self).values() if isinstance(value, Tensor)}
+        lengths = {value.shape[0] for value in vars(self).values() if isinstance(value, Tensor)}
         if len(lengths) != 1:
             raise UnsupportedModelError(f"a gradient block of {self.name} has tensors of {sorted(lengths)} samples")
         return lengths.pop()
@@ -173,9 +173,12 @@ class GradientBlock(ABC):
         """Split the block by samples; yield each slice and its part. A part has at least one sample, and as many as fit into a
         few MB of dense gradients. `numel` is the size of the parameter."""
         tensor = next(value for value in vars(self).values() if isinstance(value, Tensor))
-        step = samples_at_a_time(numel, tensor.device, self.share)
-        for start in range(0, len(self), step):
-            samples = slice(start, min(start + step, len(self)))
+        size, step = len(tensor), samples_at_a_time(numel, tensor.device, self.share)
+        if size <= step:
+            yield slice(0, size), self
+            return
+        for start in range(0, size, step):
+            samples = slice(start, min(start + step, size))
             yield samples, self.take(samples)
 
 
@@ -187,13 +190,13 @@ class DenseBlock(GradientBlock):
 
     @property
     def numel(self) -> int:
-        return self.grad[0].numel() if len(self.grad) else 0
+        return self.grad.shape[1:].numel()
 
     def dense(self) -> Tensor:
         return self.grad
 
     def chunks(self, numel: int) -> Iterator[tuple[slice, Self]]:
-        yield slice(0, len(self.grad)), self
+        yield slice(None), self
 
 
 @dataclass(frozen=True)

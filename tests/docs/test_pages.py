@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 CONTINUED = (
     "choosing.md",
-    "coming-from.md",
+    pytest.param("coming-from.md", marks=pytest.mark.slow),
     "decisions.md",
     "evaluation.md",
     "trust.md",

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from blocks import blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
@@ -54,6 +55,7 @@ def test_a_projector_is_written_tested_and_used_as_the_page_says(environment, tm
         assert words in " ".join(said.split())
 
 
+@pytest.mark.slow
 def test_a_task_a_scorer_an_extractor_and_a_store_pass_their_suites_in_one_package(environment, tmp_path):
     found = [
         each

@@ -9,7 +9,10 @@ from zoo import bert, text_batch
 
 from trak_lightning import TRAK
 from trak_lightning.data.samples import SampleBatch
+from trak_lightning.extractors import auto, iterative
+from trak_lightning.extractors.audit import reference
 from trak_lightning.extractors.auto import Auto
+from trak_lightning.extractors.hooks import planner
 from trak_lightning.extractors.hooks.planner import Planner
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.tasks.loss import Loss
@@ -95,6 +98,56 @@ def test_a_model_that_hooks_can_only_re_run_sample_by_sample_is_left_to_the_loop
     assert ways == [True, True, True]
 
 
+class Experts(nn.Module):
+    """Gives every token to the expert that its largest entry names, in a loop over experts."""
+
+    def __init__(self, selects):
+        super().__init__()
+        self.experts, self.head, self.selects = (
+            nn.ModuleList(nn.Linear(4, 4) for _ in range(4)),
+            nn.Linear(4, 3),
+            selects,
+        )
+
+    def forward(self, x):
+        tokens, chosen, out = x.flatten(0, 1), x.flatten(0, 1).argmax(-1), torch.zeros_like(x).flatten(0, 1)
+        for number, expert in enumerate(self.experts):
+            if self.selects:
+                (own,) = torch.where(chosen == number)
+                out = out.index_add(0, own, expert(tokens[own])) if len(own) else out
+            else:  # and what selects has no parameters
+                out = out + expert(tokens) * (chosen == number)[:, None] * torch.where(chosen >= 0)[0].numel() / len(x)
+        return self.head(out.view_as(x).mean(1))
+
+
+@pytest.mark.parametrize("held", [1, 60, 2**20])
+@pytest.mark.parametrize("selects", [True, False])
+def test_two_samples_show_that_experts_are_faster_one_by_one_before_the_batch_is_differentiated(
+    selects, held, monkeypatch
+):
+    torch.manual_seed(0)
+    model, extractor, differentiated = Experts(selects).double(), Auto(), []
+    monkeypatch.setattr(iterative, "_HELD", held)
+    monkeypatch.setattr(planner, "reference", lambda *args: differentiated.append(0) or reference(*args))
+    batch = SampleBatch.of_rows(torch.randn(6, 3, 4).double(), 6)
+    found = gradients(extractor, model, Sum(), batch)[1]
+    assert extractor.one_by_one == selects
+    assert bool(differentiated) != selects
+    for name, grad in autograd_loop(model, Sum(), batch, 6)[1].items():
+        torch.testing.assert_close(found.get(name, torch.zeros_like(grad)), grad, rtol=1e-10, atol=1e-14)
+
+
+def test_a_batch_of_one_is_left_to_the_loop_if_its_gradient_may_be_held(monkeypatch):
+    model, batch = nn.Linear(3, 2).double(), SampleBatch.of_rows(torch.randn(1, 3).double(), 1)
+    for held, alone in ((8, True), (7, False)):
+        monkeypatch.setattr(auto, "_HELD", held)
+        extractor = Auto()
+        found = gradients(extractor, model, Sum(), batch)[1]
+        assert extractor.one_by_one == alone
+        for name, grad in autograd_loop(model, Sum(), batch, 1)[1].items():
+            torch.testing.assert_close(found[name], grad, rtol=1e-10, atol=0)
+
+
 class Branches(nn.Module):
     """Makes other operations for batches of negative numbers, which it tells from integers."""
 
@@ -129,12 +182,12 @@ def test_a_model_that_hooks_refuse_is_tried_again_only_after_many_samples(monkey
     cover = Planner.cover
     monkeypatch.setattr(Planner, "cover", lambda *args: tried.append(number) or cover(*args))
     model, extractor = Hidden(item=False).double(), Auto()
-    for number in range(45):  # noqa: B007
+    for number in range(85):  # noqa: B007
         batch = SampleBatch.of_rows(torch.randn(4, 3).double(), 4)
         found = gradients(extractor, model, Reaches(), batch)[1]["layer.weight"]
         expected = autograd_loop(model, Reaches(), batch, 4)[1]["layer.weight"]
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
-    assert tried == [0, 40]
+    assert tried == [0, 80]
 
 
 def now_and_then(model, batch):
@@ -148,7 +201,7 @@ def test_batches_that_hooks_do_between_those_that_they_refuse_add_no_line(caplog
     caplog.set_level(logging.INFO)
     model, extractor, ways = nn.Linear(3, 2).double(), Auto(), set()
     for sign in (1, -1, -1, -1, 1, 1, -1, 1):
-        batch = SampleBatch.of_rows((torch.rand(90, 3).double(), torch.full((90,), int(sign < 0))), 90)
+        batch = SampleBatch.of_rows((torch.rand(180, 3).double(), torch.full((180,), int(sign < 0))), 180)
         gradients(extractor, model, Loss(now_and_then), batch)
         ways.add(extractor.one_by_one)
     assert ways == {True, False}

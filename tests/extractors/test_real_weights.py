@@ -42,6 +42,7 @@ def glosses():
     return [(rows[row].gloss, categories.index(rows[row].category)) for row in order]
 
 
+@pytest.mark.slow
 def test_a_pretrained_bert_fine_tuned_on_glosses(weights, glosses):
     from transformers import AutoTokenizer, BertForSequenceClassification
 

@@ -28,7 +28,7 @@ def test_one_process_killed_at_random_moments_loses_nothing(trials, job, whole, 
     survive(trials, victim, job, whole, tmp_path)
 
 
-@count("trials", 2)
+@count("trials", 1)
 def test_one_of_two_ranks_killed_at_random_moments_loses_nothing(trials, job, whole, tmp_path):
     generator = random.Random(1)
 

@@ -15,6 +15,7 @@ from trak_lightning.extractors.hooks.budget import Budget, Deferred
 from trak_lightning.extractors.iterative import Iterative
 from trak_lightning.extractors.rules.fallback import TooManyPasses
 from trak_lightning.gradients import GradientBlock, ParameterLayout, Sink, halves_of, restart_of
+from trak_lightning.model.dtensor import any_sharded
 from trak_lightning.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -28,9 +29,11 @@ _REHEARSAL = 8
 _FOUND_NEW = 0.5
 """The part of a pass after which a batch turns out to be of a new kind."""
 
-_SPENT = 20
+_SPENT = 40
 """Hooks may take one pass in so many before they have saved any."""
 
+_HELD = 2**24
+"""The gradient of a model with no more entries may be held as a whole: then hooks save nothing for a batch of one sample."""
 
 _FEWER = "gradients  one sample at a time from now on, which takes fewer passes through this model than hooks do"
 
@@ -71,9 +74,8 @@ class Auto(GradientExtractor):
     def extract(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout, sink: Sink) -> Tensor:
         again = self._last is not None and self._last() is batch
         if not again:  # else the batch is verified by the extractor that computed it
-            # A batch of one that hooks can do says nothing of larger ones that they refused.
             self._last = ref(batch)
-            self._last_alone = self._refused.get(model, 0) >= (1 if batch.size == 1 else _PATIENCE)
+            self._last_alone = self._chooses_alone(model, batch, layout)
         if self._last_alone:
             return self._alone.extract(model, task, batch, layout, sink)
         watched, passes = _Watched(sink), self._passes.of(model)
@@ -104,6 +106,12 @@ class Auto(GradientExtractor):
             self._described[model] = layout.fingerprint
             log.info("gradients  hooks: %s", describe(self._hooks.account(model, task, batch, layout)))
         return output
+
+    def _chooses_alone(self, model: nn.Module, batch: SampleBatch, layout: ParameterLayout) -> bool:
+        if batch.size == 1 and layout.numel <= _HELD and not any_sharded(model.parameters()):
+            return True
+        # A batch of one that hooks can do says nothing of larger ones that they refused.
+        return self._refused.get(model, 0) >= (1 if batch.size == 1 else _PATIENCE)
 
     def audits(self, model: nn.Module, batch: SampleBatch) -> bool:
         return self._refused.get(model, 0) < _PATIENCE and self._hooks.audits(model, batch)
@@ -143,7 +151,7 @@ class Auto(GradientExtractor):
         return True
 
     def account(self, model: nn.Module, task: Task, batch: SampleBatch, layout: ParameterLayout) -> list[RuleUse]:
-        if self._refused.get(model, 0) < _PATIENCE:
+        if not self._chooses_alone(model, batch, layout):
             try:
                 return self._hooks.account(model, task, batch, layout)
             except UnsupportedModelError as refusal:

@@ -64,17 +64,24 @@ def gradients(total: Tensor, parameters: Sequence[nn.Parameter], model: nn.Modul
     Raises:
         UnsupportedModelError: autograd cannot.
     """
-    # Reentrant checkpointing does not support autograd.grad.
     with kept_grads(parameters):
-        try:
-            total.backward()
-        except RuntimeError as error:
-            if out_of_memory(error):
-                raise
-            raise UnsupportedModelError(
-                f"autograd cannot differentiate {type(model).__name__}, so training it would fail too: {error}"
-            ) from error
-        found = [whole(parameter.grad) for parameter in parameters]
+        return taken_gradients(total, parameters, model)
+
+
+def taken_gradients(total: Tensor, parameters: Sequence[nn.Parameter], model: nn.Module) -> list[Tensor | None]:
+    """The same, where ``.grad`` of the parameters is None, and is None again afterwards unless an error is raised."""
+    try:
+        total.backward()  # reentrant checkpointing does not support autograd.grad
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise UnsupportedModelError(
+            f"autograd cannot differentiate {type(model).__name__}, so training it would fail too: {error}"
+        ) from error
+    found = [whole(parameter.grad) for parameter in parameters]
+    for parameter, grad in zip(parameters, found, strict=True):
+        if grad is not None:
+            parameter.grad = None
     return [grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found]
 
 

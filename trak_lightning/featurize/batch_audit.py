@@ -15,7 +15,7 @@ from trak_lightning.data.samples import SampleBatch
 from trak_lightning.errors import DataError, OneSampleAtATime, SampleDependenceError, UnsupportedModelError, first_line
 from trak_lightning.extractors.audit import Audit, added, as_outputs, audit_coefficients, halves, only, reference
 from trak_lightning.extractors.base import GradientExtractor
-from trak_lightning.extractors.iterative import sample_gradient
+from trak_lightning.extractors.iterative import differentiating
 from trak_lightning.featurize.diagnosis import SamplePosition, random_output, refuse
 from trak_lightning.featurize.error_scale import error_scale
 from trak_lightning.featurize.unusual import Unusual
@@ -121,7 +121,7 @@ class BatchAuditor:
             UnsupportedModelError: the extractor computed wrong gradients.
         """
         if extractor.one_by_one:
-            self._compare_outputs(batch, index, position, self._alone(batch, position), rows, chosen)
+            self._compare_outputs(batch, index, position, rows, chosen)
             return
         place, output = SamplePosition(int(index[position]), position, batch.size), torch.from_numpy(rows.output)
         if compared is None or compared.doubtful:
@@ -234,23 +234,19 @@ class BatchAuditor:
         raise UnsupportedModelError(_wrong_rows(wrong or {"output": f"off by {shift:.2g}"}, extractor))
 
     def _compare_outputs(
-        self, batch: SampleBatch, index: Tensor, position: int, one: SampleBatch, rows: FeatureRows, chosen: bool
+        self, batch: SampleBatch, index: Tensor, position: int, rows: FeatureRows, chosen: bool
     ) -> None:
         """Check samples that were computed one at a time: compute one again and, unless the user chose this extractor, compare
         with the outputs of the batch."""
         most = 0.1 if _cast_or_short(self._model) else 1e-2
         found, size = torch.from_numpy(rows.output), self._unit(rows)
-        if one.size == 1:
-            (again, grads), (_, others) = (
-                sample_gradient(self._model, self._task, one, self._layout) for _ in range(2)
-            )
-            names = list(self._layout.by_name)
-            drawn = _distance(dict(zip(names, grads, strict=True)), dict(zip(names, others, strict=True)))
-            if (error := max(_shift(again[0], found[position], size), drawn)) > most:
-                self._refuse(SamplePosition(int(index[position]), 0, 1), error, one, one)
-        if batch.size == 1:
-            return
-        if chosen:
+        one, names = batch.fetch([position]), list(self._layout.by_name)
+        with differentiating(self._model, self._task, self._layout) as differentiate:
+            (again, grads), (_, others) = differentiate(one), differentiate(one)
+        drawn = _distance(dict(zip(names, grads, strict=True)), dict(zip(names, others, strict=True)))
+        if (error := max(_shift(again[0], found[position], size), drawn)) > most:
+            self._refuse(SamplePosition(int(index[position]), 0, 1), error, one, one)
+        if batch.size == 1 or chosen:
             return
         try:
             output = self._outputs(batch)

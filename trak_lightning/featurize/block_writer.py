@@ -26,6 +26,7 @@ class BlockWriter(BasePredictionWriter):
         super().__init__("batch")
         self._advance = advance
         self._pending: list[FeatureRows] = []
+        self._rows = 0
         self._writing: Future[None] | None = None
         self._computed = torch.zeros(world_size, dtype=torch.int64).share_memory_()
 
@@ -65,17 +66,21 @@ class BlockWriter(BasePredictionWriter):
         samples = feature_set.spec.block_range(block)
         # The data has grown into this block: its first rows are stored, and only the others were computed.
         if not self._pending and (known := feature_set.known_rows(block)) is not None:
-            self._pending.append(known)
-        self._pending.append(prediction)
-        if sum(map(len, self._pending)) == len(samples):
+            self._collect(known)
+        self._collect(prediction)
+        if self._rows == len(samples):
             self._finish()
             rows = concatenate(self._pending)
             self._writing = self._pool.submit(_store, feature_set, block, rows.at(np.argsort(rows.index)))
-            self._pending = []
+            self._pending, self._rows = [], 0
         self._computed[trainer.global_rank] += len(prediction)
         self._advance(len(prediction) * trainer.world_size)  # the other ranks have computed as many
         if not self._pending:  # between blocks, so that no computed row is lost
             pl_module.stop.check()
+
+    def _collect(self, rows: FeatureRows) -> None:
+        self._pending.append(rows)
+        self._rows += len(rows)
 
     def _finish(self) -> None:
         """Wait until the last complete block is stored.

@@ -22,7 +22,8 @@ def is_sharded(tensor: Tensor | None) -> bool:
 
 
 def any_sharded(tensors: Iterable[Tensor]) -> bool:
-    return any(map(is_sharded, tensors))
+    """Whether this process holds only a part of some; without processes that talk to each other it cannot, and none is looked at."""
+    return distributed.is_available() and distributed.is_initialized() and any(map(is_sharded, tensors))
 
 
 def whole(tensor: Tensor | None) -> Tensor | None:

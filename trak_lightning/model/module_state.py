@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import lightning as L
@@ -76,7 +77,8 @@ class SteadyState:
             for parts in (module._modules, module._parameters)
         ]
         self._tensors = {id(tensor): _Kept(tensor) for tensor in self._all_tensors()}
-        watched = parameters and not any_sharded(model.parameters())
+        self._sharded = any_sharded(model.parameters())
+        watched = parameters and not self._sharded
         self._parameters = {name: _Kept(each) for name, each in model.named_parameters()} if watched else {}
         self._passes = 0
 
@@ -93,16 +95,15 @@ class SteadyState:
                 attributes[name] = value
             if contents is not None and not _same_items(value, contents):
                 _refill(value, contents)
-        sharded = any_sharded(self._model.parameters())  # which adds attributes of its own
         for attributes, names in self._names.values():
-            if len(attributes) != len(names) and not sharded:
+            if len(attributes) != len(names) and not self._sharded:  # sharding adds attributes of its own
                 for name in attributes.keys() - names - _INTERNAL:
                     if not callable(attributes[name]):
                         del attributes[name]
         for buffers, name, buffer in self._buffers:
             if buffers.get(name) is not buffer:
                 buffers[name] = buffer
-        if not sharded:
+        if not self._sharded:
             self._restore_parts()
         by_value = self._passes < _WATCHED
         for kept in self._tensors.values():
@@ -160,13 +161,14 @@ class _Kept:
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
         self._memory = tensor.data
+        self._address = address(self._memory)
         self._values: Tensor | None = self._memory.clone()
         self._version = _version(tensor)
         self._changes = False
 
     def restore(self, by_value: bool) -> bool:
         """Put back the values, if they have changed; return whether they were still known."""
-        moved = address(self._tensor) != address(self._memory)
+        moved = address(self._tensor) != self._address
         seen = self._changes or moved or _version(self._tensor) != self._version
         by_value = by_value and self._values is not None and not self._tensor.is_inference()
         if not seen and not (by_value and not _equal(self._memory, self._values)):  # type: ignore[arg-type]
@@ -211,10 +213,10 @@ def _same_items(container: Any, contents: Any) -> bool:
     if len(container) != len(contents):
         return False
     if isinstance(container, dict):
-        return all(key in container and container[key] is value for key, value in contents.items())
+        return container.keys() == contents.keys() and all(map(is_, map(container.get, contents), contents.values()))
     if isinstance(container, set):
         return bool(container == contents)
-    return all(one is other for one, other in zip(container, contents, strict=True))
+    return all(map(is_, container, contents))
 
 
 def function_caches(model: nn.Module) -> list[Any]:

@@ -3,6 +3,7 @@
 import logging
 from abc import ABC
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -223,7 +224,8 @@ class Projection:
             UnsupportedModelError: the block does not hold one gradient of the parameter's size per sample.
         """
         block.require(self.layout.by_name[block.name], len(out))
-        with torch.autocast(out.device.type, enabled=False):
+        device = out.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             self._add(block, out[block.samples, self._columns[block.name]])
 
     def _add(self, block: GradientBlock, out: Tensor) -> None:

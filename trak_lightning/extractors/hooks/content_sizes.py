@@ -68,6 +68,8 @@ class ContentSizes(TorchDispatchMode):
         self._size = size
         self._read = unknown
         """Whether Python has read numbers that depend on content, from which it may compute new sizes."""
+        self.selects = False
+        """Whether an operation whose shape depends on values, such as ``nonzero``, was given what depends on the batch."""
         self._data: set[int] = set()
         self._sizes: dict[int, frozenset[int]] = {}
         self._reading = _Reading(self)
@@ -148,6 +150,7 @@ class ContentSizes(TorchDispatchMode):
                 self._mark(tensor, frozenset(size for size in tensor.shape if size > 1), data=True)
             return
         data = not operation.constant and not self._data.isdisjoint(own)
+        self.selects |= data and operation.dynamic
         if not self._sizes and not self._read and not (data and operation.chooses):  # no size depends on content
             for tensor in made:
                 key = _key(tensor)

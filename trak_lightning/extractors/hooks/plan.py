@@ -103,6 +103,9 @@ class Handlers:
             if id(parameter) in names and (id(self.modules[owner]), key) not in seen:
                 seen.add((id(self.modules[owner]), key))
                 self.locations.append(Location(path, names[id(parameter)], owner))
+        self._named: dict[str, list[Location]] = {}
+        for location in self.locations:
+            self._named.setdefault(location.name, []).append(location)
 
     def settle(self, used: set[str], called: Iterable[nn.Module]) -> None:
         """Lift the parameters of modules that are never called (containers, or modules whose parameters another one uses) to an
@@ -154,9 +157,7 @@ class Handlers:
 
     def at(self, name: str, handler: str | None = None) -> list[Location]:
         """The locations of a parameter of the layout, or only those with this handler."""
-        return [
-            location for location in self.locations if location.name == name and handler in (None, location.handler)
-        ]
+        return [location for location in self._named[name] if handler in (None, location.handler)]
 
     def _of(self, used: set[str]) -> list[Location]:
         return [location for location in self.locations if location.name in used]

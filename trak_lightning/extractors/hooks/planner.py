@@ -109,13 +109,14 @@ class Planner:
             if look.doubtful:
                 raise UnsupportedModelError(_DECIDES.format(look.doubtful[0]))
         few = look.twins if look is not None and look.alike and not whole else batch
+        finite = expected.finite
         shown = (look is None or few is not batch) and not any_sharded(self._model.parameters())
         self._seen = seen if shown else None
         while True:
             plan = self._plan(task, few)
             # Against two halves of the batch, and with what two samples show, the verdict is not the last one.
             audit = Audit(self._layout, expected, audit_coefficients(batch.size), measure=whole)
-            finite, again = expected.finite, False
+            again = False
             try:
                 if few is not batch and _expanded(plan):  # which many models do not support, as two samples show
                     self._rehearse(plan, task, few)
@@ -152,6 +153,7 @@ class Planner:
                     few, self._seen = batch, None
                 whole = True
                 expected = reference(self._model, task, batch, self._layout)
+                finite = expected.finite
 
     def _in_halves(self, task: Task, batch: SampleBatch, sink: Sink | None) -> tuple[Reference | None, Look | None]:
         """Differentiate a batch in two halves, drawn at random, while looking at where they hold the samples. The reference is None
@@ -164,26 +166,52 @@ class Planner:
         parts, weights = halves(batch.size, seed=self._looks), audit_coefficients(batch.size)
         try:
             each = [batch.fetch(part) for part in parts]
-            look = self._probe.begin(batch, each) if batch.size >= _LOOKED_AT_IN_HALVES else None
-            watches: list[Watch] = [nullcontext] * 2 if look is None else [seen.watching for seen in look.parts]
+            look = self._probe.begin(batch, each if batch.size >= _LOOKED_AT_IN_HALVES else [batch])
+        except Exception:  # refused with its reason if the whole fails, too
+            return None, self._whole_look(task, batch)
+        self._require_few_passes(task, look, batch.size)
+        in_halves = len(look.parts) > 1
+        watches: list[Watch] = [seen.watching for seen in look.parts] if in_halves else [nullcontext] * 2
+        try:
             found = [
                 reference(self._model, task, half, self._layout, weights[part], watch)
                 for half, part, watch in zip(each, parts, watches, strict=True)
             ]
-        except Exception:  # refused with its reason if the whole fails, too
+        except Exception:
             return None, self._whole_look(task, batch)
         total = added(found)
         outputs = torch.empty_like(total.output)
         outputs[[*parts[0], *parts[1]]] = total.output
         if (tell := halves_of(sink)) is not None:
             tell(outputs)
-        return total, self._whole_look(task, batch) if look is None else look
+        return total, look if in_halves else self._whole_look(task, batch, look)
 
-    def _whole_look(self, task: Task, batch: SampleBatch) -> Look:
-        look = self._probe.begin(batch, [batch])
+    def _whole_look(self, task: Task, batch: SampleBatch, look: Look | None = None) -> Look:
+        look = look or self._probe.begin(batch, [batch])
         with self._probing():
             look.parts[0].see(task, batch)
         return look
+
+    def _require_few_passes(self, task: Task, look: Look, size: int) -> None:
+        """Refuse a model most of whose parameters are in modules that get what was selected by its values, such as the tokens of an expert,
+        before its batch is differentiated: what selects would have to be re-run, and vmap cannot.
+
+        Raises:
+            TooManyPasses: as `cover` would raise later.
+        """
+        if self._budget is UNLIMITED:
+            return
+        try:
+            with self._probing():
+                two = look.see_twins(task)
+        except Exception:  # refused with its reason if the whole fails, too
+            return
+        selected, used = two.used(two.selected), two.used(self._model.modules())
+        if selected and not self._budget.allows_loop(selected / used, size):
+            raise TooManyPasses(
+                f"{selected} of {used} parameters that a sample uses are in modules that get entries selected by their values, and vmap "
+                "cannot re-run what selects them"
+            )
 
     @contextmanager
     def _probing(self) -> Iterator[None]:

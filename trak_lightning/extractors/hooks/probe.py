@@ -126,10 +126,14 @@ class Look:
         ]
         self._few, self.parts = shapes[:2], shapes[2:]
 
+    def see_twins(self, task: Task) -> "Shapes":
+        """Make the pass of two samples, unless it was made."""
+        two = self._few[0]
+        return two if two.complete else two.see(task, self.twins)
+
     def see(self, task: Task) -> tuple["Shapes", "Shapes"]:
         """Make the passes of two and of three samples."""
-        two, three = self._few
-        return two.see(task, self.twins), three.see(task, self._triplets)
+        return self.see_twins(task), self._few[1].see(task, self._triplets)
 
     @property
     def decides(self) -> bool:
@@ -271,13 +275,27 @@ class Shapes:
         self._given: list[tuple[nn.Module, dict[int, _Sizes]]] = []
         self._atomic = {module for module in model.modules() if _is_atomic(module)}
         self.calls: dict[nn.Module, list[_Call]] = {}
+        self.selected: set[nn.Module] = set()
+        """Modules whose outputs have a size or order that depends on content, after entries were selected by their values."""
+        self.complete = False
+        """Whether `see` has made the pass."""
+        self._output = 0
 
     def see(self, task: Task, batch: SampleBatch) -> "Shapes":
         """Make the pass."""
         data = batch.data
         with _checkpointing_unasked(), without_autocast(), batch_of(batch.size), self.watching(data):
-            task.output(self._model, data)
+            output = task.output(self._model, data)
+            if self._ancestry is not None and isinstance(output, Tensor):
+                self._output = self._ancestry.of(output)
+        self.complete = True
         return self
+
+    def used(self, modules: Iterable[nn.Module]) -> int:
+        """How many parameters of these modules, without those inside them, the output of the task depends on, as the graph shows it."""
+        assert self._ancestry is not None
+        own = {parameter for module in modules for parameter in module.parameters(recurse=False)}
+        return (self._ancestry.among(own) & self._output).bit_count()
 
     @contextmanager
     def watching(self, data: Any) -> Iterator[None]:
@@ -335,7 +353,14 @@ class Shapes:
                     self._content.trust(leaf)
             self._content.exit_atomic(leaves_of((args, kwargs)), leaves_of(output))
         given = next(sizes for entered, sizes in reversed(self._given) if entered is module)
-        self.calls.setdefault(module, []).append(_Call(given, self._sizes(module, output)))
+        call = _Call(given, self._sizes(module, output))
+        self.calls.setdefault(module, []).append(call)
+        if (
+            self._content is not None
+            and self._content.selects
+            and any(each.dependent for each in call.outputs.values())
+        ):
+            self.selected.add(module)
         if self._keeps_values and (module, "outputs") not in self._values:
             self._values[module, "outputs"] = _copies(leaves_of(output))
 
