@@ -166,7 +166,8 @@ def test_two_distributions_with_one_name_clash_and_both_are_named(install):
 
 
 def test_a_malformed_declaration_of_any_distribution_does_not_hide_the_others(install):
-    install("acme-broken", "[console_scripts]\nthis line has no value\n")
+    install("acme-scripts", "[console_scripts]\nthis line has no value\n")  # concerns nobody here
+    install("acme-broken", "[trak_lightning.projectors]\nthis line has no value\n")
     assert "sparse_jl" in registry.names("projectors")
     assert [broken.distribution for broken in registry.scan()[1]] == ["acme-broken"]
 

@@ -8,7 +8,8 @@ from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK, Scores
 from trak_lightning.evaluation.lds import lds
-from trak_lightning.scoring.predicted_lds import Trust, in_words
+from trak_lightning.scoring.lds_in_words import in_words
+from trak_lightning.scoring.predicted_lds import Trust
 
 N, RIDGE, NOISE = 80, 20.0, 0.3
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from trak_lightning.evaluation.result import Result, lds_of, measured_lds
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.scoring.predicted_lds import in_words
+from trak_lightning.scoring.lds_in_words import in_words
 from trak_lightning.scoring.scores import Scores
 
 

@@ -12,8 +12,8 @@ from trak_lightning.report.contents import Headline, Panel
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_number
 from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.lds_in_words import in_words
 from trak_lightning.scoring.linear_system import System
-from trak_lightning.scoring.predicted_lds import in_words
 from trak_lightning.scoring.scores import Scores
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import expit
 
 from trak_lightning.errors import docs_page
 from trak_lightning.run.arrays import Array, rms
@@ -55,7 +54,9 @@ class Meaning:
             return None
         if self.probability == "exp":
             return np.exp(np.minimum(output, 0))
-        found: Array = expit(output) if self.probability == "output" else np.clip(1 - loss_weight, 0, 1)
+        found: Array = (
+            np.exp(-np.logaddexp(0, -output)) if self.probability == "output" else np.clip(1 - loss_weight, 0, 1)
+        )
         return found
 
     def facts(self, output: float, probability: float | None) -> list[tuple[str, str]]:

@@ -7,7 +7,6 @@ predict the same difference, and it falls with λ.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.gram import diagonal, is_dual
@@ -87,4 +86,6 @@ def regularization_for(difference: float, effects: Array, low: float, high: floa
         return low
     if excess(ends[1]) >= 0:
         return high
+    from scipy.optimize import brentq  # takes 0.2 s to import, which commands that only read do not need
+
     return float(np.exp(brentq(excess, *ends, xtol=1e-3)))

@@ -3,7 +3,6 @@
 Shapes: M checkpoints, n training samples, t targets, k dimensions.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from trak_lightning.scoring.calibration import (
     weighted_sums,
 )
 from trak_lightning.scoring.inner_products import InnerProducts
+from trak_lightning.scoring.lds_in_words import CHANCE, UNCERTAIN, WORDS, in_words
 from trak_lightning.scoring.views import some_targets
 
 JUDGED = 500
@@ -29,20 +29,6 @@ JUDGED = 500
 
 MORE = 3
 """The number of further checkpoints whose gain is stated."""
-
-WORDS = ((0.05, "very weak"), (0.15, "weak"), (0.3, "moderate"), (0.5, "good"), (1.0, "very good"))
-
-
-UNCERTAIN, CHANCE = "uncertain", "not distinguishable from chance"
-
-
-def in_words(lds: float, low: float, high: float) -> str:
-    """Call a linear datamodeling score weak, moderate or good, unless an end of its 95 % interval is more than one word away."""
-    limits = [limit for limit, _ in WORDS]
-    least, word, most = (bisect_left(limits, min(value, 1.0)) for value in (low, lds, high))
-    if max(word - least, most - word) > 1:
-        return UNCERTAIN
-    return CHANCE if low <= 0 else WORDS[word][1]
 
 
 @dataclass(frozen=True)
