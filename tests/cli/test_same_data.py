@@ -222,6 +222,17 @@ def test_models_are_not_trained_by_positions_in_a_split_of_another_length(comman
     )
 
 
+def test_augmented_samples_are_refused_before_any_model_is_trained(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    run()
+    augmented = "DataLoader([*self.train], 10, shuffle=True, collate_fn=lambda rows: [torch.rand(len(rows), 4), torch.tensor([1])])"
+    (tmp_path / "splits_at_random.py").write_text(MODULE.replace("DataLoader(self.train, 10, shuffle=True)", augmented))
+    sys.modules.pop("splits_at_random")
+    assert main(["run", "other", "--config", "config.yaml"]) == 1
+    assert "add a method plain_dataloader to the DataModule" in capsys.readouterr().err
+    assert not list((tmp_path / "other").rglob("*.ckpt"))
+
+
 @pytest.mark.parametrize("command", [["train", "other"], ["evaluate", "run", "--evaluation.models", "2"]])
 def test_models_are_not_trained_by_positions_in_another_order(command, run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

@@ -138,6 +138,7 @@ class Job:
         ensemble = self.settings.ensemble
         if not all(path.exists() for path in checkpoint_paths(self.run.checkpoints, ensemble.size)):
             self._require_trainable()
+            self.train_data.fingerprint()  # refuses samples that augmentation changes before hours of training, not after
         plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self.settings.seed, self._recipe)
         plan.record(self.run.checkpoints)
         self._require_recorded_order()

@@ -77,7 +77,7 @@ def _answers(job: "Job") -> dict[str, list[str]] | None:
 
 def _remedy(command: str) -> str:
     return (
-        ". Other columns, or these in other units, are those of the dict that a method render(self, sample) of your DataModule returns, such as "
+        ". feature_names of the DataModule names the entries of a vector. Other columns, or these in other units, are those of the dict that a method render(self, sample) of your DataModule returns, such as "
         f"{{'age': …, 'sex': 'female'}}; or use a table of your own in the same order: {OF_A_TABLE[command]} "
         f"({docs_page('recipes', 'Tables')})"
     )

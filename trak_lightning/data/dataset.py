@@ -32,7 +32,7 @@ from trak_lightning.data.content import content_hash, raw_bytes
 from trak_lightning.data.loading import Batches, BatchPlan, CollateIndexed, Indexed, IndexedBatch
 from trak_lightning.data.transfer import to_device
 from trak_lightning.data.trees import flatten
-from trak_lightning.errors import DataError, TrakError, require_integer
+from trak_lightning.errors import DataError, TrakError, docs_page, require_integer
 from trak_lightning.run.formatting import listed
 
 # The samplers that draw from the whole dataset: reading it in order gives the same set of samples.
@@ -150,8 +150,9 @@ class AttributionData:
             if one != other:
                 raise DataError(
                     f"sample {probe} of {type(self.dataset).__name__} differs each time it is read: random augmentation, or a collate function that draws numbers or "
-                    "adds the time? Scores belong to fixed samples. Attribute to the dataset without random transforms; from a "
-                    "configuration file, name a DataModule loader without them (train_split: NAME uses NAME_dataloader)."
+                    "adds the time? Scores belong to fixed samples. Attribute to the dataset without random transforms: add a method plain_dataloader to the "
+                    "DataModule that returns the same samples without them, and set train_split: plain; models are trained with train_dataloader as before "
+                    f"({docs_page('recipes', 'Augmentation, and what retraining uses')})."
                 )
         return hashlib.sha256("".join(first).encode()).hexdigest()[:16]
 

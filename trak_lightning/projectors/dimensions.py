@@ -3,12 +3,13 @@
 from math import isqrt
 from typing import NamedTuple
 
-WORK = 150 * 10**9
-"""Multiplications that the Gram matrix of one checkpoint may take: n·k·min(n, k), a few seconds of one core."""
+WORK = 200 * 10**9
+"""Multiplications that the Gram matrix of one checkpoint may take, n·k·min(n, k), of which its symmetry saves half: a few seconds of
+one core."""
 
-FEWEST, MOST = 2048, 2**15
+FEWEST, MOST = 2048, 2**17
 """What k is at least and at most, whatever the number of training samples. `MOST` bounds what targets occupy, however many are
-scored later: 131 kB each."""
+scored later: 524 kB each."""
 
 
 class Dimensions(NamedTuple):
@@ -23,7 +24,7 @@ def automatic(n: int, p: int) -> Dimensions:
     that is not larger, and then nothing needs to be projected.
 
     The projection adds noise of about 1/√k to every cosine of two gradients, and a larger k takes no more time to project.
-    The features of the training set occupy 4nk bytes per checkpoint: at most 293 MB where k is larger than `FEWEST`.
+    The features of the training set occupy 4nk bytes per checkpoint: at most 648 MB where k is larger than `FEWEST`.
     Neither the number of targets nor that of checkpoints matters, because more of both may come later.
     """
     fits = WORK // n**2 if n**3 <= WORK else isqrt(WORK // n)

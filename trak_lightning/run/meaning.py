@@ -92,7 +92,7 @@ class Meaning:
         return (
             f"predictions differ from the labels by {format_number(error, 3)} (root mean square), and {format_number(slope, 3)}·f "
             f"{format_number(intercept, 3, '+')} by {format_number(fitted, 3)}: does "
-            "training_step scale the labels? The loss weight y − f, and so the scores, take the labels of the batch as they "
+            "training_step scale the labels, or was it trained too little? The loss weight y − f, and so the scores, take the labels of the batch as they "
             f"are. Scale them in the dataset, or see {docs_page('modalities', 'Labels that training_step scales')}"
         )
 

@@ -20,6 +20,7 @@ TOKENIZER = "an attribute tokenizer of the DataModule, the dataset or the collat
 """What turns token ids into text."""
 UNREAD = f"{TOKENIZER} shows token ids as text"
 PICTURES = "a report shows pictures"
+FEATURE_NAMES = "feature_names of the DataModule names the entries of a vector"
 RENDER = "render(sample) of the DataModule, or render= of TRAK.score, says what is shown"
 CLASS_NAMES = "class_names of the DataModule, or classes of the dataset, names labels"
 """What makes rows readable."""
@@ -153,7 +154,8 @@ def to_read(samples: Sequence[ShownLine]) -> str:
     found = {
         UNREAD: ids,
         PICTURES: sizes and any("×" in line for line in lines),
-        RENDER: ids or sizes or any(map(_UNNAMED.search, lines)),
+        FEATURE_NAMES: (unnamed := any(map(_UNNAMED.search, lines))),
+        RENDER: ids or sizes or unnamed,
         CLASS_NAMES: any(_NUMBERED.fullmatch(each.label or "") for each in samples),
     }
     return "; ".join(remedy for remedy, needed in found.items() if needed)
