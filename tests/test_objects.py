@@ -64,6 +64,7 @@ def test_scores_are_a_matrix_and_a_sequence_of_targets(scores):
     matrix = np.asarray(scores)
     np.testing.assert_array_equal(matrix, scores.values)
     assert (len(scores), np.shape(scores)) == (6, (6, 20))
+    assert repr(scores.meaning).startswith("f is the log-odds of the label; p(label) is known; positive scores ")
     np.testing.assert_array_equal([np.asarray(target) for target in scores], matrix)
     np.testing.assert_array_equal(scores[-1], matrix[5])
     assert scores[2].top(3).indices.tolist() == (-matrix[2]).argsort(kind="stable")[:3].tolist()

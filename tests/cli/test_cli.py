@@ -172,12 +172,14 @@ def test_top_prints_the_training_samples_with_the_largest_and_smallest_scores(fi
         assert f" {sample} " in done.stdout
     assert all(word in done.stdout for word in ("Most helpful", "label"))
     assert re.search(
-        r"Target 17 of \S*test.h5: \d, p\(label\) 0\.\d{3} \(mean over \d+ checkpoints\), image 8×8",
+        r"Target 17 of \S*test.h5: \d, (models say \d \(\d+%\), )?p\(label\) 0\.\d{3} \(mean over \d+ checkpoints\), image 8×8",
         " ".join(done.stdout.split()),
     )
     assert done.stdout.count(RENDER.split(",")[0]) == 1
     found = json.loads(trak("top", run_dir, "--target", 17, "-k", 3, "--json").stdout)
-    assert found["target"].keys() == {"index", "label", "text", "output", "probability"}
+    assert found["target"].keys() == {"index", "label", "text", "output", "probability"} | (
+        {"says"} & found["target"].keys()
+    )
     assert [each["index"] for each in found["harmful"]] == order[:3].tolist()
     assert found["helpful"][0].keys() == {"index", "score", "spread", "label", "text"}
     numbers = json.loads(trak("top", run_dir, "--by_train", 17, "-k", 3, "--json", "--numbers").stdout)

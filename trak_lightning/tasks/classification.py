@@ -114,7 +114,7 @@ class ImageClassification(Classification):
             return super().output(model, batch)
         except DataError as error:  # whose reader may not know that there are tasks
             raise DataError(
-                f"{error} That is for task image_classification, which is also the default if no task is named."
+                f"{error} That is for task image_classification; trak plugins tasks lists the others."
             ) from None
 
 
