@@ -204,6 +204,8 @@ def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_
     shown = capsys.readouterr()
     assert "samples are not shown" in shown.err
     assert "1+1 → =2" not in shown.out
+    assert main(["tokens", run, "--name", "test", "--target", "0"]) == 1
+    assert "repeat the command that asked: trak sft RUN --targets FILE --name test" in capsys.readouterr().err
     assert command("--name", "train") == 2
     assert "name, of the targets, must be a word other than train" in capsys.readouterr().err
 

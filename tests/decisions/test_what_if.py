@@ -139,6 +139,35 @@ def test_a_set_that_hardly_anything_else_is_like_is_trusted_less(others, caution
     assert found.trust == found.caution  # its name of earlier versions
 
 
+class Scaled(nn.Module):
+    """A regression whose gradients have another size under each checkpoint."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 1, bias=False)
+        self.register_buffer("size", torch.ones(()))
+
+    def forward(self, x):
+        return self.size * self.linear(x)
+
+
+def test_twins_that_one_of_the_checkpoints_knows_by_heart_are_not_trusted(problem, tmp_path):
+    x, y, z = problem
+    x = np.where(np.arange(60)[:, None] < 2, 9 * np.eye(5)[0], 0.1 * x)
+    model = Scaled().double().eval()
+    states = [{**model.state_dict(), "size": torch.tensor(size, dtype=torch.float64)} for size in (0.1, 1.0)]
+    leverages = []
+    for name, checkpoints in (("one", states[:1]), ("other", states[1:]), ("both", states)):
+        trak = TRAK(model, "regression", tmp_path / name, projector="identity")
+        trak.featurize(TensorDataset(torch.tensor(x), torch.tensor(y)), checkpoints)
+        trak.score(TensorDataset(torch.tensor(z), torch.zeros(7, dtype=torch.float64)), name="test")
+        found = trak.what_if("test", regularization=RIDGE, weights="gauss_newton").remove([0, 1])
+        leverages.append(found.leverage)
+    assert leverages[0] < 0.5 < 0.95 < leverages[1]
+    assert leverages[2] == pytest.approx(leverages[1])
+    assert not found.reliable
+
+
 def test_a_mask_and_positions_are_the_same_set(fitted):
     what_if = fitted.what_if("test", regularization=RIDGE)
     mask = np.zeros(60, dtype=bool)

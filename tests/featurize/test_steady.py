@@ -33,6 +33,7 @@ class Remembering(nn.Module):
         self.register_buffer("bank", torch.zeros(16, 6))
         self.count, self.memory = 0, deque([torch.zeros(6)], 4)
         self.array, self.random = np.zeros(1), random.Random(0)
+        self.nested = [{"passes": 0, "sum": (torch.zeros(6),)}]
 
     def forward(self, x):
         return self.second(self.function(self, self.first(x).tanh()))
@@ -72,6 +73,13 @@ def attribute_on_demand(model, hidden):
     return mixed
 
 
+def nested(model, hidden):
+    (state,) = model.nested
+    state["passes"] += 1
+    state["sum"][0].add_(1e-3)
+    return (hidden + state["sum"][0]) * (1 + 1e-3 * state["passes"])
+
+
 def expected(model, task, collate=default_collate, data=DATA):
     rows = []
     for sample in data:
@@ -89,7 +97,7 @@ def rows(model, task, path, data=DATA, collate=default_collate, workers=0):
     return torch.from_numpy(np.asarray(trak.features()[:]))
 
 
-@pytest.mark.parametrize("forward", [counter, number, bank, memory, array, attribute_on_demand])
+@pytest.mark.parametrize("forward", [counter, number, bank, memory, array, attribute_on_demand, nested])
 def test_a_model_that_remembers_batches_sees_each_as_the_first(forward, tmp_path):
     model = Remembering(forward)
     wanted = expected(model, Chosen())
@@ -114,6 +122,43 @@ def test_a_batch_that_the_task_changes_is_collated_again(tmp_path):
     found = rows(model, Shifting(), tmp_path, collate=lambda samples: list(default_collate(samples)))
     wanted = expected(model, Shifting(), lambda samples: list(default_collate(samples)))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+class Doubling(Chosen):
+    """Changes arrays, which the dataset holds."""
+
+    def output(self, model, batch):
+        for x, _ in batch:
+            x *= 2
+        return super().output(model, [torch.tensor(np.array(part)) for part in zip(*batch, strict=True)])
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_arrays_that_the_task_changes_are_those_of_the_dataset_in_every_pass(size, tmp_path):
+    data, model = [(x.numpy().copy(), y) for x, y in DATA[:10]], nn.Linear(4, 3)
+    trak = TRAK(model.eval(), Doubling(), tmp_path, projector="identity")
+    trak.featurize(DataLoader(data, batch_size=size, collate_fn=list))
+    wanted = expected(model, Chosen(), data=[(2 * x, y) for x, y in DATA[:10]])
+    torch.testing.assert_close(torch.from_numpy(trak.features()[:]), wanted, rtol=1e-4, atol=1e-5)
+
+
+class Keeping(Chosen):
+    """Needs for the loss weights what it has computed for the outputs."""
+
+    def output(self, model, batch):
+        self._output = super().output(model, batch)
+        return self._output
+
+    def loss_weight(self, model, batch, output):
+        return 2 * torch.sigmoid(-self._output.detach())
+
+
+@pytest.mark.parametrize("extractor", ["hooks", "iterative"])
+def test_a_task_that_keeps_what_its_loss_weights_need_has_seen_their_batch_last(extractor, tmp_path):
+    trak = TRAK(nn.Linear(4, 3).eval(), Keeping(), tmp_path, projector="identity", extractor=extractor)
+    trak.featurize(DataLoader(DATA, batch_size=8))
+    found = trak.features()
+    np.testing.assert_allclose(found.loss_weight[:], 2 / (1 + np.exp(found.output[:])), rtol=1e-5)
 
 
 class OfItsWorker(Dataset):
@@ -192,7 +237,7 @@ def test_a_batch_with_a_label_that_none_had_is_verified(tmp_path):
     data = [(x, 0) for x, _ in DATA * 4]
     data[170] = (data[170][0], 2)
     model = Remembering(mixing)
-    with pytest.raises(SampleDependenceError, match=r"sample 1(6[89]|7\d) .* first module .* is second"):
+    with pytest.raises(SampleDependenceError, match=r"sample 1(6[89]|7\d) .* given to second"):
         rows(model, Labeled(), tmp_path, data)
 
 

@@ -114,7 +114,55 @@ class ByLRU(Cached):
     forward = Fused.forward
 
 
-KINDS = [Cached, InAnObject, AsArrays, OnDemand, Fused, ByFunctools, ByLRU]
+class Slots:
+    __slots__ = ("known",)
+
+    def __init__(self):
+        self.known = {}
+
+    def __call__(self, key):
+        return self.known.get(key)
+
+
+class Nested(Cached):
+    """In a slot of a callable object, in a list, in a dict."""
+
+    def reset(self):
+        self.stores = {"features": [Slots()], "scale": torch.ones(5)}
+
+    def get(self, key):
+        return self.stores["features"][0](key)
+
+    def put(self, key, value):
+        self.stores["features"][0].known[key] = value * self.stores["scale"]
+
+
+class OfTheClass(Cached):
+    known = None
+
+    def reset(self):
+        type(self).known = {}
+
+    def get(self, key):
+        return self.known.get(key)
+
+    def put(self, key, value):
+        self.known[key] = value
+
+
+class Unfilled(Cached):
+    """Next to constants."""
+
+    def reset(self):
+        self.derived = [None, torch.ones(5)]
+
+    def forward(self, x):
+        if self.derived[0] is None:
+            self.derived[0] = self.backbone.weight * 2
+        return self.head(((x * self.scale + self.shift) @ self.derived[0].T).tanh() * self.derived[1])
+
+
+KINDS = [Cached, InAnObject, AsArrays, OnDemand, Fused, ByFunctools, ByLRU, Nested, OfTheClass, Unfilled]
 DATA = TensorDataset(torch.randn(12, 6, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3)
 
 

@@ -106,6 +106,7 @@ class ChatData(L.LightningDataModule):
         if not re.fullmatch(r"(?!train$)[A-Za-z]\w*", name):
             raise SettingsError(f"name, of the targets, must be a word other than train, got {name!r}")
         setattr(self, f"{name}_dataloader", self._target_loader)
+        self._name = name
         if max_length is not None and max_length < 2:
             raise SettingsError(f"max_length must be at least 2 tokens, got {max_length}")
         self._model, self._tokenizer, self._base = model, tokenizer, base
@@ -157,6 +158,13 @@ class ChatData(L.LightningDataModule):
     def target_set(self) -> "AnswerSet":
         """The targets as a dataset."""
         return AnswerSet(self.answers, self.tokenizer)
+
+    def explain_missing(self, split: str) -> str:
+        """Say how to see targets that were asked about before others."""
+        return (
+            f"the targets that this run was last asked about are {self._name!r}, from {self._targets}. To see {split!r} again, repeat the command that "
+            f"asked: trak sft RUN --targets FILE --name {split}. What is stored is kept and not computed again."
+        )
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.train_set, batch_size=self._batch_size, shuffle=True, collate_fn=collate)

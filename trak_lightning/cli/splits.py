@@ -26,6 +26,8 @@ def loader_method(datamodule: L.LightningDataModule, split: str) -> Callable[[],
         DataError: there is none; names the splits that there are.
     """
     known = split_names(datamodule)
+    if split not in known and hasattr(datamodule, "explain_missing"):
+        raise DataError(datamodule.explain_missing(split))
     if split not in known:
         raise DataError(
             f"{type(datamodule).__name__} has no method {split}_dataloader, which split {split!r} needs; the splits that it "

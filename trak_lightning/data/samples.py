@@ -93,12 +93,13 @@ class SampleBatch:
 
 class _Intact:
     """Hands out a batch. Once a model has changed it (``x -= mean``, ``batch.pop("labels")``), collate it again, and hand out
-    copies."""
+    copies. Of a batch with arrays, always hand out copies."""
 
     def __init__(self, batch: Any, again: Callable[[], Any]) -> None:
         self._batch = batch
         self._again = again
-        self._seen: list[tuple[int, int]] | None = _versions(batch)
+        arrays = any(isinstance(leaf, np.ndarray) for leaf in deep_leaves(batch))  # whose changes leave no trace
+        self._seen: list[tuple[int, int]] | None = None if arrays else _versions(batch)
 
     def get(self) -> Any:
         if self._seen is not None and _versions(self._batch) != self._seen:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -127,13 +128,15 @@ def _collect(value: Any, found: list[Any], seen: set[int]) -> None:
 
 def snapshot(value: Any, *, clone: bool = False) -> Any:
     """Copy `value` with its tensors detached, so that later changes of containers and objects (a key-value cache that grows)
-    do not affect the copy; with `clone`, nor do in-place changes of tensors. Modules are not copied."""
+    do not affect the copy; with `clone`, nor do in-place changes of tensors and arrays. Modules are not copied."""
     return _snapshot(value, clone, {})
 
 
 def _snapshot(value: Any, clone: bool, seen: dict[int, Any]) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone() if clone else value.detach()
+    if isinstance(value, np.ndarray):
+        return value.copy() if clone else value
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes, type, nn.Module)) or callable(value):
         return value
     if id(value) in seen:

@@ -165,12 +165,12 @@ class Suspects(Sequence[Suspect]):
 
     @property
     def how_far(self) -> str | None:
-        """Say how much of the ranking to review for as many samples as labels are estimated to be wrong; None if that is unknown, or no more
+        """Say how many labels at least are estimated to be wrong, and so how much of the ranking to review; None if that is unknown, or no more
         than are before the cut."""
         count = 0 if self.errors is None else round(self.errors)
         if count <= self.size or not self.has_cut:
             return None
-        return f"Review the first {count} of the ranking: about as many labels are estimated to be wrong"
+        return f"Review the ranking from the top: at least about {count} label{'s' * (count != 1)} {'are' if count != 1 else 'is'} estimated to be wrong"
 
     @property
     def _several(self) -> bool:

@@ -25,7 +25,7 @@ LARGEST = 0.2
 """Share of the training set up to which answers were compared with retraining (docs/benchmarks.md)."""
 
 FAR = 2.5
-"""How many times the summed scores the step may be before measured changes were clearly larger than predicted ones."""
+"""How many times the summed scores the step may be before measured changes were clearly larger than predicted ones, or smaller."""
 
 ALONE = 0.95
 """The leverage from which on the sign of measured changes was another than predicted, in a regression without all but one sample of a category."""
@@ -46,13 +46,15 @@ class Removal:
     outputs: Array
     """(m,) f, averaged over checkpoints."""
     leverage: float
-    """In 0 … 1: the largest share, over all directions, of the fit that comes from the set, averaged over checkpoints."""
+    """In 0 … 1: the largest share, over all directions and checkpoints, of the fit that comes from the set."""
     num_train: int
     has_curvature: bool = True
     """Whether the curvature of the loss as a function of f is known; the size of changes depends on it."""
 
     def __repr__(self) -> str:
         doubt = "" if self.reliable else "; not to be trusted, see its caution"
+        if self.reliable and (self.stretch > FAR or not self.has_curvature):
+            doubt = "; trust their order, not their size"
         return (
             f"Removal of {len(self.samples)} of {self.num_train} training samples: {len(self.change)} outputs change by "
             f"{format_number(self.change.min(), 3, '+')} … {format_number(self.change.max(), 3, '+')}{doubt}"
@@ -95,7 +97,10 @@ class Removal:
                 f"(leverage {self.leverage:.2f})"
             )
         if self.stretch > FAR:
-            return "trust the order, not the size: these samples stand in for each other, and measured changes were mostly larger still"
+            return (
+                "trust the order, not the size: these samples stand in for each other, and measured changes were from a seventh of these to several "
+                "times as large"
+            )
         return "trust the order more than the size: measured changes were 0.5 to 2 times as large in most trials"
 
     def probabilities(self, meaning: Meaning) -> tuple[Array, Array] | None:
@@ -197,7 +202,7 @@ class WhatIf:
             spread,
             np.mean(summed, 0),
             self._outputs,
-            float(np.mean(leverages)),
+            max(leverages),
             self.num_train,
             self._has_curvature,
         )

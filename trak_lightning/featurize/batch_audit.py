@@ -47,6 +47,8 @@ class BatchAuditor:
         self._seed = seed
         self._structures: set[Any] = set()
         self._unusual = Unusual()
+        self._keeps = None if _own_loss(task) else False
+        """Whether `output` of the task keeps something; None if that is not known yet."""
         self.draws = False
         """Whether random numbers were drawn in some batch."""
 
@@ -257,6 +259,33 @@ class BatchAuditor:
                 place = SamplePosition(int(index[other]), other, batch.size)
                 self._refuse(place, error, batch.fetch([other]), batch)
 
+    def loss_weight_and_curvature(
+        self, batch: SampleBatch, output: Tensor, one_by_one: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """q and r of every sample, (B,) each. A task may keep what it needs for them in `output`, so if it keeps anything, it is given the
+        batch again first: the last one that it has seen may be another.
+
+        Raises:
+            DataError: the task returns something else.
+        """
+        if one_by_one and batch.size > 1:
+            each = [
+                self.loss_weight_and_curvature(batch.fetch([position]), output[position : position + 1])
+                for position in range(batch.size)
+            ]
+            loss_weight, curvature = (torch.cat(parts) for parts in zip(*each, strict=True))
+            return loss_weight, curvature
+        with torch.no_grad(), batch_of(batch.size):
+            if self._keeps is not False:
+                before = self._kept()
+                self._task.output(self._model, batch.data)
+                self._keeps = self._keeps or not _same(before, self._kept())
+            loss_weight, curvature = self._task.loss_weight_and_curvature(self._model, batch.data, output)
+        return as_outputs(loss_weight, batch.size, self._task), as_outputs(curvature, batch.size, self._task)
+
+    def _kept(self) -> list[dict[str, Any]]:
+        return [dict(vars(each)) for each in (self._task, *self._model.modules())]
+
     def _unit(self, rows: FeatureRows) -> float:
         """The size relative to which outputs are compared."""
         return error_scale(rows.output, rows.output, exact=not _cast_or_short(self._model))
@@ -266,8 +295,7 @@ class BatchAuditor:
     ) -> None:
         exact = not _cast_or_short(self._model)
         most = 1e-2 if exact else 0.1
-        with torch.no_grad(), batch_of(one.size):
-            weights = self._task.loss_weight_and_curvature(self._model, one.data, output)
+        weights = self.loss_weight_and_curvature(one, output)
         for own, column in zip(weights, (rows.loss_weight, rows.curvature), strict=True):
             size = error_scale(column, rows.output, exact=exact)
             if (error := _shift(torch.tensor(column[place.position]), own[0], size)) > most:
@@ -382,24 +410,18 @@ def _needs_others(sample: int, size: int, error: Exception) -> SampleDependenceE
     )
 
 
-def loss_weight_and_curvature_of(
-    model: nn.Module, task: Task, batch: SampleBatch, output: Tensor, one_by_one: bool
-) -> tuple[Tensor, Tensor]:
-    """q and r of every sample, (B,) each.
+def _own_loss(task: Task) -> bool:
+    """Whether the user has written the loss weight or the curvature."""
+    names = ("loss_weight", "curvature", "loss_weight_and_curvature")
+    return any(not getattr(type(task), name).__module__.startswith("trak_lightning.") for name in names)
 
-    Raises:
-        DataError: the task returns something else.
-    """
-    if one_by_one and batch.size > 1:
-        each = [
-            loss_weight_and_curvature_of(model, task, batch.fetch([position]), output[position : position + 1], True)
-            for position in range(batch.size)
-        ]
-        loss_weight, curvature = (torch.cat(parts) for parts in zip(*each, strict=True))
-        return loss_weight, curvature
-    with batch_of(batch.size):
-        loss_weight, curvature = task.loss_weight_and_curvature(model, batch.data, output)
-    return as_outputs(loss_weight, batch.size, task), as_outputs(curvature, batch.size, task)
+
+def _same(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> bool:
+    """Whether objects have the very same attributes as before."""
+    return all(
+        one.keys() == other.keys() and all(value is other[name] for name, value in one.items())
+        for one, other in zip(before, after, strict=True)
+    )
 
 
 def _wrong_rows(wrong: dict[str, str], extractor: str) -> str:

@@ -27,7 +27,6 @@ from trak_lightning.featurize.batch_audit import (
     BatchAuditor,
     Comparison,
     difference,
-    loss_weight_and_curvature_of,
     random_state,
 )
 from trak_lightning.featurize.blame import blame
@@ -231,10 +230,7 @@ class RowComputer:
         if not sink.reached and not self._warned:
             self._require_gradient(batch)
         self._warn_of_zeros(sink.reached)
-        with torch.no_grad():
-            loss_weight, curvature = loss_weight_and_curvature_of(
-                self._model, self._task, batch, output, extractor.one_by_one
-            )
+        loss_weight, curvature = self._auditor.loss_weight_and_curvature(batch, output, extractor.one_by_one)
         if not isinstance(self._projection, PassThrough):
             self._warn_of_empty((output == 0) & (loss_weight == 0) & (features == 0).all(1), index)
         columns = {"output": output, "loss weight": loss_weight, "gradient": features, "curvature": curvature}

@@ -4,16 +4,18 @@ import copy
 import functools
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import is_
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning.errors import UnsupportedModelError
 from trak_lightning.model.dtensor import any_sharded
@@ -23,25 +25,43 @@ _INTERNAL = {*vars(nn.Module()), *vars(L.LightningModule())}
 """Attributes that every module has."""
 
 
+FOLLOWED = 1_000
+"""Of an attribute that holds more containers and objects, such as a dataset in lists, only those nearest to it are followed."""
+
+_APART = (
+    "torch.distributed",
+    "torch.fx",
+    "torch.optim",
+    "torch._",
+    "logging",
+    "threading",
+    "multiprocessing",
+    "triton",
+    "numba",
+)
+"""Modules of objects that are no state of a model."""
+
+
 @dataclass(frozen=True)
 class StateAttribute:
-    """An attribute of a module, or of an object in one."""
+    """An attribute of a module, of its class, or of an object in one; or an entry of a container in such an attribute."""
 
     owner: str
-    kind: tuple[type, str]
-    """Class and attribute: what all modules of a class keep is cleared together."""
-    attributes: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        return self.kind[1]
+    kind: tuple[Any, ...]
+    """Class and attribute, and where in the attribute: what all modules of a class keep is cleared together."""
+    attributes: Any
+    """What maps names to values, or a sequence."""
+    name: Any
 
     @property
     def value(self) -> Any:
-        return self.attributes.get(self.name)
+        try:
+            return self.attributes[self.name]
+        except (LookupError, AttributeError):
+            return None
 
     def __str__(self) -> str:
-        return f"{self.owner}.{self.name}" if self.owner else self.name
+        return f"{self.owner}.{self.name}" if self.owner else str(self.name)
 
 
 _WATCHED = 8
@@ -49,8 +69,8 @@ _WATCHED = 8
 
 
 class SteadyState:
-    """What modules hold: buffers, attributes (a step counter, a memory of earlier batches), what is under ``lru_cache``, modules
-    that a forward pass replaces, and parameters that it changes (the momentum encoder of MoCo). A gradient must not depend on how
+    """What modules hold: buffers, attributes of them and of their classes (a step counter, a memory of earlier batches), with all that is
+    in them, what is under ``lru_cache``, modules that a forward pass replaces, and parameters that it changes (the momentum encoder of MoCo). A gradient must not depend on how
     many batches came before.
 
     Memory: a copy of the parameters during the first passes.
@@ -59,11 +79,13 @@ class SteadyState:
     def __init__(self, model: nn.Module, *, parameters: bool = True) -> None:
         self._model = model
         self._function_caches = function_caches(model)
-        self._attributes = [
-            (place.attributes, place.name, place.value, contents_of(place.value)) for place in state_attributes(model)
-        ]
+        places = list(state_attributes(model))
+        self._attributes = [(place.attributes, place.name, place.value) for place in places]
+        held = {id(part): part for place in places for part in reached(place.value)}
+        self._held = list(held.values())
+        self._containers = [(part, contents) for part in self._held if (contents := contents_of(part)) is not None]
         holders = [vars(module) for module in model.modules()] + [attributes for attributes, *_ in self._attributes]
-        self._names = {id(attributes): (attributes, set(attributes)) for attributes in holders}
+        self._names = {id(each): (each, set(each)) for each in holders if type(each) is dict}
         self._buffers = [
             (module._buffers, name, buffer)
             for module in model.modules()
@@ -90,11 +112,12 @@ class SteadyState:
         """
         for cache in self._function_caches:
             cache.cache_clear()
-        for attributes, name, value, contents in self._attributes:
+        for attributes, name, value in self._attributes:
             if name not in attributes or attributes[name] is not value:
                 attributes[name] = value
-            if contents is not None and not _same_items(value, contents):
-                _refill(value, contents)
+        for container, contents in self._containers:
+            if not _same_items(container, contents):
+                _refill(container, contents)
         for attributes, names in self._names.values():
             if len(attributes) != len(names) and not self._sharded:  # sharding adds attributes of its own
                 for name in attributes.keys() - names - _INTERNAL:
@@ -136,9 +159,9 @@ class SteadyState:
 
     def _all_tensors(self) -> Iterator[Tensor]:
         yield from (buffer for _, _, buffer in self._buffers if buffer is not None)
-        for _, _, value, contents in self._attributes:
-            items = contents.values() if isinstance(contents, dict) else contents if contents is not None else [value]
-            for item in map(_as_tensor, items):
+        parts = ([part for _, part in parts_of(each)] for each in self._held)
+        for values in ([value for *_, value in self._attributes], *parts):
+            for item in map(_as_tensor, values):
                 if isinstance(item, Tensor) and not isinstance(item, nn.Parameter):
                     yield item
 
@@ -226,39 +249,127 @@ def function_caches(model: nn.Module) -> list[Any]:
 
 
 def state_attributes(model: nn.Module) -> Iterator[StateAttribute]:
-    """The attributes of all modules, and of objects in them, other than parameters, buffers and modules, and than what belongs to
-    quantized weights: bitsandbytes fills scales that are cleared or put back with wrong ones."""
+    """The attributes of all modules and of their classes, and of objects in them, other than parameters, buffers and modules, and than what
+    belongs to quantized weights: bitsandbytes fills scales that are cleared or put back with wrong ones."""
     seen: set[int] = set()
     weights = quantized(model)
     for name, module in model.named_modules():
         if name not in weights:
-            yield from _attributes(name, module, seen)
+            own = {key: value for key, value in vars(module).items() if key not in _INTERNAL}
+            yield from _attributes(name, type(module), vars(module), own, seen)
+    for cls in dict.fromkeys(base for module in model.modules() for base in type(module).__mro__):
+        if cls.__module__.partition(".")[0] not in ("torch", "lightning", "pytorch_lightning", "builtins"):
+            variables = _Attributes(cls, [name for name, value in vars(cls).items() if _is_variable(name, value)])
+            yield from _attributes(cls.__qualname__, cls, variables, variables, seen)
 
 
-def _attributes(owner: str, holder: Any, seen: set[int]) -> Iterator[StateAttribute]:
-    for name, value in list(vars(holder).items()):
-        if isinstance(holder, nn.Module) and (name in _INTERNAL or isinstance(value, L.LightningDataModule)):
+def _attributes(
+    owner: str, kind: type, attributes: Any, values: MutableMapping[str, Any], seen: set[int]
+) -> Iterator[StateAttribute]:
+    for name, value in list(values.items()):
+        if isinstance(value, (L.LightningDataModule, Dataset, DataLoader)):
             continue
-        if is_object(value):
-            if id(value) not in seen:
-                seen.add(id(value))
-                yield from _attributes(f"{owner}.{name}" if owner else name, value, seen)
-        else:
-            yield StateAttribute(owner, (type(holder), name), vars(holder))
+        yield StateAttribute(owner, (kind, name), attributes, name)
+        for part in reached(value):
+            if is_object(part) and id(part) not in seen:
+                seen.add(id(part))
+                inner = attributes_of(part)
+                for key in list(inner):
+                    yield StateAttribute(f"{owner}.{name}" if owner else name, (type(part), key), inner, key)
+
+
+def _is_variable(name: str, value: Any) -> bool:
+    """Whether an entry of a class is a value, rather than a method, a property or a class."""
+    return not (name.startswith("__") or hasattr(value, "__get__") or isinstance(value, (type, nn.Module)))
+
+
+class _Attributes(MutableMapping[str, Any]):
+    """The attributes of a class, or of an object without ``__dict__``, of these names."""
+
+    def __init__(self, holder: Any, names: Iterable[str]) -> None:
+        self._holder = holder
+        self._names = list(names)
+        self._base: Any = type if isinstance(holder, type) else object
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self._holder, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._base.__setattr__(self._holder, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        self._base.__delattr__(self._holder, name)
+
+    def __contains__(self, name: object) -> bool:
+        return hasattr(self._holder, str(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def is_object(value: Any) -> bool:
+    """Whether a value is an object with attributes, which may be callable; no module, data, class or function."""
     return (
-        not isinstance(value, (nn.Module, Tensor, np.ndarray, type, dict, list, set, tuple))
-        and not callable(value)
-        and isinstance(getattr(value, "__dict__", None), dict)
+        not isinstance(
+            value,
+            (nn.Module, Tensor, np.ndarray, dict, list, set, tuple, deque, L.LightningDataModule, Dataset, DataLoader),
+        )
+        and not isinstance(value, (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, functools.partial))
+        and not type(value).__module__.startswith(_APART)
+        and (isinstance(getattr(value, "__dict__", None), dict) or bool(_slots(value)))
     )
 
 
+def attributes_of(value: Any) -> MutableMapping[str, Any]:
+    """The attributes of an object."""
+    return vars(value) if isinstance(getattr(value, "__dict__", None), dict) else _Attributes(value, _slots(value))
+
+
+def _slots(value: Any) -> list[str]:
+    found = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
+    return [name for names in found for name in ((names,) if isinstance(names, str) else names) if name[:2] != "__"]
+
+
+def parts_of(value: Any) -> list[tuple[Any, Any]]:
+    """What a container, an object, or a function with bound arguments holds: keys, positions or names, and values."""
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, (list, tuple, set, deque)):
+        return list(enumerate(value))
+    if isinstance(value, functools.partial):
+        return [("args", value.args), ("keywords", value.keywords)]
+    if isinstance(value, MethodType):
+        return [("__self__", value.__self__)]
+    return list(attributes_of(value).items()) if is_object(value) else []
+
+
+def reached(value: Any) -> list[Any]:
+    """The containers and objects that a value leads to, itself first."""
+    seen, found = set[int](), list[Any]()
+    waiting = deque([value])
+    while waiting:
+        part = waiting.popleft()
+        if id(part) in seen or (not (inner := parts_of(part)) and contents_of(part) is None):
+            continue
+        if len(found) >= FOLLOWED:
+            break
+        seen.add(id(part))
+        found.append(part)
+        waiting.extend(each for _, each in inner if not isinstance(each, (Tensor, str, int, float)))
+    return found
+
+
 def generators(model: nn.Module) -> list[Any]:
-    """The generators of random numbers that modules hold."""
+    """The generators of random numbers that modules hold, in attributes or in what is in these."""
     kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-    return [value for module in model.modules() for value in vars(module).values() if isinstance(value, kinds)]
+    values = (place.value for place in state_attributes(model))
+    held = (
+        part for value in values for part in (value, *(inner for each in reached(value) for _, inner in parts_of(each)))
+    )
+    return list({id(each): each for each in held if isinstance(each, kinds)}.values())
 
 
 def contents_of(value: Any) -> Any:

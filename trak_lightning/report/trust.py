@@ -12,7 +12,7 @@ from trak_lightning.report.contents import Headline, Panel
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_number
 from trak_lightning.scoring.base import Array, CheckpointFeatures
-from trak_lightning.scoring.lds_in_words import in_words
+from trak_lightning.scoring.lds_in_words import UNCERTAIN, in_words
 from trak_lightning.scoring.linear_system import System
 from trak_lightning.scoring.scores import Scores
 
@@ -42,7 +42,10 @@ def trusted(run: RunDirectory, scores: Scores) -> Headline:
     """Say in one sentence how far to trust the scores: as measured by retraining, or as the checkpoints predict."""
     result = measured_lds(run, scores)
     if result is None and scores.trust is not None:
-        return Headline(f"{scores.trust['lds']:.2f}", f"{scores.trust['sentence']}.", "trust")
+        lds, low, high = (scores.trust[name] for name in ("lds", "low", "high"))
+        if in_words(lds, low, high) == UNCERTAIN:  # the number would be read, and its interval would not
+            return Headline("Trust", f"is {scores.trust['sentence']}.", "trust")
+        return Headline(f"{lds:.2f}", f"{scores.trust['sentence']}.", "trust")
     if result is None:
         return Headline(
             "Trust", f"in the scores has not been measured: retrained models tell ({docs_page('evaluation')}).", "trust"

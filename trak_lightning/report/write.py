@@ -110,7 +110,7 @@ def write_report(
     for data, rows in ((train, features[0].train), (chosen, features[0].targets)):
         require_same_samples(data, rows)
     notes = [
-        f"Groups and differences of these targets have scores of their own, which a page does not show: trak top {run_dir} --name {other}"
+        f"Groups and differences of these targets have scores of their own, which a page does not show: trak top {run_dir} --name {other} --target 0"
         for other in _grouped(run, scores)
     ]
     predictions = None

@@ -199,7 +199,7 @@ def label_key(batch: Any) -> Key:
         )
     raise DataError(
         f"no entry of the batch is called {', '.join(LABEL_NAMES[:-1])} or {LABEL_NAMES[-1]}; it is {describe(batch)}. "
-        f"{_labels_hint(batch)}. The model is called with all other tensors by name, unless inputs says with which ('*' is the whole batch); of several outputs, "
+        f"{_labels_hint(batch)}. The model is called with all other tensors by name, or with a single one as it is, unless inputs says with which ('*' is the whole batch); of several outputs, "
         "outputs says which is attributed."
     )
 
