@@ -53,6 +53,7 @@ from trak_lightning.run.formatting import counted
 from trak_lightning.scoring.backend import LOCAL
 from trak_lightning.scoring.base import Array, Scorer
 from trak_lightning.scoring.fabric import FabricBackend
+from trak_lightning.scoring.held_out import numbers_of
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.scores import Scores, open_scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
@@ -397,11 +398,12 @@ class TRAK:
             backend=backend,
         )
         if groups is None:
-            both = job.splits[job.train], AttributionData.of(target_dataset)
             shown = partial(samples_of, task=self.spec.task, model=self.model, render=render)
-            train, targets = map(shown, both)
+            train_data, target_data = job.splits[job.train], AttributionData.of(target_dataset)
+            of_train, of_targets = map(self._numbers, (job.train, name))
+            train, targets = shown(train_data, number_of=of_train), shown(target_data, number_of=of_targets)
             if targets.tokenizer is None and train.tokenizer is not None:
-                targets = shown(both[1], tokenizer=train.tokenizer)
+                targets = shown(target_data, number_of=of_targets, tokenizer=train.tokenizer)
             scores.samples = train, targets
             outcome = partial(self._outcome, name, job.train)
             predict = partial(mean_predictions, self.model, self.spec.task, both[1], job.checkpoints)
@@ -677,6 +679,11 @@ class TRAK:
             f"{type(spec.projector).__name__}{dim}, run_dir={str(self.run.path)!r}; "
             f"{counted(count, 'checkpoint')}, features: {splits})"
         )
+
+    def _numbers(self, split: str) -> Callable[[int], float] | None:
+        """`numbers_of` a split, for a task that predicts numbers."""
+        number = self.spec.task.meaning.number
+        return numbers_of(self.store.open(split, self._require_job().checkpoints[0].id)) if number else None
 
     def _require_job(self) -> FeaturizeJob:
         if self._job is None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ MODULE = """
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
+from trak_lightning.tasks.regression import Regression
 
 random = torch.Generator().manual_seed(0)
 AGE = torch.randint(18, 90, (60,), generator=random).float()
@@ -33,6 +35,11 @@ class Rows(L.LightningDataModule):
     def render(self, sample):
         age, sex = sample["x"].tolist()
         return {"age": round(20 * age + 50), "sex": "female" if sex else "male"}, float(sample["y"])
+
+
+class Scaled(Regression):
+    def targets(self, batch):
+        return (super().targets(batch) - 500) / 3
 
 
 class Net(L.LightningModule):
@@ -173,6 +180,27 @@ def test_a_regression_is_ranked_by_its_error_with_prediction_and_sign_and_has_no
     assert lines[1].split() == ["target", "label", "models", "say", "error"]
     errors = [float(line.split()[-1]) for line in lines[2:5]]
     assert errors == sorted(errors, reverse=True)
+
+
+def test_labels_are_in_the_unit_of_the_predictions_though_a_task_of_ones_own_scales_them(make_run, capsys):
+    run = make_run(task={"name": "rows_of_a_table.Scaled", "labels": "y"})
+    from rows_of_a_table import AGE
+
+    scaled = [f"{(age / 10 - 500) / 3:.4g}" for age in AGE.tolist()]
+    capsys.readouterr()
+    assert main(["top", str(run), "--target", "0", "-k", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["target"]["label"] == scaled[40]
+    assert all(each["label"] == scaled[each["index"]] for each in found["helpful"] + found["harmful"])
+    assert main(["whatif", str(run), "--remove", "1,"]) == 0
+    assert f" {scaled[40]} " in capsys.readouterr().out
+    assert main(["report", str(run)]) == 0
+    page = (run / "report" / "test.html").read_text()
+    shown = re.findall(r'<b class="label" dir="auto">([^<]*)</b>|labeled <b dir="auto">([^<]*)</b>', page)
+    assert len(shown) > 40
+    assert {float(a or b) for a, b in ((a.replace("−", "-"), b.replace("−", "-")) for a, b in shown)} <= set(
+        map(float, scaled)
+    )
 
 
 @pytest.mark.parametrize(

@@ -143,13 +143,14 @@ def test_arrays_that_the_task_changes_are_those_of_the_dataset_in_every_pass(siz
 
 
 class Keeping(Chosen):
-    """Needs for the loss weights what it has computed for the outputs."""
+    """Needs for the loss weights what it has computed for the outputs, and changes what it is given."""
 
     def output(self, model, batch):
         self._output = super().output(model, batch)
         return self._output
 
     def loss_weight(self, model, batch, output):
+        output.zero_()
         return 2 * torch.sigmoid(-self._output.detach())
 
 
@@ -158,7 +159,9 @@ def test_a_task_that_keeps_what_its_loss_weights_need_has_seen_their_batch_last(
     trak = TRAK(nn.Linear(4, 3).eval(), Keeping(), tmp_path, projector="identity", extractor=extractor)
     trak.featurize(DataLoader(DATA, batch_size=8))
     found = trak.features()
+    assert found.output[:].all()
     np.testing.assert_allclose(found.loss_weight[:], 2 / (1 + np.exp(found.output[:])), rtol=1e-5)
+    np.testing.assert_allclose(found.curvature[:], found.loss_weight[:] / 2 * (1 - found.loss_weight[:] / 2), rtol=1e-4)
 
 
 class OfItsWorker(Dataset):

@@ -1,5 +1,7 @@
 """training_step shows which loss a model was trained with."""
 
+import re
+
 import lightning as L
 import pytest
 import torch
@@ -109,6 +111,34 @@ def test_a_weight_of_yes_that_is_in_training_step_alone_is_offered(shape, tmp_pa
     TRAK(smooth, "binary_classification", tmp_path).check(data)
     assert "another loss" in caplog.text
     assert "makes it one factor" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("loss", "option"),
+    [
+        (lambda module, f, y: mse_loss(f, (y - 500) / 40), "(mean: 500, std: 40, to four digits)"),
+        (lambda module, f, y: mse_loss(f, y / 40) / 2, "(mean: 0, std: 40, to four digits)"),
+        (lambda module, f, y: mse_loss(f, (y / 500).log()), None),
+    ],
+    ids=["standardized", "divided", "log"],
+)
+@pytest.mark.parametrize("given", [{}, {"mean": 100.0, "std": 7.0}], ids=["not told", "told wrong numbers"])
+def test_the_mean_and_the_std_by_which_training_scales_labels_are_named(loss, option, given, tmp_path, caplog):
+    torch.manual_seed(0)
+    x = torch.randn(60, 5)
+    model, data = Net(loss, 1).eval(), TensorDataset(x, 500 + 40 * x[:, :1])
+    TRAK(model, {"name": "regression", **given}, tmp_path).check(data)
+    assert re.findall(r"\(mean: .*?\)", caplog.text) == ([option] if option else [])
+    assert "another loss" in caplog.text
+
+
+def test_a_task_that_scales_labels_as_training_does_has_its_loss(tmp_path, caplog):
+    torch.manual_seed(0)
+    x = torch.randn(60, 5)
+    model = Net(lambda module, f, y: mse_loss(f, (y - 500) / 40), 1).eval()
+    task = {"name": "regression", "mean": 500, "std": 40}
+    TRAK(model, task, tmp_path).check(TensorDataset(x, 500 + 40 * x[:, :1]))
+    assert "another loss" not in caplog.text
 
 
 FRESH = {

@@ -106,8 +106,9 @@ def test_errors_are_ranked_by_what_is_known():
         (lambda y: y - 300, Regression(), True),
         (lambda y: y.log(), Regression(), True),
         (lambda y: (y - 300) / 80, Scaled(), False),
+        (lambda y: (y - 300) / 80, Regression(mean=300, std=80), False),
     ],
-    ids=["as they are", "standardized", "centered", "log", "and so by the task"],
+    ids=["as they are", "standardized", "centered", "log", "and so by the task", "by its options"],
 )
 def test_labels_that_training_scaled_are_noticed(scaled, task, warned, caplog, tmp_path):
     x = torch.randn(60, 3)

@@ -160,6 +160,7 @@ def test_an_attribute_that_hides_a_method_is_refused(name):
         ("multilabel", {"pos_weight": np.ones(3)}, {"pos_weight": [1.0, 1.0, 1.0]}),
         ("token_classification", {"ignore_index": np.int64(255)}, {"ignore_index": 255}),
         ("regression", {"component": torch.tensor(1)}, {"component": 1}),
+        ("regression", {"mean": torch.tensor(3.0), "std": np.ones(1)}, {"mean": 3}),
         (
             "contrastive",
             {"logit_scale": np.float64(4), "outputs": ("a", "b")},

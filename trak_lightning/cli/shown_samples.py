@@ -12,6 +12,7 @@ from trak_lightning.run.content_hashes import changed
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.sample_lines import SampleLine, SampleLines
 from trak_lightning.scoring.display import shortened
+from trak_lightning.scoring.held_out import numbers_of
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.stores.base import FeatureStore
 from trak_lightning.stores.configured import configured, open_store
@@ -162,6 +163,8 @@ def _read(job: "Job", what: What, content: Mapping[int, int], count: int) -> dic
         others = [position for position, then in content.items() if changed(then, now[position])]
         if (error := changed_samples(split, others, len(content), read_all=False)) is not None:
             raise error
-    samples = samples_of(data, datamodule=job.datamodule, task=job.parts.task)
+    rows = job.store.open(split, job.run.require_checkpoints()[0].id)
+    number_of = numbers_of(rows) if job.parts.task.meaning.number else None
+    samples = samples_of(data, datamodule=job.datamodule, task=job.parts.task, number_of=number_of)
     shown = {position: samples.show(position) for position in content}
     return {position: SampleLine(each.label, shortened(each.line)) for position, each in shown.items()}

@@ -280,7 +280,7 @@ class BatchAuditor:
                 before = self._kept()
                 self._task.output(self._model, batch.data)
                 self._keeps = self._keeps or not _same(before, self._kept())
-            loss_weight, curvature = self._task.loss_weight_and_curvature(self._model, batch.data, output)
+            loss_weight, curvature = self._task.loss_weight_and_curvature(self._model, batch.data, output.clone())
         return as_outputs(loss_weight, batch.size, self._task), as_outputs(curvature, batch.size, self._task)
 
     def _kept(self) -> list[dict[str, Any]]:

@@ -14,12 +14,14 @@ from trak_lightning.extractors.iterative import sample_gradient
 from trak_lightning.gradients import ParameterLayout
 from trak_lightning.model.autocast import is_cast
 from trak_lightning.model.first_time import first_time
+from trak_lightning.run.arrays import rms
+from trak_lightning.run.formatting import format_number
 from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of
 from trak_lightning.tasks.binary import BinaryClassification
 from trak_lightning.tasks.classification import Classification
 from trak_lightning.tasks.loss import Loss
-from trak_lightning.tasks.regression import Regression
+from trak_lightning.tasks.regression import Regression, prediction_scale
 from trak_lightning.tasks.sum_of_margins import SumOfMargins
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,9 @@ SMALLEST = 1e-2
 
 SAME = 1.02
 """The largest ratio of two factors that count as one, of samples of the same class."""
+
+STRAIGHT = 1e-3
+"""The largest distance of labels from a linear function of those of training, relative to their spread, where training scales them."""
 
 CLASSES = 4
 """Of how many classes a sample is compared, since a class may have a weight."""
@@ -68,7 +73,7 @@ def warn_of_training_step(
         return
     ratios = np.array([each.ratios for each in found])
     if cosines.min() < PARALLEL or (ratios.max(0) > ALIKE * ratios.min(0)).all():
-        weight = _pos_weight(task, found, batch, chosen)
+        option = _pos_weight(task, found, batch, chosen) or _scale(task, found)
         log.warning(
             "task  training_step of %s has another loss than task %s: the gradients of some samples are %s times those of the task, with "
             "cosines %s; one factor is expected, and cosines of 1. Does it scale or smooth labels, weight classes, or add other terms? Set that "
@@ -77,17 +82,19 @@ def warn_of_training_step(
             type(task).__name__,
             ", ".join(f"{ratio:.3g}" for ratio in ratios[:, 0]),
             ", ".join(f"{cosine:.2f}" for cosine in cosines),
-            "" if weight is None else f" (pos_weight: {weight:.3g} makes it one factor)",
+            f" ({option})" if option else "",
             docs_page("trust", "The loss that you trained with"),
         )
     elif isinstance(task, Regression) and (scaled := _scaled(found)) is not None:
+        option = _scale(task, found)
         log.warning(
             "task  training_step of %s has another loss than task %s: its losses are those of differences between prediction and label that are "
             "about %s times the task's. Does it scale the labels? The loss weight y − f, and so the scores, take the labels of the batch as they are. "
-            "Scale them in the dataset, or see %s",
+            "Give the task the mean and std by which it scales them%s, or see %s",
             type(model).__name__,
             type(task).__name__,
             f"{scaled:.1g}",
+            f" ({option})" if option else "",
             docs_page("modalities", "Labels that training_step scales"),
         )
 
@@ -102,8 +109,8 @@ def _chosen(rows: FeatureRows, task: Task, batch: SampleBatch) -> list[int]:
     return sorted({order[0], order[len(order) // 2], order[-1], *list(first.values())[:CLASSES]}) if order else []
 
 
-def _pos_weight(task: Task, found: list["_Compared"], batch: SampleBatch, chosen: list[int]) -> float | None:
-    """The option of a task of yes-or-no answers that makes the factor of both one; None if the factor of one of them is not one."""
+def _pos_weight(task: Task, found: list["_Compared"], batch: SampleBatch, chosen: list[int]) -> str | None:
+    """Name the option of a task of yes-or-no answers that makes the factor of both one; None if the factor of one of them is not one."""
     if not isinstance(task, BinaryClassification) or min(each.cosine for each in found) < PARALLEL:
         return None
     with batch_of(batch.size):
@@ -111,7 +118,37 @@ def _pos_weight(task: Task, found: list["_Compared"], batch: SampleBatch, chosen
     no, yes = (np.array([each.ratios[0] for each in found])[labels == answer] for answer in (0, 1))
     if not len(no) or not len(yes) or any(side.max() > SAME * side.min() for side in (no, yes)):
         return None
-    return task.pos_weight * float(yes.mean() / no.mean())
+    return f"pos_weight: {task.pos_weight * float(yes.mean() / no.mean()):.3g} makes it one factor"
+
+
+def _scale(task: Task, found: list["_Compared"]) -> str | None:
+    """Name the options of a regression that make the labels those of training; None if these are no linear function of the labels.
+
+    For ℓ = c(y' − f)² + const, with y' on the scale of f, ``y' = f − ℓ'/2c`` and ``4c = Δ(ℓ'²)/Δℓ``, see `_scaled`. If the labels are
+    ``y = a + by'``, and f = m + s · prediction, then the model predicts (y − a − bm)/bs.
+    """
+    if not isinstance(task, Regression) or len(found) < 3 or min(abs(each.cosine) for each in found) < PARALLEL:
+        return None
+    slopes = np.array([-np.sign(each.cosine) * each.ratios[0] * each.loss_weight for each in found])
+    losses = np.array([each.loss for each in found])
+    outputs = np.array([each.output for each in found])
+    labels = outputs + np.array([each.loss_weight for each in found])
+    high, low = np.abs(slopes).argmax(), np.abs(slopes).argmin()
+    curvature = (slopes[high] ** 2 - slopes[low] ** 2) / (2 * (losses[high] - losses[low]) or np.inf)
+    if not 0 < curvature < np.inf:
+        return None
+    of_training = outputs - slopes / curvature
+    if np.ptp(of_training) <= STRAIGHT * np.abs(of_training).max() or not np.ptp(labels):
+        return None
+    b, a = np.polyfit(of_training, labels, 1)
+    if b <= 0 or rms(labels - a - b * of_training) > STRAIGHT * np.ptp(labels):
+        return None
+    if abs(b - 1) <= STRAIGHT and abs(a) <= STRAIGHT * np.ptp(labels):
+        return None
+    mean, std = prediction_scale(task)
+    mean, std = a + b * mean, b * std
+    mean = 0.0 if abs(mean) <= STRAIGHT * np.ptp(labels) else mean
+    return f"mean: {format_number(mean)}, std: {format_number(std)}, to four digits"
 
 
 def _scaled(found: list["_Compared"]) -> float | None:
@@ -139,6 +176,7 @@ class _Compared(NamedTuple):
     loss: float
     """That of training."""
     loss_weight: float
+    output: float
 
 
 def _compared(model: nn.Module, task: Task, layout: ParameterLayout, one: SampleBatch) -> _Compared:
@@ -160,7 +198,11 @@ def _compared(model: nn.Module, task: Task, layout: ParameterLayout, one: Sample
     ratio = (squared / own) ** 0.5 if own else 1.0 if squared == own else float("inf")
     cosine = product / (squared * own) ** 0.5 if squared and own else float(squared == own)
     return _Compared(
-        float("nan") if random else cosine, tuple(ratio * each for each in divisors), -float(first), loss_weight
+        float("nan") if random else cosine,
+        tuple(ratio * each for each in divisors),
+        -float(first),
+        loss_weight,
+        float(output),
     )
 
 

@@ -21,8 +21,9 @@ def samples_of(
     task: Any = None,
     tokenizer: Any = None,
     model: Any = None,
+    number_of: Callable[[int], float] | None = None,
 ) -> Samples:
-    """Show the samples of an `AttributionData` with what is known about it; arguments as for `write_report`."""
+    """Show the samples of an `AttributionData` with what is known about it; `number_of` as for `Samples`, other arguments as for `write_report`."""
     collate = data.collate_fn
     bound = getattr(collate, "keywords", {}).get("tokenizer")  # of a partial
     owners = (datamodule, data.dataset, collate, getattr(collate, "__self__", None))
@@ -36,6 +37,7 @@ def samples_of(
         feature_names=getattr(datamodule, "feature_names", None),
         label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, (str, int))],
         label_of=partial(_label_in_batch, data, task),
+        number_of=number_of,
         tokenizer=found,
         input_keys=_input_keys(getattr(task, "inputs", None)),
         ignore_index=task.ignore_index if isinstance(task, Segmentation) else None,

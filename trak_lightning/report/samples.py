@@ -28,6 +28,7 @@ from trak_lightning.report.values import (
     same_shape,
     sizes_of,
 )
+from trak_lightning.run.formatting import format_number
 from trak_lightning.scoring.base import evenly
 from trak_lightning.scoring.display import TOKEN_IDS
 from trak_lightning.tasks.fields import LABEL_NAMES
@@ -57,6 +58,8 @@ class Samples:
         feature_names: names of the entries of one-dimensional float tensors.
         label_keys: other keys under which a mapping may have its label, and positions where a tuple has it.
         label_of: finds the label of a sample, by its position, that shows none itself.
+        number_of: finds the number that a prediction of a sample, by its position, is compared with; it is shown as the label, in place of what
+            the sample or `render` has, which may be of another unit.
         input_keys: keys of a mapping that hold all that the model is given, if the task names them.
         ignore_index: the label of pixels that do not count.
         tokenizer: converts single tokens to text.
@@ -73,6 +76,7 @@ class Samples:
         feature_names: Sequence[str] | None = None,
         label_keys: Sequence[str | int] = (),
         label_of: Callable[[int], Any] = lambda index: None,
+        number_of: Callable[[int], float] | None = None,
         tokenizer: Any = None,
         input_keys: Collection[str] = (),
         ignore_index: int | None = None,
@@ -85,6 +89,7 @@ class Samples:
         self._feature_names = feature_names
         self._label_keys = (*label_keys, *LABEL_NAMES)
         self._label_of = label_of
+        self._number_of = number_of
         self.tokenizer = tokenizer
         self._input_keys = set(input_keys)
         self._ignore_index = ignore_index
@@ -107,6 +112,8 @@ class Samples:
 
     def label(self, index: int) -> str | None:
         """The label of a sample as shown, without making pictures."""
+        if self._number_of is not None:
+            return format_number(self._number_of(index))
         sample = self.rendered(index)
         if isinstance(sample, Shown):
             return sample.label
@@ -127,6 +134,8 @@ class Samples:
     def _show(self, index: int) -> Shown:
         sample = self.rendered(index)
         shown = self.shown(sample)
+        if self._number_of is not None:
+            return replace(shown, label=self.label(index))
         known = isinstance(sample, Shown) or shown.label is not None
         return shown if known else replace(shown, label=self._label(self._label_of(index)))
 

@@ -30,7 +30,7 @@ class Suspicion:
             shown, says = train.show(each.index), None
             if predicted is not None and each.says != each.label:
                 says = f"{each.says} ({softmax(predicted.log_probabilities[each.index]).max():.0%})"
-            label = shown.label if each.label is None or (found.numbers is not None and shown.label) else each.label
+            label = shown.label if each.label is None else each.label
             if found.numbers is not None and label is not None:
                 label, says = format_significant(label), None if each.says is None else format_significant(each.says)
             suspects.append(ShownSuspect(each.index, shown, label, says, each.why, place < len(found)))

@@ -20,6 +20,7 @@ from trak_lightning.report.page import page
 from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.held_out import numbers_of
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.scores import Scores, open_scores
 from trak_lightning.stores.base import FeatureStore
@@ -98,9 +99,14 @@ def write_report(
             f"{scores.path} has scores of {len(scores)} groups of {m} targets, and a page shows single targets. Name another score file."
         )
     train, chosen = AttributionData.of(train_data), AttributionData.of(target_data)
+    meaning = task.meaning if task is not None else run.read().meaning
     show = partial(samples_of, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer, model=model)
-    sources = Sources(run, scores, features, show(train), show(chosen), token_scores)
-    outcome = Outcome.of(features, task.meaning if task is not None else run.read().meaning)
+    of_train, of_targets = (
+        numbers_of(rows) if meaning.number else None for rows in (features[0].train, features[0].targets)
+    )
+    shown = show(train, number_of=of_train), show(chosen, number_of=of_targets)
+    sources = Sources(run, scores, features, *shown, token_scores)
+    outcome = Outcome.of(features, meaning)
     positions = list(targets) if targets is not None else choose_targets(outcome.error, num_targets)
     require_fitting(sources, positions)
     for data, rows in ((train, features[0].train), (chosen, features[0].targets)):

@@ -1,6 +1,7 @@
 """Outputs and probabilities of targets, and of training samples under the checkpoints that were not trained on them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,18 @@ def held_out_probabilities(checkpoints: Sequence[CheckpointFeatures], meaning: M
 def output_and_loss_weight(rows: FeatureSet) -> tuple[Array, Array]:
     """Return output f and loss weight q of all samples, (n,) each, as `Meaning` expects them."""
     return rows.column("output"), rows.column("loss_weight")
+
+
+def numbers_of(rows: FeatureSet) -> Callable[[int], float]:
+    """Return a function that finds the number y = f + q of a sample by its position, where f predicts a number: what the task
+    compares with the prediction, whatever the dataset returns."""
+
+    @cache
+    def block(number: int) -> Array:
+        found: Array = rows.column("output", [number]) + rows.column("loss_weight", [number])
+        return found
+
+    return lambda index: float(block(index // rows.spec.block_size)[index % rows.spec.block_size])
 
 
 def target_outputs(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> tuple[Array, Array, Array | None]:

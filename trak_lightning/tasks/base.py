@@ -162,7 +162,7 @@ class Task(ABC):
     def loss_weight_and_curvature(self, model: nn.Module, batch: Any, output: Tensor) -> tuple[Tensor, Tensor]:
         """Compute q and r of every sample, (B,) each. Called once per batch, after its gradients. Override it where one more
         forward pass gives both."""
-        return self.loss_weight(model, batch, output), self.curvature(model, batch, output)
+        return self.loss_weight(model, batch, output.clone()), self.curvature(model, batch, output)
 
     def require_agreement(self, whole: Any, outputs: Tensor) -> None:  # noqa: B027 (most tasks have nothing to compare)
         """Compare what `output` found for a batch as a whole with the outputs of its samples, given one at a time.
