@@ -406,8 +406,8 @@ class TRAK:
                 targets = shown(target_data, number_of=of_targets, tokenizer=train.tokenizer)
             scores.samples = train, targets
             outcome = partial(self._outcome, name, job.train)
-            predict = partial(mean_predictions, self.model, self.spec.task, both[1], job.checkpoints)
-            verify = partial(self._require_same_targets, name, both[1])
+            predict = partial(mean_predictions, self.model, self.spec.task, target_data, job.checkpoints)
+            verify = partial(self._require_same_targets, name, target_data)
             scores.predictor = TargetPredictor(outcome, _one_at_a_time(predict), verify, targets)
         return scores
 
