@@ -34,7 +34,15 @@ def says(run: RunDirectory, scores: Scores, target: int) -> str | None:
     kept = SampleLines(run).said(scores.checksum)
     if kept is None:
         try:
-            kept = _said(find_mistakes(run, scores))
+            from trak_lightning.cli.job import Job
+
+            job = Job("top", with_targets_of(run, scores))
+            if not _is_quick(job, scores):
+                print(
+                    f"what the models say is shown after: trak top {run.path}, which predicts targets", file=sys.stderr
+                )
+                return None
+            kept = _said(_found(job, scores))
         except Exception as error:  # a user's data module may raise anything, and the numbers are there
             print(f"what the models say is not shown: {type(error).__name__}: {error}", file=sys.stderr)
             return None
@@ -43,15 +51,18 @@ def says(run: RunDirectory, scores: Scores, target: int) -> str | None:
 
 def keep_mistakes(job: "Job", scores: Scores) -> None:
     """Keep what the models say of mistakes for later commands, if it is predicted in seconds."""
-    doubtful = 0 if scores.grouped else len(scores.doubtful())
-    parameters = sum(each.numel() for each in job.model.parameters())
-    known = SampleLines(job.run).said(scores.checksum) is not None
-    if known or job.num_processes > 1 or not 0 < doubtful * job.num_checkpoints * parameters <= LARGEST:
+    known = scores.grouped or not len(scores.doubtful()) or SampleLines(job.run).said(scores.checksum) is not None
+    if known or job.num_processes > 1 or not _is_quick(job, scores):
         return
     try:
         _found(job, scores)
     except Exception:  # the user's code may raise anything; a command that shows it says what
         return
+
+
+def _is_quick(job: "Job", scores: Scores) -> bool:
+    parameters = sum(each.numel() for each in job.model.parameters())
+    return len(scores.doubtful()) * job.num_checkpoints * parameters <= LARGEST
 
 
 def _found(job: "Job", scores: Scores) -> Mistakes:
