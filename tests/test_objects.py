@@ -64,6 +64,7 @@ def test_scores_are_a_matrix_and_a_sequence_of_targets(scores):
     matrix = np.asarray(scores)
     np.testing.assert_array_equal(matrix, scores.values)
     assert (len(scores), np.shape(scores)) == (6, (6, 20))
+    assert repr(scores.meaning).startswith("f is the log-odds of the label; p(label) is known; positive scores ")
     np.testing.assert_array_equal([np.asarray(target) for target in scores], matrix)
     np.testing.assert_array_equal(scores[-1], matrix[5])
     assert scores[2].top(3).indices.tolist() == (-matrix[2]).argsort(kind="stable")[:3].tolist()
@@ -126,6 +127,65 @@ def test_a_target_is_shown_with_labels_where_the_data_is_at_hand_and_as_numbers_
     assert f" {best} " in numbers
     assert "cat" not in numbers
     assert f"Target 1: p(label) {probability:.3f}" in numbers
+
+
+def test_mistakes_are_the_targets_of_which_the_models_say_another_class_worst_first(
+    trak, targets, scores, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    images, labels = targets.tensors
+    weight, bias = trak.model[1].weight.detach(), trak.model[1].bias.detach()
+    logits = torch.stack([images.flatten(1) @ (scale * weight).T + scale * bias for scale in (1, 2)])
+    p = logits.softmax(-1).mean(0).numpy()
+    of_label = p[range(6), labels]
+    wrong = scores.mistakes()
+    assert wrong.indices.tolist() == [i for i in of_label.argsort() if p[i].argmax() != labels[i]]
+    assert 0 < len(wrong) < 6
+    worst = wrong[0]
+    assert (worst.label, worst.says) == (Named.classes[labels[worst.target]], Named.classes[p[worst.target].argmax()])
+    assert [worst.says_probability, worst.probability] == pytest.approx(
+        [p[worst.target].max(), of_label[worst.target]], abs=1e-4
+    )
+    assert repr(wrong).startswith(f"{len(wrong)} of 6 targets, worst first")
+    right = next(i for i in range(6) if i not in wrong.indices)
+    for target, said in (
+        (worst.target, f"{worst.label}, models say {worst.said}, p(label)"),
+        (right, f"{Named.classes[labels[right]]}, p(label)"),
+    ):
+        scores[target].show(1)
+        assert f"Target {target}: {said}" in capsys.readouterr().out
+    with pytest.raises(DataError, match="does not hold what the models say .*TRAK.score.*trak top RUN_DIR"):
+        Scores(scores.path).mistakes()
+    with pytest.raises(DataError, match="scores of groups"):
+        trak.score(targets, name="test", groups=[0, 0, 1, 1, 2, 2]).mistakes()
+
+
+def test_three_classes_are_right_below_one_half_and_numbers_are_ranked_by_their_error(tmp_path):
+    torch.manual_seed(0)
+    model, data = nn.Linear(3, 3).eval(), TensorDataset(torch.randn(40, 3), torch.arange(40) % 3)
+    trak = TRAK(model, task="image_classification", run_dir=tmp_path / "classes", projector="identity")
+    trak.featurize(data)
+    scores = trak.score(data, name="test")
+    p = model(data.tensors[0]).softmax(-1).detach().numpy()
+    assert set(scores.mistakes().indices) == set(np.flatnonzero(p.argmax(1) != data.tensors[1].numpy()))
+    assert len(scores.mistakes()) < len(scores.doubtful())
+
+    numbers = TRAK(nn.Linear(3, 1).eval(), task="regression", run_dir=tmp_path / "numbers", projector="identity")
+    y = torch.randn(40)
+    numbers.featurize(TensorDataset(data.tensors[0], y))
+    found = numbers.score(TensorDataset(data.tensors[0], y), name="test").mistakes()
+    error = (numbers.model(data.tensors[0])[:, 0] - y).abs().detach().numpy()
+    assert found.indices.tolist() == (-error).argsort().tolist()
+    assert found[0].error == pytest.approx(error.max(), rel=1e-5)
+
+    def squared_error(model, batch):
+        return (model(batch[0]) - 1).square().mean(1)
+
+    task = {"name": "loss", "function": squared_error}
+    lossy = TRAK(model, task=task, run_dir=tmp_path / "loss", projector="identity")
+    lossy.featurize(data)
+    with pytest.raises(DataError, match="predicts neither classes nor numbers"):
+        lossy.score(data, name="test").mistakes()
 
 
 def test_a_notebook_shows_pictures_and_escapes_the_rest(scores):

@@ -20,7 +20,9 @@ from trak_lightning import registry
 from trak_lightning.check.checks import Findings, run_checks
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.columns import Columns, answers_of
-from trak_lightning.decisions.predictions import held_out_predictions
+from trak_lightning.decisions.mistakes import TargetPredictor
+from trak_lightning.decisions.outcome import Outcome
+from trak_lightning.decisions.predictions import held_out_predictions, mean_predictions
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.decisions.what_if import WhatIf
@@ -403,6 +405,10 @@ class TRAK:
             if targets.tokenizer is None and train.tokenizer is not None:
                 targets = shown(target_data, number_of=of_targets, tokenizer=train.tokenizer)
             scores.samples = train, targets
+            outcome = partial(self._outcome, name, job.train)
+            predict = partial(mean_predictions, self.model, self.spec.task, target_data, job.checkpoints)
+            verify = partial(self._require_same_targets, name, target_data)
+            scores.predictor = TargetPredictor(outcome, _one_at_a_time(predict), verify, targets)
         return scores
 
     @_one_at_a_time
@@ -647,6 +653,13 @@ class TRAK:
             path=path,
             token_scores=partial(self.token_scores, target_dataset, name=name) if tokens else None,
         )
+
+    def _outcome(self, name: str, train: str) -> Outcome:
+        return Outcome.of(load_features(self.run, self.store, targets=name, train=train), self.spec.task.meaning)
+
+    @_one_at_a_time
+    def _require_same_targets(self, name: str, targets: AttributionData) -> None:
+        self._require_job().for_targets(name, targets).require_same_rows(name)
 
     def __getattr__(self, name: str) -> Any:
         hint = f". {_from_traker()}" if name in TRAKER_METHODS else ""

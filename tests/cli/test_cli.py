@@ -172,16 +172,35 @@ def test_top_prints_the_training_samples_with_the_largest_and_smallest_scores(fi
         assert f" {sample} " in done.stdout
     assert all(word in done.stdout for word in ("Most helpful", "label"))
     assert re.search(
-        r"Target 17 of \S*test.h5: \d, p\(label\) 0\.\d{3} \(mean over \d+ checkpoints\), image 8×8",
+        r"Target 17 of \S*test.h5: \d, (models say \d \(\d+%\), )?p\(label\) 0\.\d{3} \(mean over \d+ checkpoints\), image 8×8",
         " ".join(done.stdout.split()),
     )
     assert done.stdout.count(RENDER.split(",")[0]) == 1
     found = json.loads(trak("top", run_dir, "--target", 17, "-k", 3, "--json").stdout)
-    assert found["target"].keys() == {"index", "label", "text", "output", "probability"}
+    assert found["target"].keys() == {"index", "label", "text", "output", "probability"} | (
+        {"says"} & found["target"].keys()
+    )
     assert [each["index"] for each in found["harmful"]] == order[:3].tolist()
     assert found["helpful"][0].keys() == {"index", "score", "spread", "label", "text"}
     numbers = json.loads(trak("top", run_dir, "--by_train", 17, "-k", 3, "--json", "--numbers").stdout)
     assert (numbers["train"], numbers["helpful"][0].keys()) == ({"index": 17}, {"index", "score", "spread"})
+
+
+def test_top_without_a_target_lists_the_mistakes_which_top_of_one_names(finished):
+    run_dir, _ = finished
+    found = json.loads(trak("top", run_dir, "-k", 2, "--json").stdout)
+    with h5py.File(run_dir / "scores" / "test.h5") as file:
+        probability = file["target_probability"][:]
+    assert len(found["mistakes"]) == 2
+    assert found["indices"] == sorted(found["indices"], key=lambda i: probability[i])
+    assert set(np.flatnonzero(probability < 0.1)) <= set(found["indices"]) <= set(np.flatnonzero(probability < 0.51))
+    worst = found["mistakes"][0]
+    assert worst["says"] != worst["label"]
+    listed = trak("top", run_dir).stdout
+    assert f"trak top {run_dir} --target {worst['target']}" in listed
+    said = f"models say {worst['says']} ({worst['says_probability']:.0%})"
+    one = " ".join(trak("top", run_dir, "--target", worst["target"]).stdout.split())
+    assert f": {worst['label']}, {said}, p(label) " in one
 
 
 def test_other_scorer_settings_give_other_scores(finished, config, tmp_path):

@@ -171,7 +171,15 @@ def test_a_regression_is_ranked_by_its_error_with_prediction_and_sign_and_has_no
         assert row["why"].startswith("above the prediction" if label > says else "below the prediction")
     assert len({row["error"] for row in rows}) > 20
     assert main(["suspects", str(run), "-k", "3"]) == 0
-    assert "--fdr" not in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "--fdr" not in err
+    assert not any(line.endswith(" ") for line in out.splitlines())
+    assert main(["top", str(run), "-k", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("20 targets, largest errors first")
+    assert lines[1].split() == ["target", "label", "models", "say", "error"]
+    errors = [float(line.split()[-1]) for line in lines[2:5]]
+    assert errors == sorted(errors, reverse=True)
 
 
 def test_labels_are_in_the_unit_of_the_predictions_though_a_task_of_ones_own_scales_them(make_run, capsys):

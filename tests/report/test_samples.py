@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from trak_lightning import registry
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.columns import value_of
+from trak_lightning.decisions.outcome import Outcome
 from trak_lightning.errors import DataError
 from trak_lightning.report import Samples
-from trak_lightning.report.accuracy import Outcome
+from trak_lightning.report.accuracy import headline
 from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.report.pictures import Picture
 from trak_lightning.report.shown import Table, Text, Turn
@@ -442,7 +443,7 @@ def test_the_mean_of_an_output_that_is_no_probability_is_named_in_words():
     outcome = Outcome(
         Meaning("minus the loss"), np.array([-1.0, -3.0]), np.ones(2), None, np.ones(2), {}, np.ones(2, bool)
     )
-    assert outcome.headline().text == "is the mean over 2 targets of minus the loss."
+    assert headline(outcome).text == "is the mean over 2 targets of minus the loss."
 
 
 @pytest.mark.parametrize("channel", [(), (1,)])

@@ -200,9 +200,9 @@ def test_an_input_that_may_be_any_argument_must_be_named():
 
 
 @pytest.mark.parametrize("inputs", [(IMAGE,), IMAGE])
-def test_arguments_that_the_model_misses_are_named_and_the_default_task_as_well(inputs):
+def test_arguments_that_the_model_misses_are_named_and_the_task_as_well(inputs):
     with pytest.raises(
-        DataError, match=r"takes x, meta, .*inputs: {x: …, meta: …}.*contrastive.*default if no task is named"
+        DataError, match=r"takes x, meta, .*inputs: {x: …, meta: …}.*contrastive.*The task is image_classification"
     ):
         registry.create("tasks", "image_classification").output(Of(two), (inputs, LABELS))
 

@@ -76,13 +76,13 @@ def test_labels_are_read_under_vmap_too():
     [
         ("image_classification", LOGITS, torch.rand(B, C).softmax(1), "not one-hot at position .0,.*mixup.*task loss"),
         ("image_classification", LOGITS, torch.ones(B, C), "several labels per sample, use task multilabel"),
-        ("image_classification", LOGITS, CLASSES.float(), r"\.long\(\).*regression.*the default if no task is named"),
+        ("image_classification", LOGITS, CLASSES.float(), r"\.long\(\).*regression.*The task is image_classification"),
         ("image_classification", LOGITS[:, :1], CLASSES, r"task binary_classification"),
         (
             "image_classification",
             LOGITS[:, 0],
             CLASSES,
-            r"\(4,\)\. .*binary_classification; .*regression.*the default if no task is named",
+            r"\(4,\)\. .*binary_classification; .*regression.*The task is image_classification",
         ),
         ("image_classification", TOKEN_LOGITS, CLASSES, "task token_classification"),
         ("image_classification", torch.randn(B, C, 2, 2), CLASSES, "task segmentation"),

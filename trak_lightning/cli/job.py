@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from trak_lightning.cli.retrain_processes import retrain_in_processes
 from trak_lightning.cli.splits import loader_method, read_split, setup_stage
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.repeatable_setup import repeat_setup
-from trak_lightning.decisions.predictions import fits_before_training, held_out_predictions
+from trak_lightning.decisions.mistakes import TargetPredictor
+from trak_lightning.decisions.outcome import Outcome
+from trak_lightning.decisions.predictions import (
+    Prediction,
+    fits_before_training,
+    held_out_predictions,
+    mean_predictions,
+)
 from trak_lightning.decisions.suspects import Suspects, find_suspects
 from trak_lightning.errors import DataError, IncompleteRunError, TrakError
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
@@ -31,7 +39,7 @@ from trak_lightning.evaluation.settings import MODELS, EvaluationSettings
 from trak_lightning.featurize.job import FeaturizeJob
 from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import expand, read_checkpoints
-from trak_lightning.report.known import class_names_of
+from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.retraining.outputs import Retraining, missing, one_stored
 from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.same_order import record_order, require_recorded_order, require_same_order
@@ -125,6 +133,11 @@ class Job:
     def speaks(self) -> bool:
         """Whether this is the rank that says what is done."""
         return bool(self._cli.trainer.is_global_zero)
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes share the work."""
+        return int(self._cli.trainer.world_size)
 
     def train(self) -> list[str]:
         """Make the checkpoints that are missing; returns the files of all."""
@@ -354,6 +367,21 @@ class Job:
         features = load_features(self.run, self.store, targets=split, train=split)
         predictions = held_out_predictions(trak.model, trak.spec.task, self.train_data, checkpoints, features)
         return find_suspects(features, predictions, trak.spec.task.meaning, fdr=fdr, class_names=self.class_names)
+
+    def target_predictor(self) -> TargetPredictor:
+        """What predicts the targets with the checkpoints of the run."""
+        settings, task = self.settings, self.parts.task
+        train, split = settings.train_split, settings.target_split
+
+        def outcome() -> Outcome:
+            return Outcome.of(load_features(self.run, self.store, targets=split, train=train), task.meaning)
+
+        def predict(positions: Sequence[int]) -> dict[int, Prediction] | None:
+            checkpoints = read_checkpoints(self.run, self.model, weights_only=settings.weights_only)
+            return mean_predictions(self.model, task, self.target_data, checkpoints, positions)
+
+        shown = samples_of(self.target_data, datamodule=self.datamodule, task=task, model=self.model)
+        return TargetPredictor(outcome, predict, partial(self.require_same_rows, split), shown)
 
     def evaluate(self) -> None:
         """Retrain the models that are missing and compute what the configuration asks for."""

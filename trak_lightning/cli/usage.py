@@ -1,5 +1,7 @@
 """What ``trak --help`` shows: the commands."""
 
+from textwrap import fill
+
 COMMANDS = {
     "run": "train, featurize, score and evaluate, from one configuration file; run again, it does what is missing",
     "sft": "attribute answers of a fine-tuned language model to its training conversations",
@@ -8,7 +10,7 @@ COMMANDS = {
     "featurize": "compute and store projected per-sample gradients of training and target samples",
     "score": "attribute the targets to the training samples",
     "evaluate": "retrain models on random subsets and test whether the scores predict them",
-    "top": "print the most helpful and most harmful training samples of a target",
+    "top": "print the most helpful and most harmful training samples of a target; without one, the targets that models get wrong",
     "tokens": "say which tokens of a training sample moved which tokens of a target",
     "self-influence": "compute the self-influence and leverage of each training sample",
     "suspects": "list training samples whose label is likely wrong, with a stated share of false alarms",
@@ -26,7 +28,11 @@ COMMANDS = {
 
 def usage() -> str:
     """What ``trak --help`` shows."""
-    commands = "\n".join(f"  {name:<15}{description}" for name, description in COMMANDS.items())
+    indent = " " * 17
+    commands = "\n".join(
+        fill(description, 80, initial_indent=f"  {name:<15}", subsequent_indent=indent, break_on_hyphens=False)
+        for name, description in COMMANDS.items()
+    )
     return (
         "usage: trak COMMAND [RUN_DIR] [options]\n\nWhich training examples made the model predict this?\n\n"
         f"commands:\n{commands}\n\n"

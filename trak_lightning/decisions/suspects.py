@@ -104,6 +104,8 @@ class Suspects(Sequence[Suspect]):
     """Why no share of false alarms is promised for the samples before the cut, in words; None if one is."""
     contradicted: str = ""
     """How many labels the models contradict, in words."""
+    unreliable: str | None = None
+    """That the models are right on too few labels for the ranking to be reliable, in words; None if they are right on enough."""
 
     @property
     def has_cut(self) -> bool:
@@ -151,7 +153,7 @@ class Suspects(Sequence[Suspect]):
         if not self.size:
             return (
                 f"no label can be called wrong with {_percent(self.fdr)} false alarms, which does not mean that the labels are right: the models "
-                f"contradict {self.contradicted}, which may be mistakes of their own. {self.how_far or 'Review the ranking from the top'}. Basis: {self.basis}"
+                f"contradict {self.contradicted}, which may be mistakes of their own. {self._doubt}{self.how_far or 'Review the ranking from the top'}. Basis: {self.basis}"
             )
         if self.unpromised is not None:
             what = (
@@ -161,7 +163,11 @@ class Suspects(Sequence[Suspect]):
             what = f"samples with a label that is likely wrong: {self.size} of {n}, of which {self.false_alarms}"
         else:
             what = f"labels that are likely wrong: {self.size} of {n}, of which {self.false_alarms}"
-        return f"{what}. {f'{self.how_far}. ' if self.how_far else ''}Basis: {self.basis}"
+        return f"{what}. {self._doubt}{f'{self.how_far}. ' if self.how_far else ''}Basis: {self.basis}"
+
+    @property
+    def _doubt(self) -> str:
+        return "" if self.unreliable is None else f"{self.unreliable}. "
 
     @property
     def how_far(self) -> str | None:
@@ -318,6 +324,16 @@ def find_suspects(
         class_names,
         unpromised=unpromised,
         contradicted=judged.contradicted,
+        unreliable=_unreliable(judged),
+    )
+
+
+def _unreliable(judged: "_Judgment") -> str | None:
+    if judged.right >= WEAK:
+        return None
+    return (
+        f"The models get {judged.correct:,} of {judged.total:,} labels right ({_percent(judged.correct / judged.total)}): below {_percent(WEAK)}, this "
+        "list is not reliable"
     )
 
 
@@ -328,7 +344,7 @@ def _unpromised(judged: "_Judgment", *, mostly_seen: bool) -> str | None:
     if judged.learned:
         return "a share of false alarms cannot be promised where wrong labels of a class are mostly one and the same, which models learn"
     if judged.right < WEAK:
-        return f"models that are right on less than {WEAK:.0%} of the labels cannot promise a share of false alarms"
+        return "no share of false alarms can be promised"
     return None
 
 
@@ -341,6 +357,9 @@ class _Judgment(NamedTuple):
     """The estimated number of wrong labels."""
     right: float
     """How often the models are right about a label, corrected for labels that are wrong."""
+    correct: int
+    """The number of labels that are the most probable class, of `total`."""
+    total: int
     learned: bool
     contradicted: str
     """How many labels the models contradict, in words."""
@@ -350,9 +369,11 @@ def _judge(predictions: "Predictions") -> _Judgment:
     log_p, labels = predictions.log_probabilities, predictions.labels
     model = fit_label_noise(log_p, labels)
     wrong = model.probability_wrong(log_p, labels)
-    right = (log_p.argmax(1) == labels).mean() / (1 - model.rate)
-    contradicted = f"{int((log_p.argmax(1) != labels).sum()):,} of {len(labels):,} labels"
-    return _Judgment(predictions, wrong, float(wrong.sum()), float(right), model.learned is not None, contradicted)
+    count, correct = len(labels), int((log_p.argmax(1) == labels).sum())
+    right = correct / count / (1 - model.rate)
+    contradicted = f"{count - correct:,} of {count:,} labels"
+    learned = model.learned is not None
+    return _Judgment(predictions, wrong, float(wrong.sum()), right, correct, count, learned, contradicted)
 
 
 def _judge_several(predictions: "Predictions") -> _Judgment:

@@ -6,10 +6,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from trak_lightning.decisions.predictions import Prediction
+from trak_lightning.decisions.outcome import Outcome, said
 from trak_lightning.errors import DataError
 from trak_lightning.report import duplicates
-from trak_lightning.report.accuracy import Outcome
+from trak_lightning.report.accuracy import headline
 from trak_lightning.report.contents import Example, Headline, Report, Target
 from trak_lightning.report.links import effects
 from trak_lightning.report.samples import Samples
@@ -26,8 +26,6 @@ from trak_lightning.scoring.token_scores import TokenScores
 
 EXAMPLES = 10
 TARGETS = 24
-SAID = 8
-"""Of how many labels of a target it is said what the models say."""
 MARKED = 3
 """Number of examples on either side of a target whose tokens are marked."""
 
@@ -106,7 +104,7 @@ def gather(
     return Report(
         title=title,
         headlines=(
-            outcome.headline(),
+            headline(outcome),
             suspicion.headline,
             *_duplicated(groups or []),
             trusted(sources.run, sources.scores),
@@ -156,7 +154,7 @@ def _target(sources: Sources, outcome: Outcome, position: int, marks: Mapping[tu
     if not outcome.counted[position]:
         facts = [("labels", "none counts: the output, its gradient and all scores are 0")]
     if (predicted := outcome.predicted.get(position)) is not None:
-        facts[:0] = _said(predicted, sources.targets.class_name)
+        facts[:0] = said(predicted, sources.targets.class_name)
     raises, lowers = meaning.raises, meaning.lowers
     if meaning.number:
         near, away = "towards the label", "away from the label"
@@ -176,26 +174,6 @@ def _target(sources: Sources, outcome: Outcome, position: int, marks: Mapping[tu
         helpful=helpful,
         harmful=harmful,
     )
-
-
-def _said(predicted: Prediction, class_name: Callable[[int], str]) -> list[tuple[str, str]]:
-    """What the models say of a target; of several labels, also which of them is another."""
-    found, most = predicted.probabilities.argmax(1), predicted.probabilities.max(1)
-    if not predicted.several:
-        return [("models say", f"{class_name(int(found[0]))} ({most[0]:.0%})")]
-
-    def listed(places: Array, name: Callable[[int], str]) -> str:
-        said = [f"{name(place)} ({most[place]:.0%})" for place in places[:SAID].tolist()]
-        return ", ".join([*said, *([f"{len(places) - SAID} more"] if len(places) > SAID else [])])
-
-    term = predicted.term
-    if term is None:
-        says = listed(np.flatnonzero(found == 1), class_name) or "no label"
-        mistakes = listed(predicted.wrong, lambda place: f"{class_name(place)}: {('no', 'yes')[found[place]]}")
-    else:
-        says = f"{len(predicted.known) - len(predicted.wrong)} of {len(predicted.known)} {term}s as labeled"
-        mistakes = listed(predicted.wrong, lambda place: f"{term} {place}: {class_name(int(found[place]))}")
-    return [("models say", says), *([("mistakes", mistakes)] if mistakes else [])]
 
 
 def _examples(

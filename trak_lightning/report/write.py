@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.decisions.outcome import Outcome
 from trak_lightning.decisions.predictions import held_out_predictions, mean_predictions
 from trak_lightning.decisions.suspects import find_suspects
 from trak_lightning.errors import CheckpointError, DataError
 from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import Checkpoint, read_checkpoints
-from trak_lightning.report.accuracy import Outcome
 from trak_lightning.report.gather import TARGETS, Sources, TokenScorer, choose_targets, gather, require_fitting
 from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.report.page import page
@@ -27,6 +27,8 @@ from trak_lightning.stores.base import FeatureStore
 from trak_lightning.stores.configured import open_store
 from trak_lightning.tasks.base import Task
 
+MOST_TARGETS = 5_000
+"""Largest number of targets that are predicted to count mistakes."""
 MOST_PREDICTED = 500_000
 """Largest number of training samples times checkpoints that are predicted for a page."""
 
@@ -119,7 +121,7 @@ def write_report(
             if verify is not None:
                 verify()
             known = checkpoints or read_checkpoints(run, model, weights_only=weights_only)
-            outcome.predict(partial(mean_predictions, model, task, chosen, known), positions)
+            outcome.predict(partial(mean_predictions, model, task, chosen, known), positions, MOST_TARGETS)
             if len(train) * len(known) <= MOST_PREDICTED:
                 predictions = held_out_predictions(model, task, train, known, features)
             else:

@@ -43,6 +43,10 @@ class Meaning:
     show y = f + q and the error |q|, and say `raises` and `lowers` in place of helpful and harmful. False where q is anything
     else, such as y − exp(f) of a Poisson regression."""
 
+    def __repr__(self) -> str:
+        known = f"; {self.probability_name} is known" if self.probability is not None else ""
+        return f"f is the {self.output}{known}; positive scores {self.raises}, negative ones {self.lowers}"
+
     @property
     def headings(self) -> tuple[str, str]:
         """Headings for examples with the most positive and the most negative scores."""

@@ -82,7 +82,10 @@ def print_table(
         table.add_column(Text(heading), justify="left" if width is None else "right", min_width=width, overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))  # not as markup: a class may be called [b]
-    Console().print(table)
+    console = Console()
+    with console.capture() as printed:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 def ranking_table(
@@ -125,10 +128,15 @@ def ranking_table(
 
 
 def ranking_title(
-    name: str, sample: ShownLine | None, facts: Sequence[tuple[str, str]] = (), averaged: str = ""
+    name: str,
+    sample: ShownLine | None,
+    facts: Sequence[tuple[str, str]] = (),
+    averaged: str = "",
+    says: str | None = None,
 ) -> str:
-    """A sample by its name, its label, the first of the `facts` about it, how that was `averaged`, and its content; what is known of these."""
+    """A sample by its name, its label, what the models say instead, the first of the `facts` about it, how that was `averaged`, and its content; what is known of these."""
     said = [" ".join([*fact, *([f"({averaged})"] if averaged else [])]) for fact in facts[:1]]
+    said[:0] = [] if says is None else [f"models say {says}"]
     known = said if sample is None else [sample.label, *said, shortened(sample.line)]
     found = ", ".join(filter(None, known))
     return f"{name}: {found}" if found else name

@@ -1,5 +1,6 @@
 """Score files: written as a whole, read lazily."""
 
+import hashlib
 import json
 import operator
 import os
@@ -19,6 +20,7 @@ from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.same_settings import first_difference
 from trak_lightning.scoring.base import Array, Scoring, chunks
 from trak_lightning.scoring.display import ShowsSamples, figure, ranking_html, ranking_table, ranking_title
+from trak_lightning.scoring.mistakes import HALF, Mistakes, PredictsTargets
 from trak_lightning.scoring.ranking import Ranking, RunningRanking, merged, rank, signed
 from trak_lightning.scoring.score_writer import CHECKSUMS, checksums, shared_file
 from trak_lightning.stores.configured import configured
@@ -61,7 +63,11 @@ class Attribution:
         from rich.console import Console
 
         train = None if self.scores.samples is None else self.scores.samples[0]
-        Console().print(ranking_table(self._title, "train", self.scores.meaning.headings, self._sides(k), train))
+        Console().print(
+            ranking_table(
+                self._title(self.scores.says(self.target)), "train", self.scores.meaning.headings, self._sides(k), train
+            )
+        )
 
     def plot(self, k: int = 5) -> Any:
         """Draw the target with its k most helpful and k most harmful training samples, see `Scores.plot`."""
@@ -76,18 +82,17 @@ class Attribution:
     def __repr__(self) -> str:
         helpful, harmful = self._sides(3)
         return (
-            f"{self._title}: {', '.join(f'#{i} {v:+.3g}' for i, v in zip(*helpful[:2], strict=True)) or 'none'} … "
+            f"{self._title()}: {', '.join(f'#{i} {v:+.3g}' for i, v in zip(*helpful[:2], strict=True)) or 'none'} … "
             f"{', '.join(f'#{i} {v:+.3g}' for i, v in zip(*harmful[:2], strict=True)) or 'none'}"
         )
 
     def _repr_html_(self) -> str:
         train = None if self.scores.samples is None else self.scores.samples[0]
-        return ranking_html(self._title, self.scores.meaning.headings, self._sides(5), train)
+        return ranking_html(self._title(), self.scores.meaning.headings, self._sides(5), train)
 
-    @property
-    def _title(self) -> str:
+    def _title(self, says: str | None = None) -> str:
         shown = None if self.scores.samples is None else self.scores.samples[1].show(self.target)
-        return ranking_title(f"Target {self.target}", shown, self.scores.facts(self.target), self.scores.averaged)
+        return ranking_title(f"Target {self.target}", shown, self.scores.facts(self.target), self.scores.averaged, says)
 
     def _sides(self, k: int) -> tuple[Ranking, Ranking]:
         k = min(k, len(self))
@@ -108,6 +113,8 @@ class Scores:
 
     samples: tuple[ShowsSamples, ShowsSamples] | None = None
     """Shows training samples and targets, if the data is at hand: of scores that `TRAK.score` returned."""
+    predictor: PredictsTargets | None = None
+    """Predicts targets, if models and data are at hand: of scores that `TRAK.score` returned."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -154,6 +161,11 @@ class Scores:
         return self._matrix
 
     @property
+    def checksum(self) -> str:
+        """A hash of all that the file holds; empty for files of earlier versions, which have no checksums."""
+        return hashlib.sha256(self._written.encode()).hexdigest()[:32] if self._written else ""
+
+    @property
     def trust(self) -> dict[str, Any] | None:
         """The linear datamodeling score that the checkpoints predict for these scores: ``lds``, its interval ``low`` … ``high``,
         and all of it in words, ``sentence``. None without four checkpoints of recorded subsets, and in files of earlier versions.
@@ -197,6 +209,43 @@ class Scores:
         """The same in words, the most telling first, such as ``("p(label)", "0.231")``."""
         found = self.outputs(target)
         return self.meaning.facts(found["output"], found.get("probability")) if "output" in found else []
+
+    def mistakes(self) -> Mistakes:
+        """Find the targets whose label is not what the models say, worst first, as the report orders them; of a task that predicts numbers,
+        all targets, those with the largest error first. Targets that may be mistakes are predicted by all checkpoints.
+
+        >>> wrong = scores.mistakes()
+        >>> wrong.indices, wrong[0].label, wrong[0].says  # positions (r,); label and prediction of the worst
+        >>> scores[wrong[0].target].show()
+
+        Raises:
+            DataError: models and data are not at hand, these are scores of groups, or the task predicts neither classes nor numbers.
+            StaleRowsError: the stored rows are not those of the model, the task and the data as they are now.
+            CheckpointError: a checkpoint cannot be read any more.
+        """
+        if self.grouped:
+            raise DataError(
+                f"{self.path} has scores of groups of targets, which models do not predict: ask scores of single targets"
+            )
+        if self.predictor is None:
+            raise DataError(
+                f"{self.path} does not hold what the models say of targets, and models and data are not at hand: call mistakes() of the scores "
+                "that TRAK.score(…) returns, which computes nothing again; or trak top RUN_DIR"
+            )
+        self._require_same_file()
+        return self.predictor.mistakes()
+
+    def says(self, target: int) -> str | None:
+        """What the models say of one target where that is not its label, ``Shirt (88%)``; None if it is, if the task has not one label of
+        some classes, or if models and data are not at hand."""
+        return self.predictor.says(target) if self.predictor is not None and target in self.doubtful() else None
+
+    def doubtful(self) -> Array:
+        """Positions (d,) of the targets with one label of which another class may be more probable, ascending."""
+        self._require_same_file()
+        with h5py.File(self.path, "r") as file:
+            known = self.meaning.probability == "output" and OUTPUTS["probability"] in file
+            return np.flatnonzero(file[OUTPUTS["probability"]][:] <= HALF) if known else np.arange(0)
 
     @property
     def averaged(self) -> str:

@@ -113,9 +113,7 @@ class ImageClassification(Classification):
         try:
             return super().output(model, batch)
         except DataError as error:  # whose reader may not know that there are tasks
-            raise DataError(
-                f"{error} That is for task image_classification, which is also the default if no task is named."
-            ) from None
+            raise DataError(f"{error} The task is image_classification.") from None
 
 
 class TextClassification(Classification):

@@ -216,7 +216,7 @@ def _remedy(batch: Any) -> str:
         inputs = others[0] if len(others) == 1 else others
         return (
             f"Say which positions are which: task: {{name: …, inputs: {inputs}, labels: {labels}}}, or --task.inputs '{inputs}' --task.labels "
-            f"{labels}{own}"
+            f'{labels}; in Python task={{"name": …, "inputs": {inputs}, "labels": {labels}}}{own}'
         )
     if _attributes(batch):
         labels = (_one_per_sample(batch, current_size()) or ["y"])[-1]

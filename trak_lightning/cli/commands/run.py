@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from trak_lightning.cli.job import Job
+from trak_lightning.cli.kept_mistakes import keep_mistakes
 from trak_lightning.cli.shown_samples import keep_samples
 from trak_lightning.errors import SettingsError
 
@@ -18,5 +19,6 @@ def main(argv: Sequence[str]) -> int:
     scores = job.score()
     if job.speaks:
         keep_samples(job, scores)
+        keep_mistakes(job, scores)
     job.evaluate()
     return 0

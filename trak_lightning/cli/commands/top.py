@@ -1,4 +1,4 @@
-"""``trak top``: the most helpful and most harmful training samples of a target."""
+"""``trak top``: the most helpful and most harmful training samples of a target; without one, the targets that the models get wrong."""
 
 import sys
 from collections.abc import Sequence
@@ -10,12 +10,16 @@ from jsonargparse import Namespace
 
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
+from trak_lightning.cli.kept_mistakes import find_mistakes
+from trak_lightning.cli.kept_mistakes import says as says_of
 from trak_lightning.cli.output import print_json, print_trust, short_path, trust_in
 from trak_lightning.cli.shown_samples import ShownSamples, What, shown_samples
 from trak_lightning.cli.store_arguments import add_json, add_numbers, scored_parser
+from trak_lightning.errors import DataError
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.run.formatting import format_number
 from trak_lightning.run.sample_lines import SampleLine
-from trak_lightning.scoring.display import ranking_table, ranking_title
+from trak_lightning.scoring.display import print_table, ranking_table, ranking_title
 from trak_lightning.scoring.ranking import Ranking, rank, signed
 from trak_lightning.scoring.scores import Scores, open_scores
 
@@ -23,12 +27,12 @@ SHOWN = 10
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the most helpful and most harmful samples; return 0."""
+    """Print the most helpful and most harmful samples, or the mistakes; return 0."""
     parser = scored_parser(
         "top",
         "The most helpful and most harmful training samples of a target; or the targets that a training sample "
-        "helps and harms most.",
-        usage="RUN_DIR (--target I | --by_train I) [options]",
+        "helps and harms most. Without either, the targets whose label is not what the models say, worst first.",
+        usage="RUN_DIR [--target I | --by_train I] [options]",
     )
     parser.add_argument("--target", type=int | None, help="position of the target in its dataset")
     parser.add_argument("--by_train", type=int | None, help="position of a training sample: rank the targets by it")
@@ -40,13 +44,17 @@ def main(argv: Sequence[str]) -> int:
     config = CommandLine.of(argv, parser, renamed={"--train": "--by_train"}).parse()
     run = RunDirectory(config.run_dir)
     scores = open_scores(run, config.name)
+    if config.target is None and config.by_train is None:
+        return _print_mistakes(config, run, scores)
     helpful, harmful = _rankings(config, scores)
     what: What = "train" if config.by_train is None else "target"
     by = config.target if what == "train" else config.by_train
     with redirect_stdout(sys.stderr) if config.json else nullcontext():  # the user's code may print
         samples, own = (None, None) if config.numbers else _shown(run, scores, (helpful, harmful), what, by)
+        says = says_of(run, scores, by) if what == "train" and not config.numbers else None
     if config.json:
         asked = {"index": by, **_line(own), **(scores.outputs(by) if what == "train" else {})}
+        asked |= {} if says is None else {"says": says}
         entries = {"helpful": _entries(helpful, samples), "harmful": _entries(harmful, samples)}
         of = "target" if what == "train" else "train"
         print_json({"path": scores.path, of: asked, **trust_in(run, scores), **entries})
@@ -54,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     kind, facts = ("Target", scores.facts(by)) if what == "train" else ("Training sample", [])
-    title = ranking_title(f"{kind} {by} of {short_path(scores.path)}", own, facts, scores.averaged)
+    title = ranking_title(f"{kind} {by} of {short_path(scores.path)}", own, facts, scores.averaged, says)
     headings = scores.meaning.headings
     Console().print(ranking_table(title, what, headings, (helpful, harmful), samples))
     print_trust(run, scores)
@@ -62,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _rankings(config: Namespace, scores: Scores) -> tuple[Ranking, Ranking]:
-    if (config.target is None) == (config.by_train is None):
+    if config.target is not None and config.by_train is not None:
         raise UsageError("give either --target or --by_train, the position of one sample")
     if config.by_train is None:
         return scores.sides(min(SHOWN, scores.shape[1]) if config.k is None else config.k, config.target)
@@ -75,6 +83,47 @@ def _rankings(config: Namespace, scores: Scores) -> tuple[Ranking, Ranking]:
         signed(Ranking(helpful.indices[0], helpful.values[0]), "top"),
         signed(Ranking(harmful.indices[0], harmful.values[0]), "bottom"),
     )
+
+
+def _print_mistakes(config: Namespace, run: RunDirectory, scores: Scores) -> int:
+    """Print which targets the models get wrong, and how to look at one."""
+    ask = "--target I or --by_train I, the position of one sample"
+    if scores.grouped:
+        raise UsageError(
+            f"give {ask}: {short_path(scores.path)} has scores of groups of targets, and which are mistakes is known of single ones"
+        )
+    if not run.config.exists():
+        raise UsageError(
+            f"give {ask}. Which targets the models get wrong is not stored, and {run.path} was made in Python, so that this command has neither "
+            "model nor data: call mistakes() of the scores that TRAK.score returns"
+        )
+    with redirect_stdout(sys.stderr) if config.json else nullcontext():  # the user's code may print
+        try:
+            found = find_mistakes(run, scores)
+        except DataError as error:
+            raise UsageError(f"give {ask}. Which targets the models get wrong is not known: {error}") from error
+    k = min(SHOWN if config.k is None else config.k, len(found))
+    if config.json:
+        print_json({"path": scores.path, **found.to_json(k), **trust_in(run, scores)})
+        return 0
+    print(f"{found.describe()}{f' ({scores.averaged})' if scores.averaged else ''}")
+    if not len(found):
+        return 0
+    last = "error" if found.number else scores.meaning.probability_name
+    rows = [
+        (
+            str(each.target),
+            each.label or "",
+            each.said,
+            format_number(each.error, 3) if each.error is not None else f"{each.probability:.3f}",
+        )
+        for each in found[:k]
+    ]
+    print_table(("target", "label", "models say", last), rows, numeric=(0, 3))
+    more = f"The first {k} of {len(found):,}; -k {len(found)} prints them. " if k < len(found) else ""
+    name = "" if config.name is None else f" --name {config.name}"
+    print(f"{more}To see what moved one: trak top {short_path(run.path)}{name} --target {found[0].target}")
+    return 0
 
 
 def _shown(
