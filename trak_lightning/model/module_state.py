@@ -99,8 +99,7 @@ class SteadyState:
             for parts in (module._modules, module._parameters)
         ]
         self._tensors = {id(tensor): _Kept(tensor) for tensor in self._all_tensors()}
-        self._sharded = any_sharded(model.parameters())
-        watched = parameters and not self._sharded
+        watched = parameters and not any_sharded(model.parameters())
         self._parameters = {name: _Kept(each) for name, each in model.named_parameters()} if watched else {}
         self._passes = 0
 
@@ -118,15 +117,16 @@ class SteadyState:
         for container, contents in self._containers:
             if not _same_items(container, contents):
                 _refill(container, contents)
+        sharded = any_sharded(self._model.parameters())  # as the first pass may do; it adds attributes of its own
         for attributes, names in self._names.values():
-            if len(attributes) != len(names) and not self._sharded:  # sharding adds attributes of its own
+            if len(attributes) != len(names) and not sharded:
                 for name in attributes.keys() - names - _INTERNAL:
                     if not callable(attributes[name]):
                         del attributes[name]
         for buffers, name, buffer in self._buffers:
             if buffers.get(name) is not buffer:
                 buffers[name] = buffer
-        if not self._sharded:
+        if not sharded:
             self._restore_parts()
         by_value = self._passes < _WATCHED
         for kept in self._tensors.values():
