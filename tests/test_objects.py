@@ -15,7 +15,7 @@ import trak_lightning
 from trak_lightning import TRAK
 from trak_lightning.api import TRAKER_ARGUMENTS
 from trak_lightning.cli import main
-from trak_lightning.errors import DataError, TrakError
+from trak_lightning.errors import CheckpointError, DataError, TrakError
 from trak_lightning.scoring.scores import Scores, write_matrix
 from trak_lightning.scoring.trak import Trak
 
@@ -129,6 +129,13 @@ def test_a_target_is_shown_with_labels_where_the_data_is_at_hand_and_as_numbers_
     assert f"Target 1: p(label) {probability:.3f}" in numbers
 
 
+def raising(error):
+    def function(*_):
+        raise error
+
+    return function
+
+
 def test_mistakes_are_the_targets_of_which_the_models_say_another_class_worst_first(
     trak, targets, scores, capsys, monkeypatch
 ):
@@ -154,6 +161,9 @@ def test_mistakes_are_the_targets_of_which_the_models_say_another_class_worst_fi
     ):
         scores[target].show(1)
         assert f"Target {target}: {said}" in capsys.readouterr().out
+    monkeypatch.setattr(scores.predictor, "says", raising(CheckpointError("the file is gone")))
+    scores[worst.target].show(1)
+    assert f"Target {worst.target}: {worst.label}, p(label)" in capsys.readouterr().out
     with pytest.raises(DataError, match="does not hold what the models say .*TRAK.score.*trak top RUN_DIR"):
         Scores(scores.path).mistakes()
     with pytest.raises(DataError, match="scores of groups"):

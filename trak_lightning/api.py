@@ -20,11 +20,11 @@ from trak_lightning import registry
 from trak_lightning.check.checks import Findings, run_checks
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.decisions.columns import Columns, answers_of
-from trak_lightning.decisions.mistakes import TargetPredictor
 from trak_lightning.decisions.outcome import Outcome
 from trak_lightning.decisions.predictions import held_out_predictions, mean_predictions
 from trak_lightning.decisions.select import Selection, select_samples
 from trak_lightning.decisions.suspects import Suspects, find_suspects
+from trak_lightning.decisions.target_predictor import TargetPredictor
 from trak_lightning.decisions.what_if import WhatIf
 from trak_lightning.errors import (
     DataError,

@@ -22,7 +22,6 @@ from trak_lightning.cli.retrain_processes import retrain_in_processes
 from trak_lightning.cli.splits import loader_method, read_split, setup_stage
 from trak_lightning.data.dataset import AttributionData
 from trak_lightning.data.repeatable_setup import repeat_setup
-from trak_lightning.decisions.mistakes import TargetPredictor
 from trak_lightning.decisions.outcome import Outcome
 from trak_lightning.decisions.predictions import (
     Prediction,
@@ -31,6 +30,7 @@ from trak_lightning.decisions.predictions import (
     mean_predictions,
 )
 from trak_lightning.decisions.suspects import Suspects, find_suspects
+from trak_lightning.decisions.target_predictor import TargetPredictor
 from trak_lightning.errors import DataError, IncompleteRunError, TrakError
 from trak_lightning.evaluation.experiments import evaluate as evaluate_scores
 from trak_lightning.evaluation.experiments import require_possible

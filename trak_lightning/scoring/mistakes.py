@@ -86,7 +86,7 @@ class Mistakes(Sequence[Mistake]):
 
 
 class PredictsTargets(Protocol):
-    """Predicts scored targets with the checkpoints when it is asked to, such as `trak_lightning.decisions.mistakes.TargetPredictor`."""
+    """Predicts scored targets with the checkpoints when it is asked to, such as `trak_lightning.decisions.target_predictor.TargetPredictor`."""
 
     def mistakes(self) -> Mistakes: ...
 

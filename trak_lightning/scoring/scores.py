@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError, is_integer, needed_for
+from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError, TrakError, is_integer, needed_for
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.same_settings import first_difference
@@ -237,8 +237,13 @@ class Scores:
 
     def says(self, target: int) -> str | None:
         """What the models say of one target where that is not its label, ``Shirt (88%)``; None if it is, if the task has not one label of
-        some classes, or if models and data are not at hand."""
-        return self.predictor.says(target) if self.predictor is not None and target in self.doubtful() else None
+        some classes, or if models and data are not at hand, or not as they were."""
+        if self.predictor is None or target not in self.doubtful():
+            return None
+        try:
+            return self.predictor.says(target)
+        except TrakError:  # a checkpoint is gone, or data were changed: `mistakes` says so, and the scores can be shown
+            return None
 
     def doubtful(self) -> Array:
         """Positions (d,) of the targets with one label of which another class may be more probable, ascending."""
