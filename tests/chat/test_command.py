@@ -75,7 +75,7 @@ def test_spans_have_ellipses_groups_of_several_are_means_and_an_empty_answer_is_
     assert "verb (2+4 → … is …)" in shown
     assert "chosen − rejected (a → + b … − … b)" in shown
     assert main(["whatif", str(tmp_path / "run"), "--remove", "1,"]) == 0
-    assert re.search(r"\n +0 .* 2\+4 → … is … ", capsys.readouterr().out)
+    assert re.search(r"\n +0 .* 2\+4 → … is …\n", capsys.readouterr().out)
 
 
 def test_a_check_says_what_it_would_cost_and_answers_and_stores_nothing(command, tmp_path, capsys):
@@ -229,7 +229,7 @@ def test_samples_are_removed_by_a_column_that_is_not_encoded(command, conversati
     assert main(["whatif", run, "--remove_where", "source=book", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == [6, 7, 8]
     assert main(["whatif", run, "--remove", "6,7,8"]) == 0
-    assert re.search(r"\n +1 .* 2\+4 → =6 ", capsys.readouterr().out), (
+    assert re.search(r"\n +1 .* 2\+4 → =6\n", capsys.readouterr().out), (
         "question and answer are in the row of the target"
     )
     assert main(["whatif", run, "--remove_where", "source=web"]) == 1
