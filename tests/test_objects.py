@@ -15,7 +15,7 @@ import trak_lightning
 from trak_lightning import TRAK
 from trak_lightning.api import TRAKER_ARGUMENTS
 from trak_lightning.cli import main
-from trak_lightning.errors import CheckpointError, DataError, TrakError
+from trak_lightning.errors import CheckpointError, DataError, TerminatedError, TrakError
 from trak_lightning.scoring.scores import Scores, write_matrix
 from trak_lightning.scoring.trak import Trak
 
@@ -161,6 +161,9 @@ def test_mistakes_are_the_targets_of_which_the_models_say_another_class_worst_fi
     ):
         scores[target].show(1)
         assert f"Target {target}: {said}" in capsys.readouterr().out
+    monkeypatch.setattr(scores.predictor, "says", raising(TerminatedError("SIGTERM received")))
+    with pytest.raises(TerminatedError):
+        scores[worst.target].show(1)
     monkeypatch.setattr(scores.predictor, "says", raising(CheckpointError("the file is gone")))
     scores[worst.target].show(1)
     assert f"Target {worst.target}: {worst.label}, p(label)" in capsys.readouterr().out

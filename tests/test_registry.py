@@ -165,11 +165,15 @@ def test_two_distributions_with_one_name_clash_and_both_are_named(install):
         registry.find("projectors", "acme")
 
 
-def test_a_malformed_declaration_of_any_distribution_does_not_hide_the_others(install):
+def test_a_malformed_declaration_of_any_distribution_does_not_hide_the_others(install, tmp_path):
     install("acme-scripts", "[console_scripts]\nthis line has no value\n")  # concerns nobody here
     install("acme-broken", "[trak_lightning.projectors]\nthis line has no value\n")
+    install("acme-bytes", "")
+    (tmp_path / "acme-bytes" / "acme_bytes-1.5.dist-info" / "entry_points.txt").write_bytes(
+        b"[trak_lightning.projectors]\n\xff = a:B\n"
+    )
     assert "sparse_jl" in registry.names("projectors")
-    assert [broken.distribution for broken in registry.scan()[1]] == ["acme-broken"]
+    assert sorted(broken.distribution for broken in registry.scan()[1]) == ["acme-broken", "acme-bytes"]
 
 
 @pytest.mark.parametrize("plugins_are_imported", [False, True])

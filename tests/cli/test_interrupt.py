@@ -3,10 +3,15 @@
 import os
 import signal
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from faults import forks, in_a_group_of_its_own, ranks, run
+
+from trak_lightning.cli import kept_mistakes
+from trak_lightning.errors import TerminatedError
 
 CONFIG = {
     "model": {"class_path": "trak_lightning.demos.DigitsCNN", "init_args": {"width": 4}},
@@ -77,3 +82,19 @@ def test_ctrl_c_while_retraining(workers, scored, tmp_path):
     assert "trak evaluate: interrupted; every checkpoint, block and retrained model that was finished is kept." in said
     assert workers > 1 or 0 < len(list(models.glob("*.npz"))) < MANY
     assert not list(scored.rglob(".workers-*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"), [(TerminatedError("SIGTERM received"), True), (ValueError("of the user"), False)]
+)
+def test_a_run_that_is_told_to_end_while_it_predicts_targets_ends(error, ends, monkeypatch):
+    def found(job, scores):
+        raise error
+
+    job = SimpleNamespace(run=None, num_processes=1)
+    scores = SimpleNamespace(grouped=False, doubtful=lambda: [3], checksum="")
+    monkeypatch.setattr(kept_mistakes, "_is_quick", lambda *_: True)
+    monkeypatch.setattr(kept_mistakes, "SampleLines", lambda run: SimpleNamespace(said=lambda checksum: None))
+    monkeypatch.setattr(kept_mistakes, "_found", found)
+    with pytest.raises(TerminatedError) if ends else nullcontext():
+        kept_mistakes.keep_mistakes(job, scores)

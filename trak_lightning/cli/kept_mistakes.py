@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from trak_lightning.cli.shown_samples import with_targets_of
+from trak_lightning.errors import TerminatedError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.sample_lines import SampleLines
 from trak_lightning.scoring.mistakes import Mistakes
@@ -43,6 +44,8 @@ def says(run: RunDirectory, scores: Scores, target: int) -> str | None:
                 )
                 return None
             kept = _said(_found(job, scores))
+        except TerminatedError:
+            raise
         except Exception as error:  # a user's data module may raise anything, and the numbers are there
             print(f"what the models say is not shown: {type(error).__name__}: {error}", file=sys.stderr)
             return None
@@ -56,6 +59,8 @@ def keep_mistakes(job: "Job", scores: Scores) -> None:
         return
     try:
         _found(job, scores)
+    except TerminatedError:
+        raise
     except Exception:  # the user's code may raise anything; a command that shows it says what
         return
 

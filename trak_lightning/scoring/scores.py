@@ -14,7 +14,15 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trak_lightning.errors import CorruptFileError, DataError, IncompleteRunError, TrakError, is_integer, needed_for
+from trak_lightning.errors import (
+    CorruptFileError,
+    DataError,
+    IncompleteRunError,
+    TerminatedError,
+    TrakError,
+    is_integer,
+    needed_for,
+)
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.same_settings import first_difference
@@ -242,6 +250,8 @@ class Scores:
             return None
         try:
             return self.predictor.says(target)
+        except TerminatedError:
+            raise
         except TrakError:  # a checkpoint is gone, or data were changed: `mistakes` says so, and the scores can be shown
             return None
 
