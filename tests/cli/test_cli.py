@@ -447,6 +447,7 @@ def test_select_writes_the_samples_to_keep(finished, tmp_path):
     np.save(tmp_path / "groups.npy", np.arange(1737) % 3)
     printed = trak("select", run_dir, "--budget", "30", "--groups", tmp_path / "groups.npy", "-k", "4")
     assert "30 of 1737 training samples (1.73 %) for 60 targets, 3 groups in their shares" in printed.stdout
+    assert printed.stdout.startswith("select "), "the answer comes before the table"
     first = np.load(run_dir / "selection" / "indices.npy")[0]
     assert re.search(rf"^ *{first} +\d+ % +{first % 3} +\d *$", printed.stdout, re.MULTILINE)
 

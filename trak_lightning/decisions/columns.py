@@ -31,6 +31,12 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 WRITTEN = "a column, one of = != < <= > >=, and a value, in quotes: 'source=web', 'numeric[0]<=1.5'; and joins several: 'age>60 and sex=female'"
 """What can be written as a condition."""
 
+OTHER_COLUMNS = (
+    ". Other columns are those of a mapping that render= returns for a sample, where(…, render=lambda sample: {'age': …}); or give "
+    "remove() a mask or positions of a table of your own in the same order, such as what_if(name).remove(frame.age > 60), without where()"
+)
+"""The end of the message that a column is missing, for users of the Python interface."""
+
 _COMPARISON = r"([^<>=!]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*)"
 _AND = re.compile(r"\s+and\s+(?=(?:(?!\sand\s)[^<>=!])+[<>=!])", re.IGNORECASE)
 """What joins two conditions: a name and an operator follow, so that ``city=Trinidad and Tobago`` is one."""
