@@ -406,8 +406,8 @@ def test_self_influence_is_its_formula_and_names_the_largest(finished, config):
     largest = np.argsort(-found["self_influence"], kind="stable")[:10]
     rows = [line.split() for line in done.stdout.splitlines()]
     numbers = [[f"{found[name][i]:.4g}" for name in ("self_influence", "leverage")] for i in largest]
-    assert [row[:3] for row in rows[2:12]] == [[str(i), *each] for i, each in zip(largest, numbers, strict=True)]
-    assert rows[1] == ["index", "self-influence", "leverage", "label"]
+    assert [row[:3] for row in rows[3:13]] == [[str(i), *each] for i, each in zip(largest, numbers, strict=True)]
+    assert rows[2] == ["index", "self-influence", "leverage", "label"]
     told = json.loads(trak("self-influence", run_dir, *options, "--json").stdout)["largest"]
     assert [(each["index"], f"{each['leverage']:.4g}") for each in told] == [
         (i, n[1]) for i, n in zip(largest, numbers, strict=True)
