@@ -55,7 +55,12 @@ class Reader:
             else:
                 environment = {**os.environ, **self.environment}
                 done = subprocess.run(
-                    ["bash", "-euc", line], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+                    ["bash", "-euc", line],
+                    cwd=self.folder,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    check=False,
                 )
             said += self._done(line, done)
         return said

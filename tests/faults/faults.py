@@ -74,7 +74,9 @@ class Job:
 
 def forks():
     """Makes processes that need no seconds to import torch."""
-    os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})  # of the server, which is started by the first process
+    os.environ.update(
+        {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    )  # of the server, which is started by the first process
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["faults", "trak_lightning.api", "trak_lightning.cli.job"])
     return context
