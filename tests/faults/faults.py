@@ -22,14 +22,19 @@ from trak_lightning.stores.hdf5 import HDF5Store
 
 CONFIG = {
     "model": {"class_path": "trak_lightning.demos.DigitsCNN", "init_args": {"width": 8}},
-    "data": {"class_path": "trak_lightning.demos.DigitsDataModule", "init_args": {"num_targets": 60}},
+    "data": {"class_path": "growing.SomeDigits", "init_args": {"num_train": 600}},
     "trainer": {"accelerator": "cpu", "max_epochs": 1},
     "ensemble": {"size": 2},
     "projector": {"name": "sparse_jl", "dim": 256},
     "batch_size": 16,
-    "block_size": 48,
+    "block_size": 32,
 }
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "COLUMNS": "200",
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
+}
 
 
 class Job:
@@ -126,6 +131,13 @@ def clock_in_1970():
 def with_tanh():
     """Let the code of a model be another one in this process: its checkpoints fit, and its gradients differ."""
     torch.nn.ReLU.forward = lambda self, x: torch.tanh(x)
+
+
+def without_haste():
+    """Let lines of samples be kept in this process however slow the machine is."""
+    from trak_lightning.cli import shown_samples
+
+    shown_samples.SECONDS = 60.0
 
 
 def of_a_terminal():
