@@ -198,6 +198,10 @@ def test_top_without_a_target_lists_the_mistakes_which_top_of_one_names(finished
     said = f"models say {worst['says']} ({worst['says_probability']:.0%})"
     one = " ".join(trak("top", run_dir, "--target", worst["target"]).stdout.split())
     assert f": {worst['label']}, {said}, p(label) " in one
+    assert heavy_imports(("top", run_dir, "-k", 2)) == (
+        "\n".join(trak("top", run_dir, "-k", 2).stdout.splitlines()),
+        [],
+    )
 
 
 def test_other_scorer_settings_give_other_scores(finished, config, tmp_path):
