@@ -30,6 +30,7 @@ from trak_lightning.errors import (
     DataError,
     IncompleteRunError,
     SettingsError,
+    TrakError,
     docs_page,
     is_integer,
     require_integer,
@@ -50,6 +51,7 @@ from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.report.write import write_report
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import counted
+from trak_lightning.runtime.tracebacks import without_our_frames
 from trak_lightning.scoring.backend import LOCAL
 from trak_lightning.scoring.base import Array, Scorer
 from trak_lightning.scoring.fabric import FabricBackend
@@ -115,12 +117,15 @@ _LOCK = RLock()
 
 
 def _one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
-    """Let threads that call such methods wait for each other."""
+    """Let threads that call such methods wait for each other. Of errors that are raised on purpose, only the user's frames are shown."""
 
     @wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _LOCK:
-            return method(*args, **kwargs)
+        try:
+            with _LOCK:
+                return method(*args, **kwargs)
+        except TrakError as error:
+            raise without_our_frames(error) from error.__cause__
 
     return call
 
@@ -550,7 +555,8 @@ class TRAK:
             require_same_samples(data, self.store.open(job.train, self.run.require_checkpoints()[0].id))
         rendered = None if render is None else samples_of(data, render=render).rendered
         names = class_names or class_names_of(data.dataset, task=task, model=self.model) or ()
-        columns = Columns(data.dataset, rendered, feature_names, answers_of(data, task, list(map(str, names))) or {})
+        answers = answers_of(data, task, list(map(str, names))) or {}
+        columns = Columns(data.dataset, rendered, feature_names, answers, self._numbers(job.train))
         return np.flatnonzero(columns.where(condition))
 
     def select(

@@ -70,6 +70,7 @@ def test_spans_have_ellipses_groups_of_several_are_means_and_an_empty_answer_is_
     assert "target 4: 2+4 → (empty answer: only the end token)" in shown
     assert "sums (mean of 2 answers: =6 · =7)" in shown
     assert shown.count("trust ") == 1
+    assert re.search(r"\n2 more targets: trak top .*run --target 5; all on a page: trak report .*run\n", shown)
     assert "target 0: 2+4 → … is … (mean p(token) " in shown
     assert "target 1: 2+4 → it is =6. (mean p(token) " in shown
     assert "verb (2+4 → … is …)" in shown

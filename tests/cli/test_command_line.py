@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_the_new_name_of_an_option_is_said_on_standard_error(capsys):
     CommandLine.of(["--top", "5"], PARSER, renamed={"--top": "--keep"})
     CommandLine.of(["--keep", "5"], PARSER, renamed={"--top": "--keep"})
     assert capsys.readouterr().err == "trak: --top is now --keep; the old name still works\n"
+
+
+def test_two_names_of_one_option_must_agree():
+    parser = ArgumentParser()
+    parser.add_argument("--name", "--target_split")
+    CommandLine.of(["--name", "a", "--target-split=a"], parser)
+    with pytest.raises(SettingsError, match=r"--name=a and --target_split=b are two names of one option"):
+        CommandLine.of(["--name", "a", "--target-split", "b"], parser)
+    for command in ("whatif", "select"):
+        with pytest.raises(SettingsError, match=r"--name=a and --target_split=b both say which targets"):
+            import_module(f"trak_lightning.cli.commands.{command}").main(["x", "--name", "a", "--target_split", "b"])
 
 
 def test_a_second_position_and_a_file_in_place_of_a_run_directory_are_refused(tmp_path):

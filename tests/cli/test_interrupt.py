@@ -94,7 +94,7 @@ def test_a_run_that_is_told_to_end_while_it_predicts_targets_ends(error, ends, m
     job = SimpleNamespace(run=None, num_processes=1)
     scores = SimpleNamespace(grouped=False, doubtful=lambda: [3], checksum="")
     monkeypatch.setattr(kept_mistakes, "_is_quick", lambda *_: True)
-    monkeypatch.setattr(kept_mistakes, "SampleLines", lambda run: SimpleNamespace(said=lambda checksum: None))
-    monkeypatch.setattr(kept_mistakes, "_found", found)
+    monkeypatch.setattr(kept_mistakes, "SampleLines", lambda run: SimpleNamespace(mistakes=lambda checksum: None))
+    monkeypatch.setattr(kept_mistakes, "_predicted", found)
     with pytest.raises(TerminatedError) if ends else nullcontext():
         kept_mistakes.keep_mistakes(job, scores)

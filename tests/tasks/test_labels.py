@@ -105,6 +105,15 @@ PIXELS[1, 0, :2] = 255
 PIXEL_LOGITS = torch.randn(B, C, 2, 3, dtype=torch.float64)
 
 
+def test_masks_are_the_labels_of_segmentation_only():
+    images, masks = torch.randn(B, 3, 2, 2), torch.randint(3, (B, 2, 2))
+    batch = {"image": images, "mask": masks}
+    found = registry.create("tasks", "segmentation").output(nn.Conv2d(3, 3, 1), batch)
+    assert found.shape == (B,)
+    with pytest.raises(DataError, match="no entry of the batch is called labels"):
+        registry.create("tasks", "image_classification").output(nn.Flatten(), batch)
+
+
 @pytest.mark.parametrize("settings", [{"reduction": "sum"}, {}, {"class_weight": [1.0, 2.0, 5.0]}])
 def test_segmentation_has_the_gradient_of_the_loss_of_each_image(settings):
     task = registry.create("tasks", {"name": "segmentation", "ignore_index": 255, **settings})

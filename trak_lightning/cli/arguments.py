@@ -201,6 +201,7 @@ def light_settings(
     reads: Collection[str],
     also: Collection[str] = (),
     renamed: Mapping[str, str] | None = None,
+    one_of: Collection[str] = (),
 ) -> tuple[Namespace, Namespace]:
     """Return the settings and the objects that they describe.
 
@@ -208,9 +209,12 @@ def light_settings(
     they would have no effect.
 
     Raises:
-        UsageError: such an option, or a mistake in the settings.
+        UsageError: such an option, two of the options `one_of`, or a mistake in the settings.
     """
     line = CommandLine.of(argv, parser, renamed=renamed)
+    chosen = {option.name: option.token for option in line.options if option.name in one_of}
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen.values())} both say which targets; give one of them")
     drops = {*SETTINGS, "seed_everything", *RECIPE} - {*reads, *also}
     for option in line.options:
         if (setting := option.setting.removesuffix("_class")) in drops:
@@ -220,8 +224,12 @@ def light_settings(
     return config, parser.instantiate(config)
 
 
+NAMES_TARGETS = ("--name", "--target_split")
+
+
 def add_scored(parser: ArgumentParser) -> None:
-    """Add ``--name``, in place of ``--target_split``, to a parser of a command on targets; read with `scored_split`."""
+    """Add ``--name``, in place of ``--target_split``, to a parser of a command on targets; read with `scored_split`. Of `NAMES_TARGETS`, one
+    may be given."""
     parser.add_argument("--name", type=str | None, help="score file: its targets, in place of those of --target_split")
 
 

@@ -86,7 +86,7 @@ class CommandLine:
             renamed: old option → new option; the old one works, and a line on standard error names the new one.
 
         Raises:
-            UsageError: there are more positions than `positionals`.
+            UsageError: there are more positions than `positionals`, or two names of one option have different values.
         """
         flags = {name for action in parser._actions if action.nargs == 0 for name in action.option_strings}
         options, values = _split(argv, {*flags, PRINT_CONFIG})
@@ -104,6 +104,7 @@ class CommandLine:
             if any(option.name == old for option in options):
                 print(f"trak: {old} is now {new}; the old name still works", file=sys.stderr)
         options = [Option((renamed or {}).get(option.name, option.name), option.value) for option in options]
+        _require_one_spelling(options, parser)
         return cls(parser, (*options, *named))  # the last one wins, also over a configuration file
 
     def value(self, name: str) -> str | None:
@@ -236,6 +237,16 @@ def _split(argv: Sequence[str], flags: Collection[str]) -> tuple[list[Option], l
         else:
             options.append(Option(name, tokens.pop(0)))
     return options, values
+
+
+def _require_one_spelling(options: Sequence[Option], parser: ArgumentParser) -> None:
+    """Refuse two names of one option with different values, of which a user would not expect that the last one wins."""
+    for action in parser._actions:
+        given = {option.name: option for option in options if option.name in action.option_strings}
+        first, *others = given.values() or (None,)
+        for other in others:
+            if first is not None and other.value != first.value:
+                raise UsageError(f"{first.token} and {other.token} are two names of one option; give one of them")
 
 
 def _underscored(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the models say of targets whose label is another class: kept in the run directory, or predicted if it is not known."""
+"""The targets that the models get wrong: kept in the run directory, or predicted if they are not known."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -16,24 +16,30 @@ if TYPE_CHECKING:
 LARGEST = 10**10
 """Parameters times predictions from which on what later commands may say is not predicted before it is asked for: seconds on a CPU."""
 
+MOST = 10_000
+"""How many mistakes are kept."""
+
 
 def find_mistakes(run: RunDirectory, scores: Scores) -> Mistakes:
-    """See `Scores.mistakes`; what models say of them is kept.
+    """See `Scores.mistakes`; they are kept.
 
     Raises:
         TrakError: the data, the model or a checkpoint are not those of the run, or the task predicts neither classes nor numbers.
     """
-    from trak_lightning.cli.job import Job
+    found = _kept(run, scores)
+    if found is None:
+        from trak_lightning.cli.job import Job
 
-    return _found(Job("top", with_targets_of(run, scores)), scores)
+        found = _predicted(Job("top", with_targets_of(run, scores)), scores)
+    return found
 
 
 def says(run: RunDirectory, scores: Scores, target: int) -> str | None:
     """What the models say of a target where that is not its label; the reason why it is not known is printed on standard error."""
     if scores.grouped or not run.config.exists() or target not in scores.doubtful():
         return None
-    kept = SampleLines(run).said(scores.checksum)
-    if kept is None:
+    found = _kept(run, scores)
+    if found is None:
         try:
             from trak_lightning.cli.job import Job
 
@@ -43,22 +49,22 @@ def says(run: RunDirectory, scores: Scores, target: int) -> str | None:
                     f"what the models say is shown after: trak top {run.path}, which predicts targets", file=sys.stderr
                 )
                 return None
-            kept = _said(_found(job, scores))
+            found = _predicted(job, scores)
         except TerminatedError:
             raise
         except Exception as error:  # a user's data module may raise anything, and the numbers are there
             print(f"what the models say is not shown: {type(error).__name__}: {error}", file=sys.stderr)
             return None
-    return kept.get(target)
+    return next((each.said for each in found if each.target == target), None)
 
 
 def keep_mistakes(job: "Job", scores: Scores) -> None:
-    """Keep what the models say of mistakes for later commands, if it is predicted in seconds."""
-    known = scores.grouped or not len(scores.doubtful()) or SampleLines(job.run).said(scores.checksum) is not None
+    """Keep the mistakes for later commands, if they are predicted in seconds."""
+    known = scores.grouped or not len(scores.doubtful()) or _kept(job.run, scores) is not None
     if known or job.num_processes > 1 or not _is_quick(job, scores):
         return
     try:
-        _found(job, scores)
+        _predicted(job, scores)
     except TerminatedError:
         raise
     except Exception:  # the user's code may raise anything; a command that shows it says what
@@ -70,13 +76,14 @@ def _is_quick(job: "Job", scores: Scores) -> bool:
     return len(scores.doubtful()) * job.num_checkpoints * parameters <= LARGEST
 
 
-def _found(job: "Job", scores: Scores) -> Mistakes:
+def _kept(run: RunDirectory, scores: Scores) -> Mistakes | None:
+    kept = SampleLines(run).mistakes(scores.checksum)
+    return None if kept is None else Mistakes.from_kept(kept)
+
+
+def _predicted(job: "Job", scores: Scores) -> Mistakes:
     scores.predictor = job.target_predictor()
     found = scores.mistakes()
-    if scores.meaning.probability == "output":
-        SampleLines(job.run).keep_said(scores.checksum, _said(found))
+    if len(found) <= MOST:
+        SampleLines(job.run).keep_mistakes(scores.checksum, found.to_kept())
     return found
-
-
-def _said(found: Mistakes) -> dict[int, str]:
-    return {each.target: each.said for each in found}

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any, NoReturn
@@ -27,7 +28,7 @@ from trak_lightning.stores.base import FeatureRows
 from trak_lightning.tasks.base import Task, batch_of
 
 SHARE = 64
-"""One batch in 64, on average, is verified even if its kind is known."""
+"""One batch in 64, on average, is verified even if its kind is known, in addition to the second, fourth, eighth … of the kind."""
 
 _SLACK = 10.0
 """Factor on the tolerance when a batch of one is compared with a larger batch: sums are added in another order, and
@@ -35,7 +36,8 @@ occasionally a ReLU switches."""
 
 
 class BatchAuditor:
-    """Verify every batch of a new kind, and a share of all others, which is drawn as a function of the seed.
+    """Verify the first, second, fourth … batch of a kind, since a short run would hardly draw any, and a share of all others, which is
+    drawn as a function of the seed.
 
     A batch may look like any other and be unlike them: `Unusual` says which are verified in addition.
     """
@@ -45,7 +47,7 @@ class BatchAuditor:
         self._task = task
         self._layout = layout
         self._seed = seed
-        self._structures: set[Any] = set()
+        self._structures: Counter[Any] = Counter()
         self._unusual = Unusual()
         self._keeps = None if _own_loss(task) else False
         """Whether `output` of the task keeps something; None if that is not known yet."""
@@ -57,12 +59,13 @@ class BatchAuditor:
         of `ranks` together, as many times fewer are, so that each rank spends the same share of its time."""
         drawn = derive_seed(self._seed, "verify", int(index[0]))
         structure = batch.structure
-        new = structure not in self._structures
-        self._structures.add(structure)
+        self._structures[structure] += 1
+        number = self._structures[structure]
+        share = ranks if number.bit_count() == 1 else ranks * SHARE
         unusual = self._unusual.samples(batch)
         if len(unusual):
             return int(unusual[(drawn // SHARE) % len(unusual)])
-        return self.drawn(batch, index) if new or drawn % (SHARE * ranks) == 0 else None
+        return self.drawn(batch, index) if number == 1 or drawn % share == 0 else None
 
     def drawn(self, batch: SampleBatch, index: Tensor) -> int:
         """A position that is drawn from the seed."""

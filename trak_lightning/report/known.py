@@ -8,7 +8,7 @@ from trak_lightning.report.samples import Samples
 from trak_lightning.report.turns import decoder
 from trak_lightning.report.values import plain_label
 from trak_lightning.tasks.base import Task, batch_of
-from trak_lightning.tasks.fields import LABEL_NAMES
+from trak_lightning.tasks.fields import LABEL_NAMES, Key
 from trak_lightning.tasks.segmentation import Segmentation
 from trak_lightning.tasks.supervised import SupervisedTask
 
@@ -35,7 +35,7 @@ def samples_of(
         decode=decoder(found),
         class_names=class_names_of(data.dataset, datamodule=datamodule, task=task, model=model),
         feature_names=getattr(datamodule, "feature_names", None),
-        label_keys=[key for key in (getattr(task, "labels", None),) if isinstance(key, (str, int))],
+        label_keys=_label_keys(task),
         label_of=partial(_label_in_batch, data, task),
         number_of=number_of,
         tokenizer=found,
@@ -68,9 +68,10 @@ def _names_of_config(model: Any) -> list[str] | None:
     return None if names == [f"LABEL_{number}" for number in range(len(ids))] else names
 
 
-def _label_keys(task: Any) -> list[str]:
-    """The keys under which a sample may have its label, that of the task first."""
-    return [key for key in (getattr(task, "labels", None), *LABEL_NAMES) if isinstance(key, str)]
+def _label_keys(task: Any) -> list[Key]:
+    """The keys and positions under which a sample may have its label, that of the task first."""
+    keys = (getattr(task, "labels", None), *getattr(task, "label_names", LABEL_NAMES))
+    return [key for key in keys if isinstance(key, (str, int))]
 
 
 def _label_in_batch(data: Any, task: Any, index: int) -> Any:

@@ -31,7 +31,7 @@ from trak_lightning.report.values import (
 from trak_lightning.run.formatting import format_number
 from trak_lightning.scoring.base import evenly
 from trak_lightning.scoring.display import TOKEN_IDS
-from trak_lightning.tasks.fields import LABEL_NAMES
+from trak_lightning.tasks.fields import LABEL_NAMES, Key
 from trak_lightning.tasks.tokens import IGNORE_INDEX
 
 LONGEST_TEXT = 1200
@@ -56,7 +56,7 @@ class Samples:
             integers, but not entries of a mapping that have one value per token of its ``input_ids``.
         class_names: names of labels 0, 1, …
         feature_names: names of the entries of one-dimensional float tensors.
-        label_keys: other keys under which a mapping may have its label, and positions where a tuple has it.
+        label_keys: keys under which a mapping may have its label, and positions where a tuple has it.
         label_of: finds the label of a sample, by its position, that shows none itself.
         number_of: finds the number that a prediction of a sample, by its position, is compared with; it is shown as the label, in place of what
             the sample or `render` has, which may be of another unit.
@@ -74,7 +74,7 @@ class Samples:
         decode: Callable[[list[int]], str] | None = None,
         class_names: Sequence[str] | None = None,
         feature_names: Sequence[str] | None = None,
-        label_keys: Sequence[str | int] = (),
+        label_keys: Sequence[Key] = LABEL_NAMES,
         label_of: Callable[[int], Any] = lambda index: None,
         number_of: Callable[[int], float] | None = None,
         tokenizer: Any = None,
@@ -87,7 +87,7 @@ class Samples:
         self._decode = decode
         self._class_names = class_names
         self._feature_names = feature_names
-        self._label_keys = (*label_keys, *LABEL_NAMES)
+        self._label_keys = label_keys
         self._label_of = label_of
         self._number_of = number_of
         self.tokenizer = tokenizer

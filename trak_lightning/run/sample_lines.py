@@ -1,4 +1,5 @@
-"""Label and one line of text of samples, and what models say of targets that they get wrong, kept in the run directory, so that commands show samples without running the user's code.
+"""Label and one line of text of samples, and the targets that models get wrong, kept in the run directory, so that commands show them without
+running the user's code.
 
 They are found by the content hash that is stored with a sample's row, so that a line is that of the sample that was attributed, whatever
 has become of the data. No torch.
@@ -19,7 +20,7 @@ from trak_lightning.run.content_hashes import UNKNOWN
 from trak_lightning.run.directory import RunDirectory
 
 FILES = 8
-"""Of how many score files, the last ones, it is kept what models say of targets."""
+"""Of how many score files, the last ones, the mistakes are kept."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,12 @@ class SampleLines:
         self._run = run
         self._path = run.path / "sample_lines.json"
         self._lines: dict[str, SampleLine] = {}
-        self._said: dict[str, dict[str, str]] = {}
+        self._mistakes: dict[str, dict[str, Any]] = {}
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             kept = json.loads(self._path.read_text())
             if kept["made_by"] == self._made_by(kept["made_by"]["files"]):
                 self._lines = {key: SampleLine(*line) for key, line in kept["lines"].items()}
-                self._said = kept.get("said", {})
+                self._mistakes = kept["mistakes"]
 
     def find(self, content: Mapping[int, int]) -> dict[int, SampleLine] | None:
         """Return the line of each position, given its content hash; None if one is not known."""
@@ -62,27 +63,22 @@ class SampleLines:
         self._lines = known
         self._write()
 
-    def said(self, scores: str) -> dict[int, str] | None:
-        """Return what the models say of the mistakes among the targets of a score file, by position; None if that is not known.
+    def mistakes(self, scores: str) -> dict[str, Any] | None:
+        """Return the mistakes among the targets of the score file with this checksum, as they were kept; None if they are not known."""
+        return self._mistakes.get(scores)
 
-        Args:
-            scores: the checksum of the score file.
-        """
-        found = self._said.get(scores) if scores else None
-        return None if found is None else {int(position): said for position, said in found.items()}
-
-    def keep_said(self, scores: str, said: Mapping[int, str]) -> None:
-        """Keep what the models say of all mistakes among the targets of a score file."""
+    def keep_mistakes(self, scores: str, found: Mapping[str, Any]) -> None:
+        """Keep the mistakes among the targets of the score file with this checksum, as JSON values."""
         if scores:
-            last = [*self._said.items()][1 - FILES :]
-            self._said = dict(last) | {scores: {str(position): each for position, each in said.items()}}
+            last = [*self._mistakes.items()][1 - FILES :]
+            self._mistakes = dict(last) | {scores: dict(found)}
             self._write()
 
     def _write(self) -> None:
         content = {
             "made_by": self._made_by(_own_code()),
             "lines": {key: [each.label, each.line] for key, each in self._lines.items()},
-            "said": self._said,
+            "mistakes": self._mistakes,
         }
         with suppress(StorageError), atomic_write(self._path) as part:
             part.write_text(json.dumps(content))

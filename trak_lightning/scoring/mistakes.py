@@ -1,7 +1,7 @@
 """Targets whose label is not what the models say. No torch."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -74,6 +74,14 @@ class Mistakes(Sequence[Mistake]):
     def __repr__(self) -> str:
         more = [f"… {len(self) - 10:,} more"] if len(self) > 10 else []
         return "\n".join([self.describe(), *map(repr, self.found[:10]), *more])
+
+    def to_kept(self) -> dict[str, Any]:
+        """Return all as JSON values, for `from_kept`."""
+        return {"num_targets": self.num_targets, "number": self.number, "found": [astuple(each) for each in self.found]}
+
+    @classmethod
+    def from_kept(cls, kept: Mapping[str, Any]) -> "Mistakes":
+        return cls(tuple(Mistake(*each) for each in kept["found"]), kept["num_targets"], kept["number"])
 
     def to_json(self, count: int) -> dict[str, Any]:
         """Return the first `count` as JSON values, with the positions of all."""

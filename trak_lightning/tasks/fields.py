@@ -26,11 +26,15 @@ LABEL_NAMES = ("labels", "label", "label_ids", "targets", "target")
 
 
 def split_batch(
-    batch: Any, inputs: Inputs = None, labels: Key | None = None, preferred: Sequence[str] = ()
+    batch: Any,
+    inputs: Inputs = None,
+    labels: Key | None = None,
+    preferred: Sequence[str] = (),
+    label_names: Sequence[str] = LABEL_NAMES,
 ) -> tuple[Call, Any]:
     """Find how to call the model, and the labels.
 
-    By default a pair is (inputs, labels), and in a batch with names the labels are the first of `LABEL_NAMES`. The model is
+    By default a pair is (inputs, labels), and in a batch with names the labels are the first of `label_names`. The model is
     called with all other tensors by their names, or with the only other one without its name. If one of them has a
     `preferred` name, it may go without its name, and tensors that the model has no argument for are left out. If the first
     of a pair is a mapping, the same is done with its tensors; if it is a tuple or a list, its entries are the arguments.
@@ -39,7 +43,7 @@ def split_batch(
         DataError: an entry is not there, or nothing says which it is; names the entries that are.
     """
     if labels is None:
-        labels = label_key(batch)
+        labels = label_key(batch, label_names)
     found = entry(batch, labels, "labels")
     if inputs is not None:
         return select_entries(batch, inputs), found
@@ -181,8 +185,8 @@ def _is_pair(batch: Any) -> bool:
     return isinstance(batch, (tuple, list)) and len(batch) == 2
 
 
-def label_key(batch: Any) -> Key:
-    """Find where the labels are: the second of a pair, or the first of `LABEL_NAMES`.
+def label_key(batch: Any, label_names: Sequence[str] = LABEL_NAMES) -> Key:
+    """Find where the labels are: the second of a pair, or the first of `label_names`.
 
     Raises:
         DataError: it is neither a pair, nor has such an entry.
@@ -190,7 +194,7 @@ def label_key(batch: Any) -> Key:
     if _is_pair(batch):
         return 1
     named = named_entries(batch)
-    found = [name for name in LABEL_NAMES if named is not None and name in named]
+    found = [name for name in label_names if named is not None and name in named]
     if found:
         return found[0]
     if named is None:
@@ -198,7 +202,7 @@ def label_key(batch: Any) -> Key:
             f"the batch is {describe(batch)}, where a pair (inputs, labels) or something with names was expected. {_remedy(batch)}."
         )
     raise DataError(
-        f"no entry of the batch is called {', '.join(LABEL_NAMES[:-1])} or {LABEL_NAMES[-1]}; it is {describe(batch)}. "
+        f"no entry of the batch is called {', '.join(label_names[:-1])} or {label_names[-1]}; it is {describe(batch)}. "
         f"{_labels_hint(batch)}. The model is called with all other tensors by name, or with a single one as it is, unless inputs says with which ('*' is the whole batch); of several outputs, "
         "outputs says which is attributed."
     )

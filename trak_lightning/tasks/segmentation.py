@@ -1,11 +1,12 @@
 """Images with a label per pixel: a multiclass problem per pixel."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from trak_lightning.errors import DataError, docs_page, require_option
-from trak_lightning.tasks.fields import Inputs, Key
+from trak_lightning.tasks.fields import LABEL_NAMES, Inputs, Key
 from trak_lightning.tasks.probabilities import OutputsAre
 from trak_lightning.tasks.sum_of_margins import Reduction
 from trak_lightning.tasks.tokens import IGNORE_INDEX, TokenMargins
@@ -28,6 +29,7 @@ class Segmentation(TokenMargins):
 
     term: ClassVar[str] = "pixel"
     whose: ClassVar[str] = "the labels of the"
+    label_names: ClassVar[Sequence[str]] = (*LABEL_NAMES, "masks", "mask")
 
     def __init__(
         self,

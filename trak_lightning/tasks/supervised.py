@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from trak_lightning.errors import DataError
 from trak_lightning.tasks.base import Task, current_size
-from trak_lightning.tasks.fields import Inputs, Key, describe, entry, label_key, named_entries, split_batch
+from trak_lightning.tasks.calling import Call
+from trak_lightning.tasks.fields import LABEL_NAMES, Inputs, Key, describe, entry, label_key, named_entries, split_batch
 from trak_lightning.tasks.state import to_json
 
 
@@ -15,7 +16,7 @@ class SupervisedTask(Task):
     """A task for models that map inputs to predictions, and batches that hold inputs and labels.
 
     A batch is a pair (inputs, labels), or has names: a ``dict``, a ``BatchEncoding``, a dataclass. By default labels are
-    what is called ``labels`` or ``label`` (see `trak_lightning.tasks.fields.LABEL_NAMES`), and the model is called with all
+    what has the first of the names `label_names`, such as ``labels`` or ``label``, and the model is called with all
     other tensors by their names. Inputs of a pair may be several, ``((a, b), labels)``. A model returns a tensor; or
     something with ``logits``, as the models of ``transformers`` do; or a tuple, of which the first is used.
 
@@ -28,6 +29,8 @@ class SupervisedTask(Task):
 
     input_names: ClassVar[Sequence[str]] = ()
     """Names of an input that the model may take without its name; tensors that the model has no argument for are then left out."""
+    label_names: ClassVar[Sequence[str]] = LABEL_NAMES
+    """Names under which labels are looked for, in this order."""
 
     def __init__(self, inputs: Inputs = None, labels: Key | None = None, outputs: Key | None = None) -> None:
         self.inputs = to_json(inputs, "inputs")
@@ -43,13 +46,13 @@ class SupervisedTask(Task):
         Raises:
             DataError: the batch or the model's output has no such entry, or the model does not take one.
         """
-        call, labels = split_batch(batch, self.inputs, self.labels, self.input_names)
+        call, labels = self._split(batch)
         found = prediction(call.call(model), self.outputs)
         return _with_samples(found, ndim) if found.ndim < ndim and _size(labels) == 1 else found
 
     def targets(self, batch: Any) -> Tensor:
         """Find the labels in a batch, (B, …)."""
-        _, labels = split_batch(batch, self.inputs, self.labels, self.input_names)
+        _, labels = self._split(batch)
         if not isinstance(labels, Tensor):
             text = (
                 next((each for each in labels if isinstance(each, str)), None)
@@ -64,6 +67,9 @@ class SupervisedTask(Task):
             )
         return _with_samples(labels, 1) if labels.ndim == 0 and _size(labels) == 1 else labels
 
+    def _split(self, batch: Any) -> tuple[Call, Any]:
+        return split_batch(batch, self.inputs, self.labels, self.input_names, self.label_names)
+
     def _one_of_several(self, batch: Any, labels: Any) -> str:
         named = named_entries(labels)
         entries: Iterable[tuple[Any, Any]] = () if named is None else named.items()
@@ -72,7 +78,7 @@ class SupervisedTask(Task):
         name = next((name for name, each in entries if isinstance(each, Tensor)), None)
         if name is None:
             return "Return tensors from the collate function."
-        key = label_key(batch) if self.labels is None else self.labels
+        key = label_key(batch, self.label_names) if self.labels is None else self.labels
         return (
             f"Of labels for several tasks, name one, and the output that goes with it: task: {{name: …, labels: {key}.{name}, outputs: …}}. "
             "For the sum of their losses, give a function (model, batch) → loss of each sample, (B,): task: {name: loss, function: …}."

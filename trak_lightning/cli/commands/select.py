@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
+from trak_lightning.cli.arguments import NAMES_TARGETS, add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.output import print_json, short_path, summary
 from trak_lightning.cli.shown_samples import shown_train
 from trak_lightning.cli.store_arguments import add_numbers
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     add_scored(parser)
     parser.add_argument("-k", type=int, default=10, help="number of samples to print")
     add_numbers(parser)
-    config, instances = light_settings(parser, argv, reads=READS)
+    config, instances = light_settings(parser, argv, reads=READS, one_of=NAMES_TARGETS)
     run, store = open_run(config, instances)
     folder = run.path / "selection"
     require_writable(folder)

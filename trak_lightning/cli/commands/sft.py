@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -12,8 +12,12 @@ from trak_lightning.cli.arguments import RECIPE, SETTINGS
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError, explained
 from trak_lightning.cli.help import command_parser
+from trak_lightning.cli.output import short_path, summary
 from trak_lightning.scoring.display import ShowsSamples, after_question, excerpt, shortened
 from trak_lightning.scoring.scores import Scores, open_scores
+
+if TYPE_CHECKING:
+    from trak_lightning.cli.job import Job
 
 FEATURIZING = (*SETTINGS, *RECIPE, "config", "print_config", "seed_everything")
 """Settings of ``trak featurize``, which are options here too."""
@@ -55,12 +59,16 @@ def main(argv: Sequence[str]) -> int:
         keep_samples(job, scores)
         data: Any = job.datamodule
         train = samples_of(job.train_data, datamodule=data)
-        for target, answer in list(enumerate(data.answers))[:SHOWN_TARGETS]:
+        if data.encoder.train_on == "answers" and not data.encoder.encoder_decoder:
+            summary("counted", "the tokens of the assistant; --train_on all if your loss was on all tokens")
+        for target, answer in enumerate(data.answers[:SHOWN_TARGETS]):
             text = shortened(excerpt(answer.text, answer.span)) or "(empty answer: only the end token)"
             said = "".join(f" ({name} {value})" for name, value in scores.facts(target)[:1])
             _print(f"target {target}: {after_question(answer.question, text)}{said}", scores, target, train)
-        for group, title in list(_groups(data))[:SHOWN_TARGETS]:
+        groups = list(_groups(data))
+        for group, title in groups[:SHOWN_TARGETS]:
             _print(title, open_scores(job.run, job.groups_name), group, train)
+        print(_how_to_see_more(job, len(data.answers), len(groups)))
     return 0
 
 
@@ -159,6 +167,22 @@ def _groups(datamodule: Any) -> Iterator[tuple[int, str]]:
 
 def _print(title: str, scores: Scores, target: int, train: ShowsSamples) -> None:
     print(f"\n{title}")
-    best = scores.top(min(SHOWN_EXAMPLES, scores.shape[1]), target=target)
-    for index, value in zip(best.indices, best.values, strict=True):
-        print(f"  {value:+10.4g}  {int(index):>7}  {shortened(train.show(int(index)).line)}")
+    best, _ = scores.sides(min(SHOWN_EXAMPLES, scores.shape[1]), target)
+    for index, score in best.written():
+        print(f"  {score:>15}  {index:>7}  {shortened(train.show(int(index)).line)}")
+
+
+def _how_to_see_more(job: "Job", targets: int, groups: int) -> str:
+    """Which targets and examples are not printed, and the commands that print them."""
+    run = short_path(job.run.path)
+    others = f"{targets - SHOWN_TARGETS:,} more targets: " if targets > SHOWN_TARGETS else "More examples: "
+    name = job.settings.target_split
+    own = "" if name == "test" else f" --name {name}"
+    lines = [
+        f"{others}trak top {run}{own} --target {min(SHOWN_TARGETS, targets - 1)}; all on a page: trak report {run}{own}"
+    ]
+    if groups > SHOWN_TARGETS:
+        lines.append(
+            f"{groups - SHOWN_TARGETS:,} more groups: trak top {run} --name {job.groups_name} --target {SHOWN_TARGETS}"
+        )
+    return "\n" + "\n".join(lines)

@@ -9,7 +9,7 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
 from trak_lightning.chat.records import answers_file
-from trak_lightning.cli.arguments import add_scored, light_parser, light_settings, open_run, scored_split
+from trak_lightning.cli.arguments import NAMES_TARGETS, add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.output import print_json, print_trust, summary, trust_in
 from trak_lightning.cli.shown_samples import ShownSamples, What, shown_samples
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     started = time.perf_counter()
     if sum(each.replace("-", "_").partition("=")[0] == "__remove_where" for each in argv) > 1:
         raise UsageError("--remove_where is given twice; join conditions in one: 'age>60 and sex=female'")
-    config, instances = light_settings(_parser(), argv, reads=READS)
+    config, instances = light_settings(_parser(), argv, reads=READS, one_of=NAMES_TARGETS)
     run, store = open_run(config, instances)
     path = run.path / "what_if.npz"
     require_writable(path)
