@@ -555,7 +555,8 @@ class TRAK:
             require_same_samples(data, self.store.open(job.train, self.run.require_checkpoints()[0].id))
         rendered = None if render is None else samples_of(data, render=render).rendered
         names = class_names or class_names_of(data.dataset, task=task, model=self.model) or ()
-        columns = Columns(data.dataset, rendered, feature_names, answers_of(data, task, list(map(str, names))) or {})
+        answers = answers_of(data, task, list(map(str, names))) or {}
+        columns = Columns(data.dataset, rendered, feature_names, answers, self._numbers(job.train))
         return np.flatnonzero(columns.where(condition))
 
     def select(
