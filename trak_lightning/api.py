@@ -557,7 +557,9 @@ class TRAK:
         rendered = None if render is None else samples_of(data, render=render).rendered
         names = class_names or class_names_of(data.dataset, task=task, model=self.model) or ()
         answers = answers_of(data, task, list(map(str, names))) or {}
-        columns = Columns(data.dataset, rendered, feature_names, answers, remedy=OTHER_COLUMNS)
+        columns = Columns(
+            data.dataset, rendered, feature_names, answers, self._numbers(job.train), remedy=OTHER_COLUMNS
+        )
         return np.flatnonzero(columns.where(condition))
 
     def select(

@@ -54,27 +54,56 @@ class Net(L.LightningModule):
 """
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A function that returns the folder of a finished run of a DataModule with these options, which is made once."""
+    folders = {}
+
+    def folder_of(**options):
+        key = str(options)
+        if key not in folders:
+            folder = folders[key] = tmp_path_factory.mktemp("finished")
+            (folder / "splits_at_random.py").write_text(MODULE)
+            config = {
+                "model": "splits_at_random.Net",
+                "data": {"class_path": "splits_at_random.Data", "init_args": options},
+                "trainer": {"accelerator": "cpu", "max_epochs": 1},
+                "ensemble": {"size": 2},
+                "task": {"name": "image_classification", "inputs": 0, "labels": 1},
+                "projector": "identity",
+                "evaluation": {"models": 0},
+            }
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            with pytest.MonkeyPatch.context() as here:
+                enter(folder, here)
+                here.setattr(
+                    "trak_lightning.cli.shown_samples.SECONDS", 60.0
+                )  # all lines are kept on a busy machine too
+                assert main(["run", "run", "--config", "config.yaml"]) == 0
+        return folders[key]
+
+    return folder_of
+
+
+def enter(folder, monkeypatch):
+    """Let commands find their files and the module in a folder."""
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the module is edited
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    sys.modules.pop("splits_at_random", None)
+
+
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A run of a DataModule that splits its rows at random, in a folder of its own."""
+def run(finished, tmp_path, monkeypatch):
+    """Put a run of a DataModule that splits its rows at random into the folder of the test; returns the run directory."""
 
     def start(**options):
-        (tmp_path / "splits_at_random.py").write_text(MODULE)
-        monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.syspath_prepend(tmp_path)
-        sys.modules.pop("splits_at_random", None)
-        config = {
-            "model": "splits_at_random.Net",
-            "data": {"class_path": "splits_at_random.Data", "init_args": options},
-            "trainer": {"accelerator": "cpu", "max_epochs": 1},
-            "ensemble": {"size": 2},
-            "task": {"name": "image_classification", "inputs": 0, "labels": 1},
-            "projector": "identity",
-            "evaluation": {"models": 0},
-        }
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-        assert main(["run", "run", "--config", "config.yaml"]) == 0
+        folder = finished(**options)
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+        lines = tmp_path / "run" / "sample_lines.json"  # knows the files of the code by their places
+        lines.write_text(lines.read_text().replace(str(folder), str(tmp_path)))
+        enter(tmp_path, monkeypatch)
         return tmp_path / "run"
 
     return start
@@ -134,12 +163,11 @@ def test_samples_that_were_shown_once_are_shown_as_they_were_without_the_code_of
     assert "samples are not shown: TypeError" in capsys.readouterr().err
 
 
-def test_class_names_that_were_edited_are_shown_at_once(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+def test_class_names_that_were_edited_are_shown_at_once(run, tmp_path, capsys):
     run()
     named = MODULE.replace("    def setup", '    class_names = ["even", "odd"]\n\n    def setup', 1)
     (tmp_path / "splits_at_random.py").write_text(named)
-    sys.modules.pop("splits_at_random")
+    sys.modules.pop("splits_at_random", None)
     capsys.readouterr()
     assert main(["top", "run", "--target", "0"]) == 0
     shown = capsys.readouterr()
@@ -148,6 +176,7 @@ def test_class_names_that_were_edited_are_shown_at_once(run, tmp_path, monkeypat
 
 def test_checkpoints_of_a_training_elsewhere_with_a_split_without_a_seed_are_a_warning(run, tmp_path, caplog):
     checkpoint = next((run() / "checkpoints").glob("*.ckpt"))
+    assert main(["featurize", "run"]) == 0
     assert "perhaps on another split" not in caplog.text
     config = yaml.safe_load((tmp_path / "config.yaml").read_text()) | {"checkpoints": [str(checkpoint)]}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
@@ -191,19 +220,18 @@ def test_the_seed_that_is_used_where_none_is_named_is_recorded(option, run, tmp_
     ],
 )
 def test_code_that_was_edited_is_not_used_with_models_and_rows_of_the_old_one(
-    before, after, command, message, run, tmp_path, monkeypatch, capsys
+    before, after, command, message, run, tmp_path, capsys
 ):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     run()
     if command[0] == "evaluate":
         assert main(["evaluate", "run", "--evaluation.models", "2"]) == 0
     (tmp_path / "splits_at_random.py").write_text(MODULE.replace(before, after))
-    sys.modules.pop("splits_at_random")
+    sys.modules.pop("splits_at_random", None)
     capsys.readouterr()
     assert main([command[0], "run", *command[1:]]) == 1
     assert re.search(message, capsys.readouterr().err)
     (tmp_path / "splits_at_random.py").write_text(MODULE)
-    sys.modules.pop("splits_at_random")
+    sys.modules.pop("splits_at_random", None)
     assert main([command[0], "run", *command[1:]]) == 0
 
 
@@ -222,20 +250,18 @@ def test_models_are_not_trained_by_positions_in_a_split_of_another_length(comman
     )
 
 
-def test_augmented_samples_are_refused_before_any_model_is_trained(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+def test_augmented_samples_are_refused_before_any_model_is_trained(run, tmp_path, capsys):
     run()
     augmented = "DataLoader([*self.train], 10, shuffle=True, collate_fn=lambda rows: [torch.rand(len(rows), 4), torch.tensor([1])])"
     (tmp_path / "splits_at_random.py").write_text(MODULE.replace("DataLoader(self.train, 10, shuffle=True)", augmented))
-    sys.modules.pop("splits_at_random")
+    sys.modules.pop("splits_at_random", None)
     assert main(["run", "other", "--config", "config.yaml"]) == 1
     assert "add a method plain_dataloader to the DataModule" in capsys.readouterr().err
     assert not list((tmp_path / "other").rglob("*.ckpt"))
 
 
 @pytest.mark.parametrize("command", [["train", "other"], ["evaluate", "run", "--evaluation.models", "2"]])
-def test_models_are_not_trained_by_positions_in_another_order(command, run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+def test_models_are_not_trained_by_positions_in_another_order(command, run, tmp_path, capsys):
     run()
     edited = MODULE.replace(
         "    def train_dataloader",
@@ -243,7 +269,7 @@ def test_models_are_not_trained_by_positions_in_another_order(command, run, tmp_
     )
     if command[0] == "evaluate":
         (tmp_path / "splits_at_random.py").write_text(edited)
-        sys.modules.pop("splits_at_random")
+        sys.modules.pop("splits_at_random", None)
         shutil.copy("run/checkpoints/00.ckpt", "own.ckpt")
         own = ["--checkpoints", "own.ckpt", "--train_split", "plain", "--config", "config.yaml"]
         assert main(["run", "own", *own]) == 0
@@ -253,7 +279,7 @@ def test_models_are_not_trained_by_positions_in_another_order(command, run, tmp_
     (tmp_path / "splits_at_random.py").write_text(
         edited.replace("DataLoader(self.train, 10, ", "DataLoader(list(self.train)[::-1], 10, ")
     )
-    sys.modules.pop("splits_at_random")
+    sys.modules.pop("splits_at_random", None)
     capsys.readouterr()
     assert main(command) == 1
     assert "sample 0 of train_dataloader of Data, which models are trained on, is sample 39 of plain_dataloader" in (
@@ -261,29 +287,28 @@ def test_models_are_not_trained_by_positions_in_another_order(command, run, tmp_
     )
 
 
-@pytest.mark.parametrize("command", ["featurize", "run", "train"])
-def test_subsets_of_models_are_not_taken_for_positions_in_another_order(command, run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+def test_subsets_of_models_are_not_taken_for_positions_in_another_order(run, tmp_path, capsys):
     run()
     assert main(["train", "other", "--config", "config.yaml"]) == 0
     (tmp_path / "splits_at_random.py").write_text(MODULE.replace("range(60)", "range(59, -1, -1)"))
-    sys.modules.pop("splits_at_random")
-    capsys.readouterr()
-    assert main([command, "other"] + ["--config", "config.yaml"] * (command != "featurize")) == 1
-    assert re.search("sample .* is what sample .* was when the models in .*checkpoints were", capsys.readouterr().err)
+    sys.modules.pop("splits_at_random", None)
+    for command in ("featurize", "run", "train"):
+        capsys.readouterr()
+        assert main([command, "other"] + ["--config", "config.yaml"] * (command != "featurize")) == 1
+        message = "sample .* is what sample .* was when the models in .*checkpoints were"
+        assert re.search(message, capsys.readouterr().err), command
     (tmp_path / "splits_at_random.py").write_text(
         MODULE.replace("ROWS = [", "ROWS = [(x, 1 - y, i) if i % 9 == 0 else (x, y, i) for x, y, i in [").replace(
             "range(60)]", "range(60)]]"
         )
     )
-    sys.modules.pop("splits_at_random")
+    sys.modules.pop("splits_at_random", None)
     assert main(["featurize", "other"]) == 0  # corrected labels, in the same order
     assert main(["featurize", "run"]) == 1
     assert "stored rows" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("recorded", ["relative", "absolute"])
-@pytest.mark.parametrize("how", ["moved", "copied"])
+@pytest.mark.parametrize(("how", "recorded"), [("moved", "relative"), ("copied", "absolute")])
 def test_a_run_directory_that_is_elsewhere_now_reads_its_own_checkpoints(how, recorded, run, tmp_path, capsys):
     run_dir = run()
     record = json.loads((run_dir / "run.json").read_text())

@@ -25,7 +25,7 @@ class MixingLate(ShardedCNN):
 
     def forward(self, x):
         logits = super().forward(x)
-        return logits + torch.relu(x.flatten(1).sum(1).amax() - 17) * (logits.mean(0) - logits)
+        return logits + torch.relu(x.flatten(1).sum(1).amax() - 15) * (logits.mean(0) - logits)
 
 
 class Scale(nn.Module):

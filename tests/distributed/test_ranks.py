@@ -17,7 +17,7 @@ from towers import TwoTowers
 
 def test_more_ranks_than_blocks_are_fine(job, whole, tmp_path):
     """Three ranks, two blocks a set, so that one rank has nothing to do."""
-    processes = start(job, tmp_path / "run", 3, torchrun, "--block_size", 1000)
+    processes = start(job, tmp_path / "run", 3, torchrun, "--block_size", 400)
     assert finish(processes) == [0, 0, 0], Path(f"{tmp_path}/run-0.log").read_text()
     assert features(tmp_path / "run") == features_of(whole)
 

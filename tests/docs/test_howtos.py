@@ -1,7 +1,5 @@
 """The how-tos from their first block to their last, as a reader would do it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,24 +25,14 @@ assert np.flatnonzero(wrong).tolist() == errors.tolist(), "these are not the mis
 
 
 @pytest.mark.parametrize("page", ["lightning", pytest.param("hugging-face", marks=pytest.mark.slow)])
-def test_a_howto_does_what_it_says(page, environment, tmp_path):
-    environment = {**environment, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
+def test_a_howto_does_what_it_says(page, reader):
     page_blocks = blocks(DOCS / f"{page}.md")
-    for block in page_blocks:
-        if block.file:
-            (tmp_path / block.file).write_text(block.code)
+    reader.write(*(block for block in page_blocks if block.file))
     code = {
         language: "\n".join(block.code for block in page_blocks if block.language == language and not block.file)
         for language in ("python", "bash")
     }
-    # All that is in Python runs in one process, and before the commands: imports take longer than all the rest.
-    said = run([sys.executable, "-c", code["python"] + "\n" + ALSO.get(page, "")], tmp_path, environment)
-    said += run(["bash", "-euc", code["bash"]], tmp_path, environment)
+    # All that is in Python runs in one process, and before the commands.
+    said = reader.python(code["python"] + "\n" + ALSO.get(page, "")) + reader.bash(code["bash"])
     for words in SAYS[page]:
         assert words in said
-
-
-def run(command, folder, environment):
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
-    return done.stdout

@@ -41,24 +41,19 @@ FRAGMENTS = ("many-devices.md",)
 
 
 @pytest.mark.parametrize("name", CONTINUED)
-def test_the_blocks_of_a_page_run_in_order(name, environment, tmp_path):
+def test_the_blocks_of_a_page_run_in_order(name, reader):
     session = []
     for block in blocks(DOCS / name):
         if block.file:
-            (tmp_path / block.file).write_text(block.code)
+            reader.write(block)
         elif block.needs and not find_spec(block.needs):
             continue
         elif block.language == "python" and ("quanda" not in block.code or find_spec("quanda")):
             session.append(block.code)
         elif block.language == "bash":
-            run(["bash", "-euc", block.code], environment, tmp_path, f"{name}:{block.line}")
+            reader.bash(block.code)
     if session:
-        run([sys.executable, "-c", "\n".join(session)], environment, tmp_path, name)
-
-
-def run(command, environment, folder, where):
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{where}\n{command[-1]}\n{done.stdout}\n{done.stderr}"
+        reader.python("\n".join(session))
 
 
 def test_a_continuation_and_each_of_its_words_are_attributed_as_modalities_says(tmp_path):

@@ -22,14 +22,19 @@ from trak_lightning.stores.hdf5 import HDF5Store
 
 CONFIG = {
     "model": {"class_path": "trak_lightning.demos.DigitsCNN", "init_args": {"width": 8}},
-    "data": {"class_path": "trak_lightning.demos.DigitsDataModule", "init_args": {"num_targets": 60}},
+    "data": {"class_path": "growing.SomeDigits", "init_args": {"num_train": 600}},
     "trainer": {"accelerator": "cpu", "max_epochs": 1},
     "ensemble": {"size": 2},
     "projector": {"name": "sparse_jl", "dim": 256},
     "batch_size": 16,
-    "block_size": 48,
+    "block_size": 32,
 }
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "COLUMNS": "200",
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
+}
 
 
 class Job:
@@ -74,33 +79,40 @@ class Job:
 
 def forks():
     """Makes processes that need no seconds to import torch."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the server, which is started by the first process
+    os.environ.update(
+        {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    )  # of the server, which is started by the first process
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["faults", "trak_lightning.api", "trak_lightning.cli.job"])
     return context
 
 
-def run(argv, output, environment, before=None, errors=None):
-    """``trak ARGV`` in a forked process, with everything that it prints in the file `output`; errors in another, if given."""
+def run(what, output, environment, before=None, errors=None):
+    """``trak WHAT``, or Python code, in a forked process, with everything that it prints in the file `output`; errors in another,
+    if given.
+    """
     os.environ.update(environment)
     opened = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in (output, errors) if path]
     os.dup2(opened[0], 1)
     os.dup2(opened[-1], 2)
     if before is not None:
         before()
-    sys.exit(main(argv))
+    sys.exit(main(what) if isinstance(what, list) else exec(what, {"__name__": "__main__"}))
 
 
 def trak(*arguments, timeout=900, before=None):
     """``trak ARGUMENTS`` in a forked process, run to its end. `before` is called in it first."""
+    return forked([*map(str, arguments)], {"COLUMNS": "200"}, before, timeout)
+
+
+def forked(what, environment, before=None, timeout=900):
+    """``trak WHAT`` of a list, or the Python code `what`, in a process that needs no seconds to import torch, run to its end."""
     with TemporaryDirectory() as folder:
         output, errors = Path(folder, "output"), Path(folder, "errors")
-        process = forks().Process(
-            target=run, args=([*map(str, arguments)], output, {"COLUMNS": "200"}, before), kwargs={"errors": errors}
-        )
+        process = forks().Process(target=run, args=(what, output, environment, before), kwargs={"errors": errors})
         process.start()
         process.join(timeout)
-        return subprocess.CompletedProcess(arguments, process.exitcode, output.read_text(), errors.read_text())
+        return subprocess.CompletedProcess(what, process.exitcode, output.read_text(), errors.read_text())
 
 
 def without_privileges():
@@ -119,6 +131,13 @@ def clock_in_1970():
 def with_tanh():
     """Let the code of a model be another one in this process: its checkpoints fit, and its gradients differ."""
     torch.nn.ReLU.forward = lambda self, x: torch.tanh(x)
+
+
+def without_haste():
+    """Let lines of samples be kept in this process however slow the machine is."""
+    from trak_lightning.cli import shown_samples
+
+    shown_samples.SECONDS = 60.0
 
 
 def of_a_terminal():

@@ -19,7 +19,7 @@ def count(name, trials):
     return pytest.mark.parametrize(name, [trials, pytest.param(200, marks=pytest.mark.slow)])
 
 
-@count("trials", 12)
+@count("trials", 6)
 def test_one_process_killed_at_random_moments_loses_nothing(trials, job, whole, tmp_path):
     def victim(run_dir):
         process = job.fork(run_dir)

@@ -16,13 +16,25 @@ from trak_lightning import TRAK
 from trak_lightning.report import write_report
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Leaves out the figures of the section on trust: they take longer to draw than all else does."""
+    monkeypatch.setattr("trak_lightning.report.trust.inline_svg", lambda *_, **__: "")
+
+
 @pytest.fixture(params=list(FORMS))
 def form(request):
     return request.param
 
 
 @pytest.fixture
-def make(tmp_path):
+def make(no_figures, scored_page):
+    """As `scored_page`, without figures of eigenvalues."""
+    return scored_page
+
+
+@pytest.fixture
+def scored_page(tmp_path):
     """Featurize, score and write the page of one kind of samples; returns its path."""
 
     def run(form, *, data=Rows, **options):

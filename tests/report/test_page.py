@@ -51,6 +51,15 @@ class Page(HTMLParser):
         return [attributes for found, attributes in self.elements if found == tag]
 
 
+def require_whole(page):
+    """A page refers to nothing outside of it, and to one thing by each name."""
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), attributes
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
 def test_every_kind_of_sample_makes_a_page_that_stands_alone_and_escapes_what_is_in_it(make, form):
     path = make(form)
     page = Page(path)
@@ -58,11 +67,7 @@ def test_every_kind_of_sample_makes_a_page_that_stands_alone_and_escapes_what_is
     assert not any("onerror" in attributes for _, attributes in page.elements)
     assert HOSTILE in page.text
     assert page.all("img") or form in ("text", "table")
-    for _, attributes in page.elements:
-        for name in ("src", "href", "xlink:href"):
-            assert attributes.get(name, "#").startswith(("#", "data:")), attributes
-    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
+    require_whole(page)
     assert "default-src 'none'" in next(each["content"] for each in page.all("meta") if "http-equiv" in each)
 
 
@@ -102,6 +107,7 @@ def test_it_opens_with_findings_and_ends_with_settings(make):
     assert text.index("predicted correctly") < text.index("Targets and their examples") < text.index("run directory")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_predicted_correlation_is_what_the_section_on_trust_says(tmp_path):
     torch.manual_seed(0)
     data, models = TensorDataset(torch.randn(40, 4), torch.randint(0, 3, (40,))), [nn.Linear(4, 3) for _ in range(4)]
@@ -116,6 +122,7 @@ def test_a_predicted_correlation_is_what_the_section_on_trust_says(tmp_path):
     assert "not been measured" not in text
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("task", "labels"), [("regression", lambda y: (y * 4).round() / 4), ("multilabel", lambda y: (y > 0).float())]
 )
@@ -163,6 +170,7 @@ def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
             assert f"mistakes{worst}" in text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_target_is_right_if_its_label_is_the_most_probable_class_however_close_another_is(tmp_path):
     torch.manual_seed(0)
     model, labels = nn.Linear(1, 3).eval(), torch.tensor([0, 1] * 10)
@@ -191,6 +199,7 @@ class Towers(nn.Module):
         return self.first(first), self.second(second)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_target_without_labels_that_count_is_in_no_mean(tmp_path):
     torch.manual_seed(0)
     model, masks = nn.Conv2d(1, 2, 1).eval(), torch.randint(0, 2, (12, 3, 3))
@@ -207,6 +216,7 @@ def test_a_target_without_labels_that_count_is_in_no_mean(tmp_path):
     assert "none counts: the output, its gradient and all scores are 0" in text.split("Target #4")[1]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_page_of_pairs_speaks_of_no_labels(tmp_path):
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(20, 4), torch.randn(20, 5))
@@ -223,13 +233,16 @@ def test_a_page_of_pairs_speaks_of_no_labels(tmp_path):
     assert not [each for each in page.all("option") if each.get("value") == "label"]
 
 
-def test_every_image_has_words_for_who_cannot_see_it_and_controls_have_labels(make):
-    page = Page(make("image"))
+def test_every_image_has_words_for_who_cannot_see_it_and_controls_have_labels(scored_page):
+    page = Page(scored_page("image"))
     assert all(image["alt"] for image in page.all("img"))
+    assert page.all("svg")
+    require_whole(page)
     assert all(svg["aria-label"] for svg in page.all("svg"))
     assert page.all("html")[0]["lang"] == "en"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_copies_are_found_across_train_and_targets_and_conflicting_labels_are_shown(twins, tmp_path):
     train, targets = twins
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).eval()
@@ -243,6 +256,7 @@ def test_copies_are_found_across_train_and_targets_and_conflicting_labels_are_sh
     assert "train #0 · 0 train #1 · 1 target #0 · 0 target #1 · 1" in text
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("inputs", ["features", None])
 def test_copies_are_found_whatever_their_number(inputs, tmp_path):
     X = torch.randn(40, 5)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from trak_lightning.cli import main
 from trak_lightning.errors import DataError
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory
 from trak_lightning.scoring.backend import Backend
@@ -38,18 +39,15 @@ def run(tmp_path):
     return found
 
 
-def score(run, *options):
-    shutil.rmtree(run.path / "factors", ignore_errors=True)
-    command = [sys.executable, "-m", "trak_lightning", "score", "--run_dir", str(run.path), "--accelerator", "cpu"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_two_processes_give_the_scores_of_one(run):
-    score(run, "--name", "one")
-    printed = score(run, "--name", "two", "--devices", "2")
-    assert printed.count("12 targets × 300 training samples") == 1  # one of them speaks
+    options = ("score", "--run_dir", str(run.path), "--accelerator", "cpu")
+    assert main([*options, "--name", "one"]) == 0
+    shutil.rmtree(run.path / "factors")
+    # A process of its own, which Lightning starts once more.
+    command = [sys.executable, "-m", "trak_lightning", *options, "--name", "two", "--devices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("12 targets × 300 training samples") == 1  # one of them speaks
     one, two = (Scores(run.scores(name)) for name in ("one", "two"))
     # Products of K terms in single precision err by about √K·2⁻²⁴ of their factors' norms, ten times the largest score at
     # most here, whichever way a matrix library cuts them.

@@ -18,21 +18,35 @@ def problem():
     return x, y, halves
 
 
-def attributed(problem, unit, folder, **scorer):
-    """Scores from six linear networks that were fitted to halves."""
+def attributed(problem, unit, folder):
+    """Six linear networks that were fitted to halves."""
     x, y, halves = problem
     model = nn.Linear(5, 1, bias=False).double()
     weights = [{"weight": unit * torch.linalg.lstsq(x[half], y[half, None]).solution.T} for half in halves]
     trak = TRAK(model, "regression", folder, projector="identity", store={"name": "hdf5", "dtype": "float64"})
     trak.featurize(TensorDataset(x[:, :], unit * y), weights, subsets=[half.tolist() for half in halves])
-    scores = trak.score(TensorDataset(x[:10], unit * y[:10]), name="test", scorer={"name": "trak", **scorer})
-    return trak, scores
+    trak.featurize_targets(TensorDataset(x[:10], unit * y[:10]), "test")
+    return trak
+
+
+@pytest.fixture(scope="module")
+def units(problem, tmp_path_factory):
+    """The same labels in two units."""
+    return [attributed(problem, unit, tmp_path_factory.mktemp("unit")) for unit in (1.0, 100.0)]
+
+
+def scored(problem, unit, trak, **scorer):
+    x, y, _ = problem
+    targets = TensorDataset(x[:10], unit * y[:10])
+    return trak.score(targets, name="test", scorer={"name": "trak", **scorer})
 
 
 @pytest.mark.parametrize("weights", ["auto", "none", "fisher", "gauss_newton"])
-def test_scores_and_self_influence_have_the_unit_of_the_labels(weights, problem, tmp_path):
-    one, scores = attributed(problem, 1.0, tmp_path / "one", weights=weights)
-    other, hundred = attributed(problem, 100.0, tmp_path / "hundred", weights=weights)
+def test_scores_and_self_influence_have_the_unit_of_the_labels(weights, problem, units):
+    one, other = units
+    scores, hundred = (
+        scored(problem, unit, trak, weights=weights) for unit, trak in zip((1.0, 100.0), units, strict=True)
+    )
     assert hundred.settings["scoring"]["rule"] == scores.settings["scoring"]["rule"]  # the same λ/trace
     np.testing.assert_allclose(hundred.values, 100 * np.asarray(scores.values), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(
@@ -42,9 +56,9 @@ def test_scores_and_self_influence_have_the_unit_of_the_labels(weights, problem,
     )
 
 
-def test_scores_of_a_regression_have_the_size_of_the_effect_of_leaving_samples_out(problem, tmp_path):
+def test_scores_of_a_regression_have_the_size_of_the_effect_of_leaving_samples_out(problem, units):
     x, y, _ = problem
-    _, scores = attributed(problem, 100.0, tmp_path, regularization=1e-9)
+    scores = scored(problem, 100.0, units[1], regularization=1e-9)
     whole = torch.linalg.lstsq(x, y[:, None]).solution
     effects = [
         100 * (x[:10] @ (whole - torch.linalg.lstsq(x[rest], y[rest, None]).solution))[:, 0]

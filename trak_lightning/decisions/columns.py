@@ -130,6 +130,8 @@ class Columns:
         render: returns what is shown of the sample at a position, whose entries are columns too if it is a mapping; None if there is nothing else.
         feature_names: names of the entries of vectors.
         answers: other columns: of each name, the values of all samples as text (n,).
+        number_of: finds the number that a prediction is compared with, by position, which tables show as the label; the column ``label`` is
+            that, whatever `render` returns under this name. None for a task that predicts no numbers.
         remedy: the end of the message that a column is missing.
     """
 
@@ -137,6 +139,7 @@ class Columns:
     render: Callable[[int], Any] | None = None
     feature_names: Sequence[str] = ()
     answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    number_of: Callable[[int], float] | None = None
     remedy: str = ""
 
     def values(self, column: str) -> Array:
@@ -146,6 +149,8 @@ class Columns:
             DataError: samples do not have it, or it holds more than one value per sample.
         """
         rows, render = self.rows, self.render
+        if column == "label" and self.number_of is not None:
+            return np.array([f"{self.number_of(i):.6g}" for i in range(len(rows))])
         first = None if render is None else render(0)
         if render is not None and column in rendered_columns(first):
             return np.array([value_of(render(i), column) for i in range(len(rows))])

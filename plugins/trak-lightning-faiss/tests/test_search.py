@@ -74,8 +74,16 @@ NORMALIZED = [
 ]
 
 
+SLOW = ("influence", "gradient_dot")  # the first averages as tracin does, the second as trak
+
+
 @pytest.mark.parametrize(
-    "scorer", [*({"name": name} for name in PLAIN), *NORMALIZED], ids=lambda s: "-".join(s.values())
+    "scorer",
+    [
+        *(pytest.param({"name": name}, marks=[pytest.mark.slow] if name in SLOW else []) for name in PLAIN),
+        *NORMALIZED,
+    ],
+    ids=lambda s: "-".join(s.values()),
 )
 def test_the_result_is_that_of_the_full_search(run, data, scorer):
     full = run.score(data[1], "test", scorer=scorer)

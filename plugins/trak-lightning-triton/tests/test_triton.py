@@ -50,8 +50,16 @@ def test_signs_are_those_of_the_cpu_stream():
     assert torch.equal(found, ((words >> positions.cpu() % 32 & 1) * 2 - 1).to(torch.int8))
 
 
-@pytest.mark.parametrize(("kernel", "cpu"), PAIRS, ids=lambda projector: f"{type(projector).__name__}-{projector.dim}")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
+def pairs_and_types():
+    """Each pair with one type, and both kernels with two of them; the others are slow."""
+    for number, (kernel, cpu) in enumerate(PAIRS):
+        for each, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16)):
+            marks = [] if each == number % 2 else [pytest.mark.slow]
+            name = f"{type(kernel).__name__}-{kernel.dim}-{dtype}"
+            yield pytest.param(kernel, cpu, dtype, marks=marks, id=name)
+
+
+@pytest.mark.parametrize(("kernel", "cpu", "dtype"), [*pairs_and_types()])
 def test_the_kernel_has_the_matrix_of_the_cpu_projector(kernel, cpu, dtype):
     # Small integers: sums are exact in any order, so that one wrong sign would be seen.
     grad = torch.randint(-8, 9, (3, 30, 37), generator=torch.Generator().manual_seed(0)).to(dtype)
