@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from threading import RLock
@@ -472,7 +473,13 @@ class TRAK:
         return self_influence(checkpoints, regularization, weights)
 
     @_one_at_a_time
-    def suspects(self, *, fdr: float = 0.1, class_names: Sequence[str] | None = None) -> Suspects:
+    def suspects(
+        self,
+        *,
+        fdr: float = 0.1,
+        class_names: Sequence[str] | None = None,
+        render: Callable[[Any], Any] | None = None,
+    ) -> Suspects:
         """Find training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on
         them; see `trak_lightning.decisions.suspects.find_suspects`.
 
@@ -483,6 +490,7 @@ class TRAK:
         Args:
             fdr: the largest expected share of false alarms among the samples that are returned.
             class_names: names of the classes 0, 1, …; None uses those of the dataset or the model, if any.
+            render: converts a sample to what is shown of it, as for `score`.
 
         Raises:
             IncompleteRunError: nothing was featurized.
@@ -496,7 +504,9 @@ class TRAK:
         predictions = held_out_predictions(self.model, task, data, job.checkpoints, features)
         if class_names is None:
             class_names = class_names_of(data.dataset, task=task, model=self.model)
-        return find_suspects(features, predictions, task.meaning, fdr=fdr, class_names=class_names)
+        found = find_suspects(features, predictions, task.meaning, fdr=fdr, class_names=class_names)
+        samples = samples_of(data, task=task, model=self.model, render=render, number_of=self._numbers(job.train))
+        return replace(found, samples=samples)
 
     def what_if(
         self,

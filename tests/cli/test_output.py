@@ -88,8 +88,8 @@ def test_numbers_to_predict_are_printed_without_exponents_and_the_error_once(cap
         2,
     )
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:3]]
-    assert rows[0][:7] == ["0", "30200", "13956", "16244", "above", "the", "prediction"]
-    assert rows[1][:7] == ["1", "4800", "18735", "13935", "below", "the", "prediction"]
+    assert rows[0][:7] == ["0", "30200", "13956", "16244", "label", "above", "the"]
+    assert rows[1][:7] == ["1", "4800", "18735", "13935", "label", "below", "the"]
     change = np.array([-4_386.2, 120.4])
     whatif._print("t", removal(change, np.array([213.0, 18.2]), np.array([16_812.0, 7_305.0])), [0], Meaning())
     row = capsys.readouterr().out.splitlines()[-1].split()

@@ -160,15 +160,17 @@ def test_a_regression_is_ranked_by_its_error_with_prediction_and_sign_and_has_no
     assert main(["suspects", str(run), "--fdr", "0.2", "-k", "3"]) == 0
     out, err = capsys.readouterr()
     assert [line.split() for line in out.splitlines() if line.strip().startswith("index")] == [
-        ["index", "label", "models", "say", "error", "why"]
+        ["index", "label", "models", "say", "error", "why", "sample"]
     ]
+    assert "age: " in out
     assert "--fdr has no effect: the task has no classes" in err
     with (run / "suspects" / "suspects.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         label, says = float(row["label"]), float(row["says"])
         assert float(row["error"]) == pytest.approx(abs(label - says), rel=0.1)
-        assert row["why"].startswith("above the prediction" if label > says else "below the prediction")
+        assert row["why"].startswith(f"label {'above' if label > says else 'below'} the prediction")
+        assert "age: " in row["text"]
     assert len({row["error"] for row in rows}) > 20
     assert main(["suspects", str(run), "-k", "3"]) == 0
     out, err = capsys.readouterr()

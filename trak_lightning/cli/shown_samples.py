@@ -11,7 +11,7 @@ from trak_lightning.featurize.reuse import changed_samples
 from trak_lightning.run.content_hashes import changed
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.sample_lines import SampleLine, SampleLines
-from trak_lightning.scoring.display import shortened
+from trak_lightning.scoring.display import ShownLine, ShowsLines, shortened
 from trak_lightning.scoring.held_out import numbers_of
 from trak_lightning.scoring.scores import Scores
 from trak_lightning.stores.base import FeatureStore
@@ -19,6 +19,7 @@ from trak_lightning.stores.configured import configured, open_store
 
 if TYPE_CHECKING:
     from trak_lightning.cli.job import Job
+    from trak_lightning.data.dataset import AttributionData
 
 What: TypeAlias = Literal["train", "target"]
 
@@ -37,6 +38,21 @@ class ShownSamples:
     def show(self, index: int) -> SampleLine:
         """The label and the line of a sample."""
         return self._lines[index]
+
+
+class ShownOrSaidWhyNot:
+    """Samples, empty ones from the first on that cannot be shown; the reason is printed on standard error."""
+
+    def __init__(self, samples: ShowsLines) -> None:
+        self._samples: ShowsLines | None = samples
+
+    def show(self, index: int) -> ShownLine:
+        try:
+            return SampleLine(None, "") if self._samples is None else self._samples.show(index)
+        except Exception as error:  # a user's data module may raise anything, and the numbers are there
+            print(_not_shown(error), file=sys.stderr)
+            self._samples = None
+            return self.show(index)
 
 
 def with_targets_of(run: RunDirectory, scores: Scores | None) -> list[str]:
@@ -89,7 +105,7 @@ def shown_samples(
                 kept.add({content[position]: line for position, line in lines.items()})
             found[what] = ShownSamples(lines)
         except Exception as error:  # a user's data module may raise anything, and the numbers are there
-            reasons.append(f"samples are not shown: {type(error).__name__}: {error}")
+            reasons.append(_not_shown(error))
     for reason in dict.fromkeys(reasons):
         print(reason, file=sys.stderr)
     if job is not None and scores is not None and not reasons:
@@ -100,6 +116,15 @@ def shown_samples(
 def shown_train(command: str, run: RunDirectory, positions: Iterable[int], count: int) -> ShownSamples | None:
     """Show training samples of a run, see `shown_samples`; None if they cannot be shown."""
     return shown_samples(command, run, {"train": positions}, {"train": count}).get("train")
+
+
+def all_train(job: "Job") -> ShowsLines:
+    """Show any training sample of a job that has compared them with the stored rows."""
+    return ShownOrSaidWhyNot(_samples(job, "train"))
+
+
+def _not_shown(error: Exception) -> str:
+    return f"samples are not shown: {type(error).__name__}: {error}"
 
 
 def keep_samples(job: "Job", scores: Scores) -> None:
@@ -157,11 +182,7 @@ def stored_numbers(job: "Job", split: str) -> Callable[[int], float] | None:
 
 def _read(job: "Job", what: What, content: Mapping[int, int], count: int) -> dict[int, SampleLine]:
     """Read samples, given their stored content hashes, and refuse those that have changed."""
-    from trak_lightning.report.known import samples_of
-
-    data, split = (
-        (job.train_data, job.settings.train_split) if what == "train" else (job.target_data, job.settings.target_split)
-    )
+    data, split = _data(job, what)
     if len(data) != count:
         raise DataError(f"the data has {len(data)} samples, and the run was made with {count}")
     if job.settings.verify_data != "off":
@@ -169,6 +190,18 @@ def _read(job: "Job", what: What, content: Mapping[int, int], count: int) -> dic
         others = [position for position, then in content.items() if changed(then, now[position])]
         if (error := changed_samples(split, others, len(content), read_all=False)) is not None:
             raise error
-    samples = samples_of(data, datamodule=job.datamodule, task=job.parts.task, number_of=stored_numbers(job, split))
+    samples = _samples(job, what)
     shown = {position: samples.show(position) for position in content}
     return {position: SampleLine(each.label, shortened(each.line)) for position, each in shown.items()}
+
+
+def _data(job: "Job", what: What) -> "tuple[AttributionData, str]":
+    settings = job.settings
+    return (job.train_data, settings.train_split) if what == "train" else (job.target_data, settings.target_split)
+
+
+def _samples(job: "Job", what: What) -> ShowsLines:
+    from trak_lightning.report.known import samples_of
+
+    data, split = _data(job, what)
+    return samples_of(data, datamodule=job.datamodule, task=job.parts.task, number_of=stored_numbers(job, split))

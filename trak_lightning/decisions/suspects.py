@@ -5,7 +5,7 @@ Shapes: n training samples, C classes, T labels of a sample that has several.
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -16,9 +16,10 @@ from scipy.special import softmax
 from trak_lightning.decisions.label_noise import expected_false_alarms, fit_label_noise
 from trak_lightning.errors import SettingsError, is_integer, require_integer
 from trak_lightning.run.atomic import atomic_write
-from trak_lightning.run.formatting import counted, format_number
+from trak_lightning.run.formatting import counted, format_number, format_significant
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
+from trak_lightning.scoring.display import ShowsLines, are_picture_sizes, shortened
 from trak_lightning.scoring.held_out import held_out, held_out_mean, output_and_loss_weight
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 
@@ -36,6 +37,9 @@ TRIED, TRIALS = 0.1, " (in trials: at most 20 % on three lists of four)"
 
 TRIALS_OF_SEVERAL = " (in trials: up to 22 %)"
 """The same for samples with several labels; see docs/decisions.md."""
+
+LOOKED_AT = 20
+"""Of how many samples, the most suspicious ones, it is seen whether samples have text to write."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,19 @@ class Suspect:
     """What the ranking is by for a task without classes (`Suspects.basis`); None for a task with classes."""
     why: str
     """The evidence, in words."""
+    text: str | None = None
+    """The content of the sample in one line; None if the data is not at hand, or of pictures alone."""
 
     def __repr__(self) -> str:
-        error = "" if self.error is None else f"error {format_number(self.error)} "
-        return f"#{self.index}{'' if self.label is None else f' labeled {self.label}'}: {error}{self.why}"
+        label, why = self.label, self.why
+        if self.error is not None:
+            error = format_significant(self.error)
+            if label is None:
+                why = f"error {error} {why}".rstrip()
+            else:
+                label, why = format_significant(label), why.replace("label ", f"label {error} ", 1)
+        text = "" if self.text is None else f", {self.text}"
+        return f"#{self.index}{'' if label is None else f' labeled {label}'}: {why}{text}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,11 @@ class Suspects(Sequence[Suspect]):
     """How many labels the models contradict, in words."""
     unreliable: str | None = None
     """That the models are right on too few labels for the ranking to be reliable, in words; None if they are right on enough."""
+    samples: ShowsLines | None = field(default=None, compare=False)
+    """Shows the training samples, if the data is at hand; left behind by pickle."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "samples": None}
 
     @property
     def has_cut(self) -> bool:
@@ -192,9 +210,8 @@ class Suspects(Sequence[Suspect]):
         return f"about {_percent(self.expected)} are expected to be false alarms{trials}"
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
-        """Return the findings as JSON values, with the first `count` samples. If None, with those before the cut, or all if
-        there is none; ``indices`` is null then."""
-        shown = self.first(self._listed if count is None else count)
+        """Return the findings as JSON values, with the first `count` samples. If None, with those before the cut, or all if nothing is before
+        it or there is no cut; ``indices`` is null where there is none."""
         return {
             "found": self.describe(),
             "indices": self.indices.tolist() if self.has_cut else None,
@@ -202,17 +219,21 @@ class Suspects(Sequence[Suspect]):
             "expected_false_alarms": self.expected,
             "estimated_errors": self.errors,
             "basis": self.basis,
-            "suspects": [asdict(each) for each in shown],
+            "suspects": self._rows(self._listed if count is None else min(count, len(self.ranking))),
         }
 
     def to_csv(self, path: str | Path, *, whole: bool = False) -> None:
-        """Write the samples before the cut as a table, or the `whole` ranking: index, before_cut, label, says, wrong, why.
+        """Write the samples before the cut as a table, or the `whole` ranking, also if nothing is before the cut: index, before_cut, label, says,
+        wrong, why and, where samples have text, text.
 
-        If there is no cut, write all of the ranking: index, label and says where they are numbers, error, why.
+        If there is no cut, write all of the ranking: index, label and says where they are numbers, error, why, text.
         """
-        rows = [asdict(each) for each in self.first(len(self.ranking) if whole else self._listed)]
-        first = asdict(self.first(1)[0])
-        known = [name for name in first if (name != "error" if self.has_cut else first[name] not in (None, ""))]
+        rows = self._rows(len(self.ranking) if whole else self._listed)
+        known = [
+            name
+            for name, value in rows[0].items()
+            if (name != "error" and (name != "text" or self._has_text) if self.has_cut else value not in (None, ""))
+        ]
         with atomic_write(Path(path)) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, known, extrasaction="ignore")
             writer.writeheader()
@@ -220,10 +241,25 @@ class Suspects(Sequence[Suspect]):
 
     @property
     def _listed(self) -> int:
-        return self.size if self.has_cut else len(self.ranking)
+        """How many samples are listed unless it is said how many."""
+        return self.size or len(self.ranking)
+
+    @property
+    def _has_text(self) -> bool:
+        return any(each.text is not None for each in self.first(LOOKED_AT))
+
+    def _rows(self, count: int) -> list[dict[str, Any]]:
+        """The first `count` samples; none is read for its text where the first have none, such as pictures."""
+        suspect = self._suspect if self._has_text else self._without_text
+        return [asdict(suspect(place)) for place in range(count)]
 
     def _suspect(self, place: int) -> Suspect:
         """The sample at this place of the ranking."""
+        found = self._without_text(place)
+        line = "" if self.samples is None else shortened(self.samples.show(found.index).line)
+        return found if not line or are_picture_sizes([line]) else replace(found, text=line)
+
+    def _without_text(self, place: int) -> Suspect:
         found, index = self.predictions, int(self.ranking[place])
         if found is None:
             return self._without_classes(index)
@@ -248,7 +284,7 @@ class Suspects(Sequence[Suspect]):
         if self.numbers is None or self.predicted is None:
             return Suspect(index, None, None, None, None, error, who and f"by {who}")
         label, says = float(self.numbers[index]), float(self.predicted[index])
-        why = f"{'above' if label > says else 'below'} the prediction{who and f' of {who}'}"
+        why = f"label {'above' if label > says else 'below'} the prediction{who and f' of {who}'}"
         return Suspect(index, None, format_number(label, 6), format_number(says, 6), None, error, why)
 
     def _name(self, label: int) -> str:

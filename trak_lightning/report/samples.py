@@ -35,6 +35,8 @@ from trak_lightning.tasks.fields import LABEL_NAMES, Key
 from trak_lightning.tasks.tokens import IGNORE_INDEX
 
 LONGEST_TEXT = 1200
+KEPT = 4096
+"""How many samples are kept as they are shown; a page shows fewer, and a list of suspects may have all."""
 MOST_FIELDS = 16
 HIDDEN_KEYS = ("attention_mask", "token_type_ids", "position_ids")
 LOOKED_AT = 8
@@ -44,7 +46,7 @@ FEWEST_IDS = 8
 
 
 class Samples:
-    """The samples of one dataset; each is converted once, however often it is shown.
+    """The samples of one dataset; each is converted once, however often it is shown, unless `KEPT` others were shown since.
 
     Args:
         dataset: a map-style dataset.
@@ -98,7 +100,7 @@ class Samples:
         self._input_keys = set(input_keys)
         self._ignore_index = ignore_index
         self._grid_of = grid_of
-        self.show = lru_cache(maxsize=None)(self._show)
+        self.show = lru_cache(maxsize=KEPT)(self._show)
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -116,7 +116,7 @@ def ranking_table(
     shown = [list(_shown_rows(ranking, samples)) or [(*NONE, "", "")] for ranking in rankings]
     if not any(row[2] for rows in shown for row in rows):  # no sample has a label
         names, shown = names[:2] + names[3:], [[row[:2] + row[3:] for row in rows] for rows in shown]
-    if _are_picture_sizes([row[-1] for rows in shown for row in rows if row[0] != NONE[0]]):
+    if are_picture_sizes([row[-1] for rows in shown for row in rows if row[0] != NONE[0]]):
         names, shown = names[:-1], [[row[:-1] for row in rows] for rows in shown]
     widths = [max(map(len, column)) for column in zip(names, *(cells for rows in shown for cells in rows), strict=True)]
     tables = []
@@ -157,7 +157,7 @@ def sample_columns(indices: Iterable[int], samples: ShowsLines | None) -> dict[s
     shown = [samples.show(int(index)) for index in indices]
     labels = [each.label or "" for each in shown]
     lines = [shortened(each.line) for each in shown]
-    return ({"label": labels} if any(labels) else {}) | ({} if _are_picture_sizes(lines) else {"sample": lines})
+    return ({"label": labels} if any(labels) else {}) | ({} if are_picture_sizes(lines) else {"sample": lines})
 
 
 def to_read(samples: Sequence[ShownLine], render: str = RENDER) -> str:
@@ -189,7 +189,7 @@ def _are_sizes(lines: Sequence[str]) -> bool:
     return len(lines) > 1 and len(left) == 1 and re.fullmatch(r"\w*", left.pop()) is not None
 
 
-def _are_picture_sizes(lines: Sequence[str]) -> bool:
+def are_picture_sizes(lines: Sequence[str]) -> bool:
     """Whether lines say no more than the sizes of pictures, so that a column of them is empty space."""
     return all("×" in line and not _SIZES.sub("", line).strip(" :,·") for line in lines)
 

@@ -5,18 +5,20 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.output import print_json, short_path, summary
+from trak_lightning.cli.shown_samples import all_train
 from trak_lightning.cli.store_arguments import add_json, run_parser
 from trak_lightning.decisions.suspects import Suspects
 from trak_lightning.run.atomic import atomic_write, require_writable
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.formatting import format_number
+from trak_lightning.run.formatting import format_significant
 from trak_lightning.run.numpy_files import write_npy
-from trak_lightning.scoring.display import print_table
+from trak_lightning.scoring.display import print_table, print_to_read
 
 _PERCENT = re.compile(r"(?:([<>]) )?(\d+) %")
 """Numbers that a table must not break at their spaces, which it also does at those that do not break."""
@@ -28,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     parser = run_parser(
         "suspects",
         "Training samples whose label is likely wrong, from the predictions of checkpoints that were not trained on them. "
-        "RUN_DIR/suspects/suspects.csv, suspects.json and indices.npy have those before the cut, and ranking.csv all samples (its column wrong is empty where nothing is before the cut, or all models were trained on the sample). A task "
+        "RUN_DIR/suspects/suspects.csv, suspects.json and indices.npy have those before the cut, and ranking.csv all samples; if nothing is before the cut, the tables have all (the column wrong is empty where nothing is before the cut, or all models were trained on the sample). A task "
         "without classes is ranked by its error, without a cut: suspects.csv and suspects.json have all samples, and there is no indices.npy.",
         of="a featurized run directory",
     )
@@ -49,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
 
     from trak_lightning.cli.job import Job
 
-    found = Job("suspects", [str(run.path)]).suspects(options.fdr)
+    job = Job("suspects", [str(run.path)])
+    found = job.suspects(options.fdr)
+    found = replace(found, samples=all_train(job))
     write(found, folder)
     if line.value("--fdr") is not None and not found.has_cut:
         print("trak: --fdr has no effect: the task has no classes, and its ranking no cut", file=sys.stderr)
@@ -79,7 +83,7 @@ def write(found: Suspects, folder: Path) -> None:
 
 def _print(found: Suspects, count: int) -> None:
     def written(value: str | None) -> str | None:
-        return value if value is None or found.numbers is None else format_number(float(value))
+        return value if value is None or found.numbers is None else format_significant(value)
 
     shown = found.first(count)
     columns: dict[str, list[str | None]] = {
@@ -87,22 +91,24 @@ def _print(found: Suspects, count: int) -> None:
         "label": [written(each.label) for each in shown],
         "models say": [written(each.says) for each in shown],
         "wrong": [None if each.wrong is None else f"{each.wrong:.0%}" for each in shown],
-        "error": [None if each.error is None else format_number(each.error) for each in shown],
+        "error": [None if each.error is None else format_significant(each.error) for each in shown],
         "why": [_PERCENT.sub(r"\1\2%", each.why) or None for each in shown],
+        "sample": [each.text for each in shown],
     }
     known = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
     numeric = [
         place
         for place, heading in enumerate(known)
-        if heading in ("index", "wrong", "error") or (heading != "why" and not found.has_cut)
+        if heading in ("index", "wrong", "error") or (heading not in ("why", "sample") and not found.has_cut)
     ]
     rows = [tuple(cell or "" for cell in row) for row in zip(*known.values(), strict=True)]
     if 0 < len(found) < len(rows):
         cut = "── cut" if found.expected is None else f"── cut: above, {found.false_alarms}; below, more"
-        rows.insert(len(found), (*[""] * (len(known) - 1), cut))
+        rows.insert(len(found), tuple(cut if heading == "why" else "" for heading in known))
     if found.has_cut and not len(found) and shown:
         print("Most suspicious, none of them before the cut")
     print_table(tuple(known), rows, numeric=numeric)
+    print_to_read([each.index for each in shown], found.samples)
     listed, which = (len(found), " before the cut") if found.has_cut else (len(found.ranking), "")
     if len(shown) < listed:
         print(f"The first {len(shown)} of {listed}{which}; -k {listed} prints them, and suspects.csv has them.")
