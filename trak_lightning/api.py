@@ -55,6 +55,7 @@ from trak_lightning.run.formatting import counted
 from trak_lightning.runtime.tracebacks import without_our_frames
 from trak_lightning.scoring.backend import LOCAL
 from trak_lightning.scoring.base import Array, Scorer
+from trak_lightning.scoring.display import ShowsLines
 from trak_lightning.scoring.fabric import FabricBackend
 from trak_lightning.scoring.held_out import numbers_of
 from trak_lightning.scoring.score_run import load_features, score_run
@@ -213,6 +214,8 @@ class TRAK:
         self._weights_only = weights_only
         self._verify_data = verify_data
         self._job: FeaturizeJob | None = None
+        self._shown_targets: dict[str, ShowsLines] = {}
+        """Shows the targets of each name that was scored, for `what_if`."""
 
     @_answers_traker
     @_one_at_a_time
@@ -411,6 +414,7 @@ class TRAK:
             if targets.tokenizer is None and train.tokenizer is not None:
                 targets = shown(target_data, number_of=of_targets, tokenizer=train.tokenizer)
             scores.samples = train, targets
+            self._shown_targets[name] = targets
             outcome = partial(self._outcome, name, job.train)
             predict = partial(mean_predictions, self.model, self.spec.task, target_data, job.checkpoints)
             verify = partial(self._require_same_targets, name, target_data)
@@ -520,7 +524,8 @@ class TRAK:
         see `trak_lightning.decisions.what_if.WhatIf`.
 
         >>> removal = trak.what_if("test").remove([3, 17])  # or trak.suspects().indices, if there are any
-        >>> removal.change, removal.trust  # (m,), and whether the set is too large to be trusted
+        >>> removal.show(5)  # how to read the answer, and the targets that lose and gain most; to_frame() has all
+        >>> removal.change, removal.caution  # (m,), and whether the set is too large to be trusted
 
         Args:
             name: of the target split, as given to `score`.
@@ -532,7 +537,9 @@ class TRAK:
             IncompleteRunError: these were not featurized.
             SettingsError: there is no such rule for λ, or no such weighting.
         """
-        return WhatIf(load_features(self.run, self.store, targets=name, train=split), regularization, weights)
+        checkpoints = load_features(self.run, self.store, targets=name, train=split)
+        meaning, samples = self.run.read().meaning, self._shown_targets.get(name)
+        return WhatIf(checkpoints, regularization, weights, meaning=meaning, samples=samples)
 
     def where(
         self,

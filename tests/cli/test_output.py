@@ -8,13 +8,13 @@ import torch
 
 from trak_lightning.authoring import write_matrix
 from trak_lightning.cli import main
-from trak_lightning.cli.commands import suspects, whatif
+from trak_lightning.cli.commands import suspects
 from trak_lightning.cli.output import print_results
 from trak_lightning.cli.shown_samples import ShownSamples
 from trak_lightning.decisions.columns import columns_of
 from trak_lightning.decisions.predictions import Predictions
+from trak_lightning.decisions.removal import Removal
 from trak_lightning.decisions.suspects import Suspects
-from trak_lightning.decisions.what_if import Removal
 from trak_lightning.report import Samples
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.sample_lines import SampleLine
@@ -34,23 +34,24 @@ def test_an_evaluation_of_nothing_is_a_line(capsys):
     assert capsys.readouterr().out == "evaluate   nothing is asked for: evaluation.models is 0\n"
 
 
-def removal(change, spread, outputs, n=9):
-    return Removal(np.array([7]), change, spread, change, outputs, 0.1, n)
+def removal(change, spread, outputs, n=9, **others):
+    return Removal(np.array([7]), change, spread, change, outputs, 0.1, n, **others)
 
 
 def test_targets_that_lose_are_apart_from_those_that_gain(capsys):
     change = np.array([0.5, -0.25, 0.0, 0.125])
-    found, log_odds = removal(change, np.full(4, np.nan), np.zeros(4)), Meaning("log-odds", probability="output")
-    assert whatif._sides(found, 1) == ([1], [0])
-    assert whatif._sides(found, 10) == ([1], [0, 3])
-    assert whatif._changes(found, Meaning("a number"), 1) == (
+    numbers = change, np.full(4, np.nan), np.zeros(4)
+    found = removal(*numbers, meaning=Meaning("log-odds", probability="output"), num_checkpoints=3)
+    assert found.sides(1) == ([1], [0])
+    assert found.sides(10) == ([1], [0, 3])
+    assert removal(*numbers, meaning=Meaning("a number")).describe() == (
         "f, a number, falls for 1 of 4 targets and rises for 2, on average by +0.094"
     )
-    several = whatif._changes(found, log_odds, 3)
+    several = found.describe()
     assert several.startswith("f, log-odds (mean over 3 checkpoints), falls")
     assert several.endswith("; p(label) of the mean f falls below 0.5 for 0 and rises above it for 2")
     samples = ShownSamples({1: SampleLine("cat", "[b] a line")})
-    whatif._print("f falls most for", found, [1], log_odds, samples)
+    found.print_targets(([1], []), samples)
     title, headings, row = capsys.readouterr().out.splitlines()
     assert (title.split(), headings.split()) == (
         ["f", "falls", "most", "for"],
@@ -62,7 +63,7 @@ def test_targets_that_lose_are_apart_from_those_that_gain(capsys):
 def test_what_is_not_to_be_trusted_has_few_digits(capsys):
     numbers = np.array([-1.2345]), np.array([0.0123]), np.array([7.654321])
     for n, row in ((9, ["0", "7.65", "-1.234", "±", "0.012"]), (2, ["0", "7.7", "-1"])):
-        whatif._print("f falls most for", removal(*numbers, n), [0], Meaning())
+        removal(*numbers, n).show()
         assert capsys.readouterr().out.splitlines()[-1].split() == row
 
 
@@ -91,9 +92,11 @@ def test_numbers_to_predict_are_printed_without_exponents_and_the_error_once(cap
     assert rows[0][:7] == ["0", "30200", "13956", "16244", "label", "above", "the"]
     assert rows[1][:7] == ["1", "4800", "18735", "13935", "label", "below", "the"]
     change = np.array([-4_386.2, 120.4])
-    whatif._print("t", removal(change, np.array([213.0, 18.2]), np.array([16_812.0, 7_305.0])), [0], Meaning())
-    row = capsys.readouterr().out.splitlines()[-1].split()
-    assert row == ["0", "16812", "-4386", "±", "213"]
+    found = change, np.array([213.0, 18.2]), np.array([16_812.0, 7_305.0])
+    removal(*found, meaning=Meaning("prediction", number=True)).print_targets(([0], []), None)
+    _, headings, row = capsys.readouterr().out.splitlines()
+    assert headings.split() == ["target", "prediction", "change"]
+    assert row.split() == ["0", "16812", "→", "12426", "-4386", "±", "213"]
 
 
 def test_a_number_and_its_percent_sign_are_on_one_line_of_a_narrow_table(capsys, monkeypatch):

@@ -5,131 +5,21 @@ Shapes: n training samples, m targets, s removed samples, k dimensions, M checkp
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator, cg, eigsh
 
-from trak_lightning.errors import docs_page
-from trak_lightning.run.formatting import counted, format_number
+from trak_lightning.decisions.removal import Removal
+from trak_lightning.run.formatting import counted
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.positions import some
 from trak_lightning.scoring.base import Array, CheckpointFeatures, require_compatible
+from trak_lightning.scoring.display import ShowsLines
 from trak_lightning.scoring.gram import diagonal
 from trak_lightning.scoring.regularization import choose
 from trak_lightning.scoring.views import some_targets
 from trak_lightning.stores.base import FeatureRows
-
-LARGEST = 0.2
-"""Share of the training set up to which answers were compared with retraining (docs/benchmarks.md)."""
-
-FAR = 2.5
-"""How many times the summed scores the step may be before measured changes were clearly larger than predicted ones, or smaller."""
-
-ALONE = 0.95
-"""The leverage from which on the sign of measured changes was another than predicted, in a regression without all but one sample of a category."""
-
-
-@dataclass(frozen=True)
-class Removal:
-    """How outputs of targets would change if a set of training samples had not been there: f(θ₋S) − f(θ)."""
-
-    samples: Array
-    """(s,) positions of the removed training samples, ascending."""
-    change: Array
-    """(m,) by one Newton step for the set, averaged over checkpoints; `summed` where f is minus the loss, since the step needs a curvature."""
-    spread: Array
-    """(m,) standard error of `change` over checkpoints; NaN with one."""
-    summed: Array
-    """(m,) minus the sum of scores of the set, with the weights of the step: what the samples would do one by one."""
-    outputs: Array
-    """(m,) f, averaged over checkpoints."""
-    leverage: float
-    """In 0 … 1: the largest share, over all directions and checkpoints, of the fit that comes from the set."""
-    num_train: int
-    has_curvature: bool = True
-    """Whether the curvature of the loss as a function of f is known; the size of changes depends on it."""
-
-    def __repr__(self) -> str:
-        doubt = "" if self.reliable else "; not to be trusted, see its caution"
-        if self.reliable and (self.stretch > FAR or not self.has_curvature):
-            doubt = "; trust their order, not their size"
-        return (
-            f"Removal of {len(self.samples)} of {self.num_train} training samples: {len(self.change)} outputs change by "
-            f"{format_number(self.change.min(), 3, '+')} … {format_number(self.change.max(), 3, '+')}{doubt}"
-        )
-
-    @property
-    def stretch(self) -> float:
-        """How many times the summed scores the change is, in the mean over targets: 1 for samples that are not alike."""
-        summed = float(np.abs(self.summed).sum())
-        return float(np.abs(self.change).sum()) / summed if summed else 1.0
-
-    @property
-    def reliable(self) -> bool:
-        """Whether sets of this size, and as replaceable, were compared with retraining; if not, not even signs are to be trusted."""
-        return self._share <= LARGEST and (self.leverage <= ALONE or not self.has_curvature)
-
-    @property
-    def caution(self) -> str:
-        """Say how to read the changes: whether the set is too large, and what of order, signs and sizes was right in trials."""
-        return f"{self._caution} ({docs_page('decisions', 'What if these had not been there?')})"
-
-    @property
-    def trust(self) -> str:
-        """`caution`, by its name of earlier versions."""
-        return self.caution
-
-    @property
-    def _share(self) -> float:
-        return len(self.samples) / self.num_train
-
-    @property
-    def _caution(self) -> str:
-        if self._share > LARGEST:
-            return f"too large to be trusted: {100 * self._share:.1f} % of the training set, compared with retraining up to {100 * LARGEST:.0f} %"
-        if not self.has_curvature:
-            return "trust the order, not the size: f is minus the loss, changes are sums of scores, and measured ones were about half as large"
-        if self.leverage > ALONE:
-            return (
-                f"not to be trusted for targets like these samples: hardly anything like them is left, and even signs were wrong in a trial "
-                f"(leverage {self.leverage:.2f})"
-            )
-        if self.stretch > FAR:
-            return (
-                "trust the order, not the size: these samples stand in for each other, and measured changes were from a seventh of these to several "
-                "times as large"
-            )
-        return "trust the order more than the size: measured changes were 0.5 to 2 times as large in most trials"
-
-    def probabilities(self, meaning: Meaning) -> tuple[Array, Array] | None:
-        """Return the probability of the right answer of each target, (m,), before and after: that of the mean output f.
-
-        None if it does not follow from f alone.
-        """
-        if meaning.probability not in ("output", "exp"):
-            return None
-        unused = np.zeros_like(self.outputs)
-        before, after = (meaning.probabilities(f, unused) for f in (self.outputs, self.outputs + self.change))
-        return None if before is None or after is None else (before, after)
-
-    def order(self) -> Array:
-        """Return the targets (m,) in the order of their change, those that lose most first."""
-        return np.argsort(self.change, kind="stable")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all of it as JSON values."""
-        return {
-            "samples": self.samples.tolist(),
-            "change": self.change.tolist(),
-            "spread": [None if np.isnan(each) else float(each) for each in self.spread],
-            "summed": self.summed.tolist(),
-            "outputs": self.outputs.tolist(),
-            "leverage": self.leverage,
-            "stretch": self.stretch,
-            "caution": self.caution,
-        }
 
 
 class WhatIf:
@@ -145,6 +35,8 @@ class WhatIf:
         regularization: λ, as for the ``trak`` scorer.
         weights: the Gram weighting W, as for the ``trak`` scorer. With ``gauss_newton`` (W = ∂²ℓ/∂f²) the step is Newton's:
             for a linear or ridge regression whose λ is given, the exact refit. Other weightings approximate it.
+        meaning: what the output of the task means, for what is printed.
+        samples: shows the targets in what is printed.
 
     Raises:
         SettingsError: there is no such rule for λ, or no such weighting.
@@ -156,9 +48,14 @@ class WhatIf:
         checkpoints: Sequence[CheckpointFeatures],
         regularization: float | str = "auto",
         weights: str = "auto",
+        *,
+        meaning: Meaning | None = None,
+        samples: ShowsLines | None = None,
     ) -> None:
         require_compatible(checkpoints)
         self._checkpoints = checkpoints
+        self._meaning = meaning or Meaning()
+        self._shown_targets = samples
         self._has_curvature = any(features.train.column("curvature").any() for features in checkpoints)
         chosen = choose(regularization, weights, checkpoints)
         self._inverses = [system.inverse(value) for system, value in zip(chosen.systems, chosen.values, strict=True)]
@@ -205,6 +102,9 @@ class WhatIf:
             max(leverages),
             self.num_train,
             self._has_curvature,
+            self._meaning,
+            M,
+            self._shown_targets,
         )
 
 

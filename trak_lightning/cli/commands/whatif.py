@@ -16,24 +16,14 @@ from trak_lightning.cli.shown_samples import ShownSamples, What, shown_samples
 from trak_lightning.cli.store_arguments import add_numbers
 from trak_lightning.cli.train_values import columns_of_train, labels_of
 from trak_lightning.decisions.columns import WRITTEN, Condition
-from trak_lightning.decisions.what_if import Removal, WhatIf
+from trak_lightning.decisions.what_if import WhatIf
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.run.formatting import format_number, format_with_error
-from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.numpy_files import read_given, write_npz
 from trak_lightning.run.sample_lines import SampleLine
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import (
-    ShowsLines,
-    after_question,
-    excerpt,
-    print_table,
-    print_to_read,
-    sample_columns,
-    shortened,
-)
+from trak_lightning.scoring.display import ShowsLines, after_question, excerpt, shortened
 from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.scores import open_scores
@@ -53,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
     samples = _samples(config)
     targets = scored_split(config, run)
     checkpoints = load_features(run, store, targets=targets, train=config.train_split)
-    removal = WhatIf(checkpoints, *settings_of(instances.scorer)).remove(samples)
+    what_if = WhatIf(checkpoints, *settings_of(instances.scorer), meaning=run.read().meaning)
+    removal = what_if.remove(samples)
     names = ("samples", "change", "spread", "summed", "outputs", "leverage")
     write_npz(path, {name: getattr(removal, name) for name in names})
     scores = open_scores(run, targets) if run.scores(targets).exists() else None
@@ -63,14 +54,10 @@ def main(argv: Sequence[str]) -> int:
     what = f"without {len(removal.samples)} of {removal.num_train} training samples: {_condition(config)}"
     summary("whatif", what, len(removal.change), "targets", started)
     summary("caution", removal.caution)
-    meaning = run.read().meaning
-    summary("changes", _changes(removal, meaning, len(checkpoints)))
-    falls, rises = _sides(removal, config.k)
+    summary("changes", removal.describe())
+    falls, rises = removal.sides(config.k)
     samples_of = None if config.numbers else _shown(run, targets, [*falls, *rises], len(removal.change))
-    for title, side in (("f falls most for", falls), ("f rises most for", rises)):
-        if side:
-            _print(title, removal, side, meaning, samples_of)
-    print_to_read([*falls, *rises], samples_of)
+    removal.print_targets((falls, rises), samples_of)
     if scores is not None:
         print_trust(run, scores)
     return 0
@@ -136,35 +123,6 @@ def _condition(config: Namespace) -> str:
     return shortened(config.remove if config.remove_where is None else config.remove_where)
 
 
-def _sides(removal: Removal, count: int) -> tuple[list[int], list[int]]:
-    """The targets whose output falls most, and those whose output rises most."""
-    order = removal.order()
-    falls, rises = order[removal.change[order] < 0], order[removal.change[order] > 0][::-1]
-    return falls[:count].tolist(), rises[:count].tolist()
-
-
-def _changes(removal: Removal, meaning: Meaning, checkpoints: int) -> str:
-    """What happens to all targets, in words, and what the numbers are of several checkpoints."""
-    change = removal.change
-    falls, rises = int((change < 0).sum()), int((change > 0).sum())
-    several = checkpoints > 1
-    averaged = f" (mean over {checkpoints} checkpoints)" * several
-    said = (
-        f"f, {meaning.output}{averaged}, falls for {falls} of {len(change)} targets and rises for {rises}, on average by "
-        f"{format_number(change.mean(), 2, '+')}"
-    )
-    if (found := removal.probabilities(meaning)) is None:
-        return said
-    said += f"; {meaning.probability_name}{' of the mean f' * several}"
-    if meaning.probability != "output":
-        return f"{said} is next to it"
-    before, after = (each > 0.5 for each in found)
-    below, above = int((before & ~after).sum()), int((after & ~before).sum())
-    if not below + above:
-        return f"{said} crosses 0.5 for none"
-    return f"{said} falls below 0.5 for {below} and rises above it for {above}"
-
-
 def _shown(run: RunDirectory, targets: str, positions: Sequence[int], count: int) -> ShowsLines | None:
     """The answers that are the targets of ``trak sft``, each after its question; label and content of other targets."""
     path = run.path / answers_file(targets)
@@ -174,31 +132,3 @@ def _shown(run: RunDirectory, targets: str, positions: Sequence[int], count: int
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     texts = [after_question(row.get("question", ""), excerpt(row["answer"], row.get("span"))) for row in rows]
     return ShownSamples({place: SampleLine(None, text) for place, text in enumerate(texts)})
-
-
-def _probability(p: float) -> str:
-    return f"{p:.2f}" if p >= 0.01 else format_number(p, 2)
-
-
-def _print(
-    title: str, removal: Removal, targets: Sequence[int], meaning: Meaning, samples: ShowsLines | None = None
-) -> None:
-    """Print a row for each target, with few digits where these would not be right."""
-    digits = 3 if removal.reliable else 2
-    columns = {
-        "target": [str(target) for target in targets],
-        "f now": [format_number(removal.outputs[target], digits) for target in targets],
-        "change": [
-            format_with_error(removal.change[target], removal.spread[target])
-            if removal.reliable
-            else format_number(removal.change[target], 1, "+")
-            for target in targets
-        ],
-    }
-    if (found := removal.probabilities(meaning)) is not None:
-        before, after = ([_probability(each[target]) for target in targets] for each in found)
-        columns[meaning.probability_name] = [f"{low} → {high}" for low, high in zip(before, after, strict=True)]
-    numbers = range(len(columns))
-    columns |= sample_columns(targets, samples)
-    print(title)
-    print_table(tuple(columns), zip(*columns.values(), strict=True), numeric=numbers)
