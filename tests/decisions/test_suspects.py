@@ -248,7 +248,7 @@ def test_a_task_without_classes_is_ranked_by_the_error_and_not_cut(noisy, tmp_pa
     suspects = trak.suspects()
     assert (suspects.ranking[0], len(suspects), suspects.expected) == (7, 0, None)
     assert "no cut: the task has no classes" in suspects.describe()
-    line = rf"#7 labeled {values[7]:#.4g}: label [\d.]+ above the prediction, x\[0\]: .* · x\[1\]: .*$"
+    line = rf"#7 labeled {values[7]:#.4g}: label [\d.]+ above the prediction · x\[0\]: .* · x\[1\]: .*$"
     assert re.search(line, repr(suspects), re.MULTILINE)
     assert "Not to be trusted" not in suspects.describe()
     (tmp_path / "suspects").mkdir()
@@ -302,7 +302,7 @@ def test_a_loss_has_no_label_to_show(noisy, tmp_path):
     assert "label" not in repr(suspects).replace(suspects.describe(), "")
     first = suspects.first(1)[0]
     assert (first.label, first.says, first.why) == (None, None, "")
-    assert re.fullmatch(rf"#{first.index}: error [\d.]+, x\[0\]: .*", repr(first))
+    assert re.fullmatch(rf"#{first.index}: error [\d.]+ · x\[0\]: .*", repr(first))
     suspects.to_csv(tmp_path / "all.csv")
     assert (tmp_path / "all.csv").read_text().startswith("index,error,text\n"), (
         "that all models were trained on it is said once"
@@ -322,7 +322,7 @@ def test_suspects_are_listed_with_their_text_and_pictures_are_not_read_for_it(pi
     suspects = trak.suspects(render=render)
     first = suspects.first(1)[0]
     assert first.text == (None if pictures else f"question: why? · answer: class {first.label}")
-    assert repr(first).endswith(first.why if pictures else f", {first.text}")
+    assert repr(first).endswith(first.why if pictures else f" · {first.text}")
     read.clear()
     suspects.to_csv(tmp_path / "all.csv", whole=True)
     with (tmp_path / "all.csv").open() as file:

@@ -19,7 +19,7 @@ from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.formatting import counted, format_number, format_significant
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
-from trak_lightning.scoring.display import ShowsLines, are_picture_sizes, shortened
+from trak_lightning.scoring.display import SEPARATOR, ShowsLines, are_picture_sizes, shortened
 from trak_lightning.scoring.held_out import held_out, held_out_mean, output_and_loss_weight
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 
@@ -73,7 +73,7 @@ class Suspect:
                 why = f"error {error} {why}".rstrip()
             else:
                 label, why = format_significant(label), why.replace("label ", f"label {error} ", 1)
-        text = "" if self.text is None else f", {self.text}"
+        text = "" if self.text is None else f"{SEPARATOR}{self.text}"
         return f"#{self.index}{'' if label is None else f' labeled {label}'}: {why}{text}"
 
 
