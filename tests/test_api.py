@@ -97,6 +97,21 @@ def test_the_model_keeps_its_own_weights_and_mode(model, train_set, checkpoints,
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
+def test_the_model_keeps_what_requires_a_gradient_though_its_forward_freezes_some(model, train_set, tmp_path):
+    class Freezing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = model
+
+        def forward(self, x):
+            self.net[0].requires_grad_(False)
+            return self.net(x)
+
+    own = Freezing().eval()
+    attribute(own, tmp_path).featurize(train_set)
+    assert all(parameter.requires_grad for parameter in own.parameters())
+
+
 def test_scores_by_a_rule_that_was_changed_are_computed_again(
     model, train_set, test_set, checkpoints, tmp_path, monkeypatch
 ):

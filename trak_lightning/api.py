@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from trak_lightning import registry
 from trak_lightning.check.checks import Findings, run_checks
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.decisions.columns import Columns, answers_of
+from trak_lightning.decisions.columns import OTHER_COLUMNS, Columns, answers_of
 from trak_lightning.decisions.outcome import Outcome
 from trak_lightning.decisions.predictions import held_out_predictions, mean_predictions
 from trak_lightning.decisions.select import Selection, select_samples
@@ -537,7 +537,8 @@ class TRAK:
         >>> trak.what_if("test").remove(trak.where("age>60 and sex=female"))
 
         Args:
-            condition: a column, one of ``= != < <= > >=`` and a value; ``and`` joins several. Columns are the names that tables show: entries of a
+            condition: a column, one of ``= != < <= > >=`` and a value; ``and`` joins several. For columns of a table of your own, give its mask, such as
+                ``frame.branch == "agent7"``, to `WhatIf.remove` directly. Columns are the names that tables show: entries of a
                 mapping, ``numeric[0]`` of a vector, ``x0`` and ``y`` of a tuple; see `trak_lightning.decisions.columns.value_of`.
             render: converts a sample to what is shown of it; if it returns a mapping, its entries are columns too.
             feature_names: names of the entries of a vector.
@@ -555,7 +556,10 @@ class TRAK:
             require_same_samples(data, self.store.open(job.train, self.run.require_checkpoints()[0].id))
         rendered = None if render is None else samples_of(data, render=render).rendered
         names = class_names or class_names_of(data.dataset, task=task, model=self.model) or ()
-        columns = Columns(data.dataset, rendered, feature_names, answers_of(data, task, list(map(str, names))) or {})
+        answers = answers_of(data, task, list(map(str, names))) or {}
+        columns = Columns(
+            data.dataset, rendered, feature_names, answers, self._numbers(job.train), remedy=OTHER_COLUMNS
+        )
         return np.flatnonzero(columns.where(condition))
 
     def select(

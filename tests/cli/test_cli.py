@@ -382,8 +382,8 @@ def test_self_influence_is_its_formula_and_names_the_largest(finished, config):
     largest = np.argsort(-found["self_influence"], kind="stable")[:10]
     rows = [line.split() for line in done.stdout.splitlines()]
     numbers = [[f"{found[name][i]:.4g}" for name in ("self_influence", "leverage")] for i in largest]
-    assert [row[:3] for row in rows[2:12]] == [[str(i), *each] for i, each in zip(largest, numbers, strict=True)]
-    assert rows[1] == ["index", "self-influence", "leverage", "label"]
+    assert [row[:3] for row in rows[3:13]] == [[str(i), *each] for i, each in zip(largest, numbers, strict=True)]
+    assert rows[2] == ["index", "self-influence", "leverage", "label"]
     told = json.loads(trak("self-influence", run_dir, *options, "--json").stdout)["largest"]
     assert [(each["index"], f"{each['leverage']:.4g}") for each in told] == [
         (i, n[1]) for i, n in zip(largest, numbers, strict=True)
@@ -422,6 +422,7 @@ def test_select_writes_the_samples_to_keep(finished, tmp_path):
     np.save(tmp_path / "groups.npy", np.arange(1737) % 3)
     printed = trak("select", run_dir, "--budget", "30", "--groups", tmp_path / "groups.npy", "-k", "4")
     assert "30 of 1737 training samples (1.73 %) for 60 targets, 3 groups in their shares" in printed.stdout
+    assert printed.stdout.startswith("select "), "the answer comes before the table"
     first = np.load(run_dir / "selection" / "indices.npy")[0]
     assert re.search(rf"^ *{first} +\d+ % +{first % 3} +\d *$", printed.stdout, re.MULTILINE)
 

@@ -445,7 +445,7 @@ MISTAKES = {
     "other targets have the name of earlier ones": (
         other_targets,
         errors.IncompatibleRunError,
-        r"was made with length of the dataset = 4, and 5 is asked for now.*Other targets need another name",
+        r"'test' holds 4 targets, and 5 are given: these are others\. Give them a name of their own.*--grow true",
     ),
     "targets have different sizes": (
         lambda path: targets_of_other_sizes(),

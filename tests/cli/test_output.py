@@ -144,5 +144,6 @@ def test_rows_that_do_not_tell_samples_apart_say_what_does(lines, alike):
     assert (RENDER in to_read_with("3")) is alike
     assert ("feature_names of the DataModule" in to_read_with("3")) is ("x0[0]: " in lines[0])
     assert (PICTURES in to_read_with("3")) is (alike and "image" in lines[0])
+    assert "TRAK.score" not in to_read_with("3"), "a command has none"
     assert CLASS_NAMES in to_read_with("1, 4")
     assert not any(CLASS_NAMES in to_read_with(label) for label in ("3", None, "left, right"))

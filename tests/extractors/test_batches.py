@@ -423,6 +423,15 @@ def test_torchscript():
     )
 
 
+@pytest.mark.slow
+def test_branches_that_torch_compiles():
+    def net(self, x):
+        hidden = [torch.cond(row.sum() > 0, lambda row: self.first(row).tanh(), lambda row: -row, (row,)) for row in x]
+        return self.second(torch.stack(hidden))
+
+    check(Net(net, **linear()), [x[0] for x in rows(*[1] * 3)], extractors=(Auto,))
+
+
 def test_the_functional_extractor_names_a_sparse_table():
     model = nn.Sequential(nn.Embedding(11, 4, sparse=True), nn.Flatten(), nn.Linear(8, 1))
     with pytest.raises(UnsupportedModelError, match=r"module '0' has sparse=True.*sparse=False"):

@@ -114,6 +114,19 @@ class ByLRU(Cached):
     forward = Fused.forward
 
 
+@functools.lru_cache(maxsize=None)  # noqa: UP033
+def fused_of(model):
+    return model.backbone.weight * 2
+
+
+class ByFunctionUnderLRU(Cached):
+    @property
+    def fused(self):
+        return fused_of(self)
+
+    forward = Fused.forward
+
+
 class Slots:
     __slots__ = ("known",)
 
@@ -162,7 +175,19 @@ class Unfilled(Cached):
         return self.head(((x * self.scale + self.shift) @ self.derived[0].T).tanh() * self.derived[1])
 
 
-KINDS = [Cached, InAnObject, AsArrays, OnDemand, Fused, ByFunctools, ByLRU, Nested, OfTheClass, Unfilled]
+KINDS = [
+    Cached,
+    InAnObject,
+    AsArrays,
+    OnDemand,
+    Fused,
+    ByFunctools,
+    ByLRU,
+    ByFunctionUnderLRU,
+    Nested,
+    OfTheClass,
+    Unfilled,
+]
 DATA = TensorDataset(torch.randn(12, 6, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3)
 
 

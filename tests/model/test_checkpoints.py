@@ -218,6 +218,31 @@ def test_a_module_with_another_activation_is_a_warning_that_names_it():
         Checkpoint.of(made(nn.LeakyReLU(0.2)), made(nn.ReLU()))
 
 
+def scaled_by(factor):
+    model = nn.Linear(3, 3)
+    model.register_buffer("scale", torch.full((3,), float(factor)), persistent=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (scaled_by, "scale is 'content [0-9a-f]+' in the checkpoint and 'content"),
+        (lambda heads: nn.MultiheadAttention(4, heads), "num_heads is 2 in the checkpoint and 1 in the model"),
+        (lambda eps: nn.Sequential(nn.LayerNorm(3, eps=eps)), "0.eps is 2 in the checkpoint and 1 in the model"),
+        (lambda size: nn.Sequential(nn.Conv1d(3, 3, 2, dilation=size)), r"0.dilation is \[2\] in the checkpoint"),
+    ],
+)
+def test_a_module_with_other_attributes_is_a_warning_that_names_them(made, message):
+    trained = made(2)
+    trained.global_step = trained.training = 7  # which lead to the weights
+    own = made(2)
+    own.global_step = 3
+    Checkpoint.of(trained, own)
+    with pytest.warns(CheckpointWarning, match=message):
+        Checkpoint.of(trained, made(1))
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize(
     ("averaged", "place"),

@@ -387,6 +387,16 @@ def test_classes_have_the_names_of_a_model_inside_the_model():
     assert class_names_of([], model=wrapped) is None
 
 
+@pytest.mark.parametrize(("names", "label"), [(["paid", "defaulted"], "paid"), (None, "no")])
+def test_a_label_has_the_name_of_its_class_and_not_another_word_of_render(names, label):
+    rows = TensorDataset(torch.rand(2, 3), torch.tensor([0, 1]))
+    module = SimpleNamespace(class_names=names, render=lambda row: {"age": 3, "label": "yes" if row[1] else "no"})
+    task = registry.create("tasks", "image_classification")
+    samples = samples_of(AttributionData.of(rows), datamodule=module, task=task)
+    assert samples.show(0).label == samples.label(0) == label
+    assert samples.show(0).line == "age: 3"
+
+
 def test_render_decides_and_its_errors_name_the_sample():
     assert shown((torch.rand(3), 1), render=lambda sample: f"label {sample[1]}").parts == (Text("label 1"),)
     with pytest.raises(DataError, match="render failed on sample 0 of list: KeyError: 'nothing'"):

@@ -112,7 +112,7 @@ def test_with_orthogonal_gradients_the_predicted_effect_is_exact(n, k, features,
         np.testing.assert_allclose((found / (nodes + regularization)).sum(), expected, rtol=1e-6)
 
 
-def test_auto_predicts_a_fifth_of_the_observed_effect_before_it_is_shrunk(features, rng):
+def test_auto_predicts_a_quarter_of_the_observed_effect_before_it_is_shrunk(features, rng):
     n, k = 400, 300
     checkpoint, trace, effect = seen_half(features, rng, n, k)
     [found] = Trak().fit([checkpoint]).settings["regularization"]
@@ -124,7 +124,23 @@ def test_auto_predicts_a_fifth_of_the_observed_effect_before_it_is_shrunk(featur
     share = (0.3 + error) / (1 + error)
     problem = found / trace - 0.7 / k
     before = (problem * n**share) ** (1 / (1 - share))
-    assert effect(before * trace) == pytest.approx(seen / 5, rel=0.15)
+    predicted, most = effect(before * trace), checkpoint.train.column("curvature").mean()
+    assert predicted / (1 - predicted / most) == pytest.approx(seen / 4, rel=0.15)
+
+
+@pytest.mark.parametrize("T", [1, 20])
+def test_lambda_of_auto_is_not_bounded_by_the_leverage_of_samples_with_many_terms(T, features):
+    """Orthogonal samples of T terms, which are learned in more than the one direction that W gives them: λ₁ has a closed form."""
+    n, square = 60, 4.0
+    q, subset = np.full(n, 0.6), np.arange(0, n, 2)
+    q[subset] = 0.45
+    r = q * (1 - q) / T
+    X = np.sqrt(square) * np.eye(n)
+    [found] = Trak("auto", "none").fit([features(X, X[:1], q, r, subset=subset)]).settings["regularization"]
+    # Without a sample nothing but λ is in its direction: its effect on itself is r·q·square/λ.
+    first = (r * q).mean() * square / ((0.6 - 0.45) / 4)
+    relative = 0.7 / n + (first / (n * square)) ** 0.7 * (1 / n) ** 0.3
+    assert found / (n * square) == pytest.approx(relative, rel=1e-2)
 
 
 def test_auto_ignores_subsets_that_training_left_no_trace_of(features, rng):

@@ -24,21 +24,25 @@ def test_scores_and_removals_are_refits_in_the_unit_of_the_labels(tmp_path):
     x = torch.randn(60, 3, dtype=torch.float64)
     y = MEAN + x @ torch.tensor([70.0, 30.0, 10.0], dtype=torch.float64) + 40 * torch.randn(60, dtype=torch.float64)
     found = {}
-    for name, model, task in (
-        ("scaled", least_squares(x, (y - MEAN) / STD), Regression(mean=MEAN, std=STD)),
-        ("absorbed", least_squares(x, y), Regression()),
+    scaled = (y - MEAN) / STD
+    for name, model, task, labels in (
+        ("scaled", least_squares(x, scaled), Regression(mean=MEAN, std=STD), y),
+        ("by the dataset", least_squares(x, scaled), Regression(mean=MEAN, std=STD, labels_are="scaled"), scaled),
+        ("absorbed", least_squares(x, y), Regression(), y),
     ):
         trak = TRAK(model, task, tmp_path / name, projector="identity")
-        trak.featurize(TensorDataset(x, y))
+        trak.featurize(TensorDataset(x, labels))
         scorer = {"name": "influence", "regularization": 1e-9}
-        scores = trak.score(TensorDataset(x[:5], y[:5]), "test", scorer=scorer)
+        scores = trak.score(TensorDataset(x[:5], labels[:5]), "test", scorer=scorer)
+        assert [float(scores.samples[1].show(i).label) for i in range(5)] == pytest.approx(y[:5].tolist(), 1e-3)
         found[name] = scores.values, [scores.outputs(i)["output"] for i in range(5)]
         changes = trak.what_if("test", regularization=1e-9).remove([0]).change
         left = least_squares(x[1:], y[1:])
         refit = (left(x[:5]) - least_squares(x, y)(x[:5])).detach()[:, 0]
         np.testing.assert_allclose(changes, refit, rtol=2e-3)
-    for scaled, absorbed in zip(*found.values(), strict=True):
-        np.testing.assert_allclose(scaled, absorbed, rtol=1e-3, atol=1e-4)
+    for *of_scaled, absorbed in zip(*found.values(), strict=True):
+        for each in of_scaled:
+            np.testing.assert_allclose(each, absorbed, rtol=1e-3, atol=1e-4)
     design = torch.cat([x, torch.ones(60, 1)], 1)
     residual = y - least_squares(x, y)(x).detach()[:, 0]
     step = design[:5] @ torch.linalg.inv(design.T @ design) @ (design * residual[:, None]).T
@@ -70,6 +74,7 @@ def test_the_label_next_to_a_prediction_is_what_the_task_compares_it_with(task, 
     assert [float(scores.samples[1].show(i).label) for i in range(5)] == pytest.approx(np.linspace(-2, 2, 20)[:5], 1e-3)
     frame = scores.to_frame(2)
     label = dict(enumerate(np.linspace(-2, 2, 20)))
+    assert trak.where("label>1", render=render).tolist() == [i for i in range(20) if label[i] > 1]
     for side in ("train", "target"):
         assert frame[f"{side}_label"].astype(float).tolist() == pytest.approx([label[i] for i in frame[side]], 1e-3)
 

@@ -356,7 +356,7 @@ class Job:
             self.run, self.store, self.parts.scorer, train=config.train_split, targets=config.target_split, **options
         )
         if self.speaks:
-            summary("score", f"{scores.describe()} in {short_path(scores.path)}", int(fresh), "computed", started)
+            summary("score", f"{scores.describe()} in {short_path(scores.path)}", fresh, "computed", started)
         return scores
 
     def suspects(self, fdr: float) -> Suspects:

@@ -18,12 +18,12 @@ from trak_lightning.scoring.scores import Scores
 
 
 def summary(stage: str, what: str, new: int | None = None, verb: str = "", started: float | None = None) -> None:
-    """Print one line: the stage, its result, and what was done now. ``new=0`` says that nothing was left to do."""
+    """Print one line: the stage, its result, and what was done now. ``new=0`` says that nothing was left to do; True is the whole result."""
     if new is None:
         done = ""
     elif new:
         seconds = f" in {time.perf_counter() - started:.1f} s" if started is not None else ""
-        done = f" ({new} {verb}{seconds})"
+        done = f" ({'' if new is True else f'{new} '}{verb}{seconds})"
     else:
         done = " (already finished, nothing to do)"
     print(f"{stage:<10} {what}{done}", flush=True)
@@ -73,7 +73,7 @@ def print_results(
         found.append(result.to_json())
         if speaks() and not as_json:
             result.print()
-            summary("evaluate", result.headline, int(computed), "computed", started)
+            summary("evaluate", result.headline, computed, "computed", started)
         started = time.perf_counter()
     if (skipped or not found) and speaks() and not as_json:
         summary("evaluate", skipped or "nothing is asked for: evaluation.models is 0")

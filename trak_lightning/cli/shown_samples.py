@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -149,6 +149,12 @@ class _Contents:
         return {int(each): int(self._block(int(each) // self._size)[int(each) % self._size]) for each in positions}
 
 
+def stored_numbers(job: "Job", split: str) -> Callable[[int], float] | None:
+    """`numbers_of` a split, for a task that predicts numbers."""
+    number = job.parts.task.meaning.number
+    return numbers_of(job.store.open(split, job.run.require_checkpoints()[0].id)) if number else None
+
+
 def _read(job: "Job", what: What, content: Mapping[int, int], count: int) -> dict[int, SampleLine]:
     """Read samples, given their stored content hashes, and refuse those that have changed."""
     from trak_lightning.report.known import samples_of
@@ -163,8 +169,6 @@ def _read(job: "Job", what: What, content: Mapping[int, int], count: int) -> dic
         others = [position for position, then in content.items() if changed(then, now[position])]
         if (error := changed_samples(split, others, len(content), read_all=False)) is not None:
             raise error
-    rows = job.store.open(split, job.run.require_checkpoints()[0].id)
-    number_of = numbers_of(rows) if job.parts.task.meaning.number else None
-    samples = samples_of(data, datamodule=job.datamodule, task=job.parts.task, number_of=number_of)
+    samples = samples_of(data, datamodule=job.datamodule, task=job.parts.task, number_of=stored_numbers(job, split))
     shown = {position: samples.show(position) for position in content}
     return {position: SampleLine(each.label, shortened(each.line)) for position, each in shown.items()}

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from trak_lightning.cli.shown_samples import stored_numbers
 from trak_lightning.decisions.columns import Columns, answers_of, of_all
 from trak_lightning.errors import DataError, docs_page
 from trak_lightning.run.directory import RunDirectory
@@ -58,6 +59,7 @@ def columns_of_train(command: str, run_dir: str) -> Columns:
         None if render is None else Samples(dataset, render=render).rendered,
         [str(name) for name in getattr(job.datamodule, "feature_names", None) or ()],
         _answers(job) or {},
+        stored_numbers(job, job.settings.train_split),
         remedy=_remedy(command),
     )
 

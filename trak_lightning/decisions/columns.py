@@ -31,6 +31,12 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 WRITTEN = "a column, one of = != < <= > >=, and a value, in quotes: 'source=web', 'numeric[0]<=1.5'; and joins several: 'age>60 and sex=female'"
 """What can be written as a condition."""
 
+OTHER_COLUMNS = (
+    ". Other columns are those of a mapping that render= returns for a sample, where(…, render=lambda sample: {'age': …}); or give "
+    "remove() a mask or positions of a table of your own in the same order, such as what_if(name).remove(frame.age > 60), without where()"
+)
+"""The end of the message that a column is missing, for users of the Python interface."""
+
 _COMPARISON = r"([^<>=!]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*)"
 _AND = re.compile(r"\s+and\s+(?=(?:(?!\sand\s)[^<>=!])+[<>=!])", re.IGNORECASE)
 """What joins two conditions: a name and an operator follow, so that ``city=Trinidad and Tobago`` is one."""
@@ -124,6 +130,8 @@ class Columns:
         render: returns what is shown of the sample at a position, whose entries are columns too if it is a mapping; None if there is nothing else.
         feature_names: names of the entries of vectors.
         answers: other columns: of each name, the values of all samples as text (n,).
+        number_of: finds the number that a prediction is compared with, by position, which tables show as the label; the column ``label`` is
+            that, whatever `render` returns under this name. None for a task that predicts no numbers.
         remedy: the end of the message that a column is missing.
     """
 
@@ -131,6 +139,7 @@ class Columns:
     render: Callable[[int], Any] | None = None
     feature_names: Sequence[str] = ()
     answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    number_of: Callable[[int], float] | None = None
     remedy: str = ""
 
     def values(self, column: str) -> Array:
@@ -140,6 +149,8 @@ class Columns:
             DataError: samples do not have it, or it holds more than one value per sample.
         """
         rows, render = self.rows, self.render
+        if column == "label" and self.number_of is not None:
+            return np.array([f"{self.number_of(i):.6g}" for i in range(len(rows))])
         first = None if render is None else render(0)
         if render is not None and column in rendered_columns(first):
             return np.array([value_of(render(i), column) for i in range(len(rows))])

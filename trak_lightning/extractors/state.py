@@ -72,11 +72,11 @@ def taken_gradients(total: Tensor, parameters: Sequence[nn.Parameter], model: nn
     """The same, where ``.grad`` of the parameters is None, and is None again afterwards unless an error is raised."""
     try:
         total.backward()  # reentrant checkpointing does not support autograd.grad
-    except RuntimeError as error:
+    except Exception as error:  # such as an assertion in a backward of the model's own
         if out_of_memory(error):
             raise
         raise UnsupportedModelError(
-            f"autograd cannot differentiate {type(model).__name__}, so training it would fail too: {error}"
+            f"autograd cannot differentiate {type(model).__name__}, so training it in this mode (train or eval) would fail too: {error}"
         ) from error
     found = [whole(parameter.grad) for parameter in parameters]
     for parameter, grad in zip(parameters, found, strict=True):

@@ -93,6 +93,6 @@ def _require_types(model: nn.Module, batch: SampleBatch, error: Exception) -> No
             "under it, use precision 32-true; else let the model convert, as in x.to(y.dtype)."
         )
     raise DataError(
-        f"{type(model).__name__} has parameters of type {computes} and does not take this batch: {first_line(error)}. The "
+        f"{type(model).__name__} has parameters of type {computes} and does not take this batch: {first_line(error).rstrip('.')}. The "
         f"batch holds {held(batch)}. {remedy}"
     ) from error

@@ -365,15 +365,17 @@ class FeaturizeJob:
             return self.store.create(plan)
         except IncompatibleRunError as error:
             stored = self.store.open(plan.split, plan.checkpoint).spec.num_samples
-            if plan.split != self.train and stored > plan.num_samples:
+            if plan.split != self.train and stored != plan.num_samples:
+                added = f", or, if the first {stored} are these, compute the new ones with trak featurize --grow true"
                 raise IncompatibleRunError(
                     f"{plan.split!r} holds {stored} targets, and {plan.num_samples} are given: these are others. Give them a name of their "
-                    "own: TRAK.score(…, name='again'), trak sft --name again, another target_split; or use another run directory."
+                    "own: TRAK.score(…, name='again'), trak sft --name again, another target_split"
+                    f"{added if plan.num_samples > stored else ''}; or use another run directory."
                 ) from error
             if (before := self._before(plan)) == plan:
                 return self.store.create(self._of_known_content(plan))
             raise IncompatibleRunError(
-                f"{error} Other targets need another name. If the {before.num_samples} stored samples come first and are unchanged, "
+                f"{error} If the {before.num_samples} stored samples come first and are unchanged, "
                 "featurize with grow=True (--grow true) to compute only the new ones."
             ) from error
 

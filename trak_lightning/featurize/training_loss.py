@@ -148,6 +148,10 @@ def _scale(task: Task, found: list["_Compared"]) -> str | None:
     mean, std = prediction_scale(task)
     mean, std = a + b * mean, b * std
     mean = 0.0 if abs(mean) <= STRAIGHT * np.ptp(labels) else mean
+    if (
+        mean == 0 and abs(std - 1) <= STRAIGHT
+    ):  # only labels of the dataset can be those of training while f has another scale
+        return "labels_are: scaled, since the dataset has scaled the labels already"
     return f"mean: {format_number(mean)}, std: {format_number(std)}, to four digits"
 
 

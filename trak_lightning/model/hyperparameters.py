@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from trak_lightning.data.content import content_hash
+
 _OF_TRAINING = re.compile(
-    r"(^|[._])(lr|learning_rate|weight_decay|betas?|momentum|optimi[sz]er|optim|(lr_)?sched(uler)?|warmup|epochs|batch_size|"
+    r"(^|[._])(training|gradient_checkpointing|steps?|epochs?|iter(ation)?s?|counte?r?|best|lr|learning_rate|weight_decay|betas?|momentum|optimi[sz]er|optim|(lr_)?sched(uler)?|warmup|epochs|batch_size|"
     r"num_workers|seed|compile)([._]|$)|_token_ids?$|^(torch_)?dtype$|^(transformers_version|architectures|use_cache|problem_type|id2label|label2id)\b"
 )
 """Names of what leads to the weights, and of what a model of ``transformers`` keeps in its configuration; neither is part of the
@@ -31,11 +33,24 @@ def contradictions(saved: Any, model: nn.Module) -> list[str]:
 
 
 def settings_of(model: nn.Module) -> dict[str, Any]:
-    """The ``hparams`` of a module, the ``config`` of a model of ``transformers`` in it, and the layers of torch without parameters."""
+    """The ``hparams`` of a module, the ``config`` of a model of ``transformers`` in it, the layers of torch without parameters, and the
+    attributes of all modules, with hashes of buffers that no state dict holds."""
     configs = (getattr(getattr(module, "config", None), "to_dict", None) for module in model.modules())
     config: dict[str, Any] = next((to_dict() for to_dict in configs if callable(to_dict)), {})
     layers = {name: repr(each) for name, each in model.named_modules() if name and _is_function(each)}
-    return {**layers, **config, **dict(getattr(model, "hparams", {}))}
+    attributes = {
+        f"{name}.{key}".lstrip("."): value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if not key.startswith("_") and not _is_function(module)
+    }
+    buffers = {
+        f"{name}.{key}".lstrip("."): f"content {content_hash(module._buffers[key]):x}"
+        for name, module in model.named_modules()
+        for key in module._non_persistent_buffers_set
+        if module._buffers.get(key) is not None
+    }
+    return {**attributes, **layers, **buffers, **config, **dict(getattr(model, "hparams", {}))}
 
 
 def _is_function(module: nn.Module) -> bool:

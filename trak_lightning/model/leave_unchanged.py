@@ -12,12 +12,13 @@ from trak_lightning.model.module_state import SteadyState
 
 @contextmanager
 def leave_unchanged(model: nn.Module) -> Iterator[None]:
-    """Restore parameters with their ``.grad``, buffers and cached values of `model` at the end, in the memory where they were,
+    """Restore parameters with their ``.grad`` and ``requires_grad``, buffers and cached values of `model` at the end, in the memory where they were,
     so that state dicts taken before still hold them. A model that was sharded meanwhile stays sharded."""
     before = {
         name: (tensor.data, tensor.detach().clone(), tensor.grad)
         for name, tensor in chain(model.named_parameters(), model.named_buffers())
     }
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     kept = SteadyState(model, parameters=False)
     try:
         yield
@@ -28,4 +29,6 @@ def leave_unchanged(model: nn.Module) -> Iterator[None]:
                 place.copy_(value)
                 tensor.data = place
                 tensor.grad = grad  # Lightning sets it to None
+        for parameter, state in trained:
+            parameter.requires_grad_(state)  # a forward pass may freeze some
         kept.restore()

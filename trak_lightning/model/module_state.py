@@ -243,9 +243,18 @@ def _same_items(container: Any, contents: Any) -> bool:
 
 
 def function_caches(model: nn.Module) -> list[Any]:
-    """The methods of modules that are under ``functools.lru_cache``."""
+    """What is under ``functools.lru_cache``: methods of modules, and functions that methods of the user's modules name."""
     classes = {base for module in model.modules() for base in type(module).__mro__}
-    return [value for cls in classes for value in vars(cls).values() if isinstance(value, functools._lru_cache_wrapper)]
+    values = [value for cls in classes for value in vars(cls).values()]
+    methods = [getattr(value, "fget", None) or getattr(value, "__func__", value) for value in values]
+    named = [
+        method.__globals__.get(name)
+        for method in methods
+        if isinstance(method, FunctionType) and not method.__module__.startswith("torch.")
+        for name in method.__code__.co_names
+    ]
+    found = [each for each in (*methods, *named) if isinstance(each, functools._lru_cache_wrapper)]
+    return list({id(each): each for each in found}.values())
 
 
 def state_attributes(model: nn.Module) -> Iterator[StateAttribute]:

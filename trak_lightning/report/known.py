@@ -37,6 +37,7 @@ def samples_of(
         feature_names=getattr(datamodule, "feature_names", None),
         label_keys=_label_keys(task),
         label_of=partial(_label_in_batch, data, task),
+        class_of=partial(_class_in_batch, data, task),
         number_of=number_of,
         tokenizer=found,
         input_keys=_input_keys(getattr(task, "inputs", None)),
@@ -86,6 +87,18 @@ def _label_in_batch(data: Any, task: Any, index: int) -> Any:
     except Exception:  # the user's code, which may refuse a batch of one; the rest of the sample is shown
         return None
     return plain_label(found) if found is not None and found.numel() == 1 else None
+
+
+def _class_in_batch(data: Any, task: Any, index: int) -> int | None:
+    """The class that the task finds in a batch of this sample; None if it finds no single one."""
+    if not isinstance(task, Task):
+        return None
+    try:
+        with batch_of(1):
+            found = task.class_labels(data.batch([index]))
+    except Exception:  # as in `_label_in_batch`
+        return None
+    return int(found) if found is not None and found.numel() == 1 else None
 
 
 def _grid(data: Any, task: Segmentation, index: int) -> tuple[int, ...]:

@@ -58,6 +58,8 @@ class Samples:
         feature_names: names of the entries of one-dimensional float tensors.
         label_keys: keys under which a mapping may have its label, and positions where a tuple has it.
         label_of: finds the label of a sample, by its position, that shows none itself.
+        class_of: finds the class of a sample, by its position, if the task has classes. Where it has a name, this is the label that is shown, and
+            not the word that `render` has for it, so that labels and predictions have the same words.
         number_of: finds the number that a prediction of a sample, by its position, is compared with; it is shown as the label, in place of what
             the sample or `render` has, which may be of another unit.
         input_keys: keys of a mapping that hold all that the model is given, if the task names them.
@@ -76,6 +78,7 @@ class Samples:
         feature_names: Sequence[str] | None = None,
         label_keys: Sequence[Key] = LABEL_NAMES,
         label_of: Callable[[int], Any] = lambda index: None,
+        class_of: Callable[[int], int | None] = lambda index: None,
         number_of: Callable[[int], float] | None = None,
         tokenizer: Any = None,
         input_keys: Collection[str] = (),
@@ -89,6 +92,7 @@ class Samples:
         self._feature_names = feature_names
         self._label_keys = label_keys
         self._label_of = label_of
+        self._class_of = class_of
         self._number_of = number_of
         self.tokenizer = tokenizer
         self._input_keys = set(input_keys)
@@ -112,8 +116,8 @@ class Samples:
 
     def label(self, index: int) -> str | None:
         """The label of a sample as shown, without making pictures."""
-        if self._number_of is not None:
-            return format_number(self._number_of(index))
+        if (known := self._known_label(index)) is not None:
+            return known
         sample = self.rendered(index)
         if isinstance(sample, Shown):
             return sample.label
@@ -134,10 +138,19 @@ class Samples:
     def _show(self, index: int) -> Shown:
         sample = self.rendered(index)
         shown = self.shown(sample)
+        if (known := self._known_label(index)) is not None:
+            return replace(shown, label=known)
+        if isinstance(sample, Shown) or shown.label is not None:
+            return shown
+        return replace(shown, label=self._label(self._label_of(index)))
+
+    def _known_label(self, index: int) -> str | None:
+        """The number that a prediction is compared with, or the name of the class; None if neither is known without what `render` returns."""
         if self._number_of is not None:
-            return replace(shown, label=self.label(index))
-        known = isinstance(sample, Shown) or shown.label is not None
-        return shown if known else replace(shown, label=self._label(self._label_of(index)))
+            return format_number(self._number_of(index))
+        names = self._class_names or ()
+        number = self._class_of(index) if self._render is not None and names else None
+        return self.class_name(number) if number is not None and 0 <= number < len(names) else None
 
     def rendered(self, index: int) -> Any:
         """What `render` returns for a sample; the sample itself, if there is no `render`.

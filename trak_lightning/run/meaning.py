@@ -97,7 +97,7 @@ class Meaning:
             f"predictions differ from the labels by {format_number(error, 3)} (root mean square), and {format_number(slope, 3)}·f "
             f"{format_number(intercept, 3, '+')} by {format_number(fitted, 3)}: does "
             "training_step scale the labels, or was it trained too little? The loss weight y − f, and so the scores, take the labels of the batch as they "
-            f"are. Give task regression the mean and std by which it does, or see {docs_page('modalities', 'Labels that training_step scales')}"
+            f"are. Give task regression the mean and std by which it does, with labels_are: scaled if the dataset has scaled the labels already, or see {docs_page('modalities', 'Labels that training_step scales')}"
         )
 
     def error_name(self, loss_weight: Array) -> str:

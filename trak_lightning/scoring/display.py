@@ -21,7 +21,8 @@ TOKENIZER = "an attribute tokenizer of the DataModule, the dataset or the collat
 UNREAD = f"{TOKENIZER} shows token ids as text"
 PICTURES = "a report shows pictures"
 FEATURE_NAMES = "feature_names of the DataModule names the entries of a vector"
-RENDER = "render(sample) of the DataModule, or render= of TRAK.score, says what is shown"
+RENDER = "render(sample) of the DataModule says what is shown"
+RENDER_IN_PYTHON = "render(sample) of the DataModule, or render= of TRAK.score, says what is shown"
 CLASS_NAMES = "class_names of the DataModule, or classes of the dataset, names labels"
 """What makes rows readable."""
 _UNNAMED = re.compile(r"\bx\d*\[\d+\]: ")
@@ -89,10 +90,16 @@ def print_table(
 
 
 def ranking_table(
-    title: str, what: str, headings: Sequence[str], rankings: Sequence[Ranking], samples: ShowsLines | None = None
+    title: str,
+    what: str,
+    headings: Sequence[str],
+    rankings: Sequence[Ranking],
+    samples: ShowsLines | None = None,
+    *,
+    render: str = RENDER,
 ) -> Any:
     """Make a table (of rich) of rankings, (k,) each, of ``train`` or ``target`` samples (`what`), each under its heading; with
-    label and text where `samples` show them."""
+    label and text where `samples` show them. `render`: as for `to_read`."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -123,7 +130,7 @@ def ranking_table(
         for cells in rows:
             table.add_row(*map(Text, cells))
         tables.append(table)
-    remedy = to_read([samples.show(int(index)) for ranking in rankings for index in ranking.indices])
+    remedy = to_read([samples.show(int(index)) for ranking in rankings for index in ranking.indices], render)
     return Group(Text(title, style="italic"), *tables, *([Text(remedy)] if remedy else []))
 
 
@@ -153,9 +160,9 @@ def sample_columns(indices: Iterable[int], samples: ShowsLines | None) -> dict[s
     return ({"label": labels} if any(labels) else {}) | ({} if _are_picture_sizes(lines) else {"sample": lines})
 
 
-def to_read(samples: Sequence[ShownLine]) -> str:
+def to_read(samples: Sequence[ShownLine], render: str = RENDER) -> str:
     """Say what makes rows of these samples readable, if they are not: token ids, types and sizes, columns without names, numbers for
-    several labels."""
+    several labels. `render` says how what is shown is chosen: `RENDER` or, to users of the Python interface, `RENDER_IN_PYTHON`."""
     lines = [each.line for each in samples]
     ids = any(TOKEN_IDS in line for line in lines)
     sizes = _are_sizes(lines)
@@ -163,15 +170,15 @@ def to_read(samples: Sequence[ShownLine]) -> str:
         UNREAD: ids,
         PICTURES: sizes and any("×" in line for line in lines),
         FEATURE_NAMES: (unnamed := any(map(_UNNAMED.search, lines))),
-        RENDER: ids or sizes or unnamed,
+        render: ids or sizes or unnamed,
         CLASS_NAMES: any(_NUMBERED.fullmatch(each.label or "") for each in samples),
     }
     return "; ".join(remedy for remedy, needed in found.items() if needed)
 
 
-def print_to_read(indices: Iterable[int], samples: ShowsLines | None) -> None:
+def print_to_read(indices: Iterable[int], samples: ShowsLines | None, render: str = RENDER) -> None:
     """Print what makes the rows of these samples readable, if they are not; see `to_read`."""
-    remedy = "" if samples is None else to_read([samples.show(int(index)) for index in indices])
+    remedy = "" if samples is None else to_read([samples.show(int(index)) for index in indices], render)
     if remedy:
         print(remedy)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trak_lightning.scoring.base import Array, CheckpointFeatures
-from trak_lightning.scoring.gram import diagonal, is_dual
+from trak_lightning.scoring.gram import diagonal, is_dual, weights_of
 from trak_lightning.scoring.lanczos import quadrature
 from trak_lightning.scoring.rows import as_computed, shared_blocks
 
@@ -72,6 +72,18 @@ def predicted_gap(features: CheckpointFeatures, gram: Array, weighting: str) -> 
     nodes, weights = quadrature(gram, vectors, min(STEPS, len(gram)))
     nodes = np.maximum(nodes, 0)
     return np.stack([nodes.ravel(), (weights * nodes if dual else weights).ravel() / (n * PROBES)])
+
+
+def with_own_leverage(difference: float, features: CheckpointFeatures, weighting: str) -> float:
+    """Return what `predicted_gap` sums to where the effect of samples on themselves, as of leaving each out, is `difference`.
+
+    A sample's leverage in its own direction, ``h_i = w_i φ_iᵀ (ΦᵀWΦ + λI)⁻¹ φ_i``, keeps its score for itself below 1/w_i times q_i. Left
+    out, it moves its output by 1/(1 − h_i) times as much (`LeaveOneOut`); the mean of h, weighted by what it is the share of, is used for all.
+    """
+    loss_weight, curvature = (features.train.column(name).astype(np.float64) for name in ("loss_weight", "curvature"))
+    weight, effect = weights_of(loss_weight, curvature, weighting), curvature * np.abs(loss_weight)
+    most = np.divide(effect, weight, out=np.zeros_like(effect), where=weight > 0).mean()  # where every h_i is 1
+    return float(difference / (1 + difference / most)) if most > 0 else difference
 
 
 def regularization_for(difference: float, effects: Array, low: float, high: float) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from trak_lightning.errors import SettingsError, as_number, require_option
 from trak_lightning.scoring.base import CheckpointFeatures, Scorer
 from trak_lightning.scoring.calibration import GRID, JUDGES, calibration, require_calibration
-from trak_lightning.scoring.generalization_gap import observed_gap, regularization_for
+from trak_lightning.scoring.generalization_gap import observed_gap, regularization_for, with_own_leverage
 from trak_lightning.scoring.gram import WEIGHTINGS, is_squared
 from trak_lightning.scoring.linear_system import System
 
@@ -20,7 +20,7 @@ WEIGHTING_CHOICES = ("auto", *WEIGHTINGS)
 
 
 PROJECTION = 0.7
-SEEN = 5.0
+SEEN = 4.0
 RULE = 0.3
 SMALLEST = 0.01
 """Constants of `automatic` and `problem`, found by experiment: see docs/regularization.md."""
@@ -44,8 +44,8 @@ def automatic(k: int, M: int, problem: float) -> float:
 def problem(systems: Sequence[System]) -> float:
     """Return the part of λ/trace that the problem causes, whatever k: label noise, early stopping, weight decay.
 
-    Without recorded subsets it is 1/n. With them, let λ₁ be such that scores predict a fifth of the observed effect of
-    training on a sample on its own loss weight, and e the relative standard error of that observation. The result is
+    Without recorded subsets it is 1/n. With them, let λ₁ be such that scores, with the correction for leverage, predict a
+    quarter of the observed effect of training on a sample on its own loss weight, and e the relative standard error of that observation. The result is
     ``λ₁^(1 − s) · (1/n)^s`` with s = (0.3 + e²)/(1 + e²): shrunk towards the rule for checkpoints without subsets. It is the
     geometric mean over checkpoints; λ₁ is at least 1/(100·n).
     """
@@ -58,7 +58,7 @@ def _problem(system: System) -> float:
     if seen is None or seen.value <= 0:
         return rule
     smallest = SMALLEST * rule * system.trace
-    wanted = seen.value / SEEN / system.unit
+    wanted = with_own_leverage(seen.value / SEEN / system.unit, system.features, system.weighting)
     found = regularization_for(wanted, system.own_effects(), smallest, system.trace) / system.trace
     error = (seen.error / seen.value) ** 2
     share = (RULE + error) / (1 + error)
@@ -134,7 +134,7 @@ def rules(regularization: float | str, weighting: str) -> dict[str, Any]:
     """Return the constants that `choose` decides by under these settings, for `Scorer.rules`."""
     found: dict[str, Any] = {}
     if regularization == "auto":
-        found["regularization"] = [PROJECTION, SEEN, RULE, SMALLEST]
+        found["regularization"] = [PROJECTION, SEEN, RULE, SMALLEST, "leave-one-out"]
     elif regularization == "calibrate":
         found["regularization"] = [GRID.tolist(), JUDGES]
     elif parse(regularization) == 0:

@@ -27,7 +27,14 @@ from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.same_settings import first_difference
 from trak_lightning.scoring.base import Array, Scoring, chunks
-from trak_lightning.scoring.display import ShowsSamples, figure, ranking_html, ranking_table, ranking_title
+from trak_lightning.scoring.display import (
+    RENDER_IN_PYTHON,
+    ShowsSamples,
+    figure,
+    ranking_html,
+    ranking_table,
+    ranking_title,
+)
 from trak_lightning.scoring.mistakes import HALF, Mistakes, PredictsTargets
 from trak_lightning.scoring.ranking import Ranking, RunningRanking, merged, rank, signed
 from trak_lightning.scoring.score_writer import CHECKSUMS, checksums, shared_file
@@ -71,11 +78,8 @@ class Attribution:
         from rich.console import Console
 
         train = None if self.scores.samples is None else self.scores.samples[0]
-        Console().print(
-            ranking_table(
-                self._title(self.scores.says(self.target)), "train", self.scores.meaning.headings, self._sides(k), train
-            )
-        )
+        title, headings = self._title(self.scores.says(self.target)), self.scores.meaning.headings
+        Console().print(ranking_table(title, "train", headings, self._sides(k), train, render=RENDER_IN_PYTHON))
 
     def plot(self, k: int = 5) -> Any:
         """Draw the target with its k most helpful and k most harmful training samples, see `Scores.plot`."""

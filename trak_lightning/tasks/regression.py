@@ -1,10 +1,10 @@
 """Predict a number: squared error."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from trak_lightning.errors import DataError, SettingsError
+from trak_lightning.errors import DataError, SettingsError, require_option
 from trak_lightning.tasks.base import current_size
 from trak_lightning.tasks.fields import Inputs, Key
 from trak_lightning.tasks.margin import wide
@@ -12,7 +12,7 @@ from trak_lightning.tasks.state import to_json
 from trak_lightning.tasks.supervised import SupervisedTask
 from trak_lightning.tasks.validation import number
 
-_DEFAULTS = {"mean": 0.0, "std": 1.0}
+_DEFAULTS = {"mean": 0.0, "std": 1.0, "labels_are": "raw"}
 
 
 class Regression(SupervisedTask):
@@ -23,12 +23,14 @@ class Regression(SupervisedTask):
     outputs are those of `SupervisedTask`.
 
     A model that was trained on (y − mean)/std, which `training_step` makes of the labels of a batch, predicts that: f is then
-    mean + std · prediction, so that f, errors and scores are in the unit of the labels.
+    mean + std · prediction, so that f, errors and scores are in the unit of the labels. If the dataset has scaled the labels already,
+    ``labels_are="scaled"`` brings these back too.
 
     Args:
         component: which of D predictions.
         mean: what training subtracts from the labels: one number, or one for each of D predictions.
         std: what training divides them by then, likewise.
+        labels_are: those of the dataset: ``raw``, or ``scaled``, (y − mean)/std already.
 
     Raises:
         SettingsError: `std` is not positive, or there are several numbers and none for `component`.
@@ -44,6 +46,7 @@ class Regression(SupervisedTask):
         component: int | None = None,
         mean: list[float] | float = 0.0,
         std: list[float] | float = 1.0,
+        labels_are: Literal["raw", "scaled"] = "raw",
     ) -> None:
         super().__init__(inputs, labels, outputs)
         self.component = None if component is None else int(component)
@@ -54,11 +57,14 @@ class Regression(SupervisedTask):
             raise SettingsError(
                 f"std must be positive, got {self._prediction_scale[1]}: it is what training_step divides labels by, after it subtracts the mean"
             )
+        require_option("labels_are", labels_are, ("raw", "scaled"))
+        self._labels_are = labels_are
 
     @property
     def state(self) -> dict[str, Any]:
-        """The options. `mean` and `std`, those of `component`, only where they change f, because earlier versions did not have them."""
-        scale = dict(zip(("mean", "std"), self._prediction_scale, strict=True))
+        """The options. `mean` and `std`, those of `component`, and `labels_are` only where they change something, because earlier versions did
+        not have them."""
+        scale = dict(zip(_DEFAULTS, (*self._prediction_scale, self._labels_are), strict=True))
         return super().state | {name: value for name, value in scale.items() if value != _DEFAULTS[name]}
 
     def output(self, model: nn.Module, batch: Any) -> Tensor:
@@ -78,7 +84,11 @@ class Regression(SupervisedTask):
             raise DataError(
                 f"labels must have the shape of the prediction, {tuple(output.shape)}; got {tuple(labels.shape)}"
             )
-        return labels.to(output.dtype) - output
+        labels = labels.to(output.dtype)
+        if self._labels_are == "scaled":
+            mean, std = self._prediction_scale
+            labels = mean + std * labels
+        return labels - output
 
     def _own_number(self, value: Any, name: str) -> float:
         """The number of `component`, where there is one for each prediction."""

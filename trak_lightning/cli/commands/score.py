@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
             }
         )
     elif backend.rank == 0:
-        summary("score", f"{scores.describe()} in {short_path(scores.path)}", int(fresh), "computed", started)
+        summary("score", f"{scores.describe()} in {short_path(scores.path)}", fresh, "computed", started)
         print_trust_or_why_not(run, scores)
     return 0
 

@@ -60,8 +60,8 @@ def main(argv: Sequence[str]) -> int:
         print_json({"path": folder, **found.to_json()})
         return 0
     samples = None if config.numbers else shown_train("select", run, found.indices[: config.k], found.num_train)
-    _print(found, samples, config.k)
     summary("select", f"{found.describe()}; {short_path(folder)}", len(found), "samples", started)
+    _print(found, samples, config.k)
     return 0
 
 

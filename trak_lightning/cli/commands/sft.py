@@ -12,7 +12,7 @@ from trak_lightning.cli.arguments import RECIPE, SETTINGS
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError, explained
 from trak_lightning.cli.help import command_parser
-from trak_lightning.cli.output import short_path
+from trak_lightning.cli.output import short_path, summary
 from trak_lightning.scoring.display import ShowsSamples, after_question, excerpt, shortened
 from trak_lightning.scoring.scores import Scores, open_scores
 
@@ -59,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
         keep_samples(job, scores)
         data: Any = job.datamodule
         train = samples_of(job.train_data, datamodule=data)
+        if data.encoder.train_on == "answers" and not data.encoder.encoder_decoder:
+            summary("counted", "the tokens of the assistant; --train_on all if your loss was on all tokens")
         for target, answer in enumerate(data.answers[:SHOWN_TARGETS]):
             text = shortened(excerpt(answer.text, answer.span)) or "(empty answer: only the end token)"
             said = "".join(f" ({name} {value})" for name, value in scores.facts(target)[:1])
