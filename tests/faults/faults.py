@@ -77,13 +77,21 @@ class Job:
         )
 
 
+PRELOADED = [
+    *(f"trak_lightning.{name}" for name in ("api", "cli.job", "demos.digits", "extractors.auto", "projectors.auto")),
+    *(f"trak_lightning.cli.commands.{name}" for name in ("train", "featurize", "score", "evaluate", "top", "suspects")),
+    *("sklearn.datasets", "pandas", "s3fs"),  # which saving a checkpoint imports where it is installed
+]
+"""What most of these processes would import, each of them again. What is not installed is left out."""
+
+
 def forks():
     """Makes processes that need no seconds to import torch."""
     os.environ.update(
         {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     )  # of the server, which is started by the first process
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["faults", "trak_lightning.api", "trak_lightning.cli.job"])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 
