@@ -10,7 +10,7 @@ from trak_lightning.authoring import write_matrix
 from trak_lightning.cli import main
 from trak_lightning.cli.commands import suspects
 from trak_lightning.cli.output import print_results
-from trak_lightning.cli.shown_samples import ShownSamples
+from trak_lightning.cli.shown_samples import ShownOrSaidWhyNot, ShownSamples
 from trak_lightning.decisions.columns import columns_of
 from trak_lightning.decisions.predictions import Predictions
 from trak_lightning.decisions.removal import Removal
@@ -110,6 +110,13 @@ def test_a_number_and_its_percent_sign_are_on_one_line_of_a_narrow_table(capsys,
         )
         printed = capsys.readouterr().out
         assert all(share in printed for share in ("98%", "2%", ">99%", "<1%")), columns
+
+
+def test_suspects_whose_samples_cannot_be_shown_are_listed_all_the_same_and_the_reason_is_said_once(capsys):
+    samples = ShownOrSaidWhyNot(ShownSamples({1: SampleLine(None, "why? → so")}))
+    found = Suspects(np.array([1, 2, 0]), 0, 0.1, None, None, "loss", np.array([0.1, 3, 2]), samples=samples)
+    assert [each.text for each in found.first(3)] == ["why? → so", None, None]
+    assert capsys.readouterr().err == "samples are not shown: KeyError: 2\n"
 
 
 def test_a_mask_is_told_from_its_image():
