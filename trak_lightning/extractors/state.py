@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trak_lightning.errors import UnsupportedModelError
+from trak_lightning.errors import TrakError, UnsupportedModelError
 from trak_lightning.model.dtensor import whole
 
 
@@ -72,6 +72,8 @@ def taken_gradients(total: Tensor, parameters: Sequence[nn.Parameter], model: nn
     """The same, where ``.grad`` of the parameters is None, and is None again afterwards unless an error is raised."""
     try:
         total.backward()  # reentrant checkpointing does not support autograd.grad
+    except TrakError:
+        raise
     except Exception as error:  # such as an assertion in a backward of the model's own
         if out_of_memory(error):
             raise

@@ -90,10 +90,8 @@ class ContentSizes(TorchDispatchMode):
     def __exit__(self, *exception: Any) -> None:
         self._reading.__exit__(*exception)
         super().__exit__(*exception)
-        if "HigherOrderOperator" in str(
-            exception[1]
-        ):  # torch.cond compiles itself, and keeps failing once it has failed here
-            torch._dynamo.reset()
+        if "HigherOrderOperator" in str(exception[1]):
+            torch._dynamo.reset()  # torch.cond compiles itself, and keeps failing once it has failed here
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Called for every operation of a pass, and so written for speed.
