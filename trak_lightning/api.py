@@ -48,7 +48,7 @@ from trak_lightning.model.compiled import original
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.projectors.base import Projector
-from trak_lightning.report.known import class_names_of, samples_of
+from trak_lightning.report.known import class_names_of, feature_names_of, samples_of
 from trak_lightning.report.write import write_report
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import counted
@@ -558,7 +558,7 @@ class TRAK:
                 ``frame.branch == "agent7"``, to `WhatIf.remove` directly. Columns are the names that tables show: entries of a
                 mapping, ``numeric[0]`` of a vector, ``x0`` and ``y`` of a tuple; see `trak_lightning.decisions.columns.value_of`.
             render: converts a sample to what is shown of it; if it returns a mapping, its entries are columns too.
-            feature_names: names of the entries of a vector.
+            feature_names: names of the entries of a vector; those of the dataset, if it has this attribute, by default.
             class_names: of several yes-or-no labels, whose names are columns too; None uses those of the dataset or the model, if any.
 
         Raises:
@@ -574,8 +574,9 @@ class TRAK:
         rendered = None if render is None else samples_of(data, render=render).rendered
         names = class_names or class_names_of(data.dataset, task=task, model=self.model) or ()
         answers = answers_of(data, task, list(map(str, names))) or {}
+        names_of_features = feature_names or feature_names_of(data.dataset) or ()
         columns = Columns(
-            data.dataset, rendered, feature_names, answers, self._numbers(job.train), remedy=OTHER_COLUMNS
+            data.dataset, rendered, names_of_features, answers, self._numbers(job.train), remedy=OTHER_COLUMNS
         )
         return np.flatnonzero(columns.where(condition))
 

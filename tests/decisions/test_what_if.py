@@ -1,6 +1,7 @@
 """Outputs without a set of training samples are those of models that were refitted without it, where a closed form exists."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,6 +167,8 @@ def test_a_set_that_hardly_anything_else_is_like_is_trusted_less(others, caution
     assert found.stretch > 2.5
     assert found.caution.startswith(caution)
     assert found.trust == found.caution  # its name of earlier versions
+    alone = replace(found, samples=found.samples[:1]).caution
+    assert ("the models fit this sample by itself" in alone) is ("stand in for each other" in caution)
 
 
 class Scaled(nn.Module):
@@ -209,10 +212,13 @@ def test_conditions_on_columns_give_the_positions_that_fulfill_them(problem, fit
     x, y, _ = problem
     assert fitted.where("x[0]>0.5 and y<=0").tolist() == np.flatnonzero((x[:, 0] > 0.5) & (y <= 0)).tolist()
     assert fitted.where("age>0.5", feature_names=[*"abcd", "age"]).tolist() == np.flatnonzero(x[:, 4] > 0.5).tolist()
+    fitted._job.splits["train"].dataset.feature_names = [*"abcd", "age"]
+    assert fitted.where("age>0.5").tolist() == np.flatnonzero(x[:, 4] > 0.5).tolist()
     shown = fitted.where("sign=up", render=lambda sample: {"sign": "up" if sample[1] > 0 else "down"})
     assert shown.tolist() == np.flatnonzero(y > 0).tolist()
     with pytest.raises(
-        DataError, match=r"no column 'town'; .* are x\[0\] … x\[4\], y\. .*render=.*remove\(\) a mask or pos"
+        DataError,
+        match=r"no column 'town'; .* are a, b, c, d, age, x\[0\] … x\[4\], y\. .*render=.*remove\(\) a mask or pos",
     ):
         fitted.where("town=Ulm")
 

@@ -48,6 +48,7 @@ def labels_of(command: str, run_dir: str) -> tuple[Array, list[str]]:
 def columns_of_train(command: str, run_dir: str) -> Columns:
     """Return the columns of the training samples."""
     from trak_lightning.chat.data import ChatDataset
+    from trak_lightning.report.known import feature_names_of
     from trak_lightning.report.samples import Samples
 
     job = _job(command, run_dir)
@@ -57,7 +58,7 @@ def columns_of_train(command: str, run_dir: str) -> Columns:
     return Columns(
         rows,
         None if render is None else Samples(dataset, render=render).rendered,
-        [str(name) for name in getattr(job.datamodule, "feature_names", None) or ()],
+        feature_names_of(dataset, job.datamodule) or (),
         _answers(job) or {},
         stored_numbers(job, job.settings.train_split),
         remedy=_remedy(command),

@@ -32,7 +32,7 @@ WRITTEN = "a column, one of = != < <= > >=, and a value, in quotes: 'source=web'
 """What can be written as a condition."""
 
 OTHER_COLUMNS = (
-    ". Other columns are those of a mapping that render= returns for a sample, where(…, render=lambda sample: {'age': …}); or give "
+    ". feature_names of the dataset, or where(…, feature_names=[…]), names the entries of a vector. Other columns are those of a mapping that render= returns for a sample, where(…, render=lambda sample: {'age': …}); or give "
     "remove() a mask or positions of a table of your own in the same order, such as what_if(name).remove(frame.age > 60), without where()"
 )
 """The end of the message that a column is missing, for users of the Python interface."""

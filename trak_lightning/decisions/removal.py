@@ -111,6 +111,11 @@ class Removal:
                 f"not to be trusted for targets like these samples: hardly anything like them is left, and even signs were wrong in a trial "
                 f"(leverage {self.leverage:.2f})"
             )
+        if self.stretch > FAR and len(self.samples) == 1:
+            return (
+                f"trust the order, not the size: the models fit this sample by itself (leverage {self.leverage:.2f}), and measured changes were from "
+                "a seventh of these to several times as large"
+            )
         if self.stretch > FAR:
             return (
                 "trust the order, not the size: these samples stand in for each other, and measured changes were from a seventh of these to several "

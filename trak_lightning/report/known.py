@@ -34,7 +34,7 @@ def samples_of(
         render=render or getattr(datamodule, "render", None),
         decode=decoder(found),
         class_names=class_names_of(data.dataset, datamodule=datamodule, task=task, model=model),
-        feature_names=getattr(datamodule, "feature_names", None),
+        feature_names=feature_names_of(data.dataset, datamodule),
         label_keys=_label_keys(task),
         label_of=partial(_label_in_batch, data, task),
         class_of=partial(_class_in_batch, data, task),
@@ -44,6 +44,13 @@ def samples_of(
         ignore_index=task.ignore_index if isinstance(task, Segmentation) else None,
         grid_of=partial(_grid, data, task) if isinstance(task, Segmentation) else lambda index: (),
     )
+
+
+def feature_names_of(dataset: Any, datamodule: Any = None) -> Sequence[str] | None:
+    """Return the names of the entries of vectors: ``feature_names`` of the DataModule or the dataset; None if there are none."""
+    found = getattr(datamodule, "feature_names", None)
+    found = getattr(dataset, "feature_names", None) if found is None else found
+    return None if found is None else [str(name) for name in found]
 
 
 def class_names_of(

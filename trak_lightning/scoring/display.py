@@ -20,7 +20,7 @@ TOKENIZER = "an attribute tokenizer of the DataModule, the dataset or the collat
 """What turns token ids into text."""
 UNREAD = f"{TOKENIZER} shows token ids as text"
 PICTURES = "a report shows pictures"
-FEATURE_NAMES = "feature_names of the DataModule names the entries of a vector"
+FEATURE_NAMES = "feature_names of the DataModule or the dataset names the entries of a vector"
 RENDER = "render(sample) of the DataModule says what is shown"
 RENDER_IN_PYTHON = "render(sample) of the DataModule, or render= of TRAK.score, says what is shown"
 CLASS_NAMES = "class_names of the DataModule, or classes of the dataset, names labels"
