@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faults import forked
+from faults import enter, forked
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `blocks`; test modules are imported by path
 
@@ -68,12 +68,6 @@ class Reader:
     def _done(self, code, done):
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
         return done.stdout
-
-
-def enter(folder, *path):
-    """Let this process work in a folder, and import from a path first."""
-    os.chdir(folder)
-    sys.path[:0] = path
 
 
 @pytest.fixture

@@ -123,6 +123,12 @@ def forked(what, environment, before=None, timeout=900):
         return subprocess.CompletedProcess(what, process.exitcode, output.read_text(), errors.read_text())
 
 
+def enter(folder, *path):
+    """Let this process work in a folder, and import from a path first."""
+    os.chdir(folder)
+    sys.path[:0] = path
+
+
 def without_privileges():
     """Let permissions count for this process even if it is root's, by giving up all capabilities."""
     header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
