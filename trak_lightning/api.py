@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from trak_lightning import registry
 from trak_lightning.check.checks import Findings, run_checks
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.decisions.columns import OTHER_COLUMNS, Columns, answers_of
+from trak_lightning.decisions.columns import OTHER_COLUMNS, Columns, answers_of, of_all
 from trak_lightning.decisions.outcome import Outcome
 from trak_lightning.decisions.predictions import held_out_predictions, mean_predictions
 from trak_lightning.decisions.select import Selection, select_samples
@@ -559,7 +559,8 @@ class TRAK:
                 mapping, ``numeric[0]`` of a vector, ``x0`` and ``y`` of a tuple; see `trak_lightning.decisions.columns.value_of`.
             render: converts a sample to what is shown of it; if it returns a mapping, its entries are columns too.
             feature_names: names of the entries of a vector; those of the dataset, if it has this attribute, by default.
-            class_names: of several yes-or-no labels, whose names are columns too; None uses those of the dataset or the model, if any.
+            class_names: of the classes 0, 1, …, or of several yes-or-no labels, whose names are columns too; None uses those of the dataset or the
+                model, if any.
 
         Raises:
             IncompleteRunError: nothing was featurized.
@@ -573,10 +574,16 @@ class TRAK:
             require_same_samples(data, self.store.open(job.train, self.run.require_checkpoints()[0].id))
         rendered = None if render is None else samples_of(data, render=render).rendered
         names = class_names or class_names_of(data.dataset, task=task, model=self.model) or ()
-        answers = answers_of(data, task, list(map(str, names))) or {}
-        names_of_features = feature_names or feature_names_of(data.dataset) or ()
+        names = list(map(str, names))
         columns = Columns(
-            data.dataset, rendered, names_of_features, answers, self._numbers(job.train), remedy=OTHER_COLUMNS
+            data.dataset,
+            rendered,
+            feature_names or feature_names_of(data.dataset) or (),
+            answers_of(data, task, names) or {},
+            self._numbers(job.train),
+            lambda: of_all(data, task.class_labels),
+            names,
+            remedy=OTHER_COLUMNS,
         )
         return np.flatnonzero(columns.where(condition))
 

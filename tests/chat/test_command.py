@@ -236,7 +236,9 @@ def test_samples_are_removed_by_a_column_that_is_not_encoded(command, conversati
     assert main(["whatif", run, "--remove_where", "source=web"]) == 1
     assert "no training sample has source = 'web'; the values of source are 'None', 'book'" in capsys.readouterr().err
     assert main(["whatif", run, "--remove_where", "sauce=book"]) == 1
-    assert "no column 'sauce'; their columns are messages, source" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "no column 'sauce'; their columns are messages, source. Add it to the lines of the file" in refused
+    assert "DataModule" not in refused
 
 
 def test_text_that_gets_no_chat_template_is_named_once(command, caplog, tmp_path):

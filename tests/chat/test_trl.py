@@ -21,17 +21,18 @@ PAIR = {"prompt": CHAT["messages"][:3], "completion": CHAT["messages"][3:]}
         (PAIR, "answers", MARKED, {}),
         ({"prompt": "2+2=", "completion": "4"}, "answers", CHATML, {}),
         ({"prompt": "2+2=", "completion": "4"}, "all", CHATML, {"completion_only_loss": False}),
+        ({"prompt": "2+2= ", "completion": "4"}, "answers", CHATML, {}),
         ({"text": "hello"}, "answers", CHATML, {}),
     ],
 )
 def test_an_example_is_encoded_as_by_trl(row, train_on, template, settings, tmp_path):
     import datasets
 
-    made = tokenizer(template)
+    made = tokenizer(template, ("Ġ", "4"))
     config = trl.SFTConfig(tmp_path, use_cpu=True, bf16=False, report_to=[], max_length=64, **settings)
     data = datasets.Dataset.from_list([row])
     trainer = trl.SFTTrainer(make("llama"), config, train_dataset=data, processing_class=made)
     batch = trainer.data_collator([trainer.train_dataset[0]])
-    found = Encoder(made, 64, train_on).encode(row, "")
+    found = Encoder(made, 64, train_on).encode(row, "").as_trained
     assert found.input_ids.tolist() == batch["input_ids"][0].tolist()
     assert found.labels.tolist() == batch["labels"][0].tolist()

@@ -18,23 +18,25 @@ GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 4, "max_position_embed
 
 
 @cache
-def _bytes():
+def _bytes(*merges):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = ["<|pad|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={each: number for number, each in enumerate(alphabet)}, merges=[]))
+    pieces = [*alphabet, *map("".join, merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={each: number for number, each in enumerate(pieces)}, merges=list(merges)))
     tokenizer.add_special_tokens(alphabet[:3])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer.to_str()
 
 
-def tokenizer(template=CHATML):
+def tokenizer(template=CHATML, *merges):
+    """A tokenizer of bytes, and of pairs of bytes that it `merges`."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     made = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_bytes()), eos_token="<|im_end|>", pad_token="<|pad|>"
+        tokenizer_object=Tokenizer.from_str(_bytes(*merges)), eos_token="<|im_end|>", pad_token="<|pad|>"
     )
     made.chat_template = template
     return made

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trak_lightning.decisions.columns import Condition, all_hold, require_column, text_of, value_of
+from trak_lightning.decisions.columns import Columns, Condition, all_hold, require_column, text_of, value_of
 from trak_lightning.errors import DataError, SettingsError
 
 VECTOR = torch.tensor([9.0, 0.25])
@@ -59,15 +59,15 @@ def test_a_feature_that_the_datamodule_names_is_a_column(wrap):
 
 def test_a_column_that_is_not_there_or_is_more_than_one_value_is_named_with_what_can_be_written():
     with pytest.raises(DataError, match=r"no column 'age'; their columns are numeric\[0\] … numeric\[1\], y$"):
-        require_column({"numeric": VECTOR, "y": 3}, "age", (), [])
+        require_column({"numeric": VECTOR, "y": 3}, "age", (), "samples")
     with pytest.raises(DataError, match=r"no column 'old'; their columns are age, sex, x\[0\] … x\[1\], y$"):
-        require_column((VECTOR, 3), "old", ["age", "sex"], [])
+        require_column((VECTOR, 3), "old", ["age", "sex"], "samples")
     with pytest.raises(DataError, match=r"holds 2 values per sample, of shape \(2,\); one is needed, such as x\[0\]"):
         value_of((VECTOR, 3), "x")
     with pytest.raises(DataError, match=r"x has no entry \[2\]: its shape is \(2,\)"):
         value_of((VECTOR, 3), "x[2]")
-    require_column((VECTOR, 3), "x[1]", (), [])
-    require_column((VECTOR, 3), "sex", ["age", "sex"], [])
+    require_column((VECTOR, 3), "x[1]", (), "samples")
+    require_column((VECTOR, 3), "sex", ["age", "sex"], "samples")
 
 
 @pytest.mark.parametrize(
@@ -156,3 +156,24 @@ def test_samples_fulfill_all_conditions_or_the_counts_of_each_are_said():
     assert all_hold(both, [ages, sexes]).tolist() == [False, True, False]
     with pytest.raises(DataError, match="1 have age < 60, 1 have sex = 'male', and none all of these"):
         all_hold(Condition.parse_all("age<60 and sex=male"), [ages, sexes])
+
+
+@pytest.mark.parametrize(
+    "rows", [[(VECTOR, n) for n in (0, 1, 1)], [{"x": VECTOR, "y": n, "size": n} for n in (0, 1, 1)]]
+)
+def test_classes_go_by_name_or_number_in_columns_of_classes(rows):
+    columns = Columns(rows, classes=lambda: np.array([0, 1, 1]), class_names=["benign", "malignant"])
+    for condition in ("y=malignant", "y=1", "y!=benign", "label=malignant", "label=1", "x[0]=9 and label=malignant"):
+        assert columns.where(condition).tolist() == [False, True, True], condition
+    with pytest.raises(DataError, match="no training sample has y = 'malign'; the values of y are '0', '1'"):
+        columns.where("y=malign")
+    with pytest.raises(DataError, match=r"no training sample has x\[0\] = 'benign'"):
+        columns.where("x[0]=benign")
+    with pytest.raises(DataError, match="their columns are .*y.*, label$"):
+        columns.where("age>3")
+
+
+def test_a_column_of_its_own_is_not_taken_for_the_class():
+    rows = [{"label": word} for word in ("benign", "odd", "odd")]
+    columns = Columns(rows, classes=lambda: np.array([1, 0, 0]), class_names=["benign", "malignant"])
+    assert columns.where("label=benign").tolist() == [True, False, False]

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -250,16 +251,37 @@ def test_turns_are_found_in_what_a_chat_template_wrote(template):
     assert shown({"input_ids": [1, 2, 3]}, decode=decoder(Tokenizer())).parts == tuple(Turn(*turn) for turn in TURNS)
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "<s>{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
-        " {{ m['content'] }}</s>{% endif %}{% endfor %}",
-        "{% for m in messages %}{{ 'Q: ' if m['role'] == 'user' else 'A: ' }}{{ m['content'] }}\n\n{% endfor %}",
-    ],
-    ids=["Mistral", "words"],
+LLAMA_2 = (
+    "<s>{% for m in messages %}{% if m['role'] == 'system' %}[INST] <<SYS>>\n{{ m['content'] }}\n<</SYS>>\n\n{% elif m['role'] == 'user' %}"
+    "{% if loop.index0 == 0 or messages[loop.index0 - 1]['role'] != 'system' %}[INST] {% endif %}{{ m['content'] }} [/INST]{% else %}"
+    " {{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
-def test_turns_are_found_by_the_template_of_the_tokenizer(template):
+
+
+MISTRAL = (
+    "<s>{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
+    " {{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
+WORDS = "{% for m in messages %}{{ 'Q: ' if m['role'] == 'user' else 'A: ' }}{{ m['content'] }}\n\n{% endfor %}"
+MARKS = "{% for m in messages %}<|begin|>{{ m['role'] }}<|said|>{{ m['content'] }}<|end|>{% endfor %}"
+SYSTEM = [("system", "Be brief.")]
+
+
+@pytest.mark.parametrize("spaces", ["kept", "joined", "added"])
+@pytest.mark.parametrize(
+    ("template", "turns"),
+    [
+        (MISTRAL, TURNS),
+        (WORDS, TURNS),
+        (LLAMA_2, TURNS),
+        (LLAMA_2, SYSTEM + TURNS),
+        (MARKS, TURNS),
+        (MARKS, SYSTEM + TURNS),
+        (MARKS, SYSTEM + TURNS * 2),
+    ],
+    ids=["Mistral", "words", "Llama 2", "Llama 2, system", "marks", "marks, system", "marks, two questions"],
+)
+def test_turns_are_found_by_the_template_of_the_tokenizer(template, turns, spaces):
     from jinja2 import Template
 
     class Tokenizer:
@@ -267,11 +289,15 @@ def test_turns_are_found_by_the_template_of_the_tokenizer(template):
             return Template(template, keep_trailing_newline=True).render(messages=messages)
 
         def decode(self, ids, skip_special_tokens=False):
-            return self.apply_chat_template([{"role": role, "content": text} for role, text in TURNS * len(ids)], False)
+            assert not skip_special_tokens, "the special tokens say whose turn it is"
+            text = self.apply_chat_template([{"role": role, "content": text} for role, text in turns], False)
+            if spaces == "added":
+                text = re.sub(r"(<[^<>]+>|\[/?INST\])", r" \1 ", text)
+            return text if spaces == "kept" else " ".join(text.split())
 
-    for repeats in (1, 2):
-        found = shown({"input_ids": torch.arange(repeats)}, decode=decoder(Tokenizer())).parts
-        assert found == tuple(Turn(*turn) for turn in TURNS) * repeats
+    found = shown({"input_ids": [1, 2, 3]}, decode=decoder(Tokenizer())).parts
+    told = [(part.role, " ".join(part.text.split())) for part in found]
+    assert told == [(role, " ".join(text.split())) for role, text in turns]
 
 
 def test_an_image_text_pair_is_both_and_has_no_label():

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trak_lightning.chat import loading
 from trak_lightning.chat.answers import Answer, Generation, ask, combination, read_answers
-from trak_lightning.chat.encoding import Encoder, is_plain
+from trak_lightning.chat.encoding import Encoded, Encoder, is_plain
 from trak_lightning.chat.records import Records, Source, TrainOn
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.tasks.tokens import IGNORE_INDEX
@@ -41,9 +41,9 @@ class ChatDataset(Dataset):
     def __init__(self, source: Source, encoder: Encoder) -> None:
         self.tokenizer = encoder.tokenizer
         self.records = Records.read(source)
-        self._encoded = [
-            encoder.encode(record, self.records.where(number)).sample for number, record in enumerate(self.records.rows)
-        ]
+        encoded = [encoder.encode(row, self.records.where(number)) for number, row in enumerate(self.records.rows)]
+        _say_if_merged(encoded, self.records)
+        self._encoded = [each.as_trained.sample for each in encoded]
 
     @property
     def lengths(self) -> list[int]:
@@ -205,6 +205,18 @@ class AnswerSet(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self._samples[index]
+
+
+def _say_if_merged(encoded: Sequence[Encoded], records: Records) -> None:
+    """Warn of examples in which a token holds the end of the prompt and the beginning of the answer."""
+    merged = [number for number, each in enumerate(encoded) if each.prompt_length is not None]
+    if merged:
+        log.warning(
+            "chat       the tokens of the prompt do not begin those of the example in %d of %d examples of %s (the first is example %d), because one token "
+            "holds the end of the prompt and the beginning of the answer. As in TRL, what was trained on begins after as many tokens as the prompt has alone. "
+            "If a prompt ends with a space, move it to the answer, and train again.",
+            len(merged), len(encoded), records.name, merged[0],
+        )  # fmt: skip
 
 
 def _lengths(samples: Sequence[dict[str, Tensor]]) -> list[int]:

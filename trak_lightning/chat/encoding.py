@@ -4,7 +4,7 @@ Text is rendered once, as in training, and tokenized once; answers are intervals
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -25,15 +25,24 @@ class Encoded:
     Attributes:
         input_ids: (T,)
         labels: of a decoder (T,), `input_ids` where a token is trained on and −100 elsewhere; of an encoder-decoder (U,).
+        prompt_length: how many tokens the prompt has alone, if these do not begin the example, because a token holds both the end of
+            the prompt and the beginning of the answer; otherwise None. `labels` have such a token.
     """
 
     input_ids: Tensor
     labels: Tensor
+    prompt_length: int | None = None
 
     @property
     def sample(self) -> dict[str, Tensor]:
         """The sample of a dataset."""
         return {"input_ids": self.input_ids, "labels": self.labels}
+
+    @property
+    def as_trained(self) -> "Encoded":
+        """The example with the labels of TRL, which trains on what follows as many tokens as the prompt has alone."""
+        before = torch.arange(len(self.labels)) < (self.prompt_length or 0)
+        return replace(self, labels=self.labels.masked_fill(before, IGNORE_INDEX))
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Encoder:
         """
         encoded = self._pair(record, where) if self.encoder_decoder else self._sequence(record, where)
         limit = self.max_length
-        cut = Encoded(encoded.input_ids[:limit], encoded.labels[:limit])
+        cut = replace(encoded, input_ids=encoded.input_ids[:limit], labels=encoded.labels[:limit])
         predicted = cut.labels if self.encoder_decoder else cut.labels[1:]
         if not (predicted != IGNORE_INDEX).any():
             length = len(encoded.input_ids)
@@ -105,7 +114,10 @@ class Encoder:
             return self._chat(messages, where, as_messages(record.get("prompt")))
         prompt, answer = record.get("prompt"), record.get("completion")
         if isinstance(prompt, str) and isinstance(answer, str):
-            return self._text(prompt + answer, (len(prompt) if self.train_on == "answers" else 0, len(prompt + answer)))
+            encoded = self._text(
+                prompt + answer, (len(prompt) if self.train_on == "answers" else 0, len(prompt + answer))
+            )
+            return self._compared(encoded, self.tokenizer(prompt)["input_ids"])
         if isinstance(text := record.get("text"), str):
             return self._text(text, (0, len(text)))
         raise DataError(
@@ -141,7 +153,13 @@ class Encoder:
             spans = [(self._beginning(prompt, whole, len(prompt), where), len(whole))]
         else:
             spans = list(self._turns(messages, whole, where))
-        return _encoded(found["input_ids"], _inside(found["offset_mapping"], spans))
+        encoded = _encoded(found["input_ids"], _inside(found["offset_mapping"], spans))
+        return encoded if prompt is None else self._compared(encoded, self.prompt(prompt, where))
+
+    def _compared(self, encoded: Encoded, prompt: list[int]) -> Encoded:
+        """An example whose answer follows a prompt of these tokens, with `Encoded.prompt_length`."""
+        begins = encoded.input_ids[: len(prompt)].tolist() == prompt
+        return encoded if begins or self.train_on == "all" else replace(encoded, prompt_length=len(prompt))
 
     def _turns(self, messages: Messages, whole: str, where: str) -> Iterator[Span]:
         """Where the answers of the assistant are in the rendered conversation, with what ends each."""

@@ -53,14 +53,18 @@ def columns_of_train(command: str, run_dir: str) -> Columns:
 
     job = _job(command, run_dir)
     dataset = job.train_data.dataset
-    rows = dataset.records.rows if isinstance(dataset, ChatDataset) else dataset  # which encodes some columns alone
+    if isinstance(dataset, ChatDataset):  # which encodes some columns alone
+        records = dataset.records
+        return Columns(records.rows, name=f"examples of {records.name}", remedy=_remedy_of_file(command))
     render = getattr(job.datamodule, "render", None)
     return Columns(
-        rows,
+        dataset,
         None if render is None else Samples(dataset, render=render).rendered,
         feature_names_of(dataset, job.datamodule) or (),
         _answers(job) or {},
         stored_numbers(job, job.settings.train_split),
+        lambda: of_all(job.train_data, job.parts.task.class_labels),
+        list(map(str, job.class_names or ())),
         remedy=_remedy(command),
     )
 
@@ -76,6 +80,10 @@ def _job(command: str, run_dir: str) -> "Job":
 
 def _answers(job: "Job") -> dict[str, list[str]] | None:
     return answers_of(job.train_data, job.parts.task, list(map(str, job.class_names or ())))
+
+
+def _remedy_of_file(command: str) -> str:
+    return f". Add it to the lines of the file, where a column that is not encoded changes no row; or {OF_A_TABLE[command]}"
 
 
 def _remedy(command: str) -> str:

@@ -132,6 +132,10 @@ class Columns:
         answers: other columns: of each name, the values of all samples as text (n,).
         number_of: finds the number that a prediction is compared with, by position, which tables show as the label; the column ``label`` is
             that, whatever `render` returns under this name. None for a task that predicts no numbers.
+        classes: reads the class of every sample, integers (n,), or None for a task without classes. The column ``label`` is that, if samples have
+            none of this name.
+        class_names: of the classes 0, 1, …, which may be written for these numbers in a column that holds classes.
+        name: of the dataset, in messages; by default that of its type.
         remedy: the end of the message that a column is missing.
     """
 
@@ -140,6 +144,9 @@ class Columns:
     feature_names: Sequence[str] = ()
     answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     number_of: Callable[[int], float] | None = None
+    classes: Callable[[], Array | None] = lambda: None
+    class_names: Sequence[str] = ()
+    name: str = ""
     remedy: str = ""
 
     def values(self, column: str) -> Array:
@@ -156,8 +163,17 @@ class Columns:
             return np.array([value_of(render(i), column) for i in range(len(rows))])
         if column in self.answers and column not in columns_of(rows[0]):
             return np.array(self.answers[column])
-        others = list(self.answers)
-        require_column(rows[0], column, self.feature_names, rows, rendered=first, others=others, remedy=self.remedy)
+        if column == "label" and column not in columns_of(rows[0]) and (classes := self.classes()) is not None:
+            return classes.astype(str)
+        require_column(
+            rows[0],
+            column,
+            self.feature_names,
+            self.name or f"samples of {type(rows).__name__}",
+            rendered=first,
+            others=[*self.answers, *(["label"] if self.class_names else [])],
+            remedy=self.remedy,
+        )
         return np.array([value_of(rows[i], column, self.feature_names) for i in range(len(rows))])
 
     def where(self, condition: str) -> Array:
@@ -168,7 +184,17 @@ class Columns:
             DataError: a column is missing, or no sample fulfills it.
         """
         conditions = Condition.parse_all(condition)
-        return all_hold(conditions, [self.values(each.column) for each in conditions])
+        values = [self.values(each.column) for each in conditions]
+        return all_hold([self._numbered(*each) for each in zip(conditions, values, strict=True)], values)
+
+    def _numbered(self, condition: Condition, values: Array) -> Condition:
+        """The condition with the number of a class in place of its name, if the column holds classes, whose values (n,) are these."""
+        if condition.value not in self.class_names or condition.value in values:
+            return condition
+        classes, numbers = self.classes(), [_number(text) for text in values.tolist()]
+        if classes is None or numbers != classes.tolist():
+            return condition
+        return condition._replace(value=str(list(self.class_names).index(condition.value)))
 
 
 def answers_of(data: "AttributionData", task: "Task", names: Sequence[str]) -> dict[str, list[str]] | None:
@@ -233,13 +259,14 @@ def require_column(
     sample: Any,
     column: str,
     feature_names: Sequence[str],
-    dataset: Any,
+    samples: str,
     *,
     rendered: Any = None,
     others: Sequence[str] = (),
     remedy: str = "",
 ) -> None:
-    """Refuse a column that the first sample does not have, nor what `rendered` shows of it; `others` are named with them.
+    """Refuse a column that the first sample does not have, nor what `rendered` shows of it; `others` are named with them, and `samples` is what
+    these are called.
 
     Raises:
         DataError: names the columns that there are, and the `remedy`.
@@ -249,9 +276,7 @@ def require_column(
     if column not in [*columns, *named] and _entry(column)[0] not in columns:
         known = ", ".join([*named, *map(_described, columns, columns.values()), *others])
         known = known or f"none: a sample is a {type(sample).__name__}"
-        raise DataError(
-            f"samples of {type(dataset).__name__} have no column {column!r}; their columns are {known}{remedy}"
-        )
+        raise DataError(f"{samples} have no column {column!r}; their columns are {known}{remedy}")
 
 
 def rendered_columns(rendered: Any) -> dict[str, Any]:

@@ -71,7 +71,9 @@ def unpredictable(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -
     parts = sum(map(trained_on_part, checkpoints))
     if parts == M:
         return f"unknown: needs {FEWEST} checkpoints, has {M}; train more: --ensemble.size {FEWEST}"
-    return f"unknown: needs {FEWEST} checkpoints trained on recorded parts of the data, has {parts} ({_page()})"
+    whole = sum(features.subset is not None for features in checkpoints) - parts
+    others = f"; the recorded subsets of {whole} are the whole training set" if whole else ""
+    return f"unknown: needs {FEWEST} checkpoints trained on recorded parts of the data, has {parts}{others} ({_page()})"
 
 
 def predicted_lds(scoring: Scoring, checkpoints: Sequence[CheckpointFeatures]) -> Trust | None:
