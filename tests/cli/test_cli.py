@@ -434,7 +434,7 @@ def test_select_writes_the_samples_to_keep(finished, tmp_path):
         (["--budget", "5000"], "budget must be a whole number of samples between 1 and 1737, or a share"),
         (
             ["--budget", "9", "--groups", "source"],
-            "have no column 'source'; their columns are x, y",
+            "have no column 'source'; their columns are x, y, label",
         ),
         (
             ["--budget", "9", "--groups", "nothing.npy"],
@@ -482,7 +482,7 @@ def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
             ["--remove_label", "cat"],
             "7, 8, 9; class_names of the DataModule gives them names",
         ),
-        (["--remove_where", "source=web"], "have no column 'source'; their columns are x, y. feature_names of"),
+        (["--remove_where", "source=web"], "have no column 'source'; their columns are x, y, label. feature_names of"),
         (["--remove_where", "y>2", "--remove-where=y<5"], "--remove_where is given twice; join conditions in one"),
         (["--remove_where", "y>20"], "no training sample has y > 20; the values of y are '0', '1', '2'"),
     ],
