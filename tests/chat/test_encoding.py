@@ -34,16 +34,12 @@ def test_a_completion_and_a_text_are_trained_on_as_by_trl(record, expected):
     assert answers(record) == expected
 
 
-def test_a_token_across_the_end_of_the_prompt_is_counted_as_by_trl_and_named(caplog):
+def test_a_token_across_the_end_of_the_prompt_belongs_to_the_answer_and_is_named(caplog):
     made = tokenizer(CHATML, ("Ġ", "4"))
     plain, merged = ({"prompt": prompt, "completion": "4"} for prompt in ("2+2=", "2+2= "))
-    encoder = Encoder(made, 64)
-    explained, trained = encoder.encode(merged, ""), ChatDataset([plain, plain, merged], encoder)
-    assert explained.prompt_length == 5
-    assert made.decode(explained.labels[explained.labels >= 0]) == " 4<|im_end|>"
-    assert [made.decode(each["labels"][each["labels"] >= 0]) for each in trained] == ["4<|im_end|>"] * 2 + [
-        "<|im_end|>"
-    ]
+    trained = ChatDataset([plain, plain, merged], Encoder(made, 64))
+    told = [made.decode(each["labels"][each["labels"] >= 0]) for each in trained]
+    assert told == ["4<|im_end|>"] * 2 + [" 4<|im_end|>"]
     assert "in 1 of 3 examples of list (the first is example 2)" in caplog.text
 
 

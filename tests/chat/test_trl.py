@@ -33,6 +33,6 @@ def test_an_example_is_encoded_as_by_trl(row, train_on, template, settings, tmp_
     data = datasets.Dataset.from_list([row])
     trainer = trl.SFTTrainer(make("llama"), config, train_dataset=data, processing_class=made)
     batch = trainer.data_collator([trainer.train_dataset[0]])
-    found = Encoder(made, 64, train_on).encode(row, "").as_trained
+    found = Encoder(made, 64, train_on).encode(row, "")
     assert found.input_ids.tolist() == batch["input_ids"][0].tolist()
     assert found.labels.tolist() == batch["labels"][0].tolist()

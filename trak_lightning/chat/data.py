@@ -43,7 +43,7 @@ class ChatDataset(Dataset):
         self.records = Records.read(source)
         encoded = [encoder.encode(row, self.records.where(number)) for number, row in enumerate(self.records.rows)]
         _say_if_merged(encoded, self.records)
-        self._encoded = [each.as_trained.sample for each in encoded]
+        self._encoded = [each.sample for each in encoded]
 
     @property
     def lengths(self) -> list[int]:
@@ -208,13 +208,14 @@ class AnswerSet(Dataset):
 
 
 def _say_if_merged(encoded: Sequence[Encoded], records: Records) -> None:
-    """Warn of examples in which a token holds the end of the prompt and the beginning of the answer."""
-    merged = [number for number, each in enumerate(encoded) if each.prompt_length is not None]
+    """Warn of examples that do not begin with the tokens that their prompts have alone."""
+    merged = [number for number, each in enumerate(encoded) if each.merged]
     if merged:
         log.warning(
-            "chat       the tokens of the prompt do not begin those of the example in %d of %d examples of %s (the first is example %d), because one token "
-            "holds the end of the prompt and the beginning of the answer. As in TRL, what was trained on begins after as many tokens as the prompt has alone. "
-            "If a prompt ends with a space, move it to the answer, and train again.",
+            "chat       the tokens of the prompt do not begin those of the example in %d of %d examples of %s (the first is example %d), because a "
+            "token holds the end of the prompt and the beginning of the answer, or the chat template renders the prompt otherwise. The answer "
+            "begins where they differ, as in TRL since 1.15; before, it began after as many tokens as the prompt has alone. If a prompt ends with "
+            "a space, move it to the answer, and train again.",
             len(merged), len(encoded), records.name, merged[0],
         )  # fmt: skip
 

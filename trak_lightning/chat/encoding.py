@@ -5,6 +5,7 @@ Text is rendered once, as in training, and tokenized once; answers are intervals
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import torch
@@ -25,24 +26,18 @@ class Encoded:
     Attributes:
         input_ids: (T,)
         labels: of a decoder (T,), `input_ids` where a token is trained on and −100 elsewhere; of an encoder-decoder (U,).
-        prompt_length: how many tokens the prompt has alone, if these do not begin the example, because a token holds both the end of
-            the prompt and the beginning of the answer; otherwise None. `labels` have such a token.
+        merged: whether the tokens that the prompt has alone do not begin the example, such as where a token holds the end of the prompt
+            and the beginning of the answer.
     """
 
     input_ids: Tensor
     labels: Tensor
-    prompt_length: int | None = None
+    merged: bool = False
 
     @property
     def sample(self) -> dict[str, Tensor]:
         """The sample of a dataset."""
         return {"input_ids": self.input_ids, "labels": self.labels}
-
-    @property
-    def as_trained(self) -> "Encoded":
-        """The example with the labels of TRL, which trains on what follows as many tokens as the prompt has alone."""
-        before = torch.arange(len(self.labels)) < (self.prompt_length or 0)
-        return replace(self, labels=self.labels.masked_fill(before, IGNORE_INDEX))
 
 
 @dataclass(frozen=True)
@@ -114,26 +109,19 @@ class Encoder:
             return self._chat(messages, where, as_messages(record.get("prompt")))
         prompt, answer = record.get("prompt"), record.get("completion")
         if isinstance(prompt, str) and isinstance(answer, str):
-            encoded = self._text(
-                prompt + answer, (len(prompt) if self.train_on == "answers" else 0, len(prompt + answer))
-            )
-            return self._compared(encoded, self.tokenizer(prompt)["input_ids"])
+            encoded = self._text(prompt + answer)
+            return encoded if self.train_on == "all" else _after(self.tokenizer(prompt)["input_ids"], encoded)
         if isinstance(text := record.get("text"), str):
-            return self._text(text, (0, len(text)))
+            return self._text(text)
         raise DataError(
             f"{where} has {columns(record)}; expected messages, prompt and completion, or text. Rename the columns, or convert what is in "
             'them: text is a string, messages a list of {"role": …, "content": …}, and prompt and completion are both strings or both such lists.'
         )
 
-    def _text(self, text: str, span: Span) -> Encoded:
-        found = self.tokenizer(text, return_offsets_mapping=True)
-        ids, counted = found["input_ids"], _inside(found["offset_mapping"], [span])
-        end = self.tokenizer.eos_token_id
-        if end is not None and (not ids or ids[-1] != end):
-            ids, counted = [*ids, end], [*counted, True]
-        elif end is not None:
-            counted[-1] = True
-        return _encoded(ids, counted)
+    def _text(self, text: str) -> Encoded:
+        ids, end = self.tokenizer(text)["input_ids"], self.tokenizer.eos_token_id
+        ids = ids if end is None or (ids and ids[-1] == end) else [*ids, end]
+        return _encoded(ids, [True] * len(ids))
 
     def _chat(self, messages: Messages, where: str, prompt: Messages | None) -> Encoded:
         if not any(message.get("role") == "assistant" for message in messages):
@@ -147,19 +135,11 @@ class Encoder:
             return _encoded(found["input_ids"], [bool(each) for each in found["assistant_masks"]])
         whole = self._render(messages, where)
         found = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-        if self.train_on == "all":
-            spans = [(0, len(whole))]
-        elif prompt is not None:  # TRL trains on all that comes after it
-            spans = [(self._beginning(prompt, whole, len(prompt), where), len(whole))]
-        else:
-            spans = list(self._turns(messages, whole, where))
-        encoded = _encoded(found["input_ids"], _inside(found["offset_mapping"], spans))
-        return encoded if prompt is None else self._compared(encoded, self.prompt(prompt, where))
-
-    def _compared(self, encoded: Encoded, prompt: list[int]) -> Encoded:
-        """An example whose answer follows a prompt of these tokens, with `Encoded.prompt_length`."""
-        begins = encoded.input_ids[: len(prompt)].tolist() == prompt
-        return encoded if begins or self.train_on == "all" else replace(encoded, prompt_length=len(prompt))
+        if self.train_on == "answers" and prompt is not None:
+            ids = found["input_ids"]
+            return _after(self.prompt(prompt, where), _encoded(ids, [True] * len(ids)))
+        spans = [(0, len(whole))] if self.train_on == "all" else list(self._turns(messages, whole, where))
+        return _encoded(found["input_ids"], _inside(found["offset_mapping"], spans))
 
     def _turns(self, messages: Messages, whole: str, where: str) -> Iterator[Span]:
         """Where the answers of the assistant are in the rendered conversation, with what ends each."""
@@ -226,6 +206,14 @@ def as_messages(value: Any) -> Messages | None:
 def _inside(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     """Whether each token overlaps with one of the intervals; tokens without characters do not."""
     return [any(start < last and end > first for first, last in spans) and end > start for start, end in offsets]
+
+
+def _after(prompt: Sequence[int], encoded: Encoded) -> Encoded:
+    """An example of whose tokens the first are not trained on, as many as begin like the tokens of the prompt (the rule of TRL since 1.15)."""
+    pairs = zip(prompt, encoded.input_ids.tolist(), strict=False)
+    common = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    before = torch.arange(len(encoded.labels)) < common
+    return Encoded(encoded.input_ids, encoded.labels.masked_fill(before, IGNORE_INDEX), common < len(prompt))
 
 
 def _encoded(ids: Sequence[int], counted: Sequence[bool]) -> Encoded:
