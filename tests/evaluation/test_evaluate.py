@@ -132,6 +132,18 @@ def test_what_was_measured_of_some_scores_is_said_of_these_alone(scored, capsys)
         assert ((told["trust"] or {}).get("lds") == pytest.approx(1)) is (told["trust_unknown"] is None) is measured
 
 
+def test_a_measured_score_that_may_be_anything_is_not_told(scored, capsys):
+    [(result, _)] = evaluate(scored, LDS_ONLY, Training(scored).retrain)
+    next(iter(result.values["scores"].values())).update(lds=0.22, low_models=-0.53, high_models=0.51)
+    result.write(scored.run.evaluation / "lds-test.json")
+    found = score_run(scored.run, scored.store, scored.scorer, targets="test", name="test")[0]
+    print_trust(scored.run, found)
+    said = capsys.readouterr().out
+    assert "not known yet: the LDS is anywhere in [-0.530, 0.510] over 5 retrained models" in said
+    headline = trusted(scored.run, found)
+    assert (headline.number, "0.22" in headline.text + said) == ("Trust", False)
+
+
 def test_more_models_are_a_new_result_for_which_only_the_new_ones_are_trained(scored):
     training = Training(scored)
     list(evaluate(scored, LDS_ONLY, training.retrain))

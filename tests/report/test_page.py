@@ -117,7 +117,7 @@ def test_a_predicted_correlation_is_what_the_section_on_trust_says(tmp_path):
     text = " ".join(Page(write_report(tmp_path, data, data, num_targets=3)).text.split())
     sentence = Scores(tmp_path / "scores" / "test.h5").trust["sentence"]
     assert text.count(sentence) == 2
-    assert sentence.startswith("uncertain")
+    assert sentence.startswith("not known yet")
     assert text.count(f"Trust is {sentence}.") == 2, "a number that may be anything is no headline"
     assert "not been measured" not in text
 

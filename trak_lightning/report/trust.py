@@ -12,7 +12,7 @@ from trak_lightning.report.contents import Headline, Panel
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_number
 from trak_lightning.scoring.base import Array, CheckpointFeatures
-from trak_lightning.scoring.lds_in_words import UNCERTAIN, in_words
+from trak_lightning.scoring.lds_in_words import UNCERTAIN, UNKNOWN, in_words
 from trak_lightning.scoring.linear_system import System
 from trak_lightning.scoring.scores import Scores
 
@@ -43,7 +43,7 @@ def trusted(run: RunDirectory, scores: Scores) -> Headline:
     result = measured_lds(run, scores)
     if result is None and scores.trust is not None:
         lds, low, high = (scores.trust[name] for name in ("lds", "low", "high"))
-        if in_words(lds, low, high) == UNCERTAIN:  # the number would be read, and its interval would not
+        if in_words(lds, low, high) in (UNCERTAIN, UNKNOWN):  # the number would be read, and its interval would not
             return Headline("Trust", f"is {scores.trust['sentence']}.", "trust")
         return Headline(f"{lds:.2f}", f"{scores.trust['sentence']}.", "trust")
     if result is None:
@@ -53,9 +53,15 @@ def trusted(run: RunDirectory, scores: Scores) -> Headline:
     models, (lds, low, high) = result.values["num_models"], lds_of(result)
     if np.isnan([lds, low]).any():
         return Headline("Trust", f"cannot be measured with {models} retrained models: evaluate with more.", "trust")
+    if (word := in_words(lds, low, high)) == UNKNOWN:
+        return Headline(
+            "Trust",
+            f"is {word}: the rank correlation with {models} retrained models (LDS) is anywhere in [{low:.2f}, {high:.2f}]. Evaluate with more.",
+            "trust",
+        )
     return Headline(
         f"{lds:.2f}",
-        f"is the rank correlation (at best 1) of what the scores predict with {models} retrained models: {in_words(lds, low, high)} "
+        f"is the rank correlation (at best 1) of what the scores predict with {models} retrained models: {word} "
         f"(95 % interval {low:.2f} … {high:.2f}).",
         "trust",
     )

@@ -312,7 +312,8 @@ class Scores:
         return _opened_again, (str(self.path.absolute()), self._written)
 
     def __repr__(self) -> str:
-        return f"Scores({str(self.path)!r}): {self.describe()}"
+        trust = self.trust_unknown if self.trust is None else self.trust["sentence"]
+        return f"Scores({str(self.path)!r}): {self.describe()}" + (f"\ntrust {trust}" if trust else "")
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(repr(self))}</p>" + "".join(self[i]._repr_html_() for i in range(min(3, len(self))))
