@@ -120,7 +120,7 @@ def test_what_was_measured_of_some_scores_is_said_of_these_alone(scored, capsys)
     for each, name in ((scored, "test"), (other, "other")):
         found = score_run(scored.run, scored.store, each.scorer, targets="test", name=name)[0]
         print_trust(scored.run, found)
-        headline = trusted(scored.run, found)
+        headline = trusted(scored.run, found).headline
         measured = each is scored
         assert (
             ", as measured: LDS 1.000 [0.250, 0.500] over 5 retrained models" in capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_a_measured_score_that_may_be_anything_is_not_told(scored, capsys):
     print_trust(scored.run, found)
     said = capsys.readouterr().out
     assert "not known yet: the LDS is anywhere in [-0.530, 0.510] over 5 retrained models" in said
-    headline = trusted(scored.run, found)
+    headline = trusted(scored.run, found).headline
     assert (headline.number, "0.22" in headline.text + said) == ("Trust", False)
 
 

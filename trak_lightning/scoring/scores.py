@@ -248,7 +248,7 @@ class Scores:
         return self.predictor.mistakes()
 
     def says(self, target: int) -> str | None:
-        """What the models say of one target where that is not its label, ``Shirt (88%)``; None if it is, if the task has not one label of
+        """What the models say of one target where that is not its label, ``Shirt (88 %)``; None if it is, if the task has not one label of
         some classes, or if models and data are not at hand, or not as they were."""
         if self.predictor is None or target not in self.doubtful():
             return None
