@@ -563,3 +563,19 @@ def test_scores_and_factors_of_rows_that_were_replaced_are_not_used(store, model
     for old, found, expected in zip(before, after, fresh, strict=True):
         assert not np.allclose(old, expected)
         np.testing.assert_array_equal(found, expected)
+
+
+def test_scores_and_answers_are_of_the_training_split_that_was_featurized_last(model, train_set, test_set, tmp_path):
+    trak, alone = attribute(model, tmp_path / "both"), attribute(model, tmp_path / "alone")
+    pool = TensorDataset(*train_set[5:25])
+    trak.featurize(train_set)
+    trak.featurize(pool, split="pool")
+    alone.featurize(pool)
+    for found in (trak, alone):
+        found.score(test_set, name="test", regularization=0.5)
+    np.testing.assert_array_equal(open_scores(trak.run, "test").values, open_scores(alone.run, "test").values)
+    removals = [found.what_if("test").remove([1, 3]).change for found in (trak, alone)]
+    np.testing.assert_array_equal(*removals)
+    np.testing.assert_array_equal(*(found.self_influence().leverage for found in (trak, alone)))
+    np.testing.assert_array_equal(*(found.select(5, "test").indices for found in (trak, alone)))
+    assert trak.what_if("test", split="train").num_train == len(train_set)
