@@ -457,13 +457,16 @@ class TRAK:
         scoring = registry.create("scorers", scorer).fit(checkpoints)
         of_target = token_rows(targets, name, sorted({target for target, _ in pairs}))
         of_example = token_rows(job, job.train, sorted({example for _, example in pairs}))
-        found = []
-        for target, example in pairs:
-            left, right = [each[target] for each in of_target], [each[example] for each in of_example]
-            features = [each.features for each in left], [each.features for each in right]
-            values = token_values(scoring, target, example, *features)
-            found.append(TokenScores(target, example, values, left[0].positions, right[0].positions))
-        return found
+        found = {}
+        for target in dict.fromkeys(target for target, _ in pairs):
+            examples = [example for other, example in pairs if other == target]
+            left, right = [each[target] for each in of_target], [[each[i] for each in of_example] for i in examples]
+            features = [each.features for each in left], [[each.features for each in rows] for rows in right]
+            for example, rows, values in zip(
+                examples, right, token_values(scoring, target, examples, *features), strict=True
+            ):
+                found[target, example] = TokenScores(target, example, values, left[0].positions, rows[0].positions)
+        return [found[target, example] for target, example in pairs]
 
     def self_influence(
         self, *, regularization: float | str = "auto", weights: str = "auto", split: str | None = None

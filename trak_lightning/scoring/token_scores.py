@@ -46,12 +46,16 @@ class TokenScores:
 
 
 def token_values(
-    scoring: Scoring, target: int, example: int, of_target: Sequence[Array], of_example: Sequence[Array]
-) -> Array:
-    """Split the score of a pair: (T, U), in float64.
+    scoring: Scoring,
+    target: int,
+    examples: Sequence[int],
+    of_target: Sequence[Array],
+    of_examples: Sequence[Sequence[Array]],
+) -> list[Array]:
+    """Split the scores of a target and some training samples: (T, U) of each, in float64.
 
-    Scores are bilinear in the features of target and training sample, which are sums over their tokens: `of_target` (T, k) and
-    `of_example` (U, k), under each checkpoint.
+    Scores are bilinear in the features of target and training sample, which are sums over their tokens: `of_target` (T, k) and, of each
+    example, `of_examples` (U, k), under each checkpoint.
 
     Raises:
         SettingsError: the scorer is not linear in the features of a sample.
@@ -61,21 +65,31 @@ def token_values(
         raise SettingsError(
             f"scores of {type(scoring).__name__} are no sums over tokens: use scorer trak without a threshold"
         )
-    products, coefficients = [], []
-    for part, features, left, right in zip(scoring.parts, scoring.checkpoints, of_target, of_example, strict=True):
-        targets, examples = features.targets.rows(target, target + 1), features.train.rows(example, example + 1)
-        left = left * _scale(left, targets.features[0], "target", target)
-        right = right * _scale(right, examples.features[0], "training sample", example)
-        solved, whole = part.left(left), part.left(left.sum(0, keepdims=True))[0]
+    products: list[list[Array]] = [[] for _ in examples]
+    coefficients: list[list[float]] = [[] for _ in examples]
+    for checkpoint, (part, features, left) in enumerate(
+        zip(scoring.parts, scoring.checkpoints, of_target, strict=True)
+    ):
+        row = features.targets.rows(target, target + 1).features[0]
+        left = left * _scale(left, row, "target", target)
+        both = part.left(np.concatenate([left, left.sum(0, keepdims=True)]))  # in one call, which may read every row
+        solved, whole = both[:-1].astype(np.float64), both[-1]
         if not np.allclose(solved.sum(0), whole, rtol=0, atol=TOLERANCE * np.abs(solved).sum(0).max()):
             raise SettingsError(
                 "scores of this scorer are no sums over tokens, since it scales each row: use trak or tracin"
             )
-        products.append(solved.astype(np.float64) @ right.T.astype(np.float64))
-        coefficients.append(float(part.coefficient(examples)[0]))
+        for place, example in enumerate(examples):
+            stored = features.train.rows(example, example + 1)
+            right = of_examples[place][checkpoint].astype(np.float64)
+            right *= _scale(right, stored.features[0], "training sample", example)
+            products[place].append(solved @ right.T)
+            coefficients[place].append(float(part.coefficient(stored)[0]))
     if scoring.average == "factors":
-        return np.asarray(np.mean(products, axis=0) * np.mean(coefficients))
-    return np.asarray(np.mean([c * product for c, product in zip(coefficients, products, strict=True)], axis=0))
+        return [np.mean(each, axis=0) * np.mean(q) for each, q in zip(products, coefficients, strict=True)]
+    return [
+        np.mean([q * product for q, product in zip(qs, each, strict=True)], axis=0)
+        for each, qs in zip(products, coefficients, strict=True)
+    ]
 
 
 def _scale(tokens: Array, row: Array, what: str, position: int) -> float:
