@@ -407,6 +407,7 @@ class TRAK:
             self.store,
             chosen,
             targets=name,
+            train=job.train,
             top=top,
             groups=groups,
             reduction=reduction,
@@ -477,14 +478,16 @@ class TRAK:
         return [found[target, example] for target, example in pairs]
 
     def self_influence(
-        self, *, regularization: float | str = "auto", weights: str = "auto", split: str = "train"
+        self, *, regularization: float | str = "auto", weights: str = "auto", split: str | None = None
     ) -> SelfInfluence:
-        """Self-influence, which is never negative, and leverage of every training example; settings as for the ``trak`` scorer.
+        """Self-influence, which is never negative, and leverage of every training example; settings as for the ``trak`` scorer, `split`
+        as for `what_if`.
 
         Raises:
             IncompleteRunError: nothing was featurized.
             SettingsError: there is no such rule for λ, or no such weighting.
         """
+        split = self._train_split(split)
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
         return self_influence(checkpoints, regularization, weights)
 
@@ -530,7 +533,7 @@ class TRAK:
         *,
         regularization: float | str = "auto",
         weights: str = "auto",
-        split: str = "train",
+        split: str | None = None,
     ) -> WhatIf:
         """Return what answers how the outputs of scored targets would change if a set of training samples had not been there;
         see `trak_lightning.decisions.what_if.WhatIf`.
@@ -543,13 +546,13 @@ class TRAK:
             name: of the target split, as given to `score`.
             regularization: λ, as for the ``trak`` scorer.
             weights: the Gram weighting W, as for the ``trak`` scorer; ``gauss_newton`` for the exact refit of a ridge regression.
-            split: of the training samples.
+            split: of the training samples; that of the last `featurize` if None, or ``train``.
 
         Raises:
             IncompleteRunError: these were not featurized.
             SettingsError: there is no such rule for λ, or no such weighting.
         """
-        checkpoints = load_features(self.run, self.store, targets=name, train=split)
+        checkpoints = load_features(self.run, self.store, targets=name, train=self._train_split(split))
         meaning, samples = self.run.read().meaning, self._shown_targets.get(name)
         return WhatIf(checkpoints, regularization, weights, meaning=meaning, samples=samples)
 
@@ -606,7 +609,7 @@ class TRAK:
         *,
         groups: npt.ArrayLike | None = None,
         regularization: float | str = "auto",
-        split: str = "train",
+        split: str | None = None,
     ) -> Selection:
         """Choose the training samples to keep for scored targets, most useful first; see
         `trak_lightning.decisions.select.select_samples`.
@@ -619,7 +622,7 @@ class TRAK:
             name: of the target split, as given to `score`.
             groups: (n,) the group of every training sample, which keeps its share of the pool in what is chosen.
             regularization: λ, as for the ``trak`` scorer.
-            split: of the training samples.
+            split: of the training samples; that of the last `featurize` if None, or ``train``.
 
         Raises:
             IncompleteRunError: these were not featurized.
@@ -630,7 +633,7 @@ class TRAK:
             raise SettingsError(
                 f"budget must be a number of samples or a share, got {budget!r}; the name of the targets comes second: select(0.1, {budget!r})"
             )
-        checkpoints = load_features(self.run, self.store, targets=name, train=split)
+        checkpoints = load_features(self.run, self.store, targets=name, train=self._train_split(split))
         return select_samples(
             checkpoints, self.run.read().meaning, budget, groups=groups, regularization=regularization
         )
@@ -699,6 +702,10 @@ class TRAK:
             path=path,
             token_scores=partial(self.token_scores, target_dataset, name=name) if tokens else None,
         )
+
+    def _train_split(self, split: str | None) -> str:
+        """The split of the training samples, by default the one that is scored."""
+        return split or ("train" if self._job is None else self._job.train)
 
     def _outcome(self, name: str, train: str) -> Outcome:
         return Outcome.of(load_features(self.run, self.store, targets=name, train=train), self.spec.task.meaning)
