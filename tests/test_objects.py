@@ -322,6 +322,14 @@ def test_scores_of_a_recorded_training_have_no_features_to_ask(tmp_path, capsys)
         assert "Replay.outputs(targets, task, weights)" in error
 
 
+def test_names_of_classes_reach_mistakes_and_tables(trak, targets, capsys):
+    named = trak.score(targets, name="test", class_names=["no", "yes"])
+    worst = named.mistakes()[0]
+    assert {worst.label, worst.says} == {"no", "yes"}
+    named[worst.target].show(2)
+    assert f"Target {worst.target}: {worst.label}, models say {worst.said}" in capsys.readouterr().out
+
+
 def test_names_of_classes_reach_suspects(trak):
     assert {each.says for each in trak.suspects().first(20)} <= {"cat", HOSTILE}
 

@@ -118,6 +118,11 @@ _LOCK = RLock()
 """Held by calls that run a model: its weights, its hooks and settings of torch are those of all threads."""
 
 
+def _naming(class_names: Sequence[str] | None) -> Any:
+    """What names the classes as a DataModule does; None if nothing does."""
+    return None if class_names is None else SimpleNamespace(class_names=class_names)
+
+
 def _one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
     """Let threads that call such methods wait for each other. Of errors that are raised on purpose, only the user's frames are shown."""
 
@@ -356,6 +361,7 @@ class TRAK:
         fabric: Fabric | None = None,
         repair: bool = False,
         render: Callable[[Any], Any] | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> Scores:
         """Attribute the model's outputs on `target_dataset` to the training examples.
 
@@ -376,6 +382,7 @@ class TRAK:
                 else this process, if None.
             repair: as for `featurize`, for the features of the targets.
             render: converts a sample to what ``scores[i].show()`` shows of it, see `trak_lightning.report.Samples`.
+            class_names: names of the classes 0, 1, …, for what the scores show; None uses those of the dataset or the model, if any.
 
         Returns:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
@@ -408,7 +415,9 @@ class TRAK:
             backend=backend,
         )
         if groups is None:
-            shown = partial(samples_of, task=self.spec.task, model=self.model, render=render)
+            shown = partial(
+                samples_of, task=self.spec.task, model=self.model, render=render, datamodule=_naming(class_names)
+            )
             train_data, target_data = job.splits[job.train], AttributionData.of(target_dataset)
             of_train, of_targets = map(self._numbers, (job.train, name))
             train, targets = shown(train_data, number_of=of_train), shown(target_data, number_of=of_targets)
@@ -682,7 +691,7 @@ class TRAK:
             checkpoints=job.checkpoints,
             verify=verify,
             render=render,
-            datamodule=None if class_names is None else SimpleNamespace(class_names=class_names),
+            datamodule=_naming(class_names),
             tokenizer=tokenizer,
             targets=targets,
             num_targets=num_targets,
