@@ -163,6 +163,9 @@ def test_mistakes_are_the_targets_of_which_the_models_say_another_class_worst_fi
         [p[worst.target].max(), of_label[worst.target]], abs=1e-4
     )
     assert repr(wrong).startswith(f"{len(wrong)} of 6 targets, worst first")
+    frame = wrong.to_frame()
+    assert frame["target"].tolist() == wrong.indices.tolist()
+    assert frame["says"].tolist() == [each.says for each in wrong]
     right = next(i for i in range(6) if i not in wrong.indices)
     for target, said in (
         (worst.target, f"{worst.label}, models say {worst.said}, p(label)"),

@@ -121,6 +121,9 @@ def test_suspects_are_those_before_the_cut_and_the_ranking_has_all(signal, tmp_p
     suspects = suspected(*labeled(signal, 0.1 * (signal > 1))[:2])
     assert bool(len(suspects)) == (signal > 1)
     write(suspects, tmp_path)
+    frame = suspects.to_frame()
+    assert frame["index"].tolist() == suspects.ranking.tolist()
+    assert frame["before_cut"].sum() == len(suspects)
     tables = []
     for name in ("suspects", "ranking"):
         with (tmp_path / f"{name}.csv").open() as file:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import softmax
 
 from trak_lightning.decisions.label_noise import expected_false_alarms, fit_label_noise
-from trak_lightning.errors import SettingsError, is_integer, require_integer
+from trak_lightning.errors import SettingsError, is_integer, needed_for, require_integer
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.formatting import counted, format_number, format_significant
 from trak_lightning.run.meaning import Meaning
@@ -230,6 +230,16 @@ class Suspects(Sequence[Suspect]):
             "basis": self.basis,
             "suspects": self._rows(self._listed if count is None else min(count, len(self.ranking))),
         }
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame with a row for each training sample, most suspicious first, and the columns of `Suspect`.
+
+        Raises:
+            DataError: pandas is not installed.
+        """
+        with needed_for("to_frame", "pandas"):
+            import pandas as pd
+        return pd.DataFrame(self._rows(len(self.ranking)))
 
     def to_csv(self, path: str | Path, *, whole: bool = False) -> None:
         """Write the samples before the cut as a table, or the `whole` ranking, also if nothing is before the cut: index, before_cut, label, says,
