@@ -166,6 +166,9 @@ def test_mistakes_are_the_targets_of_which_the_models_say_another_class_worst_fi
         [p[worst.target].max(), of_label[worst.target]], abs=1e-4
     )
     assert repr(wrong).startswith(f"{len(wrong)} of 6 targets, worst first")
+    frame = wrong.to_frame()
+    assert frame["target"].tolist() == wrong.indices.tolist()
+    assert frame["says"].tolist() == [each.says for each in wrong]
     right = next(i for i in range(6) if i not in wrong.indices)
     for target, said in (
         (worst.target, f"{worst.label}, models say {worst.said}, p(label)"),
@@ -373,6 +376,14 @@ def test_scores_of_a_recorded_training_have_no_features_to_ask(tmp_path, capsys)
         error = capsys.readouterr().err
         assert "'replayed' holds scores of a recorded training, and this command computes with features" in error
         assert "Replay.outputs(targets, task, weights)" in error
+
+
+def test_names_of_classes_reach_mistakes_and_tables(trak, targets, capsys):
+    named = trak.score(targets, name="test", class_names=["no", "yes"])
+    worst = named.mistakes()[0]
+    assert {worst.label, worst.says} == {"no", "yes"}
+    named[worst.target].show(2)
+    assert f"Target {worst.target}: {worst.label}, models say {worst.said}" in capsys.readouterr().out
 
 
 def test_names_of_classes_reach_suspects(trak):
