@@ -2,6 +2,7 @@
 
 import re
 import resource
+import shutil
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -542,3 +543,39 @@ def test_another_subset_than_the_recorded_one_is_refused(where, model, train_set
     Path(re.search(r"delete (.*), and", str(e.value))[1]).unlink()
     assert featurize(np.arange(5, 35)) == 0
     assert trak.run.read_subset(trak.run.read().checkpoints[0].id).tolist() == list(range(5, 35))
+
+
+@pytest.mark.parametrize("store", ["memory", "hdf5"])
+def test_scores_and_factors_of_rows_that_were_replaced_are_not_used(store, model, train_set, test_set, tmp_path):
+    """The rows of a store in memory are gone with its process, and a folder may be deleted; scores and factors stay in the run directory."""
+
+    def ask(run_dir):
+        trak = attribute(model, run_dir, store=store)
+        trak.featurize(train_set)
+        scores = trak.score(test_set, name="test", regularization=0.5)
+        return np.array(scores.values), trak.self_influence(regularization=0.5).leverage
+
+    before = ask(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "features", ignore_errors=True)
+    for data in (train_set, test_set):  # not the first, middle or last sample, by which datasets are told apart
+        data.tensors[1][1] = (data.tensors[1][1] + 1) % 3
+    after, fresh = ask(tmp_path / "run"), ask(tmp_path / "fresh")
+    for old, found, expected in zip(before, after, fresh, strict=True):
+        assert not np.allclose(old, expected)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_scores_and_answers_are_of_the_training_split_that_was_featurized_last(model, train_set, test_set, tmp_path):
+    trak, alone = attribute(model, tmp_path / "both"), attribute(model, tmp_path / "alone")
+    pool = TensorDataset(*train_set[5:25])
+    trak.featurize(train_set)
+    trak.featurize(pool, split="pool")
+    alone.featurize(pool)
+    for found in (trak, alone):
+        found.score(test_set, name="test", regularization=0.5)
+    np.testing.assert_array_equal(open_scores(trak.run, "test").values, open_scores(alone.run, "test").values)
+    removals = [found.what_if("test").remove([1, 3]).change for found in (trak, alone)]
+    np.testing.assert_array_equal(*removals)
+    np.testing.assert_array_equal(*(found.self_influence().leverage for found in (trak, alone)))
+    np.testing.assert_array_equal(*(found.select(5, "test").indices for found in (trak, alone)))
+    assert trak.what_if("test", split="train").num_train == len(train_set)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from trak_lightning import registry
 from trak_lightning.check.checks import Findings, run_checks
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.decisions.columns import OTHER_COLUMNS, Columns, answers_of, of_all
+from trak_lightning.decisions.columns import GIVES_WORDS, NAMES_CLASSES, OTHER_COLUMNS, Columns, answers_of, of_all
 from trak_lightning.decisions.outcome import Outcome
 from trak_lightning.decisions.predictions import held_out_predictions, mean_predictions
 from trak_lightning.decisions.select import Selection, select_samples
@@ -118,18 +118,33 @@ _LOCK = RLock()
 """Held by calls that run a model: its weights, its hooks and settings of torch are those of all threads."""
 
 
-def _one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
-    """Let threads that call such methods wait for each other. Of errors that are raised on purpose, only the user's frames are shown."""
+def _naming(class_names: Sequence[str] | None) -> Any:
+    """What names the classes as a DataModule does; None if nothing does."""
+    return None if class_names is None else SimpleNamespace(class_names=class_names)
+
+
+def _shows_users_frames(method: Callable[P, R]) -> Callable[P, R]:
+    """Show only the user's frames of errors that are raised on purpose."""
 
     @wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with _LOCK:
-                return method(*args, **kwargs)
+            return method(*args, **kwargs)
         except TrakError as error:
             raise without_our_frames(error) from error.__cause__
 
     return call
+
+
+def _one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
+    """Let threads that call such methods wait for each other; see also `_shows_users_frames`."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _LOCK:
+            return method(*args, **kwargs)
+
+    return _shows_users_frames(call)
 
 
 class TRAK:
@@ -356,6 +371,7 @@ class TRAK:
         fabric: Fabric | None = None,
         repair: bool = False,
         render: Callable[[Any], Any] | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> Scores:
         """Attribute the model's outputs on `target_dataset` to the training examples.
 
@@ -376,6 +392,7 @@ class TRAK:
                 else this process, if None.
             repair: as for `featurize`, for the features of the targets.
             render: converts a sample to what ``scores[i].show()`` shows of it, see `trak_lightning.report.Samples`.
+            class_names: names of the classes 0, 1, …, for what the scores show; None uses those of the dataset or the model, if any.
 
         Returns:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
@@ -400,6 +417,7 @@ class TRAK:
             self.store,
             chosen,
             targets=name,
+            train=job.train,
             top=top,
             groups=groups,
             reduction=reduction,
@@ -407,7 +425,9 @@ class TRAK:
             backend=backend,
         )
         if groups is None:
-            shown = partial(samples_of, task=self.spec.task, model=self.model, render=render)
+            shown = partial(
+                samples_of, task=self.spec.task, model=self.model, render=render, datamodule=_naming(class_names)
+            )
             train_data, target_data = job.splits[job.train], AttributionData.of(target_dataset)
             of_train, of_targets = map(self._numbers, (job.train, name))
             train, targets = shown(train_data, number_of=of_train), shown(target_data, number_of=of_targets)
@@ -468,14 +488,16 @@ class TRAK:
         return [found[target, example] for target, example in pairs]
 
     def self_influence(
-        self, *, regularization: float | str = "auto", weights: str = "auto", split: str = "train"
+        self, *, regularization: float | str = "auto", weights: str = "auto", split: str | None = None
     ) -> SelfInfluence:
-        """Self-influence, which is never negative, and leverage of every training example; settings as for the ``trak`` scorer.
+        """Self-influence, which is never negative, and leverage of every training example; settings as for the ``trak`` scorer, `split`
+        as for `what_if`.
 
         Raises:
             IncompleteRunError: nothing was featurized.
             SettingsError: there is no such rule for λ, or no such weighting.
         """
+        split = self._train_split(split)
         checkpoints = load_features(self.run, self.store, targets=split, train=split)
         return self_influence(checkpoints, regularization, weights)
 
@@ -515,13 +537,14 @@ class TRAK:
         samples = samples_of(data, task=task, model=self.model, render=render, number_of=self._numbers(job.train))
         return replace(found, samples=samples)
 
+    @_shows_users_frames
     def what_if(
         self,
         name: str = "targets",
         *,
         regularization: float | str = "auto",
         weights: str = "auto",
-        split: str = "train",
+        split: str | None = None,
     ) -> WhatIf:
         """Return what answers how the outputs of scored targets would change if a set of training samples had not been there;
         see `trak_lightning.decisions.what_if.WhatIf`.
@@ -534,16 +557,17 @@ class TRAK:
             name: of the target split, as given to `score`.
             regularization: λ, as for the ``trak`` scorer.
             weights: the Gram weighting W, as for the ``trak`` scorer; ``gauss_newton`` for the exact refit of a ridge regression.
-            split: of the training samples.
+            split: of the training samples; that of the last `featurize` if None, or ``train``.
 
         Raises:
             IncompleteRunError: these were not featurized.
             SettingsError: there is no such rule for λ, or no such weighting.
         """
-        checkpoints = load_features(self.run, self.store, targets=name, train=split)
+        checkpoints = load_features(self.run, self.store, targets=name, train=self._train_split(split))
         meaning, samples = self.run.read().meaning, self._shown_targets.get(name)
         return WhatIf(checkpoints, regularization, weights, meaning=meaning, samples=samples)
 
+    @_shows_users_frames
     def where(
         self,
         condition: str,
@@ -587,9 +611,12 @@ class TRAK:
             lambda: of_all(data, task.class_labels),
             names,
             remedy=OTHER_COLUMNS,
+            gives_words=GIVES_WORDS,
+            names_classes=NAMES_CLASSES,
         )
         return np.flatnonzero(columns.where(condition))
 
+    @_shows_users_frames
     def select(
         self,
         budget: float,
@@ -597,7 +624,7 @@ class TRAK:
         *,
         groups: npt.ArrayLike | None = None,
         regularization: float | str = "auto",
-        split: str = "train",
+        split: str | None = None,
     ) -> Selection:
         """Choose the training samples to keep for scored targets, most useful first; see
         `trak_lightning.decisions.select.select_samples`.
@@ -610,7 +637,7 @@ class TRAK:
             name: of the target split, as given to `score`.
             groups: (n,) the group of every training sample, which keeps its share of the pool in what is chosen.
             regularization: λ, as for the ``trak`` scorer.
-            split: of the training samples.
+            split: of the training samples; that of the last `featurize` if None, or ``train``.
 
         Raises:
             IncompleteRunError: these were not featurized.
@@ -621,7 +648,7 @@ class TRAK:
             raise SettingsError(
                 f"budget must be a number of samples or a share, got {budget!r}; the name of the targets comes second: select(0.1, {budget!r})"
             )
-        checkpoints = load_features(self.run, self.store, targets=name, train=split)
+        checkpoints = load_features(self.run, self.store, targets=name, train=self._train_split(split))
         return select_samples(
             checkpoints, self.run.read().meaning, budget, groups=groups, regularization=regularization
         )
@@ -679,7 +706,7 @@ class TRAK:
             checkpoints=job.checkpoints,
             verify=verify,
             render=render,
-            datamodule=None if class_names is None else SimpleNamespace(class_names=class_names),
+            datamodule=_naming(class_names),
             tokenizer=tokenizer,
             targets=targets,
             num_targets=num_targets,
@@ -690,6 +717,10 @@ class TRAK:
             path=path,
             token_scores=partial(self.token_scores, target_dataset, name=name) if tokens else None,
         )
+
+    def _train_split(self, split: str | None) -> str:
+        """The split of the training samples, by default the one that is scored."""
+        return split or ("train" if self._job is None else self._job.train)
 
     def _outcome(self, name: str, train: str) -> Outcome:
         return Outcome.of(load_features(self.run, self.store, targets=name, train=train), self.spec.task.meaning)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from trak_lightning.run.arrays import Array as Array  # for scorers
 from trak_lightning.run.same_settings import current
 from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.stores.base import FeatureSet
+from trak_lightning.stores.validation import identity
 
 BLOCK_BYTES = 2**28
 """Bytes of scores or features that are processed at a time."""
@@ -39,6 +41,11 @@ class CheckpointFeatures:
     def gram_rows(self) -> FeatureSet:
         """The rows that the Gram matrix is made of."""
         return self.with_drawn or self.train
+
+    @cached_property
+    def gram_identity(self) -> dict[str, Any]:
+        """The settings that `gram_rows` were made with, and a hash of what is stored. JSON values."""
+        return {**identity(self.gram_rows.spec), "rows": self.gram_rows.digest()}
 
 
 class Tile(NamedTuple):

@@ -13,7 +13,6 @@ from trak_lightning.run.atomic import READ_ONLY, atomic_write
 from trak_lightning.run.numpy_files import read_npy
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.seeds import fingerprint
-from trak_lightning.stores.validation import identity
 
 VERSION = 4
 """Version of the kept arrays: raised whenever the same key would give other numbers."""
@@ -30,7 +29,7 @@ def cached(features: CheckpointFeatures, name: str, key: Any, calculate: Callabl
     folder, backend = features.cache, features.backend
     if folder is None:
         return calculate()
-    path = folder / f"{name}-{fingerprint([VERSION, identity(features.gram_rows.spec), key])}.npy"
+    path = folder / f"{name}-{fingerprint([VERSION, features.gram_identity, key])}.npy"
     found = _read(path)
     if backend.all_reduce(np.array(float(found is not None))) == backend.world_size and found is not None:
         return found

@@ -11,7 +11,6 @@ from trak_lightning.scoring.base import Array, CheckpointFeatures, evenly
 from trak_lightning.scoring.cache import cached
 from trak_lightning.scoring.linear_system import System
 from trak_lightning.scoring.rows import as_computed, shared_blocks
-from trak_lightning.stores.validation import identity
 
 GRID = np.logspace(-1.5, -5.5, 9)
 """Candidates for λ, in units of each checkpoint's own trace(ΦᵀWΦ); between them the curve is taken as a parabola."""
@@ -67,7 +66,7 @@ def calibration(checkpoints: Sequence[CheckpointFeatures], weightings: Sequence[
     from the *other* checkpoints are summed over S_j and correlated with f(z; θ_j) over j; the correlation is averaged over
     z. Training samples serve as targets because there are many, and because λ then does not depend on the targets.
     """
-    everything = [[identity(features.gram_rows.spec), np.asarray(features.subset).tolist()] for features in checkpoints]
+    everything = [[features.gram_identity, np.asarray(features.subset).tolist()] for features in checkpoints]
     key = [everything, list(weightings), GRID.tolist(), JUDGES]
     name = f"calibration-{'-'.join(weightings)}"
     curves = cached(checkpoints[0], name, key, lambda: _curves(checkpoints, weightings))

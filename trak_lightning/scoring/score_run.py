@@ -128,8 +128,9 @@ def made_from(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> dict
     """Return everything that determines the scores: if it agrees, they need not be computed again. JSON values."""
     described: list[Any] = [
         [
-            features.gram_rows.spec.fingerprint,
+            features.gram_identity,
             features.targets.spec.fingerprint,
+            features.targets.digest(),
             None if features.subset is None else features.subset.tolist(),
         ]
         for features in checkpoints

@@ -33,6 +33,9 @@ class FeatureView(FeatureSet):
     def missing_blocks(self) -> list[int]:
         return self.source.missing_blocks()
 
+    def digest(self) -> str:
+        return self.source.digest()
+
 
 def with_drawn(train: FeatureSet, store: FeatureStore) -> FeatureSet | None:
     """Return the training rows, W^½Φ, followed in each block by those with drawn labels, so that the Gram matrix is ``ΦᵀWΦ + F``.
@@ -84,6 +87,9 @@ class _WithDrawn(FeatureView):
 
     def missing_blocks(self) -> list[int]:
         return sorted({block for found in (self.source, *self.drawn) for block in found.missing_blocks()})
+
+    def digest(self) -> str:
+        return fingerprint([found.digest() for found in (self.source, *self.drawn)])
 
 
 def unit_norm(features: CheckpointFeatures) -> CheckpointFeatures:

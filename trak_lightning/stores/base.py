@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from trak_lightning.errors import DataError, StorageError
 from trak_lightning.stores.prefetch import prefetched
@@ -185,6 +186,19 @@ class FeatureSet(ABC):
         ``content``."""
         chosen = range(self.spec.num_blocks) if blocks is None else blocks
         return np.concatenate([getattr(self.read_block(block), name) for block in chosen])
+
+    def digest(self) -> str:
+        """A hash of all columns and of the features of a few samples: it differs if other rows are stored that were made with the same
+        settings, such as those of data with corrected labels.
+
+        Raises:
+            IncompleteRunError: a block is missing.
+        """
+        n = self.spec.num_samples
+        hasher = xxhash.xxh3_128(np.ascontiguousarray(self.take(sorted({0, n // 2, n - 1}))).data)
+        for name in ("content", "output", "loss_weight", "curvature"):
+            hasher.update(np.ascontiguousarray(self.column(name)).data)
+        return hasher.hexdigest()
 
     def verify_block(self, block: int) -> None:
         """Read a block and compare it with its stored checksums, if the store keeps any.

@@ -65,7 +65,8 @@ class BlockFile:
 
     def __init__(self, file: h5py.h5f.FileID, key: BlockKey) -> None:
         described = _described(file)
-        self._checksums = described.pop("xxh3_64")
+        self.checksums: dict[str, str] = described.pop("xxh3_64")
+        """XXH3-64 of every array, as written."""
         version = 1 if described.get("schema_version") == 1 else SCHEMA_VERSION
         expected = key.described(version)
         if described != expected:
@@ -91,8 +92,8 @@ class BlockFile:
             dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
         else:  # one plain read: HDF5 holds its global lock meanwhile, so that no second thread could read ahead
             _read_into(self._descriptor, values, offset)
-        if verify and (found := checksum(values)) != self._checksums[name]:
-            raise ValueError(f"the checksum of its {name} is {found}, and {self._checksums[name]} was written")
+        if verify and (found := checksum(values)) != self.checksums[name]:
+            raise ValueError(f"the checksum of its {name} is {found}, and {self.checksums[name]} was written")
         return values
 
     def take(self, name: str, rows: Array, *, verify: bool) -> Array:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from trak_lightning.errors import CorruptFileError, require_option
 from trak_lightning.run.arrays import Array
 from trak_lightning.run.atomic import sweep
+from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureRows, FeatureSet, FeatureSpec, FeatureStore
 from trak_lightning.stores.block_file import BlockFile, BlockKey, open_block_file, write_block_file
 from trak_lightning.stores.encoding import COMPRESSIONS, DTYPES, SCALED, STORED, Compression, Dtype, decode
@@ -153,6 +154,13 @@ class HDF5Set(SharedSet):
                 return file.read(name, verify=self._verify)
 
         return np.concatenate(list(prefetched(read, range(self.spec.num_blocks) if blocks is None else blocks, 2)))
+
+    def digest(self) -> str:
+        def read(block: int) -> dict[str, str]:
+            with self._open(block) as file:
+                return file.checksums
+
+        return fingerprint(list(prefetched(read, range(self.spec.num_blocks), 2)))
 
     def nbytes(self) -> int:
         return sum(path.stat().st_size for path in self.folder.iterdir())

@@ -21,7 +21,6 @@ from trak_lightning.scoring.score_run import load_features
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureRows, FeatureStore
 from trak_lightning.stores.configured import open_store
-from trak_lightning.stores.validation import identity
 from trak_lightning_faiss.directions import Array, joint_directions
 from trak_lightning_faiss.index_file import Contents, Index, open_index
 
@@ -99,7 +98,7 @@ class Search:
             "checkpoints": [spec.checkpoint for spec in train],
             "num_samples": self.num_train,
             "dim": train[0].dim,
-            "features": [fingerprint(identity(features.gram_rows.spec)) for features in self._checkpoints],
+            "features": [fingerprint(features.gram_identity) for features in self._checkpoints],
             "scorer": self._scorer.state,
             "rules": self._scorer.rules(self._checkpoints),
             "scoring": self._fitted.settings,
