@@ -77,6 +77,7 @@ def score_run(
         "meaning": asdict(meaning),
         "checkpoints": len(checkpoints),
         "target_split": targets,
+        "train_split": train,
         "grouped": groups is not None,
     }
     outputs = {} if groups is not None else _outputs(checkpoints, meaning)
