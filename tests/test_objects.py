@@ -1,6 +1,7 @@
 """What the objects of the Python interface look like in a terminal and in a notebook."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from trak_lightning import TRAK
 from trak_lightning.api import TRAKER_ARGUMENTS
 from trak_lightning.cli import main
 from trak_lightning.errors import CheckpointError, DataError, TerminatedError, TrakError
-from trak_lightning.scoring.scores import Scores, write_matrix
+from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.base import Scoring
+from trak_lightning.scoring.scores import Scores, write_matrix, write_scores
 from trak_lightning.scoring.trak import Trak
 
 HOSTILE = "<script>alert(1)</script>"
@@ -163,6 +166,9 @@ def test_mistakes_are_the_targets_of_which_the_models_say_another_class_worst_fi
         [p[worst.target].max(), of_label[worst.target]], abs=1e-4
     )
     assert repr(wrong).startswith(f"{len(wrong)} of 6 targets, worst first")
+    frame = wrong.to_frame()
+    assert frame["target"].tolist() == wrong.indices.tolist()
+    assert frame["says"].tolist() == [each.says for each in wrong]
     right = next(i for i in range(6) if i not in wrong.indices)
     for target, said in (
         (worst.target, f"{worst.label}, models say {worst.said}, p(label)"),
@@ -176,7 +182,9 @@ def test_mistakes_are_the_targets_of_which_the_models_say_another_class_worst_fi
     monkeypatch.setattr(scores.predictor, "says", raising(CheckpointError("the file is gone")))
     scores[worst.target].show(1)
     assert f"Target {worst.target}: {worst.label}, p(label)" in capsys.readouterr().out
-    with pytest.raises(DataError, match="does not hold what the models say .*TRAK.score.*trak top RUN_DIR"):
+    with pytest.raises(
+        DataError, match="does not hold what the models say .*TRAK.score.*, which computes nothing again$"
+    ):
         Scores(scores.path).mistakes()
     with pytest.raises(DataError, match="scores of groups"):
         trak.score(targets, name="test", groups=[0, 0, 1, 1, 2, 2]).mistakes()
@@ -206,8 +214,56 @@ def test_three_classes_are_right_below_one_half_and_numbers_are_ranked_by_their_
     task = {"name": "loss", "function": squared_error}
     lossy = TRAK(model, task=task, run_dir=tmp_path / "loss", projector="identity")
     lossy.featurize(data)
-    with pytest.raises(DataError, match="predicts neither classes nor numbers"):
-        lossy.score(data, name="test").mistakes()
+    found = lossy.score(data, name="test")
+    with pytest.raises(
+        DataError,
+        match=r"predicts neither classes nor numbers, .* by negative loss instead: scores.outputs\(\)\['output'\]",
+    ):
+        found.mistakes()
+    assert found.outputs()["output"].tolist() == [found.outputs(i)["output"] for i in range(40)]
+
+
+class Ones(Scoring):
+    """Scores of 3 targets and 5 training samples."""
+
+    def __init__(self):
+        self.num_targets, self.num_train, self.settings = 3, 5, {}
+
+    def tiles(self, start, stop):
+        yield np.ones((stop - start, 5), np.float32)
+
+
+def test_a_run_of_python_lists_the_targets_with_the_lowest_output_or_probability(trak, scores, tmp_path, capsys):
+    p = scores.outputs()["probability"]
+    assert main(["top", str(trak.run.path), "--name", "test", "-k", "4"]) == 0
+    first, headings, *rows, last = capsys.readouterr().out.splitlines()
+    assert first == (
+        "6 targets, lowest p(label) first (mean over 2 checkpoints): the run was made in Python, where mistakes() of the scores that "
+        "TRAK.score returns predicts targets, if the task does"
+    )
+    assert headings.split() == ["target", "p(label)"]
+    assert [int(row.split()[0]) for row in rows] == p.argsort()[:4].tolist()
+    assert [float(row.split()[1]) for row in rows] == pytest.approx(np.sort(p)[:4], rel=1e-2)
+    assert (
+        last
+        == f"The first 4 of 6; -k 6 prints them. To see what moved one: trak top {trak.run.path} --name test --target {p.argmin()}"
+    )
+
+    f = np.array([3.0, -2.0, 0.5])
+    for outputs, heading, order in (
+        ({"output": f}, "output f", [1, 2, 0]),
+        ({"output": f, "probability": [0.9, np.nan, 0.2]}, "p(label)", [2, 0]),  # nothing counts in target 1
+        ({"output": f, "probability": [np.nan] * 3}, "output f", [1, 2, 0]),
+    ):
+        write_scores(RunDirectory(tmp_path).scores("some"), Ones(), {}, outputs=outputs)
+        assert main(["top", str(tmp_path), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["found"].startswith(f"{len(order)} targets, lowest {heading} first: ")
+        assert found["indices"] == [each["target"] for each in found["lowest"]] == order
+        assert [each["output"] for each in found["lowest"]] == f[order].tolist()
+    write_matrix(tmp_path, "some", np.ones((3, 5), np.float32), "by hand", {})
+    assert main(["top", str(tmp_path)]) == 2
+    assert "some.h5 does not hold the outputs of targets" in capsys.readouterr().err
 
 
 def test_a_notebook_shows_pictures_and_escapes_the_rest(scores):
@@ -320,6 +376,14 @@ def test_scores_of_a_recorded_training_have_no_features_to_ask(tmp_path, capsys)
         error = capsys.readouterr().err
         assert "'replayed' holds scores of a recorded training, and this command computes with features" in error
         assert "Replay.outputs(targets, task, weights)" in error
+
+
+def test_names_of_classes_reach_mistakes_and_tables(trak, targets, capsys):
+    named = trak.score(targets, name="test", class_names=["no", "yes"])
+    worst = named.mistakes()[0]
+    assert {worst.label, worst.says} == {"no", "yes"}
+    named[worst.target].show(2)
+    assert f"Target {worst.target}: {worst.label}, models say {worst.said}" in capsys.readouterr().out
 
 
 def test_names_of_classes_reach_suspects(trak):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from trak_lightning import registry
 from trak_lightning.check.checks import Findings, run_checks
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.decisions.columns import OTHER_COLUMNS, Columns, answers_of, of_all
+from trak_lightning.decisions.columns import GIVES_WORDS, NAMES_CLASSES, OTHER_COLUMNS, Columns, answers_of, of_all
 from trak_lightning.decisions.outcome import Outcome
 from trak_lightning.decisions.predictions import held_out_predictions, mean_predictions
 from trak_lightning.decisions.select import Selection, select_samples
@@ -118,18 +118,33 @@ _LOCK = RLock()
 """Held by calls that run a model: its weights, its hooks and settings of torch are those of all threads."""
 
 
-def _one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
-    """Let threads that call such methods wait for each other. Of errors that are raised on purpose, only the user's frames are shown."""
+def _naming(class_names: Sequence[str] | None) -> Any:
+    """What names the classes as a DataModule does; None if nothing does."""
+    return None if class_names is None else SimpleNamespace(class_names=class_names)
+
+
+def _shows_users_frames(method: Callable[P, R]) -> Callable[P, R]:
+    """Show only the user's frames of errors that are raised on purpose."""
 
     @wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with _LOCK:
-                return method(*args, **kwargs)
+            return method(*args, **kwargs)
         except TrakError as error:
             raise without_our_frames(error) from error.__cause__
 
     return call
+
+
+def _one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
+    """Let threads that call such methods wait for each other; see also `_shows_users_frames`."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _LOCK:
+            return method(*args, **kwargs)
+
+    return _shows_users_frames(call)
 
 
 class TRAK:
@@ -356,6 +371,7 @@ class TRAK:
         fabric: Fabric | None = None,
         repair: bool = False,
         render: Callable[[Any], Any] | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> Scores:
         """Attribute the model's outputs on `target_dataset` to the training examples.
 
@@ -376,6 +392,7 @@ class TRAK:
                 else this process, if None.
             repair: as for `featurize`, for the features of the targets.
             render: converts a sample to what ``scores[i].show()`` shows of it, see `trak_lightning.report.Samples`.
+            class_names: names of the classes 0, 1, …, for what the scores show; None uses those of the dataset or the model, if any.
 
         Returns:
             Scores whose ``values`` is an (m, n) array: positive where having that training example raises the target's
@@ -408,7 +425,9 @@ class TRAK:
             backend=backend,
         )
         if groups is None:
-            shown = partial(samples_of, task=self.spec.task, model=self.model, render=render)
+            shown = partial(
+                samples_of, task=self.spec.task, model=self.model, render=render, datamodule=_naming(class_names)
+            )
             train_data, target_data = job.splits[job.train], AttributionData.of(target_dataset)
             of_train, of_targets = map(self._numbers, (job.train, name))
             train, targets = shown(train_data, number_of=of_train), shown(target_data, number_of=of_targets)
@@ -518,6 +537,7 @@ class TRAK:
         samples = samples_of(data, task=task, model=self.model, render=render, number_of=self._numbers(job.train))
         return replace(found, samples=samples)
 
+    @_shows_users_frames
     def what_if(
         self,
         name: str = "targets",
@@ -547,6 +567,7 @@ class TRAK:
         meaning, samples = self.run.read().meaning, self._shown_targets.get(name)
         return WhatIf(checkpoints, regularization, weights, meaning=meaning, samples=samples)
 
+    @_shows_users_frames
     def where(
         self,
         condition: str,
@@ -590,9 +611,12 @@ class TRAK:
             lambda: of_all(data, task.class_labels),
             names,
             remedy=OTHER_COLUMNS,
+            gives_words=GIVES_WORDS,
+            names_classes=NAMES_CLASSES,
         )
         return np.flatnonzero(columns.where(condition))
 
+    @_shows_users_frames
     def select(
         self,
         budget: float,
@@ -682,7 +706,7 @@ class TRAK:
             checkpoints=job.checkpoints,
             verify=verify,
             render=render,
-            datamodule=None if class_names is None else SimpleNamespace(class_names=class_names),
+            datamodule=_naming(class_names),
             tokenizer=tokenizer,
             targets=targets,
             num_targets=num_targets,

@@ -106,6 +106,10 @@ class DataError(TrakError):
     """A dataset, loader or batch is not what the task expects (labels out of range, unknown sampler, new length)."""
 
 
+class NothingPredictedError(DataError):
+    """A task predicts neither classes nor numbers, so that no target is right or wrong."""
+
+
 def docs_page(name: str, section: str | None = None) -> str:
     """Say where the documentation has more: the address, if the distribution names that of its documentation; otherwise in words, since an
     installed package has no ``docs/``.

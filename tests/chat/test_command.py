@@ -61,7 +61,9 @@ def test_one_command_scores_given_and_written_answers_as_python_does(command, co
     np.testing.assert_allclose(difference, found[2] - found[3], rtol=1e-3, atol=1e-4 * abs(found).max())
 
 
-def test_spans_have_ellipses_groups_of_several_are_means_and_an_empty_answer_is_called_empty(command, tmp_path, capsys):
+def test_spans_have_ellipses_groups_of_several_are_means_and_an_empty_answer_is_called_empty(
+    command, tmp_path, capsys, monkeypatch
+):
     asked = chat("2+4", "it is =6.") | {"span": "is", "group": "verb"}
     pair = {"prompt": "a", "chosen": "bb", "rejected": "cb", "span": "b"}
     sums = [chat("2+4", "=6") | {"group": "sums"}, chat("2+5", "=7") | {"group": "sums"}]
@@ -75,8 +77,25 @@ def test_spans_have_ellipses_groups_of_several_are_means_and_an_empty_answer_is_
     assert "target 1: 2+4 → it is =6. (mean p(token) " in shown
     assert "verb (2+4 → … is …)" in shown
     assert "chosen − rejected (a → + b … − … b)" in shown
-    assert main(["whatif", str(tmp_path / "run"), "--remove", "1,"]) == 0
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("trak_lightning.cli.kept_mistakes._predicted", None)  # a language model predicts no classes
+    run = str(tmp_path / "run")
+    assert main(["whatif", run, "--remove", "1,"]) == 0
     assert re.search(r"\n +0 .* 2\+4 → … is …\n", capsys.readouterr().out)
+    for options, line in (
+        (["--target", "0"], r"Target 0 of .*, 2\+4 → … is …\n"),
+        (["--target", "4"], r"Target 4 of .*, 2\+4 → \(empty answer: only the end token\)\n"),
+        (["--by_train", "1"], r" 0 .* 2\+4 → … is … "),
+        ([], r"^7 targets, lowest mean p\(token\) first: the task predicts (.|\n)*\n +0 .* 2\+4 → … is …\n"),
+    ):
+        assert main(["top", run, "--name", "test", *options]) == 0
+        assert re.search(line, capsys.readouterr().out), options
+    kept = tmp_path / "run" / "answers.jsonl"
+    kept.write_text(
+        kept.read_text().replace('"2+4"', '"9+9"').replace('"content": ', '"content": 1')
+    )  # of other answers
+    assert main(["whatif", run, "--remove", "1,", "--target", "0"]) == 0
+    assert "9+9" not in capsys.readouterr().out
 
 
 def test_a_check_says_what_it_would_cost_and_answers_and_stores_nothing(command, tmp_path, capsys):
@@ -200,10 +219,10 @@ def test_a_second_file_of_questions_has_rows_and_scores_of_its_own(command, tmp_
         )
         assert main([*options, "--name", "third"]) == 1
         assert "no scores named 'third'; it has groups, second" in capsys.readouterr().err
-    # As many targets, but others: their text is not shown for those of the first file.
+    # As many targets, but others: those of the first file are shown by its answers.
     assert main(["top", run, "--name", "test", "--by_train", "1", "-k", "4"]) == 0
     shown = capsys.readouterr()
-    assert "samples are not shown" in shown.err
+    assert "2+4 → =6" in shown.out
     assert "1+1 → =2" not in shown.out
     assert main(["tokens", run, "--name", "test", "--target", "0"]) == 1
     assert "repeat the command that asked: trak sft RUN --targets FILE --name test" in capsys.readouterr().err
@@ -238,6 +257,8 @@ def test_samples_are_removed_by_a_column_that_is_not_encoded(command, conversati
     assert main(["whatif", run, "--remove_where", "sauce=book"]) == 1
     refused = capsys.readouterr().err
     assert "no column 'sauce'; their columns are messages, source. Add it to the lines of the file" in refused
+    assert "; or give positions of lines, of which the first is 0: --remove 3,17, or --remove rows.npy" in refused
+    assert "table" not in refused
     assert "DataModule" not in refused
 
 

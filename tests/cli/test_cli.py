@@ -459,7 +459,7 @@ def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
     by_label = trak("whatif", run_dir, "--remove-label", "7")
     assert by_label.returncode == 0, by_label.stderr
     assert re.search(r"^whatif +without \d+ of 1737 training samples: label 7 \(60 targets in", by_label.stdout)
-    assert re.search(r"^ target +f now +change +p\(label\) +label *$", by_label.stdout, re.MULTILINE)
+    assert re.search(r"^ target +f now +change +p\(label\) of mean f +label *$", by_label.stdout, re.MULTILINE)
     assert "as measured: LDS" in by_label.stdout  # of the scores
     one = json.loads(trak("whatif", run_dir, "--remove", "3,", "--json").stdout)
     scores = Scores(run_dir / "scores" / "test.h5").values

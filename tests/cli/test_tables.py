@@ -6,9 +6,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
+from trak_lightning import TRAK
 from trak_lightning.cli import main
 from trak_lightning.cli.commands.tokens import _print_all
+from trak_lightning.scoring.scores import Scores
 
 MODULE = """
 import lightning as L
@@ -42,6 +46,10 @@ class Scaled(Regression):
         return (super().targets(batch) - 500) / 3
 
 
+def missed(model, batch):
+    return (model(batch["x"])[:, 0] - batch["y"]).square()
+
+
 class Net(L.LightningModule):
     def __init__(self):
         super().__init__()
@@ -55,6 +63,30 @@ class Net(L.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)
+"""
+
+
+MASKS = """
+PIXELS = torch.randint(0, 2, (60, 2, 2, 2), generator=random)
+
+
+class Masks(Rows):
+    def loader(self, rows):
+        samples = super().loader(rows).dataset
+        masks = [{"mask": PIXELS[i, 0], "masks": PIXELS[i].float()} for i in rows]
+        return DataLoader([row | each for row, each in zip(samples, masks)], batch_size=10)
+
+
+class Pixels(Net):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(2, 8)
+
+    def forward(self, x):
+        return self.net(x).view(-1, 2, 2, 2)
+
+    def training_step(self, batch, batch_idx):
+        return self(batch["x"]).square().mean()
 """
 
 
@@ -97,7 +129,7 @@ def run(make_run):
 def make_run(tmp_path, monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "rows_of_a_table.py").write_text(MODULE + TAGS)
+    (tmp_path / "rows_of_a_table.py").write_text(MODULE + MASKS + TAGS)
     settings = {
         "model": "rows_of_a_table.Net",
         "data": "rows_of_a_table.Rows",
@@ -107,12 +139,12 @@ def make_run(tmp_path, monkeypatch):
         "projector": "identity",
     }
 
-    def make(**others):
+    def make(run_dir="run", **others):
         (tmp_path / "rows.yaml").write_text(json.dumps(settings | others))
         for command in ("train", "featurize", "score"):
             options = ["--config", str(tmp_path / "rows.yaml")] if command == "train" else []
-            assert main([command, str(tmp_path / "run"), *options]) == 0
-        return tmp_path / "run"
+            assert main([command, str(tmp_path / run_dir), *options]) == 0
+        return tmp_path / run_dir
 
     return make
 
@@ -132,6 +164,96 @@ def test_rows_are_chosen_in_the_units_and_words_that_are_shown(run, capsys):
     said = capsys.readouterr().err
     assert "no column 'town'; their columns are x[0] … x[1], y, age, sex. " in said
     assert "np.save('rows.npy', (table.age > 60).to_numpy()), and --remove rows.npy" in said
+
+
+def test_the_change_of_one_target_is_printed_alone(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    capsys.readouterr()
+    assert main(["whatif", str(run), "--remove", "3,7", "-k", "20"]) == 0
+    both = capsys.readouterr().out.splitlines()
+    row = next(line for line in both if line.split()[0] == "5")
+    assert main(["whatif", str(run), "--remove", "3,7", "--target", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split() == both[4].split() == ["target", "prediction", "change", "label", "sample"]
+    assert lines[4].split() == row.split()
+    assert [line for line in lines[5:] if not line.startswith("trust")] == []
+    assert main(["whatif", str(run), "--remove", "3,7", "--target", "5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["target"] == {"index": 5} | {
+        name: found[of][5] for name, of in (("output", "outputs"), ("change", "change"), ("spread", "spread"))
+    }
+    for outside in ("20", "-1"):
+        assert main(["whatif", str(run), "--remove", "3,7", f"--target={outside}"]) == 1
+        assert (
+            f"target {outside} is out of range: {run} has targets 0 … 19 of the name 'test'" in capsys.readouterr().err
+        )
+    assert main(["whatif", str(run), "--remove", "3", "7"]) == 2
+    assert "Did you mean --target" not in capsys.readouterr().err
+
+
+def test_a_word_among_numbers_is_answered_in_words_of_the_command_line(run, capsys):
+    capsys.readouterr()
+    assert main(["whatif", str(run), "--remove_where", "x[1]=female"]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "'0.0', '1.0'; a method render(self, sample) of your DataModule that returns a dict, such as {'x[1]': …}, may"
+        in said
+    )
+    assert "where(" not in said
+
+
+def test_where_targets_are_neither_right_nor_wrong_the_lowest_are_listed_without_a_prediction(
+    make_run, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    for task, model, heading in (
+        ({"name": "loss", "function": "rows_of_a_table.missed"}, "Net", "negative loss"),
+        ({"name": "segmentation", "inputs": "x", "labels": "mask"}, "Pixels", "geometric mean p(pixel)"),
+        ({"name": "multilabel", "inputs": "x", "labels": "masks"}, "Pixels", "geometric mean p(answer)"),
+    ):
+        data = "Rows" if model == "Net" else "Masks"
+        run = make_run(
+            task=task, model=f"rows_of_a_table.{model}", data=f"rows_of_a_table.{data}", run_dir=f"{task['name']}"
+        )
+        scores = Scores(run / "scores" / "test.h5")
+        values = next(scores.outputs()[key] for key in ("probability", "output") if key in scores.outputs())
+        capsys.readouterr()
+        with monkeypatch.context() as changed:
+            if task["name"] != "multilabel":  # which predicts labels, but of masks
+                changed.setattr("trak_lightning.cli.kept_mistakes._predicted", None)
+            assert main(["top", str(run), "-k", "3"]) == 0
+            first, headings, *rows, last = capsys.readouterr().out.splitlines()
+            assert main(["top", str(run), "-k", "3", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert first == (
+            f"20 targets, lowest {heading} first (mean over 4 checkpoints): the task predicts neither classes nor numbers, so that no target "
+            "is right or wrong"
+        )
+        assert " ".join(headings.split()).startswith(f"target {heading}")
+        assert found["indices"] == values.argsort(kind="stable").tolist()
+        assert [int(row.split()[0]) for row in rows if row[:7].strip().isdigit()] == found["indices"][:3]
+        assert all("age: " in each["text"] for each in found["lowest"]), found["lowest"]
+        assert (
+            last
+            == f"The first 3 of 20; -k 20 prints them. To see what moved one: trak top {run} --target {values.argmin()}"
+        )
+
+
+def test_a_run_of_python_names_what_works_on_it(tmp_path, capsys):
+    trak = TRAK(torch.nn.Linear(2, 3).eval(), "image_classification", tmp_path, projector="identity")
+    data = TensorDataset(torch.randn(9, 2), torch.arange(9) % 3)
+    trak.featurize(data)
+    trak.score(data, name="test")
+    for command, works in (
+        (["whatif", "--remove_label", "3"], "--remove rows.npy, "),
+        (
+            ["whatif", "--remove_where", "y=3"],
+            "call what_if(name).remove(trak.where(condition)) of its TRAK object trak, with",
+        ),
+        (["select", "--budget", "2", "--groups", "label"], "--groups groups.npy, "),
+    ):
+        assert main([command[0], str(tmp_path), *command[1:]]) == 1
+        assert works in capsys.readouterr().err
 
 
 def test_several_yes_or_no_labels_are_columns_of_their_names(tagged, capsys):

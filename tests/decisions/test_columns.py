@@ -173,6 +173,28 @@ def test_classes_go_by_name_or_number_in_columns_of_classes(rows):
         columns.where("age>3")
 
 
+@pytest.mark.parametrize(
+    ("changes", "condition", "ending"),
+    [
+        ({}, "region=islands", "'0', '1', '2'; render region"),
+        ({}, "region!=islands and y=malign", "of y are '0', '1'; class_names; render y"),
+        ({}, "label=malign", "of label are '0', '1'; class_names; render label"),
+        ({"class_names": ["ok", "bad"]}, "y=malign", "of y are '0', '1', of the classes 'ok', 'bad'"),
+        ({"number_of": float, "classes": lambda: None}, "label=malign", "of label are '0', '1', '2'"),
+        ({}, "region=7", "'0', '1', '2'"),
+        ({}, "town=Bern", "of town are 'Basel'"),
+        ({"gives_words": "", "names_classes": ""}, "y=malign", "'0', '1'"),
+    ],
+)
+def test_a_word_among_numbers_is_answered_with_what_gives_words(changes, condition, ending):
+    rows = [{"region": torch.tensor(n), "y": n % 2, "town": "Basel"} for n in range(3)]
+    hints = {"gives_words": "render {column}", "names_classes": "class_names"}
+    columns = Columns(rows, **({"classes": lambda: np.array([0, 1, 0])} | hints | changes))
+    with pytest.raises(DataError) as refused:
+        columns.where(condition)
+    assert str(refused.value).endswith(ending)
+
+
 def test_a_column_of_its_own_is_not_taken_for_the_class():
     rows = [{"label": word} for word in ("benign", "odd", "odd")]
     columns = Columns(rows, classes=lambda: np.array([1, 0, 0]), class_names=["benign", "malignant"])

@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
-from trak_lightning.errors import DataError, SettingsError
+from trak_lightning.errors import DataError, SettingsError, TrakError
+from trak_lightning.run.meaning import Meaning
+from trak_lightning.tasks.classification import Classification
 
 RIDGE = 3.0
 
@@ -206,6 +209,57 @@ def test_a_mask_and_positions_are_the_same_set(fitted):
     mask[[5, 3]] = True
     assert what_if.remove(mask).samples.tolist() == what_if.remove([5, 3]).samples.tolist() == [3, 5]
     assert what_if.remove(3).samples.tolist() == [3]
+
+
+def test_a_word_among_numbers_is_answered_in_words_of_python_and_no_frame_of_ours_is_shown(fitted):
+    with pytest.raises(DataError) as refused:
+        fitted.where("y=malign")
+    assert str(refused.value).endswith(
+        "; a mapping that render= returns for a sample, where(…, render=lambda sample: {'y': …}), may have words for them"
+    )
+    for ask in (
+        lambda: fitted.where("y=malign"),
+        lambda: fitted.what_if("test", regularization=-1),
+        lambda: fitted.select("test"),
+        lambda: fitted.select(5, "none"),
+        lambda: fitted.suspects(fdr=2),
+        lambda: fitted.report(TensorDataset(torch.zeros(1)), name="none"),
+        lambda: fitted.token_scores(
+            TensorDataset(torch.zeros(7, 5).double(), torch.zeros(7).double()), [(0, 0)], "test"
+        ),
+    ):
+        with pytest.raises(TrakError) as found:
+            ask()
+        assert {Path(str(each.path)).name for each in found.traceback} == {"test_what_if.py", "api.py"}
+        assert len(found.traceback) == 3  # this test, ask, and where it is raised again
+
+
+def test_with_several_checkpoints_the_probability_is_called_that_of_the_mean_output(fitted, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    removal = fitted.what_if("test", regularization=RIDGE).remove([3])
+    for count, heading in ((1, "p(label)"), (2, "p(label) of mean f")):
+        replace(removal, meaning=Classification.meaning, num_checkpoints=count, targets=None).show(1)
+        assert capsys.readouterr().out.splitlines()[4].split("change")[1].strip() == heading
+
+
+@pytest.mark.parametrize("meaning", [Meaning(number=True), Classification.meaning])
+def test_where_not_even_signs_are_to_be_trusted_no_number_is_shown(meaning, fitted, capsys):
+    removal = fitted.what_if("test", regularization=RIDGE).remove([3])
+    removal = replace(removal, meaning=meaning, num_checkpoints=3, targets=None)
+    removal.show(1)
+    assert "→" in capsys.readouterr().out
+    alone = replace(removal, leverage=0.99)
+    alone.show(9)
+    summary, *rows = capsys.readouterr().out.partition("Changes: ")[2].splitlines()
+    falls, rises = (removal.change < 0).sum(), (removal.change > 0).sum()
+    assert summary.endswith(f"falls for {falls} of 7 targets and rises for {rises}")
+    below = rows.index("f rises most for")
+    assert [row.split() for row in rows[2:below]] == [[str(each), "falls"] for each in alone.sides(9)[0]]
+    assert [row.split() for row in rows[below + 2 :]] == [[str(each), "rises"] for each in alone.sides(9)[1]]
+    assert "→" not in "".join(rows)
+    assert f"7 outputs change, {falls} of them downwards; not to be trusted" in repr(alone)
+    assert alone.to_frame()["change"].tolist() == removal.change[removal.order()].tolist()
+    assert alone.to_json()["change"] == removal.change.tolist()
 
 
 def test_conditions_on_columns_give_the_positions_that_fulfill_them(problem, fitted):

@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_FENCE = re.compile(r"^```(\w+)(?: file=(\S+))?(?: needs=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r'^```(\w+)(?: title="(\S+)")?(?: needs="(\S+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block in some language; ``file`` is the path after ``file=`` on its first line, or empty, and ``needs`` a package without
+    """A block in some language; ``file`` is the path that is its title, or empty, and ``needs`` a package without
     which it is not run."""
 
     language: str

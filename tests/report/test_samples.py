@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from trak_lightning import registry
 from trak_lightning.data.dataset import AttributionData
@@ -19,7 +19,7 @@ from trak_lightning.decisions.outcome import Outcome
 from trak_lightning.errors import DataError
 from trak_lightning.report import Samples
 from trak_lightning.report.accuracy import headline
-from trak_lightning.report.known import class_names_of, samples_of
+from trak_lightning.report.known import class_names_of, feature_names_of, samples_of
 from trak_lightning.report.pictures import Picture
 from trak_lightning.report.shown import Table, Text, Turn
 from trak_lightning.report.tokens import token_texts
@@ -389,6 +389,8 @@ class Columns(list):
     ("dataset", "ids", "names"),
     [
         (Columns(), {0: "a", 1: "b"}, ["tree", "ship"]),
+        (Subset(Subset(Columns(), [0]), [0]), {0: "a", 1: "b"}, ["tree", "ship"]),
+        (Subset(SimpleNamespace(classes=["tree", "ship"]), [0]), None, ["tree", "ship"]),
         ([], {1: "b", 0: "a"}, ["a", "b"]),
         ([], {0: "LABEL_0", 1: "LABEL_1"}, None),
         ([], None, None),
@@ -398,6 +400,10 @@ def test_classes_have_the_names_of_the_dataset_or_of_the_model(dataset, ids, nam
     model = SimpleNamespace(config=SimpleNamespace(id2label=ids))
     assert class_names_of(dataset, model=model) == names
     assert class_names_of(dataset, datamodule=SimpleNamespace(class_names=["x", "y"]), model=model) == ["x", "y"]
+
+
+def test_features_have_the_names_of_the_dataset_that_a_subset_is_a_part_of():
+    assert feature_names_of(Subset(SimpleNamespace(feature_names=["age", "sex"]), [0])) == ["age", "sex"]
 
 
 def test_classes_have_the_names_of_a_model_inside_the_model():

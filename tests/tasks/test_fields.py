@@ -301,7 +301,7 @@ ROWS, KINDS, NUMBERS = torch.randn(5, 3), torch.zeros(5, 2, dtype=torch.long), t
     [
         (
             {"num": ROWS, "cat": KINDS, "churned": NUMBERS},
-            r"num float32 \(5, 3\), .*One number per sample is in churned\. .*labels: churned}, or --task.labels churned",
+            r"num float32 \(5, 3\), .*One number per sample is in churned\. .*labels: churned}, or --task.labels churned; in Python task={\"name\": …, \"labels\": \"churned\"}",
         ),
         ({"x": ROWS, "index": NUMBERS, "y": NUMBERS}, r"in index and y\. Say which .*labels: y}"),
         ({"x": torch.randn(9, 3), "of": torch.arange(9), "y": NUMBERS}, r"in y\. Say .*--task\.labels y"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trak_lightning.chat.encoding import Encoded, Encoder, as_messages, columns, conversation
 from trak_lightning.chat.records import Record, Records
+from trak_lightning.data.content import content_hash
 from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.tasks.tokens import IGNORE_INDEX
@@ -387,6 +388,7 @@ def _keep(kept: Path, answers: Sequence[Answer], generation: Generation, encoder
             "example": answer.record,
             "question": answer.question,
             "answer": answer.text,
+            "content": content_hash(answer.encoded.sample),
         }
         if answer.span is not None:
             line["span"] = answer.span

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from trak_lightning.errors import DataError, needed_for
+from trak_lightning.scoring.display import after_question, excerpt, shortened
 
 Record: TypeAlias = Mapping[str, Any]
 TrainOn: TypeAlias = Literal["answers", "all"]
@@ -18,6 +19,21 @@ FORMATS = "JSON lines (.jsonl), JSON (.json), Parquet (.parquet), or a folder th
 def answers_file(targets: str) -> str:
     """The file in a run directory that keeps the answers of these targets."""
     return f"answers{'' if targets == 'test' else f'-{targets}'}.jsonl"
+
+
+def answer_line(question: str, text: str, span: str | None = None) -> str:
+    """What is shown of a target: the answer, or the span of it that is asked about, after its question."""
+    return after_question(question, shortened(excerpt(text, span)) or "(empty answer: only the end token)")
+
+
+def answer_lines(file: Path) -> dict[int, str]:
+    """The line of each answer that a file keeps, by the content hash of its tokens; none of a file of earlier versions, which has no hashes."""
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
+    return {
+        row["content"]: answer_line(row.get("question", ""), row["answer"], row.get("span"))
+        for row in rows
+        if "content" in row
+    }
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ class CommandLine:
             return cls(parser, tuple(options), tuple(values))
         if len(values) > len(positionals):
             extra = values[len(positionals)]
-            meant = extra.isdecimal() and any("--target" in action.option_strings for action in parser._actions)
+            known = {name for action in parser._actions for name in action.option_strings}
+            meant = extra.isdecimal() and "--target" in known and "--remove" not in known  # which takes several numbers
             hint = f"Did you mean --target {extra}?" if meant else _LISTS
             raise UsageError(f"unexpected argument {extra!r}. {hint}")
         named = [Option(f"--{name}", value) for name, value in zip(positionals, values, strict=False)]

@@ -3,12 +3,14 @@
 import sys
 from typing import TYPE_CHECKING
 
+from trak_lightning import registry
 from trak_lightning.cli.shown_samples import with_targets_of
-from trak_lightning.errors import TerminatedError
+from trak_lightning.errors import NothingPredictedError, TerminatedError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.sample_lines import SampleLines
 from trak_lightning.scoring.mistakes import Mistakes
 from trak_lightning.scoring.scores import Scores
+from trak_lightning.stores.configured import configured
 
 if TYPE_CHECKING:
     from trak_lightning.cli.job import Job
@@ -20,18 +22,35 @@ MOST = 10_000
 """How many mistakes are kept."""
 
 
-def find_mistakes(run: RunDirectory, scores: Scores) -> Mistakes:
-    """See `Scores.mistakes`; they are kept.
+def find_mistakes(run: RunDirectory, scores: Scores) -> Mistakes | None:
+    """See `Scores.mistakes`; they are kept. None if the task predicts neither classes nor numbers, or if the run was made in Python, so
+    that neither model nor data are at hand.
 
     Raises:
-        TrakError: the data, the model or a checkpoint are not those of the run, or the task predicts neither classes nor numbers.
+        TrakError: the data, the model or a checkpoint are not those of the run.
     """
-    found = _kept(run, scores)
-    if found is None:
+    found = _kept(run, scores) if run.config.exists() else None
+    if found is None and run.config.exists() and _may_predict(run, scores):
         from trak_lightning.cli.job import Job
 
-        found = _predicted(Job("top", with_targets_of(run, scores)), scores)
+        try:
+            found = _predicted(Job("top", with_targets_of(run, scores)), scores)
+        except NothingPredictedError:
+            return None
     return found
+
+
+def _may_predict(run: RunDirectory, scores: Scores) -> bool:
+    """Whether it is worth loading model and data to ask the task for classes or numbers; those of a language model take long."""
+    if scores.meaning.number or scores.meaning.probability is None:
+        return scores.meaning.number
+    from trak_lightning.tasks.base import Task
+
+    try:
+        task = registry.imported(configured(run, "task")["class_path"])
+        return task.answers is not Task.answers or task.probabilities is not Task.probabilities
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError):  # the job says what is wrong
+        return True
 
 
 def says(run: RunDirectory, scores: Scores, target: int) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+from trak_lightning.chat.records import answer_lines, answers_file
 from trak_lightning.errors import DataError
 from trak_lightning.featurize.reuse import changed_samples
 from trak_lightning.run.content_hashes import changed
@@ -102,7 +103,7 @@ def shown_samples(
             continue
         try:
             content = _Contents(open_store(run), run, _split(run, what, splits)).of(positions)
-            lines = kept.find(content)
+            lines = _answers(run, what, splits, content) or kept.find(content)
             if lines is None:
                 if job is None:
                     from trak_lightning.cli.job import Job
@@ -118,6 +119,17 @@ def shown_samples(
     if job is not None and scores is not None and not reasons:
         keep_samples(job, scores)
     return found
+
+
+def _answers(
+    run: RunDirectory, what: What, splits: Mapping[What, str | None], content: Mapping[int, int]
+) -> dict[int, SampleLine] | None:
+    """The answers that are the targets of ``trak sft``, each after its question, given content hashes; None of other targets."""
+    if what == "train":
+        return None
+    lines = answer_lines(run.path / answers_file(_split(run, what, splits)))
+    found = {position: SampleLine(None, lines[hashed]) for position, hashed in content.items() if hashed in lines}
+    return found if len(found) == len(content) else None
 
 
 def shown_train(

@@ -11,8 +11,12 @@ from trak_lightning.scoring.base import Array
 if TYPE_CHECKING:
     from trak_lightning.cli.job import Job
 
-METHODS = {"whatif": "what_if(name).remove(positions)", "select": "select(budget, name, groups=…)"}
-"""What a command is in Python."""
+ON_THIS_RUN = {
+    "whatif": "what_if(name).remove(trak.where(condition)) of its TRAK object trak, with a condition such as 'label=3'; "
+    "--remove rows.npy, positions or a mask of your own, works on this run, too",
+    "select": "select(budget, name, groups=…) of its TRAK object; --groups groups.npy, one group per sample, works on this run, too",
+}
+"""What there is in place of a class or a column where a run was made in Python."""
 
 SEVERAL = {"whatif": "--remove_where '{}=1'", "select": "--groups {}"}
 """What a command takes in place of a class where samples have several labels."""
@@ -22,6 +26,18 @@ OF_A_TABLE = {
     "select": "np.save('groups.npy', table.city.to_numpy(str)), and --groups groups.npy",
 }
 """How rows are chosen by a table that the samples do not have."""
+
+OF_A_FILE = {
+    "whatif": "give positions of lines, of which the first is 0: --remove 3,17, or --remove rows.npy, a file of positions",
+    "select": "give the group of each line: --groups groups.npy, one group per line",
+}
+"""How lines of a file of conversations are chosen by what they do not say."""
+
+GIVES_WORDS = "a method render(self, sample) of your DataModule that returns a dict, such as {{'{column}': …}}, may have words for them"
+"""What gives words to a column of numbers."""
+
+NAMES_CLASSES = "they are classes, which class_names of the DataModule names"
+"""What names the classes that a column holds."""
 
 
 def labels_of(command: str, run_dir: str, train_split: str) -> tuple[Array, list[str]]:
@@ -66,13 +82,15 @@ def columns_of_train(command: str, run_dir: str, train_split: str) -> Columns:
         lambda: of_all(job.train_data, job.parts.task.class_labels),
         list(map(str, job.class_names or ())),
         remedy=_remedy(command),
+        gives_words=GIVES_WORDS,
+        names_classes=NAMES_CLASSES,
     )
 
 
 def _job(command: str, run_dir: str, train_split: str) -> "Job":
     from trak_lightning.cli.job import Job
 
-    RunDirectory(run_dir).require_config(f"{METHODS[command]} of its TRAK object, with arrays of your own")
+    RunDirectory(run_dir).require_config(ON_THIS_RUN[command])
     job = Job(command, [run_dir, f"--train_split={train_split}"])
     job.require_same_data(job.settings.train_split)
     return job
@@ -83,7 +101,9 @@ def _answers(job: "Job") -> dict[str, list[str]] | None:
 
 
 def _remedy_of_file(command: str) -> str:
-    return f". Add it to the lines of the file, where a column that is not encoded changes no row; or {OF_A_TABLE[command]}"
+    return (
+        f". Add it to the lines of the file, where a column that is not encoded changes no row; or {OF_A_FILE[command]}"
+    )
 
 
 def _remedy(command: str) -> str:

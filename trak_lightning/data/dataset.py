@@ -150,8 +150,8 @@ class AttributionData:
             if one != other:
                 raise DataError(
                     f"sample {probe} of {type(self.dataset).__name__} differs each time it is read: random augmentation, or a collate function that draws numbers or "
-                    "adds the time? Scores belong to fixed samples. Attribute to the dataset without random transforms: add a method plain_dataloader to the "
-                    "DataModule that returns the same samples without them, and set train_split: plain; models are trained with train_dataloader as before "
+                    "adds the time? Scores belong to fixed samples. Attribute to the same samples without random transforms. In Python, pass a dataset that has none. With a DataModule, add a method "
+                    "plain_dataloader that returns it, and set train_split: plain; models are trained with train_dataloader as before "
                     f"({docs_page('recipes', 'Augmentation, and what retraining uses')})."
                 )
         return hashlib.sha256("".join(first).encode()).hexdigest()[:16]

@@ -11,19 +11,25 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 
 def repeat_setup(datamodule: L.LightningDataModule) -> None:
     """Begin every call of ``setup`` with the random numbers that would be drawn now, and leave the generators as they were. Each
-    call returns whether it has drawn any."""
+    call returns whether it has drawn any.
+
+    A call by Trainer.predict does nothing: it is given loaders of data that was set up, one for each checkpoint, and a setup may take long.
+    """
     datamodule.setup = partial(_set_up, datamodule, _random_state())  # type: ignore[method-assign,assignment]
 
 
-def _set_up(datamodule: L.LightningDataModule, state: tuple[Any, Any, Any], *args: Any, **kwargs: Any) -> bool:
+def _set_up(datamodule: L.LightningDataModule, state: tuple[Any, Any, Any], stage: Any = None) -> bool:
+    if stage is TrainerFn.PREDICTING:
+        return False
     before = _random_state()
     _restore(state)
     try:
-        type(datamodule).setup(datamodule, *args, **kwargs)
+        type(datamodule).setup(datamodule, stage)
         return _values(_random_state()) != _values(state)
     finally:
         _restore(before)

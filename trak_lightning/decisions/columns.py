@@ -37,6 +37,12 @@ OTHER_COLUMNS = (
 )
 """The end of the message that a column is missing, for users of the Python interface."""
 
+GIVES_WORDS = "a mapping that render= returns for a sample, where(…, render=lambda sample: {{'{column}': …}}), may have words for them"
+"""What gives words to a column of numbers, for users of the Python interface."""
+
+NAMES_CLASSES = "they are classes, which where(…, class_names=[…]) or classes of the dataset names"
+"""What names the classes that a column holds, for users of the Python interface."""
+
 _COMPARISON = r"([^<>=!]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*)"
 _AND = re.compile(r"\s+and\s+(?=(?:(?!\sand\s)[^<>=!])+[<>=!])", re.IGNORECASE)
 """What joins two conditions: a name and an operator follow, so that ``city=Trinidad and Tobago`` is one."""
@@ -82,11 +88,11 @@ class Condition(NamedTuple):
         value = repr(self.value) if _number(self.value) is None else self.value
         return f"{self.column} {self.operator} {value}"
 
-    def mask(self, values: Array) -> Array:
+    def mask(self, values: Array, remedy: str = "") -> Array:
         """Whether each of the values (n,), which are text, fulfills it.
 
         Raises:
-            DataError: none does, or text would have to be smaller or larger than something.
+            DataError: none does, which the `remedy` is for, or text would have to be smaller or larger than something.
         """
         compare, wanted, texts = OPERATORS[self.operator], _number(self.value), values.tolist()
         numbers = [None if wanted is None else _number(text) for text in texts]
@@ -102,18 +108,29 @@ class Condition(NamedTuple):
         mask: Array = np.array([bool(compare(*pair)) for pair in pairs])
         if not mask.any():
             raise DataError(
-                f"no training sample has {self}; the values of {self.column} are {_listed(values, numbers)}"
+                f"no training sample has {self}; the values of {self.column} are {_listed(values, numbers)}{remedy}"
             )
         return mask
 
+    def asks_for_words(self, values: Array) -> bool:
+        """Whether the values (n,) are numbers, and a word among them is asked for, so that there is none."""
+        is_word = self.operator == "=" and _number(self.value) is None
+        return is_word and None not in map(_number, values.tolist())
 
-def all_hold(conditions: Sequence[Condition], columns: Sequence[Array]) -> Array:
-    """Whether each sample, given its values in the column of every condition, (n,) each, fulfills all of them, (n,).
+
+def all_hold(
+    conditions: Sequence[Condition],
+    columns: Sequence[Array],
+    remedy: Callable[[Condition, Array], str] = lambda condition, values: "",
+) -> Array:
+    """Whether each sample, given its values in the column of every condition, (n,) each, fulfills all of them, (n,). `remedy` is for a
+    condition that no sample fulfills.
 
     Raises:
         DataError: no sample does; says how many fulfill each.
     """
-    masks = [condition.mask(values) for condition, values in zip(conditions, columns, strict=True)]
+    pairs = zip(conditions, columns, strict=True)
+    masks = [condition.mask(values, remedy(condition, values)) for condition, values in pairs]
     both: Array = np.logical_and.reduce(masks)
     if not both.any():
         counts = ", ".join(f"{mask.sum()} have {condition}" for condition, mask in zip(conditions, masks, strict=True))
@@ -137,6 +154,8 @@ class Columns:
         class_names: of the classes 0, 1, …, which may be written for these numbers in a column that holds classes.
         name: of the dataset, in messages; by default that of its type.
         remedy: the end of the message that a column is missing.
+        gives_words: what gives words to a column of numbers, with ``{column}`` for its name; empty if nothing does.
+        names_classes: what names the classes that a column holds; empty if nothing does.
     """
 
     rows: Any
@@ -148,6 +167,8 @@ class Columns:
     class_names: Sequence[str] = ()
     name: str = ""
     remedy: str = ""
+    gives_words: str = ""
+    names_classes: str = ""
 
     def values(self, column: str) -> Array:
         """Return what every sample has in a column, as text (n,); see `value_of`. Of a column that `render` returns, what it returns.
@@ -185,16 +206,30 @@ class Columns:
         """
         conditions = Condition.parse_all(condition)
         values = [self.values(each.column) for each in conditions]
-        return all_hold([self._numbered(*each) for each in zip(conditions, values, strict=True)], values)
+        numbered = [self._numbered(*each) for each in zip(conditions, values, strict=True)]
+        return all_hold(numbered, values, self._remedy_for_numbers)
 
     def _numbered(self, condition: Condition, values: Array) -> Condition:
         """The condition with the number of a class in place of its name, if the column holds classes, whose values (n,) are these."""
-        if condition.value not in self.class_names or condition.value in values:
-            return condition
-        classes, numbers = self.classes(), [_number(text) for text in values.tolist()]
-        if classes is None or numbers != classes.tolist():
+        if condition.value not in self.class_names or condition.value in values or not self._are_classes(values):
             return condition
         return condition._replace(value=str(list(self.class_names).index(condition.value)))
+
+    def _are_classes(self, values: Array) -> bool:
+        classes = self.classes()
+        return classes is not None and [_number(text) for text in values.tolist()] == classes.tolist()
+
+    def _remedy_for_numbers(self, condition: Condition, values: Array) -> str:
+        """What to do about a condition that asks for a word in a column of numbers (n,); empty for other conditions."""
+        if not condition.asks_for_words(values):
+            return ""
+        classes = self._are_classes(values)
+        if classes and self.class_names:
+            more = ", …" * (len(self.class_names) > MOST_LISTED)
+            return f", of the classes {', '.join(map(repr, self.class_names[:MOST_LISTED]))}{more}"
+        shown = condition.column != "label" or self.number_of is None  # that number is shown, whatever render returns
+        words = self.gives_words.format(column=condition.column) if shown else ""
+        return "".join(f"; {each}" for each in (self.names_classes if classes else "", words) if each)
 
 
 def answers_of(data: "AttributionData", task: "Task", names: Sequence[str]) -> dict[str, list[str]] | None:

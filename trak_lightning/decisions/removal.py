@@ -62,10 +62,13 @@ class Removal:
         return {**self.__dict__, "targets": None}
 
     def __repr__(self) -> str:
-        return (
-            f"Removal of {len(self.samples)} of {self.num_train} training samples: {len(self.change)} outputs change by "
-            f"{format_number(self.change.min(), 3, '+')} … {format_number(self.change.max(), 3, '+')}; {self._caution}"
-        )
+        return f"Removal of {len(self.samples)} of {self.num_train} training samples: {len(self.change)} outputs {self._range}; {self._caution}"
+
+    @property
+    def _range(self) -> str:
+        if self.signs_only:
+            return f"change, {int((self.change < 0).sum())} of them downwards"
+        return f"change by {format_number(self.change.min(), 3, '+')} … {format_number(self.change.max(), 3, '+')}"
 
     def show(self, k: int = 10) -> None:
         """Print how to read the answer, what happens to all targets, and up to k targets each whose output falls and rises most, with labels and
@@ -85,6 +88,12 @@ class Removal:
     def reliable(self) -> bool:
         """Whether sets of this size, and as replaceable, were compared with retraining; if not, not even signs are to be trusted."""
         return self._share <= LARGEST and (self.leverage <= ALONE or not self.has_curvature)
+
+    @property
+    def signs_only(self) -> bool:
+        """Whether no number of the answer is shown to people, since the leverage of the set is near 1: changes are then of any size. `to_json`, `to_frame` and the
+        attributes have them."""
+        return not self.reliable and self.leverage > ALONE and self.has_curvature
 
     @property
     def caution(self) -> str:
@@ -150,10 +159,10 @@ class Removal:
         change, meaning, several = self.change, self.meaning, self.num_checkpoints > 1
         falls, rises = int((change < 0).sum()), int((change > 0).sum())
         averaged = f" (mean over {self.num_checkpoints} checkpoints)" * several
-        said = (
-            f"f, {meaning.output}{averaged}, falls for {falls} of {len(change)} targets and rises for {rises}, on average by "
-            f"{format_number(change.mean(), 2, '+')}"
-        )
+        said = f"f, {meaning.output}{averaged}, falls for {falls} of {len(change)} targets and rises for {rises}"
+        if self.signs_only:
+            return said
+        said += f", on average by {format_number(change.mean(), 2, '+')}"
         if (found := self.probabilities()) is None:
             return said
         said += f"; {meaning.probability_name}{' of the mean f' * several}"
@@ -175,8 +184,25 @@ class Removal:
                 self._print(title, targets, samples)
         print_to_read([target for targets in sides for target in targets], samples, render)
 
+    def print_target(self, target: int, samples: ShowsLines | None, *, render: str = RENDER) -> None:
+        """Print the row of one target, as `print_targets` does."""
+        self._print("", [target], samples)
+        print_to_read([target], samples, render)
+
     def _print(self, title: str, targets: Sequence[int], samples: ShowsLines | None) -> None:
-        """Print a row for each target, with few digits where these would not be right."""
+        """Print a row for each target, with what is shown of its change."""
+        columns = {"target": [str(target) for target in targets], **self._columns(targets)}
+        numbers = range(len(columns))
+        columns |= sample_columns(targets, samples)
+        if title:
+            print(title)
+        print_table(tuple(columns), zip(*columns.values(), strict=True), numeric=numbers)
+
+    def _columns(self, targets: Sequence[int]) -> dict[str, list[str]]:
+        """The columns on outputs, with few digits where these would not be right, and none where not even the size would be."""
+        if self.signs_only:
+            words = {-1: "falls", 0: "none", 1: "rises"}
+            return {"change": [words[int(np.sign(self.change[target]))] for target in targets]}
         digits = 3 if self.reliable else 2
         change = {
             "change": [
@@ -193,14 +219,10 @@ class Removal:
             columns = {"f now": [format_number(self.outputs[target], digits) for target in targets], **change}
         if (found := self.probabilities()) is not None:
             before, after = ([_probability(each[target]) for target in targets] for each in found)
-            columns[self.meaning.probability_name] = [
-                f"{low} → {high}" for low, high in zip(before, after, strict=True)
-            ]
-        columns = {"target": [str(target) for target in targets], **columns}
-        numbers = range(len(columns))
-        columns |= sample_columns(targets, samples)
-        print(title)
-        print_table(tuple(columns), zip(*columns.values(), strict=True), numeric=numbers)
+            # Not the mean of p over checkpoints, which scores[i] and `trak top` show of the same target.
+            name = self.meaning.probability_name + " of mean f" * (self.num_checkpoints > 1)
+            columns[name] = [f"{low} → {high}" for low, high in zip(before, after, strict=True)]
+        return columns
 
     def to_frame(self) -> Any:
         """Return a pandas DataFrame with a row for each target, those that lose most first: target, output, change, spread, output_after, where they
@@ -224,6 +246,15 @@ class Removal:
         if self.targets is not None:
             frame["label"] = [self.targets.show(target).label for target in frame["target"].tolist()]
         return frame
+
+    def target_to_json(self, target: int) -> dict[str, Any]:
+        """Return what is known of one target as JSON values."""
+        spread = float(self.spread[target])
+        found: dict[str, Any] = {"index": target, "output": float(self.outputs[target])}
+        found |= {"change": float(self.change[target]), "spread": None if np.isnan(spread) else spread}
+        if (probabilities := self.probabilities()) is not None:
+            found["probability"], found["probability_after"] = (float(each[target]) for each in probabilities)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import softmax
 
 from trak_lightning.decisions.label_noise import expected_false_alarms, fit_label_noise
-from trak_lightning.errors import SettingsError, is_integer, require_integer
+from trak_lightning.errors import SettingsError, is_integer, needed_for, require_integer
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.formatting import counted, format_number, format_significant
 from trak_lightning.run.meaning import Meaning
@@ -31,6 +31,10 @@ HIGHEST_LEVERAGE = 0.99
 
 WEAK = 0.65
 """Models that are right on a smaller share of samples contradict right labels too surely for a promise (docs/benchmarks.md)."""
+
+MODERATE = 0.4
+"""Cohen's κ between labels and predictions below which nothing tells poor models from many wrong labels: moderate agreement begins there (Landis
+and Koch 1977)."""
 
 TRIED, TRIALS = 0.1, " (in trials: at most 20 % on three lists of four)"
 """The share of false alarms that was asked for in trials, and what was realized; see docs/benchmarks.md."""
@@ -57,7 +61,8 @@ class Suspect:
     """The class that the models find most probable, or the number that they predict; None for a task that has neither."""
     wrong: float | None
     """Probability that the label is wrong. None where it is not known: if nothing is before the cut, since the predictions then give a lower
-    bound only, often near 0 (`LabelNoise`); for a sample that every model was trained on; and without classes."""
+    bound only, often near 0 (`LabelNoise`); for a sample that every model was trained on; if the models are right on too few labels; and without
+    classes."""
     error: float | None
     """What the ranking is by for a task without classes (`Suspects.basis`); None for a task with classes."""
     why: str
@@ -94,7 +99,8 @@ class Suspects(Sequence[Suspect]):
     """The share of false alarms expected before the cut, with one standard deviation; None if nothing is before it, or no share is
     promised (`find_suspects`)."""
     errors: float | None
-    """The estimated number of wrong labels in the whole training set; None without classes, or if the models were trained on all of it."""
+    """The estimated number of wrong labels in the whole training set; None without classes, or if the models were trained on all of it or are right
+    on too few labels."""
     basis: str
     """What the ranking is made from, in words."""
     suspicion: Array
@@ -166,7 +172,10 @@ class Suspects(Sequence[Suspect]):
         """Say in one sentence what was found."""
         n, what = len(self.ranking), "labels"
         if self.predictions is None:
-            found = f"{n} training samples ranked by {self.basis}; no cut: the task has no classes"
+            found = (
+                f"{n} training samples ranked by {self.basis}; no cut: the task has no classes. What models find difficult comes first, which is a wrong label "
+                "only where they are right about most others like it"
+            )
             return found if self.other_scale is None else f"{found}. Not to be trusted: {self.other_scale}"
         if not self.size:
             return (
@@ -222,6 +231,16 @@ class Suspects(Sequence[Suspect]):
             "suspects": self._rows(self._listed if count is None else min(count, len(self.ranking))),
         }
 
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame with a row for each training sample, most suspicious first, and the columns of `Suspect`.
+
+        Raises:
+            DataError: pandas is not installed.
+        """
+        with needed_for("to_frame", "pandas"):
+            import pandas as pd
+        return pd.DataFrame(self._rows(len(self.ranking)))
+
     def to_csv(self, path: str | Path, *, whole: bool = False) -> None:
         """Write the samples before the cut as a table, or the `whole` ranking, also if nothing is before the cut: index, before_cut, label, says,
         wrong, why and, where samples have text, text.
@@ -273,7 +292,7 @@ class Suspects(Sequence[Suspect]):
         where = self._where(index)
         who = f"{_who(count)}: " if count else alone
         why = f"{who}p({own}) {_percent(p[number])}, p({contrary}) {_percent(p[other])}"
-        wrong = float(self.suspicion[index]) if self.size and count else None
+        wrong = float(self.suspicion[index]) if self.size and count and self.unreliable is None else None
         return Suspect(index, place < self.size, where + own, where + says, wrong, None, why)
 
     def _without_classes(self, index: int) -> Suspect:
@@ -316,8 +335,8 @@ def find_suspects(
     With classes, `LabelNoise` is fitted to the predictions of checkpoints that were not trained on the sample. Where every
     checkpoint was, the log-odds of the label are first lowered by qφᵀ(ΦᵀWΦ + λI)⁻¹φ / (1 − leverage), the closed form of
     leaving the sample out. What is predicted in this way is off by several times, so the cut comes without an expected share of
-    false alarms if most samples before it are of this kind; also if the models are right on less than `WEAK` of the samples, or
-    have learned errors between classes (`learned_confusion`). Without classes, the ranking is by the error, and there is no cut.
+    false alarms if most samples before it are of this kind; also if the models are right on less than `WEAK` of the samples, agree
+    with the labels little more than by chance (`MODERATE`), or have learned errors between classes (`learned_confusion`). Without classes, the ranking is by the error, and there is no cut.
 
     All labels of samples that have several are judged together, and a sample by the probability that any of its labels is wrong.
     What would be predicted without a sample is not known for each of them, so that predictions are then taken as they are.
@@ -352,7 +371,7 @@ def find_suspects(
         size,
         fdr,
         float(expected[size - 1]) if size and unpromised is None else None,
-        None if seen.all() else judged.errors,
+        None if seen.all() or judged.weak else judged.errors,
         _basis(predictions.held_out, corrected=not several),
         wrong,
         judged.learned,
@@ -365,11 +384,11 @@ def find_suspects(
 
 
 def _unreliable(judged: "_Judgment") -> str | None:
-    if judged.right >= WEAK:
+    if not judged.weak:
         return None
     return (
-        f"The models get {judged.correct:,} of {judged.total:,} labels right ({_percent(judged.correct / judged.total)}): below {_percent(WEAK)}, this "
-        "list is not reliable"
+        f"The models get {judged.correct:,} of {judged.total:,} labels right ({_percent(judged.correct / judged.total)}, and {_percent(judged.chance)} would "
+        "be chance): too few for a reliable list"
     )
 
 
@@ -379,7 +398,7 @@ def _unpromised(judged: "_Judgment", *, mostly_seen: bool) -> str | None:
         return "models trained on all samples cannot promise a share of false alarms"
     if judged.learned:
         return "a share of false alarms cannot be promised where wrong labels of a class are mostly one and the same, which models learn"
-    if judged.right < WEAK:
+    if judged.weak:
         return "no share of false alarms can be promised"
     return None
 
@@ -396,20 +415,30 @@ class _Judgment(NamedTuple):
     correct: int
     """The number of labels that are the most probable class, of `total`."""
     total: int
+    chance: float
+    """The share of labels that would be right if labels and predictions had nothing to do with each other."""
     learned: bool
     contradicted: str
     """How many labels the models contradict, in words."""
+
+    @property
+    def weak(self) -> bool:
+        """Whether the models are right on too few labels for a promise."""
+        agreement = self.correct / self.total
+        return self.right < WEAK or agreement - self.chance < MODERATE * (1 - self.chance)
 
 
 def _judge(predictions: "Predictions") -> _Judgment:
     log_p, labels = predictions.log_probabilities, predictions.labels
     model = fit_label_noise(log_p, labels)
     wrong = model.probability_wrong(log_p, labels)
-    count, correct = len(labels), int((log_p.argmax(1) == labels).sum())
+    says, (count, C) = log_p.argmax(1), log_p.shape
+    correct = int((says == labels).sum())
+    chance = float(np.bincount(says, minlength=C) @ np.bincount(labels, minlength=C)) / count**2
     right = correct / count / (1 - model.rate)
     contradicted = f"{count - correct:,} of {count:,} labels"
     learned = model.learned is not None
-    return _Judgment(predictions, wrong, float(wrong.sum()), right, correct, count, learned, contradicted)
+    return _Judgment(predictions, wrong, float(wrong.sum()), right, correct, count, chance, learned, contradicted)
 
 
 def _judge_several(predictions: "Predictions") -> _Judgment:

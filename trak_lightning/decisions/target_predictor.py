@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Protocol
 
 from trak_lightning.decisions.outcome import Outcome, Predict, said
-from trak_lightning.errors import DataError
+from trak_lightning.errors import NothingPredictedError
 from trak_lightning.run.formatting import format_significant
 from trak_lightning.scoring.mistakes import HALF, Mistake, Mistakes
 
@@ -49,7 +49,7 @@ class TargetPredictor:
         """Find the targets whose label is not what the models say, worst first.
 
         Raises:
-            DataError: the task predicts neither classes nor numbers.
+            NothingPredictedError: the task predicts neither classes nor numbers.
             StaleRowsError: the stored rows are not those of the model, the task and the data as they are now.
             CheckpointError: a checkpoint cannot be read any more.
         """
@@ -60,9 +60,13 @@ class TargetPredictor:
         outcome.predict(self._predict, outcome.doubtful.tolist())
         doubtful = set(outcome.doubtful.tolist())
         if outcome.probability is None or not doubtful <= outcome.predicted.keys():
-            raise DataError(
-                f"the task predicts neither classes nor numbers, so that no target is right or wrong. Rank targets by {outcome.meaning.output} "
-                "instead, Scores.outputs(i) in Python; or name those that you judge wrong: trak top RUN_DIR --target I"
+            known = outcome.meaning.probability is not None
+            what, key = (
+                (outcome.meaning.probability_name, "probability") if known else (outcome.meaning.output, "output")
+            )
+            raise NothingPredictedError(
+                f"the task predicts neither classes nor numbers, so that no target is right or wrong. Rank targets by {what} instead: "
+                f"scores.outputs()[{key!r}].argsort() in Python, lowest first, or trak top without a target"
             )
         return Mistakes(tuple(self._mistake(each) for each in order if outcome.correct(each) is False), m)
 

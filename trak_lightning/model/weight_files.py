@@ -207,7 +207,7 @@ def _read_torch(path: Path, weights_only: bool) -> Found:
             raise CheckpointError(text) from None
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: {type(error).__name__}: {_reason(str(error))} If you trust the file and it "
-            "holds pickled objects, read it with weights_only=False."
+            "holds pickled objects, such as hyperparameters, read it with weights_only=False, an argument of TRAK(…) and an option of the commands."
         ) from error
     if isinstance(found, nn.Module):  # with weights_only=False
         return Found({name: tensor.detach() for name, tensor in named_tensors(found).items()})

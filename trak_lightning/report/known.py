@@ -1,6 +1,6 @@
 """What the data, the task and the model say about samples: the names of classes, where labels are, a tokenizer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ def samples_of(
     """Show the samples of an `AttributionData` with what is known about it; `number_of` as for `Samples`, other arguments as for `write_report`."""
     collate = data.collate_fn
     bound = getattr(collate, "keywords", {}).get("tokenizer")  # of a partial
-    owners = (datamodule, data.dataset, collate, getattr(collate, "__self__", None))
+    owners = (datamodule, *_layers(data.dataset), collate, getattr(collate, "__self__", None))
     tokenizers = (tokenizer, bound, *(getattr(owner, "tokenizer", None) for owner in owners))
     found = next((each for each in tokenizers if decoder(each) is not None), None)
     return Samples(
@@ -48,8 +48,8 @@ def samples_of(
 
 def feature_names_of(dataset: Any, datamodule: Any = None) -> Sequence[str] | None:
     """Return the names of the entries of vectors: ``feature_names`` of the DataModule or the dataset; None if there are none."""
-    found = getattr(datamodule, "feature_names", None)
-    found = getattr(dataset, "feature_names", None) if found is None else found
+    owners = (datamodule, *_layers(dataset))
+    found = next((names for each in owners if (names := getattr(each, "feature_names", None)) is not None), None)
     return None if found is None else [str(name) for name in found]
 
 
@@ -58,13 +58,24 @@ def class_names_of(
 ) -> Sequence[str] | None:
     """Return the names of the classes 0, 1, …: ``class_names`` of the DataModule, ``classes`` of the dataset, the ``ClassLabel`` of a
     dataset of `datasets`, or ``id2label`` of a model of `transformers`, which a module of yours may hold. None if there are none."""
-    found = getattr(datamodule, "class_names", None) or getattr(dataset, "classes", None)
-    features = getattr(dataset, "features", None)
-    if not found and isinstance(features, Mapping):
-        columns = (features.get(key) for key in _label_keys(task))
-        found = next((names for each in columns if (names := getattr(each, "names", None))), None)
+    found = getattr(datamodule, "class_names", None)
+    for layer in _layers(dataset):
+        found = found or getattr(layer, "classes", None)
+        features = getattr(layer, "features", None)
+        if not found and isinstance(features, Mapping):
+            columns = (features.get(key) for key in _label_keys(task))
+            found = next((names for each in columns if (names := getattr(each, "names", None))), None)
     models = (model, *getattr(model, "children", tuple)())
     return found or next((names for each in models if (names := _names_of_config(each))), None)
+
+
+def _layers(dataset: Any) -> Iterator[Any]:
+    """A dataset, and those inside it, such as the one that a `torch.utils.data.Subset` is a part of."""
+    seen: set[int] = set()
+    while dataset is not None and id(dataset) not in seen:
+        yield dataset
+        seen.add(id(dataset))
+        dataset = getattr(dataset, "dataset", None)
 
 
 def _names_of_config(model: Any) -> list[str] | None:

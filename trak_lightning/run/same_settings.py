@@ -40,6 +40,6 @@ def require_same(recorded: Mapping[str, Any], asked: Mapping[str, Any], where: P
         layouts = [each.get("parameters") for each in (recorded, asked)]
         why = " The model has other parameters, or others of them are attributed." * (layouts[0] != layouts[1])
         raise IncompatibleRunError(
-            f"{where} was made with {name} = {old!r}, and {new!r} is asked for now.{why} Use another run directory, go back to "
-            "the old setting, or delete that folder."
+            f"{where} was made with {name} = {old!r}, and {new!r} is asked for now.{why} Use another run directory, go back to the old setting, or delete the "
+            "folders features and projections of this run directory, so that all rows are computed again."
         )

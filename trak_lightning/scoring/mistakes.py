@@ -1,11 +1,12 @@
 """Targets whose label is not what the models say. No torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any, Protocol, overload
 
 import numpy as np
 
+from trak_lightning.errors import needed_for
 from trak_lightning.scoring.base import Array
 
 HALF = 0.5 + 5e-3
@@ -74,6 +75,16 @@ class Mistakes(Sequence[Mistake]):
     def __repr__(self) -> str:
         more = [f"… {len(self) - 10:,} more"] if len(self) > 10 else []
         return "\n".join([self.describe(), *map(repr, self.found[:10]), *more])
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame with a row for each mistake, worst first, and the columns of `Mistake`.
+
+        Raises:
+            DataError: pandas is not installed.
+        """
+        with needed_for("to_frame", "pandas"):
+            import pandas as pd
+        return pd.DataFrame([asdict(each) for each in self.found], columns=[each.name for each in fields(Mistake)])
 
     def to_kept(self) -> dict[str, Any]:
         """Return all as JSON values, for `from_kept`."""

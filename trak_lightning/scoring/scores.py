@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import h5py
 import numpy as np
@@ -214,11 +214,21 @@ class Scores:
         """What the output means that the scores are about."""
         return Meaning(**self.settings.get("meaning", {}))
 
-    def outputs(self, target: int) -> dict[str, float]:
+    @overload
+    def outputs(self, target: int) -> dict[str, float]: ...
+    @overload
+    def outputs(self, target: None = None) -> dict[str, Array]: ...
+    def outputs(self, target: int | None = None) -> dict[str, float] | dict[str, Array]:
         """What the models predict of one target, averaged over checkpoints: ``output`` f and, if known, ``probability`` of the right
-        answer. Empty for groups of targets, and in files of earlier versions or of scores that were computed by other means."""
+        answer. Of all targets, (m,) each, if none is given, with NaN for a probability that is not known. Empty for groups of targets, and in files of earlier
+        versions or of scores that were computed by other means.
+
+        >>> scores.outputs()["probability"].argsort()  # positions (m,), the least probable answer first
+        """
         self._require_same_file()
         with h5py.File(self.path, "r") as file:
+            if target is None:
+                return {name: file[key][:] for name, key in OUTPUTS.items() if key in file}
             found = {name: float(file[key][target]) for name, key in OUTPUTS.items() if key in file}
         return {name: value for name, value in found.items() if not np.isnan(value)}
 
@@ -236,7 +246,8 @@ class Scores:
         >>> scores[wrong[0].target].show()
 
         Raises:
-            DataError: models and data are not at hand, these are scores of groups, or the task predicts neither classes nor numbers.
+            DataError: models and data are not at hand, or these are scores of groups.
+            NothingPredictedError: the task predicts neither classes nor numbers.
             StaleRowsError: the stored rows are not those of the model, the task and the data as they are now.
             CheckpointError: a checkpoint cannot be read any more.
         """
@@ -245,9 +256,11 @@ class Scores:
                 f"{self.path} has scores of groups of targets, which models do not predict: ask scores of single targets"
             )
         if self.predictor is None:
+            run = RunDirectory(self.path.parent.parent)
+            command = f"; or trak top {run.path} --name {self.path.stem}" if run.config.exists() else ""
             raise DataError(
                 f"{self.path} does not hold what the models say of targets, and models and data are not at hand: call mistakes() of the scores "
-                "that TRAK.score(…) returns, which computes nothing again; or trak top RUN_DIR"
+                f"that TRAK.score(…) returns, which computes nothing again{command}"
             )
         self._require_same_file()
         return self.predictor.mistakes()

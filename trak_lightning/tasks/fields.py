@@ -4,6 +4,7 @@ Names are those of mappings (a ``dict``, a ``BatchEncoding``), dataclasses and n
 setting names them; positions are those of tuples and lists. ``labels.age`` is the entry ``age`` of the entry ``labels``.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeAlias
@@ -178,7 +179,10 @@ def _labels_hint(batch: Any) -> str:
     found = _one_per_sample(batch, current_size())
     key = found[-1] if found else "…"
     where = f"One number per sample is in {' and '.join(map(str, found))}. " if found else ""
-    return f"{where}Say which holds the labels: task: {{name: …, labels: {key}}}, or --task.labels {key}"
+    return (
+        f"{where}Say which holds the labels: task: {{name: …, labels: {key}}}, or --task.labels {key}; in Python "
+        f'task={{"name": …, "labels": {key if key == "…" else json.dumps(key)}}}'
+    )
 
 
 def _is_pair(batch: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from trak_lightning.chat.records import TrainOn, answers_file
+from trak_lightning.chat.records import TrainOn, answer_line, answers_file
 from trak_lightning.cli.arguments import RECIPE, SETTINGS
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.error_messages import UsageError, explained
@@ -62,9 +62,9 @@ def main(argv: Sequence[str]) -> int:
         if data.encoder.train_on == "answers" and not data.encoder.encoder_decoder:
             summary("counted", "the tokens of the assistant; --train_on all if your loss was on all tokens")
         for target, answer in enumerate(data.answers[:SHOWN_TARGETS]):
-            text = shortened(excerpt(answer.text, answer.span)) or "(empty answer: only the end token)"
+            shown = answer_line(answer.question, answer.text, answer.span)
             said = "".join(f" ({name} {value})" for name, value in scores.facts(target)[:1])
-            _print(f"target {target}: {after_question(answer.question, text)}{said}", scores, target, train)
+            _print(f"target {target}: {shown}{said}", scores, target, train)
         groups = list(_groups(data))
         for group, title in groups[:SHOWN_TARGETS]:
             _print(title, open_scores(job.run, job.groups_name), group, train)

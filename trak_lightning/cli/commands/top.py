@@ -1,4 +1,5 @@
-"""``trak top``: the most helpful and most harmful training samples of a target; without one, the targets that the models get wrong."""
+"""``trak top``: the most helpful and most harmful training samples of a target; without one, the targets that the models get wrong, or
+those with the lowest probability or output if no target is right or wrong."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from trak_lightning.errors import DataError
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_number
 from trak_lightning.run.sample_lines import SampleLine
-from trak_lightning.scoring.display import print_table, ranking_table, ranking_title
+from trak_lightning.scoring.display import print_table, print_to_read, ranking_table, ranking_title, sample_columns
+from trak_lightning.scoring.mistakes import Mistakes
 from trak_lightning.scoring.ranking import Ranking, rank, signed
 from trak_lightning.scoring.scores import Scores, open_scores
 
@@ -31,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     parser = scored_parser(
         "top",
         "The most helpful and most harmful training samples of a target; or the targets that a training sample "
-        "helps and harms most. Without either, the targets whose label is not what the models say, worst first.",
+        "helps and harms most. Without either, the targets whose label is not what the models say, worst first; for a task that predicts "
+        "neither classes nor numbers, the targets with the lowest probability or output.",
         usage="RUN_DIR [--target I | --by_train I] [options]",
     )
     parser.add_argument("--target", type=int | None, help="position of the target in its dataset")
@@ -45,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     run = RunDirectory(config.run_dir)
     scores = open_scores(run, config.name)
     if config.target is None and config.by_train is None:
-        return _print_mistakes(config, run, scores)
+        return _print_targets(config, run, scores)
     helpful, harmful = _rankings(config, scores)
     what: What = "train" if config.by_train is None else "target"
     by = config.target if what == "train" else config.by_train
@@ -85,30 +88,32 @@ def _rankings(config: Namespace, scores: Scores) -> tuple[Ranking, Ranking]:
     )
 
 
-def _print_mistakes(config: Namespace, run: RunDirectory, scores: Scores) -> int:
-    """Print which targets the models get wrong, and how to look at one."""
+def _print_targets(config: Namespace, run: RunDirectory, scores: Scores) -> int:
+    """Print which targets the models get wrong, or are least sure of, and how to look at one."""
     ask = "--target I or --by_train I, the position of one sample"
     if scores.grouped:
         raise UsageError(
             f"give {ask}: {short_path(scores.path)} has scores of groups of targets, and which are mistakes is known of single ones"
-        )
-    if not run.config.exists():
-        raise UsageError(
-            f"give {ask}. Which targets the models get wrong is not stored, and {run.path} was made in Python, so that this command has neither "
-            "model nor data: call mistakes() of the scores that TRAK.score returns"
         )
     with redirect_stdout(sys.stderr) if config.json else nullcontext():  # the user's code may print
         try:
             found = find_mistakes(run, scores)
         except DataError as error:
             raise UsageError(f"give {ask}. Which targets the models get wrong is not known: {error}") from error
+    if found is None:
+        return _print_lowest(config, run, scores, ask)
     k = min(SHOWN if config.k is None else config.k, len(found))
     if config.json:
         print_json({"path": scores.path, **found.to_json(k), **trust_in(run, scores)})
         return 0
     print(f"{found.describe()}{f' ({scores.averaged})' if scores.averaged else ''}")
-    if not len(found):
-        return 0
+    if len(found):
+        _print_worst(found, k, scores)
+        _print_how_to_look(config, run, found[0].target, k, len(found))
+    return 0
+
+
+def _print_worst(found: Mistakes, k: int, scores: Scores) -> None:
     last = "error" if found.number else scores.meaning.probability_name
     rows = [
         (
@@ -120,10 +125,56 @@ def _print_mistakes(config: Namespace, run: RunDirectory, scores: Scores) -> int
         for each in found[:k]
     ]
     print_table(("target", "label", "models say", last), rows, numeric=(0, 3))
-    more = f"The first {k} of {len(found):,}; -k {len(found)} prints them. " if k < len(found) else ""
-    name = "" if config.name is None else f" --name {config.name}"
-    print(f"{more}To see what moved one: trak top {short_path(run.path)}{name} --target {found[0].target}")
+
+
+def _print_lowest(config: Namespace, run: RunDirectory, scores: Scores, ask: str) -> int:
+    """Print the targets with the lowest stored probability or, if that is not known, the lowest output f. Nothing is predicted."""
+    outputs, meaning = scores.outputs(), scores.meaning
+    probable = bool(np.isfinite(outputs.get("probability", np.full(1, np.nan))).any())
+    heading, key = (meaning.probability_name, "probability") if probable else (meaning.output, "output")
+    if key not in outputs:
+        raise UsageError(f"give {ask}: {short_path(scores.path)} does not hold the outputs of targets")
+    values = outputs[key]
+    order = np.argsort(values, kind="stable")[
+        : np.isfinite(values).sum()
+    ]  # NaN, last, is of a target without any label that counts
+    why = (
+        "the task predicts neither classes nor numbers, so that no target is right or wrong"
+        if run.config.exists()
+        else "the run was made in Python, where mistakes() of the scores that TRAK.score returns predicts targets, if the task does"
+    )
+    said = f"{len(order):,} targets, lowest {heading} first"
+    k = min(SHOWN if config.k is None else config.k, len(order))
+    first = order[:k].tolist()
+    with redirect_stdout(sys.stderr) if config.json else nullcontext():  # the user's code may print
+        wanted: dict[What, list[int]] = {"target": first}
+        shown = {} if config.numbers else shown_samples("top", run, wanted, {"target": len(scores)}, scores)
+    samples = shown.get("target")
+    if config.json:
+        lowest = [
+            {"target": each}
+            | {name: float(found[each]) for name, found in outputs.items() if np.isfinite(found[each])}
+            | _line(None if samples is None else samples.show(each))
+            for each in first
+        ]
+        described = {"found": f"{said}: {why}", "num_targets": len(scores), "indices": order.tolist()}
+        print_json({"path": scores.path, **described, "lowest": lowest, **trust_in(run, scores)})
+        return 0
+    print(f"{said}{f' ({scores.averaged})' if scores.averaged else ''}: {why}")
+    columns = {"target": [str(each) for each in first], heading: [format_number(values[each], 3) for each in first]}
+    columns |= sample_columns(first, samples)
+    print_table(tuple(columns), zip(*columns.values(), strict=True), numeric=(0, 1))
+    print_to_read(first, samples)
+    if first:
+        _print_how_to_look(config, run, first[0], k, len(order))
     return 0
+
+
+def _print_how_to_look(config: Namespace, run: RunDirectory, target: int, k: int, count: int) -> None:
+    """The last line of a list of targets, of which `k` of `count` are printed."""
+    more = f"The first {k} of {count:,}; -k {count} prints them. " if k < count else ""
+    name = "" if config.name is None else f" --name {config.name}"
+    print(f"{more}To see what moved one: trak top {short_path(run.path)}{name} --target {target}")
 
 
 def _shown(

@@ -1,6 +1,5 @@
 """``trak whatif``: how the outputs of targets would change if some training samples had not been there."""
 
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -8,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
-from trak_lightning.chat.records import answers_file
 from trak_lightning.cli.arguments import NAMES_TARGETS, add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.error_messages import UsageError
 from trak_lightning.cli.output import print_json, print_trust, summary, trust_in
-from trak_lightning.cli.shown_samples import ShownSamples, What, shown_samples
+from trak_lightning.cli.shown_samples import What, shown_samples
 from trak_lightning.cli.store_arguments import add_numbers
 from trak_lightning.cli.train_values import columns_of_train, labels_of
 from trak_lightning.decisions.columns import WRITTEN, Condition
@@ -21,9 +19,8 @@ from trak_lightning.errors import DataError
 from trak_lightning.run.atomic import require_writable
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.numpy_files import read_given, write_npz
-from trak_lightning.run.sample_lines import SampleLine
 from trak_lightning.scoring.base import Array
-from trak_lightning.scoring.display import ShowsLines, after_question, excerpt, shortened
+from trak_lightning.scoring.display import ShowsLines, shortened
 from trak_lightning.scoring.regularization import settings_of
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.scores import open_scores
@@ -43,21 +40,31 @@ def main(argv: Sequence[str]) -> int:
     samples = _samples(config)
     targets = scored_split(config, run)
     checkpoints = load_features(run, store, targets=targets, train=config.train_split)
+    m = checkpoints[0].targets.spec.num_samples
+    if config.target is not None and not 0 <= config.target < m:
+        raise DataError(
+            f"target {config.target} is out of range: {run.path} has targets 0 … {m - 1} of the name {targets!r}"
+        )
     what_if = WhatIf(checkpoints, *settings_of(instances.scorer), meaning=run.read().meaning)
     removal = what_if.remove(samples)
     names = ("samples", "change", "spread", "summed", "outputs", "leverage")
     write_npz(path, {name: getattr(removal, name) for name in names})
     scores = open_scores(run, targets) if run.scores(targets).exists() else None
     if config.json:
-        print_json({"path": path, **removal.to_json(), **({} if scores is None else trust_in(run, scores))})
+        one = {} if config.target is None else {"target": removal.target_to_json(config.target)}
+        print_json({"path": path, **one, **removal.to_json(), **({} if scores is None else trust_in(run, scores))})
         return 0
     what = f"without {len(removal.samples)} of {removal.num_train} training samples: {_condition(config)}"
     summary("whatif", what, len(removal.change), "targets", started)
     summary("caution", removal.caution)
     summary("changes", removal.describe())
     falls, rises = removal.sides(config.k)
-    samples_of = None if config.numbers else _shown(run, targets, [*falls, *rises], len(removal.change))
-    removal.print_targets((falls, rises), samples_of)
+    wanted = [*falls, *rises] if config.target is None else [config.target]
+    samples_of = None if config.numbers else _shown(run, targets, wanted, m)
+    if config.target is None:
+        removal.print_targets((falls, rises), samples_of)
+    else:
+        removal.print_target(config.target, samples_of)
     if scores is not None:
         print_trust(run, scores)
     return 0
@@ -71,6 +78,7 @@ def _parser() -> ArgumentParser:
         reads=READS,
         usage="RUN_DIR (--remove I | --remove_label L | --remove_where C)\n                   [options]",
     )
+    parser.add_argument("--target", type=int | None, help="position of one target: print its change only")
     parser.add_argument(
         "--remove",
         type=str | None,
@@ -124,11 +132,5 @@ def _condition(config: Namespace) -> str:
 
 
 def _shown(run: RunDirectory, targets: str, positions: Sequence[int], count: int) -> ShowsLines | None:
-    """The answers that are the targets of ``trak sft``, each after its question; label and content of other targets."""
-    path = run.path / answers_file(targets)
-    if not path.exists():
-        wanted: dict[What, Sequence[int]] = {"target": positions}
-        return shown_samples("whatif", run, wanted, {"target": count}, splits={"target": targets}).get("target")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    texts = [after_question(row.get("question", ""), excerpt(row["answer"], row.get("span"))) for row in rows]
-    return ShownSamples({place: SampleLine(None, text) for place, text in enumerate(texts)})
+    wanted: dict[What, Sequence[int]] = {"target": positions}
+    return shown_samples("whatif", run, wanted, {"target": count}, splits={"target": targets}).get("target")
