@@ -195,7 +195,7 @@ def test_top_without_a_target_lists_the_mistakes_which_top_of_one_names(finished
     assert worst["says"] != worst["label"]
     listed = trak("top", run_dir).stdout
     assert f"trak top {run_dir} --target {worst['target']}" in listed
-    said = f"models say {worst['says']} ({worst['says_probability']:.0%})"
+    said = f"models say {worst['says']} ({100 * worst['says_probability']:.0f} %)"
     one = " ".join(trak("top", run_dir, "--target", worst["target"]).stdout.split())
     assert f": {worst['label']}, {said}, p(label) " in one
     assert heavy_imports(("top", run_dir, "-k", 2)) == (

@@ -369,6 +369,19 @@ def test_the_prediction_of_a_number_is_that_of_the_models_not_trained_on_it(nois
         assert suspects[index].why.endswith(f"prediction of {who}")
 
 
+def test_who_judged_the_error_of_a_sample_is_said_with_a_verb(noisy, tmp_path):
+    def loss(model, batch):
+        return nn.functional.mse_loss(model(batch[0])[:, 0], batch[1], reduction="none")
+
+    points, _ = noisy[0].tensors
+    trak = TRAK(nn.Linear(6, 1).eval(), {"name": "loss", "function": loss}, tmp_path, projector="identity")
+    models = [nn.Linear(6, 1).eval() for _ in range(2)]
+    trak.featurize(TensorDataset(points, torch.ones(400)), models, subsets=[np.arange(200), np.arange(300)])
+    first = {each.index: each for each in trak.suspects().first(400)}
+    assert first[350].why == "judged by 2 models not trained on it"
+    assert re.fullmatch(r"#350: error [\d.]+ judged by 2 models not trained on it · .*", repr(first[350]))
+
+
 @pytest.mark.parametrize("fdr", [0.0, 1.0, float("nan")])
 def test_a_share_of_false_alarms_lies_between_0_and_1(fdr, noisy, halves, tmp_path):
     with pytest.raises(SettingsError, match="must lie between 0 and 1"):

@@ -88,20 +88,39 @@ def test_two_models_are_too_few_to_judge_by(scored):
     assert "NaN" not in json.dumps(result.to_json())
 
 
+class Noisy(Training):
+    """Models whose outputs are off, so that intervals have a width."""
+
+    def retrain(self, plan, folder, retrainings):
+        super().retrain(plan, folder, retrainings)
+        for seed, each in enumerate(retrainings):
+            found = dict(np.load(each.path))
+            noise = np.random.default_rng(seed).standard_normal(found["outputs"].shape)
+            np.savez(each.path, **found | {"outputs": found["outputs"] + noise * found["outputs"].std()})
+
+
+def test_where_one_interval_stands_alone_it_is_that_over_models_too(scored, capsys):
+    [(result, _)] = evaluate(scored, replace(LDS_ONLY, models=12), Noisy(scored).retrain)
+    ours = next(iter(result.values["scores"].values()))
+    assert ours["low_models"] < ours["low"] < ours["high"] < ours["high_models"]
+    measured = f"LDS {ours['lds']:.3f} [{ours['low_models']:.3f}, {ours['high_models']:.3f}] over 12 retrained models"
+    assert result.headline == measured
+    found = score_run(scored.run, scored.store, scored.scorer, targets="test", name="test")[0]
+    print_trust(scored.run, found)
+    assert capsys.readouterr().out.endswith(f", as measured: {measured}\n")
+
+
 def test_what_was_measured_of_some_scores_is_said_of_these_alone(scored, capsys):
     training = Training(scored)
     other = replace(scored, scorer=Trak(regularization=0.2))
     [(result, _)] = evaluate(scored, LDS_ONLY, training.retrain)
-    of_models = {
-        "low_models": 0.25,
-        "high_models": 0.5,
-    }  # what is called weak or good; the headline has the interval over targets
+    of_models = {"low_models": 0.25, "high_models": 0.5}  # what is called weak or good
     next(iter(result.values["scores"].values())).update(of_models)
     result.write(scored.run.evaluation / "lds-test.json")
     for each, name in ((scored, "test"), (other, "other")):
         found = score_run(scored.run, scored.store, each.scorer, targets="test", name=name)[0]
         print_trust(scored.run, found)
-        headline = trusted(scored.run, found)
+        headline = trusted(scored.run, found).headline
         measured = each is scored
         assert (
             ", as measured: LDS 1.000 [0.250, 0.500] over 5 retrained models" in capsys.readouterr().out
@@ -111,6 +130,18 @@ def test_what_was_measured_of_some_scores_is_said_of_these_alone(scored, capsys)
         assert ("trust      unknown: needs 4 checkpoints" in capsys.readouterr().out) is not measured
         told = trust_in(scored.run, found)  # what --json prints
         assert ((told["trust"] or {}).get("lds") == pytest.approx(1)) is (told["trust_unknown"] is None) is measured
+
+
+def test_a_measured_score_that_may_be_anything_is_not_told(scored, capsys):
+    [(result, _)] = evaluate(scored, LDS_ONLY, Training(scored).retrain)
+    next(iter(result.values["scores"].values())).update(lds=0.22, low_models=-0.53, high_models=0.51)
+    result.write(scored.run.evaluation / "lds-test.json")
+    found = score_run(scored.run, scored.store, scored.scorer, targets="test", name="test")[0]
+    print_trust(scored.run, found)
+    said = capsys.readouterr().out
+    assert "not known yet: the LDS is anywhere in [-0.530, 0.510] over 5 retrained models" in said
+    headline = trusted(scored.run, found).headline
+    assert (headline.number, "0.22" in headline.text + said) == ("Trust", False)
 
 
 def test_more_models_are_a_new_result_for_which_only_the_new_ones_are_trained(scored):

@@ -20,6 +20,7 @@ from trak_lightning.run.formatting import format_significant
 from trak_lightning.scoring.ranking import signed
 from trak_lightning.scoring.scores import Scores
 
+YOURSELF = '(page evaluation of the documentation, under "Models that you train yourself")'
 VOID = {"meta", "link", "img", "input", "br"}
 
 
@@ -49,6 +50,11 @@ class Page(HTMLParser):
 
     def all(self, tag):
         return [attributes for found, attributes in self.elements if found == tag]
+
+
+def notices(page):
+    """The warnings at the top: below, there is one that script shows."""
+    return [each for tag, each in page.elements if each.get("class") == "notice" and "hidden" not in each]
 
 
 def require_whole(page):
@@ -96,14 +102,22 @@ def test_a_side_without_scores_of_its_sign_says_none(make, monkeypatch):
 
 
 def test_it_opens_with_findings_and_ends_with_settings(make):
-    text = " ".join(Page(make("image")).text.split())
+    path = make("image")
+    text = " ".join(Page(path).text.split())
     torch.manual_seed(0)
     model, data = nn.Linear(6, 3), Rows("image", 12, 2)
     mean = sum((scale * model(data.inputs)).softmax(-1) for scale in (1.0, 0.5))
     wrong = int((mean.argmax(-1) != data.labels).sum())
     assert 1 < wrong < 12
-    assert f"{(12 - wrong) / 12:.1%} of 12 targets are predicted correctly; {wrong} are mistakes." in text
+    assert f"{100 * (12 - wrong) / 12:.1f} % of 12 targets are predicted correctly; {wrong} are mistakes." in text
     assert text.count("in the scores has not been measured") == 2, "at the top, and under Trust"
+    assert YOURSELF in text, "trak evaluate cannot retrain what was made in Python"
+    assert "trak evaluate" not in text
+    (path.parents[1] / "config.yaml").write_text(
+        "store: {class_path: trak_lightning.stores.hdf5.HDF5Store}\ntarget_split: test"
+    )
+    write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2))
+    assert "trak evaluate measures it by retraining." in Page(path).text
     assert text.index("predicted correctly") < text.index("Targets and their examples") < text.index("run directory")
 
 
@@ -117,7 +131,7 @@ def test_a_predicted_correlation_is_what_the_section_on_trust_says(tmp_path):
     text = " ".join(Page(write_report(tmp_path, data, data, num_targets=3)).text.split())
     sentence = Scores(tmp_path / "scores" / "test.h5").trust["sentence"]
     assert text.count(sentence) == 2
-    assert sentence.startswith("uncertain")
+    assert sentence.startswith("not known yet")
     assert text.count(f"Trust is {sentence}.") == 2, "a number that may be anything is no headline"
     assert "not been measured" not in text
 
@@ -160,10 +174,10 @@ def test_a_page_says_what_the_number_of_its_task_means(task, labels, tmp_path):
             assert first == int(p.argmin())
             assert f"geometric mean p(answer){p.min():.3f}" in text
             wrong = (model(x) > 0) != y.bool()
-            right = f"{1 - wrong.float().mean():.1%} of 90 labels are predicted correctly"
+            right = f"{100 * (1 - wrong.float().mean()):.1f} % of 90 labels are predicted correctly"
             assert f"{right}; {wrong.any(1).sum()} of 30 targets have a mistake." in text
             worst = ", ".join(
-                f"{place}: {'no' if y[first, place] else 'yes'} ({max(q, 1 - q):.0%})"
+                f"{place}: {'no' if y[first, place] else 'yes'} ({100 * max(q, 1 - q):.0f} %)"
                 for place, q in enumerate(model(x[first]).sigmoid().tolist())
                 if wrong[first, place]
             )
@@ -183,10 +197,12 @@ def test_a_target_is_right_if_its_label_is_the_most_probable_class_however_close
     trak.score(data, name="test")
     page = Page(trak.report(data, targets=[0, 1], title="Two targets"))
     text = " ".join(page.text.split())
-    assert "50.0% of 20 targets are predicted correctly; 10 are mistakes." in text
+    assert "50.0 % of 20 targets are predicted correctly; 10 are mistakes." in text
     assert "Target #0 ✓ right" in text
     assert "Target #1 ✗ wrong" in text
-    assert "Near duplicates are not shown: 90 pairs" in text, "half of the gradients are parallel"
+    parallel = "Near duplicates are not listed: 90 pairs of training examples have nearly parallel gradients"
+    assert parallel in text.split("Duplicates")[-1], "half of the gradients are parallel"
+    assert notices(page) == [], "which makes nothing on the page wrong"
     assert text.startswith("Two targets")
 
 
@@ -212,7 +228,7 @@ def test_a_target_without_labels_that_count_is_in_no_mean(tmp_path):
     with torch.no_grad():
         log_p = model(data.tensors[0]).log_softmax(1).gather(1, masks.clamp(max=1)[:, None]).mean((1, 2, 3))
     mean = log_p.exp()[torch.arange(12) != 4].mean()
-    assert f"{mean:.0%} is the mean over 11 targets of geometric mean p(pixel)." in text
+    assert f"{100 * mean:.0f} % is the mean over 11 targets of geometric mean p(pixel)." in text
     assert "none counts: the output, its gradient and all scores are 0" in text.split("Target #4")[1]
 
 
@@ -228,6 +244,11 @@ def test_a_page_of_pairs_speaks_of_no_labels(tmp_path):
     page = Page(write_report(tmp_path, data, data, num_targets=3))
     text = " ".join(page.text.split())
     assert "is the mean over 20 targets of p(pair)." in text
+    assert "20 training examples ranked" not in text, "the number of all samples is no finding"
+    worst = re.search(r"#(\d+) is the training example with the largest error, 0\.\d+", text)[1]
+    assert (
+        page.all("li")[[each.get("id", "") for each in page.all("li")].index(f"suspect-{worst}")]["data-shown"] == "1"
+    )
     assert "Mark those that are wrong, and copy the list" in text
     assert "labeled" not in text
     assert not [each for each in page.all("option") if each.get("value") == "label"]
@@ -294,7 +315,9 @@ def test_a_missing_checkpoint_is_named_on_the_page(make, tmp_path):
     path = make("image")
     (tmp_path / "0.pt").unlink()
     write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2), model=nn.Linear(6, 3), task=Margin())
-    assert "Predictions are not shown: there is no checkpoint file" in Page(path).text
+    page = Page(path)
+    assert "Predictions are not shown: there is no checkpoint file" in page.text
+    assert len(notices(page)) == 1
 
 
 FIGURES = {
@@ -331,4 +354,39 @@ def test_an_evaluation_of_an_earlier_version_is_left_out_with_a_note(make):
     folder.mkdir()
     (folder / "lds-test.json").write_text('{"request": {}, "num_models": 3, "rows": [], "ceiling": null}')
     write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2))
-    assert "lds-test.json was written by another version of trak_lightning. Run trak evaluate again" in Page(path).text
+    page = Page(path)
+    trust = page.text.split("How far to trust the scores")[1]
+    assert "lds-test.json was written by another version of trak_lightning. Run trak evaluate again" in trust
+    assert notices(page) == []
+
+
+def test_one_group_of_copies_is_not_called_groups(tmp_path):
+    data = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
+    trak = TRAK(nn.Linear(4, 3).eval(), "image_classification", tmp_path, projector="identity")
+    trak.featurize(data)
+    targets = TensorDataset(data.tensors[0][3:4].clone(), torch.tensor([0]))
+    trak.score(targets, name="test")
+    text = " ".join(Page(trak.report(targets)).text.split())
+    assert "1 group of samples with the same content, in the training set and among the targets." in text
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("image_classification", "p(label) is not exactly the sigmoid of the log-odds of the label."),
+        ("segmentation", "geometric mean p(pixel) is not exactly the exponential of the negative loss."),
+        ("regression", "What the models predict is averaged over 2 checkpoints."),
+    ],
+)
+@pytest.mark.usefixtures("no_figures")
+def test_a_mean_over_checkpoints_is_said_to_be_one(task, said, tmp_path):
+    shape, model = ((12, 2, 3, 3), nn.Conv2d(2, 3, 1)) if task == "segmentation" else ((12, 4), nn.Linear(4, 3))
+    labels = torch.randint(0, 3, (12, *shape[2:]))
+    if task == "regression":
+        model, labels = nn.Linear(4, 1), torch.randn(12)
+    data = TensorDataset(torch.randn(*shape), labels)
+    trak = TRAK(model.eval(), task, tmp_path, projector="identity")
+    states = [{name: scale * each for name, each in model.state_dict().items()} for scale in (1, 2)]
+    trak.featurize(data, states)
+    trak.score(data, name="test")
+    assert said in " ".join(Page(trak.report(data, num_targets=2)).text.split())

@@ -63,6 +63,7 @@ def test_the_prediction_agrees_with_retraining(checkpoints, problem, tmp_path):
 def test_the_sentence_is_stored_with_the_scores(problem, tmp_path):
     scores = scored(problem, tmp_path, 5)
     assert Scores(scores.path).trust == scores.trust
+    assert repr(scores).endswith(f"\ntrust {scores.trust['sentence']}")
     assert "predict retrained models with a rank correlation (LDS) of about" in scores.trust["sentence"]
 
 
@@ -71,7 +72,7 @@ def test_the_sentence_is_stored_with_the_scores(problem, tmp_path):
     [
         (0.2, 0.4, True),
         (0.02, 0.14, True),
-        (-0.9, 0.59, False),
+        (-0.35, 0.59, False),
         (-0.05, 0.25, False),
         (0.2, 0.7, True),
         (0.1, 0.6, False),
@@ -85,6 +86,14 @@ def test_a_gain_is_promised_only_where_the_score_is_known_and_not_very_weak(low,
     assert Trust((low + high) / 2, low, high, 0.004, 5).sentence.endswith(f"[{low:.2f}, {high:.2f}]")
 
 
+@pytest.mark.parametrize(("checkpoints", "more"), [(4, 4), (8, 8), (10, 10)])
+def test_a_score_that_may_be_anything_is_not_told(checkpoints, more):
+    assert Trust(0.22, -0.53, 0.51, 0.03, checkpoints).sentence == (
+        "not known yet: the rank correlation with retrained models (LDS) is anywhere in [-0.53, 0.51]; "
+        f"about {more} more checkpoints would tell"
+    )
+
+
 def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):
     unknown, few = scored(problem, tmp_path / "unknown", 5, subsets=False), scored(problem, tmp_path / "few", 3)
     assert unknown.trust is few.trust is None
@@ -92,6 +101,7 @@ def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):
         "unknown: needs 4 checkpoints trained on recorded parts of the data, has 0 "
         '(page evaluation of the documentation, under "Models that you train yourself")'
     )
+    assert repr(unknown).endswith(f"\ntrust {unknown.trust_unknown}")
     assert few.trust_unknown == "unknown: needs 4 checkpoints, has 3; train more: --ensemble.size 4"
 
 
@@ -103,7 +113,9 @@ def test_without_recorded_subsets_nothing_is_claimed(problem, tmp_path):
         (0.33, 0.13, 0.53, "uncertain"),
         (0.08, 0.02, 0.14, "weak"),
         (1.0, 1.0, 1.0 + 1e-9, "very good"),
-        (0.37, -0.21, 0.96, "uncertain"),
+        (0.37, -0.01, 0.75, "uncertain"),
+        (0.37, -0.21, 0.96, "not known yet"),
+        (0.22, -1.0, 1.0, "not known yet"),
         (0.1, -0.05, 0.25, "not distinguishable from chance"),
         (-0.2, -0.5, 0.1, "not distinguishable from chance"),
     ],

@@ -13,7 +13,7 @@ import numpy as np
 
 from trak_lightning.evaluation.result import Result, lds_of, measured_lds
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.scoring.lds_in_words import in_words
+from trak_lightning.scoring.lds_in_words import UNKNOWN, in_words
 from trak_lightning.scoring.scores import Scores
 
 
@@ -35,7 +35,12 @@ def trust_in(run: RunDirectory, scores: Scores) -> dict[str, Any]:
         return {"trust": scores.trust, "trust_unknown": scores.trust_unknown}
     lds, low, high = lds_of(result)
     models = f"{result.values['num_models']} retrained models"
-    sentence = f"{in_words(lds, low, high)}, as measured: LDS {lds:.3f} [{low:.3f}, {high:.3f}] over {models}"
+    word, interval = in_words(lds, low, high), f"[{low:.3f}, {high:.3f}] over {models}"
+    sentence = (
+        f"{word}: the LDS is anywhere in {interval}; more of these would tell"
+        if word == UNKNOWN
+        else f"{word}, as measured: LDS {lds:.3f} {interval}"
+    )
     return {"trust": {"lds": lds, "low": low, "high": high, "sentence": sentence}, "trust_unknown": None}
 
 

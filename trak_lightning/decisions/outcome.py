@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trak_lightning.decisions.predictions import Prediction
+from trak_lightning.run.formatting import format_percent
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.held_out import target_outputs
@@ -84,10 +85,10 @@ def said(predicted: Prediction, class_name: Callable[[int], str]) -> list[tuple[
     """What the models say of a target; of several labels, also which of them is another."""
     found, most = predicted.probabilities.argmax(1), predicted.probabilities.max(1)
     if not predicted.several:
-        return [("models say", f"{class_name(int(found[0]))} ({most[0]:.0%})")]
+        return [("models say", f"{class_name(int(found[0]))} ({format_percent(most[0])})")]
 
     def listed(places: Array, name: Callable[[int], str]) -> str:
-        said = [f"{name(place)} ({most[place]:.0%})" for place in places[:SAID].tolist()]
+        said = [f"{name(place)} ({format_percent(most[place])})" for place in places[:SAID].tolist()]
         return ", ".join([*said, *([f"{len(places) - SAID} more"] if len(places) > SAID else [])])
 
     term = predicted.term

@@ -16,7 +16,7 @@ from scipy.special import softmax
 from trak_lightning.decisions.label_noise import expected_false_alarms, fit_label_noise
 from trak_lightning.errors import SettingsError, is_integer, needed_for, require_integer
 from trak_lightning.run.atomic import atomic_write
-from trak_lightning.run.formatting import counted, format_number, format_significant
+from trak_lightning.run.formatting import counted, format_number, format_percent, format_significant
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.display import SEPARATOR, ShowsLines, are_picture_sizes, shortened
@@ -170,27 +170,30 @@ class Suspects(Sequence[Suspect]):
 
     def describe(self) -> str:
         """Say in one sentence what was found."""
+        if self.predictions is None:
+            n = len(self.ranking)
+            found = f"{n:,} training samples ranked by {self.basis}; no cut: the task has no classes. {self.finding.removesuffix('.')}"
+            return found if self.other_scale is None else f"{found}. Not to be trusted: {self.other_scale}"
+        return f"{self.finding} Basis: {self.basis}"
+
+    @property
+    def finding(self) -> str:
+        """What is before the cut, how far to trust that, and how much of the ranking to review, in sentences."""
         n, what = len(self.ranking), "labels"
         if self.predictions is None:
-            found = (
-                f"{n} training samples ranked by {self.basis}; no cut: the task has no classes. What models find difficult comes first, which is a wrong label "
-                "only where they are right about most others like it"
-            )
-            return found if self.other_scale is None else f"{found}. Not to be trusted: {self.other_scale}"
+            return "What models find difficult comes first, which is a wrong label only where they are right about most others like it."
         if not self.size:
             return (
                 f"no label can be called wrong with {_percent(self.fdr)} false alarms, which does not mean that the labels are right: the models "
-                f"contradict {self.contradicted}, which may be mistakes of their own. {self._doubt}{self.how_far or 'Review the ranking from the top'}. Basis: {self.basis}"
+                f"contradict {self.contradicted}, which may be mistakes of their own. {self._doubt}{self.how_far or 'Review the ranking from the top'}."
             )
         if self.unpromised is not None:
-            what = (
-                f"{self.size:,} of {n:,} {'samples' if self._several else 'labels'} to review first ({self.unpromised})"
-            )
-        elif self._several:
-            what = f"samples with a label that is likely wrong: {self.size} of {n}, of which {self.false_alarms}"
+            what = f"{self.size:,} of {n:,} {'samples' if self.has_several else 'labels'} to review first ({self.unpromised})"
+        elif self.has_several:
+            what = f"samples with a label that is likely wrong: {self.size:,} of {n:,}, of which {self.false_alarms}"
         else:
-            what = f"labels that are likely wrong: {self.size} of {n}, of which {self.false_alarms}"
-        return f"{what}. {self._doubt}{f'{self.how_far}. ' if self.how_far else ''}Basis: {self.basis}"
+            what = f"labels that are likely wrong: {self.size:,} of {n:,}, of which {self.false_alarms}"
+        return f"{what}. {self._doubt}{f'{self.how_far}. ' if self.how_far else ''}".rstrip()
 
     @property
     def _doubt(self) -> str:
@@ -206,7 +209,7 @@ class Suspects(Sequence[Suspect]):
         return f"Review the ranking from the top: at least about {count} label{'s' * (count != 1)} {'are' if count != 1 else 'is'} estimated to be wrong"
 
     @property
-    def _several(self) -> bool:
+    def has_several(self) -> bool:
         """Whether samples have several labels."""
         return self.predictions is not None and self.predictions.label_of is not None
 
@@ -215,7 +218,7 @@ class Suspects(Sequence[Suspect]):
         """How many false alarms to expect before the cut, in words."""
         if self.expected is None:
             return "no share of false alarms is promised"
-        trials = (TRIALS_OF_SEVERAL if self._several else TRIALS) if self.fdr == TRIED else ""
+        trials = (TRIALS_OF_SEVERAL if self.has_several else TRIALS) if self.fdr == TRIED else ""
         return f"about {_percent(self.expected)} are expected to be false alarms{trials}"
 
     def to_json(self, count: int | None = None) -> dict[str, Any]:
@@ -286,7 +289,7 @@ class Suspects(Sequence[Suspect]):
         p = softmax(log_p)
         best, count = int(p.argmax()), int(found.held_out[index])
         other = int(np.argmax(np.where(np.arange(len(p)) == number, -1, p)))
-        alone = "models trained on it: " if self._several else "left out in closed form: "
+        alone = "models trained on it: " if self.has_several else "left out in closed form: "
         alone = alone if found.held_out.any() else ""  # the basis says it of all
         own, says, contrary = (self._name(each) for each in (number, best, other))
         where = self._where(index)
@@ -301,14 +304,14 @@ class Suspects(Sequence[Suspect]):
             count = int(self.models[index])
             who = _who(count) if count else "models trained on it"
         if self.numbers is None or self.predicted is None:
-            return Suspect(index, None, None, None, None, error, who and f"by {who}")
+            return Suspect(index, None, None, None, None, error, who and f"judged by {who}")
         label, says = float(self.numbers[index]), float(self.predicted[index])
         why = f"label {'above' if label > says else 'below'} the prediction{who and f' of {who}'}"
         return Suspect(index, None, format_number(label, 6), format_number(says, 6), None, error, why)
 
     def _name(self, label: int) -> str:
         """The name of a class, or an answer."""
-        if self._several and self.predictions is not None and self.predictions.term is None:
+        if self.has_several and self.predictions is not None and self.predictions.term is None:
             return ("no", "yes")[label]
         return _named(self.class_names, label)
 
@@ -521,4 +524,4 @@ def _who(count: int) -> str:
 def _percent(share: float) -> str:
     if share < 0.005:
         return "< 1 %"
-    return "> 99 %" if share > 0.995 else f"{100 * share:.0f} %"
+    return "> 99 %" if share > 0.995 else format_percent(share)

@@ -8,6 +8,7 @@ import numpy as np
 from trak_lightning.errors import DataError
 from trak_lightning.evaluation.lds import spearman
 from trak_lightning.evaluation.result import Result
+from trak_lightning.run.formatting import format_percent
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, evenly
 from trak_lightning.scoring.views import some_targets
 
@@ -50,7 +51,7 @@ def agreement(scorer: Scorer, checkpoints: Sequence[CheckpointFeatures]) -> Resu
         "Scores made from different checkpoints were compared: by rank correlation over all training examples, and by the share of "
         f"the {FIRST} most helpful examples that they have in common, averaged over targets and pairs. If halves of the ensemble "
         "agree little, more checkpoints will give better scores.",
-        f"rank correlation {last[0]:.3f}, {last[1]:.0%} of the {FIRST} most helpful in common",
+        f"rank correlation {last[0]:.3f}, {format_percent(last[1])} of the {FIRST} most helpful in common",
         ("between", "rank correlation", f"share of the first {FIRST} in common"),
         tuple((name, f"{rank:.3f}", f"{overlap:.0%}") for name, (rank, overlap) in means.items()),
         {name: {"correlation": float(rank), "overlap": float(overlap)} for name, (rank, overlap) in means.items()},

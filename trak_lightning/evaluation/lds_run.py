@@ -92,7 +92,7 @@ def lds_result(scored: ScoredRun, folder: Path, settings: EvaluationSettings, co
     if ceiling is not None:
         ends = ceiling[1:] if settings.ceiling >= FEWEST else (float("nan"),) * 4
         rows.append(("noise ceiling", f"{ceiling[0]:.3f}", _interval(*ends[:2]), _interval(*ends[2:])))
-    ours, low, high, *_ = next(iter(found.values()))
+    ours, *_, low, high = next(iter(found.values()))  # one interval alone is that over models too, which is the wider
     keys = ("lds", "low", "high", "low_models", "high_models")
     fixed = settings.protocol == "fixed_seed"
     how = (

@@ -4,7 +4,7 @@ import numpy as np
 
 from trak_lightning.decisions.outcome import Outcome
 from trak_lightning.report.contents import Headline
-from trak_lightning.run.formatting import format_number, format_significant
+from trak_lightning.run.formatting import format_number, format_percent, format_significant
 
 
 def headline(outcome: Outcome) -> Headline:
@@ -32,7 +32,7 @@ def headline(outcome: Outcome) -> Headline:
         return Headline(f"{below:,}", f"of {m:,} targets have {name} below 50 %, and may be mistakes.", "targets")
     m, mean = int(outcome.counted.sum()), float(outcome.probability[outcome.counted].mean())
     return Headline(
-        f"{mean:.2g}" if mean < 0.01 else f"{mean:.0%}", f"is the mean over {m:,} targets of {name}.", "targets"
+        f"{mean:.2g}" if mean < 0.01 else format_percent(mean), f"is the mean over {m:,} targets of {name}.", "targets"
     )
 
 
@@ -41,11 +41,13 @@ def _share(outcome: Outcome, mistakes: int) -> Headline:
     m, any_of = len(outcome.output), next(iter(outcome.predicted.values()))
     if not any_of.several:
         wrong = "1 is a mistake" if mistakes == 1 else f"{mistakes:,} are mistakes"
-        return Headline(f"{(m - mistakes) / m:.1%}", f"of {m:,} targets are predicted correctly; {wrong}.", "targets")
+        return Headline(
+            format_percent((m - mistakes) / m, 1), f"of {m:,} targets are predicted correctly; {wrong}.", "targets"
+        )
     count = sum(len(each.known) for each in outcome.predicted.values())
     slips = sum(len(each.wrong) for each in outcome.predicted.values())
     return Headline(
-        f"{(count - slips) / count:.1%}",
+        format_percent((count - slips) / count, 1),
         f"of {count:,} {any_of.term or 'label'}s are predicted correctly; {mistakes:,} of {m:,} targets have a mistake.",
         "targets",
     )

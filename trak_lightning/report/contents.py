@@ -15,6 +15,7 @@ class Headline:
 
     number: str
     text: str
+    """Two or three lines of a card; what is longer is for the section."""
     section: str
 
 
@@ -86,8 +87,8 @@ class Report:
     num_targets: int
     num_checkpoints: int
     suspects: tuple[ShownSuspect, ...]
-    suspicion: str
-    """How suspects were found, in a sentence."""
+    suspicion: tuple[str, str]
+    """What was found, in sentences, and what the order of suspects is by."""
     evaluations: tuple[Panel, ...]
     expert: tuple[Panel, ...]
     """Plots that are folded."""
@@ -99,10 +100,9 @@ class Report:
     """The samples of groups and pairs as shown, by ``train-3`` or ``target-3``."""
     effects: dict[int, Effects] = field(default_factory=dict)
     """The targets that each training sample on the page helps and harms."""
+    trust: str = ""
+    """How far to trust the scores, where nothing was evaluated."""
     notes: tuple[str, ...] = ()
-    """What could not be shown, and why."""
-
-    @property
-    def trust(self) -> Headline:
-        """The sentence about trust at the top of the page."""
-        return next(each for each in self.headlines if each.section == "trust")
+    """What makes the page wrong, or empty in parts, for its top."""
+    remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """What a section does not show, and why, by the name of the section."""

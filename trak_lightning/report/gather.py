@@ -29,10 +29,7 @@ TARGETS = 24
 MARKED = 3
 """Number of examples on either side of a target whose tokens are marked."""
 
-_PARALLEL = (
-    "Near duplicates are not shown: {:,} pairs of training examples have nearly parallel gradients under the first checkpoint, more than "
-    "there are examples, so that this says nothing of single ones."
-)
+_PARALLEL = "Near duplicates are not listed: {:,} pairs of training examples have nearly parallel gradients, which singles out none."
 
 TokenScorer: TypeAlias = Callable[[Sequence[tuple[int, int]]], Sequence[TokenScores]]
 """Splits the scores of pairs (target, training sample) by tokens."""
@@ -88,15 +85,18 @@ def gather(
     title: str,
     facts: Sequence[tuple[str, str]],
     notes: Sequence[str],
+    remarks: Mapping[str, Sequence[str]],
 ) -> Report:
-    """Gather the contents of the page, which shows the targets at `positions`; `notes` say what could not be shown, and why."""
+    """Gather the contents of the page, which shows the targets at `positions`; `notes` and `remarks` as in `Report`."""
     groups = duplicates.exact(sources.train, sources.targets)
     found = duplicates.similar(sources.checkpoints[0].train)
     known = {(i, j) for group in groups or () for i in group.train for j in group.train}
     pairs = None if found is None else [pair for pair in found.pairs if (pair.first, pair.second) not in known]
+    parallel: list[str] = []
     if found is not None and found.number > len(sources.train):
-        pairs, notes = None, [*notes, _PARALLEL.format(found.number)]
+        pairs, parallel = None, [_PARALLEL.format(found.number)]
     results, outdated = read_results(sources.run)
+    trust = trusted(sources.run, sources.scores)
     marks = _token_marks(sources, positions)
     targets = [_target(sources, outcome, position, marks) for position in positions]
     examples = {each.index for target in targets for each in (*target.helpful, *target.harmful)}
@@ -107,7 +107,7 @@ def gather(
             headline(outcome),
             suspicion.headline,
             *_duplicated(groups or []),
-            trusted(sources.run, sources.scores),
+            trust.headline,
         ),
         meaning=outcome.meaning,
         targets=tuple(targets),
@@ -122,7 +122,9 @@ def gather(
         pairs=None if pairs is None else tuple(pairs),
         twins=_twins(sources, groups or [], pairs or []),
         effects=effects(sources.scores, shown, sources.targets.label),
-        notes=(*notes, *outdated),
+        trust=trust.text,
+        notes=tuple(notes),
+        remarks={name: tuple(said) for name, said in {**remarks, "duplicates": parallel, "trust": outdated}.items()},
     )
 
 

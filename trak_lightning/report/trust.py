@@ -1,7 +1,7 @@
 """How far to trust the scores: evaluations, the choice of λ, and the spectrum of the Gram matrix."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from trak_lightning.report.contents import Headline, Panel
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_number
 from trak_lightning.scoring.base import Array, CheckpointFeatures
-from trak_lightning.scoring.lds_in_words import UNCERTAIN, in_words
+from trak_lightning.scoring.lds_in_words import UNCERTAIN, UNKNOWN, in_words
 from trak_lightning.scoring.linear_system import System
 from trak_lightning.scoring.scores import Scores
 
@@ -38,24 +38,57 @@ def evaluated(name: str, result: Result) -> Panel:
     return Panel(title, result.text, result.svg(name), result.columns, result.rows)
 
 
-def trusted(run: RunDirectory, scores: Scores) -> Headline:
-    """Say in one sentence how far to trust the scores: as measured by retraining, or as the checkpoints predict."""
+class Trusted(NamedTuple):
+    """How far to trust the scores: a card, and what the section says where nothing was evaluated."""
+
+    headline: Headline
+    text: str
+
+
+def trusted(run: RunDirectory, scores: Scores) -> Trusted:
+    """Say how far to trust the scores: as measured by retraining, or as the checkpoints predict."""
+    headline = _headline(run, scores)
+    if headline.number != "Trust" and scores.trust is not None:
+        text = f"Predicted from the checkpoints, {scores.trust['sentence']}."
+    else:
+        text = f"Trust {headline.text}"
+    if scores.trust is None and scores.trust_unknown is not None:
+        text += f" A prediction from the checkpoints is {scores.trust_unknown}."
+    if run.config.exists():
+        text += " trak evaluate measures it by retraining."
+    elif (page := docs_page("evaluation", "Models that you train yourself")) not in text:
+        # `trak evaluate` has no model, data and Trainer of a run that was made in Python.
+        text += f" Models that you train on other halves of the data measure it ({page})."
+    return Trusted(headline, text)
+
+
+def _headline(run: RunDirectory, scores: Scores) -> Headline:
     result = measured_lds(run, scores)
     if result is None and scores.trust is not None:
         lds, low, high = (scores.trust[name] for name in ("lds", "low", "high"))
-        if in_words(lds, low, high) == UNCERTAIN:  # the number would be read, and its interval would not
+        word = in_words(lds, low, high)
+        if word in (UNCERTAIN, UNKNOWN):  # the number would be read, and its interval would not
             return Headline("Trust", f"is {scores.trust['sentence']}.", "trust")
-        return Headline(f"{lds:.2f}", f"{scores.trust['sentence']}.", "trust")
-    if result is None:
         return Headline(
-            "Trust", f"in the scores has not been measured: retrained models tell ({docs_page('evaluation')}).", "trust"
+            f"{lds:.2f}",
+            f"is the rank correlation (at best 1) with retrained models that the checkpoints predict: {word} "
+            f"(95 % interval {low:.2f} … {high:.2f}).",
+            "trust",
         )
+    if result is None:
+        return Headline("Trust", "in the scores has not been measured: retrained models tell.", "trust")
     models, (lds, low, high) = result.values["num_models"], lds_of(result)
     if np.isnan([lds, low]).any():
         return Headline("Trust", f"cannot be measured with {models} retrained models: evaluate with more.", "trust")
+    if (word := in_words(lds, low, high)) == UNKNOWN:
+        return Headline(
+            "Trust",
+            f"is {word}: the rank correlation with {models} retrained models (LDS) is anywhere in [{low:.2f}, {high:.2f}]. Evaluate with more.",
+            "trust",
+        )
     return Headline(
         f"{lds:.2f}",
-        f"is the rank correlation (at best 1) of what the scores predict with {models} retrained models: {in_words(lds, low, high)} "
+        f"is the rank correlation (at best 1) of what the scores predict with {models} retrained models: {word} "
         f"(95 % interval {low:.2f} … {high:.2f}).",
         "trust",
     )

@@ -91,6 +91,11 @@ def write_report(
     run = RunDirectory(run_dir)
     store = store or open_store(run)
     scores = open_scores(run, name)
+    if scores.train_split not in (None, train_split):
+        raise DataError(
+            f"{scores.path} has scores of the training samples {scores.train_split!r}, and those given are {train_split!r}. Score against "
+            "these, under another name, or give the samples that were scored."
+        )
     features = load_features(
         run, store, targets=target_split or scores.target_split or scores.path.stem, train=train_split
     )
@@ -111,11 +116,11 @@ def write_report(
     require_fitting(sources, positions)
     for data, rows in ((train, features[0].train), (chosen, features[0].targets)):
         require_same_samples(data, rows)
-    notes = [
+    others = [
         f"Groups and differences of these targets have scores of their own, which a page does not show: trak top {run_dir} --name {other} --target 0"
         for other in _grouped(run, scores)
     ]
-    predictions = None
+    notes, unpredicted, predictions = list[str](), list[str](), None
     if model is not None and task is not None:
         try:
             if verify is not None:
@@ -125,7 +130,7 @@ def write_report(
             if len(train) * len(known) <= MOST_PREDICTED:
                 predictions = held_out_predictions(model, task, train, known, features)
             else:
-                notes.append(
+                unpredicted.append(
                     "The training set is too large to predict for a page: trak suspects finds labels that are likely wrong."
                 )
         except CheckpointError as error:
@@ -142,6 +147,7 @@ def write_report(
         title=title or run.path.name,
         facts=_facts(model),
         notes=notes,
+        remarks={"targets": others, "suspects": unpredicted},
     )
     written = Path(path) if path is not None else run.page(scores.path.stem)
     with atomic_write(written) as part:

@@ -62,6 +62,15 @@ def format_number(value: float, digits: int = 4, flags: str = "") -> str:
     return f"{value:{flags.replace('#', '')}.0f}" if "e" in text and 1e-3 <= abs(value) < 1e6 else text
 
 
+def format_percent(share: float, decimals: int = 0) -> str:
+    """Write a share in percent.
+
+    >>> format_percent(0.1), format_percent(0.885, 1)
+    ('10 %', '88.5 %')
+    """
+    return f"{100 * share:.{decimals}f} %"
+
+
 def format_with_error(value: float, error: float | None) -> str:
     """Write a number with its sign, and to as many decimals as two digits of its error have; without the error if it is not known.
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.linalg import eigvalsh
 
 from trak_lightning.errors import DataError, NonFiniteGradientError
+from trak_lightning.run.formatting import format_percent
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
 from trak_lightning.scoring.generalization_gap import predicted_gap
@@ -69,7 +70,7 @@ class System:
             return False
         sizes = np.sqrt(squares)
         warnings.warn(
-            f"{share:.1%} of the trace of ΦᵀWΦ is that of training sample{'s' * (len(outliers) > 1)} {', '.join(map(str, outliers[:10]))}"
+            f"{format_percent(share, 1)} of the trace of ΦᵀWΦ is that of training sample{'s' * (len(outliers) > 1)} {', '.join(map(str, outliers[:10]))}"
             f"{' …' * (len(outliers) > 10)}, so that all scores depend on it: features of norm {sizes[outliers].max():.3g}, where the median is "
             f"{np.median(sizes):.3g}. If a value in it is an outlier, correct it or leave the sample out of the dataset, and featurize in "
             "another run directory.",

@@ -7,6 +7,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 
 from trak_lightning.errors import needed_for
+from trak_lightning.run.formatting import format_percent
 from trak_lightning.scoring.base import Array
 
 HALF = 0.5 + 5e-3
@@ -32,8 +33,8 @@ class Mistake:
 
     @property
     def said(self) -> str:
-        """What the models say and how surely: ``Shirt (88%)``."""
-        return self.says if self.says_probability is None else f"{self.says} ({self.says_probability:.0%})"
+        """What the models say and how surely: ``Shirt (88 %)``."""
+        return self.says if self.says_probability is None else f"{self.says} ({format_percent(self.says_probability)})"
 
     def __repr__(self) -> str:
         return f"target {self.target}{'' if self.label is None else f' labeled {self.label}'}: models say {self.said}"

@@ -195,6 +195,11 @@ class Scores:
         return self.settings.get("target_split")
 
     @property
+    def train_split(self) -> str | None:
+        """The name of the training samples' features; None in files of earlier versions."""
+        return self.settings.get("train_split")
+
+    @property
     def grouped(self) -> bool:
         """Whether these are scores of groups of targets or of differences; not known of files of earlier versions."""
         return bool(self.settings.get("grouped"))
@@ -261,7 +266,7 @@ class Scores:
         return self.predictor.mistakes()
 
     def says(self, target: int) -> str | None:
-        """What the models say of one target where that is not its label, ``Shirt (88%)``; None if it is, if the task has not one label of
+        """What the models say of one target where that is not its label, ``Shirt (88 %)``; None if it is, if the task has not one label of
         some classes, or if models and data are not at hand, or not as they were."""
         if self.predictor is None or target not in self.doubtful():
             return None
@@ -325,7 +330,8 @@ class Scores:
         return _opened_again, (str(self.path.absolute()), self._written)
 
     def __repr__(self) -> str:
-        return f"Scores({str(self.path)!r}): {self.describe()}"
+        trust = self.trust_unknown if self.trust is None else self.trust["sentence"]
+        return f"Scores({str(self.path)!r}): {self.describe()}" + (f"\ntrust {trust}" if trust else "")
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(repr(self))}</p>" + "".join(self[i]._repr_html_() for i in range(min(3, len(self))))
