@@ -192,7 +192,7 @@ class Columns:
             self.feature_names,
             self.name or f"samples of {type(rows).__name__}",
             rendered=first,
-            others=[*self.answers, *(["label"] if self.class_names else [])],
+            others=[*self.answers, *(["label"] if self.class_names and not self.answers else [])],
             remedy=self.remedy,
         )
         return np.array([value_of(rows[i], column, self.feature_names) for i in range(len(rows))])
