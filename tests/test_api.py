@@ -569,7 +569,10 @@ def test_scores_and_answers_are_of_the_training_split_that_was_featurized_last(m
     trak, alone = attribute(model, tmp_path / "both"), attribute(model, tmp_path / "alone")
     pool = TensorDataset(*train_set[5:25])
     trak.featurize(train_set)
+    trak.score(test_set, name="earlier")
     trak.featurize(pool, split="pool")
+    with pytest.raises(DataError, match="has scores of the training samples 'train', and those given are 'pool'"):
+        trak.report(test_set, name="earlier")
     alone.featurize(pool)
     for found in (trak, alone):
         found.score(test_set, name="test", regularization=0.5)

@@ -258,7 +258,10 @@ def test_a_run_of_python_lists_the_targets_with_the_lowest_output_or_probability
         write_scores(RunDirectory(tmp_path).scores("some"), Ones(), {}, outputs=outputs)
         assert main(["top", str(tmp_path), "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found["found"].startswith(f"{len(order)} targets, lowest {heading} first: ")
+        assert (
+            found["found"]
+            == f"{len(order)} targets, lowest {heading} first: the task predicts neither classes nor numbers, so that no target is right or wrong"
+        )
         assert found["indices"] == [each["target"] for each in found["lowest"]] == order
         assert [each["output"] for each in found["lowest"]] == f[order].tolist()
     write_matrix(tmp_path, "some", np.ones((3, 5), np.float32), "by hand", {})

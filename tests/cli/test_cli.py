@@ -484,6 +484,10 @@ def test_what_if_takes_positions_a_file_or_a_label(finished, tmp_path):
         ),
         (["--remove_where", "source=web"], "have no column 'source'; their columns are x, y, label. feature_names of"),
         (["--remove_where", "y>2", "--remove-where=y<5"], "--remove_where is given twice; join conditions in one"),
+        (
+            ["--remove_where", "y=cat"],
+            "; they are classes, which class_names of the DataModule names; a method render(self",
+        ),
         (["--remove_where", "y>20"], "no training sample has y > 20; the values of y are '0', '1', '2'"),
     ],
 )

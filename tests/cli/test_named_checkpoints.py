@@ -1,6 +1,8 @@
 """Where the user names checkpoints, nothing is trained unless they ask for it; where training is impossible, it is said early."""
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,9 @@ for x, label in ROWS:
 class Data(L.LightningDataModule):
     def train_dataloader(self):
         return DataLoader(ROWS[:40], 10, shuffle=True)
+
+    def backwards_dataloader(self):
+        return DataLoader(ROWS[39::-1], 10)
 
     def test_dataloader(self):
         return DataLoader(ROWS[40:], 10)
@@ -160,3 +165,25 @@ def test_a_fresh_model_that_fits_its_training_samples_is_warned_of_once(trak, ca
 def test_a_warning_that_every_training_repeats_is_shown_once(trak):
     status, shown = trak("run", model="Warns", **ENSEMBLE)
     assert (status, shown.count("UserWarning: modules are in eval mode")) == (0, 1), shown
+
+
+def test_training_samples_are_those_of_the_split_that_was_scored(trak, capsys):
+    """Also after another one was featurized, which is that of the run then."""
+
+    def first(*command):
+        capsys.readouterr()
+        assert main([*command, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return [(each["index"], each["text"]) for each in found["helpful"]]
+
+    assert trak("run")[0] == 0
+    before = first("top", "run", "--target", "0", "--name", "test")
+    for command in (["featurize", "run"], ["score", "run", "--name", "again"]):
+        assert main([*command, "--train_split", "backwards"]) == 0
+    assert first("top", "run", "--target", "0", "--name", "test") == before
+    backwards = first("top", "run", "--target", "0", "--name", "again")
+    assert [(39 - index, text) for index, text in backwards] == before
+    for split in ("train", "backwards"):
+        assert main(["select", "run", "--budget", "1.0", "--train_split", split, "--groups", "label", "--numbers"]) == 0
+        chosen = json.loads(Path("run/selection/selection.json").read_text())
+        assert chosen["group"] == [str((index if split == "train" else 39 - index) % 2) for index in chosen["indices"]]

@@ -180,6 +180,7 @@ def test_classes_go_by_name_or_number_in_columns_of_classes(rows):
         ({}, "region!=islands and y=malign", "of y are '0', '1'; class_names; render y"),
         ({}, "label=malign", "of label are '0', '1'; class_names; render label"),
         ({"class_names": ["ok", "bad"]}, "y=malign", "of y are '0', '1', of the classes 'ok', 'bad'"),
+        ({"class_names": ["0", "1"]}, "y=malign", "of y are '0', '1'; class_names; render y"),
         ({"number_of": float, "classes": lambda: None}, "label=malign", "of label are '0', '1', '2'"),
         ({}, "region=7", "'0', '1', '2'"),
         ({}, "town=Bern", "of town are 'Basel'"),

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from trak_lightning.errors import CorruptFileError, IncompleteRunError
+from trak_lightning.errors import CorruptFileError, IncompatibleRunError, IncompleteRunError
 from trak_lightning.interop.traker import import_traker
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.score_run import load_features, score_run
@@ -75,6 +75,25 @@ def test_outputs_and_curvatures_follow_from_the_loss_weights(saved, tmp_path):
         q = expected["out_to_loss"][:, 0]
         np.testing.assert_allclose(features.train.column("curvature"), q * (1 - q), rtol=1e-5)
         np.testing.assert_allclose(1 / (1 + np.exp(features.train.column("output"))), q, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["val_grads", "out_to_loss"])
+def test_other_rows_under_the_same_names_are_refused(name, saved, tmp_path):
+    folder, _ = saved
+    imported_run(folder, tmp_path)
+    imported_run(folder, tmp_path)  # the same again
+    rows = np.load(folder / "1" / f"{name}.mmap", mmap_mode="r+")
+    rows[3] = 0.5
+    rows.flush()
+    with pytest.raises(IncompatibleRunError, match="was made with data"):
+        imported_run(folder, tmp_path)
+
+
+def test_outputs_of_targets_are_not_known(saved, tmp_path):
+    run, store, _ = imported_run(saved[0], tmp_path)
+    scores, _ = score_run(run, store, Trak(), targets="val")
+    assert scores.outputs(0) == {}
+    assert "output" not in repr(scores[0])
 
 
 def test_what_cannot_be_read_is_named(saved, tmp_path):

@@ -17,7 +17,7 @@ ALLOWED = {"trak_lightning.stores.authoring", "trak_lightning.errors"}
 def example():
     """The store of docs/plugins.md."""
     page = (ROOT / "docs/plugins.md").read_text()
-    (code,) = re.findall(r"```python file=trak_lightning_mine/npz_store.py\n(.*?)```", page, re.DOTALL)
+    (code,) = re.findall(r'```python title="trak_lightning_mine/npz_store.py"\n(.*?)```', page, re.DOTALL)
     return code
 
 

@@ -57,9 +57,16 @@ class ShownOrSaidWhyNot:
 
 
 def with_targets_of(run: RunDirectory, scores: Scores | None) -> list[str]:
-    """The arguments of a job whose targets are those of `scores`, if the file says which these are."""
-    split = None if scores is None else scores.target_split
-    return [str(run.path), *([f"--target_split={split}"] if split else [])]
+    """The arguments of a job whose targets and training samples are those of `scores`, if the file says which these are."""
+    return _arguments(run, {} if scores is None else _splits(scores))
+
+
+def _splits(scores: Scores) -> dict[What, str | None]:
+    return {"train": scores.train_split, "target": scores.target_split}
+
+
+def _arguments(run: RunDirectory, splits: Mapping[What, str | None]) -> list[str]:
+    return [str(run.path), *(f"--{what}_split={split}" for what, split in splits.items() if split)]
 
 
 def shown_samples(
@@ -68,7 +75,7 @@ def shown_samples(
     wanted: Mapping[What, Iterable[int]],
     counts: Mapping[What, int],
     scores: Scores | None = None,
-    target_split: str | None = None,
+    splits: Mapping[What, str | None] | None = None,
 ) -> dict[What, ShownSamples]:
     """Show samples of a run, or groups of its targets.
 
@@ -78,7 +85,7 @@ def shown_samples(
         wanted: their positions.
         counts: how many samples there were when scores or features were computed.
         scores: the scores that they are shown with, if any.
-        target_split: the split of the targets, if they are not those of `scores`, or of the run.
+        splits: where the samples are, if not those of `scores`, or of the run.
 
     Returns:
         Those that can be shown; the reason for others is printed on standard error.
@@ -88,20 +95,20 @@ def shown_samples(
     found: dict[What, ShownSamples] = {}
     reasons = []
     kept, job = SampleLines(run), None
-    split = target_split or (None if scores is None else scores.target_split)
+    splits = splits or ({} if scores is None else _splits(scores))
     for what, positions in wanted.items():
         if what == "target" and scores is not None and scores.grouped:
             names = scores.group_names or [""] * len(scores)
             found[what] = ShownSamples({position: SampleLine(None, name) for position, name in enumerate(names)})
             continue
         try:
-            content = _Contents(open_store(run), run, _split(run, what, split)).of(positions)
-            lines = _answers(run, what, split, content) or kept.find(content)
+            content = _Contents(open_store(run), run, _split(run, what, splits)).of(positions)
+            lines = _answers(run, what, splits, content) or kept.find(content)
             if lines is None:
                 if job is None:
                     from trak_lightning.cli.job import Job
 
-                    job = Job(command, [str(run.path), *([f"--target_split={split}"] if split else [])])
+                    job = Job(command, _arguments(run, splits))
                 lines = _read(job, what, content, counts[what])
                 kept.add({content[position]: line for position, line in lines.items()})
             found[what] = ShownSamples(lines)
@@ -115,19 +122,21 @@ def shown_samples(
 
 
 def _answers(
-    run: RunDirectory, what: What, target_split: str | None, content: Mapping[int, int]
+    run: RunDirectory, what: What, splits: Mapping[What, str | None], content: Mapping[int, int]
 ) -> dict[int, SampleLine] | None:
     """The answers that are the targets of ``trak sft``, each after its question, given content hashes; None of other targets."""
     if what == "train":
         return None
-    lines = answer_lines(run.path / answers_file(_split(run, what, target_split)))
+    lines = answer_lines(run.path / answers_file(_split(run, what, splits)))
     found = {position: SampleLine(None, lines[hashed]) for position, hashed in content.items() if hashed in lines}
     return found if len(found) == len(content) else None
 
 
-def shown_train(command: str, run: RunDirectory, positions: Iterable[int], count: int) -> ShownSamples | None:
+def shown_train(
+    command: str, run: RunDirectory, positions: Iterable[int], count: int, split: str
+) -> ShownSamples | None:
     """Show training samples of a run, see `shown_samples`; None if they cannot be shown."""
-    return shown_samples(command, run, {"train": positions}, {"train": count}).get("train")
+    return shown_samples(command, run, {"train": positions}, {"train": count}, splits={"train": split}).get("train")
 
 
 def all_train(job: "Job") -> ShowsLines:
@@ -146,9 +155,7 @@ def keep_samples(job: "Job", scores: Scores) -> None:
     new: dict[int, SampleLine] = {}
     if not job.run.config.exists():
         return
-    contents = {
-        what: _Contents(job.store, job.run, _split(job.run, what, scores.target_split)) for what in get_args(What)
-    }
+    contents = {what: _Contents(job.store, job.run, _split(job.run, what, _splits(scores))) for what in get_args(What)}
     for target, what, position in _ranked(scores):
         if target and time.perf_counter() > until:
             break
@@ -169,9 +176,8 @@ def _ranked(scores: Scores) -> Iterator[tuple[int, What, int]]:
             yield from ((target, "train", int(position)) for position in side.indices)
 
 
-def _split(run: RunDirectory, what: What, target_split: str | None) -> str:
-    named = target_split if what == "target" else None
-    return str(named or configured(run, f"{what}_split"))
+def _split(run: RunDirectory, what: What, splits: Mapping[What, str | None]) -> str:
+    return str(splits.get(what) or configured(run, f"{what}_split"))
 
 
 class _Contents:

@@ -40,15 +40,15 @@ NAMES_CLASSES = "they are classes, which class_names of the DataModule names"
 """What names the classes that a column holds."""
 
 
-def labels_of(command: str, run_dir: str) -> tuple[Array, list[str]]:
-    """Return the class of every training sample, integers (n,), and the names of the classes 0, 1, …
+def labels_of(command: str, run_dir: str, train_split: str) -> tuple[Array, list[str]]:
+    """Return the class of every training sample of a split, integers (n,), and the names of the classes 0, 1, …
 
     Where the data has no names, these are the numbers.
 
     Raises:
         DataError: the task has no classes.
     """
-    job = _job(command, run_dir)
+    job = _job(command, run_dir, train_split)
     labels = of_all(job.train_data, job.parts.task.class_labels)
     if labels is None and (answers := _answers(job)) is not None:
         first = next(iter(answers), None)
@@ -61,13 +61,13 @@ def labels_of(command: str, run_dir: str) -> tuple[Array, list[str]]:
     return labels, [*names, *map(str, range(len(names), labels.max() + 1))]
 
 
-def columns_of_train(command: str, run_dir: str) -> Columns:
-    """Return the columns of the training samples."""
+def columns_of_train(command: str, run_dir: str, train_split: str) -> Columns:
+    """Return the columns of the training samples of a split."""
     from trak_lightning.chat.data import ChatDataset
     from trak_lightning.report.known import feature_names_of
     from trak_lightning.report.samples import Samples
 
-    job = _job(command, run_dir)
+    job = _job(command, run_dir, train_split)
     dataset = job.train_data.dataset
     if isinstance(dataset, ChatDataset):  # which encodes some columns alone
         records = dataset.records
@@ -87,11 +87,11 @@ def columns_of_train(command: str, run_dir: str) -> Columns:
     )
 
 
-def _job(command: str, run_dir: str) -> "Job":
+def _job(command: str, run_dir: str, train_split: str) -> "Job":
     from trak_lightning.cli.job import Job
 
     RunDirectory(run_dir).require_config(ON_THIS_RUN[command])
-    job = Job(command, [run_dir])
+    job = Job(command, [run_dir, f"--train_split={train_split}"])
     job.require_same_data(job.settings.train_split)
     return job
 

@@ -192,7 +192,7 @@ class Columns:
             self.feature_names,
             self.name or f"samples of {type(rows).__name__}",
             rendered=first,
-            others=[*self.answers, *(["label"] if self.class_names else [])],
+            others=[*self.answers, *(["label"] if self.class_names and not self.answers else [])],
             remedy=self.remedy,
         )
         return np.array([value_of(rows[i], column, self.feature_names) for i in range(len(rows))])
@@ -224,7 +224,8 @@ class Columns:
         if not condition.asks_for_words(values):
             return ""
         classes = self._are_classes(values)
-        if classes and self.class_names:
+        numbers = [str(number) for number in range(len(self.class_names))]
+        if classes and [*self.class_names] != numbers:  # which are no names
             more = ", …" * (len(self.class_names) > MOST_LISTED)
             return f", of the classes {', '.join(map(repr, self.class_names[:MOST_LISTED]))}{more}"
         shown = condition.column != "label" or self.number_of is None  # that number is shown, whatever render returns

@@ -34,10 +34,11 @@ def import_traker(save_dir: str | Path, run: RunDirectory, store: FeatureStore) 
     traker stores the gradients Φ and the loss weights q = 1 − p of training samples, and the gradients of targets. The
     output f = log((1 − q)/q) and the curvature q(1 − q) of training samples follow from q, since all of traker's losses are
     logistic in f (image and text classification, CLIP). traker does not store outputs and loss weights of targets; they are
-    0 here, and no score reads them. Its ``features.mmap`` holds Φ(ΦᵀΦ)⁻¹ and is not read.
+    0 here, which no score reads and nothing shows. Its ``features.mmap`` holds Φ(ΦᵀΦ)⁻¹ and is not read.
 
     Raises:
         IncompleteRunError: no metadata, a model that was not featurized, or gradients that were deleted.
+        IncompatibleRunError: other rows were imported under the same names before.
         CorruptFileError: a file is not what traker writes.
     """
     folder = Path(save_dir)
@@ -54,9 +55,7 @@ def import_traker(save_dir: str | Path, run: RunDirectory, store: FeatureStore) 
         part = folder / str(model)
         grads = _array(part / "grads.mmap", (n, k))
         weights = np.asarray(_array(part / "out_to_loss.mmap", (n, 1)))[:, 0]
-        checkpoint = hashlib.sha256(b"".join(grads[i : i + BLOCK].tobytes() for i in range(0, n, BLOCK))).hexdigest()[
-            :12
-        ]
+        checkpoint = _digest(grads)[:12]
         records.append(CheckpointRecord(checkpoint, f"model {model} of {folder}"))
         settings = {"checkpoint": checkpoint, "projector": projector, "precision": str(grads.dtype)}
         _write(store, "train", settings, grads, weights.astype(np.float32))
@@ -124,10 +123,20 @@ def _array(path: Path, shape: tuple[int, int]) -> Array:
     return array
 
 
+def _digest(*arrays: Array) -> str:
+    """The SHA-256 of what arrays hold."""
+    hasher = hashlib.sha256()
+    for array in arrays:
+        for first in range(0, len(array), BLOCK):
+            hasher.update(array[first : first + BLOCK].tobytes())
+    return hasher.hexdigest()
+
+
 def _write(store: FeatureStore, split: str, settings: dict[str, Any], grads: Array, weights: Array | None) -> None:
-    spec = FeatureSpec(
-        split, settings["checkpoint"], len(grads), grads.shape[1], BLOCK, BLOCK, {**settings, "source": "traker"}
-    )
+    # Targets that replaced others in the save directory are told apart from these by what they hold: there are no samples to compare.
+    data = _digest(grads, *([] if weights is None else [weights]))[:16]
+    settings = {**settings, "source": "traker", "data": data}
+    spec = FeatureSpec(split, settings["checkpoint"], len(grads), grads.shape[1], BLOCK, BLOCK, settings)
     feature_set = store.create(spec)
     for block in feature_set.missing_blocks():
         feature_set.write_block(block, _rows(feature_set.spec.block_range(block), grads, weights))

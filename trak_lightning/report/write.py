@@ -91,6 +91,11 @@ def write_report(
     run = RunDirectory(run_dir)
     store = store or open_store(run)
     scores = open_scores(run, name)
+    if scores.train_split not in (None, train_split):
+        raise DataError(
+            f"{scores.path} has scores of the training samples {scores.train_split!r}, and those given are {train_split!r}. Score against "
+            "these, under another name, or give the samples that were scored."
+        )
     features = load_features(
         run, store, targets=target_split or scores.target_split or scores.path.stem, train=train_split
     )

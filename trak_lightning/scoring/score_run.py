@@ -77,6 +77,7 @@ def score_run(
         "meaning": asdict(meaning),
         "checkpoints": len(checkpoints),
         "target_split": targets,
+        "train_split": train,
         "grouped": groups is not None,
     }
     outputs = {} if groups is not None else _outputs(checkpoints, meaning)
@@ -84,8 +85,11 @@ def score_run(
 
 
 def _outputs(checkpoints: Sequence[CheckpointFeatures], meaning: Meaning) -> dict[str, Array]:
-    """What `Scores.outputs` tells; the probability is NaN where no label counts, so that f and q are 0."""
+    """What `Scores.outputs` tells; the probability is NaN where no label counts, so that f and q are 0. Nothing where both are 0 of all
+    targets, as of those of traker, which does not store them."""
     output, loss_weight, probability = target_outputs(checkpoints, meaning)
+    if not (output.any() or loss_weight.any()):
+        return {}
     if probability is None:
         return {"output": output}
     return {"output": output, "probability": np.where((output != 0) | (loss_weight != 0), probability, np.nan)}

@@ -195,6 +195,11 @@ class Scores:
         return self.settings.get("target_split")
 
     @property
+    def train_split(self) -> str | None:
+        """The name of the training samples' features; None in files of earlier versions."""
+        return self.settings.get("train_split")
+
+    @property
     def grouped(self) -> bool:
         """Whether these are scores of groups of targets or of differences; not known of files of earlier versions."""
         return bool(self.settings.get("grouped"))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from jsonargparse import Namespace
 
 from trak_lightning.cli.arguments import NAMES_TARGETS, add_scored, light_parser, light_settings, open_run, scored_split
 from trak_lightning.cli.output import print_json, short_path, summary
@@ -52,25 +53,29 @@ def main(argv: Sequence[str]) -> int:
     folder = run.path / "selection"
     require_writable(folder)
     checkpoints = load_features(run, store, targets=scored_split(config, run), train=config.train_split)
-    groups = None if config.groups is None else _groups(config.run_dir, config.groups)
+    groups = None if config.groups is None else _groups(config, config.groups)
     regularization, _ = settings_of(instances.scorer)
     found = select_samples(checkpoints, run.read().meaning, config.budget, groups=groups, regularization=regularization)
     found.write(folder)
     if config.json:
         print_json({"path": folder, **found.to_json()})
         return 0
-    samples = None if config.numbers else shown_train("select", run, found.indices[: config.k], found.num_train)
+    samples = (
+        None
+        if config.numbers
+        else shown_train("select", run, found.indices[: config.k], found.num_train, config.train_split)
+    )
     summary("select", f"{found.describe()}; {short_path(folder)}", len(found), "samples", started)
     _print(found, samples, config.k)
     return 0
 
 
-def _groups(run_dir: str, source: str) -> Array:
+def _groups(config: Namespace, source: str) -> Array:
     if source == "label":
-        labels, names = labels_of("select", run_dir)
+        labels, names = labels_of("select", config.run_dir, config.train_split)
         return np.array(names)[labels]
     if not source.endswith(".npy"):
-        return columns_of_train("select", run_dir).values(source)
+        return columns_of_train("select", config.run_dir, config.train_split).values(source)
     return read_given(source, "--groups must be label, a column, or a .npy file of groups")
 
 

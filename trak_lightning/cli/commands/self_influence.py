@@ -44,7 +44,9 @@ def main(argv: Sequence[str]) -> int:
     if config.json:
         print_json({"path": path, "largest": [dict(zip(COLUMNS, each, strict=True)) for each in values]})
         return 0
-    samples = None if config.numbers else shown_train("self-influence", run, largest, len(found.leverage))
+    samples = (
+        None if config.numbers else shown_train("self-influence", run, largest, len(found.leverage), config.train_split)
+    )
     summary("self", f"{short_path(path)}", len(found.leverage), "samples", started)
     _print(values, samples)
     return 0

@@ -140,7 +140,7 @@ def _print_lowest(config: Namespace, run: RunDirectory, scores: Scores, ask: str
     ]  # NaN, last, is of a target without any label that counts
     why = (
         "the task predicts neither classes nor numbers, so that no target is right or wrong"
-        if run.config.exists()
+        if run.config.exists() or not (meaning.number or meaning.probability)
         else "the run was made in Python, where mistakes() of the scores that TRAK.score returns predicts targets, if the task does"
     )
     said = f"{len(order):,} targets, lowest {heading} first"

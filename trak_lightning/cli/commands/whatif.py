@@ -103,7 +103,7 @@ def _samples(config: Namespace) -> Array:
     if config.remove is not None:
         return _read(config.remove)
     if config.remove_where is None:
-        labels, names = labels_of("whatif", config.run_dir)
+        labels, names = labels_of("whatif", config.run_dir, config.train_split)
         wanted = config.remove_label
         mask: Array = labels.astype(str) == (str(names.index(wanted)) if wanted in names else wanted)
         if not mask.any():
@@ -115,7 +115,7 @@ def _samples(config: Namespace) -> Array:
             )
         return mask
     Condition.parse_all(config.remove_where)  # refused before the data is read
-    return columns_of_train("whatif", config.run_dir).where(config.remove_where)
+    return columns_of_train("whatif", config.run_dir, config.train_split).where(config.remove_where)
 
 
 def _read(source: str) -> Array:
@@ -133,4 +133,4 @@ def _condition(config: Namespace) -> str:
 
 def _shown(run: RunDirectory, targets: str, positions: Sequence[int], count: int) -> ShowsLines | None:
     wanted: dict[What, Sequence[int]] = {"target": positions}
-    return shown_samples("whatif", run, wanted, {"target": count}, target_split=targets).get("target")
+    return shown_samples("whatif", run, wanted, {"target": count}, splits={"target": targets}).get("target")
