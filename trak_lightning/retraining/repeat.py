@@ -7,6 +7,7 @@ import numpy as np
 
 from trak_lightning.errors import IncompatibleRunError
 from trak_lightning.run.arrays import Array, rms
+from trak_lightning.run.formatting import format_percent
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def require_repeatable(stored: Array, train: Callable[[], Array], scale: float, 
     difference = rms(found - stored)
     if difference <= max(MOST * scale, ROUNDING * rms(stored)):
         return
-    seen = f"{what} and the same trained again, with its seed and on its samples, differ by {difference:.3g}, {difference / max(scale, 1e-30):.0%} of {scale:.3g},"
+    seen = f"{what} and the same trained again, with its seed and on its samples, differ by {difference:.3g}, {format_percent(difference / max(scale, 1e-30))} of {scale:.3g},"
     if rms(train() - found) > difference / 2:
         log.warning(
             "retrain    %s as trained twice in a row do, too: training is not repeatable, so it cannot be told whether the "
