@@ -169,7 +169,7 @@ def test_top_prints_the_training_samples_with_the_largest_and_smallest_scores(fi
         assert f" {sample} " in done.stdout
     assert all(word in done.stdout for word in ("Most helpful", "label"))
     assert re.search(
-        r"Target 17 of \S*test.h5: \d, (models say \d \(\d+%\), )?p\(label\) 0\.\d{3} \(mean over \d+ checkpoints\), image 8×8",
+        r"Target 17 of \S*test.h5: \d, (models say \d \(\d+ %\), )?p\(label\) 0\.\d{3} \(mean over \d+ checkpoints\), image 8×8",
         " ".join(done.stdout.split()),
     )
     assert done.stdout.count(RENDER.split(",")[0]) == 1
