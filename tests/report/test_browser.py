@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hostile import HOSTILE
 
@@ -143,6 +144,19 @@ def test_words_that_an_example_shares_with_its_target_are_marked(opened):
             assert mark.text_content().lower() in own
 
 
+def test_words_that_many_texts_of_the_page_have_are_not_marked(context, make):
+    tab = context.new_page()
+
+    def said(sample):
+        return {"text": f"it was sweet and number{sample['text'].rpartition(' ')[2]}", "label": 0}
+
+    tab.goto(make("text", render=said, targets=[0, 1]).as_uri())
+    tab.eval_on_selector_all(".target details", "all => all.forEach((each) => { each.open = true; })")
+    marked = [each.text_content() for each in tab.query_selector_all("mark")]
+    assert not {"was", "and"} & set(marked)
+    assert any("number" in word for word in marked), "the target is one of the texts"
+
+
 @only_text
 def test_what_is_folded_says_so_and_unfolds(opened):
     tab, _ = opened
@@ -151,3 +165,29 @@ def test_what_is_folded_says_so_and_unfolds(opened):
     assert len(tab.query_selector_all(".target:first-child .evidence .sample:visible")) == before + 7
     assert all(each.is_visible() for each in tab.query_selector_all(".folded + .unfold"))
     assert len(tab.query_selector_all(".folded")) == len(tab.query_selector_all(".folded + .unfold"))
+
+
+def masked(sample):
+    """Three pictures and much to read."""
+    image = np.kron(np.asarray(sample["image"][0]), np.ones((4, 4)))
+    mask = np.arange(24 * 24).reshape(24, 24) // 200
+    return {"scan": image, "mask": mask, "other": mask.T.copy(), "note": "word " * 200, "label": 0}
+
+
+def test_pictures_of_a_sample_are_side_by_side_and_no_fade_cuts_them(context, make):
+    tab = context.new_page()
+    tab.goto(make("image", render=masked).as_uri())
+    assert tab.query_selector_all(".gallery .folded"), "the text below them is folded"
+    side_by_side = """Array.from(document.querySelectorAll('.gallery .pictures, .target .pictures')).every((each) => {
+        const [first, second] = Array.from(each.children, (image) => image.getBoundingClientRect());
+        return !first.width || (first.top === second.top && first.right <= second.left && first.width > 40);
+    })"""
+    assert tab.evaluate(side_by_side)
+    faded = """Array.from(document.querySelectorAll('.folded img')).filter((image) => {
+        const fade = image.closest('.folded').getBoundingClientRect().bottom - 2.5 * 16;
+        return image.getBoundingClientRect().bottom > fade + 1;
+    }).length"""
+    assert tab.evaluate(faded) == 0
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert tab.inner_text(".gallery").count("show all") == len(tab.query_selector_all(".gallery .folded"))
+    assert [each.inner_text() for each in tab.query_selector_all(".legend >> nth=0 >> li")] == ["cat", HOSTILE, "dog"]

@@ -233,6 +233,20 @@ def test_a_target_without_labels_that_count_is_in_no_mean(tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_masks_of_named_classes_have_one_legend_for_each_target_and_one_for_suspects(tmp_path):
+    data = TensorDataset(torch.randn(12, 1, 8, 8), torch.arange(64).reshape(8, 8).repeat(12, 1, 1) % 3)
+    data.classes = ["sky", "tree", "road"]
+    trak = TRAK(nn.Conv2d(1, 3, 1).eval(), "segmentation", tmp_path, projector="identity")
+    trak.featurize(data)
+    trak.score(data, name="test")
+    page = Page(trak.report(data, num_targets=2))
+    require_whole(page)
+    assert len([each for each in page.all("ul") if each.get("class") == "legend"]) == 3
+    assert " ".join(page.text.split()).count("skytreeroad") == 3
+    assert len([each for each in page.all("div") if each.get("class") == "pictures"]) >= 2 + 12
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_a_page_of_pairs_speaks_of_no_labels(tmp_path):
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(20, 4), torch.randn(20, 5))

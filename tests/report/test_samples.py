@@ -21,7 +21,7 @@ from trak_lightning.report import Samples
 from trak_lightning.report.accuracy import headline
 from trak_lightning.report.known import class_names_of, feature_names_of, samples_of
 from trak_lightning.report.pictures import Picture
-from trak_lightning.report.shown import Table, Text, Turn
+from trak_lightning.report.shown import Shown, Table, Text, Turn
 from trak_lightning.report.tokens import token_texts
 from trak_lightning.report.turns import decoder
 from trak_lightning.run.meaning import Meaning
@@ -72,6 +72,29 @@ def test_a_mask_has_one_color_per_class_and_another_where_pixels_do_not_count():
     assert drawn[1, :2].tolist() == [[0] * 3, [255] * 3]
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 5
     assert np.array_equal(drawn[:, 2:4], other[:, 2:4]), "whatever other classes an image has"
+    assert first[1].legend == (), "numbers say nothing"
+
+
+def test_the_colors_of_a_mask_have_the_names_of_its_classes():
+    mask = torch.arange(4).repeat(8, 2)
+    mask[0] = 255
+    task = registry.create("tasks", {"name": "segmentation", "ignore_index": 255})
+    data = AttributionData.of(DataLoader([(torch.rand(1, 8, 8), mask)], collate_fn=list))
+    named = SimpleNamespace(class_names=["sky", "tree", "road"])
+    found = samples_of(data, task=task, datamodule=named).show(0)
+    drawn = pixels(found.parts[1])
+    assert [name for _, _, name in found.parts[1].legend] == ["sky", "tree", "road", "not counted"]
+    for label, color, _ in found.parts[1].legend:
+        place = (0, 0) if label == 255 else (1, label)
+        assert color == f"#{bytes(drawn[place]).hex()}"
+
+
+def test_pictures_that_follow_each_other_are_one_row():
+    image = torch.rand(8, 8)
+    found = shown({"first": image, "second": image, "caption": "a text", "third": image})
+    assert [[type(part).__name__ for part in row] for row in found.rows] == [["Picture"] * 3, ["Table"]]
+    found = Shown((Text("before"), *found.parts[:2], Text("between"), found.parts[2]))
+    assert [len(row) for row in found.rows] == [1, 2, 1, 1]
 
 
 def test_labels_have_names_where_classes_do():

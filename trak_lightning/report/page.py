@@ -2,11 +2,14 @@
 
 import base64
 import hashlib
+from collections.abc import Iterable
 from importlib.resources import files
 
 from trak_lightning import __version__
 from trak_lightning.errors import needed_for
 from trak_lightning.report.contents import Report
+from trak_lightning.report.pictures import Picture
+from trak_lightning.report.shown import Shown
 from trak_lightning.run.formatting import format_number
 
 
@@ -27,6 +30,7 @@ def page(report: Report) -> str:
     )
     environment.filters["signed"] = _signed
     environment.filters["spread"] = lambda value: format_number(value, 1)
+    environment.filters["legend"] = _legend
     templates = files("trak_lightning.report") / "templates"
     script = (templates / "page.js").read_text()
     return environment.get_template("page.html").render(
@@ -36,6 +40,12 @@ def page(report: Report) -> str:
         style=(templates / "page.css").read_text(),
         version=__version__,
     )
+
+
+def _legend(shown: Iterable[Shown]) -> list[tuple[str, str]]:
+    """The color and the name of each class in the masks of some samples."""
+    pictures = [part for each in shown for part in each.parts if isinstance(part, Picture)]
+    return [(color, name) for _, color, name in sorted({entry for part in pictures for entry in part.legend})]
 
 
 def _signed(value: float) -> str:

@@ -3,7 +3,8 @@
 import base64
 import colorsys
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,10 @@ LOSSLESS = 48
 """Images up to this size keep every pixel (PNG) and are shown without smoothing; larger ones are compressed (WebP)."""
 
 
+NOT_COUNTED = "not counted"
+"""Name of pixels that are ignored."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image inside the page."""
@@ -27,6 +32,8 @@ class Picture:
     width: int
     height: int
     name: str = "image"
+    legend: tuple[tuple[int, str, str], ...] = ()
+    """Of a class per pixel: the classes in it, each with its color (``#rrggbb``) and its name, if classes have names."""
 
     @property
     def sharp(self) -> bool:
@@ -64,17 +71,23 @@ def picture(value: Any) -> Picture:
     return Picture(f"data:image/{'png' if small else 'webp'};base64,{encoded}", *image.size)
 
 
-def mask_picture(array: Any, ignored: int | None) -> Picture:
-    """Encode a class per pixel (H, W), each class in the same color in all masks: 0 black, 1 white, `ignored` gray."""
+def mask_picture(array: Any, ignored: int | None, names: Sequence[str] | None = None) -> Picture:
+    """Encode a class per pixel (H, W), each class in the same color in all masks: 0 black, 1 white, `ignored` gray.
+
+    `names` of the classes are for its legend.
+    """
     step = -(-max(array.shape) // LARGEST)  # scaled down without classes in between
     array = array[::step, ::step]
-    colors = np.zeros((*array.shape, 3), np.uint8)
+    colors, legend = np.zeros((*array.shape, 3), np.uint8), []
     for label in np.unique(array):
         gray = {0: 0, 1: 255, ignored: 128}.get(int(label))
         hue = 0.618 * int(label) % 1  # multiples of the golden ratio stay apart
         color = colorsys.hsv_to_rgb(hue, 0.65, 0.95) if gray is None else (gray / 255,) * 3
-        colors[array == label] = np.round(255 * np.array(color))
-    return picture(colors)
+        colors[array == label] = rgb = np.round(255 * np.array(color)).astype(np.uint8)
+        named = 0 <= label < len(names or ())
+        if names and (named or label == ignored):
+            legend.append((int(label), f"#{bytes(rgb).hex()}", str(names[label]) if named else NOT_COUNTED))
+    return replace(picture(colors), legend=tuple(legend))
 
 
 def _bytes(array: Any) -> Any:

@@ -254,7 +254,7 @@ class Samples:
             ]
         if not graph and is_picture(value):
             if is_mask(array, labels=name in ("mask", *self._label_keys)):
-                return [replace(mask_picture(array, self._ignore_index), name=name or "mask")]
+                return [replace(mask_picture(array, self._ignore_index, self._class_names), name=name or "mask")]
             return [replace(picture(value if array is None else array), name=name or "image")]
         if array is None:
             text = str(value)

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from typing import TypeAlias
 
 from trak_lightning.report.pictures import Picture
@@ -64,6 +65,12 @@ class Shown:
         fields = [field for part in self.parts if isinstance(part, Table) for field in part.fields]
         named = [f"{name}: {text}" if name else text for name, text in [*own, *fields]]
         return SEPARATOR.join(filter(None, [_last_answer(turns), *named]))
+
+    @property
+    def rows(self) -> list[list[Part]]:
+        """Its parts, of which pictures that follow each other are to be compared, and shown side by side."""
+        groups = groupby(self.parts, key=lambda part: isinstance(part, Picture))
+        return [row for alike, found in groups for row in ([list(found)] if alike else [[part] for part in found])]
 
     @property
     def image(self) -> bytes | None:

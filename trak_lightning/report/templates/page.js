@@ -109,13 +109,20 @@
     else if (event.target === byId("detail")) byId("detail").close();
   });
 
-  // Text: words that an example shares with its target are marked, unless most targets have them.
+  // Text: words that an example shares with its target are marked, unless many targets or many of all texts have them, such as "was".
   const WORD = /[\p{L}\p{N}][\p{L}\p{N}'’-]+/gu;
   const wordsOf = (root) => new Set(all(".text", root).flatMap((each) => each.textContent.toLocaleLowerCase().match(WORD) || []));
   const vocabularies = cards.map((card) => wordsOf(card.querySelector(".subject")));
-  const frequency = new Map();
-  for (const words of vocabularies) for (const word of words) frequency.set(word, (frequency.get(word) || 0) + 1);
-  const common = (word) => word.length < 3 || frequency.get(word) > Math.max(2, cards.length / 4);
+  const examples = new Map(all("[data-train]").map((each) => [each.dataset.train, each]));
+  const texts = [...vocabularies, ...Array.from(examples.values(), wordsOf)];
+  function counts(sets) {
+    const found = new Map();
+    for (const words of sets) for (const word of words) found.set(word, (found.get(word) || 0) + 1);
+    return found;
+  }
+  const inTargets = counts(vocabularies), inTexts = counts(texts);
+  const common = (word) => word.length < 3 || inTargets.get(word) > Math.max(2, cards.length / 4) ||
+    inTexts.get(word) > Math.max(5, 0.03 * texts.length);
   cards.forEach((card, place) => {
     for (const node of all(".evidence .text", card)) {
       const value = node.textContent, parts = [];
@@ -132,6 +139,10 @@
   // Long text is folded, with a button that says so.
   const fold = (node) => {
     if (!node.querySelector(".text, dl") || !node.clientHeight) return;
+    // Pictures are what is compared: the fade begins below them.
+    const top = node.getBoundingClientRect().top;
+    const bottom = Math.max(0, ...all("img", node).map((each) => each.getBoundingClientRect().bottom - top));
+    node.style.setProperty("--pictures", `${bottom}px`);
     node.classList.add("folded");
     if (node.scrollHeight <= node.clientHeight + 4) return node.classList.remove("folded");
     const button = make("button", {type: "button", className: "unfold"}, "show all");
