@@ -256,7 +256,7 @@ def test_augmented_samples_are_refused_before_any_model_is_trained(run, tmp_path
     (tmp_path / "splits_at_random.py").write_text(MODULE.replace("DataLoader(self.train, 10, shuffle=True)", augmented))
     sys.modules.pop("splits_at_random", None)
     assert main(["run", "other", "--config", "config.yaml"]) == 1
-    assert "add a method plain_dataloader to the DataModule" in capsys.readouterr().err
+    assert "With a DataModule, add a method plain_dataloader" in capsys.readouterr().err
     assert not list((tmp_path / "other").rglob("*.ckpt"))
 
 
