@@ -55,7 +55,7 @@ def test_targets_that_lose_are_apart_from_those_that_gain(capsys):
     title, headings, row = capsys.readouterr().out.splitlines()
     assert (title.split(), headings.split()) == (
         ["f", "falls", "most", "for"],
-        ["target", "f", "now", "change", "p(label)", "label", "sample"],
+        ["target", "f", "now", "change", "p(label)", "of", "mean", "f", "label", "sample"],
     )
     assert row.split() == ["1", "0", "-0.25", "0.50", "→", "0.44", "cat", "[b]", "a", "line"]
 

@@ -13,7 +13,7 @@ from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.same_settings import current
 from trak_lightning.scoring.backend import LOCAL, Backend
-from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
+from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, require_compatible
 from trak_lightning.scoring.held_out import target_outputs
 from trak_lightning.scoring.predicted_lds import predicted_lds, unpredictable
 from trak_lightning.scoring.scores import Scores, write_scores
@@ -57,6 +57,7 @@ def score_run(
         checkpoints = [group_targets(features, groups, reduction, coefficients) for features in checkpoints]
     elif coefficients is not None:
         raise DataError("coefficients are those of targets in their groups: give groups too")
+    require_compatible(checkpoints)
     request = {**made_from(scorer, checkpoints), "top": top}
     if group_names is not None:
         request["group_names"] = list(group_names)
