@@ -117,7 +117,7 @@ def test_it_opens_with_findings_and_ends_with_settings(make):
         "store: {class_path: trak_lightning.stores.hdf5.HDF5Store}\ntarget_split: test"
     )
     write_report(path.parents[1], Rows("image", 40, 1), Rows("image", 12, 2))
-    assert "trak evaluate measures it by retraining." in Page(path).text
+    assert "trak evaluate measures it by retraining, where the model has a training_step." in Page(path).text
     assert text.index("predicted correctly") < text.index("Targets and their examples") < text.index("run directory")
 
 

@@ -55,7 +55,7 @@ def trusted(run: RunDirectory, scores: Scores) -> Trusted:
     if scores.trust is None and scores.trust_unknown is not None:
         text += f" A prediction from the checkpoints is {scores.trust_unknown}."
     if run.config.exists():
-        text += " trak evaluate measures it by retraining."
+        text += " trak evaluate measures it by retraining, where the model has a training_step."
     elif (page := docs_page("evaluation", "Models that you train yourself")) not in text:
         # `trak evaluate` has no model, data and Trainer of a run that was made in Python.
         text += f" Models that you train on other halves of the data measure it ({page})."

@@ -21,6 +21,7 @@ TOKENIZER = "an attribute tokenizer of the DataModule, the dataset or the collat
 UNREAD = f"{TOKENIZER} shows token ids as text"
 PICTURES = "a report shows pictures"
 FEATURE_NAMES = "feature_names of the DataModule or the dataset names the entries of a vector"
+FEATURE_NAMES_IN_PYTHON = "feature_names of the dataset names the entries of a vector"
 RENDER = "render(sample) of the DataModule says what is shown"
 RENDER_IN_PYTHON = "render(sample) of the DataModule, or render= of TRAK.score, says what is shown"
 CLASS_NAMES = "class_names of the DataModule, or classes of the dataset, names labels"
@@ -169,7 +170,9 @@ def to_read(samples: Sequence[ShownLine], render: str = RENDER) -> str:
     found = {
         UNREAD: ids,
         PICTURES: sizes and any("×" in line for line in lines),
-        FEATURE_NAMES: (unnamed := any(map(_UNNAMED.search, lines))),
+        FEATURE_NAMES_IN_PYTHON if render == RENDER_IN_PYTHON else FEATURE_NAMES: (
+            unnamed := any(map(_UNNAMED.search, lines))
+        ),
         render: ids or sizes or unnamed,
         CLASS_NAMES: any(_NUMBERED.fullmatch(each.label or "") for each in samples),
     }
