@@ -12,6 +12,9 @@ from trak_lightning.tasks.fields import LABEL_NAMES, Key
 from trak_lightning.tasks.segmentation import Segmentation
 from trak_lightning.tasks.supervised import SupervisedTask
 
+MOST_LAYERS = 8
+"""How many datasets inside each other are asked for names: an object may answer to any attribute, without end."""
+
 
 def samples_of(
     data: Any,
@@ -71,10 +74,10 @@ def class_names_of(
 
 def _layers(dataset: Any) -> Iterator[Any]:
     """A dataset, and those inside it, such as the one that a `torch.utils.data.Subset` is a part of."""
-    seen: set[int] = set()
-    while dataset is not None and id(dataset) not in seen:
+    for _ in range(MOST_LAYERS):
+        if dataset is None:
+            return
         yield dataset
-        seen.add(id(dataset))
         dataset = getattr(dataset, "dataset", None)
 
 
