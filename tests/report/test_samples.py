@@ -371,6 +371,10 @@ def test_numbers_are_a_table():
     row = {"age": 31, "income": 2.5, "town": "Bern", "label": 1}
     assert shown(row).parts == (Table((("age", "31"), ("income", "2.5"), ("town", "Bern"))),)
     assert shown((torch.tensor([1.0, 2.0]), 0), feature_names=["a", "b"]).parts == (Table((("a", "1"), ("b", "2"))),)
+    (named,), (unnamed,) = (
+        shown((torch.ones(30), 0), feature_names=names).parts for names in (list(map(str, range(30))), None)
+    )
+    assert (len(named.fields), unnamed.fields[-1]) == (30, ("…", "14 more"))
 
 
 def test_the_vectors_of_a_sample_with_several_have_names_of_their_own():
