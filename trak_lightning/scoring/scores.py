@@ -463,9 +463,10 @@ class Scores:
     def describe(self) -> str:
         """Describe the scores in one line."""
         m, n = self.shape
-        chosen = self.settings["scoring"].get("rule")
+        scoring = self.settings["scoring"]
+        rule = f"λ: {scoring['rule']}" if "regularization" in scoring else scoring.get("rule")  # of scores made elsewhere
         kept = "" if self.has_matrix else f", best {self._kept} kept"
-        return f"{m} targets × {n} training samples{kept}" + (f", λ: {chosen}" if chosen else "")
+        return f"{m} targets × {n} training samples{kept}" + (f", {rule}" if rule else "")
 
 
 def _opened_again(path: str, written: str) -> Scores:
