@@ -464,7 +464,8 @@ class Scores:
         """Describe the scores in one line."""
         m, n = self.shape
         scoring = self.settings["scoring"]
-        rule = f"λ: {scoring['rule']}" if "regularization" in scoring else scoring.get("rule")  # of scores made elsewhere
+        # Scores that were made elsewhere have a rule and no λ.
+        rule = f"λ: {scoring['rule']}" if "regularization" in scoring else scoring.get("rule")
         kept = "" if self.has_matrix else f", best {self._kept} kept"
         return f"{m} targets × {n} training samples{kept}" + (f", {rule}" if rule else "")
 
