@@ -274,7 +274,21 @@ class Job:
                 self._require_trainable()
             except TrakError as error:
                 found.append(("training", f"impossible: {error}"))
+            else:
+                found.append(("training", self._to_train()))
         return found
+
+    def _to_train(self) -> str:
+        """How many models `trak run` trains."""
+        ensemble = [f"{counted(self.num_checkpoints, 'model')} to attribute"] * (self.settings.checkpoints is None)
+        models = self._evaluation.models
+        evaluation = [f"{counted(models, 'model')} for the evaluation{self._none_retrained}"] * (models > 0)
+        return ", and ".join([*ensemble, *evaluation]) or "models for the evaluation"
+
+    @property
+    def _none_retrained(self) -> str:
+        """How to leave out retraining that is done by default."""
+        return " (--evaluation.models 0 leaves it out)" if self.settings.evaluation.models is None else ""
 
     def trak(self) -> TRAK:
         """The attribution that the configuration describes."""
@@ -413,6 +427,8 @@ class Job:
                 if (known := one_stored(folder, retrainings)) is not None:
                     self._retrainer.require_repeatable(known, folder)
                 self._repeatable.add(folder)
+        if todo and self.speaks:
+            summary("retrain", f"{counted(len(todo), 'model')} to train{self._none_retrained}")
         workers = min(self.parts.evaluation.workers, len(todo))
         if workers > 1:
             retrain_in_processes(self._argv, todo, workers, self.run.evaluation)
