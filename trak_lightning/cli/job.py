@@ -261,7 +261,7 @@ class Job:
         checkpoints: list[str] | int
         try:
             checkpoints = self.checkpoints()
-            several = f", the first of {len(checkpoints)} files" if len(checkpoints) > 1 else ""
+            several = f", the first of {len(checkpoints)} named files" if len(checkpoints) > 1 else ""
             found = [("weights", f"{checkpoints[0]}{several}")]
         except IncompleteRunError:
             checkpoints = self.num_checkpoints
@@ -326,8 +326,11 @@ class Job:
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """The names of the classes 0, 1, …, if they are known."""
-        return class_names_of(self.train_data, task=self.parts.task, model=self.model)
+        """The names of the classes 0, 1, …, if they are known: to the training samples, or to the targets."""
+        of_each = (
+            class_names_of(data, task=self.parts.task, model=self.model) for data in (self.train_data, self.target_data)
+        )
+        return next(filter(None, of_each), None)
 
     @property
     def num_checkpoints(self) -> int:
@@ -392,7 +395,7 @@ class Job:
             checkpoints = read_checkpoints(self.run, self.model, weights_only=settings.weights_only)
             return mean_predictions(self.model, task, self.target_data, checkpoints, positions)
 
-        shown = samples_of(self.target_data, task=task, model=self.model)
+        shown = samples_of(self.target_data, task=task, class_names=self.class_names)
         return TargetPredictor(outcome, predict, partial(self.require_same_rows, split), shown)
 
     def evaluate(self) -> None:

@@ -53,6 +53,31 @@ def samples_of(
     )
 
 
+def samples_of_both(
+    train: AttributionData,
+    targets: AttributionData,
+    *,
+    task: Any,
+    model: Any,
+    numbers: tuple[Callable[[int], float] | None, Callable[[int], float] | None] = (None, None),
+    class_names: Sequence[str] | None = None,
+    tokenizer: Any = None,
+    render: Callable[[Any], Any] | None = None,
+) -> tuple[Samples, Samples]:
+    """Show training samples and targets, which have the same classes and tokens, so that what one of them knows holds for both.
+
+    Args: as for `samples_of`; `numbers` are the two ``number_of``.
+    """
+    own = (class_names_of(data, task=task, model=model) for data in (train, targets))
+    names = class_names or next(filter(None, own), None)
+    show = partial(samples_of, render=render, class_names=names, task=task, model=model)
+    first = show(train, number_of=numbers[0], tokenizer=tokenizer)
+    second = show(targets, number_of=numbers[1], tokenizer=tokenizer)
+    if second.tokenizer is None and first.tokenizer is not None:
+        second = show(targets, number_of=numbers[1], tokenizer=first.tokenizer)
+    return first, second
+
+
 def feature_names_of(data: AttributionData) -> Sequence[str] | None:
     """Return the names of the entries of vectors: ``feature_names`` of the DataModule or the dataset; None if there are none."""
     found = next((names for each in _owners(data) if (names := getattr(each, "feature_names", None)) is not None), None)

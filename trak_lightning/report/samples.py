@@ -94,7 +94,7 @@ class Samples:
         self._dataset = dataset
         self._render = render
         self._decode = decode
-        self._class_names = class_names
+        self.class_names = class_names
         self._feature_names = feature_names
         self._label_keys = label_keys
         self._label_of = label_of
@@ -115,7 +115,7 @@ class Samples:
 
     def class_name(self, label: Any) -> str:
         """The name of a class, or its number."""
-        names, number = self._class_names, integer(label)
+        names, number = self.class_names, integer(label)
         return (
             str(names[number]) if names is not None and number is not None and 0 <= number < len(names) else str(label)
         )
@@ -154,7 +154,7 @@ class Samples:
         """The number that a prediction is compared with, or the name of the class; None if neither is known without what `render` returns."""
         if self._number_of is not None:
             return format_number(self._number_of(index))
-        names = self._class_names or ()
+        names = self.class_names or ()
         number = self._class_of(index) if self._render is not None and names else None
         return self.class_name(number) if number is not None and 0 <= number < len(names) else None
 
@@ -260,7 +260,7 @@ class Samples:
             ]
         if not graph and is_picture(value):
             if is_mask(array, labels=name in ("mask", *self._label_keys)):
-                return [replace(mask_picture(array, self._ignore_index, self._class_names), name=name or "mask")]
+                return [replace(mask_picture(array, self._ignore_index, self.class_names), name=name or "mask")]
             return [replace(picture(value if array is None else array), name=name or "image")]
         if array is None:
             text = str(value)
