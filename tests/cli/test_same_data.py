@@ -308,6 +308,38 @@ def test_subsets_of_models_are_not_taken_for_positions_in_another_order(run, tmp
     assert "stored rows" in capsys.readouterr().err
 
 
+def test_after_labels_were_corrected_models_of_the_earlier_ones_are_named_and_judge_no_scores(
+    run, tmp_path, capsys, caplog
+):
+    run()
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text()) | {"evaluation": {"models": 2}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["run", "run", "--config", "config.yaml"]) == 0
+    assert "trained on" not in caplog.text
+    (tmp_path / "splits_at_random.py").write_text(MODULE.replace("i % 2, i)", "i % 2 if i > 20 else 1 - i % 2, i)"))
+    sys.modules.pop("splits_at_random", None)
+    for folder in ("features", "scores", "projections"):
+        shutil.rmtree(tmp_path / "run" / folder, ignore_errors=True)
+    assert main(["run", "run", "--config", "config.yaml"]) == 1
+    assert re.search(
+        "samples of the training data are not what the models in .*checkpoints were trained on", caplog.text
+    )
+    assert "are of other training samples than the models" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run" / "evaluation" / "models")
+    assert main(["run", "run", "--config", "config.yaml"]) == 0
+    assert "(2 trained" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [["--trainer.max_epochs", "2"], ["--seed", "1"], ["--ensemble.fraction", "0.4"]])
+def test_settings_of_checkpoints_that_changed_are_refused_without_advice_that_does_not_help(option, run, capsys):
+    run()
+    assert main(["run", "run", "--config", "config.yaml", *option]) == 1
+    assert re.search(
+        "checkpoints was made with .* Use another run directory, or go back to the old setting[.]\n",
+        capsys.readouterr().err,
+    )
+
+
 @pytest.mark.parametrize(("how", "recorded"), [("moved", "relative"), ("copied", "absolute")])
 def test_a_run_directory_that_is_elsewhere_now_reads_its_own_checkpoints(how, recorded, run, tmp_path, capsys):
     run_dir = run()
