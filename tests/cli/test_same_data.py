@@ -330,6 +330,37 @@ def test_after_labels_were_corrected_models_of_the_earlier_ones_are_named_and_ju
     assert "(2 trained" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("i % 2, i)", "i % 2 if i != 17 else 1 - i % 2, i)", "of other (training samples|targets) than the scores"),
+        ("self.layer(x)", "self.layer(x).tanh()", "of another function .*than the scores"),
+    ],
+)
+def test_scores_are_not_shown_next_to_rows_that_they_were_not_made_from(before, after, message, run, tmp_path, capsys):
+    run()
+    (tmp_path / "splits_at_random.py").write_text(MODULE.replace(before, after))
+    sys.modules.pop("splits_at_random", None)
+    shutil.rmtree(tmp_path / "run" / "features")
+    assert main(["top", "run", "--target", "1"]) == 0  # there is nothing else that it could be shown next to
+    assert main(["featurize", "run"]) == 0
+    for command in (["top", "run"], ["top", "run", "--target", "1"], ["report", "run"]):
+        capsys.readouterr()
+        assert main(command) == 1, command
+        assert re.search(f"stored rows are {message}.*Compute the scores again: trak score", capsys.readouterr().err)
+    assert main(["whatif", "run", "--remove", "0"]) == 0
+    assert main(["score", "run"]) == 0
+    assert main(["top", "run", "--target", "1"]) == 0
+
+
+def test_a_checkpoint_file_that_was_overwritten_is_named_as_such(run, tmp_path, capsys):
+    run()
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copy(folder / "01.ckpt", folder / "00.ckpt")
+    assert main(["suspects", "run"]) == 1
+    assert "checkpoints/00.ckpt holds other weights than those that were featurized" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [["--trainer.max_epochs", "2"], ["--seed", "1"], ["--ensemble.fraction", "0.4"]])
 def test_settings_of_checkpoints_that_changed_are_refused_without_advice_that_does_not_help(option, run, capsys):
     run()

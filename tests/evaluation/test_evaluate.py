@@ -300,7 +300,7 @@ def rewritten(scored, split, **columns):
     [
         ("train", {"content": lambda column: column + 1}, "other training samples"),
         ("test", {"content": lambda column: column + 1}, "other targets"),
-        ("test", {"output": lambda column: column * 1.2}, "other outputs"),
+        ("test", {"output": lambda column: column * 1.2}, "another function"),
     ],
 )
 def test_models_of_other_samples_or_of_another_function_are_refused_until_they_are_deleted(

@@ -6,18 +6,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import xxhash
 
-from trak_lightning.featurize.reuse import LOW_PRECISION_TOLERANCE, TOLERANCE
 from trak_lightning.run.directory import RunDirectory
-from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, evenly
+from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
 from trak_lightning.scoring.gradient_scorers import GradientCosine
+from trak_lightning.scoring.same_rows import described
 from trak_lightning.scoring.score_run import load_features, made_from, score_run
 from trak_lightning.scoring.views import some_targets
-from trak_lightning.stores.base import FeatureSet, FeatureStore
-
-OUTPUTS = 100
-"""How many outputs say which function the models are judged by."""
+from trak_lightning.stores.base import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -65,17 +61,8 @@ class ScoredRun:
 
     @cached_property
     def rows(self) -> dict[str, Any]:
-        """What the stored rows are of, as `SubsetPlan.rows`: hashes of the samples, and outputs of one checkpoint on some targets. JSON."""
-        train, targets = self.checkpoints[0].train, self.checkpoints[0].targets
-        exact = targets.spec.fingerprint.get("precision") in ("32-true", "64-true")
-        some = evenly(self.num_targets, OUTPUTS)
-        return {
-            "training samples": _content(train),
-            "targets": _content(targets),
-            "checkpoint": targets.spec.checkpoint,
-            "outputs": targets.column("output")[some].tolist(),
-            "tolerance": TOLERANCE if exact else LOW_PRECISION_TOLERANCE,
-        }
+        """What the stored rows are of, see `described`; for `SubsetPlan.rows`."""
+        return described(self.checkpoints[0].train, self.checkpoints[0].targets)
 
     @cached_property
     def scores(self) -> Array:
@@ -103,7 +90,3 @@ class ScoredRun:
         """Cosine of the projected gradients of these targets and of all training samples: (len(targets), n)."""
         scoring = GradientCosine().fit([some_targets(features, targets) for features in self.checkpoints])
         return np.concatenate(list(scoring.blocks()))
-
-
-def _content(features: FeatureSet) -> str:
-    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(features.column("content")).data)

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from trak_lightning.errors import DataError, StaleRowsError
-from trak_lightning.run.arrays import rms
 from trak_lightning.run.atomic import atomic_create
 from trak_lightning.run.directory import read_json
 from trak_lightning.run.same_settings import require_same
+from trak_lightning.scoring.same_rows import difference
 from trak_lightning.seeds import derive_seed
 
 
@@ -28,7 +28,7 @@ class SubsetPlan:
         fraction: share of the training set in each subset.
         seed: seed of the run.
         recipe: what else determines the models: class, data and Trainer settings. JSON.
-        rows: what the outputs of the models are of, see `ScoredRun.rows`; empty if they are not compared with stored rows.
+        rows: what the outputs of the models are of, see `trak_lightning.scoring.same_rows.described`; empty if they are not compared with stored rows.
 
     Raises:
         DataError: `fraction` is not in (0, 1], or leaves no sample.
@@ -92,14 +92,9 @@ def _settings(plan: Mapping[str, Any]) -> dict[str, Any]:
 def _require_same_rows(then: Mapping[str, Any] | None, now: Mapping[str, Any], folder: Path) -> None:
     if not then or not now:  # folders of earlier versions have none
         return
-    what = next((name for name in ("training samples", "targets") if then[name] != now[name]), None)
-    if what is None and then["checkpoint"] == now["checkpoint"]:
-        before, after = (np.array(each["outputs"]) for each in (then, now))
-        if (difference := rms(after - before)) > now["tolerance"] * rms(before):
-            what = f"outputs (they differ by {difference:.3g}, of {rms(before):.3g}: the code of the model or the task has changed)"
-    if what is not None:
+    if (what := difference(then, now)) is not None:
         raise StaleRowsError(
-            f"the stored rows are of other {what} than the models in {folder}, whose outputs scores would be compared with. Use another run "
+            f"the stored rows are of {what} than the models in {folder}, whose outputs scores would be compared with. Use another run "
             f"directory, restore what there was, or delete {folder}, so that all its models are trained again."
         )
 
