@@ -135,10 +135,17 @@ def test_a_target_is_shown_with_labels_where_the_data_is_at_hand_and_as_numbers_
 
 def test_of_an_error_that_is_raised_on_purpose_only_the_users_frames_are_shown(trak, targets):
     images, labels = targets.tensors
-    with pytest.raises(DataError, match="out of range") as found:
-        trak.score(Named(images, labels + 10), name="other")
-    files = {Path(str(each.path)).name for each in found.traceback}
-    assert files == {"test_objects.py", "api.py"}
+    scores = trak.score(targets, name="targets")
+    for call in (
+        lambda: trak.score(Named(images, labels + 10), name="other"),
+        lambda: trak.what_if("targets").remove([10_000]),
+        lambda: scores.top(0),
+        lambda: Scores(scores.path).mistakes(),
+    ):
+        with pytest.raises(TrakError) as found:
+            call()
+        files = {Path(str(each.path)).name for each in found.traceback}
+        assert files == {"test_objects.py", "tracebacks.py"}
 
 
 def raising(error):

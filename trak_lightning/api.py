@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from threading import RLock
-from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, get_args
 
 import lightning as L
@@ -31,7 +30,6 @@ from trak_lightning.errors import (
     DataError,
     IncompleteRunError,
     SettingsError,
-    TrakError,
     docs_page,
     is_integer,
     require_integer,
@@ -52,7 +50,7 @@ from trak_lightning.report.known import class_names_of, feature_names_of, sample
 from trak_lightning.report.write import write_report
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import counted
-from trak_lightning.runtime.tracebacks import without_our_frames
+from trak_lightning.runtime.tracebacks import shows_users_frames
 from trak_lightning.scoring.backend import LOCAL
 from trak_lightning.scoring.base import Array, Scorer
 from trak_lightning.scoring.display import ShowsLines
@@ -118,33 +116,15 @@ _LOCK = RLock()
 """Held by calls that run a model: its weights, its hooks and settings of torch are those of all threads."""
 
 
-def _naming(class_names: Sequence[str] | None) -> Any:
-    """What names the classes as a DataModule does; None if nothing does."""
-    return None if class_names is None else SimpleNamespace(class_names=class_names)
-
-
-def _shows_users_frames(method: Callable[P, R]) -> Callable[P, R]:
-    """Show only the user's frames of errors that are raised on purpose."""
-
-    @wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(*args, **kwargs)
-        except TrakError as error:
-            raise without_our_frames(error) from error.__cause__
-
-    return call
-
-
 def _one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
-    """Let threads that call such methods wait for each other; see also `_shows_users_frames`."""
+    """Let threads that call such methods wait for each other; see also `shows_users_frames`."""
 
     @wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         with _LOCK:
             return method(*args, **kwargs)
 
-    return _shows_users_frames(call)
+    return shows_users_frames(call)
 
 
 class TRAK:
@@ -232,8 +212,8 @@ class TRAK:
         self._shown_targets: dict[str, ShowsLines] = {}
         """Shows the targets of each name that was scored, for `what_if`."""
 
-    @_answers_traker
     @_one_at_a_time
+    @_answers_traker
     def featurize(
         self,
         train_dataset: DataSource,
@@ -353,8 +333,8 @@ class TRAK:
             found[0].load_into(self.model)
             return run_checks(job, len(found))
 
-    @_answers_traker
     @_one_at_a_time
+    @_answers_traker
     def score(
         self,
         target_dataset: DataSource,
@@ -425,9 +405,7 @@ class TRAK:
             backend=backend,
         )
         if groups is None:
-            shown = partial(
-                samples_of, task=self.spec.task, model=self.model, render=render, datamodule=_naming(class_names)
-            )
+            shown = partial(samples_of, task=self.spec.task, model=self.model, render=render, class_names=class_names)
             train_data, target_data = job.splits[job.train], AttributionData.of(target_dataset)
             of_train, of_targets = map(self._numbers, (job.train, name))
             train, targets = shown(train_data, number_of=of_train), shown(target_data, number_of=of_targets)
@@ -532,12 +510,12 @@ class TRAK:
         data, task = job.splits[job.train], self.spec.task
         predictions = held_out_predictions(self.model, task, data, job.checkpoints, features)
         if class_names is None:
-            class_names = class_names_of(data.dataset, task=task, model=self.model)
+            class_names = class_names_of(data, task=task, model=self.model)
         found = find_suspects(features, predictions, task.meaning, fdr=fdr, class_names=class_names)
         samples = samples_of(data, task=task, model=self.model, render=render, number_of=self._numbers(job.train))
         return replace(found, samples=samples)
 
-    @_shows_users_frames
+    @shows_users_frames
     def what_if(
         self,
         name: str = "targets",
@@ -567,7 +545,7 @@ class TRAK:
         meaning, samples = self.run.read().meaning, self._shown_targets.get(name)
         return WhatIf(checkpoints, regularization, weights, meaning=meaning, samples=samples)
 
-    @_shows_users_frames
+    @shows_users_frames
     def where(
         self,
         condition: str,
@@ -600,12 +578,12 @@ class TRAK:
         if job.verify_data != "off":
             require_same_samples(data, self.store.open(job.train, self.run.require_checkpoints()[0].id))
         rendered = None if render is None else samples_of(data, render=render).rendered
-        names = class_names or class_names_of(data.dataset, task=task, model=self.model) or ()
+        names = class_names or class_names_of(data, task=task, model=self.model) or ()
         names = list(map(str, names))
         columns = Columns(
             data.dataset,
             rendered,
-            feature_names or feature_names_of(data.dataset) or (),
+            feature_names or feature_names_of(data) or (),
             answers_of(data, task, names) or {},
             self._numbers(job.train),
             lambda: of_all(data, task.class_labels),
@@ -616,7 +594,7 @@ class TRAK:
         )
         return np.flatnonzero(columns.where(condition))
 
-    @_shows_users_frames
+    @shows_users_frames
     def select(
         self,
         budget: float,
@@ -706,7 +684,7 @@ class TRAK:
             checkpoints=job.checkpoints,
             verify=verify,
             render=render,
-            datamodule=_naming(class_names),
+            class_names=class_names,
             tokenizer=tokenizer,
             targets=targets,
             num_targets=num_targets,

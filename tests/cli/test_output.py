@@ -1,5 +1,6 @@
 """What commands print of results that are small, or that are not there."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from trak_lightning.decisions.columns import columns_of
 from trak_lightning.decisions.predictions import Predictions
 from trak_lightning.decisions.removal import Removal
 from trak_lightning.decisions.suspects import Suspects
+from trak_lightning.evaluation.result import Result
 from trak_lightning.report import Samples
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.sample_lines import SampleLine
@@ -26,7 +28,26 @@ def test_a_run_directory_that_holds_scores_alone_is_complete(tmp_path, capsys):
     assert main(["verify", str(tmp_path)]) == 0
     assert f"verify     1 score file in {tmp_path}: all present and as written (1 checked" in capsys.readouterr().out
     assert main(["info", str(tmp_path)]) == 0
-    assert "run trak featurize" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "run trak featurize" not in shown
+    assert shown.splitlines()[-1] == "scores replayed: 2 targets × 3 training samples, replay"
+
+
+def test_info_says_what_evaluations_found_and_where_pages_are(tmp_path, capsys):
+    write_matrix(tmp_path, "test", np.ones((2, 3), np.float32), "replay", {})
+    for folder, name, content in (("report", "test.html", "<html>"), ("evaluation", "broken.json", "{}")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(content)
+    Result("mislabeled", "Labels", "How", "12 of 20 found", ("a",), (("1",),), {}).write(
+        tmp_path / "evaluation/mislabeled-test.json"
+    )
+    assert main(["info", str(tmp_path)]) == 0
+    broken, found, page = capsys.readouterr().out.splitlines()[-3:]
+    assert broken.startswith("evaluation broken: ")
+    assert found == "evaluation mislabeled-test: 12 of 20 found"
+    assert page.endswith("report/test.html")
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluations"]["mislabeled-test"] == "12 of 20 found"
 
 
 def test_an_evaluation_of_nothing_is_a_line(capsys):

@@ -31,7 +31,7 @@ from trak_lightning.retraining.outputs import missing
 from trak_lightning.run.directory import CheckpointRecord, RunDirectory, RunRecord
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.scoring.score_run import score_run
-from trak_lightning.scoring.scores import write_matrix
+from trak_lightning.scoring.scores import Scores, write_matrix
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.stores.hdf5 import HDF5Store
 from trak_lightning.testing.stores import SPEC, filled_store
@@ -135,7 +135,7 @@ def test_what_was_measured_of_some_scores_is_said_of_these_alone(scored, capsys)
         assert ((told["trust"] or {}).get("lds") == pytest.approx(1)) is (told["trust_unknown"] is None) is measured
 
 
-def test_a_measured_score_that_may_be_anything_is_not_told(scored, capsys):
+def test_a_measured_score_that_may_be_anything_is_not_told_and_the_predicted_one_is(scored, capsys, monkeypatch):
     [(result, _)] = evaluate(scored, LDS_ONLY, Training(scored).retrain)
     next(iter(result.values["scores"].values())).update(lds=0.22, low_models=-0.53, high_models=0.51)
     result.write(scored.run.evaluation / "lds-test.json")
@@ -145,6 +145,10 @@ def test_a_measured_score_that_may_be_anything_is_not_told(scored, capsys):
     assert "not known yet: the LDS is anywhere in [-0.530, 0.510] over 5 retrained models" in said
     headline = trusted(scored.run, found).headline
     assert (headline.number, "0.22" in headline.text + said) == ("Trust", False)
+    predicted = {"lds": 0.3, "low": 0.25, "high": 0.35, "sentence": "moderate: of about 0.30"}
+    monkeypatch.setattr(Scores, "trust", predicted)
+    text = trusted(scored.run, found).text
+    assert text.index("Trust is not known yet") < text.index("Predicted from the checkpoints, moderate: of about 0.30.")
 
 
 def test_more_models_are_a_new_result_for_which_only_the_new_ones_are_trained(scored):

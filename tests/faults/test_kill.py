@@ -14,12 +14,7 @@ from faults import acknowledged, ranks, require_sound, rows
 from groups import start
 
 
-def count(name, trials):
-    """A few trials in continuous integration, many when they are asked for."""
-    return pytest.mark.parametrize(name, [trials, pytest.param(200, marks=pytest.mark.slow)])
-
-
-@count("trials", 6)
+@pytest.mark.parametrize("trials", [4, pytest.param(200, marks=pytest.mark.slow)])
 def test_one_process_killed_at_random_moments_loses_nothing(trials, job, whole, tmp_path):
     def victim(run_dir):
         process = job.fork(run_dir)
@@ -28,7 +23,8 @@ def test_one_process_killed_at_random_moments_loses_nothing(trials, job, whole, 
     survive(trials, victim, job, whole, tmp_path)
 
 
-@count("trials", 1)
+@pytest.mark.slow  # test_ranks kills a rank in continuous integration
+@pytest.mark.parametrize("trials", [1, 200])
 def test_one_of_two_ranks_killed_at_random_moments_loses_nothing(trials, job, whole, tmp_path):
     generator = random.Random(1)
 

@@ -90,7 +90,7 @@ def test_a_disk_that_is_full_at_any_write_keeps_what_was_acknowledged(tmp_path):
     assert 3 <= refused < 11
 
 
-@pytest.mark.parametrize("pages", [1, 40])
+@pytest.mark.parametrize("pages", [pytest.param(1, marks=pytest.mark.slow), 40])
 def test_a_run_on_a_full_disk_fails_and_resumes_when_there_is_room(pages, job, whole, tmp_path):
     with small_disk(tmp_path / "disk", pages) as disk:
         log = tmp_path / "log"

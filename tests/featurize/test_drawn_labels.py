@@ -47,13 +47,13 @@ def test_rows_are_gradients_of_the_log_probability_of_some_label_whatever_the_ba
 
 def test_the_mean_of_many_draws_is_the_fisher_matrix(model, train_set, tmp_path):
     few = TensorDataset(*(tensor[:20] for tensor in train_set.tensors))
-    trak = attribute(model, tmp_path, draws=60)
+    trak = attribute(model, tmp_path, draws=24)
     trak.featurize(few)
-    rows = np.array([trak.features(f"train.draw-{number}")[:] for number in range(1, 61)])
+    rows = np.array([trak.features(f"train.draw-{number}")[:] for number in range(1, 25)])
     gradients, p = log_gradients(model, few.tensors[0])
     fisher = np.einsum("ic,icj,ick->jk", p, gradients, gradients)
-    estimate = np.einsum("dij,dik->jk", rows, rows) / 60
-    assert np.linalg.norm(estimate - fisher) < 0.1 * np.linalg.norm(fisher)
+    estimate = np.einsum("dij,dik->jk", rows, rows) / 24
+    assert np.linalg.norm(estimate - fisher) < 0.15 * np.linalg.norm(fisher)
 
 
 @pytest.mark.parametrize("dim", [40, 400])  # fewer dimensions than rows, and more

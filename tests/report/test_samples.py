@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from trak_lightning import registry
 from trak_lightning.data.dataset import AttributionData
@@ -79,9 +79,9 @@ def test_the_colors_of_a_mask_have_the_names_of_its_classes():
     mask = torch.arange(4).repeat(8, 2)
     mask[0] = 255
     task = registry.create("tasks", {"name": "segmentation", "ignore_index": 255})
-    data = AttributionData.of(DataLoader([(torch.rand(1, 8, 8), mask)], collate_fn=list))
     named = SimpleNamespace(class_names=["sky", "tree", "road"])
-    found = samples_of(data, task=task, datamodule=named).show(0)
+    data = AttributionData.of(DataLoader([(torch.rand(1, 8, 8), mask)], collate_fn=list), hooks=named)
+    found = samples_of(data, task=task).show(0)
     drawn = pixels(found.parts[1])
     assert [name for _, _, name in found.parts[1].legend] == ["sky", "tree", "road", "not counted"]
     for label, color, _ in found.parts[1].legend:
@@ -371,6 +371,10 @@ def test_numbers_are_a_table():
     row = {"age": 31, "income": 2.5, "town": "Bern", "label": 1}
     assert shown(row).parts == (Table((("age", "31"), ("income", "2.5"), ("town", "Bern"))),)
     assert shown((torch.tensor([1.0, 2.0]), 0), feature_names=["a", "b"]).parts == (Table((("a", "1"), ("b", "2"))),)
+    (named,), (unnamed,) = (
+        shown((torch.ones(30), 0), feature_names=names).parts for names in (list(map(str, range(30))), None)
+    )
+    assert (len(named.fields), unnamed.fields[-1]) == (30, ("…", "14 more"))
 
 
 def test_the_vectors_of_a_sample_with_several_have_names_of_their_own():
@@ -421,12 +425,17 @@ class Columns(list):
 )
 def test_classes_have_the_names_of_the_dataset_or_of_the_model(dataset, ids, names):
     model = SimpleNamespace(config=SimpleNamespace(id2label=ids))
-    assert class_names_of(dataset, model=model) == names
-    assert class_names_of(dataset, datamodule=SimpleNamespace(class_names=["x", "y"]), model=model) == ["x", "y"]
+    data = AttributionData(dataset, default_collate, 1)
+    assert class_names_of(data, model=model) == names
+    named = AttributionData.of(data, hooks=SimpleNamespace(class_names=["x", "y"]))
+    assert class_names_of(named, model=model) == ["x", "y"]
 
 
 def test_features_have_the_names_of_the_dataset_that_a_subset_is_a_part_of():
-    assert feature_names_of(Subset(SimpleNamespace(feature_names=["age", "sex"]), [0])) == ["age", "sex"]
+    part = Subset(SimpleNamespace(feature_names=["age", "sex"]), [0])
+    assert feature_names_of(AttributionData.of(part)) == ["age", "sex"]
+    named = SimpleNamespace(feature_names=["weight", "height"])
+    assert feature_names_of(AttributionData.of(part, hooks=named)) == ["weight", "height"]
 
 
 def test_classes_have_the_names_of_a_model_inside_the_model():
@@ -435,11 +444,11 @@ def test_classes_have_the_names_of_a_model_inside_the_model():
             super().__init__()
             self.config = SimpleNamespace(id2label=ids)
 
-    wrapped = nn.Module()
+    data, wrapped = AttributionData([], default_collate, 1), nn.Module()
     wrapped.body, wrapped.bert = nn.Linear(2, 2), Classifier({0: "no", 1: "yes"})
-    assert class_names_of([], model=wrapped) == ["no", "yes"]
+    assert class_names_of(data, model=wrapped) == ["no", "yes"]
     wrapped.bert = Classifier({0: "LABEL_0", 1: "LABEL_1"})
-    assert class_names_of([], model=wrapped) is None
+    assert class_names_of(data, model=wrapped) is None
 
 
 @pytest.mark.parametrize(("names", "label"), [(["paid", "defaulted"], "paid"), (None, "no")])
@@ -447,7 +456,7 @@ def test_a_label_has_the_name_of_its_class_and_not_another_word_of_render(names,
     rows = TensorDataset(torch.rand(2, 3), torch.tensor([0, 1]))
     module = SimpleNamespace(class_names=names, render=lambda row: {"age": 3, "label": "yes" if row[1] else "no"})
     task = registry.create("tasks", "image_classification")
-    samples = samples_of(AttributionData.of(rows), datamodule=module, task=task)
+    samples = samples_of(AttributionData.of(rows, hooks=module), task=task)
     assert samples.show(0).label == samples.label(0) == label
     assert samples.show(0).line == "age: 3"
 

@@ -315,9 +315,7 @@ class Job:
     @property
     def class_names(self) -> Sequence[str] | None:
         """The names of the classes 0, 1, …, if they are known."""
-        return class_names_of(
-            self.train_data.dataset, datamodule=self.datamodule, task=self.parts.task, model=self.model
-        )
+        return class_names_of(self.train_data, task=self.parts.task, model=self.model)
 
     @property
     def num_checkpoints(self) -> int:
@@ -382,7 +380,7 @@ class Job:
             checkpoints = read_checkpoints(self.run, self.model, weights_only=settings.weights_only)
             return mean_predictions(self.model, task, self.target_data, checkpoints, positions)
 
-        shown = samples_of(self.target_data, datamodule=self.datamodule, task=task, model=self.model)
+        shown = samples_of(self.target_data, task=task, model=self.model)
         return TargetPredictor(outcome, predict, partial(self.require_same_rows, split), shown)
 
     def evaluate(self) -> None:

@@ -76,7 +76,7 @@ def columns_of_train(command: str, run_dir: str, train_split: str) -> Columns:
     return Columns(
         dataset,
         None if render is None else Samples(dataset, render=render).rendered,
-        feature_names_of(dataset, job.datamodule) or (),
+        feature_names_of(job.train_data) or (),
         _answers(job) or {},
         stored_numbers(job, job.settings.train_split),
         lambda: of_all(job.train_data, job.parts.task.class_labels),

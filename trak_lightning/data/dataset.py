@@ -7,7 +7,7 @@ augmentation) raises an error that names it.
 
 import hashlib
 from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class AttributionData:
     num_workers: int = 0
     multiprocessing_context: Any = None
     hooks: Any = None
-    """A DataModule whose batch transfer hooks are used, as they were in training."""
+    """A DataModule whose batch transfer hooks are used, as they were in training, and its names and tokenizer to show samples."""
 
     @classmethod
     def of(
@@ -61,7 +61,7 @@ class AttributionData:
             DataError: an iterable dataset, a sampler that restricts the dataset, an empty dataset.
         """
         if isinstance(source, AttributionData):
-            return source
+            return source if hooks is None else replace(source, hooks=hooks)
         if isinstance(source, (str, Path)):
             raise DataError(
                 f"the data is {source!r}, a {type(source).__name__}; expected a dataset or a DataLoader, before the name"

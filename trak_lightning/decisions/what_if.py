@@ -14,6 +14,7 @@ from trak_lightning.decisions.removal import Removal
 from trak_lightning.run.formatting import counted
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.positions import some
+from trak_lightning.runtime.tracebacks import shows_users_frames
 from trak_lightning.scoring.base import Array, CheckpointFeatures, require_compatible
 from trak_lightning.scoring.display import ShowsLines
 from trak_lightning.scoring.gram import diagonal
@@ -72,6 +73,7 @@ class WhatIf:
             f"{counted(len(self._checkpoints), 'checkpoint')}"
         )
 
+    @shows_users_frames
     def remove(self, samples: npt.ArrayLike) -> Removal:
         """Predict the outputs without some training samples.
 

@@ -216,12 +216,13 @@ def _duplicated(groups: Sequence[duplicates.Group]) -> list[Headline]:
 def _facts(sources: Sources) -> list[tuple[str, str]]:
     m, n = sources.scores.shape
     spec = sources.checkpoints[0].train.spec
-    rule = sources.scores.settings.get("scoring", {}).get("rule")
+    scoring = sources.scores.settings.get("scoring", {})
+    name = "λ" if "regularization" in scoring else "scores"  # which were made elsewhere
     facts = [
         ("data", f"{n:,} training examples, {m:,} targets"),
         ("checkpoints", f"{len(sources.checkpoints)}, with k = {spec.dim:,} features of each example"),
     ]
-    return facts + ([("λ", rule)] if rule else [])
+    return facts + ([(name, scoring["rule"])] if "rule" in scoring else [])
 
 
 def _settings(sources: Sources) -> list[tuple[str, str]]:

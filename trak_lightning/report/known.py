@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from trak_lightning.data.dataset import AttributionData
 from trak_lightning.report.samples import Samples
 from trak_lightning.report.turns import decoder
 from trak_lightning.report.values import plain_label
@@ -17,27 +18,28 @@ MOST_LAYERS = 8
 
 
 def samples_of(
-    data: Any,
+    data: AttributionData,
     *,
     render: Callable[[Any], Any] | None = None,
-    datamodule: Any = None,
+    class_names: Sequence[str] | None = None,
     task: Any = None,
     tokenizer: Any = None,
     model: Any = None,
     number_of: Callable[[int], float] | None = None,
 ) -> Samples:
-    """Show the samples of an `AttributionData` with what is known about it; `number_of` as for `Samples`, other arguments as for `write_report`."""
+    """Show samples with what is known about them: by the DataModule of `data`, if it has one, their dataset and collate function, and the
+    arguments, which are as for `write_report`, and `number_of` as for `Samples`."""
     collate = data.collate_fn
     bound = getattr(collate, "keywords", {}).get("tokenizer")  # of a partial
-    owners = (datamodule, *_layers(data.dataset), collate, getattr(collate, "__self__", None))
+    owners = (*_owners(data), collate, getattr(collate, "__self__", None))
     tokenizers = (tokenizer, bound, *(getattr(owner, "tokenizer", None) for owner in owners))
     found = next((each for each in tokenizers if decoder(each) is not None), None)
     return Samples(
         data.dataset,
-        render=render or getattr(datamodule, "render", None),
+        render=render or getattr(data.hooks, "render", None),
         decode=decoder(found),
-        class_names=class_names_of(data.dataset, datamodule=datamodule, task=task, model=model),
-        feature_names=feature_names_of(data.dataset, datamodule),
+        class_names=class_names or class_names_of(data, task=task, model=model),
+        feature_names=feature_names_of(data),
         label_keys=_label_keys(task),
         label_of=partial(_label_in_batch, data, task),
         class_of=partial(_class_in_batch, data, task),
@@ -49,20 +51,17 @@ def samples_of(
     )
 
 
-def feature_names_of(dataset: Any, datamodule: Any = None) -> Sequence[str] | None:
+def feature_names_of(data: AttributionData) -> Sequence[str] | None:
     """Return the names of the entries of vectors: ``feature_names`` of the DataModule or the dataset; None if there are none."""
-    owners = (datamodule, *_layers(dataset))
-    found = next((names for each in owners if (names := getattr(each, "feature_names", None)) is not None), None)
+    found = next((names for each in _owners(data) if (names := getattr(each, "feature_names", None)) is not None), None)
     return None if found is None else [str(name) for name in found]
 
 
-def class_names_of(
-    dataset: Any, *, datamodule: Any = None, task: Any = None, model: Any = None
-) -> Sequence[str] | None:
+def class_names_of(data: AttributionData, *, task: Any = None, model: Any = None) -> Sequence[str] | None:
     """Return the names of the classes 0, 1, …: ``class_names`` of the DataModule, ``classes`` of the dataset, the ``ClassLabel`` of a
     dataset of `datasets`, or ``id2label`` of a model of `transformers`, which a module of yours may hold. None if there are none."""
-    found = getattr(datamodule, "class_names", None)
-    for layer in _layers(dataset):
+    found = getattr(data.hooks, "class_names", None)
+    for layer in _layers(data.dataset):
         found = found or getattr(layer, "classes", None)
         features = getattr(layer, "features", None)
         if not found and isinstance(features, Mapping):
@@ -70,6 +69,11 @@ def class_names_of(
             found = next((names for each in columns if (names := getattr(each, "names", None))), None)
     models = (model, *getattr(model, "children", tuple)())
     return found or next((names for each in models if (names := _names_of_config(each))), None)
+
+
+def _owners(data: AttributionData) -> tuple[Any, ...]:
+    """What may know more of samples than they hold, the nearest to the user first."""
+    return (data.hooks, *_layers(data.dataset))
 
 
 def _layers(dataset: Any) -> Iterator[Any]:

@@ -37,7 +37,8 @@ from trak_lightning.tasks.tokens import IGNORE_INDEX
 LONGEST_TEXT = 1200
 KEPT = 4096
 """How many samples are kept as they are shown; a page shows fewer, and a list of suspects may have all."""
-MOST_FIELDS = 16
+MOST_FIELDS, MOST_NAMED = 16, 64
+"""Entries of a vector that are shown, without names and with them."""
 HIDDEN_KEYS = ("attention_mask", "token_type_ids", "position_ids")
 LOOKED_AT = 8
 """How many samples are read to know whether all strings of a column are short."""
@@ -271,12 +272,12 @@ class Samples:
             text = self._decode([number for number in array.tolist() if number >= 0])
             turns = turns_in(text)
             return [Turn(role, _shortened(said)) for role, said in turns] or [Text(_shortened(text.strip()))]
-        names = self._feature_names
+        names, shown = self._feature_names, MOST_NAMED
         if names is None or len(names) != len(array):
-            names = [f"{name or 'x'}[{i}]" for i in range(min(len(array), MOST_FIELDS))]
-        fields = [(str(names[i]), number_text(array[i])) for i in range(min(len(array), MOST_FIELDS))]
-        if len(array) > MOST_FIELDS:
-            fields.append(("…", f"{len(array) - MOST_FIELDS} more"))
+            names, shown = [f"{name or 'x'}[{i}]" for i in range(len(array))], MOST_FIELDS
+        fields = [(str(each), number_text(number)) for each, number in zip(names[:shown], array[:shown], strict=True)]
+        if len(array) > shown:
+            fields.append(("…", f"{len(array) - shown} more"))
         return [Table(tuple(fields))]
 
     def _tokenized(self, text: str, tokens: Any) -> bool:

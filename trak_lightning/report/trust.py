@@ -47,11 +47,13 @@ class Trusted(NamedTuple):
 
 def trusted(run: RunDirectory, scores: Scores) -> Trusted:
     """Say how far to trust the scores: as measured by retraining, or as the checkpoints predict."""
-    headline = _headline(run, scores)
-    if headline.number != "Trust" and scores.trust is not None:
-        text = f"Predicted from the checkpoints, {scores.trust['sentence']}."
-    else:
-        text = f"Trust {headline.text}"
+    result = measured_lds(run, scores)
+    headline = _headline(result, scores)
+    number = headline.number != "Trust"
+    texts = [] if number and scores.trust is not None else [f"Trust {headline.text}"]
+    if scores.trust is not None and (number or result is not None):
+        texts.append(f"Predicted from the checkpoints, {scores.trust['sentence']}.")
+    text = " ".join(texts)
     if scores.trust is None and scores.trust_unknown is not None:
         text += f" A prediction from the checkpoints is {scores.trust_unknown}."
     if run.config.exists():
@@ -62,8 +64,7 @@ def trusted(run: RunDirectory, scores: Scores) -> Trusted:
     return Trusted(headline, text)
 
 
-def _headline(run: RunDirectory, scores: Scores) -> Headline:
-    result = measured_lds(run, scores)
+def _headline(result: Result | None, scores: Scores) -> Headline:
     if result is None and scores.trust is not None:
         lds, low, high = (scores.trust[name] for name in ("lds", "low", "high"))
         word = in_words(lds, low, high)

@@ -45,6 +45,7 @@ def write_report(
     verify: Callable[[], None] | None = None,
     render: Callable[[Any], Any] | None = None,
     datamodule: Any = None,
+    class_names: Sequence[str] | None = None,
     tokenizer: Any = None,
     targets: Sequence[int] | None = None,
     num_targets: int = TARGETS,
@@ -71,6 +72,7 @@ def write_report(
             method ``render``, if any.
         datamodule: object whose ``render``, ``tokenizer``, ``class_names`` and ``feature_names`` are used, where it has them.
             The data collator's tokenizer is used if the object has none.
+        class_names: names of the classes 0, 1, …, if not those of `datamodule`, of the dataset or of the model.
         tokenizer: converts lists of token ids to text, if not that of `datamodule` or of the data collator.
         targets: positions of the targets to show; None chooses `num_targets`, most of them mistakes.
         num_targets: number of targets to choose.
@@ -105,9 +107,10 @@ def write_report(
         raise DataError(
             f"{scores.path} has scores of {len(scores)} groups of {m} targets, and a page shows single targets. Name another score file."
         )
-    train, chosen = AttributionData.of(train_data), AttributionData.of(target_data)
+    train, chosen = (AttributionData.of(data, hooks=datamodule) for data in (train_data, target_data))
     meaning = task.meaning if task is not None else run.read().meaning
-    show = partial(samples_of, render=render, datamodule=datamodule, task=task, tokenizer=tokenizer, model=model)
+    names = class_names or class_names_of(train, task=task, model=model)
+    show = partial(samples_of, render=render, class_names=class_names, task=task, tokenizer=tokenizer, model=model)
     of_train, of_targets = (
         numbers_of(rows) if meaning.number else None for rows in (features[0].train, features[0].targets)
     )
@@ -137,7 +140,6 @@ def write_report(
                 )
         except CheckpointError as error:
             notes.append(f"Predictions are not shown: {error}")
-    names = class_names_of(train.dataset, datamodule=datamodule, task=task, model=model)
     suspects = find_suspects(features, predictions, outcome.meaning, class_names=names)
     if suspects.other_scale is not None:
         notes.append(f"Scores and suspects are not to be trusted: {suspects.other_scale}.")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,10 @@ class SampleLines:
 def _own_code() -> list[str]:
     """The files of all imported modules that are not installed, which are the user's."""
     files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    return sorted(file for file in files if file and not _is_installed(Path(file)) and Path(file).is_file())
+    return sorted(file for file in files if file and not _is_installed(Path(file).parent) and Path(file).is_file())
 
 
-def _is_installed(file: Path) -> bool:
-    below = any(file.is_relative_to(folder) for folder in (sys.prefix, sys.base_prefix))
-    return below or not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+@cache  # thousands of modules are in a few hundred folders
+def _is_installed(folder: Path) -> bool:
+    below = any(folder.is_relative_to(prefix) for prefix in (sys.prefix, sys.base_prefix))
+    return below or not {"site-packages", "dist-packages"}.isdisjoint(folder.parts)

@@ -1,13 +1,36 @@
 """What a user sees of the traceback of an error that is raised on purpose: their own code, and not how we came to call it."""
 
+from collections.abc import Callable
+from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
+from typing import ParamSpec, TypeVar
 
-import lightning
+from trak_lightning.errors import TrakError
 
-import trak_lightning
+P = ParamSpec("P")
+R = TypeVar("R")
 
-HIDDEN = tuple(f"{Path(str(package.__file__)).parent}/" for package in (trak_lightning, lightning))
+# Found, and not imported, since commands that only read do without Lightning.
+HIDDEN = tuple(
+    f"{Path(spec.origin).parent}/"
+    for spec in map(find_spec, ("trak_lightning", "lightning"))
+    if spec is not None and spec.origin
+)
+
+
+def shows_users_frames(method: Callable[P, R]) -> Callable[P, R]:
+    """Show only the user's frames of errors that are raised on purpose."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except TrakError as error:
+            raise without_our_frames(error) from error.__cause__
+
+    return call
 
 
 def without_our_frames(error: BaseException) -> BaseException:

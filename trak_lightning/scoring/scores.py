@@ -26,6 +26,7 @@ from trak_lightning.errors import (
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.same_settings import first_difference
+from trak_lightning.runtime.tracebacks import shows_users_frames
 from trak_lightning.scoring.base import Array, Scoring, chunks
 from trak_lightning.scoring.display import (
     RENDER_IN_PYTHON,
@@ -237,6 +238,7 @@ class Scores:
         found = self.outputs(target)
         return self.meaning.facts(found["output"], found.get("probability")) if "output" in found else []
 
+    @shows_users_frames
     def mistakes(self) -> Mistakes:
         """Find the targets whose label is not what the models say, worst first, as the report orders them; of a task that predicts numbers,
         all targets, those with the largest error first. Targets that may be mistakes are predicted by all checkpoints.
@@ -405,10 +407,12 @@ class Scores:
                 f"{self.path} is not what was written: {error}. Delete it and run trak score again."
             ) from error
 
+    @shows_users_frames
     def top(self, k: int = 10, *, target: int | None = None) -> Ranking:
         """Return the k most helpful training samples of every target, or of one; ties are ordered by index."""
         return self._ranking("top", k, target)
 
+    @shows_users_frames
     def bottom(self, k: int = 10, *, target: int | None = None) -> Ranking:
         """Return the k most harmful training samples, most harmful first."""
         return self._ranking("bottom", k, target)
@@ -459,9 +463,11 @@ class Scores:
     def describe(self) -> str:
         """Describe the scores in one line."""
         m, n = self.shape
-        chosen = self.settings["scoring"].get("rule")
+        scoring = self.settings["scoring"]
+        # Scores that were made elsewhere have a rule and no λ.
+        rule = f"λ: {scoring['rule']}" if "regularization" in scoring else scoring.get("rule")
         kept = "" if self.has_matrix else f", best {self._kept} kept"
-        return f"{m} targets × {n} training samples{kept}" + (f", λ: {chosen}" if chosen else "")
+        return f"{m} targets × {n} training samples{kept}" + (f", {rule}" if rule else "")
 
 
 def _opened_again(path: str, written: str) -> Scores:

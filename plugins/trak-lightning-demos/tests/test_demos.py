@@ -65,7 +65,9 @@ def run(tmp_path, monkeypatch):
             "words", {"trainer.limit_train_batches": 2, "model.width": 16, "model.layers": 1}, marks=pytest.mark.slow
         ),
         ("dictionary", {"model.width": 16, "model.layers": 1, "data.num_train": 96}),
-        ("supersenses", {"model.width": 16, "model.layers": 1, "data.num_train": 96}),
+        pytest.param(
+            "supersenses", {"model.width": 16, "model.layers": 1, "data.num_train": 96}, marks=pytest.mark.slow
+        ),
         ("diabetes", {"projector": "sparse_jl"}),
         pytest.param("breast_cancer", {"projector": "sparse_jl"}, marks=pytest.mark.slow),
         pytest.param("digit_properties", {}, marks=pytest.mark.slow),

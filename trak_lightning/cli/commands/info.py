@@ -6,10 +6,12 @@ from typing import Any
 from trak_lightning.cli.command_line import CommandLine
 from trak_lightning.cli.output import print_json, short_path
 from trak_lightning.cli.store_arguments import opened, stored_parser
-from trak_lightning.errors import CorruptFileError
+from trak_lightning.errors import CorruptFileError, TrakError
+from trak_lightning.evaluation.result import read_result
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import format_bytes, format_ranges
 from trak_lightning.scoring.display import print_table
+from trak_lightning.scoring.scores import Scores
 from trak_lightning.seeds import fingerprint
 from trak_lightning.stores.base import FeatureSet, FeatureStore
 
@@ -39,8 +41,28 @@ def _contents(run: RunDirectory, store: FeatureStore) -> dict[str, Any]:
         "checkpoints": [{"id": record.id, "source": record.source} for record in run.read().checkpoints],
         "features": sets,
         "scores": [path.stem for path in run.score_files],
+        "evaluations": _evaluations(run),
+        "reports": [run.page(path.stem) for path in run.score_files if run.page(path.stem).exists()],
         "damaged": damaged,
     }
+
+
+def _evaluations(run: RunDirectory) -> dict[str, str]:
+    """What each stored result of `trak evaluate` says, or why it cannot be read."""
+    found = {}
+    for path in sorted(run.evaluation.glob("*.json")):
+        try:
+            found[path.stem] = read_result(path).headline
+        except TrakError as error:
+            found[path.stem] = str(error)
+    return found
+
+
+def _of_scores(run: RunDirectory, name: str) -> str:
+    try:
+        return Scores(run.scores(name)).describe()
+    except TrakError as error:
+        return str(error)
 
 
 def _describe(found: FeatureSet) -> dict[str, Any]:
@@ -81,6 +103,10 @@ def _print(run: RunDirectory, found: dict[str, Any]) -> None:
     for each in found["checkpoints"]:
         print(f"checkpoint {each['id']}: {each['source']}")
     for name in found["scores"]:
-        print(f"scores {name}")
+        print(f"scores {name}: {_of_scores(run, name)}")
+    for name, headline in found["evaluations"].items():
+        print(f"evaluation {name}: {headline}")
+    for page in found["reports"]:
+        print(f"report {short_path(page)}")
     for fault in found["damaged"]:
         print(f"damaged: {fault}")

@@ -42,7 +42,6 @@ def main(argv: Sequence[str]) -> int:
         task=job.parts.task,
         verify=partial(job.require_same_rows, job.settings.train_split, job.settings.target_split),
         render=render,
-        datamodule=job.datamodule,
         targets=options.targets,
         num_targets=options.num_targets,
         name=options.name,

@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if job.speaks:
         keep_samples(job, scores)
         data: Any = job.datamodule
-        train = samples_of(job.train_data, datamodule=data)
+        train = samples_of(job.train_data)
         if data.encoder.train_on == "answers" and not data.encoder.encoder_decoder:
             summary("counted", "the tokens of the assistant; --train_on all if your loss was on all tokens")
         for target, answer in enumerate(data.answers[:SHOWN_TARGETS]):

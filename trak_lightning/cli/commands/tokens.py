@@ -54,9 +54,7 @@ def main(argv: Sequence[str]) -> int:
     from trak_lightning.report.known import samples_of
 
     job = Job("tokens", with_targets_of(run, scores))
-    train, targets = (
-        samples_of(data, datamodule=job.datamodule, task=job.parts.task) for data in (job.train_data, job.target_data)
-    )
+    train, targets = (samples_of(data, task=job.parts.task) for data in (job.train_data, job.target_data))
     found = [
         {
             "target": pair.target,
