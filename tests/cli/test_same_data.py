@@ -308,6 +308,69 @@ def test_subsets_of_models_are_not_taken_for_positions_in_another_order(run, tmp
     assert "stored rows" in capsys.readouterr().err
 
 
+def test_after_labels_were_corrected_models_of_the_earlier_ones_are_named_and_judge_no_scores(
+    run, tmp_path, capsys, caplog
+):
+    run()
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text()) | {"evaluation": {"models": 2}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["run", "run", "--config", "config.yaml"]) == 0
+    assert "trained on" not in caplog.text
+    (tmp_path / "splits_at_random.py").write_text(MODULE.replace("i % 2, i)", "i % 2 if i > 20 else 1 - i % 2, i)"))
+    sys.modules.pop("splits_at_random", None)
+    for folder in ("features", "scores", "projections"):
+        shutil.rmtree(tmp_path / "run" / folder, ignore_errors=True)
+    assert main(["run", "run", "--config", "config.yaml"]) == 1
+    assert re.search(
+        "samples of the training data are not what the models in .*checkpoints were trained on", caplog.text
+    )
+    assert "are of other training samples than the models" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run" / "evaluation" / "models")
+    assert main(["run", "run", "--config", "config.yaml"]) == 0
+    assert "(2 trained" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("i % 2, i)", "i % 2 if i != 17 else 1 - i % 2, i)", "of other (training samples|targets) than the scores"),
+        ("self.layer(x)", "self.layer(x).tanh()", "of another function .*than the scores"),
+    ],
+)
+def test_scores_are_not_shown_next_to_rows_that_they_were_not_made_from(before, after, message, run, tmp_path, capsys):
+    run()
+    (tmp_path / "splits_at_random.py").write_text(MODULE.replace(before, after))
+    sys.modules.pop("splits_at_random", None)
+    shutil.rmtree(tmp_path / "run" / "features")
+    assert main(["top", "run", "--target", "1"]) == 0  # there is nothing else that it could be shown next to
+    assert main(["featurize", "run"]) == 0
+    for command in (["top", "run"], ["top", "run", "--target", "1"], ["report", "run"]):
+        capsys.readouterr()
+        assert main(command) == 1, command
+        assert re.search(f"stored rows are {message}.*Compute the scores again: trak score", capsys.readouterr().err)
+    assert main(["whatif", "run", "--remove", "0"]) == 0
+    assert main(["score", "run"]) == 0
+    assert main(["top", "run", "--target", "1"]) == 0
+
+
+def test_a_checkpoint_file_that_was_overwritten_is_named_as_such(run, tmp_path, capsys):
+    run()
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copy(folder / "01.ckpt", folder / "00.ckpt")
+    assert main(["suspects", "run"]) == 1
+    assert "checkpoints/00.ckpt holds other weights than those that were featurized" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--trainer.max_epochs", "2"], ["--seed", "1"], ["--ensemble.fraction", "0.4"]])
+def test_settings_of_checkpoints_that_changed_are_refused_without_advice_that_does_not_help(option, run, capsys):
+    run()
+    assert main(["run", "run", "--config", "config.yaml", *option]) == 1
+    assert re.search(
+        "checkpoints was made with .* Use another run directory, or go back to the old setting[.]\n",
+        capsys.readouterr().err,
+    )
+
+
 @pytest.mark.parametrize(("how", "recorded"), [("moved", "relative"), ("copied", "absolute")])
 def test_a_run_directory_that_is_elsewhere_now_reads_its_own_checkpoints(how, recorded, run, tmp_path, capsys):
     run_dir = run()

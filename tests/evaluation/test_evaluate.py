@@ -1,6 +1,8 @@
 """All evaluations of a run go through one function: it retrains what is missing, after everything else was checked."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +18,7 @@ from trak_lightning.errors import (
     IncompleteRunError,
     PluginError,
     SettingsError,
+    StaleRowsError,
 )
 from trak_lightning.evaluation.experiments import evaluate
 from trak_lightning.evaluation.mislabeled import suspicions
@@ -275,6 +278,73 @@ def test_models_trained_with_other_settings_are_refused_even_if_the_result_is_st
     list(evaluate(scored, LDS_ONLY, Training(scored).retrain))
     with pytest.raises(IncompatibleRunError, match="epochs = 1, and 2 is asked for"):
         list(evaluate(scored, LDS_ONLY, Training(scored, {"epochs": 2}).retrain))
+
+
+def rewritten(scored, split, **columns):
+    """The same run with other rows of a split, of the same settings, as after its features were deleted."""
+    store = HDF5Store()
+    store.bind(scored.run.features)
+    rows = store.open(split, "a1")
+    for block in range(rows.spec.num_blocks):
+        rows.write_block(
+            block,
+            replace(
+                rows.read_block(block),
+                **{name: change(getattr(rows.read_block(block), name)) for name, change in columns.items()},
+            ),
+        )
+    return replace(scored, store=store)
+
+
+@pytest.mark.parametrize(
+    "settings", [LDS_ONLY, replace(LDS_ONLY, protocol="fixed_seed"), EvaluationSettings(models=0, leave_one_out=3)]
+)
+@pytest.mark.parametrize(
+    ("split", "columns", "message"),
+    [
+        ("train", {"content": lambda column: column + 1}, "other training samples"),
+        ("test", {"content": lambda column: column + 1}, "other targets"),
+        ("test", {"output": lambda column: column * 1.2}, "another function"),
+    ],
+)
+def test_models_of_other_samples_or_of_another_function_are_refused_until_they_are_deleted(
+    split, columns, message, settings, scored
+):
+    training = Training(scored)
+    list(evaluate(scored, settings, training.retrain))
+    trained, changed = training.trained, rewritten(scored, split, **columns)
+    for _ in range(2):
+        with pytest.raises(StaleRowsError, match=f"stored rows are of {message}") as error:
+            list(evaluate(changed, settings, training.retrain))
+    assert training.trained == trained
+    shutil.rmtree(re.search("delete (.*), so", str(error.value))[1])
+    [(_, computed)] = evaluate(changed, settings, training.retrain)
+    assert computed
+    assert training.trained == 2 * trained
+
+
+def test_outputs_that_are_rounded_otherwise_are_those_of_the_same_function(scored):
+    list(evaluate(scored, LDS_ONLY, Training(scored).retrain))
+    list(evaluate(rewritten(scored, "test", output=lambda column: column * 1.0001), LDS_ONLY, Training(scored).retrain))
+
+
+def test_results_of_models_that_were_deleted_are_not_taken_for_those_of_new_ones(scored):
+    class Prepared(Training):
+        """As `trak run` does, which records the plan before it looks for a stored result."""
+
+        def retrain(self, plan, folder, retrainings):
+            super().retrain(plan, folder, retrainings)
+            for each in retrainings:
+                np.savez(each.path, subset=each.subset, outputs=np.load(each.path)["outputs"] * self.sign)
+
+    training = Prepared(scored)
+    training.sign = 1
+    list(evaluate(scored, LDS_ONLY, training.retrain))
+    shutil.rmtree(scored.run.evaluation / "models")
+    training.sign = -1  # the code of the training was edited
+    [(result, computed)] = evaluate(scored, LDS_ONLY, training.retrain)
+    assert computed
+    assert result.values["scores"]["Trak(regularization=0.1)"]["lds"] == pytest.approx(-1)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.retraining.outputs import Retraining, missing, one_stored
 from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.same_order import record_order, require_recorded_order, require_same_order
-from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
+from trak_lightning.retraining.subsets import ENSEMBLE, SubsetPlan, recorded_plan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
 from trak_lightning.retraining.trainable import require_trainable
 from trak_lightning.run.atomic import atomic_create, atomic_write
@@ -152,7 +152,7 @@ class Job:
         if not all(path.exists() for path in checkpoint_paths(self.run.checkpoints, ensemble.size)):
             self._require_trainable()
             self.train_data.fingerprint()  # refuses samples that augmentation changes before hours of training, not after
-        plan = SubsetPlan("ensemble", len(self.train_data), ensemble.fraction, self.settings.seed, self._recipe)
+        plan = self._ensemble
         plan.record(self.run.checkpoints)
         self._require_recorded_order()
         if self.settings.verify_data != "off" and not any(self.run.checkpoints.glob("*.ckpt")):
@@ -197,7 +197,9 @@ class Job:
             summary("featurize", what, computed, "computed", started)
 
     def require_compatible(self) -> None:
-        """Refuse to begin, let alone to train, if the features that are there were made with other settings."""
+        """Refuse to begin, let alone to train, if the checkpoints or features that are there were made with other settings."""
+        if self.settings.checkpoints is None and recorded_plan(self.run.checkpoints) is not None:
+            self._ensemble.record(self.run.checkpoints)
         self._featurize_job().require_compatible()
 
     def require_same_data(self, *splits: str) -> None:
@@ -497,6 +499,12 @@ class Job:
         """All settings that determine a trained model, defaults included."""
         recipe = {key: self.settings.get(key) for key in RECIPE}
         return {key: value.as_dict() if isinstance(value, Namespace) else value for key, value in recipe.items()}
+
+    @property
+    def _ensemble(self) -> SubsetPlan:
+        """The plan of the checkpoints that `train` makes."""
+        settings = self.settings
+        return SubsetPlan(ENSEMBLE, len(self.train_data), settings.ensemble.fraction, settings.seed, self._recipe)
 
     def _fresh(self, seed: int) -> tuple[L.LightningModule, L.Trainer]:
         with quiet_lightning():

@@ -67,11 +67,13 @@ def evaluate(
     Raises:
         IncompleteRunError: features are missing.
         IncompatibleRunError: stored models were trained with other settings.
+        StaleRowsError: their outputs are those of other samples, or of another function, than the stored rows.
         DataError: an evaluation is impossible for this run; names the setting.
         PluginError: a scorer to compare with is unknown.
     """
     for experiment in experiments(scored, settings, retrain, datamodule):
         if experiment.models is not None:
+            experiment.models.plan.require_same_rows(experiment.models.folder)
             retrain(experiment.models.plan, experiment.models.folder, ())
         path = scored.run.evaluation / f"{experiment.kind}-{scored.target_split}.json"
         stored = _stored(path)
@@ -105,7 +107,8 @@ def experiments(
     """Prepare the evaluations that `settings` ask for; arguments and exceptions as for `evaluate`."""
     n, m, seed = scored.num_train, scored.num_targets, scored.seed
     single = Models(
-        outputs_folder(scored.run, scored.target_split) / "retrained", SubsetPlan("retrained", n, 1.0, seed)
+        outputs_folder(scored.run, scored.target_split) / "retrained",
+        SubsetPlan("retrained", n, 1.0, seed, rows=scored.rows),
     )
     retrained = Retrained(single.folder, single.plan, m, settings.repeats, retrain)
     found = [_lds(scored, settings, retrain)] if settings.models else []
@@ -126,12 +129,12 @@ def _lds(scored: ScoredRun, settings: EvaluationSettings, retrain: Retrain) -> E
     n, seed = scored.num_train, scored.seed
     if settings.protocol == "fixed_seed":
         kind, asked = FIXED_SEED, ["models", "removed", "compare"]
-        plan = SubsetPlan("fixed_seed", n, 1 - settings.removed, seed)
+        plan = SubsetPlan("fixed_seed", n, 1 - settings.removed, seed, rows=scored.rows)
         folder = fixed_seed_folder(scored.run, settings.removed, scored.target_split)
         retrainings = fixed_seed_retrainings(plan, folder, settings)
     else:
         kind, asked = "lds", ["models", "fraction", "compare", "ceiling"]
-        plan = SubsetPlan("evaluation", n, settings.fraction, seed)
+        plan = SubsetPlan("evaluation", n, settings.fraction, seed, rows=scored.rows)
         folder = models_folder(scored.run, settings.fraction, scored.target_split)
         retrainings = lds_retrainings(plan, folder, settings)
     compare = {name: registry.create("scorers", name) for name in settings.compare}

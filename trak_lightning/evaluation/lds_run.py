@@ -13,7 +13,7 @@ from trak_lightning.evaluation.result import Result
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.retraining.outputs import Retraining, output_path, read_outputs
-from trak_lightning.retraining.subsets import SubsetPlan
+from trak_lightning.retraining.subsets import ENSEMBLE, SubsetPlan
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import BLOCK_BYTES, Array, Scorer
 from trak_lightning.scoring.gradient_scorers import GradientDot
@@ -56,7 +56,7 @@ def fixed_seed_retrainings(plan: SubsetPlan, folder: Path, settings: EvaluationS
         raise DataError(
             f"evaluation.removed = {settings.removed:g} of {n} training samples is less than one sample. Remove at least {1 / n:.2g}."
         )
-    seed = SubsetPlan("ensemble", n, 1.0, plan.seed).training_seed(0)
+    seed = SubsetPlan(ENSEMBLE, n, 1.0, plan.seed).training_seed(0)
     return [
         Retraining(output_path(folder, model), plan.subset(model), seed, keep_batches=True)
         for model in range(settings.models)

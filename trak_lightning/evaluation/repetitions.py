@@ -106,6 +106,10 @@ class RecordedRun(ScoredRun):
             "features": self.checkpoints and made_from(self.scorer, self.checkpoints),
         }
 
+    @property
+    def rows(self) -> dict[str, Any]:
+        return {}  # the recording names itself in its scores
+
     @cached_property
     def scores(self) -> Array:
         return self.stored.values

@@ -10,6 +10,7 @@ import numpy as np
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer
 from trak_lightning.scoring.gradient_scorers import GradientCosine
+from trak_lightning.scoring.same_rows import described
 from trak_lightning.scoring.score_run import load_features, made_from, score_run
 from trak_lightning.scoring.views import some_targets
 from trak_lightning.stores.base import FeatureStore
@@ -57,6 +58,11 @@ class ScoredRun:
     def made_from(self) -> dict[str, Any]:
         """Everything that determines the scores. JSON."""
         return made_from(self.scorer, self.checkpoints)
+
+    @cached_property
+    def rows(self) -> dict[str, Any]:
+        """What the stored rows are of, see `described`; for `SubsetPlan.rows`."""
+        return described(self.checkpoints[0].train, self.checkpoints[0].targets)
 
     @cached_property
     def scores(self) -> Array:

@@ -21,6 +21,7 @@ from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.held_out import numbers_of
+from trak_lightning.scoring.same_rows import require_scored
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.scores import Scores, open_scores
 from trak_lightning.stores.base import FeatureStore
@@ -93,6 +94,7 @@ def write_report(
     run = RunDirectory(run_dir)
     store = store or open_store(run)
     scores = open_scores(run, name)
+    require_scored(store, scores)
     if scores.train_split not in (None, train_split):
         raise DataError(
             f"{scores.path} has scores of the training samples {scores.train_split!r}, and those given are {train_split!r}. Score against "

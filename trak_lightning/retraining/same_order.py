@@ -15,7 +15,8 @@ from trak_lightning.data.dataset import AttributionData
 from trak_lightning.errors import DataError
 from trak_lightning.featurize.reuse import SECONDS, ContentSample, probing_order
 from trak_lightning.run.atomic import atomic_create
-from trak_lightning.run.content_hashes import UNKNOWN
+from trak_lightning.run.content_hashes import UNKNOWN, changed
+from trak_lightning.run.formatting import counted, listed
 from trak_lightning.run.numpy_files import read_npz, write_npz
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ def record_order(data: AttributionData, path: Path) -> None:
 
 
 def require_recorded_order(data: AttributionData, path: Path) -> None:
-    """Refuse data in another order than that of `record_order`; runs of earlier versions have none, which passes.
+    """Refuse data in another order than that of `record_order`; runs of earlier versions have none, which passes. Warns, in the log, of samples
+    that have changed.
 
     Raises:
         DataError: a sample is where another one was.
@@ -77,12 +79,22 @@ def require_recorded_order(data: AttributionData, path: Path) -> None:
     kept = read_npz(path, "positions", "hashes", remedy="Delete it, and the order of the data is not compared.")
     now = ContentSample.read(data, "sampled")
     hashes = dict(zip(now.positions.tolist(), now.hashes.tolist(), strict=True))
-    positions = kept["positions"].tolist()
-    for at, place in _moved(positions, kept["hashes"].tolist(), [hashes.get(at, UNKNOWN) for at in positions]):
+    positions, then = kept["positions"].tolist(), kept["hashes"].tolist()
+    found = [hashes.get(at, UNKNOWN) for at in positions]
+    for at, place in _moved(positions, then, found):
         raise DataError(
             f"sample {at} of the training data is what sample {place} was when the models in {path.parent} were trained: the order is another "
             "one, and their training subsets are positions in the earlier one. Restore it (a random split needs a generator with a seed), "
             "or use another run directory."
+        )
+    if others := sorted(at for at, *pair in zip(positions, then, found, strict=True) if changed(*pair)):
+        log.warning(
+            "train      %s of the training data %s not what the models in %s were trained on: %s. Scores are of these models. To train on the data "
+            "of today, use another run directory.",
+            counted(len(others), "sample"),
+            "is" if len(others) == 1 else "are",
+            path.parent,
+            listed(others, 10),
         )
 
 

@@ -218,7 +218,7 @@ class RunDirectory:
         for path in (
             *self.path.glob("scores/*"),
             *(path for path in self.path.glob("factors/*/*/*") if not path.name.endswith(".part")),
-            *self.path.glob("evaluation/*.json"),
+            *(path for path in self.path.glob("evaluation/*") if path.suffix in (".json", ".svg", ".png")),
         ):
             path.unlink(missing_ok=True)
         for folder in self.path.glob("evaluation/*"):

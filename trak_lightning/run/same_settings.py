@@ -28,8 +28,16 @@ def first_difference(recorded: Any, asked: Any, name: str = "") -> tuple[str, An
     return None if recorded == asked else (name, recorded, asked)
 
 
-def require_same(recorded: Mapping[str, Any], asked: Mapping[str, Any], where: Path | str) -> None:
+ALL_ROWS = "delete the folders features and projections of this run directory, and references if it is there, so that all rows are computed again"
+"""How to start over with other settings of features."""
+
+
+def require_same(
+    recorded: Mapping[str, Any], asked: Mapping[str, Any], where: Path | str, *, start_over: str = ALL_ROWS
+) -> None:
     """Refuse to resume `where` if it was made with other settings; classes that were only moved count as the same.
+
+    `start_over` says what to delete, so that everything is made again; nothing of a run directory can be kept if it is empty.
 
     Raises:
         IncompatibleRunError: names the first setting that differs, and both values.
@@ -40,6 +48,6 @@ def require_same(recorded: Mapping[str, Any], asked: Mapping[str, Any], where: P
         layouts = [each.get("parameters") for each in (recorded, asked)]
         why = " The model has other parameters, or others of them are attributed." * (layouts[0] != layouts[1])
         raise IncompatibleRunError(
-            f"{where} was made with {name} = {old!r}, and {new!r} is asked for now.{why} Use another run directory, go back to the old setting, or delete the "
-            "folders features and projections of this run directory, so that all rows are computed again."
+            f"{where} was made with {name} = {old!r}, and {new!r} is asked for now.{why} Use another run directory, "
+            + (f"go back to the old setting, or {start_over}." if start_over else "or go back to the old setting.")
         )

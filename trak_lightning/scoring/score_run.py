@@ -16,6 +16,7 @@ from trak_lightning.scoring.backend import LOCAL, Backend
 from trak_lightning.scoring.base import Array, CheckpointFeatures, Scorer, require_compatible
 from trak_lightning.scoring.held_out import target_outputs
 from trak_lightning.scoring.predicted_lds import predicted_lds, unpredictable
+from trak_lightning.scoring.same_rows import described
 from trak_lightning.scoring.scores import Scores, write_scores
 from trak_lightning.scoring.views import Reduction, group_targets, with_drawn
 from trak_lightning.seeds import fingerprint
@@ -53,6 +54,7 @@ def score_run(
     """
     top = None if top is None else require_integer("top", top, 1, "a number of training samples")
     checkpoints = load_features(run, store, targets=targets, train=train, backend=backend)
+    first = checkpoints[0]
     if groups is not None:
         checkpoints = [group_targets(features, groups, reduction, coefficients) for features in checkpoints]
     elif coefficients is not None:
@@ -73,6 +75,7 @@ def score_run(
     meaning = run.read().meaning
     settings = {
         "request": request,
+        "rows": described(first.train, first.targets),
         "trust": None if trust is None else trust.to_json(),
         "trust_unknown": unpredictable(fitted, checkpoints),
         "meaning": asdict(meaning),

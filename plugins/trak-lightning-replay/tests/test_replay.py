@@ -166,6 +166,33 @@ def test_an_interrupted_call_is_resumed(
     assert done == [11, 10, 9, 8, 7, 6, 7, 6, 5, 4, 3, 2, 1, 0]
 
 
+def test_after_labels_of_targets_were_corrected_nothing_of_the_earlier_ones_is_used(
+    recorded: tuple[Net, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, folder = recorded
+    replay, targets = Replay(module, _loader(), folder), _samples(TARGETS, 1)
+    scores = replay.score(targets, "image_classification", tmp_path, "before", check=0)
+    corrected = TensorDataset(targets.tensors[0], targets.tensors[1].clone())
+    corrected.tensors[1][1] = (corrected.tensors[1][1] + 1) % 3  # not the first, the middle or the last one
+    with pytest.raises(DataError, match="has another targets than this call"):
+        replay.repeat(scores, corrected, "image_classification", models=2)
+    fresh = replay.score(corrected, "image_classification", tmp_path, "fresh", check=0)
+    assert abs(fresh.values[1] - scores.values[1]).max() > 1e-4
+    step_back, done = Replay._step_back, []
+
+    def interrupted(self: Replay, trajectory: Any, step: int, *rest: Any) -> Any:
+        done.append(step)
+        if len(done) == 6:
+            raise KeyboardInterrupt
+        return step_back(self, trajectory, step, *rest)
+
+    monkeypatch.setattr(Replay, "_step_back", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replay.score(targets, "image_classification", tmp_path, "again", check=0)
+    again = replay.score(corrected, "image_classification", tmp_path, "again", check=0)
+    np.testing.assert_array_equal(again.values, fresh.values)
+
+
 def test_scores_predict_trainings_without_samples(recorded: tuple[Net, Path], tmp_path: Path) -> None:
     module, folder = recorded
     scores = Replay(module, _loader(), folder).score(_samples(TARGETS, 1), "image_classification", tmp_path)

@@ -13,7 +13,9 @@ from trak_lightning.cli.store_arguments import add_json, scored_parser
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.display import TOKENIZER, print_table
+from trak_lightning.scoring.same_rows import require_scored
 from trak_lightning.scoring.scores import open_scores
+from trak_lightning.stores.configured import open_store
 
 STRONGEST = 8
 SHOWN = 3
@@ -43,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("target is missing: --target 0")
     run = RunDirectory(config.run_dir)
     scores = open_scores(run, config.name)
+    require_scored(open_store(run), scores)
     run.require_config("token_scores(targets, pairs) of its TRAK object")
     best = scores.top(min(SHOWN, scores.shape[1]) if config.k is None else config.k, target=config.target).indices
     examples = [int(index) for index in best] if config.example is None else [config.example]

@@ -23,7 +23,9 @@ from trak_lightning.run.sample_lines import SampleLine
 from trak_lightning.scoring.display import print_table, print_to_read, ranking_table, ranking_title, sample_columns
 from trak_lightning.scoring.mistakes import Mistakes
 from trak_lightning.scoring.ranking import Ranking, rank, signed
+from trak_lightning.scoring.same_rows import require_scored
 from trak_lightning.scoring.scores import Scores, open_scores
+from trak_lightning.stores.configured import open_store
 
 SHOWN = 10
 
@@ -47,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     config = CommandLine.of(argv, parser, renamed={"--train": "--by_train"}).parse()
     run = RunDirectory(config.run_dir)
     scores = open_scores(run, config.name)
+    require_scored(open_store(run), scores)
     if config.target is None and config.by_train is None:
         return _print_targets(config, run, scores)
     helpful, harmful = _rankings(config, scores)

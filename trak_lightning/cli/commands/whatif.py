@@ -22,6 +22,7 @@ from trak_lightning.run.numpy_files import read_given, write_npz
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.display import ShowsLines, shortened
 from trak_lightning.scoring.regularization import settings_of
+from trak_lightning.scoring.same_rows import since_scored
 from trak_lightning.scoring.score_run import load_features
 from trak_lightning.scoring.scores import open_scores
 
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     names = ("samples", "change", "spread", "summed", "outputs", "leverage")
     write_npz(path, {name: getattr(removal, name) for name in names})
     scores = open_scores(run, targets) if run.scores(targets).exists() else None
+    if scores is not None and since_scored(store, scores) is not None:  # nothing but their trust is shown here
+        scores = None
     if config.json:
         one = {} if config.target is None else {"target": removal.target_to_json(config.target)}
         print_json({"path": path, **one, **removal.to_json(), **({} if scores is None else trust_in(run, scores))})
