@@ -17,6 +17,7 @@ from trak_lightning import TRAK
 from trak_lightning.api import TRAKER_ARGUMENTS
 from trak_lightning.cli import main
 from trak_lightning.errors import CheckpointError, DataError, TerminatedError, TrakError
+from trak_lightning.model.checkpoints import CheckpointWarning
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.scoring.base import Scoring
 from trak_lightning.scoring.scores import Scores, write_matrix, write_scores
@@ -133,6 +134,12 @@ def test_a_target_is_shown_with_labels_where_the_data_is_at_hand_and_as_numbers_
     assert f"Target 1: p(label) {probability:.3f}" in numbers
 
 
+def test_targets_have_the_names_of_classes_that_the_training_samples_know(trak, targets, capsys):
+    unnamed = TensorDataset(*targets.tensors)
+    trak.score(unnamed, name="unnamed")[0].show(1)
+    assert capsys.readouterr().out.startswith("Target 0: cat, ")
+
+
 def test_of_an_error_that_is_raised_on_purpose_only_the_users_frames_are_shown(trak, targets):
     images, labels = targets.tensors
     scores = trak.score(targets, name="targets")
@@ -146,6 +153,18 @@ def test_of_an_error_that_is_raised_on_purpose_only_the_users_frames_are_shown(t
             call()
         files = {Path(str(each.path)).name for each in found.traceback}
         assert files == {"test_objects.py", "tracebacks.py"}
+
+
+def test_a_warning_points_to_the_users_line(trak, targets, tmp_path):
+    files = [tmp_path / "best.ckpt", tmp_path / "last.ckpt"]
+    for file in files:
+        torch.save(trak.model.state_dict(), file)
+    other = TRAK(trak.model, task="image_classification", run_dir=tmp_path / "run", projector="identity")
+    with pytest.warns(
+        CheckpointWarning, match="last.ckpt holds the same weights as .*best.ckpt and is left out"
+    ) as found:
+        other.featurize(targets, files)
+    assert [each.filename for each in found] == [__file__]
 
 
 def raising(error):

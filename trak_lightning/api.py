@@ -46,7 +46,7 @@ from trak_lightning.model.compiled import original
 from trak_lightning.model.eval_mode import require_eval
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.projectors.base import Projector
-from trak_lightning.report.known import class_names_of, feature_names_of, samples_of
+from trak_lightning.report.known import class_names_of, feature_names_of, samples_of, samples_of_both
 from trak_lightning.report.write import write_report
 from trak_lightning.run.directory import RunDirectory
 from trak_lightning.run.formatting import counted
@@ -405,14 +405,17 @@ class TRAK:
             backend=backend,
         )
         if groups is None:
-            shown = partial(samples_of, task=self.spec.task, model=self.model, render=render, class_names=class_names)
-            train_data, target_data = job.splits[job.train], AttributionData.of(target_dataset)
-            of_train, of_targets = map(self._numbers, (job.train, name))
-            train, targets = shown(train_data, number_of=of_train), shown(target_data, number_of=of_targets)
-            if targets.tokenizer is None and train.tokenizer is not None:
-                targets = shown(target_data, number_of=of_targets, tokenizer=train.tokenizer)
-            scores.samples = train, targets
-            self._shown_targets[name] = targets
+            target_data = AttributionData.of(target_dataset)
+            scores.samples = samples_of_both(
+                job.splits[job.train],
+                target_data,
+                task=self.spec.task,
+                model=self.model,
+                numbers=(self._numbers(job.train), self._numbers(name)),
+                class_names=class_names,
+                render=render,
+            )
+            targets = self._shown_targets[name] = scores.samples[1]
             outcome = partial(self._outcome, name, job.train)
             predict = partial(mean_predictions, self.model, self.spec.task, target_data, job.checkpoints)
             verify = partial(self._require_same_targets, name, target_data)

@@ -231,7 +231,7 @@ def test_checkpoints_that_are_named_are_used_and_nothing_is_trained(finished, co
     assert done.returncode == 0, done.stderr
     assert "featurize  1797 rows" in done.stdout
     shown = trak("check", *named).stdout
-    assert f"weights    {checkpoint}, the first of 2 files" in shown
+    assert f"weights    {checkpoint}, the first of 2 named files" in shown
     assert "× 1 checkpoint " in shown
     assert "for 1,737 rows" in shown
     assert not (tmp_path / "checkpoints").exists()

@@ -139,12 +139,16 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_computed(command, 
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_check_says_that_training_is_impossible_where_something_would_be_trained(trak):
+def test_check_says_how_many_models_would_be_trained_or_why_that_is_impossible(trak):
     assert "\ntraining " not in trak("check", model="OnlyForward")[1]
-    for options in (("--checkpoints", "null"), ("--evaluation.models", "2")):
+    by_default = "10 models to attribute, and 100 models for the evaluation (--evaluation.models 0 leaves it out)"
+    for options, models in (
+        (("--checkpoints", "null"), by_default),
+        (("--evaluation.models", "2"), "2 models for the evaluation"),
+    ):
         status, shown = trak("check", *options, model="OnlyForward")
         assert (status, "\ntraining   impossible: OnlyForward has no training_step" in shown) == (0, True), shown
-        assert "\ntraining " not in trak("check", *options, **TRAINED)[1]
+        assert f"\ntraining   {models}\n" in trak("check", *options, **TRAINED)[1]
 
 
 ENSEMBLE = {**TRAINED, "checkpoints": None, "ensemble": {"size": 3}, "evaluation": {"models": 2}}

@@ -47,7 +47,7 @@ def suspects(size, expected, several=False, **options):
         (
             suspects(0, None, contradicted="3 of 10 labels"),
             "0",
-            "labels can be called wrong with 10 % false alarms, which does not mean that all are right.",
+            "labels are listed as wrong: none is certain enough for 10 % false alarms. Others may be wrong too.",
             "the models contradict 3 of 10 labels, which may be mistakes of their own. Review the ranking from the top: at least about 6 labels",
         ),
     ],

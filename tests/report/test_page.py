@@ -292,7 +292,7 @@ def test_copies_are_found_across_train_and_targets_and_conflicting_labels_are_sh
 
 
 @pytest.mark.usefixtures("no_figures")
-@pytest.mark.parametrize("inputs", ["features", None])
+@pytest.mark.parametrize("inputs", ["features", None])  # a task that names them, and one that does not
 def test_copies_are_found_whatever_their_number(inputs, tmp_path):
     X = torch.randn(40, 5)
 
@@ -302,7 +302,8 @@ def test_copies_are_found_whatever_their_number(inputs, tmp_path):
 
     def rows(numbers, samples):
         return [
-            {"features": X[i], "outcome": X[i].sum(), "row": number} | ({} if inputs is None else {"part": row % 2})
+            {"features": X[i], "outcome": X[i].sum(), "row": number}
+            | ({"name": f"row {number}"} if inputs is None else {"part": row % 2})
             for row, (number, i) in enumerate(zip(numbers, samples, strict=True))
         ]
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import make_dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -500,6 +501,9 @@ def test_objects_are_shown_as_they_print():
         shown(type("Cloud", (), {"__init__": lambda self: setattr(self, "x", graph.x)})()).line
         == "Cloud: x of shape (6, 4)"
     )
+    Molecule = make_dataclass("Molecule", ["x", "edge_index", "y"])
+    assert shown(Molecule(graph.x, graph.edge_index, graph.y)).line == "Molecule: 6 nodes, 12 edges"
+    assert shown({"city": "Bern", "source": "", "age": 3}).line == "city: Bern · age: 3"
 
 
 def test_texts_of_tokens_join_to_the_decoded_text():

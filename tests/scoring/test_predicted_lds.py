@@ -90,7 +90,7 @@ def test_a_gain_is_promised_only_where_the_score_is_known_and_not_very_weak(low,
 def test_a_score_that_may_be_anything_is_not_told(checkpoints, more):
     assert Trust(0.22, -0.53, 0.51, 0.03, checkpoints).sentence == (
         "not known yet: the rank correlation with retrained models (LDS) is anywhere in [-0.53, 0.51]; "
-        f"about {more} more checkpoints would tell"
+        f"about {more} more checkpoints would narrow this"
     )
 
 

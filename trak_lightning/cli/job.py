@@ -263,7 +263,7 @@ class Job:
         checkpoints: list[str] | int
         try:
             checkpoints = self.checkpoints()
-            several = f", the first of {len(checkpoints)} files" if len(checkpoints) > 1 else ""
+            several = f", the first of {len(checkpoints)} named files" if len(checkpoints) > 1 else ""
             found = [("weights", f"{checkpoints[0]}{several}")]
         except IncompleteRunError:
             checkpoints = self.num_checkpoints
@@ -276,7 +276,21 @@ class Job:
                 self._require_trainable()
             except TrakError as error:
                 found.append(("training", f"impossible: {error}"))
+            else:
+                found.append(("training", self._to_train()))
         return found
+
+    def _to_train(self) -> str:
+        """How many models `trak run` trains."""
+        ensemble = [f"{counted(self.num_checkpoints, 'model')} to attribute"] * (self.settings.checkpoints is None)
+        models = self._evaluation.models
+        evaluation = [f"{counted(models, 'model')} for the evaluation{self._none_retrained}"] * (models > 0)
+        return ", and ".join([*ensemble, *evaluation]) or "models for the evaluation"
+
+    @property
+    def _none_retrained(self) -> str:
+        """How to leave out retraining that is done by default."""
+        return " (--evaluation.models 0 leaves it out)" if self.settings.evaluation.models is None else ""
 
     def trak(self) -> TRAK:
         """The attribution that the configuration describes."""
@@ -314,8 +328,11 @@ class Job:
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """The names of the classes 0, 1, …, if they are known."""
-        return class_names_of(self.train_data, task=self.parts.task, model=self.model)
+        """The names of the classes 0, 1, …, if they are known: to the training samples, or to the targets."""
+        of_each = (
+            class_names_of(data, task=self.parts.task, model=self.model) for data in (self.train_data, self.target_data)
+        )
+        return next(filter(None, of_each), None)
 
     @property
     def num_checkpoints(self) -> int:
@@ -380,7 +397,7 @@ class Job:
             checkpoints = read_checkpoints(self.run, self.model, weights_only=settings.weights_only)
             return mean_predictions(self.model, task, self.target_data, checkpoints, positions)
 
-        shown = samples_of(self.target_data, task=task, model=self.model)
+        shown = samples_of(self.target_data, task=task, class_names=self.class_names)
         return TargetPredictor(outcome, predict, partial(self.require_same_rows, split), shown)
 
     def evaluate(self) -> None:
@@ -415,6 +432,8 @@ class Job:
                 if (known := one_stored(folder, retrainings)) is not None:
                     self._retrainer.require_repeatable(known, folder)
                 self._repeatable.add(folder)
+        if todo and self.speaks:
+            summary("retrain", f"{counted(len(todo), 'model')} to train{self._none_retrained}")
         workers = min(self.parts.evaluation.workers, len(todo))
         if workers > 1:
             retrain_in_processes(self._argv, todo, workers, self.run.evaluation)

@@ -37,7 +37,7 @@ def trust_in(run: RunDirectory, scores: Scores) -> dict[str, Any]:
     models = f"{result.values['num_models']} retrained models"
     word, interval = in_words(lds, low, high), f"[{low:.3f}, {high:.3f}] over {models}"
     sentence = (
-        f"{word}: the LDS is anywhere in {interval}; more of these would tell"
+        f"{word}: the LDS is anywhere in {interval}; more of these would narrow this"
         if word == UNKNOWN
         else f"{word}, as measured: LDS {lds:.3f} {interval}"
     )

@@ -222,4 +222,4 @@ def _samples(job: "Job", what: What) -> ShowsLines:
     from trak_lightning.report.known import samples_of
 
     data, split = _data(job, what)
-    return samples_of(data, task=job.parts.task, number_of=stored_numbers(job, split))
+    return samples_of(data, task=job.parts.task, class_names=job.class_names, number_of=stored_numbers(job, split))

@@ -23,6 +23,7 @@ from trak_lightning.model.dtensor import load, whole
 from trak_lightning.model.hyperparameters import contradictions, settings_of
 from trak_lightning.model.leave_unchanged import leave_unchanged
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.runtime.tracebacks import warn
 
 CheckpointSource: TypeAlias = str | Path | nn.Module | Mapping[str, Any]
 """A file or folder (see `trak_lightning.model.weight_files`), a state dict, or a module with the weights."""
@@ -61,7 +62,7 @@ class Checkpoint:
         fitted = _fit(source, model, weights_only)
         others = _other_weights(source, found)
         for message in (*fitted.warnings, *others, *_other_function(source, given or fitted.hyperparameters, model)):
-            warnings.warn(message, CheckpointWarning, stacklevel=2)
+            warn(message, CheckpointWarning)
         return cls(_content_id(fitted.weights), source, weights_only)
 
     def __str__(self) -> str:
@@ -138,11 +139,7 @@ def distinct(checkpoints: Sequence[Checkpoint]) -> list[int]:
         if twin is checkpoint or isinstance(checkpoint.source, Mapping):  # in memory it is a mistake, which others name
             kept.append(position)
         else:
-            warnings.warn(
-                f"checkpoint {checkpoint} holds the same weights as {twin} and is left out",
-                CheckpointWarning,
-                stacklevel=3,
-            )
+            warn(f"checkpoint {checkpoint} holds the same weights as {twin} and is left out", CheckpointWarning)
     return kept
 
 

@@ -5,11 +5,12 @@ from functools import partial
 from typing import Any
 
 from trak_lightning.data.dataset import AttributionData
+from trak_lightning.errors import DataError
 from trak_lightning.report.samples import Samples
 from trak_lightning.report.turns import decoder
 from trak_lightning.report.values import plain_label
 from trak_lightning.tasks.base import Task, batch_of
-from trak_lightning.tasks.fields import LABEL_NAMES, Key
+from trak_lightning.tasks.fields import LABEL_NAMES, Key, is_text
 from trak_lightning.tasks.segmentation import Segmentation
 from trak_lightning.tasks.supervised import SupervisedTask
 
@@ -46,9 +47,35 @@ def samples_of(
         number_of=number_of,
         tokenizer=found,
         input_keys=_input_keys(getattr(task, "inputs", None)),
+        unread_keys=_unread_keys(data, task),
         ignore_index=task.ignore_index if isinstance(task, Segmentation) else None,
         grid_of=partial(_grid, data, task) if isinstance(task, Segmentation) else lambda index: (),
     )
+
+
+def samples_of_both(
+    train: AttributionData,
+    targets: AttributionData,
+    *,
+    task: Any,
+    model: Any,
+    numbers: tuple[Callable[[int], float] | None, Callable[[int], float] | None] = (None, None),
+    class_names: Sequence[str] | None = None,
+    tokenizer: Any = None,
+    render: Callable[[Any], Any] | None = None,
+) -> tuple[Samples, Samples]:
+    """Show training samples and targets, which have the same classes and tokens, so that what one of them knows holds for both.
+
+    Args: as for `samples_of`; `numbers` are the two ``number_of``.
+    """
+    own = (class_names_of(data, task=task, model=model) for data in (train, targets))
+    names = class_names or next(filter(None, own), None)
+    show = partial(samples_of, render=render, class_names=names, task=task, model=model)
+    first = show(train, number_of=numbers[0], tokenizer=tokenizer)
+    second = show(targets, number_of=numbers[1], tokenizer=tokenizer)
+    if second.tokenizer is None and first.tokenizer is not None:
+        second = show(targets, number_of=numbers[1], tokenizer=first.tokenizer)
+    return first, second
 
 
 def feature_names_of(data: AttributionData) -> Sequence[str] | None:
@@ -131,6 +158,18 @@ def _grid(data: Any, task: Segmentation, index: int) -> tuple[int, ...]:
     with batch_of(1):
         shape = tuple(task.targets(data.batch([index])).shape)
     return shape[-2:] if len(shape) == 3 or (len(shape) == 4 and shape[1] == 1) else ()
+
+
+def _unread_keys(data: AttributionData, task: Any) -> set[str]:
+    """The keys of text that is still text in a batch: a model is called with its tensors, if the task names nothing else."""
+    if not isinstance(task, SupervisedTask) or task.inputs is not None:
+        return set()
+    try:
+        batch = data.batch([0])
+    except DataError:  # the user's code, which may refuse a batch of one
+        return set()
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    return {str(key) for key, value in inputs.items() if is_text(value)} if isinstance(inputs, Mapping) else set()
 
 
 def _input_keys(inputs: Any) -> set[str]:

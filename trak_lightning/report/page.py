@@ -31,6 +31,7 @@ def page(report: Report) -> str:
     environment.filters["signed"] = _signed
     environment.filters["spread"] = lambda value: format_number(value, 1)
     environment.filters["legend"] = _legend
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
     templates = files("trak_lightning.report") / "templates"
     script = (templates / "page.js").read_text()
     return environment.get_template("page.html").render(

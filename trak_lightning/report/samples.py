@@ -18,6 +18,7 @@ from trak_lightning.report.values import (
     SHORT,
     are_edges,
     as_array,
+    holds_arrays,
     integer,
     is_label,
     is_mask,
@@ -66,6 +67,7 @@ class Samples:
         number_of: finds the number that a prediction of a sample, by its position, is compared with; it is shown as the label, in place of what
             the sample or `render` has, which may be of another unit.
         input_keys: keys of a mapping that hold all that the model is given, if the task names them.
+        unread_keys: keys of a mapping that the model is not given.
         ignore_index: the label of pixels that do not count.
         tokenizer: converts single tokens to text.
         grid_of: finds the height and width of the labels of a sample, if they are a picture.
@@ -85,20 +87,21 @@ class Samples:
         number_of: Callable[[int], float] | None = None,
         tokenizer: Any = None,
         input_keys: Collection[str] = (),
+        unread_keys: Collection[str] = (),
         ignore_index: int | None = None,
         grid_of: Callable[[int], tuple[int, ...]] = lambda index: (),
     ) -> None:
         self._dataset = dataset
         self._render = render
         self._decode = decode
-        self._class_names = class_names
+        self.class_names = class_names
         self._feature_names = feature_names
         self._label_keys = label_keys
         self._label_of = label_of
         self._class_of = class_of
         self._number_of = number_of
         self.tokenizer = tokenizer
-        self._input_keys = set(input_keys)
+        self._input_keys, self._unread_keys = set(input_keys), set(unread_keys)
         self._ignore_index = ignore_index
         self._grid_of = grid_of
         self.show = lru_cache(maxsize=KEPT)(self._show)
@@ -112,7 +115,7 @@ class Samples:
 
     def class_name(self, label: Any) -> str:
         """The name of a class, or its number."""
-        names, number = self._class_names, integer(label)
+        names, number = self.class_names, integer(label)
         return (
             str(names[number]) if names is not None and number is not None and 0 <= number < len(names) else str(label)
         )
@@ -151,7 +154,7 @@ class Samples:
         """The number that a prediction is compared with, or the name of the class; None if neither is known without what `render` returns."""
         if self._number_of is not None:
             return format_number(self._number_of(index))
-        names = self._class_names or ()
+        names = self.class_names or ()
         number = self._class_of(index) if self._render is not None and names else None
         return self.class_name(number) if number is not None and 0 <= number < len(names) else None
 
@@ -214,9 +217,11 @@ class Samples:
         return name in self._label_keys and is_label(value) and plain_label(value) == label
 
     def seen(self, content: Any) -> Any:
-        """The part of a sample's content that the model is given, as far as the task names it."""
-        named = isinstance(content, Mapping) and self._input_keys and self._input_keys <= content.keys()
-        return {key: content[key] for key in self._input_keys} if named else content
+        """The part of a sample's content that the model is given, as far as that is known."""
+        if not isinstance(content, Mapping):
+            return content
+        named = bool(self._input_keys) and self._input_keys <= content.keys()
+        return {key: content[key] for key in (self._input_keys if named else content.keys() - self._unread_keys)}
 
     @cached_property
     def _prose(self) -> set[str]:
@@ -255,11 +260,11 @@ class Samples:
             ]
         if not graph and is_picture(value):
             if is_mask(array, labels=name in ("mask", *self._label_keys)):
-                return [replace(mask_picture(array, self._ignore_index, self._class_names), name=name or "mask")]
+                return [replace(mask_picture(array, self._ignore_index, self.class_names), name=name or "mask")]
             return [replace(picture(value if array is None else array), name=name or "image")]
         if array is None:
             text = str(value)
-            return [Text(sizes_of(value) if text.startswith("<") else _shortened(text))]
+            return [Text(sizes_of(value) if text.startswith("<") or holds_arrays(value) else _shortened(text))]
         if array.ndim == 0:
             return [Table(((name or "value", number_text(array)),))]
         if array.ndim == 1:

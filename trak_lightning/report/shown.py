@@ -63,7 +63,7 @@ class Shown:
         longest = _fair(rest, [len(part.text) for part in texts]) if len(texts) > 1 else None
         own = [(part.name, part.text if longest is None else shortened(part.text, longest)) for part in texts]
         fields = [field for part in self.parts if isinstance(part, Table) for field in part.fields]
-        named = [f"{name}: {text}" if name else text for name, text in [*own, *fields]]
+        named = [f"{name}: {text}" if name else text for name, text in [*own, *fields] if text]
         return SEPARATOR.join(filter(None, [_last_answer(turns), *named]))
 
     @property

@@ -55,7 +55,7 @@ def _headline(found: Suspects) -> Headline:
     if not found.size:
         return Headline(
             "0",
-            f"labels can be called wrong with {format_percent(found.fdr)} false alarms, which does not mean that all are right.",
+            f"labels are listed as wrong: none is certain enough for {format_percent(found.fdr)} false alarms. Others may be wrong too.",
             "suspects",
         )
     of = f"of {n:,} {'training examples' if several else 'labels'}"

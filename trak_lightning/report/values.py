@@ -79,8 +79,13 @@ def are_edges(value: Any) -> bool:
     return array is not None and array.ndim == 2 and 2 in array.shape and array.dtype.kind in "iu"
 
 
+def holds_arrays(value: Any) -> bool:
+    """Whether an object has attributes that are arrays, which it may print in full, as a dataclass does."""
+    return any(len(_shape(each)) > 0 for each in getattr(value, "__dict__", {}).values())
+
+
 def sizes_of(value: Any) -> str:
-    """An object that does not print what it holds, such as a graph: its type, short texts, numbers of nodes and edges, or else shapes.
+    """An object that does not print what it holds, or prints all of it, such as a graph: its type, short texts, numbers of nodes and edges, or else shapes.
 
     >>> class Graph:
     ...     name, num_nodes, num_edges = "benzene", 6, 12
@@ -95,11 +100,13 @@ def sizes_of(value: Any) -> str:
 
 
 def _count(value: Any, what: str) -> int | None:
-    """The number of nodes or edges of a graph: its attribute ``num_nodes``, or what ``edge_index`` (2, E) has."""
+    """The number of nodes or edges of a graph: its attribute ``num_nodes``, or what ``x`` (nodes, …) and ``edge_index`` (2, E) have."""
     with suppress(Exception):  # a property of the user's class
         found = integer(getattr(value, f"num_{what}", None))
-        edges = _shape(getattr(value, "edge_index", None))
-        return edges[1] if found is None and what == "edges" and len(edges) == 2 else found
+        edges, nodes = (_shape(getattr(value, name, None)) for name in ("edge_index", "x"))
+        if found is not None or len(edges) != 2:
+            return found
+        return edges[1] if what == "edges" else nodes[0] if nodes else None
     return None
 
 

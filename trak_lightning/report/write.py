@@ -15,7 +15,7 @@ from trak_lightning.errors import CheckpointError, DataError
 from trak_lightning.featurize.reuse import require_same_samples
 from trak_lightning.model.checkpoints import Checkpoint, read_checkpoints
 from trak_lightning.report.gather import TARGETS, Sources, TokenScorer, choose_targets, gather, require_fitting
-from trak_lightning.report.known import class_names_of, samples_of
+from trak_lightning.report.known import samples_of_both
 from trak_lightning.report.page import page
 from trak_lightning.report.suspicion import Suspicion
 from trak_lightning.run.atomic import atomic_write
@@ -109,12 +109,19 @@ def write_report(
         )
     train, chosen = (AttributionData.of(data, hooks=datamodule) for data in (train_data, target_data))
     meaning = task.meaning if task is not None else run.read().meaning
-    names = class_names or class_names_of(train, task=task, model=model)
-    show = partial(samples_of, render=render, class_names=class_names, task=task, tokenizer=tokenizer, model=model)
     of_train, of_targets = (
         numbers_of(rows) if meaning.number else None for rows in (features[0].train, features[0].targets)
     )
-    shown = show(train, number_of=of_train), show(chosen, number_of=of_targets)
+    shown = samples_of_both(
+        train,
+        chosen,
+        task=task,
+        model=model,
+        numbers=(of_train, of_targets),
+        class_names=class_names,
+        tokenizer=tokenizer,
+        render=render,
+    )
     sources = Sources(run, scores, features, *shown, token_scores)
     outcome = Outcome.of(features, meaning)
     positions = list(targets) if targets is not None else choose_targets(outcome.error, num_targets)
@@ -140,7 +147,7 @@ def write_report(
                 )
         except CheckpointError as error:
             notes.append(f"Predictions are not shown: {error}")
-    suspects = find_suspects(features, predictions, outcome.meaning, class_names=names)
+    suspects = find_suspects(features, predictions, outcome.meaning, class_names=sources.train.class_names)
     if suspects.other_scale is not None:
         notes.append(f"Scores and suspects are not to be trusted: {suspects.other_scale}.")
     report = gather(

@@ -1,5 +1,7 @@
-"""What a user sees of the traceback of an error that is raised on purpose: their own code, and not how we came to call it."""
+"""What a user sees of errors and warnings that are raised on purpose: their own code, and not how we came to call it."""
 
+import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from importlib.util import find_spec
@@ -31,6 +33,14 @@ def shows_users_frames(method: Callable[P, R]) -> Callable[P, R]:
             raise without_our_frames(error) from error.__cause__
 
     return call
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user that called this library."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_code.co_filename.startswith(HIDDEN) and frame.f_back is not None:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def without_our_frames(error: BaseException) -> BaseException:

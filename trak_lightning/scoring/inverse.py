@@ -1,11 +1,11 @@
 """(ΦᵀWΦ + λI)⁻¹ applied to features."""
 
-import warnings
 from abc import ABC, abstractmethod
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, eigh, lapack, solveh_banded
 
+from trak_lightning.runtime.tracebacks import warn
 from trak_lightning.scoring.base import Array
 from trak_lightning.scoring.gram import is_dual, pieces, rounding
 from trak_lightning.scoring.rows import as_computed
@@ -169,9 +169,8 @@ def condition_number(matrix: Array, factor: Array) -> float:
 
 
 def warn_ill_conditioned(condition: float, regularization: float, done: str) -> None:
-    warnings.warn(
+    warn(
         f"ΦᵀWΦ + λI has condition number {condition:.1e} with λ = {regularization:.3g}, so that rounding dominates the scores; "
         f"{done}. Use regularization='auto'.",
         IllConditionedWarning,
-        stacklevel=2,
     )

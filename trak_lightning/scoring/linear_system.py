@@ -1,6 +1,5 @@
 """ΦᵀWΦ + λI of one checkpoint: computed once and kept in the run directory."""
 
-import warnings
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -10,6 +9,7 @@ from scipy.linalg import eigvalsh
 
 from trak_lightning.errors import DataError, NonFiniteGradientError
 from trak_lightning.run.formatting import format_percent
+from trak_lightning.runtime.tracebacks import warn
 from trak_lightning.scoring.base import Array, CheckpointFeatures
 from trak_lightning.scoring.cache import cached
 from trak_lightning.scoring.generalization_gap import predicted_gap
@@ -69,13 +69,12 @@ class System:
         if (share := shares[outliers].sum()) <= 0.5:
             return False
         sizes = np.sqrt(squares)
-        warnings.warn(
+        warn(
             f"{format_percent(share, 1)} of the trace of ΦᵀWΦ is that of training sample{'s' * (len(outliers) > 1)} {', '.join(map(str, outliers[:10]))}"
             f"{' …' * (len(outliers) > 10)}, so that all scores depend on it: features of norm {sizes[outliers].max():.3g}, where the median is "
             f"{np.median(sizes):.3g}. If a value in it is an outlier, correct it or leave the sample out of the dataset, and featurize in "
             "another run directory.",
             OutlierWarning,
-            stacklevel=2,
         )
         return True
 

@@ -53,7 +53,7 @@ class Trust:
             more = max(TELLING, 2 * self.checkpoints) - self.checkpoints
             return (
                 f"{word}: the rank correlation with retrained models (LDS) is anywhere in [{self.low:.2f}, {self.high:.2f}]; about {more} more "
-                "checkpoints would tell"
+                "checkpoints would narrow this"
             )
         found = f"{word}: sums of scores would predict retrained models with a rank correlation (LDS) of about {self.lds:.2f} [{self.low:.2f}, {self.high:.2f}]"
         gain = f"{max(self.gain, 0):.2f}"

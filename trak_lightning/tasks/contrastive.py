@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from typing_extensions import Self
 
 from trak_lightning.errors import DataError, SettingsError
 from trak_lightning.run.meaning import Meaning
+from trak_lightning.runtime.tracebacks import warn
 from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.calling import Arguments
 from trak_lightning.tasks.criterion import CriterionWarning
@@ -186,11 +186,10 @@ class Contrastive(Task):
         for tensor in found:
             value, given = float(tensor.detach()), float(self.logit_scale or 0)
             if abs(given - value) <= _SAME_NUMBER * value < _SAME_NUMBER * LARGEST_LOGARITHM:
-                warnings.warn(
+                warn(
                     f"logit_scale is {given:.6g}, the value of the model's parameter of that name, which is the logarithm of the inverse "
                     f"temperature in CLIP. If it is that here, give its exponential, {math.exp(value):.4g}, or leave the option out.",
                     CriterionWarning,
-                    stacklevel=2,
                 )
 
 

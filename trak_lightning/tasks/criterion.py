@@ -1,12 +1,12 @@
 """Notice that a module was trained with a loss other than that of the task."""
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trak_lightning.model.first_time import first_time
+from trak_lightning.runtime.tracebacks import warn
 from trak_lightning.tasks.base import Task
 from trak_lightning.tasks.regression import Regression
 
@@ -77,4 +77,4 @@ def _shown(value: Any) -> str:
 
 def _warn(model: nn.Module, message: str) -> None:
     if first_time(model, message):
-        warnings.warn(message, CriterionWarning, stacklevel=2)
+        warn(message, CriterionWarning)

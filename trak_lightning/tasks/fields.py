@@ -244,7 +244,8 @@ def _first_of_pair(inputs: Any, preferred: Sequence[str]) -> Call:
     return OneOrSeveral(inputs) if several else Arguments((inputs,))
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether an entry of a batch is the text of each sample."""
     return isinstance(value, list) and len(value) > 0 and all(isinstance(each, str) for each in value)
 
 
@@ -257,7 +258,7 @@ def _default_inputs(batch: Any, taken: Sequence[Key], preferred: Sequence[str]) 
         if name in found and len(found) > 1:
             return MainAndOthers(name, found)
     if not found:
-        texts = [name for name, value in named.items() if _is_text(value)]
+        texts = [name for name, value in named.items() if is_text(value)]
         tokenize = "".join(
             f" A model takes tokens, not text: dataset = dataset.map(lambda rows: tokenizer(rows[{name!r}], truncation=True), "
             "batched=True), and a DataCollatorWithPadding as collate_fn."

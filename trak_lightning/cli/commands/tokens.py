@@ -51,10 +51,10 @@ def main(argv: Sequence[str]) -> int:
     examples = [int(index) for index in best] if config.example is None else [config.example]
 
     from trak_lightning.cli.job import Job
-    from trak_lightning.report.known import samples_of
+    from trak_lightning.report.known import samples_of_both
 
     job = Job("tokens", with_targets_of(run, scores))
-    train, targets = (samples_of(data, task=job.parts.task) for data in (job.train_data, job.target_data))
+    train, targets = samples_of_both(job.train_data, job.target_data, task=job.parts.task, model=job.model)
     found = [
         {
             "target": pair.target,
