@@ -77,8 +77,11 @@ def test_answers_are_kept_and_those_of_other_weights_or_settings_are_refused(tmp
     assert json.loads(text)["answer"] == first[0].text
     assert answers([ASK], kept=kept, model=refused)[0].reply == first[0].reply
     for other, message in (
-        (Generation(6, weights="0f"), "written with other weights"),
-        (Generation(7), r"max_new_tokens 6 \(now 7\)"),
+        (Generation(6, weights="0f"), "written with other weights .* Use another run directory, or"),
+        (
+            Generation(7),
+            r"max_new_tokens 6 \(now 7\)\. .* Use another name of these targets, trak sft --name again, or",
+        ),
     ):
         with pytest.raises(DataError, match=message):
             answers([ASK], kept=kept, generation=other)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from trak_lightning import TRAK
-from trak_lightning.errors import DataError, SettingsError, TrakError
+from trak_lightning.errors import DataError, SettingsError, StaleRowsError, TrakError
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.tasks.classification import Classification
 
@@ -203,6 +203,21 @@ def test_twins_that_one_of_the_checkpoints_knows_by_heart_are_not_trusted(proble
     assert not found.reliable
 
 
+def test_rows_that_were_replaced_are_not_mixed_with_factors_of_the_earlier_ones(problem, fitted):
+    x, y, _ = problem
+    what_if = fitted.what_if("test", regularization=RIDGE, weights="gauss_newton")
+    before = what_if.remove([5]).change
+    corrected = y.copy()
+    corrected[5] += 1
+    fitted.featurize(TensorDataset(torch.tensor(x), torch.tensor(corrected)), repair=True)
+    with pytest.raises(StaleRowsError, match="rows of 'train' were replaced since this WhatIf was made"):
+        what_if.remove([5])
+    assert (
+        abs(fitted.what_if("test", regularization=RIDGE, weights="gauss_newton").remove([5]).change - before).max()
+        > 1e-3
+    )
+
+
 def test_a_mask_and_positions_are_the_same_set(fitted):
     what_if = fitted.what_if("test", regularization=RIDGE)
     mask = np.zeros(60, dtype=bool)
@@ -230,7 +245,7 @@ def test_a_word_among_numbers_is_answered_in_words_of_python_and_no_frame_of_our
     ):
         with pytest.raises(TrakError) as found:
             ask()
-        assert {Path(str(each.path)).name for each in found.traceback} == {"test_what_if.py", "api.py"}
+        assert {Path(str(each.path)).name for each in found.traceback} == {"test_what_if.py", "tracebacks.py"}
         assert len(found.traceback) == 3  # this test, ask, and where it is raised again
 
 

@@ -2,15 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from trak_lightning.errors import CorruptFileError, IncompatibleRunError, IncompleteRunError
+from trak_lightning.errors import CorruptFileError, IncompatibleRunError, IncompleteRunError, StaleRowsError
 from trak_lightning.interop.traker import import_traker
 from trak_lightning.run.directory import RunDirectory
+from trak_lightning.scoring.same_rows import require_scored
 from trak_lightning.scoring.score_run import load_features, score_run
 from trak_lightning.scoring.trak import Trak
 from trak_lightning.stores.configured import open_store
@@ -87,6 +89,21 @@ def test_other_rows_under_the_same_names_are_refused(name, saved, tmp_path):
     rows.flush()
     with pytest.raises(IncompatibleRunError, match="was made with data"):
         imported_run(folder, tmp_path)
+
+
+def test_scores_of_rows_that_were_imported_before_are_not_taken_for_those_of_today(saved, tmp_path):
+    folder, _ = saved
+    run, store, _ = imported_run(folder, tmp_path)
+    scores, _ = score_run(run, store, Trak(), targets="val")
+    require_scored(store, scores)
+    rows = np.load(folder / "0" / "val_grads.mmap", mmap_mode="r+")
+    rows[3] = 0.5
+    rows.flush()
+    shutil.rmtree(run.features)  # as the refusal says
+    run, store, _ = imported_run(folder, tmp_path)
+    with pytest.raises(StaleRowsError, match="of other targets than the scores"):
+        require_scored(store, scores)
+    assert score_run(run, store, Trak(), targets="val")[1]
 
 
 def test_outputs_of_targets_are_not_known(saved, tmp_path):

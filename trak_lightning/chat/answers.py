@@ -251,11 +251,17 @@ class _Kept:
         other = [name for name in now if before.get(name) != now[name]]
         if other:
             how = " and ".join(
-                "other weights" if n == "weights" else f"{n} {before.get(n)} (now {now[n]})" for n in other
+                "other weights or files of the model" if n == "weights" else f"{n} {before.get(n)} (now {now[n]})"
+                for n in other
             )
             raise DataError(
-                f"{self.path} has an answer to {where} that was written with {how}. Scores next to it explain that answer: use another "
-                "run directory and file of answers, or delete this file to have all prompts answered again."
+                f"{self.path} has an answer to {where} that was written with {how}. Scores next to it explain that answer. Use "
+                + (
+                    "another run directory"
+                    if "weights" in other
+                    else "another name of these targets, trak sft --name again"
+                )
+                + ", or in Python another file of answers."
             )
         return self.replies.get(tuple(prompt))
 

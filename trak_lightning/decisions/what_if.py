@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator, cg, eigsh
 
 from trak_lightning.decisions.removal import Removal
+from trak_lightning.errors import StaleRowsError
 from trak_lightning.run.formatting import counted
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.positions import some
@@ -65,6 +66,7 @@ class WhatIf:
         self.num_train = checkpoints[0].train.spec.num_samples
         m = checkpoints[0].targets.spec.num_samples
         self._targets = [features.targets.rows(0, m) for features in checkpoints]
+        self._digest = checkpoints[0].train.digest()
         self._outputs = np.stack([rows.output for rows in self._targets]).astype(np.float64).mean(0)
 
     def __repr__(self) -> str:
@@ -82,7 +84,14 @@ class WhatIf:
 
         Raises:
             DataError: they are no positions in the training set, or all of them.
+            StaleRowsError: the stored training rows were replaced since the factors were computed.
         """
+        train = self._checkpoints[0].train
+        if train.digest() != self._digest:
+            raise StaleRowsError(
+                f"the stored rows of {train.spec.split!r} were replaced since this WhatIf was made, and its factors are those of the earlier "
+                "ones. Make another one, as TRAK.what_if does."
+            )
         removed = some(samples if isinstance(samples, str) else np.atleast_1d(samples), self.num_train, "sample")
         rows = [_rows(features, removed) for features in self._checkpoints]
         q = np.stack([each.loss_weight for each in rows]).astype(np.float64).mean(0)

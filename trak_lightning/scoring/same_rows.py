@@ -34,8 +34,8 @@ def described(train: FeatureSet, targets: FeatureSet, counts: tuple[int, int] | 
     return {
         "checkpoint": train.spec.checkpoint,
         "counts": [n, m],
-        "training samples": _hash(train.column("content")[:n]),
-        "targets": _hash(targets.column("content")[:m]),
+        "training samples": _samples(train, n),
+        "targets": _samples(targets, m),
         "outputs": targets.column("output")[evenly(m, OUTPUTS)].tolist(),
         "exact": targets.spec.fingerprint.get("precision") in ("32-true", "64-true"),
     }
@@ -84,5 +84,9 @@ def require_scored(store: FeatureStore, scores: Scores) -> None:
         )
 
 
-def _hash(content: Array) -> str:
+def _samples(features: FeatureSet, count: int) -> str:
+    """A hash of the content of the first samples; where it is not known, what the settings say of the data."""
+    content: Array = features.column("content")[:count]
+    if not content.any():
+        return str(features.spec.fingerprint.get("data"))
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(content).data)
