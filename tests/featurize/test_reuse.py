@@ -21,6 +21,7 @@ from trak_lightning.errors import (
     StaleRowsError,
     TerminatedError,
 )
+from trak_lightning.featurize.compute import BlockComputer
 from trak_lightning.featurize.module import Featurizer
 from trak_lightning.featurize.reuse import stored_batches
 from trak_lightning.stores.hdf5 import HDF5Set
@@ -188,6 +189,29 @@ def test_rows_are_verified_before_missing_ones_are_computed(model, train_set, ch
     next((tmp_path / "features").rglob("block-00002.h5")).unlink()
     with pytest.raises(StaleRowsError, match="computed again"):
         attribute(with_activation(model, nn.Tanh()), tmp_path).featurize(train_set, checkpoints, batch_size=8)
+
+
+def test_rows_that_another_process_stores_from_other_data_meanwhile_are_refused(
+    model, train_set, tmp_path, monkeypatch
+):
+    run = BlockComputer.run
+
+    def where_another_has_claimed_the_block_of_sample_40(self):
+        feature_set = self.assignments[0].feature_set
+        claim = feature_set.claim
+        monkeypatch.setattr(feature_set, "claim", lambda block: block != 4 and claim(block))
+        return run(self)
+
+    def another(seconds):
+        monkeypatch.setattr(BlockComputer, "run", run)
+        inputs, labels = relabeled(train_set).tensors
+        labels[:40] = train_set.tensors[1][:40]
+        assert attribute(model, tmp_path).featurize(TensorDataset(inputs, labels)) == 10
+
+    monkeypatch.setattr(BlockComputer, "run", where_another_has_claimed_the_block_of_sample_40)
+    monkeypatch.setattr("trak_lightning.featurize.compute.time.sleep", another)
+    with pytest.raises(StaleRowsError, match="1 sample of 'train' is not what .*: 40"):
+        attribute(model, tmp_path, verify_data="full").featurize(train_set, block_size=10, batch_size=10)
 
 
 class Died(Exception):

@@ -13,7 +13,14 @@ import numpy.typing as npt
 from torch import nn
 
 from trak_lightning.data.dataset import AttributionData
-from trak_lightning.errors import DataError, IncompatibleRunError, IncompleteRunError, TerminatedError, require_integer
+from trak_lightning.errors import (
+    DataError,
+    IncompatibleRunError,
+    IncompleteRunError,
+    StaleRowsError,
+    TerminatedError,
+    require_integer,
+)
 from trak_lightning.featurize.compute import Assignment, BlockComputer
 from trak_lightning.featurize.fitting import FitSamples, Fitting, TrainingSet
 from trak_lightning.featurize.module import Featurizer
@@ -193,6 +200,7 @@ class FeaturizeJob:
 
         Raises:
             IncompleteRunError: not every row of the shard is stored afterwards.
+            StaleRowsError: another process stored rows of other samples meanwhile.
             TerminatedError: the process was asked to end.
         """
         require_eval(self.model)
@@ -228,6 +236,10 @@ class FeaturizeJob:
                 for plan in self._created:
                     self.store.forget(plan.split, plan.checkpoint)
                 raise
+        if computed < missing:  # another process stored the others, perhaps from data of its own
+            for feature_set in sets:
+                if (error := self._compared(feature_set)[1]) is not None:
+                    raise error
         if computed:
             self._warn_of_scale(split, sets[-1])
         return computed
@@ -391,21 +403,22 @@ class FeaturizeJob:
         Raises:
             StaleRowsError: some differ, and `repair` is False.
         """
-        split, data = found.spec.split, self.splits[found.spec.split]
-        if id(data) not in self._content:  # splits of drawn labels have the samples of the training set
-            self._content[id(data)] = ContentSample.read(data, self.verify_data)
-        sample = self._content[id(data)]
-        changed = sample.changed(found)
-        read_all = len(sample.positions) == len(data)
-        if (
-            not self.repair
-            and (error := changed_samples(split, changed, len(sample.positions), read_all=read_all)) is not None
-        ):
+        changed, error = self._compared(found)
+        if not self.repair and error is not None:
             raise error
         if len(changed):
             self.run.discard_results()
         for block in sorted({int(position) // found.spec.block_size for position in changed}):
             found.discard(block)
+
+    def _compared(self, found: FeatureSet) -> tuple[npt.NDArray[np.int64], StaleRowsError | None]:
+        """The positions of samples whose content is not that of their stored rows, and the error that names them."""
+        data = self.splits[found.spec.split]
+        if id(data) not in self._content:  # splits of drawn labels have the samples of the training set
+            self._content[id(data)] = ContentSample.read(data, self.verify_data)
+        sample = self._content[id(data)]
+        changed, count = sample.changed(found), len(sample.positions)
+        return changed, changed_samples(found.spec.split, changed, count, read_all=count == len(data))
 
     @cached_property
     def _content(self) -> dict[int, ContentSample]:
