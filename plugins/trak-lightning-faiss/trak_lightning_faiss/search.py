@@ -50,7 +50,8 @@ class Search:
     `trak_lightning.TRAK.score`.
 
     The index is built when it is first needed, and kept in ``RUN_DIR/factors/TRAIN/search/``. It is built again when features,
-    checkpoints, or the scorer's λ have changed.
+    checkpoints, or the scorer's λ have changed. The inverse Gram matrix is that of the rows that are stored when a `Search` is
+    made: make another after rows were computed again.
 
     >>> search = Search("runs/x")
     >>> search.top(10, target=3).indices  # (10,)
