@@ -35,14 +35,19 @@ def test_a_run_directory_that_holds_scores_alone_is_complete(tmp_path, capsys):
 
 def test_info_says_what_evaluations_found_and_where_pages_are(tmp_path, capsys):
     write_matrix(tmp_path, "test", np.ones((2, 3), np.float32), "replay", {})
-    for folder, name, content in (("report", "test.html", "<html>"), ("evaluation", "broken.json", "{}")):
+    for folder, name, content in (
+        ("report", "test.html", "<html>"),
+        ("suspects", "indices.npy", ""),
+        ("evaluation", "broken.json", "{}"),
+    ):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_text(content)
     Result("mislabeled", "Labels", "How", "12 of 20 found", ("a",), (("1",),), {}).write(
         tmp_path / "evaluation/mislabeled-test.json"
     )
     assert main(["info", str(tmp_path)]) == 0
-    broken, found, page = capsys.readouterr().out.splitlines()[-3:]
+    broken, found, suspects, page = capsys.readouterr().out.splitlines()[-4:]
+    assert suspects.startswith("suspects in ")
     assert broken.startswith("evaluation broken: ")
     assert found == "evaluation mislabeled-test: 12 of 20 found"
     assert page.endswith("report/test.html")

@@ -158,6 +158,9 @@ def test_a_selection_is_an_array_and_says_what_it_is(fitted, tmp_path):
     rows = list(csv.DictReader((tmp_path / "selection.csv").read_text().splitlines()))
     assert [(int(row["index"]), int(row["group"])) for row in rows] == [(i, i % 2) for i in found.indices]
     assert json.loads((tmp_path / "selection.json").read_text())["indices"] == found.indices.tolist()
+    frame = found.to_frame()
+    assert list(frame.columns) == list(rows[0])
+    assert frame["gain"].tolist() == found.gain.tolist()
 
 
 def test_weights_are_written_and_do_not_outlast_their_selection(problem, fitted, tmp_path):

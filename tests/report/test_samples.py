@@ -368,6 +368,13 @@ def test_the_line_of_a_text_whose_prompt_is_masked_is_the_answer_after_the_end_o
     assert shown(whole, decode=decode).parts == (Text(decode(range(1, 41))),), "nothing says where an answer begins"
 
 
+def test_token_ids_under_any_name_are_not_shown_next_to_a_text():
+    text = "a text that is longer than what a field of a table may be, as reviews are"
+    rows = [{"text": text, "ids": torch.arange(12)}, {"city": "Bern", "visits": torch.arange(12)}]
+    assert Samples(rows[:1]).show(0).line == text
+    assert "visits[1]: 1" in Samples(rows[1:]).show(0).line
+
+
 def test_numbers_are_a_table():
     row = {"age": 31, "income": 2.5, "town": "Bern", "label": 1}
     assert shown(row).parts == (Table((("age", "31"), ("income", "2.5"), ("town", "Bern"))),)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from trak_lightning.errors import DataError, SettingsError, is_integer
+from trak_lightning.errors import DataError, SettingsError, is_integer, needed_for
 from trak_lightning.run.atomic import atomic_write
 from trak_lightning.run.meaning import Meaning
 from trak_lightning.run.numpy_files import write_npy
@@ -69,6 +69,24 @@ class Selection:
             f"{'the first brings' if self.half == 1 else f'the first {self.half} bring'} half of the predicted gain"
         )
 
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame with a row for each sample, in the order of the choice: index, gain, and weight and group where there are any.
+
+        Raises:
+            DataError: pandas is not installed.
+        """
+        with needed_for("to_frame", "pandas"):
+            import pandas as pd
+        return pd.DataFrame(self._columns())
+
+    def _columns(self) -> dict[str, Array]:
+        columns = {"index": self.indices, "gain": self.gain}
+        if self.weights is not None:
+            columns["weight"] = self.weights
+        if self.groups is not None:
+            columns["group"] = self.groups[self.indices]
+        return columns
+
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
         found = {"indices": self.indices.tolist(), "gain": self.gain.tolist()}
@@ -80,19 +98,18 @@ class Selection:
 
     def write(self, folder: Path) -> None:
         """Write ``indices.npy``, ``weights.npy`` if there are weights, ``selection.csv`` and ``selection.json``."""
-        columns = {"index": self.indices, "gain": [f"{gain:.6g}" for gain in self.gain]}
-        if self.weights is not None:
-            columns["weight"] = [f"{weight:.6g}" for weight in self.weights]
-        if self.groups is not None:
-            columns["group"] = self.groups[self.indices]
+        rounded = {
+            name: [f"{value:.6g}" for value in values] if values.dtype.kind == "f" else values
+            for name, values in self._columns().items()
+        }
         (folder / "weights.npy").unlink(missing_ok=True)  # of an earlier selection
         for name, values in (("indices", self.indices), ("weights", self.weights)):
             if values is not None:
                 write_npy(folder / f"{name}.npy", values)
         with atomic_write(folder / "selection.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+            writer.writerow(rounded)
+            writer.writerows(zip(*rounded.values(), strict=True))
         with atomic_write(folder / "selection.json") as part:
             part.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
 

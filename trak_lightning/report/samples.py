@@ -316,7 +316,11 @@ class Samples:
                 fields.append((str(name), number_text(array)))
             elif isinstance(value, str) and len(values) > 2 and self._is_field(str(name), value, tokens):
                 fields.append((str(name), value))
-            elif integers and self._decode is None and tokens is not None:
+            elif (
+                integers
+                and self._decode is None
+                and (tokens is not None or (_are_ids(array) and not self._prose.isdisjoint(values)))
+            ):
                 unreadable += self._vector(str(name), array) if per_token else _token_ids(str(name), array)
             elif per_token and array.ndim == 1:
                 others += self._vector(str(name), array, decode=False)
@@ -333,8 +337,8 @@ class Samples:
                 others[place:place] = parts
         if tokens is not None:  # a text, and not a row of a table, whose columns keep their order
             fields.sort(key=lambda field: not isinstance(values.get(field[0]), str))
-        texts = sum(isinstance(values.get(name), str) for name, _ in fields)
-        content = _named([part for part in others if not isinstance(part, Table)], texts)
+        strings = sum(isinstance(values.get(name), str) for name, _ in fields)
+        content = _named([part for part in others if not isinstance(part, Table)], strings)
         named = [Table(tuple(fields[:MOST_FIELDS]))] if fields else []
         vectors = [part for part in others if isinstance(part, Table)]
         readable = any(isinstance(part, (Picture, Turn)) for part in content) or any(map(is_text, values.values()))
@@ -371,6 +375,11 @@ def _long_columns(value: Any) -> Iterator[str]:
     elif isinstance(value, tuple):
         for each in value:
             yield from _long_columns(each)
+
+
+def _are_ids(array: Any) -> bool:
+    """Whether a vector of integers next to a text may be its token ids, whatever its name: no list of a few, nor of 0 and 1."""
+    return len(array) >= FEWEST_IDS and int(array.max()) > 1
 
 
 def _token_ids(name: str, array: Any) -> list[Part]:

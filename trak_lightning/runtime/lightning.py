@@ -20,6 +20,8 @@ IRRELEVANT = (
     ".*does not have many workers.*",
     # Lightning 2.6 with torch 2.13; users can do nothing about it.
     ".*isinstance\\(treespec, LeafSpec\\).*",
+    # Of the logger in a configuration, by commands that log nothing.
+    ".*tensorboardX.* has been removed as a dependency.*",
     # A batch plan is deliberately not a BatchSampler; see trak_lightning.data.loading.BatchPlan.
     ".*custom batch sampler `BatchPlan`.*",
     # Ranks join the group even where nothing is left to compute.

@@ -42,6 +42,7 @@ def _contents(run: RunDirectory, store: FeatureStore) -> dict[str, Any]:
         "features": sets,
         "scores": [path.stem for path in run.score_files],
         "evaluations": _evaluations(run),
+        "written": [path for name in ("suspects", "selection") if (path := run.path / name).is_dir()],
         "reports": [run.page(path.stem) for path in run.score_files if run.page(path.stem).exists()],
         "damaged": damaged,
     }
@@ -106,6 +107,8 @@ def _print(run: RunDirectory, found: dict[str, Any]) -> None:
         print(f"scores {name}: {_of_scores(run, name)}")
     for name, headline in found["evaluations"].items():
         print(f"evaluation {name}: {headline}")
+    for folder in found["written"]:
+        print(f"{folder.name} in {short_path(folder)}")
     for page in found["reports"]:
         print(f"report {short_path(page)}")
     for fault in found["damaged"]:
