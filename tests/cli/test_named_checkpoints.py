@@ -114,6 +114,8 @@ def test_a_number_of_models_that_is_given_is_retrained_for_named_checkpoints_too
         status, shown = trak("evaluate", **TRAINED)
     assert (status, "over 2 retrained models" in shown, "skipped" in shown) == (0, True, False), shown
     assert len([*(tmp_path / "run" / "evaluation" / "models").glob("*.npz")]) == 2
+    leave_out = " (--evaluation.models 0 leaves it out)" if asked == "command" else ""
+    assert f"retrain    2 models to train{leave_out}\n" in shown
 
 
 def test_other_evaluations_of_named_checkpoints_are_made_without_retraining(trak):
@@ -121,6 +123,8 @@ def test_other_evaluations_of_named_checkpoints_are_made_without_retraining(trak
     assert status == 0, shown
     assert [line.split()[1] for line in shown.splitlines() if line.startswith("evaluate")][-1] == "skipped:"
     assert "agreement" in shown.lower()
+    left_out = {"models": 0, "leave_one_out": 2, "repeats": 1}
+    assert "retrain    3 models to train\n" in trak("evaluate", evaluation=left_out, **TRAINED)[1]
 
 
 @pytest.mark.parametrize("command", ["run", "train", "evaluate"])

@@ -43,7 +43,7 @@ from trak_lightning.report.known import class_names_of, samples_of
 from trak_lightning.retraining.outputs import Retraining, missing, one_stored
 from trak_lightning.retraining.retrainer import Retrainer
 from trak_lightning.retraining.same_order import record_order, require_recorded_order, require_same_order
-from trak_lightning.retraining.subsets import ENSEMBLE, SubsetPlan, recorded_plan
+from trak_lightning.retraining.subsets import ENSEMBLE, SINGLE, SubsetPlan, recorded_plan
 from trak_lightning.retraining.train import checkpoint_paths, train_ensemble
 from trak_lightning.retraining.trainable import require_trainable
 from trak_lightning.run.atomic import atomic_create, atomic_write
@@ -433,7 +433,8 @@ class Job:
                     self._retrainer.require_repeatable(known, folder)
                 self._repeatable.add(folder)
         if todo and self.speaks:
-            summary("retrain", f"{counted(len(todo), 'model')} to train{self._none_retrained}")
+            leave_out = "" if plan.purpose == SINGLE else self._none_retrained
+            summary("retrain", f"{counted(len(todo), 'model')} to train{leave_out}")
         workers = min(self.parts.evaluation.workers, len(todo))
         if workers > 1:
             retrain_in_processes(self._argv, todo, workers, self.run.evaluation)

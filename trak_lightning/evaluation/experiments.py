@@ -27,7 +27,7 @@ from trak_lightning.evaluation.result import Result, read_result
 from trak_lightning.evaluation.scored_run import ScoredRun
 from trak_lightning.evaluation.settings import EvaluationSettings
 from trak_lightning.retraining.outputs import Retrain, Retrained
-from trak_lightning.retraining.subsets import SubsetPlan, recorded_plan
+from trak_lightning.retraining.subsets import SINGLE, SubsetPlan, recorded_plan
 from trak_lightning.scoring.gradient_scorers import GradientDot
 from trak_lightning.seeds import fingerprint
 
@@ -108,7 +108,7 @@ def experiments(
     n, m, seed = scored.num_train, scored.num_targets, scored.seed
     single = Models(
         outputs_folder(scored.run, scored.target_split) / "retrained",
-        SubsetPlan("retrained", n, 1.0, seed, rows=scored.rows),
+        SubsetPlan(SINGLE, n, 1.0, seed, rows=scored.rows),
     )
     retrained = Retrained(single.folder, single.plan, m, settings.repeats, retrain)
     found = [_lds(scored, settings, retrain)] if settings.models else []

@@ -99,8 +99,8 @@ def _require_same_rows(then: Mapping[str, Any] | None, now: Mapping[str, Any], f
         )
 
 
-ENSEMBLE = "ensemble"
-"""The purpose of the checkpoints that `trak train` makes."""
+ENSEMBLE, SINGLE = "ensemble", "retrained"
+"""The purposes of the checkpoints that `trak train` makes, and of models without certain samples; others are of `evaluation.models`."""
 
 PLAN = "plan.json"
 
