@@ -354,10 +354,17 @@ def test_a_name_that_was_not_scored_is_answered_with_those_that_were(model, trai
     trak = attribute(model, tmp_path)
     trak.featurize(train_set, checkpoints=[model])
     trak.score(test_set, name="t")
-    for ask in (trak.what_if, lambda: trak.token_scores(test_set, [(0, 0)])):
+    assert np.array_equal(trak.what_if().remove([3]).change, trak.what_if("t").remove([3]).change), "the only ones"
+    assert trak.select(2).indices.tolist() == trak.select(2, "t").indices.tolist()
+    with pytest.raises(
+        DataError, match=r"one per training sample; got the name 'label'\. Give the values of that column"
+    ):
+        trak.select(2, groups="label")
+    trak.score(test_set, name="u")
+    for ask in (trak.what_if, lambda: trak.select(2), lambda: trak.token_scores(test_set, [(0, 0)])):
         with pytest.raises(
             IncompleteRunError,
-            match=r"no features of 'targets'.*those of 't', 'train'. Run trak featurize --target_split targets.*or name other targets",
+            match=r"no features of 'targets'.*those of 't', 'train', 'u'\. Name targets that are there.* compute these first",
         ):
             ask()
 

@@ -126,7 +126,7 @@ def test_a_target_is_shown_with_labels_where_the_data_is_at_hand_and_as_numbers_
         shown.split()
     )
     assert all(word in shown for word in ("Most helpful", "Most harmful", "cat", "image 4×4", f" {best} "))
-    assert "or render= of TRAK.score" in " ".join(shown.split())
+    assert "scores.plot() and a report show pictures" in " ".join(shown.split())
     Scores(scores.path)[1].show(2)
     numbers = capsys.readouterr().out
     assert f" {best} " in numbers

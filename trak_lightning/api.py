@@ -61,7 +61,7 @@ from trak_lightning.scoring.scores import Scores, open_scores
 from trak_lightning.scoring.self_influence import SelfInfluence, self_influence
 from trak_lightning.scoring.token_scores import TokenScores, token_values
 from trak_lightning.scoring.views import Reduction
-from trak_lightning.stores.base import FeatureStore, any_fingerprint, drawn_split
+from trak_lightning.stores.base import FeatureStore, any_fingerprint, draw_of, drawn_split
 from trak_lightning.stores.feature_array import FeatureArray
 from trak_lightning.stores.job_shards import Shard
 from trak_lightning.tasks.base import Task
@@ -521,7 +521,7 @@ class TRAK:
     @shows_users_frames
     def what_if(
         self,
-        name: str = "targets",
+        name: str | None = None,
         *,
         regularization: float | str = "auto",
         weights: str = "auto",
@@ -535,7 +535,7 @@ class TRAK:
         >>> removal.change, removal.caution  # (m,), and whether the set is too large to be trusted
 
         Args:
-            name: of the target split, as given to `score`.
+            name: of the target split, as given to `score`; None for ``targets``, the default there, or else the only one.
             regularization: λ, as for the ``trak`` scorer.
             weights: the Gram weighting W, as for the ``trak`` scorer; ``gauss_newton`` for the exact refit of a ridge regression.
             split: of the training samples; that of the last `featurize` if None, or ``train``.
@@ -544,6 +544,7 @@ class TRAK:
             IncompleteRunError: these were not featurized.
             SettingsError: there is no such rule for λ, or no such weighting.
         """
+        name = self._target_split(name)
         checkpoints = load_features(self.run, self.store, targets=name, train=self._train_split(split))
         meaning, samples = self.run.read().meaning, self._shown_targets.get(name)
         return WhatIf(checkpoints, regularization, weights, meaning=meaning, samples=samples)
@@ -601,7 +602,7 @@ class TRAK:
     def select(
         self,
         budget: float,
-        name: str = "targets",
+        name: str | None = None,
         *,
         groups: npt.ArrayLike | None = None,
         regularization: float | str = "auto",
@@ -615,7 +616,7 @@ class TRAK:
 
         Args:
             budget: number of samples to choose, or a share of the training set: 1 is one sample, and 1.0 all.
-            name: of the target split, as given to `score`.
+            name: of the target split, as given to `score`; None for ``targets``, the default there, or else the only one.
             groups: (n,) the group of every training sample, which keeps its share of the pool in what is chosen.
             regularization: λ, as for the ``trak`` scorer.
             split: of the training samples; that of the last `featurize` if None, or ``train``.
@@ -629,7 +630,9 @@ class TRAK:
             raise SettingsError(
                 f"budget must be a number of samples or a share, got {budget!r}; the name of the targets comes second: select(0.1, {budget!r})"
             )
-        checkpoints = load_features(self.run, self.store, targets=name, train=self._train_split(split))
+        checkpoints = load_features(
+            self.run, self.store, targets=self._target_split(name), train=self._train_split(split)
+        )
         return select_samples(
             checkpoints, self.run.read().meaning, budget, groups=groups, regularization=regularization
         )
@@ -698,6 +701,11 @@ class TRAK:
             path=path,
             token_scores=partial(self.token_scores, target_dataset, name=name) if tokens else None,
         )
+
+    def _target_split(self, name: str | None) -> str:
+        """The split of the targets, by default ``targets``, or else the only one."""
+        others = {split for split, _ in self.store.list() if draw_of(split) is None} - {self._train_split(None)}
+        return name or (next(iter(others)) if len(others) == 1 else "targets")
 
     def _train_split(self, split: str | None) -> str:
         """The split of the training samples, by default the one that is scored."""

@@ -373,6 +373,11 @@ def _count(budget: float, n: int) -> int:
 
 def _groups(groups: npt.ArrayLike, n: int) -> Array:
     found = np.asarray(groups)
+    if isinstance(groups, str):
+        raise DataError(
+            f"groups must be {n} labels, integers or text, one per training sample; got the name {groups!r}. Give the values of that column: "
+            "groups=[dataset[i][1] for i in range(len(dataset))]"
+        )
     if found.dtype == object and all(isinstance(label, str) for label in found.flat):  # a column of pandas
         found = found.astype(str)
     if found.shape != (n,) or found.dtype.kind not in "iubUS":

@@ -20,6 +20,7 @@ TOKENIZER = "an attribute tokenizer of the DataModule, the dataset or the collat
 """What turns token ids into text."""
 UNREAD = f"{TOKENIZER} shows token ids as text"
 PICTURES = "a report shows pictures"
+PICTURES_IN_PYTHON = "scores.plot() and a report show pictures"
 FEATURE_NAMES = "feature_names of the DataModule or the dataset names the entries of a vector"
 FEATURE_NAMES_IN_PYTHON = "feature_names of the dataset names the entries of a vector"
 RENDER = "render(sample) of the DataModule says what is shown"
@@ -166,14 +167,12 @@ def to_read(samples: Sequence[ShownLine], render: str = RENDER) -> str:
     several labels. `render` says how what is shown is chosen: `RENDER` or, to users of the Python interface, `RENDER_IN_PYTHON`."""
     lines = [each.line for each in samples]
     ids = any(TOKEN_IDS in line for line in lines)
-    sizes = _are_sizes(lines)
+    sizes, in_python = _are_sizes(lines), render == RENDER_IN_PYTHON
     found = {
         UNREAD: ids,
-        PICTURES: sizes and any("×" in line for line in lines),
-        FEATURE_NAMES_IN_PYTHON if render == RENDER_IN_PYTHON else FEATURE_NAMES: (
-            unnamed := any(map(_UNNAMED.search, lines))
-        ),
-        render: ids or sizes or unnamed,
+        PICTURES_IN_PYTHON if in_python else PICTURES: (pictures := sizes and any("×" in line for line in lines)),
+        FEATURE_NAMES_IN_PYTHON if in_python else FEATURE_NAMES: (unnamed := any(map(_UNNAMED.search, lines))),
+        render: ids or (sizes and not pictures) or unnamed,
         CLASS_NAMES: any(_NUMBERED.fullmatch(each.label or "") for each in samples),
     }
     return "; ".join(remedy for remedy, needed in found.items() if needed)

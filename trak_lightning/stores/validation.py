@@ -45,8 +45,8 @@ def no_such_set(split: str, checkpoint: str, where: Path | str, there: Iterable[
         remedy = "Run trak featurize, or TRAK.featurize in Python, first; or name the training split, --train_split, or split= in Python."
     else:
         remedy = (
-            f'Run trak featurize --target_split {split}, or TRAK.score(…, name="{split}") in Python, first; or name other targets, --target_split, or '
-            "name= in Python."
+            f"Name targets that are there, with --target_split, or name= in Python; or compute these first: trak featurize --target_split {split}, or "
+            f'TRAK.score(…, name="{split}") in Python.'
         )
     return IncompleteRunError(
         f"there are no features of {split!r} in {where}; there are {'those of ' + ', '.join(map(repr, others)) if others else 'none'}. {remedy}"
