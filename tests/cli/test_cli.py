@@ -16,7 +16,7 @@ from faults import trak, without_haste
 from trak_lightning.cli import NEED_A_MODEL, main
 from trak_lightning.cli.lightning_cli import TrakCLI
 from trak_lightning.cli.usage import COMMANDS
-from trak_lightning.scoring.display import RENDER
+from trak_lightning.scoring.display import PICTURES
 from trak_lightning.scoring.scores import Scores
 
 CONFIG = {
@@ -172,7 +172,7 @@ def test_top_prints_the_training_samples_with_the_largest_and_smallest_scores(fi
         r"Target 17 of \S*test.h5: \d, (models say \d \(\d+ %\), )?p\(label\) 0\.\d{3} \(mean over \d+ checkpoints\), image 8×8",
         " ".join(done.stdout.split()),
     )
-    assert done.stdout.count(RENDER.split(",")[0]) == 1
+    assert done.stdout.count(PICTURES) == 1
     found = json.loads(trak("top", run_dir, "--target", 17, "-k", 3, "--json").stdout)
     assert found["target"].keys() == {"index", "label", "text", "output", "probability"} | (
         {"says"} & found["target"].keys()
